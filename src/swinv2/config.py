@@ -1,0 +1,357 @@
+"""What a Swin Transformer V2 is, in numbers.
+
+In: the fields of a `config.json`, written by hand, by this package or by transformers.
+Out: a validated `Swinv2Config`, and from it one `StageSpec` for each stage: everything the layers need, as plain
+integers. This module knows no tensor, no layer and no checkpoint name.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+Pair = tuple[int, int]
+"""Two lengths, height first."""
+
+# What transformers itself passes to or stores in any configuration, beside the fields of PreTrainedConfig; and
+# `path_norm`, which the published Swin V2 configurations carry and which was never read by any code.
+_COMMON_FIELDS = frozenset(
+    "num_labels name_or_path _name_or_path torch_dtype attn_implementation experts_implementation output_attentions "
+    "_commit_hash model_type _attn_implementation_internal _experts_implementation_internal _attn_implementation "
+    "per_layer_config out_features out_indices _out_features _out_indices _output_attentions path_norm".split()
+)
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage of the network as plain numbers, derived from a `Swinv2Config`.
+
+    Attributes:
+        index: Position of the stage, 0 for the first.
+        dim: Channels C of the stage's map.
+        num_heads: Attention heads; `dim` is a multiple of it.
+        grid: Size (height, width) in tokens of the stage's map for an image of the configured size.
+        window: Size (height, width) in tokens of the attention windows.
+        shift: Cyclic shift (height, width) in tokens of every second block.
+        pretrained_window: Window in which the position bias was learned, by which its coordinates are normalised;
+            (0, 0) means `window` itself.
+        drop_path_rates: Probability of dropping each block's branches, one for each block.
+        extra_norms: Whether each block ends with an additional layer norm on the main branch.
+        merges: Whether the stage ends by merging patches 2 x 2.
+    """
+
+    index: int
+    dim: int
+    num_heads: int
+    grid: Pair
+    window: Pair
+    shift: Pair
+    pretrained_window: Pair
+    drop_path_rates: tuple[float, ...]
+    extra_norms: tuple[bool, ...]
+    merges: bool
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _length(name: str, value: Any, smallest: int = 1) -> int:
+    if not _is_int(value) or value < smallest:
+        raise ValueError(f"{name} is {value!r}; expected an integer of at least {smallest}.")
+    return value
+
+
+def _lengths(name: str, value: Any) -> list[int]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} is {value!r}; expected a list of integers, one for each stage.")
+    return [_length(f"{name}[{index}]", item) for index, item in enumerate(value)]
+
+
+def _probability(name: str, value: Any) -> None:
+    if not _is_number(value) or not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} is {value!r}; expected a probability: at least 0 and less than 1.")
+
+
+def as_pair(name: str, value: Any, smallest: int = 1) -> Pair:
+    """Reads a length, or a pair of them, as (height, width).
+
+    Args:
+        name: The field's name, for the message.
+        value: An integer, which counts for both axes, or two of them, height first.
+        smallest: The least that is accepted.
+
+    Raises:
+        ValueError: `value` is neither.
+    """
+    if _is_int(value):
+        return (_length(name, value, smallest),) * 2
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return _length(f"{name}[0]", value[0], smallest), _length(f"{name}[1]", value[1], smallest)
+    raise ValueError(f"{name} is {value!r}; expected an integer or a pair (height, width).")
+
+
+class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
+    """Configuration of a Swin Transformer V2: transformers' fields and defaults, checked.
+
+    The defaults give the architecture of microsoft/swinv2-tiny-patch4-window8-256 with transformers' own defaults of
+    image size (224) and window (7).
+
+    Args:
+        image_size: Image size in pixels, one length or (height, width). Windows and shifts are decided from it; the
+            forward pass takes any size.
+        patch_size: Patch size in pixels, one length or (height, width).
+        num_channels: Channels of the image.
+        embed_dim: Channels C of the first stage; each later stage has twice as many.
+        depths: Number of blocks of each stage; as many stages as you like.
+        num_heads: Attention heads of each stage.
+        window_size: Side of the attention windows in tokens. Clipped, axis by axis, to a stage's map.
+        pretrained_window_sizes: For each stage, the window in which its position bias was learned (an integer or a
+            pair), or 0 for `window_size`. Set it to change the window by extrapolating the bias field.
+        mlp_ratio: Hidden features of the MLP over its input features.
+        qkv_bias: Whether queries and values have a learned bias (keys never have one).
+        hidden_dropout_prob: Dropout after the patch embedding and after the MLP.
+        attention_probs_dropout_prob: Dropout of the attention weights and of the attention's output.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0 at the first one.
+        hidden_act: Activation of the MLP, a name of `transformers.activations.ACT2FN`.
+        use_absolute_embeddings: Whether to add a learned position embedding to the patches.
+        initializer_range: Standard deviation of fresh weights.
+        layer_norm_eps: Epsilon of the layer norms in the blocks and at the end. Those of the patch embedding and of
+            patch merging are always 1e-5, as in every other implementation.
+        encoder_stride: Pixels that the masked-image decoder draws for each token of the last map; one length or
+            (height, width). Must be the patch size times two to the power of the merges.
+        extra_norm_period: 0, or every how many blocks of a stage an additional layer norm is put on the main branch
+            (6 for the huge and giant models of the paper).
+        mask_padding: False: tokens that fill up the last windows are attended to, as the published checkpoints were
+            trained and as transformers does. True: they are hidden.
+        out_features: Names of the maps that the backbone returns: "stem", "stage1", ...
+        out_indices: The same by index; give one of the two.
+
+    Attributes:
+        num_layers: Number of stages.
+        hidden_size: Channels of the last stage.
+        stage_names: "stem", "stage1", ..., "stageN".
+
+    Raises:
+        ValueError: A field is impossible or unknown; the message names it and says what was expected.
+
+    Source:
+        Liu et al., Swin Transformer V2, sections 3.1 to 3.4; transformers' `Swinv2Config` for names and defaults.
+
+    Example:
+
+        >>> from swinv2 import Swinv2Config
+        >>> config = Swinv2Config(image_size=256, window_size=8)
+        >>> [stage.window for stage in config.stages()]
+        [(8, 8), (8, 8), (8, 8), (8, 8)]
+        >>> Swinv2Config(windows_size=8)
+        Traceback (most recent call last):
+        ValueError: Swinv2Config has no field 'windows_size'; did you mean 'window_size'?
+    """
+
+    model_type = "swinv2"
+    attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 4
+    num_channels: int = 3
+    embed_dim: int = 96
+    depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int = 7
+    pretrained_window_sizes: list[Any] | tuple[Any, ...] | None = None
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    drop_path_rate: float = 0.1
+    hidden_act: str = "gelu"
+    use_absolute_embeddings: bool = False
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    encoder_stride: int | list[int] | tuple[int, int] = 32
+    extra_norm_period: int = 0
+    mask_padding: bool = False
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for alias, name in self.attribute_map.items():
+            if alias in kwargs:
+                kwargs[name] = kwargs.pop(alias)
+        if "num_heads" in kwargs:
+            self.num_heads = kwargs.pop("num_heads")
+        self.depths = _lengths("depths", self.depths)
+        self.num_heads = _lengths("num_heads", self.num_heads)
+        if self.pretrained_window_sizes is None:
+            self.pretrained_window_sizes = [0] * len(self.depths)
+        self.pretrained_window_sizes = list(self.pretrained_window_sizes)
+        self._check()
+        for name in ("num_layers", "hidden_size", "stage_names"):
+            given = kwargs.pop(name, None)
+            if given is not None and given != getattr(self, name):
+                raise ValueError(
+                    f"{name} is {given!r}, but embed_dim {self.embed_dim} and depths {self.depths} make it "
+                    f"{getattr(self, name)!r}; leave {name} out."
+                )
+        self._refuse_unknown(kwargs)
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds a configuration from the contents of a `config.json`.
+
+        A file may hold more than this class knows (other tools leave their notes there): such keys are kept as
+        attributes, with a warning, where the constructor would refuse them.
+        """
+        known = cls._known_fields()
+        extra = {key: value for key, value in config_dict.items() if key not in known}
+        built = super().from_dict({key: value for key, value in config_dict.items() if key in known}, **kwargs)
+        config = built[0] if isinstance(built, tuple) else built
+        for key, value in extra.items():
+            setattr(config, key, value)
+        if extra:
+            logger.warning(f"{cls.__name__} keeps these unknown keys of the file, without effect: {sorted(extra)}")
+        return built
+
+    @classmethod
+    def _known_fields(cls) -> frozenset[str]:
+        own = {field.name for field in fields(cls)}
+        return frozenset(own | _COMMON_FIELDS | set(cls.attribute_map) | {"num_layers", "hidden_size", "stage_names"})
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        known = self._known_fields()
+        for key in kwargs:
+            if key not in known:
+                close = difflib.get_close_matches(key, sorted(name for name in known if not name.startswith("_")), 1)
+                hint = f"; did you mean {close[0]!r}?" if close else "."
+                raise ValueError(f"{type(self).__name__} has no field {key!r}{hint}")
+
+    @property
+    def num_layers(self) -> int:
+        """Number of stages."""
+        return len(self.depths)
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the last stage."""
+        return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the maps that a backbone can return."""
+        return ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
+
+    @property
+    def patch_grid(self) -> Pair:
+        """Size (height, width) in tokens of the first map for an image of the configured size."""
+        height, width = as_pair("image_size", self.image_size)
+        patch_height, patch_width = as_pair("patch_size", self.patch_size)
+        return height // patch_height, width // patch_width
+
+    def stages(self) -> tuple[StageSpec, ...]:
+        """Derives every stage's sizes from the fields as they are now.
+
+        A window is never larger than the stage's map, on each axis for itself; on an axis where it covers the map
+        there is no shift. The map of a stage is the patch grid halved, rounded down, but never less than one token.
+
+        Returns:
+            One `StageSpec` for each stage.
+
+        Raises:
+            ValueError: The fields were changed since to something impossible.
+
+        Source:
+            transformers' `Swinv2Layer._compute_window_shift`; timm's `_calc_window_shift` for rectangles.
+        """
+        self._check()
+        num_blocks = sum(self.depths)
+        rates = [self.drop_path_rate * block / max(num_blocks - 1, 1) for block in range(num_blocks)]
+        specs = []
+        for index, depth in enumerate(self.depths):
+            grid_height, grid_width = (max(1, length >> index) for length in self.patch_grid)
+            window = (min(grid_height, self.window_size), min(grid_width, self.window_size))
+            shift = (
+                0 if grid_height <= window[0] else self.window_size // 2,
+                0 if grid_width <= window[1] else self.window_size // 2,
+            )
+            first = sum(self.depths[:index])
+            period = self.extra_norm_period
+            specs.append(
+                StageSpec(
+                    index=index,
+                    dim=self.embed_dim * 2**index,
+                    num_heads=self.num_heads[index],
+                    grid=(grid_height, grid_width),
+                    window=window,
+                    shift=shift,
+                    pretrained_window=as_pair(
+                        f"pretrained_window_sizes[{index}]", self.pretrained_window_sizes[index], 0
+                    ),
+                    drop_path_rates=tuple(rates[first : first + depth]),
+                    extra_norms=tuple(period > 0 and (block + 1) % period == 0 for block in range(depth)),
+                    merges=index < len(self.depths) - 1,
+                )
+            )
+        return tuple(specs)
+
+    def make_activation(self) -> nn.Module:
+        """Builds the activation of the MLP."""
+        return ACT2FN[self.hidden_act]
+
+    def _check(self) -> None:
+        image_size, patch_size = as_pair("image_size", self.image_size), as_pair("patch_size", self.patch_size)
+        if any(length < patch for length, patch in zip(image_size, patch_size, strict=True)):
+            raise ValueError(
+                f"image_size {self.image_size} is smaller than patch_size {self.patch_size}; an image must hold at "
+                "least one patch."
+            )
+        for name in ("num_channels", "embed_dim", "window_size"):
+            _length(name, getattr(self, name))
+        as_pair("encoder_stride", self.encoder_stride)
+        _length("extra_norm_period", self.extra_norm_period, 0)
+        if self.extra_norm_period > max(self.depths, default=0):
+            raise ValueError(
+                f"extra_norm_period is {self.extra_norm_period}, but no stage of depths {self.depths} has so many "
+                "blocks: it would have no effect. Use 0 for no extra norm."
+            )
+        if not self.depths:
+            raise ValueError("depths is empty; expected the number of blocks of at least one stage.")
+        for name in ("num_heads", "pretrained_window_sizes"):
+            if len(getattr(self, name)) != len(self.depths):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, {len(getattr(self, name))} long; expected one entry for "
+                    f"each of the {len(self.depths)} stages of depths {self.depths}."
+                )
+        for index, heads in enumerate(self.num_heads):
+            if (self.embed_dim * 2**index) % heads:
+                raise ValueError(
+                    f"num_heads[{index}] is {heads}, but stage {index + 1} has {self.embed_dim * 2**index} channels, "
+                    "which is no multiple of it; change num_heads or embed_dim."
+                )
+            as_pair(f"pretrained_window_sizes[{index}]", self.pretrained_window_sizes[index], 0)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            _probability(name, getattr(self, name))
+        for name in ("mlp_ratio", "initializer_range", "layer_norm_eps"):
+            if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a number above 0.")
+        for name in ("qkv_bias", "use_absolute_embeddings", "mask_padding"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected True or False.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {sorted(ACT2FN)}.")

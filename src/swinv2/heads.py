@@ -1,0 +1,336 @@
+"""The network with a head: classification, masked-image modelling, backbone for dense prediction.
+
+In: images (B, channels, height, width), labels or masks. Out: transformers' outputs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput
+from transformers.utils import ModelOutput
+
+from swinv2.config import Swinv2Config, as_pair
+from swinv2.layers.patches import Embeddings, PatchEmbeddings
+from swinv2.layers.stage import Encoder
+from swinv2.model import Swinv2Model, Swinv2PreTrainedModel, as_channels_first, as_tokens, stage_attentions
+from swinv2.ops.windows import Pair
+
+
+@dataclass
+class Swinv2ImageClassifierOutput(ModelOutput):
+    """What `Swinv2ForImageClassification` returns.
+
+    Attributes:
+        loss: Scalar, if labels were given.
+        logits: Scores (B, num_labels) before the softmax.
+        hidden_states, attentions, reshaped_hidden_states: See `Swinv2ModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Swinv2MaskedImageModelingOutput(ModelOutput):
+    """What `Swinv2ForMaskedImageModeling` returns.
+
+    Attributes:
+        loss: Scalar, if a mask was given: the mean absolute error of the masked pixels.
+        reconstruction: Reconstructed images, of the size of the input.
+        hidden_states, attentions, reshaped_hidden_states: See `Swinv2ModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    reconstruction: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor, ...] | None = None
+
+
+def _as_tuple(output: ModelOutput) -> tuple[Any, ...]:
+    return tuple(value for value in output.values() if value is not None)
+
+
+def classification_loss(
+    logits: Float[Tensor, "B labels"], labels: Tensor, problem_type: str | None
+) -> Float[Tensor, ""]:
+    """Loss of a classifier, as transformers decides it.
+
+    Args:
+        logits: Scores.
+        labels: Class indices (B,); or 0/1 floats (B, labels) for several labels an image; or targets (B,) or
+            (B, labels) of a regression.
+        problem_type: "single_label_classification", "multi_label_classification", "regression", or None: regression
+            for one label, one label an image for integers, several for floats.
+
+    Raises:
+        ValueError: `problem_type` is none of these, or the labels' shape or range does not fit.
+    """
+    num_labels = logits.shape[-1]
+    if problem_type is None:
+        is_index = labels.dtype in (torch.long, torch.int)
+        problem_type = "single_label_classification" if is_index else "multi_label_classification"
+        problem_type = "regression" if num_labels == 1 else problem_type
+    labels = labels.to(logits.device)
+    if problem_type == "single_label_classification":
+        return F.cross_entropy(logits, labels.reshape(-1).long())
+    if problem_type not in ("multi_label_classification", "regression"):
+        raise ValueError(
+            f"problem_type is {problem_type!r}; expected 'single_label_classification', 'multi_label_classification', "
+            "'regression' or None."
+        )
+    if labels.numel() != logits.numel():
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}; {problem_type} needs one value for each of the logits, "
+            f"{tuple(logits.shape)}."
+        )
+    targets = labels.reshape(logits.shape).to(logits.dtype)
+    if problem_type == "regression":
+        return F.mse_loss(logits, targets)
+    return F.binary_cross_entropy_with_logits(logits, targets)
+
+
+class Swinv2ForImageClassification(Swinv2PreTrainedModel):
+    """The network and a linear classifier on the mean of its last tokens.
+
+    Args:
+        config: The configuration; `num_labels` is the number of classes, 0 for no classifier.
+
+    Example:
+
+        >>> import torch
+        >>> from swinv2 import Swinv2Config, Swinv2ForImageClassification
+        >>> config = Swinv2Config(image_size=64, embed_dim=24, depths=[1, 1], num_heads=[1, 2], num_labels=5)
+        >>> model = Swinv2ForImageClassification(config).eval()
+        >>> tuple(model(torch.zeros(2, 3, 64, 64)).logits.shape)
+        (2, 5)
+    """
+
+    def __init__(self, config: Swinv2Config) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.swinv2 = Swinv2Model(config)
+        self.classifier = (
+            nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "B channels height width"] | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Swinv2ImageClassifierOutput | tuple[Any, ...]:
+        """Classifies images.
+
+        Args:
+            pixel_values: Images of any size.
+            labels: See `classification_loss`; None for no loss.
+            output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
+        """
+        outputs = self.swinv2(
+            pixel_values,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+        )
+        logits = self.classifier(outputs.pooler_output)
+        output = Swinv2ImageClassifierOutput(
+            loss=None if labels is None else classification_loss(logits, labels, self.config.problem_type),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            reshaped_hidden_states=outputs.reshaped_hidden_states,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else _as_tuple(output)
+
+
+class PixelDecoder(nn.Sequential):
+    """SimMIM's one-layer decoder: every token of the last map draws its patch of pixels.
+
+    Args:
+        in_channels: Channels of the last map.
+        num_channels: Channels of the image.
+        stride: Size (height, width) in pixels of what a token draws.
+    """
+
+    def __init__(self, in_channels: int, num_channels: int, stride: Pair) -> None:
+        super().__init__(nn.Conv2d(in_channels, stride[0] * stride[1] * num_channels, kernel_size=1))
+        self.stride = stride
+
+    def forward(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B channels height width"]:
+        pixels = super().forward(feature_map).unflatten(1, (-1, *self.stride))
+        return pixels.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+
+
+def masked_pixel_loss(
+    images: Float[Tensor, "B channels height width"],
+    reconstruction: Float[Tensor, "B channels height width"],
+    bool_masked_pos: Bool[Tensor, "B patches"],
+    patch_size: Pair,
+) -> Float[Tensor, ""]:
+    """Mean absolute error over the pixels of masked patches.
+
+    Source: Xie et al., SimMIM (arXiv 2111.09886), section 3.4; transformers' `Swinv2ForMaskedImageModeling`.
+    """
+    channels, height, width = images.shape[1:]
+    grid = (-(-height // patch_size[0]), -(-width // patch_size[1]))
+    mask = bool_masked_pos.bool().view(-1, 1, *grid)
+    mask = mask.repeat_interleave(patch_size[0], 2).repeat_interleave(patch_size[1], 3)[:, :, :height, :width]
+    error = F.l1_loss(reconstruction, images, reduction="none")
+    return (error * mask).sum() / (mask.sum() + 1e-5) / channels
+
+
+class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
+    """The network and SimMIM's decoder, which draws the image again from its unmasked patches.
+
+    Args:
+        config: The configuration; `encoder_stride` is what one token of the last map draws.
+
+    Raises:
+        ValueError: `encoder_stride` does not fit the patch size and the number of stages.
+
+    Example:
+
+        >>> import torch
+        >>> from swinv2 import Swinv2Config, Swinv2ForMaskedImageModeling
+        >>> config = Swinv2Config(image_size=64, embed_dim=24, depths=[1, 1], num_heads=[1, 2], encoder_stride=8)
+        >>> model = Swinv2ForMaskedImageModeling(config).eval()
+        >>> images = torch.zeros(1, 3, 40, 64)
+        >>> outputs = model(images, bool_masked_pos=torch.arange(160)[None] % 2 == 0)
+        >>> tuple(outputs.reconstruction.shape), outputs.loss.ndim
+        ((1, 3, 40, 64), 0)
+    """
+
+    def __init__(self, config: Swinv2Config) -> None:
+        super().__init__(config)
+        patch_size, stride = as_pair("patch_size", config.patch_size), as_pair("encoder_stride", config.encoder_stride)
+        merges = 2 ** (config.num_layers - 1)
+        if stride != (patch_size[0] * merges, patch_size[1] * merges):
+            raise ValueError(
+                f"encoder_stride is {config.encoder_stride}; patches of {patch_size[0]} x {patch_size[1]} pixels and "
+                f"{config.num_layers} stages need {(patch_size[0] * merges, patch_size[1] * merges)}."
+            )
+        self.swinv2 = Swinv2Model(config, add_pooling_layer=False, use_mask_token=True)
+        self.decoder = PixelDecoder(config.hidden_size, config.num_channels, stride)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "B channels height width"] | None = None,
+        bool_masked_pos: Bool[Tensor, "B patches"] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Swinv2MaskedImageModelingOutput | tuple[Any, ...]:
+        """Reconstructs images.
+
+        Args:
+            pixel_values: Images of any size, square or not.
+            bool_masked_pos: True for masked patches, row by row; None for no mask and no loss.
+            output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
+        """
+        outputs = self.swinv2(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            output_attentions=output_attentions,
+            output_hidden_states=True,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+        )
+        height, width = pixel_values.shape[2:]
+        grid = outputs.reshaped_hidden_states[-1].shape[2:]
+        last_map = outputs.last_hidden_state.transpose(1, 2).unflatten(2, grid)
+        reconstruction = self.decoder(last_map)[:, :, :height, :width]
+        loss = None
+        if bool_masked_pos is not None:
+            patch_size = as_pair("patch_size", self.config.patch_size)
+            loss = masked_pixel_loss(pixel_values, reconstruction, bool_masked_pos, patch_size)
+        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output = Swinv2MaskedImageModelingOutput(
+            loss=loss,
+            reconstruction=reconstruction,
+            hidden_states=outputs.hidden_states if wants_states else None,
+            attentions=outputs.attentions,
+            reshaped_hidden_states=outputs.reshaped_hidden_states if wants_states else None,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else _as_tuple(output)
+
+
+class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
+    """The network as a feature pyramid: the map of the stem and of each stage before its merging.
+
+    Args:
+        config: The configuration; `out_features` or `out_indices` say which maps to return.
+
+    Example:
+
+        >>> import torch
+        >>> from swinv2 import Swinv2Backbone, Swinv2Config
+        >>> config = Swinv2Config(
+        ...     image_size=64, embed_dim=24, depths=[1, 1], num_heads=[1, 2], out_features=["stem", "stage2"]
+        ... )
+        >>> model = Swinv2Backbone(config).eval()
+        >>> [tuple(m.shape) for m in model(torch.zeros(1, 3, 64, 96)).feature_maps]
+        [(1, 24, 16, 24), (1, 48, 8, 12)]
+    """
+
+    def __init__(self, config: Swinv2Config) -> None:
+        super().__init__(config)
+        self.num_features = [config.embed_dim, *(spec.dim for spec in config.stages())]
+        self.embeddings = Embeddings(config, use_mask_token=False)
+        self.encoder = Encoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> PatchEmbeddings:
+        """The patch embedding."""
+        return self.embeddings.patch_embeddings
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "B channels height width"],
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> BackboneOutput | tuple[Any, ...]:
+        """Extracts feature maps.
+
+        Args:
+            pixel_values: Images of any size.
+            output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
+
+        Returns:
+            `feature_maps` (B, channels, H, W) in the order of `out_features`; `hidden_states` are the tokens of every
+            map, before merging.
+        """
+        pixel_values = self._check_images(pixel_values)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        embedded = self.embeddings(pixel_values, None, interpolate_pos_encoding)
+        stages = self.encoder(embedded, self._attention_backend(bool(output_attentions)))
+        maps = dict(zip(self.stage_names, [embedded, *(stage.before_merging for stage in stages)], strict=True))
+        output = BackboneOutput(
+            feature_maps=tuple(as_channels_first(maps[name]) for name in self.out_features),
+            hidden_states=tuple(as_tokens(m) for m in maps.values()) if output_hidden_states else None,
+            attentions=stage_attentions(stages) if output_attentions else None,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else _as_tuple(output)

@@ -1,0 +1,129 @@
+"""Scaled cosine attention in shifted windows, with its learned tensors.
+
+In and out: a map (B, H, W, C). It projects to queries, keys and values, and back; padding, shift, windows, mask,
+normalisation and softmax are the business of `ops`.
+
+Source: Liu et al., Swin Transformer V2, section 3.3, equation 2; names of the parameters: transformers' swinv2.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from swinv2.layers.position import ContinuousPositionBias
+from swinv2.ops.dispatch import window_attention
+from swinv2.ops.windows import Pair, WindowPlan
+
+MAX_LOG_SCALE = math.log(100)
+"""The temperature tau is at least 0.01: the cosine is multiplied by at most 100."""
+
+
+@dataclass(frozen=True)
+class WindowGeometry:
+    """The windows of one block: everything that depends on the image size and window, and nothing learned.
+
+    Attributes:
+        window: Size (height, width) in tokens.
+        shift: Cyclic shift (height, width) in tokens.
+        pretrained_window: Window in which the position bias was learned, 0 for `window`.
+        mask_padding: Whether filling tokens are hidden.
+    """
+
+    window: Pair
+    shift: Pair
+    pretrained_window: Pair
+    mask_padding: bool
+
+    def plan(self, grid: Pair) -> WindowPlan:
+        """Cuts a map of this size."""
+        return WindowPlan(grid, self.window, self.shift, self.mask_padding)
+
+
+class CosineWindowAttention(nn.Module):
+    """Cosine attention of every head in every window; in transformers' names, the `self` part of the attention.
+
+    Args:
+        dim: Channels C.
+        num_heads: Number of heads.
+        geometry: Windows, shift and pre-training window.
+        qkv_bias: Whether queries and values have a bias; keys never have.
+        dropout: Probability of dropping an attention weight in training.
+    """
+
+    def __init__(self, dim: int, num_heads: int, geometry: WindowGeometry, qkv_bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.geometry = geometry
+        self.dropout = dropout
+        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
+        self.continuous_position_bias_mlp = ContinuousPositionBias(num_heads)
+        self.query = nn.Linear(dim, dim, bias=qkv_bias)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=qkv_bias)
+
+    def forward(
+        self, feature_map: Float[Tensor, "B H W C"], backend: str
+    ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"] | None]:
+        """Attends inside every window.
+
+        Args:
+            feature_map: The map.
+            backend: Form of the attention that runs; see `ops.dispatch`.
+
+        Returns:
+            The attended map before the output projection, and the attention weights if the form has them.
+        """
+        plan = self.geometry.plan((feature_map.shape[1], feature_map.shape[2]))
+        heads = (self.num_heads, -1)
+        padded_value = None
+        if plan.padded_grid != plan.grid:
+            # Through the module, whatever it has become (LoRA, quantised): a filling token is a token of zeros.
+            padded_value = self.value(feature_map.new_zeros(feature_map.shape[-1])).unflatten(-1, heads)
+        attended, weights = window_attention(
+            self.query(feature_map).unflatten(-1, heads),
+            self.key(feature_map).unflatten(-1, heads),
+            self.value(feature_map).unflatten(-1, heads),
+            self.continuous_position_bias_mlp(self.geometry.window, self.geometry.pretrained_window),
+            self.logit_scale.float().clamp(max=MAX_LOG_SCALE).exp().flatten(),
+            plan,
+            padded_value,
+            self.dropout if self.training else 0.0,
+            backend,
+        )
+        return attended.flatten(-2), weights
+
+
+class Projection(nn.Module):
+    """A linear layer and its dropout; a module of its own because the checkpoints call it `output.dense`."""
+
+    def __init__(self, in_features: int, out_features: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_features, out_features)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.dropout(self.dense(features))
+
+
+class Attention(nn.Module):
+    """Cosine window attention and its output projection.
+
+    Args:
+        dim, num_heads, geometry, qkv_bias: See `CosineWindowAttention`.
+        dropout: Probability for the attention weights, and for the output projection as transformers has it.
+    """
+
+    def __init__(self, dim: int, num_heads: int, geometry: WindowGeometry, qkv_bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.self = CosineWindowAttention(dim, num_heads, geometry, qkv_bias, dropout)
+        self.output = Projection(dim, dim, dropout)
+
+    def forward(
+        self, feature_map: Float[Tensor, "B H W C"], backend: str
+    ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"] | None]:
+        """See `CosineWindowAttention.forward`."""
+        attended, weights = self.self(feature_map, backend)
+        return self.output(attended), weights

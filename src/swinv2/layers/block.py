@@ -1,0 +1,109 @@
+"""The Swin Transformer V2 block: two residual branches, each normalised after its work.
+
+In and out: a map (B, H, W, C).
+
+Source: Liu et al., Swin Transformer V2, section 3.2 (res-post-norm) and figure 1; section 3.6 for the extra norm.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from swinv2.config import StageSpec, Swinv2Config
+from swinv2.layers.attention import Attention, Projection, WindowGeometry
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops the whole branch of a sample and scales up the others.
+
+    Args:
+        rate: Probability of dropping, from 0 to less than 1.
+
+    Source: Huang et al., arXiv 1603.09382.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Float[Tensor, "B *rest"]) -> Float[Tensor, "B *rest"]:
+        if self.rate == 0.0 or not self.training:
+            return branch
+        keep = 1 - self.rate
+        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+        return branch * (torch.rand(shape, device=branch.device) < keep).to(branch.dtype).div(keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+class Intermediate(nn.Module):
+    """The first half of the MLP; a module of its own because the checkpoints call it `intermediate.dense`."""
+
+    def __init__(self, in_features: int, out_features: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_features, out_features)
+        self.activation = activation
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.activation(self.dense(features))
+
+
+class SwinTransformerBlock(nn.Module):
+    """One block. In the checkpoints' names `layernorm_before` normalises the attention branch and `layernorm_after`
+    the MLP branch: both come after their branch's work, whatever the first one's name says.
+
+    Args:
+        config: The model's configuration.
+        spec: The stage the block belongs to.
+        index: Position in the stage; every second block is shifted.
+    """
+
+    def __init__(self, config: Swinv2Config, spec: StageSpec, index: int) -> None:
+        super().__init__()
+        hidden_features = int(config.mlp_ratio * spec.dim)
+        geometry = block_geometry(config, spec, index)
+        self.attention = Attention(
+            spec.dim, spec.num_heads, geometry, config.qkv_bias, config.attention_probs_dropout_prob
+        )
+        self.layernorm_before = nn.LayerNorm(spec.dim, eps=config.layer_norm_eps)
+        self.drop_path = DropPath(spec.drop_path_rates[index])
+        self.intermediate = Intermediate(spec.dim, hidden_features, config.make_activation())
+        self.output = Projection(hidden_features, spec.dim, config.hidden_dropout_prob)
+        self.layernorm_after = nn.LayerNorm(spec.dim, eps=config.layer_norm_eps)
+        self.layernorm_extra = (
+            nn.LayerNorm(spec.dim, eps=config.layer_norm_eps) if spec.extra_norms[index] else nn.Identity()
+        )
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., Any] | None = None
+
+    def forward(
+        self, feature_map: Float[Tensor, "B H W C"], backend: str
+    ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"] | None]:
+        """Runs the block, recomputing it in the backward pass if gradient checkpointing is on.
+
+        Args:
+            feature_map: The map.
+            backend: Form of the attention that runs.
+
+        Returns:
+            The map, and the attention weights if the form has them.
+        """
+        if self.gradient_checkpointing and self.training and self._gradient_checkpointing_func is not None:
+            return self._gradient_checkpointing_func(self._residual_branches, feature_map, backend)
+        return self._residual_branches(feature_map, backend)
+
+    def _residual_branches(self, x: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
+        attended, weights = self.attention(x, backend)
+        x = x + self.drop_path(self.layernorm_before(attended))
+        x = x + self.drop_path(self.layernorm_after(self.output(self.intermediate(x))))
+        return self.layernorm_extra(x), weights
+
+
+def block_geometry(config: Swinv2Config, spec: StageSpec, index: int) -> WindowGeometry:
+    """The windows of a stage's block: shifted in every second one."""
+    shift = spec.shift if index % 2 else (0, 0)
+    return WindowGeometry(spec.window, shift, spec.pretrained_window, config.mask_padding)

@@ -1,0 +1,86 @@
+"""Log-spaced continuous position bias: from relative positions to a learned bias for each head.
+
+In: a window and the window of pre-training, as integers. Out: the bias table (heads, 2 Wh - 1, 2 Ww - 1). A small
+network learns the field; no table is stored, so any window can be asked for. This module does not know how the
+table is used.
+
+Source: Liu et al., Swin Transformer V2, section 3.3 ("Continuous relative position bias", "Log-spaced coordinates").
+The factors 8, 3 = log2(8) and 16 * sigmoid are the authors' code's, microsoft/Swin-Transformer, swin_transformer_v2.py.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from swinv2.ops.windows import Pair
+
+HIDDEN_FEATURES = 512
+
+
+def relative_coordinates(
+    window: Pair, pretrained_window: Pair, device: torch.device | None = None
+) -> Float[Tensor, "table_height table_width 2"]:
+    """Log-spaced coordinates of every relative position in a window.
+
+    A distance d along an axis becomes sign(d) log2(|8 d / (w - 1)| + 1) / log2(8), where w is the pre-training window
+    on that axis: inside that window the coordinates stay within 1.06, and a larger window extrapolates.
+
+    Args:
+        window: Size (height, width) of the windows.
+        pretrained_window: Size in which the bias was learned; 0 on an axis means `window` itself.
+        device: Where to put the coordinates.
+
+    Returns:
+        fp32 coordinates (down, across), relative positions in increasing order.
+    """
+    axes = []
+    for size, pretrained in zip(window, pretrained_window, strict=True):
+        # In a window of one token every distance is 0, whatever it is divided by.
+        distance = torch.arange(1 - size, size, device=device, dtype=torch.float32) / max((pretrained or size) - 1, 1)
+        axes.append(torch.sign(distance) * torch.log2(8 * distance.abs() + 1) / math.log2(8))
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+
+class PreciseLinear(nn.Linear):
+    """A linear layer that computes in fp32 whatever its weights are stored in, under autocast too.
+
+    Neighbouring coordinates at the edge of a window of 24 differ by 0.019; bf16 rounds there to multiples of 0.008.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+class ContinuousPositionBias(nn.Sequential):
+    """The network that turns coordinates into a bias for each head.
+
+    Args:
+        num_heads: Number of heads.
+    """
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__(
+            PreciseLinear(2, HIDDEN_FEATURES), nn.ReLU(), PreciseLinear(HIDDEN_FEATURES, num_heads, bias=False)
+        )
+
+    def forward(self, window: Pair, pretrained_window: Pair) -> Float[Tensor, "heads table_height table_width"]:
+        """Evaluates the field on every relative position.
+
+        Args:
+            window: Size (height, width) of the windows.
+            pretrained_window: Size in which the bias was learned; see `relative_coordinates`.
+
+        Returns:
+            fp32 bias, between 0 and 16, to be added to the logits.
+        """
+        # The coordinates are made where the weights will be used: an offloaded weight has no device of its own.
+        coordinates = relative_coordinates(window, pretrained_window, self._device())
+        field = super().forward(coordinates)
+        return 16 * torch.sigmoid(field).permute(2, 0, 1)
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device

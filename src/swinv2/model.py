@@ -1,0 +1,278 @@
+"""The network without a head, and what all models share: flags, initialisation, change of size.
+
+In: images (B, channels, height, width). Out: transformers' outputs. This module knows transformers' conventions and
+composes the layers; it knows no task.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, logging
+
+from swinv2.config import Swinv2Config
+from swinv2.layers.attention import CosineWindowAttention
+from swinv2.layers.block import SwinTransformerBlock
+from swinv2.layers.patches import Embeddings, PatchEmbeddings, resample_positions
+from swinv2.layers.stage import Encoder, StageOutput
+from swinv2.ops.dispatch import choose_backend, explain_backend
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class Swinv2ModelOutput(ModelOutput):
+    """What `Swinv2Model` returns.
+
+    Attributes:
+        last_hidden_state: Tokens (B, patches of the last map, hidden_size), normalised.
+        pooler_output: Their mean (B, hidden_size), if the model pools.
+        hidden_states: Tokens (B, patches, channels) of the embedding and after each stage, merging included.
+        attentions: Attention weights (B * windows, heads, T, T) of the last block of each stage.
+        reshaped_hidden_states: `hidden_states` as maps (B, channels, H, W).
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor, ...] | None = None
+
+
+class Swinv2PreTrainedModel(PreTrainedModel):
+    """Flags, initialisation and change of size of every model of this package.
+
+    Initialisation, of everything that is learned (source: microsoft/Swin-Transformer, swin_transformer_v2.py, unless
+    said otherwise; std is `initializer_range`):
+
+    ==================================================  ===================================================
+    tensor                                              fresh value
+    ==================================================  ===================================================
+    matrices of linear layers, position bias included   normal, std 0.02, cut off at +-2
+    biases of linear layers                             0
+    norms of the embedding, of merging, the last one    weight 1, bias 0
+    the two post-norms of every block                   weight 0, bias 0: a fresh block is the identity
+    the extra norms on the main branch                  weight 1, bias 0: zero would cut the branch
+    patch projection, mask decoder (convolutions)       torch's default (Kaiming uniform)
+    logit_scale                                         log 10
+    mask token, absolute position embeddings            normal, std 0.02, cut off at +-2
+    ==================================================  ===================================================
+    """
+
+    config_class = Swinv2Config
+    config: Swinv2Config
+    base_model_prefix = "swinv2"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["SwinTransformerBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, CosineWindowAttention):
+            init.constant_(module.logit_scale, math.log(10))
+        elif isinstance(module, Embeddings):
+            for parameter in (module.mask_token, module.position_embeddings):
+                if parameter is not None:
+                    init.trunc_normal_(parameter, std=std)
+        elif isinstance(module, SwinTransformerBlock):
+            # Called after the block's own norms were set to 1: a module's children come first.
+            for norm in (module.layernorm_before, module.layernorm_after):
+                init.zeros_(norm.weight)
+                init.zeros_(norm.bias)
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        every_n_layers: int = 1,
+    ) -> None:
+        blocks = [module for module in self.modules() if isinstance(module, SwinTransformerBlock)]
+        for index, block in enumerate(blocks):
+            block.gradient_checkpointing = enable and index % every_n_layers == 0
+            block._gradient_checkpointing_func = gradient_checkpointing_func
+
+    def set_image_size(
+        self, image_size: int | tuple[int, int], window_size: int | None = None, stretch: bool = False
+    ) -> None:
+        """Plans the windows for another image size, and another window if one is given.
+
+        Where a stage's window changes, its position bias is extrapolated: the window it was learned in is kept in
+        `config.pretrained_window_sizes`. Absolute position embeddings are resampled to the new grid.
+
+        Args:
+            image_size: New image size in pixels, one length or (height, width).
+            window_size: New window in tokens; None keeps the present one.
+            stretch: Stretch the learned bias field over the new window instead of extrapolating it.
+
+        Raises:
+            ValueError: The size or the window is impossible; the model is then as it was.
+
+        Source:
+            Liu et al., Swin Transformer V2, section 3.3 and table 1.
+        """
+        old = self.config
+        candidate = type(old)(**{**_architecture(old), "image_size": image_size})
+        candidate.window_size = old.window_size if window_size is None else window_size
+        if stretch:
+            candidate.pretrained_window_sizes = [0] * len(old.depths)
+        else:
+            kept = []
+            for before, after in zip(old.stages(), candidate.stages(), strict=True):
+                learned = before.pretrained_window if any(before.pretrained_window) else before.window
+                unchanged = after.window == before.window and not any(before.pretrained_window)
+                kept.append([0, 0] if unchanged else list(learned))
+            candidate.pretrained_window_sizes = [pair[0] if pair[0] == pair[1] else pair for pair in kept]
+        candidate.stages()
+        for name in ("image_size", "window_size", "pretrained_window_sizes"):
+            setattr(old, name, getattr(candidate, name))
+        for module in self.modules():
+            if isinstance(module, Encoder):
+                module.replan(old)
+            elif isinstance(module, Embeddings):
+                if module.position_embeddings is not None:
+                    positions = resample_positions(module.position_embeddings.data, module.grid, old.patch_grid)
+                    module.position_embeddings = nn.Parameter(positions, module.position_embeddings.requires_grad)
+                module.grid = old.patch_grid
+
+    def _check_images(self, pixel_values: Tensor | None) -> Tensor:
+        if pixel_values is None:
+            raise ValueError("pixel_values is missing; pass images of shape (batch, channels, height, width).")
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, {self.config.num_channels}, "
+                "height, width), as config.num_channels says."
+            )
+        return pixel_values
+
+    def _attention_backend(self, output_attentions: bool) -> str:
+        requested = self.config._attn_implementation or "eager"
+        chosen = choose_backend(requested, output_attentions)
+        if chosen != requested and not torch.compiler.is_compiling():
+            logger.warning_once(
+                f"Attention weights were asked for. {explain_backend(requested, output_attentions)}. The answer is "
+                'the same, the memory is not; load the model with attn_implementation="eager" to say that you know.'
+            )
+        return chosen
+
+
+def _architecture(config: Swinv2Config) -> dict[str, Any]:
+    """The fields that decide a network's shape, for a copy that can be tried out."""
+    names = ("patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size", "extra_norm_period")
+    return {name: getattr(config, name) for name in names}
+
+
+def as_tokens(feature_map: Float[Tensor, "B H W C"]) -> Float[Tensor, "B patches C"]:
+    """A map as transformers returns it: tokens, row by row."""
+    return feature_map.flatten(1, 2)
+
+
+def as_channels_first(feature_map: Float[Tensor, "B H W C"]) -> Float[Tensor, "B C H W"]:
+    """A map as convolutions take it."""
+    return feature_map.permute(0, 3, 1, 2)
+
+
+def stage_attentions(outputs: list[StageOutput]) -> tuple[Tensor, ...]:
+    """The attention weights that the stages have, one tensor for each stage that has a block."""
+    return tuple(output.attentions for output in outputs if output.attentions is not None)
+
+
+class Swinv2Model(Swinv2PreTrainedModel):
+    """The network without a head: images in, tokens and their mean out.
+
+    Args:
+        config: The configuration.
+        add_pooling_layer: Whether to return the mean of the last tokens.
+        use_mask_token: Whether to have a token that replaces masked patches.
+
+    Example:
+
+        >>> import torch
+        >>> from swinv2 import Swinv2Config, Swinv2Model
+        >>> model = Swinv2Model(Swinv2Config(image_size=64, embed_dim=24, depths=[1, 1], num_heads=[1, 2])).eval()
+        >>> outputs = model(torch.zeros(1, 3, 50, 70))
+        >>> tuple(outputs.last_hidden_state.shape), tuple(outputs.pooler_output.shape)
+        ((1, 63, 48), (1, 48))
+    """
+
+    def __init__(self, config: Swinv2Config, add_pooling_layer: bool = True, use_mask_token: bool = False) -> None:
+        super().__init__(config)
+        self.num_features = config.hidden_size
+        self.add_pooling_layer = add_pooling_layer
+        self.embeddings = Embeddings(config, use_mask_token)
+        self.encoder = Encoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> PatchEmbeddings:
+        """The patch embedding."""
+        return self.embeddings.patch_embeddings
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "B channels height width"] | None = None,
+        bool_masked_pos: Bool[Tensor, "B patches"] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Swinv2ModelOutput | tuple[Any, ...]:
+        """Runs the network.
+
+        Args:
+            pixel_values: Images of any size.
+            bool_masked_pos: True for the patches that the mask token replaces, row by row.
+            output_attentions: Whether to return attention weights; None takes the configuration's answer. They exist
+                in the "eager" form only, which then runs for this call.
+            output_hidden_states: Whether to return every stage's tokens; None takes the configuration's answer.
+            interpolate_pos_encoding: Whether to resample absolute position embeddings, in a model that has them.
+            return_dict: False for a plain tuple; None takes the configuration's answer.
+
+        Raises:
+            ValueError: The images, the mask or their sizes do not fit the model; the message says how.
+        """
+        pixel_values = self._check_images(pixel_values)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        backend = self._attention_backend(bool(output_attentions))
+
+        embedded = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
+        stages = self.encoder(embedded, backend)
+        tokens = as_tokens(self.layernorm(stages[-1].after_merging))
+        maps = [embedded, *(stage.after_merging for stage in stages)] if output_hidden_states else None
+
+        output = Swinv2ModelOutput(
+            last_hidden_state=tokens,
+            pooler_output=tokens.mean(dim=1) if self.add_pooling_layer else None,
+            hidden_states=tuple(as_tokens(m) for m in maps) if maps else None,
+            attentions=stage_attentions(stages) if output_attentions else None,
+            reshaped_hidden_states=tuple(as_channels_first(m) for m in maps) if maps else None,
+        )
+        if self.config.return_dict if return_dict is None else return_dict:
+            return output
+        rest = (output.hidden_states, output.attentions, output.reshaped_hidden_states)
+        return (output.last_hidden_state, output.pooler_output, *(item for item in rest if item is not None))

@@ -1,0 +1,1 @@
+"""Computation without learned tensors or state."""

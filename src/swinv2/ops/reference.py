@@ -1,0 +1,76 @@
+"""The specification of cosine window attention, in plain PyTorch.
+
+In: queries, keys and values as maps, not normalised; the bias table; the scale of each head; the plan. Out: the
+attended map, and the attention weights if one wants to see them. Every other form must give these numbers. It pads,
+shifts and cuts the maps, builds the mask of every window and the T x T weights of every head: clear, and slow.
+
+Source: Liu et al., Swin Transformer V2, section 3.3, equation 2: Sim(q, k) = cos(q, k) / tau + B.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from swinv2.ops import windows
+from swinv2.ops.windows import Pair, WindowPlan
+
+
+def normalise(vectors: Tensor) -> Tensor:
+    """Scales vectors along the last axis to length 1, in fp32 at least; a zero vector stays zero.
+
+    The norm of a half-precision vector is taken in fp32: 1e-12, the smallest norm that is told from zero, is 0 in
+    fp16, and a filled-up window has keys of exactly zero.
+    """
+    precise = vectors if vectors.dtype == torch.float64 else vectors.float()
+    return F.normalize(precise, dim=-1, eps=1e-12)
+
+
+def expand_bias(
+    bias_table: Float[Tensor, "heads table_height table_width"], window: Pair
+) -> Float[Tensor, "heads tokens tokens"]:
+    """Looks up the bias of every pair of tokens of a window.
+
+    The bias of query (y, x) and key (v, u) stands in the table at (y - v + Wh - 1, x - u + Ww - 1), so the keys of
+    one query are a Wh x Ww patch of the table, read backwards.
+    """
+    patches = bias_table.unfold(1, window[0], 1).unfold(2, window[1], 1)
+    return patches.flip(3, 4).reshape(bias_table.shape[0], window[0] * window[1], window[0] * window[1])
+
+
+def window_attention(
+    q: Float[Tensor, "B H W heads head_dim"],
+    k: Float[Tensor, "B H W heads head_dim"],
+    v: Float[Tensor, "B H W heads head_dim"],
+    bias_table: Float[Tensor, "heads table_height table_width"],
+    scale: Float[Tensor, " heads"],
+    plan: WindowPlan,
+    padded_value: Float[Tensor, "heads head_dim"] | None = None,
+    dropout: float = 0.0,
+) -> tuple[Float[Tensor, "B H W heads head_dim"], Float[Tensor, "N heads tokens tokens"]]:
+    """Cosine attention inside every window of a map.
+
+    Args:
+        q, k, v: The maps, not normalised.
+        bias_table: Position bias by relative position, (heads, 2 Wh - 1, 2 Ww - 1), ready to be added to the logits.
+        scale: What the cosine is multiplied by, 1 / tau: positive, at most 100.
+        plan: How the map is cut into windows.
+        padded_value: The value that a filling token carries (the value projection of a zero token); zeros if None.
+            Its key is zero: the key projection has no bias.
+        dropout: Probability of dropping an attention weight.
+
+    Returns:
+        The attended map, and the attention weights of all windows (B * windows, heads, T, T) after dropout.
+    """
+    maps = (windows.pad(q, plan), windows.pad(k, plan), windows.pad(v, plan, padded_value))
+    query, key, value = (windows.partition(windows.shift(m, plan), plan.window).transpose(1, 2) for m in maps)
+
+    cosine = normalise(query) @ normalise(key).transpose(-2, -1)
+    logits = cosine * scale[:, None, None] + expand_bias(bias_table, plan.window)
+    hidden = plan.hidden_pairs(q.device)
+    if hidden is not None:
+        logits = logits.unflatten(0, (-1, hidden.shape[0])).masked_fill(hidden[:, None], float("-inf")).flatten(0, 1)
+    weights = F.dropout(logits.softmax(dim=-1).to(v.dtype), dropout)
+
+    attended = windows.merge((weights @ value).transpose(1, 2), plan.window, plan.padded_grid)
+    return windows.crop(windows.unshift(attended, plan), plan), weights
