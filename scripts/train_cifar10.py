@@ -16,11 +16,10 @@ from transformers import Trainer, TrainingArguments, ViTImageProcessor, set_seed
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.train.cifar10 import LABELS, Split, load_cifar10
+from swinv2.train.optim import MuonAdamW
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Of the training images, by channel."""
-
-NO_DECAY = ("continuous_position_bias_mlp", "logit_scale")
 
 
 class Images(Dataset):
@@ -46,15 +45,6 @@ def collate(samples: list[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
     return {"pixel_values": normalise(images), "labels": torch.tensor([label for _, label in samples])}
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay for matrices only; none for norms, biases, the position bias network and the attention scale."""
-    decayed, plain = [], []
-    for name, parameter in model.named_parameters():
-        is_plain = parameter.ndim < 2 or any(part in name for part in NO_DECAY)
-        (plain if is_plain else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
 def accuracy(prediction) -> dict[str, float]:
     """Top-1 of a Trainer's prediction."""
     return {"top1": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
@@ -64,9 +54,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of CIFAR-10, or a name for datasets")
     parser.add_argument("--output", type=Path, default=Path("runs/cifar10"))
-    parser.add_argument("--epochs", type=float, default=40)
+    parser.add_argument("--epochs", type=float, default=15)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--matrix-learning-rate", type=float, default=5e-3, help="of Muon, for the matrices")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="of AdamW, for everything else")
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
@@ -82,12 +73,12 @@ def main() -> None:
         depths=[2, 4, 2],
         num_heads=[2, 4, 8],
         encoder_stride=8,
-        drop_path_rate=0.05,
+        drop_path_rate=0.0,
         id2label=dict(enumerate(LABELS)),
         label2id={label: index for index, label in enumerate(LABELS)},
     )
     model = Swinv2ForImageClassification(config)
-    # Trivial augment and mixing pay off in longer trainings; here the model sees each image a few dozen times only.
+    # Stronger augmentation and drop path pay off in longer trainings; here the model sees each image fifteen times.
     augment = v2.Compose([v2.RandomCrop(32, padding=4, padding_mode="reflect"), v2.RandomHorizontalFlip()])
     train, test = load_cifar10(args.data, train=True), load_cifar10(args.data, train=False)
 
@@ -97,8 +88,7 @@ def main() -> None:
         num_train_epochs=args.epochs,
         per_device_train_batch_size=args.batch_size,
         per_device_eval_batch_size=500,
-        learning_rate=args.learning_rate,
-        warmup_steps=1000,
+        warmup_steps=200,
         lr_scheduler_type="cosine",
         max_grad_norm=5.0,
         label_smoothing_factor=0.1,
@@ -108,14 +98,13 @@ def main() -> None:
         dataloader_drop_last=True,
         remove_unused_columns=False,
         logging_steps=100,
-        eval_strategy="epoch",
-        save_strategy="epoch",
+        eval_strategy="steps",
+        eval_steps=1500,
+        save_steps=1500,
         save_total_limit=2,
         report_to="none",
     )
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, args.weight_decay), lr=args.learning_rate, betas=(0.9, 0.99), fused=True
-    )
+    optimizer = MuonAdamW(model, args.matrix_learning_rate, args.learning_rate, args.weight_decay)
     trainer = Trainer(
         model=model,
         args=settings,
@@ -129,7 +118,9 @@ def main() -> None:
 
     final = args.output / "final"
     model.save_pretrained(final)
-    ViTImageProcessor(size={"height": 32, "width": 32}, resample=3, image_mean=MEAN, image_std=STD).save_pretrained(final)
+    ViTImageProcessor(size={"height": 32, "width": 32}, resample=3, image_mean=MEAN, image_std=STD).save_pretrained(
+        final
+    )
     print(trainer.evaluate())
 
 

@@ -24,9 +24,27 @@ Pair = tuple[int, int]
 # What transformers itself passes to or stores in any configuration, beside the fields of PreTrainedConfig; and
 # `path_norm`, which the published Swin V2 configurations carry and which was never read by any code.
 _COMMON_FIELDS = frozenset(
-    "num_labels name_or_path _name_or_path torch_dtype attn_implementation experts_implementation output_attentions "
-    "_commit_hash model_type _attn_implementation_internal _experts_implementation_internal _attn_implementation "
-    "per_layer_config out_features out_indices _out_features _out_indices _output_attentions path_norm".split()
+    [
+        "num_labels",
+        "name_or_path",
+        "_name_or_path",
+        "torch_dtype",
+        "attn_implementation",
+        "experts_implementation",
+        "output_attentions",
+        "_commit_hash",
+        "model_type",
+        "_attn_implementation_internal",
+        "_experts_implementation_internal",
+        "_attn_implementation",
+        "per_layer_config",
+        "out_features",
+        "out_indices",
+        "_out_features",
+        "_out_indices",
+        "_output_attentions",
+        "path_norm",
+    ]
 )
 
 
@@ -97,7 +115,8 @@ def as_pair(name: str, value: Any, smallest: int = 1) -> Pair:
         ValueError: `value` is neither.
     """
     if _is_int(value):
-        return (_length(name, value, smallest),) * 2
+        length = _length(name, value, smallest)
+        return length, length
     if isinstance(value, (list, tuple)) and len(value) == 2:
         return _length(f"{name}[0]", value[0], smallest), _length(f"{name}[1]", value[1], smallest)
     raise ValueError(f"{name} is {value!r}; expected an integer or a pair (height, width).")
@@ -171,7 +190,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
     num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
     window_size: int = 7
-    pretrained_window_sizes: list[Any] | tuple[Any, ...] | None = None
+    pretrained_window_sizes: list[Any] | tuple[Any, ...] = (0, 0, 0, 0)
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     hidden_dropout_prob: float = 0.0
@@ -195,9 +214,11 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             self.num_heads = kwargs.pop("num_heads")
         self.depths = _lengths("depths", self.depths)
         self.num_heads = _lengths("num_heads", self.num_heads)
-        if self.pretrained_window_sizes is None:
-            self.pretrained_window_sizes = [0] * len(self.depths)
-        self.pretrained_window_sizes = list(self.pretrained_window_sizes)
+        sizes = self.pretrained_window_sizes
+        if not isinstance(sizes, (list, tuple)):
+            raise ValueError(f"pretrained_window_sizes is {sizes!r}; expected a list, one entry for each stage.")
+        # The default, four zeros, stands for a zero in each stage; transformers writes it whatever their number is.
+        self.pretrained_window_sizes = list(sizes) if any(sizes) else [0] * len(self.depths)
         self._check()
         for name in ("num_layers", "hidden_size", "stage_names"):
             given = kwargs.pop(name, None)

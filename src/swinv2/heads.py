@@ -3,7 +3,6 @@
 In: images (B, channels, height, width), labels or masks. Out: transformers' outputs.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,40 +18,7 @@ from swinv2.layers.patches import Embeddings, PatchEmbeddings
 from swinv2.layers.stage import Encoder
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel, as_channels_first, as_tokens, stage_attentions
 from swinv2.ops.windows import Pair
-
-
-@dataclass
-class Swinv2ImageClassifierOutput(ModelOutput):
-    """What `Swinv2ForImageClassification` returns.
-
-    Attributes:
-        loss: Scalar, if labels were given.
-        logits: Scores (B, num_labels) before the softmax.
-        hidden_states, attentions, reshaped_hidden_states: See `Swinv2ModelOutput`.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    reshaped_hidden_states: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class Swinv2MaskedImageModelingOutput(ModelOutput):
-    """What `Swinv2ForMaskedImageModeling` returns.
-
-    Attributes:
-        loss: Scalar, if a mask was given: the mean absolute error of the masked pixels.
-        reconstruction: Reconstructed images, of the size of the input.
-        hidden_states, attentions, reshaped_hidden_states: See `Swinv2ModelOutput`.
-    """
-
-    loss: Tensor | None = None
-    reconstruction: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    reshaped_hidden_states: tuple[Tensor, ...] | None = None
+from swinv2.outputs import Swinv2ImageClassifierOutput, Swinv2MaskedImageModelingOutput
 
 
 def _as_tuple(output: ModelOutput) -> tuple[Any, ...]:
@@ -116,11 +82,9 @@ class Swinv2ForImageClassification(Swinv2PreTrainedModel):
 
     def __init__(self, config: Swinv2Config) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         self.swinv2 = Swinv2Model(config)
-        self.classifier = (
-            nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
-        )
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels else nn.Identity()
         self.post_init()
 
     def forward(
@@ -245,6 +209,7 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
             bool_masked_pos: True for masked patches, row by row; None for no mask and no loss.
             output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
         """
+        pixel_values = self._check_images(pixel_values)
         outputs = self.swinv2(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
@@ -329,7 +294,7 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
         stages = self.encoder(embedded, self._attention_backend(bool(output_attentions)))
         maps = dict(zip(self.stage_names, [embedded, *(stage.before_merging for stage in stages)], strict=True))
         output = BackboneOutput(
-            feature_maps=tuple(as_channels_first(maps[name]) for name in self.out_features),
+            feature_maps=tuple(as_channels_first(maps[name]) for name in self.out_features),  # type: ignore[arg-type]
             hidden_states=tuple(as_tokens(m) for m in maps.values()) if output_hidden_states else None,
             attentions=stage_attentions(stages) if output_attentions else None,
         )

@@ -4,9 +4,9 @@ In: images (B, channels, height, width). Out: transformers' outputs. This module
 composes the layers; it knows no task.
 """
 
+import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,35 +15,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, logging
+from transformers.utils import logging
 
 from swinv2.config import Swinv2Config
 from swinv2.layers.attention import CosineWindowAttention
-from swinv2.layers.block import SwinTransformerBlock
+from swinv2.layers.block import PostNorm, SwinTransformerBlock
 from swinv2.layers.patches import Embeddings, PatchEmbeddings, resample_positions
 from swinv2.layers.stage import Encoder, StageOutput
 from swinv2.ops.dispatch import choose_backend, explain_backend
+from swinv2.outputs import Swinv2ModelOutput
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass
-class Swinv2ModelOutput(ModelOutput):
-    """What `Swinv2Model` returns.
-
-    Attributes:
-        last_hidden_state: Tokens (B, patches of the last map, hidden_size), normalised.
-        pooler_output: Their mean (B, hidden_size), if the model pools.
-        hidden_states: Tokens (B, patches, channels) of the embedding and after each stage, merging included.
-        attentions: Attention weights (B * windows, heads, T, T) of the last block of each stage.
-        reshaped_hidden_states: `hidden_states` as maps (B, channels, H, W).
-    """
-
-    last_hidden_state: Tensor | None = None
-    pooler_output: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    reshaped_hidden_states: tuple[Tensor, ...] | None = None
 
 
 class Swinv2PreTrainedModel(PreTrainedModel):
@@ -70,13 +52,14 @@ class Swinv2PreTrainedModel(PreTrainedModel):
     config: Swinv2Config
     base_model_prefix = "swinv2"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SwinTransformerBlock"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        # Called for modules that own a parameter; transformers skips the others, so a block cannot set its norms.
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
@@ -87,6 +70,9 @@ class Swinv2PreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
                 init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, PostNorm):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -96,11 +82,6 @@ class Swinv2PreTrainedModel(PreTrainedModel):
             for parameter in (module.mask_token, module.position_embeddings):
                 if parameter is not None:
                     init.trunc_normal_(parameter, std=std)
-        elif isinstance(module, SwinTransformerBlock):
-            # Called after the block's own norms were set to 1: a module's children come first.
-            for norm in (module.layernorm_before, module.layernorm_after):
-                init.zeros_(norm.weight)
-                init.zeros_(norm.bias)
 
     def _set_gradient_checkpointing(
         self,
@@ -133,7 +114,8 @@ class Swinv2PreTrainedModel(PreTrainedModel):
             Liu et al., Swin Transformer V2, section 3.3 and table 1.
         """
         old = self.config
-        candidate = type(old)(**{**_architecture(old), "image_size": image_size})
+        candidate = copy.deepcopy(old)
+        candidate.image_size = image_size
         candidate.window_size = old.window_size if window_size is None else window_size
         if stretch:
             candidate.pretrained_window_sizes = [0] * len(old.depths)
@@ -144,7 +126,7 @@ class Swinv2PreTrainedModel(PreTrainedModel):
                 unchanged = after.window == before.window and not any(before.pretrained_window)
                 kept.append([0, 0] if unchanged else list(learned))
             candidate.pretrained_window_sizes = [pair[0] if pair[0] == pair[1] else pair for pair in kept]
-        candidate.stages()
+        candidate.stages()  # refuses what is impossible
         for name in ("image_size", "window_size", "pretrained_window_sizes"):
             setattr(old, name, getattr(candidate, name))
         for module in self.modules():
@@ -175,12 +157,6 @@ class Swinv2PreTrainedModel(PreTrainedModel):
                 'the same, the memory is not; load the model with attn_implementation="eager" to say that you know.'
             )
         return chosen
-
-
-def _architecture(config: Swinv2Config) -> dict[str, Any]:
-    """The fields that decide a network's shape, for a copy that can be tried out."""
-    names = ("patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size", "extra_norm_period")
-    return {name: getattr(config, name) for name in names}
 
 
 def as_tokens(feature_map: Float[Tensor, "B H W C"]) -> Float[Tensor, "B patches C"]:

@@ -78,20 +78,24 @@ class CosineWindowAttention(nn.Module):
         """
         plan = self.geometry.plan((feature_map.shape[1], feature_map.shape[2]))
         heads = (self.num_heads, -1)
-        padded_value = None
+        padded_query = padded_value = None
         if plan.padded_grid != plan.grid:
-            # Through the module, whatever it has become (LoRA, quantised): a filling token is a token of zeros.
-            padded_value = self.value(feature_map.new_zeros(feature_map.shape[-1])).unflatten(-1, heads)
+            # Through the modules, whatever they have become (LoRA, quantised): a filling token is a token of zeros.
+            filling = feature_map.new_zeros(feature_map.shape[-1])
+            padded_query, padded_value = (module(filling).unflatten(-1, heads) for module in (self.query, self.value))
         attended, weights = window_attention(
             self.query(feature_map).unflatten(-1, heads),
             self.key(feature_map).unflatten(-1, heads),
             self.value(feature_map).unflatten(-1, heads),
-            self.continuous_position_bias_mlp(self.geometry.window, self.geometry.pretrained_window),
+            self.continuous_position_bias_mlp(
+                self.geometry.window, self.geometry.pretrained_window, feature_map.device
+            ),
             self.logit_scale.float().clamp(max=MAX_LOG_SCALE).exp().flatten(),
             plan,
             padded_value,
             self.dropout if self.training else 0.0,
             backend,
+            padded_query,
         )
         return attended.flatten(-2), weights
 

@@ -52,6 +52,12 @@ class Intermediate(nn.Module):
         return self.activation(self.dense(features))
 
 
+class PostNorm(nn.LayerNorm):
+    """The norm that ends a residual branch: a layer norm whose fresh weight and bias are zero, so that a fresh block is
+    the identity. A class of its own because initialisation asks each module what it is.
+    """
+
+
 class SwinTransformerBlock(nn.Module):
     """One block. In the checkpoints' names `layernorm_before` normalises the attention branch and `layernorm_after`
     the MLP branch: both come after their branch's work, whatever the first one's name says.
@@ -69,11 +75,11 @@ class SwinTransformerBlock(nn.Module):
         self.attention = Attention(
             spec.dim, spec.num_heads, geometry, config.qkv_bias, config.attention_probs_dropout_prob
         )
-        self.layernorm_before = nn.LayerNorm(spec.dim, eps=config.layer_norm_eps)
+        self.layernorm_before = PostNorm(spec.dim, eps=config.layer_norm_eps)
         self.drop_path = DropPath(spec.drop_path_rates[index])
         self.intermediate = Intermediate(spec.dim, hidden_features, config.make_activation())
         self.output = Projection(hidden_features, spec.dim, config.hidden_dropout_prob)
-        self.layernorm_after = nn.LayerNorm(spec.dim, eps=config.layer_norm_eps)
+        self.layernorm_after = PostNorm(spec.dim, eps=config.layer_norm_eps)
         self.layernorm_extra = (
             nn.LayerNorm(spec.dim, eps=config.layer_norm_eps) if spec.extra_norms[index] else nn.Identity()
         )

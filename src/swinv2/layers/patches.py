@@ -28,9 +28,7 @@ class PatchEmbeddings(nn.Module):
         self.projection = nn.Conv2d(config.num_channels, config.embed_dim, self.patch_size, self.patch_size)
 
     def forward(self, pixel_values: Float[Tensor, "B channels height width"]) -> Float[Tensor, "B H W C"]:
-        bottom, right = (
-            -length % patch for length, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True)
-        )
+        bottom, right = (-length % patch for length, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True))
         return self.projection(F.pad(pixel_values, (0, right, 0, bottom))).permute(0, 2, 3, 1)
 
 
@@ -76,7 +74,9 @@ class Embeddings(nn.Module):
         grid = (x.shape[1], x.shape[2])
         if bool_masked_pos is not None:
             if self.mask_token is None:
-                raise ValueError("bool_masked_pos was given, but this model has no mask token; use use_mask_token=True.")
+                raise ValueError(
+                    "bool_masked_pos was given, but this model has no mask token; use use_mask_token=True."
+                )
             if tuple(bool_masked_pos.shape) != (x.shape[0], grid[0] * grid[1]):
                 raise ValueError(
                     f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}; expected one entry for each patch: "
@@ -116,7 +116,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * spec.dim, 2 * spec.dim, bias=False)
         self.norm = nn.LayerNorm(2 * spec.dim)
 
-    def forward(self, feature_map: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H/2 W/2 2*C"]:
+    def forward(self, feature_map: Float[Tensor, "B H W C"]) -> Float[Tensor, "B (H+1)//2 (W+1)//2 2*C"]:
         height, width = feature_map.shape[1], feature_map.shape[2]
         if height % 2 or width % 2:
             feature_map = F.pad(feature_map, (0, 0, 0, width % 2, 0, height % 2))

@@ -67,20 +67,18 @@ class ContinuousPositionBias(nn.Sequential):
             PreciseLinear(2, HIDDEN_FEATURES), nn.ReLU(), PreciseLinear(HIDDEN_FEATURES, num_heads, bias=False)
         )
 
-    def forward(self, window: Pair, pretrained_window: Pair) -> Float[Tensor, "heads table_height table_width"]:
+    def forward(
+        self, window: Pair, pretrained_window: Pair, device: torch.device
+    ) -> Float[Tensor, "heads table_height table_width"]:
         """Evaluates the field on every relative position.
 
         Args:
             window: Size (height, width) of the windows.
             pretrained_window: Size in which the bias was learned; see `relative_coordinates`.
+            device: Where the map is; the weights may be offloaded and have none.
 
         Returns:
             fp32 bias, between 0 and 16, to be added to the logits.
         """
-        # The coordinates are made where the weights will be used: an offloaded weight has no device of its own.
-        coordinates = relative_coordinates(window, pretrained_window, self._device())
-        field = super().forward(coordinates)
+        field = super().forward(relative_coordinates(window, pretrained_window, device))
         return 16 * torch.sigmoid(field).permute(2, 0, 1)
-
-    def _device(self) -> torch.device:
-        return next(self.parameters()).device

@@ -71,5 +71,6 @@ class Encoder(nn.Module):
     def replan(self, config: Swinv2Config) -> None:
         """Gives every block the windows of a configuration that differs in image size or window only."""
         for stage, spec in zip(self.layers, config.stages(), strict=True):
-            for index, block in enumerate(stage.blocks):
+            blocks = [module for module in stage.modules() if isinstance(module, SwinTransformerBlock)]
+            for index, block in enumerate(blocks):
                 block.attention.self.geometry = block_geometry(config, spec, index)

@@ -86,16 +86,19 @@ def window_attention(
     padded_value: Float[Tensor, "heads head_dim"] | None = None,
     dropout: float = 0.0,
     backend: str = SDPA,
+    padded_query: Float[Tensor, "heads head_dim"] | None = None,
 ) -> tuple[Float[Tensor, "B H W heads head_dim"], Float[Tensor, "N heads tokens tokens"] | None]:
     """Runs cosine window attention in the chosen form; arguments as in `reference.window_attention`.
 
     Args:
         backend: A name that `choose_backend` returned.
+        padded_query: The query of a filling token. It decides the attention weights of the filling tokens, which are
+            part of the weights that are returned, and nothing of the map; zeros if None.
 
     Returns:
         The attended map, and the attention weights where the form has them.
     """
     arguments = (q, k, v, bias_table, scale, plan, padded_value, dropout)
     if backend == EAGER:
-        return reference.window_attention(*arguments)
+        return reference.window_attention(*arguments, padded_query)
     return sdpa.window_attention(*arguments), None

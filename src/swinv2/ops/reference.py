@@ -17,13 +17,13 @@ from swinv2.ops.windows import Pair, WindowPlan
 
 
 def normalise(vectors: Tensor) -> Tensor:
-    """Scales vectors along the last axis to length 1, in fp32 at least; a zero vector stays zero.
+    """Scales vectors along the last axis to length 1; a zero vector stays zero.
 
-    The norm of a half-precision vector is taken in fp32: 1e-12, the smallest norm that is told from zero, is 0 in
-    fp16, and a filled-up window has keys of exactly zero.
+    It works in fp32 at least: 1e-12, the smallest norm that is told from zero, is 0 in fp16, and a filling token has
+    a key of exactly zero.
     """
-    precise = vectors if vectors.dtype == torch.float64 else vectors.float()
-    return F.normalize(precise, dim=-1, eps=1e-12)
+    precise = torch.promote_types(vectors.dtype, torch.float32)
+    return F.normalize(vectors.to(precise), dim=-1, eps=1e-12).to(vectors.dtype)
 
 
 def expand_bias(
@@ -47,6 +47,7 @@ def window_attention(
     plan: WindowPlan,
     padded_value: Float[Tensor, "heads head_dim"] | None = None,
     dropout: float = 0.0,
+    padded_query: Float[Tensor, "heads head_dim"] | None = None,
 ) -> tuple[Float[Tensor, "B H W heads head_dim"], Float[Tensor, "N heads tokens tokens"]]:
     """Cosine attention inside every window of a map.
 
@@ -58,19 +59,21 @@ def window_attention(
         padded_value: The value that a filling token carries (the value projection of a zero token); zeros if None.
             Its key is zero: the key projection has no bias.
         dropout: Probability of dropping an attention weight.
+        padded_query: The query of a filling token, zeros if None. What it sees is cut off from the map, but stands in
+            the attention weights.
 
     Returns:
         The attended map, and the attention weights of all windows (B * windows, heads, T, T) after dropout.
     """
-    maps = (windows.pad(q, plan), windows.pad(k, plan), windows.pad(v, plan, padded_value))
+    maps = (windows.pad(q, plan, padded_query), windows.pad(k, plan), windows.pad(v, plan, padded_value))
     query, key, value = (windows.partition(windows.shift(m, plan), plan.window).transpose(1, 2) for m in maps)
 
     cosine = normalise(query) @ normalise(key).transpose(-2, -1)
-    logits = cosine * scale[:, None, None] + expand_bias(bias_table, plan.window)
+    logits = cosine * scale[:, None, None].to(v.dtype) + expand_bias(bias_table.to(v.dtype), plan.window)
     hidden = plan.hidden_pairs(q.device)
     if hidden is not None:
         logits = logits.unflatten(0, (-1, hidden.shape[0])).masked_fill(hidden[:, None], float("-inf")).flatten(0, 1)
-    weights = F.dropout(logits.softmax(dim=-1).to(v.dtype), dropout)
+    weights = F.dropout(logits.softmax(dim=-1), dropout)
 
     attended = windows.merge((weights @ value).transpose(1, 2), plan.window, plan.padded_grid)
     return windows.crop(windows.unshift(attended, plan), plan), weights

@@ -2,7 +2,7 @@
 
 In and out: as `reference.py`, without the weights. It never rolls a map and never builds a mask per window: under a
 shift there are only four kinds of window (see `windows.WindowKind`), each is taken straight from the unshifted map,
-and each needs one (T, T) mask at most.
+and each needs one (T, T) mask at most. On a CPU the windows go to `cpu.py`, which has what torch's own lacks there.
 """
 
 import torch
@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from swinv2.ops import windows
-from swinv2.ops.reference import expand_bias, normalise
-from swinv2.ops.windows import Span, WindowPlan
+from swinv2.ops import cpu, windows
+from swinv2.ops.windows import Pair, Span, WindowKind, WindowPlan
+
+SMALLEST_NORM = 1e-12
+"""A shorter vector counts as zero, as in F.normalize."""
 
 
 def window_attention(
@@ -26,26 +28,63 @@ def window_attention(
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H W heads head_dim"]:
     """Cosine attention inside every window of a map; arguments as in `reference.window_attention`."""
-    query = windows.pad((normalise(q) * scale[:, None]).to(v.dtype), plan)
-    key = windows.pad(normalise(k).to(v.dtype), plan)
-    value = windows.pad(v, plan, padded_value)
-    bias = expand_bias(bias_table, plan.window).to(v.dtype)
+    maps = (
+        windows.pad(_with_length(q, scale[:, None]), plan),
+        windows.pad(_with_length(k, 1.0), plan),
+        windows.pad(v, plan, padded_value),
+    )
+    bias = expand_bias(bias_table.to(v.dtype), plan.window)
 
     bands = []
     for rows in plan.spans(0):
         band = []
         for columns in plan.spans(1):
-            kind = windows.WindowKind(rows, columns)
-            area = [_take(_take(m, plan, 0, rows), plan, 1, columns) for m in (query, key, value)]
+            kind = WindowKind(rows, columns)
+            area = [_take(_take(m, plan, 0, rows), plan, 1, columns) for m in maps]
             grid = (area[0].shape[1], area[0].shape[2])
-            tiles = [windows.partition(m, plan.window).transpose(1, 2) for m in area]
+            query, key, value = (windows.partition(m, plan.window).transpose(1, 2).contiguous() for m in area)
             mask = bias
             if not kind.is_single_region:
                 mask = bias.masked_fill(kind.hidden_pairs(q.device), float("-inf"))
-            attended = F.scaled_dot_product_attention(*tiles, attn_mask=mask[None], dropout_p=dropout, scale=1.0)
+            attended = _attend(query, key, value, mask, dropout)
             band.append(windows.merge(attended.transpose(1, 2), plan.window, grid))
         bands.append(_join(band, plan, 1))
     return windows.crop(_join(bands, plan, 0), plan)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    if query.device.type == "cpu" and dropout == 0.0 and not torch.compiler.is_compiling():
+        return cpu.attend(query, key, value, mask)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[None], dropout_p=dropout, scale=1.0)
+
+
+def _with_length(vectors: Tensor, length: Tensor | float) -> Tensor:
+    """Scales vectors along the last axis to a length, in their own dtype; a zero vector stays zero.
+
+    Norms are taken in fp32. bf16 has fp32's range, so the factor may be rounded to it; in fp16 the factor of a vector
+    of zeros would be infinite, so there the product is taken in fp32.
+    """
+    precise = torch.promote_types(vectors.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=precise)
+    factors = length / norms.clamp_min(SMALLEST_NORM)
+    if vectors.dtype == torch.float16:
+        return (vectors * factors).to(vectors.dtype)
+    return vectors * factors.to(vectors.dtype)
+
+
+def expand_bias(
+    bias_table: Float[Tensor, "heads table_height table_width"], window: Pair
+) -> Float[Tensor, "heads tokens tokens"]:
+    """Looks up the bias of every pair of tokens, as `reference.expand_bias` does, in whole runs of the table.
+
+    Read backwards, the keys of a query lie in the table one after another, and from one query to the next the run
+    starts one entry earlier: along the columns first, then the same along the rows.
+    """
+    height, width = window
+    backwards = bias_table.flip(1, 2)
+    columns = torch.stack([backwards[:, :, width - 1 - x : 2 * width - 1 - x] for x in range(width)], dim=1)
+    rows = torch.stack([columns[:, :, height - 1 - y : 2 * height - 1 - y] for y in range(height)], dim=1)
+    return rows.reshape(bias_table.shape[0], height * width, height * width)
 
 
 def _take(feature_map: Tensor, plan: WindowPlan, axis: int, span: Span) -> Tensor:

@@ -8,7 +8,7 @@ Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -87,7 +87,7 @@ def _from_datasets(source: str | Path, train: bool) -> Split:
     from datasets import load_dataset, load_from_disk
 
     name = "train" if train else "test"
-    data = load_from_disk(str(source))[name] if Path(source).is_dir() else load_dataset(str(source), split=name)
+    data: Any = load_from_disk(str(source))[name] if Path(source).is_dir() else load_dataset(str(source), split=name)
     image, label = ("img" if "img" in data.column_names else "image"), "label"
     images = np.stack([np.asarray(picture.convert("RGB")) for picture in data[image]])
     return Split(images, np.asarray(data[label], dtype=np.uint8))

@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test slow check bench docs format clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed  ## classify twenty real images with the checkpoint that ships
+	$(BIN)/swinv2 demo
+
+test: $(VENV)/installed-dev  ## the tests, under ten minutes on two cores
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/installed-dev  ## the long tests
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/installed-dev  ## style, types, import ladder, documentation
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed-dev  ## speed and memory beside transformers, timm and torchvision
+	$(BIN)/python benchmarks/model.py
+
+docs: $(VENV)/installed-dev  ## the documentation, served on this machine
+	$(BIN)/mkdocs serve
+
+clean:
+	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,303 @@
+"""What is compared: the sizes, the libraries that build them, and the two jobs they are given.
+
+In: a `Setting`, plain strings and integers. Out: a function that does one step of the work, ready to be timed or
+weighed. Every library gets the same architecture, weights of the same distribution, the same images and the same
+optimizer. This module measures nothing.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+OURS = "swinv2"
+CLASSES = 1000
+DROP_PATH_RATE = 0.1
+"""Stochastic depth of every library in training; linear over the blocks in all of them."""
+
+SEED = 0
+MODES = ("inference", "training")
+PRECISIONS = ("fp32", "bf16")
+EXECUTIONS = ("eager", "compiled")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model size at an image size.
+
+    Attributes:
+        name: What the case is called on the command line and in the results.
+        image_size: Side of the square image in pixels.
+        window: Side of the windows in tokens.
+        embed_dim: Channels of the first stage.
+        depths: Blocks of each stage.
+        num_heads: Heads of each stage.
+        pretrained_windows: Window of each stage in which the position bias counts as learned; 0 for `window`.
+        batch_sizes: Images at once, by device and mode: enough to fill the device, and no peer runs out of memory.
+        optional: Whether the case runs only when it is named.
+    """
+
+    name: str
+    image_size: int
+    window: int
+    embed_dim: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    pretrained_windows: tuple[int, ...]
+    batch_sizes: dict[tuple[str, str], int]
+    optional: bool = False
+
+
+TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "pretrained_windows": (0, 0, 0, 0)}
+TINY_BATCHES = {
+    ("cpu", "inference"): 8,
+    ("cpu", "training"): 8,
+    ("cuda", "inference"): 256,
+    ("cuda", "training"): 128,
+}
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("tiny-w8-256", image_size=256, window=8, **TINY, batch_sizes=TINY_BATCHES),
+        Case("tiny-w16-256", image_size=256, window=16, **TINY, batch_sizes=TINY_BATCHES, optional=True),
+        Case(
+            "base-w24-384",
+            image_size=384,
+            window=24,
+            embed_dim=128,
+            depths=(2, 2, 18, 2),
+            num_heads=(4, 8, 16, 32),
+            pretrained_windows=(12, 12, 12, 6),
+            batch_sizes={
+                ("cpu", "inference"): 2,
+                ("cpu", "training"): 1,
+                ("cuda", "inference"): 64,
+                ("cuda", "training"): 16,
+            },
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the results without its library: a size, a job and how it is computed.
+
+    Attributes:
+        case: A name in `CASES`.
+        mode: One of `MODES`.
+        precision: One of `PRECISIONS`. bf16 means weights and images in bf16 for inference, and fp32 weights under
+            autocast for training: what one does in practice.
+        execution: One of `EXECUTIONS`; compiled is torch.compile in its default mode.
+        device: "cpu" or "cuda".
+        batch_size: Images in a step.
+    """
+
+    case: str
+    mode: str
+    precision: str
+    execution: str
+    device: str
+    batch_size: int
+
+    def __str__(self) -> str:
+        return f"{self.case} {self.mode} {self.precision} {self.execution}, batch {self.batch_size}"
+
+
+def _hugging_face_fields(case: Case) -> dict[str, object]:
+    """The configuration that this package and transformers both understand."""
+    return {
+        "image_size": case.image_size,
+        "window_size": case.window,
+        "embed_dim": case.embed_dim,
+        "depths": list(case.depths),
+        "num_heads": list(case.num_heads),
+        "pretrained_window_sizes": list(case.pretrained_windows),
+        "drop_path_rate": DROP_PATH_RATE,
+        "num_labels": CLASSES,
+    }
+
+
+def _build_ours(case: Case) -> nn.Module:
+    from swinv2 import Swinv2Config, Swinv2ForImageClassification
+
+    config = Swinv2Config(**_hugging_face_fields(case))
+    config._attn_implementation = "sdpa"
+    return Swinv2ForImageClassification(config)
+
+
+def _build_transformers(case: Case) -> nn.Module:
+    from transformers import Swinv2Config, Swinv2ForImageClassification
+
+    return Swinv2ForImageClassification(Swinv2Config(**_hugging_face_fields(case)))
+
+
+def _build_timm(case: Case) -> nn.Module:
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
+
+    # What timm.create_model("swinv2_tiny_window8_256") and its siblings call, without their tables of checkpoints.
+    return SwinTransformerV2(
+        img_size=case.image_size,
+        window_size=case.window,
+        embed_dim=case.embed_dim,
+        depths=case.depths,
+        num_heads=case.num_heads,
+        pretrained_window_sizes=case.pretrained_windows,
+        drop_path_rate=DROP_PATH_RATE,
+        num_classes=CLASSES,
+    )
+
+
+def _build_torchvision(case: Case) -> nn.Module:
+    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+
+    def block(dim: int, num_heads: int, window_size: list[int], shift_size: list[int], **rest: object) -> nn.Module:
+        # torchvision pads a map that is smaller than the window up to the window: four times the tokens in the last
+        # stage at 384 with window 24. The other three clip the window, so it is clipped here: the same arithmetic.
+        grid = case.image_size // 4 * case.embed_dim // dim
+        window_size = [min(size, grid) for size in window_size]
+        return SwinTransformerBlockV2(dim, num_heads, window_size=window_size, shift_size=shift_size, **rest)
+
+    return SwinTransformer(
+        patch_size=[4, 4],
+        embed_dim=case.embed_dim,
+        depths=list(case.depths),
+        num_heads=list(case.num_heads),
+        window_size=[case.window, case.window],
+        stochastic_depth_prob=DROP_PATH_RATE,
+        num_classes=CLASSES,
+        block=block,
+        downsample_layer=PatchMergingV2,
+    )
+
+
+# Each imports its library only when it is asked for: the process that weighs one library holds no other.
+LIBRARIES: dict[str, Callable[[Case], nn.Module]] = {
+    OURS: _build_ours,
+    "transformers": _build_transformers,
+    "timm": _build_timm,
+    "torchvision": _build_torchvision,
+}
+
+
+def draw_weights(model: nn.Module) -> None:
+    """Gives a fresh model weights with which every part of it matters, whatever its library starts from.
+
+    Two of the libraries start with both norms of each block at zero: the logits would then say nothing about the
+    blocks, and the optimizer would work on gradients that are zero.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+
+    def normal(parameter: Tensor, mean: float, deviation: float) -> None:
+        parameter.copy_(mean + deviation * torch.randn(parameter.shape, generator=generator))
+
+    norms = {id(module.weight) for module in model.modules() if isinstance(module, nn.LayerNorm)}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("logit_scale"):
+                normal(parameter, math.log(10), 0.5)
+            elif id(parameter) in norms:
+                normal(parameter, 1.0, 0.3)
+            elif parameter.ndim == 1:
+                normal(parameter, 0.0, 0.1)
+            elif "continuous_position_bias_mlp" in name or "cpb_mlp" in name:
+                normal(parameter, 0.0, 1.0 if parameter.shape[1] == 2 else 0.2)
+            else:
+                normal(parameter, 0.0, parameter[0].numel() ** -0.5)
+
+
+def build_model(library: str, case: Case) -> nn.Module:
+    """One library's model of a size, with drawn weights, in fp32 on the CPU.
+
+    Args:
+        library: A name in `LIBRARIES`.
+        case: The size.
+    """
+    model = LIBRARIES[library](case)
+    draw_weights(model)
+    return model
+
+
+def draw_images(case: Case, batch_size: int) -> Tensor:
+    """Random images (batch_size, 3, H, W) with structure at several scales, as photographs have it."""
+    generator = torch.Generator().manual_seed(SEED)
+    size = (case.image_size, case.image_size)
+    images = torch.zeros(batch_size, 3, *size)
+    for side in (4, 16, 64):
+        images += F.interpolate(torch.randn(batch_size, 3, side, side, generator=generator), size=size, mode="bilinear")
+    return images
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits: two of the libraries wrap them in an output object."""
+    return output if isinstance(output, Tensor) else output.logits
+
+
+def make_step(library: str, setting: Setting) -> tuple[Callable[[], None], int]:
+    """Prepares one library's share of a row.
+
+    The images are on the device already: reading them is not measured. A training step leaves no gradient behind.
+
+    Args:
+        library: A name in `LIBRARIES`.
+        setting: The row.
+
+    Returns:
+        The function that does one step of work, and the number of the model's parameters.
+    """
+    case = CASES[setting.case]
+    model = build_model(library, case).to(setting.device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    images = draw_images(case, setting.batch_size).to(setting.device)
+    bf16 = setting.precision == "bf16"
+    training = setting.mode == "training"
+    model.train(training)
+    if bf16 and not training:
+        model, images = model.to(torch.bfloat16), images.to(torch.bfloat16)
+    forward = torch.compile(model) if setting.execution == "compiled" else model
+
+    if not training:
+
+        def infer() -> None:
+            with torch.inference_mode():
+                logits_of(forward(images))
+
+        return infer, parameters
+
+    labels = torch.arange(setting.batch_size, device=setting.device) % CLASSES
+    # A small rate: the weights stay of the same kind however many steps are taken.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.05, fused=True)
+
+    def train() -> None:
+        with torch.autocast(setting.device, torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(logits_of(forward(images)).float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return train, parameters
+
+
+def disagreement(case: Case, device: str) -> float:
+    """How far our logits are from transformers' with the same weights, on two images in fp32.
+
+    Args:
+        case: The size.
+        device: Where to compute.
+
+    Returns:
+        The largest difference of a logit over the largest distance between the two images' logits in transformers:
+        a difference counts against what distinguishes images, not against what all of them share. NaN if any logit
+        is.
+    """
+    theirs = build_model("transformers", case)
+    ours = build_model(OURS, case)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    images = draw_images(case, 2).to(device)
+    with torch.inference_mode():
+        expected, actual = (model.eval().to(device)(images).logits for model in (theirs, ours))
+    return ((actual - expected).abs().max() / (expected[0] - expected[1]).abs().max()).item()

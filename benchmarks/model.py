@@ -1,0 +1,327 @@
+"""How fast whole models run and how much memory they need, beside the other implementations.
+
+    python benchmarks/model.py
+
+compares this package with transformers, timm and torchvision: images per second and peak memory, inference and
+training step, eager and compiled, fp32 and bf16. It first checks that this package and transformers give the same
+logits with the same weights, and measures nothing if they do not. Progress goes to stderr, the tables to stdout.
+README.md says how it measures.
+"""
+
+import gc
+import itertools
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import memory
+import report
+import torch
+import typer
+from cases import CASES, EXECUTIONS, LIBRARIES, MODES, OURS, PRECISIONS, Setting, disagreement, make_step
+from memory import MIB, Memory
+
+TOLERANCE = 1e-4
+"""Largest disagreement with transformers at which speeds are worth comparing; the tests are far stricter."""
+
+LEAST_SECONDS = 0.3
+"""A measurement repeats the step until it has lasted about as long: timers and the scheduler then weigh little."""
+
+WARM_STEPS = 2
+
+LEAST_CPU_SHARE = 0.9
+"""Below this share of the processor a measurement says as much about the other processes as about the library."""
+
+Step = Callable[[], None]
+
+
+class Device(StrEnum):
+    """Where to measure."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def main(
+    device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.CPU,
+    cases: Annotated[str, typer.Option(help=f"Sizes, separated by commas: {', '.join(CASES)}.")] = "",
+    libraries: Annotated[str, typer.Option(help=f"Of {', '.join(LIBRARIES)}.")] = "",
+    modes: Annotated[str, typer.Option(help=f"Of {', '.join(MODES)}.")] = "",
+    precisions: Annotated[str, typer.Option(help=f"Of {', '.join(PRECISIONS)}.")] = "",
+    compile_too: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Whether to measure torch.compile beside eager execution.")
+    ] = True,
+    memory_too: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="Whether to measure peak memory beside speed.")
+    ] = True,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each library, taken in turns.")] = 7,
+    batch_size: Annotated[int, typer.Option(min=0, help="Images in a step; 0 takes each case's own.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Write to this path with the endings .csv and .md, not to benchmarks/results.")
+    ] = None,
+) -> None:
+    """Compares swinv2 with transformers, timm and torchvision: images per second and peak memory."""
+    selected = _select("cases", cases, CASES, [name for name, case in CASES.items() if not case.optional])
+    names = _select("libraries", libraries, LIBRARIES)
+    chosen_modes = _select("modes", modes, MODES)
+    chosen_precisions = _select("precisions", precisions, PRECISIONS)
+    executions = EXECUTIONS if compile_too else EXECUTIONS[:1]
+    if device == Device.CUDA and not torch.cuda.is_available():
+        raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
+    # A peer that must compile one function for many shapes would fall back to eager execution at the default limit.
+    torch._dynamo.config.recompile_limit = 128
+
+    for name in selected:
+        _progress(f"{name}: comparing logits with transformers")
+        difference = disagreement(CASES[name], device)
+        if not difference <= TOLERANCE:
+            _progress(
+                f"{name}: the logits differ from transformers' by {difference:.1e} of the distance between two "
+                f"images' logits; at most {TOLERANCE:.0e} is accepted. Nothing was measured."
+            )
+            raise typer.Exit(1)
+
+    # A part must not take the place of the whole.
+    whole = not (cases or libraries or modes or precisions or batch_size) and compile_too and memory_too
+    stem = output or report.default_stem("model" if whole else "model-part", device)
+    facts = report.describe_run(device)
+    rows: list[report.Row] = []
+    tables: list[str] = []
+    for name, mode, precision, execution in itertools.product(selected, chosen_modes, chosen_precisions, executions):
+        images = batch_size or CASES[name].batch_sizes[device, mode]
+        rows += measure_row(Setting(name, mode, precision, execution, device.value, images), names, rounds, memory_too)
+        # After every row: what has been measured stays, should a later one fail.
+        report.write_csv(stem.with_name(stem.name + ".csv"), rows, facts)
+        tables = _tables(rows, names, memory_too)
+        report.write_markdown(stem.with_name(stem.name + ".md"), f"Whole models on {facts['machine']}", tables, facts)
+    print("\n\n".join(tables))
+    shares = [float(row["cpu_share"]) for row in rows if row["cpu_share"] != ""]
+    if shares and min(shares) < LEAST_CPU_SHARE:
+        _progress(
+            f"Do not trust these speeds: a library got {min(shares):.0%} of its {facts['threads']} threads' processor "
+            "time only. Other processes run here; the memory is not affected."
+        )
+    if any(row["library"] == OURS and row["note"] for row in rows):
+        raise typer.Exit(1)
+
+
+def measure_row(setting: Setting, libraries: list[str], rounds: int, memory_too: bool) -> list[report.Row]:
+    """Measures every library at one setting.
+
+    Args:
+        setting: What to measure.
+        libraries: Names in `cases.LIBRARIES`.
+        rounds: Measurements of each library.
+        memory_too: Whether to measure memory.
+
+    Returns:
+        A result for each library. One that fails (no such library, out of memory, a compiler's error) has a note
+        instead of numbers, and the others are measured all the same.
+    """
+    steps: dict[str, Step] = {}
+    parameters: dict[str, int] = {}
+    needs: dict[str, Memory] = {}
+    notes: dict[str, str] = {}
+    on_cuda = setting.device == "cuda"
+    if on_cuda:
+        memory.settle_cuda()
+    for library in libraries:
+        _progress(f"{setting}: preparing {library}")
+        try:
+            if memory_too and not on_cuda:
+                needs[library] = memory.measure_on_cpu(library, setting)
+            before = torch.cuda.memory_allocated() if on_cuda else 0
+            torch.manual_seed(0)
+            step, parameters[library] = make_step(library, setting)
+            for _ in range(WARM_STEPS):
+                step()
+            if memory_too and on_cuda:
+                needs[library] = memory.measure_on_cuda(before, step)
+            steps[library] = step
+        # A peer may fail in any way, and its failure is a result.
+        except Exception as error:
+            notes[library] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            _progress(f"{setting}: {library} failed: {notes[library]}")
+        gc.collect()
+    _progress(f"{setting}: timing {', '.join(steps)}")
+    timings = time_in_turns(steps, rounds, torch.cuda.synchronize if on_cuda else _nothing)
+    results = [
+        _result(
+            setting, name, rounds, parameters.get(name), timings.get(name, []), needs.get(name), notes.get(name, "")
+        )
+        for name in libraries
+    ]
+    steps.clear()
+    torch._dynamo.reset()
+    gc.collect()
+    if on_cuda:
+        torch.cuda.empty_cache()
+    _compare(results)
+    return results
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one step took, in one measurement.
+
+    Attributes:
+        seconds: By the clock.
+        cpu_seconds: Of processor time, all threads together.
+    """
+
+    seconds: float
+    cpu_seconds: float
+
+
+def time_in_turns(steps: dict[str, Step], rounds: int, synchronize: Step) -> dict[str, list[Timing]]:
+    """Times functions in turns, so that a slow minute of the machine falls on all of them.
+
+    Args:
+        steps: Warmed-up functions by name.
+        rounds: Measurements of each. Each round begins with another function: none always follows the same one.
+        synchronize: Waits until the device has done what it was given.
+
+    Returns:
+        A measurement for each round.
+    """
+    repeats = {name: max(1, round(LEAST_SECONDS / _time(step, 1, synchronize).seconds)) for name, step in steps.items()}
+    timings: dict[str, list[Timing]] = {name: [] for name in steps}
+    names = list(steps)
+    for turn in range(rounds):
+        first = turn % max(len(names), 1)
+        for name in names[first:] + names[:first]:
+            timings[name].append(_time(steps[name], repeats[name], synchronize))
+    return timings
+
+
+def _time(step: Step, repeats: int, synchronize: Step) -> Timing:
+    synchronize()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    for _ in range(repeats):
+        step()
+    synchronize()
+    return Timing((time.perf_counter() - start) / repeats, (time.process_time() - cpu_start) / repeats)
+
+
+def _nothing() -> None:
+    """Where a step is over when its call returns, there is nothing to wait for."""
+
+
+def _result(
+    setting: Setting,
+    library: str,
+    rounds: int,
+    parameters: int | None,
+    timings: list[Timing],
+    need: Memory | None,
+    note: str,
+) -> report.Row:
+    """One line of the CSV; README.md explains the columns. What was not measured is an empty field."""
+    seconds = [timing.seconds for timing in timings]
+    median = statistics.median(seconds) if seconds else math.nan
+    # Waiting for a GPU takes processor time or not, as the driver pleases: the share means nothing there.
+    threads = torch.get_num_threads()
+    on_cpu = bool(timings) and setting.device == "cpu"
+    share = statistics.median(t.cpu_seconds / t.seconds / threads for t in timings) if on_cpu else math.nan
+    return {
+        **asdict(setting),
+        "library": library,
+        "parameters": _field(parameters),
+        "images_per_second": _field(setting.batch_size / median),
+        "step_milliseconds": _field(1e3 * median),
+        "fastest_milliseconds": _field(1e3 * min(seconds) if seconds else math.nan),
+        "slowest_milliseconds": _field(1e3 * max(seconds) if seconds else math.nan),
+        "cpu_share": _field(share),
+        "rounds": rounds,
+        "peak_mib": _field(need.peak / MIB if need else math.nan),
+        "held_mib": _field(need.held / MIB if need else math.nan),
+        "rise_mib": _field(need.rise / MIB if need else math.nan),
+        "rise_mib_per_image": _field(need.rise / MIB / setting.batch_size if need else math.nan),
+        "note": note,
+    }
+
+
+def _field(value: float | None) -> float | int | str:
+    if value is None or math.isnan(value):
+        return ""
+    return value if isinstance(value, int) else float(f"{value:.5g}")
+
+
+def _compare(results: list[report.Row]) -> None:
+    """Adds to each result what it is of the fastest and the leanest peer, and of transformers."""
+    peers = [row for row in results if row["library"] != OURS]
+    theirs = [row for row in results if row["library"] == "transformers"]
+    for measure, best, title in (
+        ("images_per_second", max, "fastest_peer"),
+        ("peak_mib", min, "leanest_peer"),
+        ("rise_mib", min, "least_rise_of_peers"),
+    ):
+        for group, name in ((peers, title), (theirs, "transformers")):
+            values = [row[measure] for row in group if row[measure] != ""]
+            for row in results:
+                known = values and row[measure] != ""
+                row[f"{measure}_over_{name}"] = _field(row[measure] / best(values)) if known else ""
+
+
+def _tables(rows: list[report.Row], libraries: list[str], memory_too: bool) -> list[str]:
+    """The results as two tables, one line for each setting and one column for each library."""
+
+    def build(caption: str, measure: str, ratios: dict[str, str], form: Callable[[report.Row], str]) -> str:
+        lines = []
+        keys = ("case", "mode", "precision", "execution", "batch_size")
+        for key, group in itertools.groupby(rows, lambda row: tuple(str(row[name]) for name in keys)):
+            by_library = {row["library"]: row for row in group}
+            cells = ["failed" if row["note"] else form(row) for row in by_library.values()]
+            ours = by_library.get(OURS, {})
+            lines.append([*key, *cells, *(f"{ours[r]:.2f}" if ours.get(r, "") != "" else "-" for r in ratios.values())])
+        return report.table(caption, ["case", "mode", "precision", "execution", "batch", *libraries, *ratios], lines)
+
+    speed = build(
+        f"Images per second (median of {rows[0]['rounds']} rounds); more is better.",
+        "images_per_second",
+        {
+            f"{OURS} / fastest peer": "images_per_second_over_fastest_peer",
+            f"{OURS} / transformers": "images_per_second_over_transformers",
+        },
+        lambda row: f"{row['images_per_second']:.4g}",
+    )
+    if not memory_too:
+        return [speed]
+    weight = build(
+        "Peak memory of a step in MiB, all images and weights included (in brackets: the rise during the step alone); "
+        "less is better.",
+        "peak_mib",
+        {
+            f"{OURS} / leanest peer": "peak_mib_over_leanest_peer",
+            f"{OURS} / transformers": "peak_mib_over_transformers",
+            "rise / least of peers": "rise_mib_over_least_rise_of_peers",
+        },
+        lambda row: f"{row['peak_mib']:.0f} ({row['rise_mib']:.0f})",
+    )
+    return [speed, weight]
+
+
+def _select(option: str, given: str, known: Iterable[str], default: list[str] | None = None) -> list[str]:
+    """Reads names separated by commas; none means the default, or all that are known."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"there is no {name!r}; choose from {', '.join(known)}", param_hint=f"--{option}")
+    return names or default or list(known)
+
+
+STARTED = time.perf_counter()
+
+
+def _progress(message: str) -> None:
+    print(f"[{time.perf_counter() - STARTED:6.0f} s] {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,127 @@
+"""Results on their way out: what ran where, as CSV and as Markdown.
+
+In: rows of plain values. Out: files that say everything needed to run the measurement again, and name no host and no
+folder. This module knows no model.
+"""
+
+import csv
+import datetime
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "transformers", "timm", "torchvision")
+
+Row = dict[str, object]
+
+
+def describe_machine(device: str) -> str:
+    """The processor and the cores that may be used, or the name of the GPU."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cores, usable = os.cpu_count() or 1, usable_cores()
+    of = f"{usable} of {cores}" if usable < cores else str(cores)
+    return f"{_processor()}, {of} {'core' if cores == 1 else 'cores'}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: fewer than the machine has where it is pinned."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.machine()
+
+
+def describe_run(device: str) -> dict[str, str]:
+    """Everything that is the same in all rows: machine, threads, versions, commit, command, load."""
+    facts = {"machine": describe_machine(device), "threads": str(torch.get_num_threads())}
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed"
+    facts["commit"] = _commit()
+    facts["command"] = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_public(sys.argv[1:])])
+    facts["date"] = datetime.date.today().isoformat()
+    facts["load_at_start"] = f"{os.getloadavg()[0]:.1f}"
+    return facts
+
+
+def _public(arguments: Sequence[str]) -> list[str]:
+    """The arguments without the output file: it changes no number, and its folder is nobody's business."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != "--output" and not argument.startswith("--output="):
+            kept.append(argument)
+        skip = argument == "--output"
+    return kept
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(REPOSITORY), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    # What has not been committed in the code that is measured changes the result; elsewhere it does not.
+    changed = " with changes" if git("status", "--porcelain", "--", "src", "benchmarks/*.py") else ""
+    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + changed
+
+
+def default_stem(what: str, device: str) -> Path:
+    """Where results go: benchmarks/results/<what>_<machine>_<yyyy-mm>, without an ending.
+
+    Args:
+        what: The question that was asked.
+        device: "cpu" or "cuda".
+    """
+    machine = re.sub(r"[^a-z0-9]+", "-", describe_machine(device).lower()).strip("-")
+    return REPOSITORY / "benchmarks" / "results" / f"{what}_{machine}_{datetime.date.today():%Y-%m}"
+
+
+def write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
+    """Writes one line for each row, the facts of the run repeated in each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *facts], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **facts} for row in rows)
+
+
+def write_markdown(path: Path, title: str, tables: Sequence[str], facts: Mapping[str, str]) -> None:
+    """Writes a page: the title, the facts of the run, the tables."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listed = "\n".join(
+        f"- {name.replace('_', ' ')}: {f'`{value}`' if name == 'command' else value}" for name, value in facts.items()
+    )
+    path.write_text("\n\n".join([f"# {title}", listed, *tables]) + "\n")
+
+
+def table(caption: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up when it is read as plain text.
+
+    Args:
+        caption: A sentence above the table: what the numbers are.
+        columns: Headings.
+        lines: Cells, row by row.
+    """
+    widths = [max(len(cell) for cell in column) for column in zip(columns, *lines, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    rule = "| " + " | ".join("-" * width for width in widths) + " |"
+    return "\n".join([caption, "", line(columns), rule, *(line(cells) for cells in lines)])

@@ -1,0 +1,279 @@
+"""The command `swinv2`: describe models, classify images, extract features.
+
+In: what a user types. Out: data on stdout, messages on stderr, and an exit status: 0 when all went well, 1 when files
+were skipped, 2 when nothing could be done as asked. Everything is computed in `swinv2.predict`; this module only asks
+and shows.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
+
+import torch
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from transformers.utils import logging as transformers_logging
+
+import swinv2
+from swinv2.predict import report
+from swinv2.predict.describe import describe
+from swinv2.predict.errors import UsageError
+from swinv2.predict.features import check_output, write_features
+from swinv2.predict.images import BrokenImage, find_images
+from swinv2.predict.predictor import POOLED, Classifier, FeatureExtractor
+from swinv2.predict.shipped import shipped_model, shipped_samples
+from swinv2.zoo import SIZES
+
+SKIPPED, USAGE = 1, 2
+
+Answer = TypeVar("Answer")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Swin Transformer V2: describe models, classify images, extract features.",
+)
+
+
+class Precision(StrEnum):
+    """Types a model can compute in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The same for torch."""
+        return getattr(torch, self.value)
+
+
+_Images = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="IMAGES", help="Files, folders (searched to their depth) and globs.", show_default=False),
+]
+_BatchSize = Annotated[int, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Images a batch.")]
+_Device = Annotated[
+    str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 ... auto: an accelerator if there is one.")
+]
+_Precision = Annotated[Precision, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.")]
+_Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A model's folder, or its name on the Hugging Face hub.",
+        show_default="the shipped one",
+    ),
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"swinv2 {swinv2.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    # Missing weights are refused by this package itself, in one sentence; a progress bar is shown over images only.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Ends the command with one sentence where the user can mend what went wrong."""
+    try:
+        yield
+    except UsageError as error:
+        _refuse(str(error))
+    except torch.OutOfMemoryError:
+        _refuse("the device has too little memory for a batch; give a smaller --batch-size, or --device cpu.")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    report.message_console().print(Text.assemble(("error: ", "bold red"), sentence))
+    raise typer.Exit(USAGE)
+
+
+@contextmanager
+def _progress(total: int, verb: str, is_shown: bool = True) -> Iterator[Progress]:
+    console = report.message_console()
+    progress = Progress(
+        TextColumn(verb),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        disable=not (is_shown and console.is_terminal),
+    )
+    with progress:
+        progress.add_task(verb, total=total)
+        yield progress
+
+
+def _find(images: list[str] | None, example: str) -> tuple[list[Path], list[BrokenImage]]:
+    if not images:
+        raise UsageError(f"no image was given; for example: {example}")
+    paths, missing = find_images(images)
+    for image in missing:
+        report.print_broken(image, report.message_console())
+    return paths, missing
+
+
+def _watched(
+    answers: Iterable[tuple[Path, Answer | BrokenImage]], progress: Progress, skipped: list[BrokenImage]
+) -> Iterator[tuple[Path, Answer | BrokenImage]]:
+    """Passes answers on and counts them; broken images among them are named and put to the skipped ones."""
+    for path, answer in answers:
+        progress.advance(progress.task_ids[0])
+        if isinstance(answer, BrokenImage):
+            report.print_broken(answer, progress.console)
+            skipped.append(answer)
+        yield path, answer
+
+
+def _finish(total: int, skipped: list[BrokenImage]) -> None:
+    if skipped:
+        report.message_console().print(f"{len(skipped)} of {total} images skipped", style="yellow")
+        raise typer.Exit(SKIPPED)
+
+
+def _model_or_shipped(model: str | None) -> str:
+    if model is not None:
+        return model
+    folder = str(shipped_model())
+    report.message_console().print(
+        "no --model given: using the CIFAR-10 model that ships with the package (10 labels); for ImageNet labels use "
+        "--model microsoft/swinv2-tiny-patch4-window8-256",
+        style="dim",
+    )
+    return folder
+
+
+@app.command()
+def info(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help=f"A size ({', '.join(SIZES)}), a model's folder, or its name on the hub."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Describe a model: parameters, stages, windows, attention, labels. Weights are not loaded."""
+    with _sentences():
+        description = describe(model)
+    if as_json:
+        typer.echo(json.dumps(asdict(description), indent=2))
+    else:
+        report.print_description(description, report.data_console())
+
+
+@app.command()
+def classify(
+    images: _Images = None,
+    model: _Model = None,
+    top_k: Annotated[
+        int,
+        typer.Option("--top-k", "-k", metavar="N", min=1, help="Labels an image; all of them if the model has fewer."),
+    ] = 3,
+    batch_size: _BatchSize = 16,
+    device: _Device = "auto",
+    precision: _Precision = Precision.float32,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON Lines: an object for each image, a skipped one with its error.")
+    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV: image, rank, label, index, probability.")] = False,
+) -> None:
+    """Classify images and print their best labels.
+
+    An image that cannot be read is named on stderr and skipped; the exit status is then 1.
+    """
+    with _sentences():
+        if as_json and as_csv:
+            raise UsageError("--json and --csv were both given; choose one.")
+        paths, missing = _find(images, "swinv2 classify photo.jpg. To see it at work: swinv2 demo.")
+        classifier = Classifier.load(_model_or_shipped(model), device, precision.dtype)
+        skipped = list(missing)
+        # Lines of data in a terminal would run through the bar.
+        has_bar = not ((as_json or as_csv) and sys.stdout.isatty())
+        with _progress(len(paths), "classifying", has_bar) as progress:
+            answers = _watched(classifier.classify(paths, top_k, batch_size), progress, skipped)
+            if as_json:
+                report.print_json_lines(chain(((image.path, image) for image in missing), answers))
+            elif as_csv:
+                report.print_csv(answers)
+            else:
+                answers = list(answers)
+        if not (as_json or as_csv):
+            report.print_labels(answers, report.data_console())
+    _finish(len(paths) + len(missing), skipped)
+
+
+@app.command()
+def features(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write: .safetensors or .parquet.")
+    ],
+    images: _Images = None,
+    model: _Model = None,
+    stage: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="pooled: one vector an image. stem, stage1 ...: that map, before merging."),
+    ] = POOLED,
+    batch_size: _BatchSize = 16,
+    device: _Device = "auto",
+    precision: _Precision = Precision.float32,
+) -> None:
+    """Write the features of images to a file.
+
+    The file appears whole or not at all; an old one of that name is replaced.
+
+    An image that cannot be read is named on stderr and left out; the exit status is then 1.
+    """
+    with _sentences():
+        check_output(output)
+        paths, missing = _find(images, "swinv2 features photos -o photos.safetensors.")
+        name = _model_or_shipped(model)
+        extractor = FeatureExtractor.load(name, stage, device, precision.dtype)
+        skipped = list(missing)
+        with _progress(len(paths), "extracting") as progress:
+            answers = _watched(extractor.extract(paths, batch_size), progress, skipped)
+            sound = ((path, answer) for path, answer in answers if not isinstance(answer, BrokenImage))
+            try:
+                written = write_features(sound, output, {"model": name, "stage": stage})
+            except OSError as error:
+                raise UsageError(f"--output {str(output)!r} cannot be written: {error}.") from error
+    if written:
+        report.message_console().print(f"features of {written} images written to {report.shown(output)}")
+    _finish(len(paths) + len(missing), skipped)
+
+
+@app.command()
+def demo() -> None:
+    """Classify the twenty sample images with the model that both ship with the package."""
+    with _sentences():
+        samples = shipped_samples()
+        classifier = Classifier.load(str(shipped_model()), "cpu")
+        predictions = []
+        for path, answer in classifier.classify([sample.path for sample in samples], top_k=1):
+            if isinstance(answer, BrokenImage):
+                raise UsageError(f"the shipped image {path} is {answer.reason}; install the package again.")
+            predictions += answer
+    report.print_demo(samples, predictions, report.data_console())

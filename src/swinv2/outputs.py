@@ -1,0 +1,59 @@
+"""What the models return: transformers' outputs, field by field. They know nothing of how they come about."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class Swinv2ModelOutput(ModelOutput):
+    """What `Swinv2Model` returns.
+
+    Attributes:
+        last_hidden_state: Tokens (B, patches of the last map, hidden_size), normalised.
+        pooler_output: Their mean (B, hidden_size), if the model pools.
+        hidden_states: Tokens (B, patches, channels) of the embedding and after each stage, merging included.
+        attentions: Attention weights (B * windows, heads, T, T) of the last block of each stage.
+        reshaped_hidden_states: `hidden_states` as maps (B, channels, H, W).
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Swinv2ImageClassifierOutput(ModelOutput):
+    """What `Swinv2ForImageClassification` returns.
+
+    Attributes:
+        loss: Scalar, if labels were given.
+        logits: Scores (B, num_labels) before the softmax.
+        hidden_states, attentions, reshaped_hidden_states: See `Swinv2ModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Swinv2MaskedImageModelingOutput(ModelOutput):
+    """What `Swinv2ForMaskedImageModeling` returns.
+
+    Attributes:
+        loss: Scalar, if a mask was given: the mean absolute error of the masked pixels.
+        reconstruction: Reconstructed images, of the size of the input.
+        hidden_states, attentions, reshaped_hidden_states: See `Swinv2ModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    reconstruction: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[Tensor, ...] | None = None

@@ -1,0 +1,159 @@
+"""What a model is, in numbers, without its weights.
+
+In: the name of a size, of a checkpoint, or a folder. Out: a `Description`. The network is built on torch's meta device,
+so the three-billion-parameter one takes no more memory than the smallest.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from swinv2.config import Pair, StageSpec, Swinv2Config, as_pair
+from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.layers.stage import Encoder
+from swinv2.model import Swinv2Model
+from swinv2.ops.dispatch import explain_backend
+from swinv2.predict.errors import UsageError
+from swinv2.predict.loading import EXAMPLE, label_names, read_config
+from swinv2.zoo import CHECKPOINTS, SIZES, find_size
+
+_CLASSES = {
+    model_class.__name__: model_class
+    for model_class in (Swinv2Model, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling, Swinv2Backbone)
+}
+
+
+@dataclass(frozen=True)
+class StageDescription:
+    """One stage, for an image of the configured size.
+
+    Attributes:
+        name: "stage1" and so on.
+        blocks: Number of blocks.
+        channels: Channels of its map.
+        heads: Attention heads.
+        grid: Size (height, width) of its map in tokens.
+        window: Size (height, width) of its windows in tokens.
+        shift: Shift (height, width) of every second block in tokens.
+        pretrained_window: The window in which its position bias was learned.
+        parameters: Number of parameters, merging included.
+    """
+
+    name: str
+    blocks: int
+    channels: int
+    heads: int
+    grid: Pair
+    window: Pair
+    shift: Pair
+    pretrained_window: Pair
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model in numbers.
+
+    Attributes:
+        name: As it was asked for.
+        kind: Where the numbers are from, in words.
+        model_class: The class that was counted.
+        parameters: Number of its parameters.
+        quoted: The number usually quoted for a size of the papers, and what it counts.
+        image_size: Configured image size (height, width) in pixels.
+        patch_size: Patch size (height, width) in pixels.
+        num_labels: Classes; None without a classifier.
+        labels: Their names; None where they are not known without downloading.
+        attention: The form of attention that runs, and why; a line for each form.
+        top1: Published top-1 accuracy on ImageNet-1k in percent.
+        licence: Licence of published weights.
+        stages: One for each stage.
+    """
+
+    name: str
+    kind: str
+    model_class: str
+    parameters: int
+    quoted: str | None
+    image_size: Pair
+    patch_size: Pair
+    num_labels: int | None
+    labels: list[str] | None
+    attention: str
+    top1: float | None
+    licence: str | None
+    stages: list[StageDescription]
+
+
+def describe(name: str) -> Description:
+    """Describes a model.
+
+    Args:
+        name: A size ("tiny" ... "giant-3b"), a folder, or a name on the hub. The published checkpoints and the sizes
+            need no network.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    checkpoint, is_folder = CHECKPOINTS.get(name), Path(name).expanduser().is_dir()
+    labels, quoted = None, None
+    if not is_folder and "/" not in name and not Path(name).exists():
+        try:
+            find_size(name)
+        except ValueError as error:
+            raise UsageError(f"{error} Or give a model's folder, or a name on the hub such as {EXAMPLE}.") from error
+    if is_folder or (checkpoint is None and name not in SIZES):
+        config = read_config(name)
+        checkpoint = None
+        kind = "model in a folder" if is_folder else "model on the hub"
+        model_class = _CLASSES.get((config.architectures or [""])[0], Swinv2Model)
+        if model_class is Swinv2ForImageClassification:
+            labels = label_names(config)
+    elif checkpoint is not None:
+        config = Swinv2Config(**checkpoint.config_fields())
+        kind = f"published checkpoint of {SIZES[checkpoint.size].paper_name}, trained on {checkpoint.labels}"
+        model_class = Swinv2ForImageClassification
+    else:
+        config = Swinv2Config(**SIZES[name].config_fields())
+        kind = f"size {SIZES[name].paper_name} of the papers, without a head"
+        model_class = Swinv2Model
+        head = "with a classifier of 1000 classes" if SIZES[name].stated_with_classifier else "without a head"
+        quoted = f"{SIZES[name].stated_parameters} million, {head}"
+    with torch.device("meta"):
+        model = model_class(config)
+    encoder = next(module for module in model.modules() if isinstance(module, Encoder))
+    return Description(
+        name=name,
+        kind=kind,
+        model_class=model_class.__name__,
+        parameters=_count(model),
+        quoted=quoted,
+        image_size=as_pair("image_size", config.image_size),
+        patch_size=as_pair("patch_size", config.patch_size),
+        num_labels=config.num_labels if model_class is Swinv2ForImageClassification else None,
+        labels=labels,
+        attention=explain_backend(model.config._attn_implementation or "eager"),
+        top1=checkpoint.top1 if checkpoint else None,
+        licence=checkpoint.licence if checkpoint else None,
+        stages=[_describe_stage(spec, stage) for spec, stage in zip(config.stages(), encoder.layers, strict=True)],
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _describe_stage(spec: StageSpec, stage: nn.Module) -> StageDescription:
+    return StageDescription(
+        name=f"stage{spec.index + 1}",
+        blocks=len(spec.drop_path_rates),
+        channels=spec.dim,
+        heads=spec.num_heads,
+        grid=spec.grid,
+        window=spec.window,
+        shift=spec.shift,
+        pretrained_window=spec.pretrained_window if any(spec.pretrained_window) else spec.window,
+        parameters=_count(stage),
+    )

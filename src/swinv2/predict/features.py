@@ -1,0 +1,133 @@
+"""Features in a file, safetensors or parquet, whole or not at all.
+
+In: pairs of a path and a tensor. Out: one file. This module knows the two formats and no model.
+
+safetensors: one tensor "features", (images, hidden_size) or (images, channels, height, width), of the type they were
+computed in; the metadata hold "paths", a JSON list in the same order. parquet: one row for each image with the columns
+`path`, `features` (a list of 32-bit floats, row by row) and `shape`.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from pyarrow.parquet import ParquetWriter
+from safetensors.torch import save_file
+from torch import Tensor
+
+from swinv2.predict.errors import UsageError
+
+SUFFIXES = (".safetensors", ".parquet")
+
+_ROW_GROUP = 4_000_000
+"""Numbers that are held before a group of parquet rows is written: 16 MB of them."""
+
+
+def check_output(output: Path) -> None:
+    """Makes sure that a file can be written, before any work is done for it.
+
+    Raises:
+        UsageError: Its suffix is none of the two, or its place cannot be written to.
+    """
+    if output.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--output is {str(output)!r}; expected a file name that ends in {' or '.join(SUFFIXES)}.")
+    if output.is_dir():
+        raise UsageError(f"--output {str(output)!r} is a folder; expected the name of a file.")
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"--output {str(output)!r}: there is no folder {str(folder)!r}; make it first.")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--output {str(output)!r}: the folder {str(folder)!r} may not be written to.")
+
+
+@contextmanager
+def whole_file(output: Path) -> Iterator[Path]:
+    """Lends a temporary name in the same folder; what was written there gets the real name if nothing failed."""
+    partial = output.with_name(f".{output.name}.{os.getpid()}.part")
+    # safetensors makes files that only their owner may read; a result is to be as open as any other new file.
+    partial.touch()
+    mode = partial.stat().st_mode
+    partial.unlink()
+    try:
+        yield partial
+        if partial.exists():
+            partial.chmod(mode)
+            os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_features(features: Iterable[tuple[Path, Tensor]], output: Path, about: dict[str, str]) -> int:
+    """Writes features; an existing file is replaced, and without a single image no file is made.
+
+    Args:
+        features: Paths and their features. Parquet writes them as they come; safetensors needs them all in memory.
+        output: The file; its suffix decides the format.
+        about: Notes for the file's metadata.
+
+    Returns:
+        Number of images.
+
+    Raises:
+        UsageError: safetensors, and not all features have the same shape.
+    """
+    with whole_file(output) as partial:
+        if output.suffix.lower() == ".parquet":
+            return _write_parquet(features, partial, about)
+        return _write_safetensors(features, partial, about)
+
+
+def _write_safetensors(features: Iterable[tuple[Path, Tensor]], file: Path, about: dict[str, str]) -> int:
+    paths: list[str] = []
+    tensors: list[Tensor] = []
+    for path, tensor in features:
+        if tensors and tensor.shape != tensors[0].shape:
+            raise UsageError(
+                f"the features of {str(path)!r} have the shape {tuple(tensor.shape)}, those of {paths[0]!r} "
+                f"{tuple(tensors[0].shape)}: they do not fit into one tensor. Write a .parquet file instead."
+            )
+        paths.append(str(path))
+        tensors.append(tensor)
+    if tensors:
+        save_file({"features": torch.stack(tensors)}, file, metadata={**about, "paths": json.dumps(paths)})
+    return len(paths)
+
+
+def _write_parquet(features: Iterable[tuple[Path, Tensor]], file: Path, about: dict[str, str]) -> int:
+    schema = pa.schema(
+        [("path", pa.string()), ("features", pa.list_(pa.float32())), ("shape", pa.list_(pa.int32()))], metadata=about
+    )
+    count = 0
+    writer: ParquetWriter | None = None
+    try:
+        for rows in _groups(features):
+            writer = writer or ParquetWriter(file, schema)
+            columns = [
+                # A name that is no text keeps its bytes in JSON and safetensors; parquet text has no place for them.
+                [os.fsencode(path).decode("utf-8", "replace") for path, _ in rows],
+                [tensor.float().flatten().numpy() for _, tensor in rows],
+                [list(tensor.shape) for _, tensor in rows],
+            ]
+            writer.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema))
+            count += len(rows)
+    finally:
+        if writer is not None:
+            writer.close()
+    return count
+
+
+def _groups(features: Iterable[tuple[Path, Tensor]]) -> Iterator[list[tuple[Path, Tensor]]]:
+    rows: list[tuple[Path, Tensor]] = []
+    numbers = 0
+    for path, tensor in features:
+        rows.append((path, tensor))
+        numbers += tensor.numel()
+        if numbers >= _ROW_GROUP:
+            yield rows
+            rows, numbers = [], 0
+    if rows:
+        yield rows

@@ -1,0 +1,197 @@
+"""A model over image files, batch by batch: labels or features.
+
+In: paths. Out, for each path and in their order: predictions or features, or a `BrokenImage`. This module knows how
+images are batched; it writes nothing and prints nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification
+from swinv2.model import Swinv2Model
+from swinv2.predict.errors import UsageError
+from swinv2.predict.images import BrokenImage, read_images
+from swinv2.predict.loading import choose_device, label_names, load_model, load_processor, read_config
+
+Answer = TypeVar("Answer")
+
+POOLED = "pooled"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One label for one image.
+
+    Attributes:
+        index: Class index.
+        label: Its name in the model's configuration.
+        probability: From 0 to 1: softmax over the classes, or, for a model of several labels an image, the sigmoid of
+            this one.
+    """
+
+    index: int
+    label: str
+    probability: float
+
+
+def run(
+    compute: Callable[[Tensor], list[Answer]],
+    processor: Any,
+    paths: Iterable[Path],
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[tuple[Path, Answer | BrokenImage]]:
+    """Reads, prepares and batches images, and computes an answer for each.
+
+    Args:
+        compute: Takes images (B, channels, height, width) and returns an answer for each.
+        processor: transformers' image processor.
+        paths: The files.
+        batch_size: Images a batch at the most. A processor that does not resize leaves images of many sizes; a batch
+            then ends where the size changes.
+        device: Where `compute` wants the images.
+        dtype: And of which type.
+    """
+    waiting: list[tuple[Path, Tensor | BrokenImage]] = []
+    shape, count = None, 0
+
+    def flush() -> Iterator[tuple[Path, Answer | BrokenImage]]:
+        images = [item for _, item in waiting if isinstance(item, Tensor)]
+        answers = iter(compute(torch.stack(images).to(device, dtype)) if images else ())
+        for path, item in waiting:
+            yield path, item if isinstance(item, BrokenImage) else next(answers)
+        waiting.clear()
+
+    for path, image in read_images(paths):
+        if isinstance(image, BrokenImage):
+            waiting.append((path, image))
+            continue
+        pixels = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        if count and (count == batch_size or pixels.shape != shape):
+            yield from flush()
+            count = 0
+        waiting.append((path, pixels))
+        shape, count = pixels.shape, count + 1
+    yield from flush()
+
+
+class Classifier:
+    """Labels for image files.
+
+    Args:
+        model: The model, on its device.
+        processor: Its image processor.
+
+    Raises:
+        UsageError: The model is a regression.
+    """
+
+    def __init__(self, model: Swinv2ForImageClassification, processor: Any) -> None:
+        if model.config.problem_type == "regression":
+            raise UsageError("the model is a regression (problem_type of its config.json): it has no labels to choose.")
+        self.model, self.processor = model, processor
+        self.labels = label_names(model.config)
+
+    @classmethod
+    def load(cls, name: str, device: str = "auto", dtype: torch.dtype = torch.float32) -> Self:
+        """Loads a model and its processor.
+
+        Args:
+            name: A folder, or a name on the hub.
+            device: See `choose_device`.
+            dtype: Type of weights and computation.
+
+        Raises:
+            UsageError: Something about the model, the device or the processor does not fit; the message says what.
+        """
+        model = load_model(Swinv2ForImageClassification, name, choose_device(device), dtype)
+        return cls(model, load_processor(name))
+
+    def classify(
+        self, paths: Iterable[Path], top_k: int = 5, batch_size: int = 16
+    ) -> Iterator[tuple[Path, list[Prediction] | BrokenImage]]:
+        """Labels images.
+
+        Args:
+            paths: The files.
+            top_k: How many labels for each, best first; all of them if the model has fewer.
+            batch_size: Images a batch.
+
+        Returns:
+            For each file, in their order, its labels or why it was skipped.
+        """
+
+        def compute(pixel_values: Tensor) -> list[list[Prediction]]:
+            with torch.inference_mode():
+                logits = self.model(pixel_values).logits.float()
+            probabilities = logits.sigmoid() if self._has_many_labels() else logits.softmax(-1)
+            values, indices = probabilities.cpu().topk(min(top_k, len(self.labels)))
+            return [
+                [Prediction(index, self.labels[index], value) for value, index in zip(*row, strict=True)]
+                for row in zip(values.tolist(), indices.tolist(), strict=True)
+            ]
+
+        return run(compute, self.processor, paths, batch_size, self.model.device, self.model.dtype)
+
+    def _has_many_labels(self) -> bool:
+        # As transformers' image-classification pipeline decides it.
+        return self.model.config.problem_type == "multi_label_classification" or len(self.labels) == 1
+
+
+class FeatureExtractor:
+    """Features of image files.
+
+    Args:
+        model: `Swinv2Model` for pooled features, or `Swinv2Backbone` that returns one map; on its device.
+        processor: Its image processor.
+    """
+
+    def __init__(self, model: Swinv2Model | Swinv2Backbone, processor: Any) -> None:
+        self.model, self.processor = model, processor
+
+    @classmethod
+    def load(cls, name: str, stage: str = POOLED, device: str = "auto", dtype: torch.dtype = torch.float32) -> Self:
+        """Loads a model and its processor.
+
+        Args:
+            name: A folder, or a name on the hub; what head it has does not matter.
+            stage: "pooled" for the mean of the last, normalised tokens (hidden_size,); "stem", "stage1" and so on for
+                that map (channels, height, width), before merging and without a norm.
+            device: See `choose_device`.
+            dtype: Type of weights and computation.
+
+        Raises:
+            UsageError: There is no such stage, or something about the model, the device or the processor does not fit.
+        """
+        stages = [POOLED, *read_config(name).stage_names]
+        if stage not in stages:
+            raise UsageError(f"--stage is {stage!r}; the model {name!r} has {', '.join(stages)}.")
+        where = choose_device(device)
+        if stage == POOLED:
+            return cls(load_model(Swinv2Model, name, where, dtype), load_processor(name))
+        return cls(load_model(Swinv2Backbone, name, where, dtype, out_features=[stage]), load_processor(name))
+
+    def extract(self, paths: Iterable[Path], batch_size: int = 16) -> Iterator[tuple[Path, Tensor | BrokenImage]]:
+        """Computes features.
+
+        Args:
+            paths: The files.
+            batch_size: Images a batch.
+
+        Returns:
+            For each file, in their order, its features on the CPU or why it was skipped.
+        """
+
+        def compute(pixel_values: Tensor) -> list[Tensor]:
+            with torch.inference_mode():
+                outputs = self.model(pixel_values)
+            features = outputs.pooler_output if isinstance(self.model, Swinv2Model) else outputs.feature_maps[0]
+            return list(features.cpu())
+
+        return run(compute, self.processor, paths, batch_size, self.model.device, self.model.dtype)

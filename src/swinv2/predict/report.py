@@ -1,0 +1,168 @@
+"""Answers as people and programs read them: tables, JSON Lines, CSV.
+
+In: answers and descriptions. Out: text on stdout for data, on stderr for messages. In a terminal tables have lines and
+colours; elsewhere they are plain text, one line for each fact, never folded. This module computes nothing.
+"""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from swinv2.predict.describe import Description
+from swinv2.predict.images import BrokenImage
+from swinv2.predict.predictor import Prediction
+from swinv2.predict.shipped import Sample
+
+Answers = Iterable[tuple[Path, list[Prediction] | BrokenImage]]
+
+_RIGHT: dict[str, Any] = {"justify": "right", "no_wrap": True}
+
+
+def message_console() -> Console:
+    """Where messages go."""
+    console = Console(stderr=True, highlight=False)
+    # In a terminal lines end between words; elsewhere, in a log, a message is one line.
+    console.soft_wrap = not console.is_terminal
+    return console
+
+
+def data_console() -> Console:
+    """Where tables go."""
+    console = Console(highlight=False)
+    # Elsewhere than in a terminal there is no edge at which a line would have to be folded.
+    return console if console.is_terminal else Console(highlight=False, width=100_000)
+
+
+def shown(path: Path) -> str:
+    """A file's name fit for a terminal and for text files, whatever bytes it is made of."""
+    name = os.fsencode(path).decode("utf-8", "replace")
+    return name if name.isprintable() else repr(name)
+
+
+def print_broken(image: BrokenImage, console: Console) -> None:
+    """Names a file that was skipped, and why."""
+    console.print(Text.assemble(("skipped ", "yellow"), f"{shown(image.path)}: {image.reason}"))
+
+
+def _table(console: Console, **columns: dict[str, Any]) -> Table:
+    is_terminal = console.is_terminal
+    table = Table(
+        box=box.SIMPLE_HEAD if is_terminal else None,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0) if is_terminal else (0, 2, 0, 0),
+        header_style="bold",
+    )
+    for name, options in columns.items():
+        table.add_column(name, **options)
+    return table
+
+
+def _percent(probability: float) -> str:
+    return f"{probability:.1%}"
+
+
+def _size(pair: tuple[int, int]) -> str:
+    return f"{pair[0]}x{pair[1]}"
+
+
+def print_labels(answers: Answers, console: Console) -> None:
+    """Prints the labels of images as a table."""
+    table = _table(console, image={"overflow": "fold"}, label={"overflow": "fold"}, probability=_RIGHT)
+    for path, answer in answers:
+        if isinstance(answer, BrokenImage):
+            continue
+        for rank, prediction in enumerate(answer):
+            # Plain text is for other programs: there each line stands for itself.
+            name = shown(path) if rank == 0 or not console.is_terminal else ""
+            style = "bold" if rank == 0 else "dim"
+            table.add_row(Text(name), Text(prediction.label, style), Text(_percent(prediction.probability), style))
+        table.add_section()
+    if table.row_count:
+        console.print(table)
+
+
+def print_json_lines(answers: Answers) -> None:
+    """Prints an object for each image as it comes: its predictions, or the error for which it was skipped."""
+    for path, answer in answers:
+        if isinstance(answer, BrokenImage):
+            record: dict[str, Any] = {"image": str(path), "error": answer.reason}
+        else:
+            record = {"image": str(path), "predictions": [asdict(prediction) for prediction in answer]}
+        print(json.dumps(record), flush=True)
+
+
+def print_csv(answers: Answers) -> None:
+    """Prints a line for each label of each image as it comes; skipped images have none."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["image", "rank", "label", "index", "probability"])
+    for path, answer in answers:
+        for rank, prediction in enumerate([] if isinstance(answer, BrokenImage) else answer, 1):
+            probability = f"{prediction.probability:.6f}"
+            writer.writerow([shown(path), rank, prediction.label, prediction.index, probability])
+
+
+def print_demo(samples: list[Sample], answers: list[Prediction], console: Console) -> None:
+    """Prints what samples show, what was predicted, and how many predictions are right."""
+    right, wrong = ("✓", "✗") if console.encoding.startswith("utf") else ("right", "wrong")
+    columns: dict[str, dict[str, Any]] = {"image": {}, "shows": {}, "predicted": {}, "probability": _RIGHT, "": {}}
+    table = _table(console, **columns)
+    num_right = 0
+    for sample, answer in zip(samples, answers, strict=True):
+        is_right = answer.label == sample.label
+        num_right += is_right
+        mark = Text(right, "green") if is_right else Text(wrong, "bold red")
+        table.add_row(sample.path.name, sample.label, answer.label, _percent(answer.probability), mark)
+    console.print(table)
+    console.print(f"\n{num_right} of {len(samples)} right", style="bold")
+
+
+def print_description(description: Description, console: Console) -> None:
+    """Prints what a model is, and a table of its stages."""
+    image, patch = description.image_size, description.patch_size
+    facts = {
+        "model": description.name,
+        "is a": description.kind,
+        "parameters": f"{description.parameters:,} ({description.model_class})",
+        "quoted as": description.quoted,
+        "image size": f"{image[0]} x {image[1]} pixels, in patches of {patch[0]} x {patch[1]}",
+        "labels": _labels_in_words(description),
+        "top-1": f"{description.top1}% on ImageNet-1k, as published" if description.top1 else None,
+        "licence": description.licence,
+        "attention": description.attention,
+    }
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value is not None:
+            grid.add_row(name, Text(value))
+    console.print(grid)
+    console.print()
+    names = ("blocks", "channels", "heads", "map", "window", "shift", "learned in", "parameters")
+    stages = _table(console, stage={}, **dict.fromkeys(names, _RIGHT))
+    for stage in description.stages:
+        stages.add_row(
+            stage.name.removeprefix("stage"),
+            *(str(number) for number in (stage.blocks, stage.channels, stage.heads)),
+            *(_size(pair) for pair in (stage.grid, stage.window, stage.shift, stage.pretrained_window)),
+            f"{stage.parameters:,}",
+        )
+    console.print(stages)
+
+
+def _labels_in_words(description: Description) -> str | None:
+    if description.num_labels is None or not description.labels:
+        return None if description.num_labels is None else str(description.num_labels)
+    names = ", ".join(description.labels[:10])
+    return f"{description.num_labels}: {names}{', ...' if len(description.labels) > 10 else ''}"

@@ -1,0 +1,204 @@
+"""Which Swin Transformer V2 models there are: the sizes of the papers and the published checkpoints, as data.
+
+In: a name. Out: numbers and addresses. This module knows no tensor, no file and no network; nothing here is loaded or
+downloaded.
+"""
+
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Size:
+    """One architecture of the papers.
+
+    The papers have two models called giant, told apart by the case of one letter: SwinV2-g, the largest of the
+    SimMIM data-scaling study, and SwinV2-G, the three-billion model of the Swin V2 paper. Here they are "giant-1b" and
+    "giant-3b", after their parameters, so that a name survives a file system that ignores case.
+
+    Attributes:
+        name: Its name here.
+        paper_name: Its name in the paper.
+        embed_dim: Channels of the first stage.
+        depths: Blocks of each stage.
+        num_heads: Attention heads of each stage, 32 channels each. The Swin V2 paper does not state those of "huge" and
+            "giant-3b"; 32 channels is what all its other models have.
+        image_size: Image size in pixels at which it was first trained.
+        window_size: Window in tokens at that size.
+        extra_norm_period: Every how many blocks of a stage a layer norm is added on the main branch; 0 for none.
+        parameters: Number of parameters without a classifier (`Swinv2Model`).
+        stated_parameters: What is usually quoted for it, in millions, as printed.
+        stated_with_classifier: Whether that number includes a classifier of 1000 classes. The numbers quoted for
+            "huge" and "giant-1b" do not (655.2 and 1060.98 million, the authors' "655M" and "1.06B"); "huge" with one
+            has 658.0. The number of "giant-3b" does (3001.9; 2997.8 without). "giant-1b" makes 1060.98 only without
+            extra norms, which would add 10,752 parameters.
+        source: Where the numbers come from.
+    """
+
+    name: str
+    paper_name: str
+    embed_dim: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    image_size: int
+    window_size: int
+    extra_norm_period: int
+    parameters: int
+    stated_parameters: str
+    stated_with_classifier: bool
+    source: str
+
+    def config_fields(self) -> dict[str, Any]:
+        """The arguments of `Swinv2Config` that build this size.
+
+        Example:
+
+            >>> from swinv2 import Swinv2Config
+            >>> from swinv2.zoo import SIZES
+            >>> Swinv2Config(**SIZES["giant-3b"].config_fields()).hidden_size
+            4096
+        """
+        return {
+            "embed_dim": self.embed_dim,
+            "depths": list(self.depths),
+            "num_heads": list(self.num_heads),
+            "image_size": self.image_size,
+            "window_size": self.window_size,
+            "extra_norm_period": self.extra_norm_period,
+        }
+
+
+_PAPER = "Liu et al., Swin Transformer V2 (arXiv 2111.09883), section 3.6"
+_SCALING = (
+    "Xie et al., On Data Scaling in Masked Image Modeling (arXiv 2206.04664); microsoft/Swin-Transformer MODELHUB.md"
+)
+# fmt: off
+# name, paper's name, embed_dim, depths, num_heads, image_size, window_size, extra_norm_period, parameters, stated, ...
+_SIZES = (
+    Size("tiny", "SwinV2-T", 96, (2, 2, 6, 2), (3, 6, 12, 24), 256, 8, 0,
+         27_578_154, "28.35", True, _PAPER),
+    Size("small", "SwinV2-S", 96, (2, 2, 18, 2), (3, 6, 12, 24), 256, 8, 0,
+         48_959_418, "49.73", True, _PAPER),
+    Size("base", "SwinV2-B", 128, (2, 2, 18, 2), (4, 8, 16, 32), 256, 8, 0,
+         86_893_816, "87.92", True, _PAPER),
+    Size("large", "SwinV2-L", 192, (2, 2, 18, 2), (6, 12, 24, 48), 192, 12, 0,
+         195_202_932, "196.74", True, _PAPER),
+    Size("huge", "SwinV2-H", 352, (2, 2, 18, 2), (11, 22, 44, 88), 192, 12, 6,
+         655_219_370, "655.2", False, _PAPER),
+    Size("giant-1b", "SwinV2-g", 448, (2, 2, 18, 2), (14, 28, 56, 112), 192, 12, 0,
+         1_060_976_996, "1060.98", False, _SCALING),
+    Size("giant-3b", "SwinV2-G", 512, (2, 2, 42, 4), (16, 32, 64, 128), 192, 12, 6,
+         2_997_843_680, "3001.9", True, _PAPER),
+)
+# fmt: on
+
+SIZES: dict[str, Size] = {size.name: size for size in _SIZES}
+"""The sizes of the papers by name, smallest first."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Published weights.
+
+    Attributes:
+        name: Name on the Hugging Face hub, which `from_pretrained` takes.
+        size: Name in `SIZES`.
+        image_size: Image size in pixels.
+        window_size: Window in tokens; a stage with a smaller map clips it.
+        pretrained_window_sizes: For each stage, the window in which its position bias was learned; 0 for the same.
+        num_labels: Classes of its classifier.
+        labels: What it was trained to tell apart.
+        top1: Published top-1 accuracy in percent on the ImageNet-1k validation set; None where none was published.
+        source: Address of the authors' own file, from which the hub's was converted.
+        licence: Licence of the weights on the hub.
+        sha256: Digest of the hub's weight file, where it is known.
+    """
+
+    name: str
+    size: str
+    image_size: int
+    window_size: int
+    pretrained_window_sizes: tuple[int, ...]
+    num_labels: int
+    labels: Literal["ImageNet-1k", "ImageNet-22k"]
+    top1: float | None
+    source: str
+    licence: str = "apache-2.0"
+    sha256: str | None = None
+
+    def config_fields(self) -> dict[str, Any]:
+        """The arguments of `Swinv2Config` that build this checkpoint's architecture; label names are not in them."""
+        return {
+            **SIZES[self.size].config_fields(),
+            "image_size": self.image_size,
+            "window_size": self.window_size,
+            "pretrained_window_sizes": list(self.pretrained_window_sizes),
+            "num_labels": self.num_labels,
+        }
+
+
+def _checkpoint(
+    size: str, rest: str, image_size: int, window_size: int, top1: float | None, pretrained: tuple[int, ...] = (0,) * 4
+) -> Checkpoint:
+    stem = f"swinv2-{size}-patch4-{rest}"
+    is_22k = rest.endswith("-22k")
+    return Checkpoint(
+        name=f"microsoft/{stem}",
+        size=size,
+        image_size=image_size,
+        window_size=window_size,
+        pretrained_window_sizes=pretrained,
+        num_labels=21841 if is_22k else 1000,
+        labels="ImageNet-22k" if is_22k else "ImageNet-1k",
+        top1=top1,
+        source=(
+            "https://github.com/SwinTransformer/storage/releases/download/v2.0.0/" + stem.replace("-", "_") + ".pth"
+        ),
+    )
+
+
+_FROM_192 = (12, 12, 12, 6)
+"""Pre-trained at 192 pixels with windows of 12; its last map has 6 x 6 tokens."""
+
+CHECKPOINTS: dict[str, Checkpoint] = {
+    checkpoint.name: checkpoint
+    for checkpoint in (
+        _checkpoint("tiny", "window8-256", 256, 8, 81.8),
+        _checkpoint("tiny", "window16-256", 256, 16, 82.8),
+        _checkpoint("small", "window8-256", 256, 8, 83.7),
+        _checkpoint("small", "window16-256", 256, 16, 84.1),
+        _checkpoint("base", "window8-256", 256, 8, 84.2),
+        _checkpoint("base", "window16-256", 256, 16, 84.6),
+        _checkpoint("base", "window12-192-22k", 192, 12, None),
+        _checkpoint("base", "window12to16-192to256-22kto1k-ft", 256, 16, 86.2, _FROM_192),
+        _checkpoint("base", "window12to24-192to384-22kto1k-ft", 384, 24, 87.1, _FROM_192),
+        _checkpoint("large", "window12-192-22k", 192, 12, None),
+        _checkpoint("large", "window12to16-192to256-22kto1k-ft", 256, 16, 86.9, _FROM_192),
+        _checkpoint("large", "window12to24-192to384-22kto1k-ft", 384, 24, 87.6, _FROM_192),
+    )
+}
+"""The published checkpoints by their name on the hub. Source: microsoft/Swin-Transformer, MODELHUB.md."""
+
+
+def find_size(name: str) -> Size:
+    """Looks a size up.
+
+    Args:
+        name: A key of `SIZES`.
+
+    Raises:
+        ValueError: There is no such size; the message lists them.
+
+    Example:
+
+        >>> from swinv2.zoo import find_size
+        >>> find_size("giant")
+        Traceback (most recent call last):
+        ValueError: there is no size 'giant'; the sizes are tiny, small, ... Did you mean giant-1b or giant-3b?
+    """
+    if name in SIZES:
+        return SIZES[name]
+    close = [size for size in SIZES if size.startswith(name)] or difflib.get_close_matches(name, SIZES, 1)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise ValueError(f"there is no size {name!r}; the sizes are {', '.join(SIZES)}.{hint}")

@@ -1,0 +1,35 @@
+"""What every test stands on: no network, and shapes in signatures that are checked.
+
+Annotations of shapes cost nothing in use; here each call of a function of the package is held to them. Set
+SWINV2_TYPECHECK=0 to run without.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+CHECKS_SIGNATURES = os.environ.get("SWINV2_TYPECHECK", "1") != "0" and importlib.util.find_spec("beartype") is not None
+
+# torch.compile cannot trace through the checks; test_ecosystem.py runs these in a process of their own.
+collect_ignore = ["tracing"] if CHECKS_SIGNATURES else []
+
+if CHECKS_SIGNATURES:
+    import jaxtyping
+
+    # Not the configuration: its fields are checked by itself, with a sentence, and the tests are about the sentence.
+    jaxtyping.install_import_hook(["swinv2.ops", "swinv2.layers", "swinv2.model", "swinv2.heads"], "beartype.beartype")
+
+
+@pytest.fixture
+def as_a_user() -> Iterator[None]:
+    """Turns the checks of signatures off: a wrong argument then meets the package's own refusal, as in use."""
+    import jaxtyping
+
+    was_off = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", was_off)

@@ -1,0 +1,24 @@
+"""Memory that nobody wrote to shows: for these tests torch's fresh tensors are full of NaN."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+
+def _filled(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def make_filled(*args: Any, **kwargs: Any) -> torch.Tensor:
+        made = make(*args, **kwargs)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    return make_filled
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fills what torch.empty and its like return with NaN, so that output which was never written fails a test."""
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, _filled(getattr(torch, name)))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, name, _filled(getattr(torch.Tensor, name)))

@@ -1,0 +1,412 @@
+"""Every form of cosine window attention against a definition in four loops, by one table of cases.
+
+To add a form, add it to FORMS; what it returns besides the map is cut off there.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from swinv2.ops import reference, sdpa
+from swinv2.ops.dispatch import BACKENDS, choose_backend, explain_backend, window_attention
+from swinv2.ops.windows import WindowPlan
+
+Form = Callable[..., Tensor]
+
+
+def sdpa_as_compiled(*arguments: Any) -> Tensor:
+    """The form that compilers and exporters see, and that other devices than the CPU run."""
+    with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+        return sdpa.window_attention(*arguments)
+
+
+FORMS: dict[str, Form] = {
+    "reference": lambda *arguments: reference.window_attention(*arguments)[0],
+    "sdpa": sdpa.window_attention,
+    "sdpa-compiled": sdpa_as_compiled,
+}
+FAST_FORMS = [name for name in FORMS if name != "reference"]
+NAMES = ("q", "k", "v", "bias_table", "scale", "padded_value")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    name: str
+    grid: tuple[int, int]
+    window: tuple[int, int]
+    shift: tuple[int, int] = (0, 0)
+    mask_padding: bool = False
+    head_dim: int = 16
+    heads: int = 2
+    batch: int = 1
+    largest_scale: float = 20.0
+
+    @property
+    def plan(self) -> WindowPlan:
+        """How the case's map is cut."""
+        return WindowPlan(self.grid, self.window, self.shift, self.mask_padding)
+
+
+CASES = [
+    Case("whole windows", (4, 6), (2, 3), batch=2),
+    Case("one window", (3, 3), (3, 3)),
+    Case("window of one token", (3, 2), (1, 1)),
+    Case("map of one token", (1, 1), (1, 1)),
+    Case("map of one token in a larger window", (1, 1), (2, 3)),
+    Case("shift", (4, 4), (2, 2), (1, 1), batch=2),
+    Case("shift by less than half", (6, 6), (3, 3), (1, 1)),
+    Case("shift by more than half", (6, 6), (3, 3), (2, 2)),
+    Case("one axis unshifted", (4, 6), (4, 3), (0, 1)),
+    Case("other axis unshifted", (6, 3), (3, 3), (1, 0)),
+    Case("odd size", (5, 7), (3, 3)),
+    Case("odd size, shift", (5, 7), (3, 3), (1, 1)),
+    Case("odd size, shift beyond the padding", (5, 4), (3, 3), (2, 2)),
+    Case("odd size, shift within the padding", (4, 4), (3, 3), (1, 1), batch=2),
+    Case("padding hidden", (5, 4), (3, 3), mask_padding=True),
+    Case("padding hidden, shift", (5, 7), (3, 3), (1, 1), mask_padding=True),
+    Case("padding hidden, shift within it", (4, 4), (3, 3), (1, 1), mask_padding=True),
+    Case("padding hidden where there is none", (4, 4), (2, 2), (1, 1), mask_padding=True),
+    Case("rectangular windows", (5, 6), (2, 4), (1, 2)),
+    Case("window larger than the map", (2, 3), (4, 4)),
+    Case("window larger than the map, shift", (2, 3), (4, 4), (2, 2)),
+    Case("window larger than the map, shift, padding hidden", (3, 2), (4, 4), (2, 2), mask_padding=True),
+    Case("window larger on one axis", (2, 7), (4, 3), (0, 1)),
+    Case("heads of 32", (5, 5), (3, 3), (1, 1), head_dim=32, heads=3),
+    Case("heads of 64", (5, 5), (3, 3), (1, 1), head_dim=64, heads=1),
+    Case("sharpest scale", (4, 4), (3, 3), (1, 1), largest_scale=100.0),
+]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call, and the direction in which the answer's gradients are taken."""
+
+    tensors: dict[str, Tensor]
+    direction: Tensor
+
+    def call(self, form: Form, plan: WindowPlan, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Runs a form in a dtype; bias and scale stay fp32 at least, as a network passes them.
+
+        Returns:
+            The answer as "output", and the gradient of every argument by name, zeros where there is none.
+        """
+        table_dtype = torch.promote_types(dtype, torch.float32)
+        leaves = {
+            name: tensor.to(table_dtype if name in ("bias_table", "scale") else dtype, copy=True).requires_grad_()
+            for name, tensor in self.tensors.items()
+        }
+        q, k, v, bias_table, scale, padded_value = leaves.values()
+        output = form(q, k, v, bias_table, scale, plan, padded_value)
+        assert output.dtype == dtype
+        output.backward(self.direction.to(dtype))
+        results = {"output": output.detach()}
+        for name, leaf in leaves.items():
+            results[name] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        return results
+
+
+def draw(case: Case, seed: int = 0) -> Inputs:
+    """Draws a case's arguments: numbers that every dtype can hold, so that all forms start from the same."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).bfloat16().double()
+
+    shape = (case.batch, *case.grid, case.heads, case.head_dim)
+    table = (case.heads, 2 * case.window[0] - 1, 2 * case.window[1] - 1)
+    scale = torch.linspace(5.0, case.largest_scale, case.heads).bfloat16().double()
+    tensors = (
+        normal(*shape),
+        normal(*shape),
+        normal(*shape),
+        (16 * torch.sigmoid(normal(*table))).bfloat16().double(),
+        scale,
+        normal(case.heads, case.head_dim),
+    )
+    return Inputs(dict(zip(NAMES, tensors, strict=True)), normal(*shape))
+
+
+def four_loops(
+    q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, plan: WindowPlan, padded_value: Tensor
+) -> Tensor:
+    """The definition, without any of the package's geometry: loops over windows, heads, queries and keys.
+
+    A window's tokens are found by counting. A query sees a key if the two lie in the map as they lie in the window;
+    and a key that only fills up, if filling is not hidden.
+    """
+    (height, width), (window_height, window_width) = plan.grid, plan.window
+    padded_height = math.ceil(height / window_height) * window_height
+    padded_width = math.ceil(width / window_width) * window_width
+    inside = [(y, x) for y in range(window_height) for x in range(window_width)]
+    zero = q.new_zeros(q.shape[-1])
+
+    def unit(vector: Tensor) -> Tensor:
+        return vector / vector.norm() if vector.any() else vector
+
+    answers = {}
+    for batch in range(q.shape[0]):
+        for top in range(0, padded_height, window_height):
+            for left in range(0, padded_width, window_width):
+                place = {
+                    (y, x): ((top + y + plan.shift[0]) % padded_height, (left + x + plan.shift[1]) % padded_width)
+                    for y, x in inside
+                }
+                for head in range(q.shape[3]):
+                    keys, values = {}, {}
+                    for spot, (row, column) in place.items():
+                        is_real = row < height and column < width
+                        keys[spot] = unit(k[batch, row, column, head]) if is_real else zero
+                        values[spot] = v[batch, row, column, head] if is_real else padded_value[head]
+                    for y, x in inside:
+                        row, column = place[y, x]
+                        if row >= height or column >= width:
+                            continue
+                        query = unit(q[batch, row, column, head])
+                        logits, seen = [], []
+                        for key_y, key_x in inside:
+                            key_row, key_column = place[key_y, key_x]
+                            if (row - key_row, column - key_column) != (y - key_y, x - key_x):
+                                continue
+                            if plan.mask_padding and (key_row >= height or key_column >= width):
+                                continue
+                            bias = bias_table[head, y - key_y + window_height - 1, x - key_x + window_width - 1]
+                            logits.append(scale[head] * torch.dot(query, keys[key_y, key_x]) + bias)
+                            seen.append(values[key_y, key_x])
+                        weights = torch.stack(logits).softmax(0)
+                        answers[batch, row, column, head] = weights @ torch.stack(seen)
+    order = [
+        answers[batch, row, column, head]
+        for batch in range(q.shape[0])
+        for row in range(height)
+        for column in range(width)
+        for head in range(q.shape[3])
+    ]
+    return torch.stack(order).view(q.shape)
+
+
+@cache
+def truth(case: Case) -> dict[str, Tensor]:
+    """The definition's answer and gradients, in float64."""
+    return draw(case).call(four_loops, case.plan, torch.float64)
+
+
+def error(result: Tensor, expected: Tensor) -> float:
+    """Norm of the error over the norm of the truth; over 1 where the truth is zero."""
+    expected = expected.double()
+    return ((result.double() - expected).norm() / (expected.norm() if expected.any() else 1)).item()
+
+
+ALL_CASES = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@ALL_CASES
+@pytest.mark.parametrize("form", FORMS)
+def test_the_definition(form: str, case: Case) -> None:
+    """In float64 every form gives the definition's answer and gradients."""
+    results = draw(case).call(FORMS[form], case.plan, torch.float64)
+    errors = {name: error(result, truth(case)[name]) for name, result in results.items()}
+    assert {name: value for name, value in errors.items() if not value < 1e-12} == {}
+
+
+@ALL_CASES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", FAST_FORMS)
+def test_a_fast_form_is_no_less_exact_than_the_plain_one(form: str, dtype: torch.dtype, case: Case) -> None:
+    """In lower precision a fast form's error is at most twice that of the plain form, three times for gradients.
+
+    Errors are averages, so the maps are more than in the table. The floor: a tensor of a few numbers may by luck be
+    exact in one form and rounded in the other.
+    """
+    case = replace(case, batch=8, heads=3)
+    inputs = draw(case)
+    exact = inputs.call(FORMS["reference"], case.plan, torch.float64)
+    plain, fast = (inputs.call(FORMS[name], case.plan, dtype) for name in ("reference", form))
+    excess = {}
+    for name, expected in exact.items():
+        allowed = (2 if name == "output" else 3) * error(plain[name], expected) + torch.finfo(dtype).eps
+        if not error(fast[name], expected) <= allowed:
+            excess[name] = (error(fast[name], expected), allowed)
+    assert excess == {}
+
+
+@st.composite
+def random_cases(draw_value: st.DrawFn) -> Case:
+    """Any small case."""
+    window = (draw_value(st.integers(1, 5)), draw_value(st.integers(1, 5)))
+    return Case(
+        "random",
+        grid=(draw_value(st.integers(1, 11)), draw_value(st.integers(1, 11))),
+        window=window,
+        shift=(draw_value(st.integers(0, window[0] - 1)), draw_value(st.integers(0, window[1] - 1))),
+        mask_padding=draw_value(st.booleans()),
+        head_dim=draw_value(st.sampled_from([4, 16])),
+        heads=draw_value(st.integers(1, 3)),
+        batch=draw_value(st.integers(1, 2)),
+    )
+
+
+@pytest.mark.parametrize("form", FAST_FORMS)
+@given(case=random_cases(), seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=60)
+def test_a_fast_form_is_the_plain_one_on_random_plans(form: str, case: Case, seed: int) -> None:
+    """In float64 the forms agree on any map, window, shift and padding, in answer and gradients."""
+    inputs = draw(case, seed)
+    plain, fast = (inputs.call(FORMS[name], case.plan, torch.float64) for name in ("reference", form))
+    for name, expected in plain.items():
+        # Absolute: the gradient of a scale is a sum that may cancel to nothing (a window of one token).
+        torch.testing.assert_close(fast[name], expected, rtol=1e-10, atol=1e-11)
+
+
+@ALL_CASES
+@pytest.mark.parametrize("form", FORMS)
+def test_no_argument_is_changed(form: str, case: Case) -> None:
+    """The arguments are after the call what they were before."""
+    tensors = {name: tensor.float() for name, tensor in draw(case).tensors.items()}
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    q, k, v, bias_table, scale, padded_value = tensors.values()
+    FORMS[form](q, k, v, bias_table, scale, case.plan, padded_value)
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@ALL_CASES
+def test_weights_sum_to_one_and_do_not_cross_regions(case: Case) -> None:
+    """Each row of attention weights is a distribution over the tokens it may see, and exactly zero on the others."""
+    tensors = {name: tensor.float() for name, tensor in draw(case).tensors.items()}
+    q, k, v, bias_table, scale, padded_value = tensors.values()
+    _, weights = reference.window_attention(q, k, v, bias_table, scale, case.plan, padded_value)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+    assert (weights >= 0).all()
+    hidden = case.plan.hidden_pairs(torch.device("cpu"))
+    if hidden is not None:
+        by_window = weights.unflatten(0, (case.batch, -1))
+        assert (by_window.masked_select(hidden[:, None]) == 0).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_nothing_leaks_across_regions_at_the_sharpest_scale(form: str, dtype: torch.dtype) -> None:
+    """Scale 100, allowed keys at cosine -1, hidden ones at +1: an additive -100 would give the hidden ones it all.
+
+    Along a shifted axis of four tokens in windows of two, token 0 and token 3 share a window across the map's edge.
+    """
+    plan = WindowPlan((4, 1), (2, 1), (1, 0))
+    q = torch.ones(1, 4, 1, 1, 16, dtype=dtype)
+    k = torch.ones(1, 4, 1, 1, 16, dtype=dtype)
+    k[:, 0] = -1
+    v = torch.zeros(1, 4, 1, 1, 16, dtype=dtype)
+    v[:, 0], v[:, 3] = 1, -1
+    table_dtype = torch.promote_types(dtype, torch.float32)
+    bias_table, scale = torch.zeros(1, 3, 1, dtype=table_dtype), torch.full((1,), 100.0, dtype=table_dtype)
+    output = FORMS[form](q, k, v, bias_table, scale, plan, None)
+    assert (output[:, 0] == 1).all()
+    assert (output[:, 3] == -1).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("mask_padding", [False, True])
+def test_keys_of_zero_give_numbers(form: str, dtype: torch.dtype, mask_padding: bool) -> None:
+    """Filling tokens have keys of exactly zero, and so may tokens of the map: no NaN, not in fp16 either."""
+    case = Case("zeros", (5, 4), (4, 4), (2, 2), mask_padding=mask_padding)
+    inputs = draw(case)
+    for name, result in inputs.call(FORMS[form], case.plan, dtype).items():
+        assert result.isfinite().all(), name
+    inputs.tensors["k"][:, :2] = 0
+    inputs.tensors["q"][:, 0] = 0
+    # Forwards only: the direction of a vector of zeros has no finite gradient.
+    assert inputs.call(FORMS[form], case.plan, dtype)["output"].isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_hidden_padding_does_not_matter(form: str) -> None:
+    """What filling tokens carry changes the answer by default, and neither answer nor gradient if they are hidden."""
+    for mask_padding in (False, True):
+        case = Case("padding", (5, 7), (4, 4), (2, 2), mask_padding=mask_padding)
+        inputs = draw(case)
+        before = inputs.call(FORMS[form], case.plan, torch.float64)
+        inputs.tensors["padded_value"] += 100
+        after = inputs.call(FORMS[form], case.plan, torch.float64)
+        assert torch.equal(before["output"], after["output"]) == mask_padding
+        assert (not before["padded_value"].any()) == mask_padding
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_values_of_filling_tokens_are_zero_if_not_given(form: str) -> None:
+    """No padded_value is a padded_value of zeros."""
+    case = Case("padding", (5, 7), (4, 4), (2, 2))
+    q, k, v, bias_table, scale, padded_value = draw(case).tensors.values()
+    without = FORMS[form](q, k, v, bias_table, scale, case.plan)
+    with_zeros = FORMS[form](q, k, v, bias_table, scale, case.plan, torch.zeros_like(padded_value))
+    assert torch.equal(without, with_zeros)
+
+
+def test_a_filling_tokens_query_shows_in_the_weights_only() -> None:
+    """The query of filling tokens decides rows of the attention weights that the map never uses."""
+    case = Case("padding", (5, 7), (4, 4), (2, 2))
+    q, k, v, bias_table, scale, padded_value = draw(case).tensors.values()
+    arguments = (q, k, v, bias_table, scale, case.plan, padded_value)
+    output, weights = reference.window_attention(*arguments)
+    other_output, other_weights = reference.window_attention(*arguments, padded_query=padded_value)
+    assert torch.equal(output, other_output)
+    assert not torch.equal(weights, other_weights)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_dropout_drops_weights_and_keeps_their_mean(form: str) -> None:
+    """Dropout changes the answer from call to call, and on average not at all."""
+    case = Case("dropout", (4, 4), (4, 4))
+    q, k, v, bias_table, scale, padded_value = (tensor.float() for tensor in draw(case).tensors.values())
+    repeats = 2000
+    many = [tensor.expand(repeats, *tensor.shape[1:]).contiguous() for tensor in (q, k, v)]
+    torch.manual_seed(0)
+    answers = FORMS[form](*many, bias_table, scale, case.plan, padded_value, 0.3)
+    plain = FORMS[form](q, k, v, bias_table, scale, case.plan, padded_value, 0.0)
+    assert not torch.equal(answers[0], answers[1])
+    # Five standard errors of the mean.
+    assert ((answers.mean(0) - plain[0]).abs() <= 5 * answers.std(0) / repeats**0.5 + 1e-6).all()
+
+
+class TestDispatch:
+    """Which form runs is said, not guessed."""
+
+    def test_weights_need_the_eager_form(self) -> None:
+        """Only the plain form has attention weights."""
+        assert choose_backend("sdpa") == "sdpa"
+        assert choose_backend("sdpa", wants_weights=True) == "eager"
+        assert choose_backend("eager") == choose_backend("eager", wants_weights=True) == "eager"
+
+    def test_an_unknown_form_is_refused(self) -> None:
+        """The refusal names what was asked for and what there is."""
+        with pytest.raises(ValueError, match=r"attn_implementation is 'flash_attention_2'.*'sdpa'.*'eager'"):
+            choose_backend("flash_attention_2")
+
+    def test_every_form_is_explained(self) -> None:
+        """One line says what runs; every other form has a line with the reason why not."""
+        for wants_weights in (False, True):
+            for backend in BACKENDS:
+                lines = explain_backend(backend.name, wants_weights).splitlines()
+                assert len(lines) == len(BACKENDS)
+                assert sum(" runs: " in line for line in lines) == 1
+
+    def test_both_forms_through_one_door(self) -> None:
+        """`window_attention` returns the map of the form asked for, and weights from the plain one."""
+        case = CASES[11]
+        arguments = list(draw(case).tensors.values())
+        arguments.insert(5, case.plan)
+        eager, weights = window_attention(*arguments, backend="eager")
+        fast, nothing = window_attention(*arguments, backend="sdpa")
+        torch.testing.assert_close(fast, eager)
+        assert weights is not None
+        assert nothing is None

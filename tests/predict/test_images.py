@@ -1,0 +1,282 @@
+"""Every kind of image that a camera or the web yields, made by PIL, and every way in which a file can be broken."""
+
+import io
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swinv2.predict.errors import UsageError
+from swinv2.predict.images import BrokenImageError, find_images, grey_to_rgb, natural_key, read_image
+
+RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+
+
+def halves(
+    mode: str = "RGB", size: tuple[int, int] = (20, 10), left: object = RED, right: object = BLUE
+) -> Image.Image:
+    """An image whose left half has one colour and whose right half another."""
+    image = Image.new(mode, size, left)
+    image.paste(right, (size[0] // 2, 0, size[0], size[1]))
+    return image
+
+
+def close(pixel: object, expected: tuple[int, int, int], tolerance: int = 3) -> bool:
+    return bool(np.abs(np.subtract(pixel, expected)).max() <= tolerance)
+
+
+def read(folder: Path, image: Image.Image, name: str, **options: object) -> Image.Image:
+    image.save(folder / name, **options)
+    result = read_image(folder / name)
+    assert result.mode == "RGB"
+    return result
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp", "a.ppm", "a.tga", "a.gif", "a.jp2", "a.ico"])
+def test_formats_give_the_same_pixels(tmp_path: Path, name: str) -> None:
+    options = {"lossless": True} if name.endswith("webp") else {}
+    result = read(tmp_path, halves(size=(32, 32)), name, **options)
+    assert result.size == (32, 32)
+    assert close(result.getpixel((1, 5)), RED)
+    assert close(result.getpixel((30, 5)), BLUE)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upper_left", "size"),
+    [
+        (1, RED, (20, 10)),
+        (2, BLUE, (20, 10)),
+        (3, BLUE, (20, 10)),
+        (4, RED, (20, 10)),
+        (5, RED, (10, 20)),
+        (6, RED, (10, 20)),
+        (7, BLUE, (10, 20)),
+        (8, BLUE, (10, 20)),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+def test_exif_orientation_sets_the_image_upright(
+    tmp_path: Path, orientation: int, upper_left: tuple[int, int, int], size: tuple[int, int], name: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {".jpg": {"quality": 95, "subsampling": 0}, ".webp": {"lossless": True}}.get(name[1:], {})
+    result = read(tmp_path, halves(), name, exif=exif, **options)
+    assert result.size == size
+    assert close(result.getpixel((0, 0)), upper_left, 8)
+
+
+def test_damaged_exif_leaves_a_sound_image(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = io.BytesIO()
+    halves().save(data, "WEBP", lossless=True, exif=exif)
+    (tmp_path / "a.webp").write_bytes(data.getvalue().replace(b"II*\0", b"QQ*\0").replace(b"MM\0*", b"QQ\0*"))
+    assert read_image(tmp_path / "a.webp").size == (20, 10)
+
+
+def test_grey_and_bilevel(tmp_path: Path) -> None:
+    assert read(tmp_path, halves("L", left=10, right=200), "grey.png").getpixel((15, 0)) == (200, 200, 200)
+    assert read(tmp_path, halves("1", left=0, right=1), "bilevel.png").getpixel((15, 0)) == WHITE
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    transparent = halves("RGBA", left=(255, 0, 0, 255), right=(0, 0, 0, 0))
+    for name in ("alpha.png", "alpha.tif"):
+        result = read(tmp_path, transparent, name)
+        assert (result.getpixel((0, 0)), result.getpixel((19, 0))) == (RED, WHITE)
+    half = read(tmp_path, halves("RGBA", left=(0, 0, 0, 128), right=(0, 0, 0, 255)), "half.png")
+    assert close(half.getpixel((0, 0)), (127, 127, 127))
+    grey = read(tmp_path, halves("LA", left=(100, 255), right=(100, 0)), "grey.png")
+    assert (grey.getpixel((0, 0)), grey.getpixel((19, 0))) == ((100, 100, 100), WHITE)
+
+
+def test_palettes(tmp_path: Path) -> None:
+    image = Image.new("P", (20, 10), 0)
+    image.putpalette([255, 0, 0, 0, 0, 255, 9, 9, 9])
+    image.paste(1, (10, 0, 20, 10))
+    plain = read(tmp_path, image, "palette.png")
+    assert (plain.getpixel((0, 0)), plain.getpixel((19, 0))) == (RED, BLUE)
+    one = read(tmp_path, image, "one_transparent.png", transparency=1)
+    assert (one.getpixel((0, 0)), one.getpixel((19, 0))) == (RED, WHITE)
+    by_bytes = read(tmp_path, image, "bytes.png", transparency=bytes([0, 255]))
+    assert (by_bytes.getpixel((0, 0)), by_bytes.getpixel((19, 0))) == (WHITE, BLUE)
+
+
+def test_transparent_colour_without_a_palette(tmp_path: Path) -> None:
+    colour = read(tmp_path, halves(), "colour.png", transparency=BLUE)
+    assert (colour.getpixel((0, 0)), colour.getpixel((19, 0))) == (RED, WHITE)
+    grey = read(tmp_path, halves("L", left=10, right=20), "grey.png", transparency=20)
+    assert (grey.getpixel((0, 0)), grey.getpixel((19, 0))) == ((10, 10, 10), WHITE)
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    result = read(tmp_path, halves("CMYK", left=(0, 255, 255, 0), right=(255, 255, 0, 0)), "a.jpg", quality=95)
+    assert close(result.getpixel((2, 2)), RED, 12)
+    assert close(result.getpixel((17, 2)), BLUE, 12)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bits_keep_their_brightness(tmp_path: Path, name: str) -> None:
+    values = np.array([[0, 257 * 40, 257 * 128, 65535]], dtype=np.uint16)
+    result = read(tmp_path, Image.fromarray(values), name)
+    assert [result.getpixel((column, 0))[0] for column in range(4)] == [0, 40, 128, 255]
+
+
+def test_thirty_two_bits_keep_their_brightness(tmp_path: Path) -> None:
+    integers = read(tmp_path, Image.fromarray(np.array([[-5, 2**30, 2**31 - 1]], dtype=np.int32)), "integers.tif")
+    assert [integers.getpixel((column, 0))[0] for column in range(3)] == [0, 128, 255]
+    floats = np.array([[0.0, 0.5, 1.0, np.nan]], dtype=np.float32)
+    result = read(tmp_path, Image.fromarray(floats), "floats.tif")
+    assert [result.getpixel((column, 0))[0] for column in range(4)] == [0, 128, 255, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 65535]], dtype=np.int32), 255),
+        (np.array([[0, 255]], dtype=np.uint16), 1),
+        (np.array([[0.0, 1.0]]), 255),
+        (np.array([[0.0, 255.0]]), 255),
+        (np.array([[0.0, 100.0]]), 100),
+        (np.array([[0.0, 65535.0]]), 255),
+        (np.array([[0.0, 1e9]]), 255),
+        (np.array([[-1.0, 0.0]]), 0),
+    ],
+)
+def test_white_of_grey(values: np.ndarray, expected: int) -> None:
+    assert grey_to_rgb(values).getpixel((1, 0)) == (expected,) * 3
+
+
+def test_big_endian_grey() -> None:
+    values = np.array([[0, 257 * 40]], dtype=np.uint16)
+    image = Image.frombytes("I;16B", (2, 1), values.astype(">u2").tobytes())
+    assert grey_to_rgb(np.asarray(image)).getpixel((1, 0)) == (40, 40, 40)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
+def test_animations_give_their_first_frame(tmp_path: Path, name: str) -> None:
+    first, second = Image.new("RGB", (8, 8), RED), Image.new("RGB", (8, 8), BLUE)
+    options = {"lossless": True} if name.endswith("webp") else {}
+    result = read(tmp_path, first, name, save_all=True, append_images=[second], **options)
+    assert close(result.getpixel((4, 4)), RED)
+
+
+def test_one_pixel(tmp_path: Path) -> None:
+    assert read(tmp_path, Image.new("RGB", (1, 1), RED), "a.png").getpixel((0, 0)) == RED
+
+
+def test_large_images_pass_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (30, 10)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
+    assert read_image(tmp_path / "a.png").size == (30, 10)  # above PIL's soft limit, of which it would warn
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 149)
+    with pytest.raises(BrokenImageError, match="more than 298 pixels"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.webp", "a.tif", "a.bmp", "a.jp2"])
+def test_truncated_files_are_broken(tmp_path: Path, name: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / name)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(BrokenImageError, match=r"\w"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.png", b"", "the file is empty"),
+        ("text.jpg", b"not a picture", "not an image"),
+        ("photo.heic", b"\0\0\0\x18ftypheic", "pillow-heif"),
+        ("bomb.png", None, "more than 178,956,970 pixels"),
+    ],
+)
+def test_reasons(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
+    if content is None:
+        header = io.BytesIO()
+        Image.new("L", (1, 1)).save(header, "PNG")
+        content = header.getvalue()
+        # A header that claims 60,000 x 60,000 pixels, with its checksum.
+        chunk = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + content[24:29]
+        content = content[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + content[33:]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BrokenImageError, match=reason):
+        read_image(tmp_path / name)
+
+
+def test_missing_files_and_folders_are_broken(tmp_path: Path) -> None:
+    with pytest.raises(BrokenImageError, match="no such file"):
+        read_image(tmp_path / "gone.png")
+    with pytest.raises(BrokenImageError, match="directory"):
+        read_image(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read everything")
+def test_forbidden_files_are_broken(tmp_path: Path) -> None:
+    halves().save(tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0)
+    with pytest.raises(BrokenImageError, match="permission denied"):
+        read_image(tmp_path / "a.png")
+
+
+def make_files(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def names_of(paths: list[Path], folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in paths]
+
+
+def test_folders_are_searched_in_natural_order(tmp_path: Path) -> None:
+    make_files(tmp_path, "10.jpg", "9.JPG", "notes.txt", "sub/2.png", "sub/1.png", ".hidden/3.png", "._9.jpg", "a.heic")
+    paths, missing = find_images([tmp_path])
+    assert names_of(paths, tmp_path) == ["9.JPG", "10.jpg", "a.heic", "sub/1.png", "sub/2.png"]
+    assert missing == []
+
+
+def test_globs(tmp_path: Path) -> None:
+    make_files(tmp_path, "b10.png", "b9.png", "b.txt", "sub/c.jpg", "sub/deep/d.jpg", "[1].png")
+    assert names_of(find_images([f"{tmp_path}/b*"])[0], tmp_path) == ["b9.png", "b10.png"]
+    assert names_of(find_images([f"{tmp_path}/**/*.jpg"])[0], tmp_path) == ["sub/c.jpg", "sub/deep/d.jpg"]
+    assert names_of(find_images([f"{tmp_path}/s*"])[0], tmp_path) == ["sub/c.jpg", "sub/deep/d.jpg"]
+    assert len(find_images([f"{tmp_path}/**"])[0]) == 5
+    assert names_of(find_images([tmp_path / "[1].png"])[0], tmp_path) == ["[1].png"]  # a name before it is a pattern
+
+
+def test_files_are_taken_once_in_the_order_of_the_inputs(tmp_path: Path) -> None:
+    make_files(tmp_path, "a.png", "b.png", "odd.data")
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    inputs = [tmp_path / "odd.data", tmp_path / "b.png", tmp_path, f"{tmp_path}/*.png", tmp_path / "link.png"]
+    assert names_of(find_images(inputs)[0], tmp_path) == ["odd.data", "b.png", "a.png"]
+
+
+def test_missing_inputs_are_named(tmp_path: Path) -> None:
+    make_files(tmp_path, "a.png")
+    paths, missing = find_images([tmp_path / "gone.png", tmp_path / "a.png", "https://example.org/a.png"])
+    assert names_of(paths, tmp_path) == ["a.png"]
+    assert [image.reason for image in missing] == [
+        "no such file or folder",
+        "an address, not a file; download it first",
+    ]
+
+
+def test_nothing_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file or folder"):
+        find_images([tmp_path / "gone"])
+    with pytest.raises(UsageError, match="there is no image"):
+        find_images([tmp_path])
+    with pytest.raises(UsageError, match="no image was given"):
+        find_images([])
+
+
+def test_natural_key_takes_any_digits() -> None:
+    names = ["b", "a10", "a9", "٣", "10", "²", "a"]
+    assert sorted(names, key=natural_key)[:4] == ["10", "a", "a9", "a10"]

@@ -1,0 +1,72 @@
+"""The benchmark runs and writes what its README says. No number is judged: no test measures time."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "model.py"
+
+COLUMNS = [
+    "case",
+    "mode",
+    "precision",
+    "execution",
+    "device",
+    "batch_size",
+    "library",
+    "parameters",
+    "images_per_second",
+    "step_milliseconds",
+    "fastest_milliseconds",
+    "slowest_milliseconds",
+    "cpu_share",
+    "rounds",
+    "peak_mib",
+    "held_mib",
+    "rise_mib",
+    "rise_mib_per_image",
+    "note",
+    "images_per_second_over_fastest_peer",
+    "images_per_second_over_transformers",
+    "peak_mib_over_leanest_peer",
+    "peak_mib_over_transformers",
+    "rise_mib_over_least_rise_of_peers",
+    "rise_mib_over_transformers",
+    "machine",
+    "threads",
+    "torch",
+    "transformers",
+    "timm",
+    "torchvision",
+    "commit",
+    "command",
+    "date",
+    "load_at_start",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_model_benchmark_writes_a_row_for_each_library(tmp_path: Path) -> None:
+    options = "--cases tiny-w8-256 --libraries swinv2,transformers --modes inference --precisions fp32 --no-compile"
+    command = [sys.executable, str(BENCHMARK), *options.split(), "--rounds", "1", "--batch-size", "1"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "smoke")], capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+
+    with (tmp_path / "smoke.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == COLUMNS
+    assert [row["library"] for row in rows] == ["swinv2", "transformers"]
+    for row in rows:
+        assert row["note"] == ""
+        assert float(row["images_per_second"]) > 0
+        # Each is rounded to five digits.
+        assert float(row["peak_mib"]) == pytest.approx(float(row["held_mib"]) + float(row["rise_mib"]), rel=1e-3)
+        assert float(row["held_mib"]) > int(row["parameters"]) * 4 / 2**20
+        assert str(tmp_path) not in row["command"]
+    assert done.stdout.strip() in (tmp_path / "smoke.md").read_text()
