@@ -16,12 +16,12 @@ import swinv2
 from swinv2.layers.attention import CosineWindowAttention, WindowGeometry
 
 TOLERANCE = 5e-6
-"""Of an answer, in units of the distance between two images' answers. Measured: at most 2.6e-6."""
+"""Of an answer, in units of the distance between two images' answers. Measured: at most 2.2e-6."""
 
-GRADIENT_TOLERANCE = 5e-5
-"""Of each gradient, in units of its own norm. The gradients of logit_scale and of the position bias are sums over all
-windows of terms that cancel. transformers' gradients in fp32 are off by up to 9e-6 from its own in fp64; ours differ
-from its by up to 1.8e-5, all but a few by less than 5e-6."""
+GRADIENT_TOLERANCE = 1e-4
+"""Of each gradient, in units of its own norm. Gradients of logit_scale, of biases and of the position bias are sums
+over all windows of terms that cancel: transformers' own in fp32 are off by up to 4e-5 from its own in fp64, and so are
+ours, which differ from transformers' by up to 1e-5 (eager) and 4e-5 (sdpa)."""
 
 FORMS = ("eager", "sdpa")
 TINY = {"embed_dim": 96, "depths": [2, 2, 2, 2], "num_heads": [3, 6, 12, 24]}
@@ -79,7 +79,7 @@ CASES = [
         id="window-larger-than-image",
     ),
     pytest.param(Case((96, 80), {**NARROW, "image_size": 64, "window_size": 32}), id="window-larger-than-map"),
-    pytest.param(Case((100, 100), {**NARROW, "image_size": 100, "window_size": 7}), id="odd-maps"),
+    pytest.param(Case((100, 100), {**TINY, "image_size": 100, "window_size": 7}), id="odd-maps"),
     pytest.param(Case((70, 90), {**NARROW, "qkv_bias": False, "image_size": 64, "window_size": 4}), id="no-bias"),
 ]
 

@@ -2,7 +2,8 @@
 
 In and out: as `reference.py`, without the weights. It never rolls a map and never builds a mask per window: under a
 shift there are only four kinds of window (see `windows.WindowKind`), each is taken straight from the unshifted map,
-and each needs one (T, T) mask at most. On a CPU the windows go to `cpu.py`, which has what torch's own lacks there.
+and each needs one (T, T) mask at most. On a CPU, outside torch.compile and torch.export, `cpu.py` does the attention:
+it has what torch's own lacks there.
 """
 
 import torch
@@ -28,34 +29,36 @@ def window_attention(
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H W heads head_dim"]:
     """Cosine attention inside every window of a map; arguments as in `reference.window_attention`."""
-    maps = (
-        windows.pad(_with_length(q, scale[:, None]), plan),
-        windows.pad(_with_length(k, 1.0), plan),
-        windows.pad(v, plan, padded_value),
-    )
+    query = windows.pad(_with_length(q, scale[:, None]), plan)
+    key = windows.pad(_with_length(k, 1.0), plan)
+    value = windows.pad(v, plan, padded_value)
     bias = expand_bias(bias_table.to(v.dtype), plan.window)
+    if v.device.type == "cpu" and dropout == 0.0 and not torch.compiler.is_compiling():
+        attended = cpu.attend(query, key, value, bias, plan)
+    else:
+        attended = _attend(query, key, value, bias, plan, dropout)
+    return windows.crop(attended, plan)
 
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, plan: WindowPlan, dropout: float) -> Tensor:
+    """One call of torch's attention for each kind of window."""
     bands = []
     for rows in plan.spans(0):
         band = []
         for columns in plan.spans(1):
             kind = WindowKind(rows, columns)
-            area = [_take(_take(m, plan, 0, rows), plan, 1, columns) for m in maps]
-            grid = (area[0].shape[1], area[0].shape[2])
-            query, key, value = (windows.partition(m, plan.window).transpose(1, 2).contiguous() for m in area)
+            areas = [_take(_take(m, plan, 0, rows), plan, 1, columns) for m in (query, key, value)]
+            tiles = [windows.partition(area, plan.window).transpose(1, 2) for area in areas]
             mask = bias
             if not kind.is_single_region:
-                mask = bias.masked_fill(kind.hidden_pairs(q.device), float("-inf"))
-            attended = _attend(query, key, value, mask, dropout)
+                mask = bias.masked_fill(kind.hidden_pairs(bias.device), float("-inf"))
+            attended = F.scaled_dot_product_attention(
+                tiles[0], tiles[1], tiles[2], attn_mask=mask[None], dropout_p=dropout, scale=1.0
+            )
+            grid = (areas[0].shape[1], areas[0].shape[2])
             band.append(windows.merge(attended.transpose(1, 2), plan.window, grid))
         bands.append(_join(band, plan, 1))
-    return windows.crop(_join(bands, plan, 0), plan)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
-    if query.device.type == "cpu" and dropout == 0.0 and not torch.compiler.is_compiling():
-        return cpu.attend(query, key, value, mask)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[None], dropout_p=dropout, scale=1.0)
+    return _join(bands, plan, 0)
 
 
 def _with_length(vectors: Tensor, length: Tensor | float) -> Tensor:
