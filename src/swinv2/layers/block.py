@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from swinv2.config import StageSpec, Swinv2Config
 from swinv2.layers.attention import Attention, Projection, WindowGeometry
+from swinv2.ops.cpu import in_pieces
 
 
 class DropPath(nn.Module):
@@ -71,6 +72,7 @@ class SwinTransformerBlock(nn.Module):
     def __init__(self, config: Swinv2Config, spec: StageSpec, index: int) -> None:
         super().__init__()
         hidden_features = int(config.mlp_ratio * spec.dim)
+        self.hidden_features = hidden_features
         geometry = block_geometry(config, spec, index)
         self.attention = Attention(
             spec.dim, spec.num_heads, geometry, config.qkv_bias, config.attention_probs_dropout_prob
@@ -105,8 +107,13 @@ class SwinTransformerBlock(nn.Module):
     def _residual_branches(self, x: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attention(x, backend)
         x = x + self.drop_path(self.layernorm_before(attended))
-        x = x + self.drop_path(self.layernorm_after(self.output(self.intermediate(x))))
+        x = x + self.drop_path(self.layernorm_after(self._mlp(x)))
         return self.layernorm_extra(x), weights
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        if self.intermediate.dense.weight.is_meta:  # offloaded: fetched for each call, so one call
+            return self.output(self.intermediate(x))
+        return in_pieces(lambda tokens: self.output(self.intermediate(tokens)), x, self.hidden_features)
 
 
 def block_geometry(config: Swinv2Config, spec: StageSpec, index: int) -> WindowGeometry:

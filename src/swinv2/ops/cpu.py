@@ -1,7 +1,7 @@
 """Window attention on a CPU, a cacheful of windows at a time.
 
 In: maps of whole windows, queries and keys already normalised and scaled, and one bias for all windows. Out: the
-attended map. Nothing is known here of cosines, scales or padding.
+attended map. Nothing is known here of cosines, scales or padding. `in_pieces` does the same service to the MLP.
 
 Torch's own CPU attention has no gradient for a learned bias, so it falls back to keeping all T x T weights, and in
 bf16 its tiles are slower than plain matrix products. Here the weights of a few windows are computed, used and
@@ -10,7 +10,7 @@ copied to windows and back once, each kind of window after the other, the cyclic
 other's gradient.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,31 +21,71 @@ from torch.autograd.function import once_differentiable
 from swinv2.ops.windows import Span, WindowPlan
 
 CACHE_BYTES = 2**21
-"""What the weights of the windows in work may take: about the second-level caches of the cores."""
+"""What the tensors in work may take: about the second-level caches of the cores."""
+
+SMALLEST_PIECE = 256
+"""Tokens below which a matrix product is too thin to be fast."""
+
+
+def to_windows(
+    feature_map: Float[Tensor, "B H W heads head_dim"], plan: WindowPlan
+) -> Float[Tensor, "N heads tokens head_dim"]:
+    """Copies a map of whole windows to its windows: kind by kind, then image by image."""
+    return _ToWindows.apply(feature_map, plan)
+
+
+def to_map(
+    windows: Float[Tensor, "N heads tokens head_dim"], plan: WindowPlan
+) -> Float[Tensor, "B H W heads head_dim"]:
+    """Undoes `to_windows`."""
+    return _ToMap.apply(windows, plan)
 
 
 def attend(
-    query: Float[Tensor, "B H W heads head_dim"],
-    key: Float[Tensor, "B H W heads head_dim"],
-    value: Float[Tensor, "B H W heads head_dim"],
+    query: Float[Tensor, "N heads tokens head_dim"],
+    key: Float[Tensor, "N heads tokens head_dim"],
+    value: Float[Tensor, "N heads tokens head_dim"],
     bias: Float[Tensor, "heads tokens tokens"],
     plan: WindowPlan,
-) -> Float[Tensor, "B H W heads head_dim"]:
+) -> Float[Tensor, "N heads tokens head_dim"]:
     """softmax(query @ key^T + bias) @ value, for every window and head.
 
     Args:
-        query, key, value: Maps of whole windows: of size `plan.padded_grid`.
+        query, key, value: What `to_windows` returned.
         bias: What is added to the logits of every window.
         plan: Windows, shift and regions.
     """
-    tiles = [_ToWindows.apply(feature_map, plan) for feature_map in (query, key, value)]
-    return _ToMap.apply(_Attend.apply(*tiles, bias, plan), plan)
+    return _Attend.apply(query, key, value, bias, plan)
+
+
+def in_pieces(function: Callable[[Tensor], Tensor], feature_map: Tensor, features: int) -> Tensor:
+    """Applies a function of single tokens to a map, a cacheful of tokens at a time.
+
+    It pays where something wide between two layers would be written to memory and read again, and nothing of it must
+    be kept: on a CPU, without gradients, outside torch.compile. Elsewhere the function is applied at once.
+
+    Args:
+        function: Takes and returns (tokens, C).
+        feature_map: The map (B, H, W, C).
+        features: Features a token has at its widest inside the function.
+    """
+    tokens = feature_map.flatten(0, 2)
+    piece = max(CACHE_BYTES // (features * feature_map.element_size()), SMALLEST_PIECE)
+    is_plain = feature_map.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if not is_plain or tokens.shape[0] <= piece:
+        return function(feature_map)
+    first = function(tokens[:piece])
+    output = first.new_empty(tokens.shape)
+    output[:piece] = first
+    for start in range(piece, tokens.shape[0], piece):
+        output[start : start + piece] = function(tokens[start : start + piece])
+    return output.view(feature_map.shape)
 
 
 def _rectangles(feature_map: Tensor, windows: Tensor, plan: WindowPlan) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of views, into a map (B, H, W, heads, head_dim) and its windows (N, heads, T, head_dim), of equal tokens.
 
-    Windows lie kind by kind, then image by image. An edge of the shifted map is in two places of the map itself.
+    An edge of the shifted map lies in two places of the map itself.
     """
     batch, heads, head_dim = feature_map.shape[0], feature_map.shape[3], feature_map.shape[4]
     start = 0

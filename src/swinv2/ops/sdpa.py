@@ -29,13 +29,17 @@ def window_attention(
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H W heads head_dim"]:
     """Cosine attention inside every window of a map; arguments as in `reference.window_attention`."""
-    query = windows.pad(_with_length(q, scale[:, None]), plan)
-    key = windows.pad(_with_length(k, 1.0), plan)
-    value = windows.pad(v, plan, padded_value)
     bias = expand_bias(bias_table.to(v.dtype), plan.window)
     if v.device.type == "cpu" and dropout == 0.0 and not torch.compiler.is_compiling():
-        attended = cpu.attend(query, key, value, bias, plan)
+        # One after the other, so that no map is kept longer than it is needed.
+        query = cpu.to_windows(windows.pad(_with_length(q, scale[:, None]), plan), plan)
+        key = cpu.to_windows(windows.pad(_with_length(k, 1.0), plan), plan)
+        value = cpu.to_windows(windows.pad(v, plan, padded_value), plan)
+        attended = cpu.to_map(cpu.attend(query, key, value, bias, plan), plan)
     else:
+        query = windows.pad(_with_length(q, scale[:, None]), plan)
+        key = windows.pad(_with_length(k, 1.0), plan)
+        value = windows.pad(v, plan, padded_value)
         attended = _attend(query, key, value, bias, plan, dropout)
     return windows.crop(attended, plan)
 
