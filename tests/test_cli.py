@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +69,6 @@ def test_version_and_help() -> None:
         result = swinv2_command(command, "--help")
         assert result.exit_code == 0
         assert len(result.stdout) > 100
-
-
-def test_importing_the_package_is_light() -> None:
-    code = "import sys, swinv2; print([name for name in ('typer', 'rich', 'pyarrow.parquet') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_classify_prints_a_plain_table_and_names_what_it_skips(model: Path, images: Path) -> None:

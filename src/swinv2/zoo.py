@@ -127,6 +127,11 @@ class Checkpoint:
     licence: str = "apache-2.0"
     sha256: str | None = None
 
+    @property
+    def training(self) -> str:
+        """What it was trained on, in order."""
+        return "ImageNet-22k, then ImageNet-1k" if "22kto1k" in self.name else self.labels
+
     def config_fields(self) -> dict[str, Any]:
         """The arguments of `Swinv2Config` that build this checkpoint's architecture; label names are not in them."""
         return {

@@ -111,7 +111,7 @@ def test_spans_cover_every_window_once_with_its_regions(plan: WindowPlan) -> Non
     """The few kinds of window say the same as the list of all windows."""
     hidden = plan.hidden_pairs(torch.device("cpu"))
     seen = torch.zeros(plan.counts, dtype=torch.int)
-    for kind in plan.kinds():
+    for kind in plan.kinds:
         rows, columns = slice(kind.rows.start, kind.rows.stop), slice(kind.columns.start, kind.columns.stop)
         seen[rows, columns] += 1
         pairs = kind.hidden_pairs(torch.device("cpu"))

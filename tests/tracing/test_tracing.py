@@ -26,7 +26,9 @@ def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         return model(images).logits
 
 
-def test_compile_has_no_break_and_follows_the_batch(model):
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_compile_has_no_break_and_follows_the_batch(model, implementation):
+    model.set_attn_implementation(implementation)
     count = 0
 
     def counting(graph, inputs):

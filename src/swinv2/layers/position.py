@@ -9,6 +9,7 @@ The factors 8, 3 = log2(8) and 16 * sigmoid are the authors' code's, microsoft/S
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,8 @@ class PreciseLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
+        # The meta device has no autocast and refuses even to switch it off.
+        with nullcontext() if input.is_meta else torch.autocast(input.device.type, enabled=False):
             return F.linear(input.float(), self.weight.float(), None if self.bias is None else self.bias.float())
 
 

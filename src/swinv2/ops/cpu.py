@@ -89,7 +89,7 @@ def _rectangles(feature_map: Tensor, windows: Tensor, plan: WindowPlan) -> Itera
     """
     batch, heads, head_dim = feature_map.shape[0], feature_map.shape[3], feature_map.shape[4]
     start = 0
-    for kind in plan.kinds():
+    for kind in plan.kinds:
         rows, columns = kind.rows.stop - kind.rows.start, kind.columns.stop - kind.columns.start
         count = batch * rows * columns
         tiles = windows[start : start + count].view(batch, rows, columns, heads, *plan.window, head_dim)
@@ -97,11 +97,8 @@ def _rectangles(feature_map: Tensor, windows: Tensor, plan: WindowPlan) -> Itera
         for down, row, height in _pieces(plan, 0, kind.rows):
             for across, column, width in _pieces(plan, 1, kind.columns):
                 area = feature_map[:, down : down + rows * height, across : across + columns * width]
-                area = area.unflatten(2, (columns, width)).unflatten(1, (rows, height))
-                yield (
-                    area.permute(0, 1, 3, 5, 2, 4, 6),
-                    tiles[:, :, :, :, row : row + height, column : column + width],
-                )
+                area = area.view(batch, rows, height, columns, width, heads, head_dim).permute(0, 1, 3, 5, 2, 4, 6)
+                yield area, tiles[:, :, :, :, row : row + height, column : column + width]
 
 
 def _pieces(plan: WindowPlan, axis: int, span: Span) -> list[tuple[int, int, int]]:
@@ -163,7 +160,7 @@ def _groups(query: Tensor, bias: Tensor, plan: WindowPlan) -> Iterator[tuple[tup
     fitting = max(CACHE_BYTES // (tokens * tokens * query.element_size()), torch.get_num_threads())
     step_windows, step_heads = max(fitting // heads, 1), min(fitting, heads)
     stop = 0
-    for kind in plan.kinds():
+    for kind in plan.kinds:
         start, stop = stop, stop + batch * (kind.rows.stop - kind.rows.start) * (kind.columns.stop - kind.columns.start)
         mask = bias
         if not kind.is_single_region:

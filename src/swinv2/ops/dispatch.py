@@ -34,7 +34,8 @@ class Backend:
 BACKENDS = (
     Backend(
         SDPA,
-        "torch's scaled_dot_product_attention, one call for each kind of window",
+        "one pass for each kind of window, no T x T weights kept: torch's scaled_dot_product_attention, or on a CPU "
+        "this package's own form, a cacheful of windows at a time",
         lambda wants_weights: "it never holds the attention weights, which were asked for" if wants_weights else None,
     ),
     Backend(EAGER, "plain PyTorch, the specification", lambda wants_weights: None),

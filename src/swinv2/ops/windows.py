@@ -12,7 +12,6 @@ Source: Liu et al., Swin Transformer (arXiv 2103.14030), section 3.2 and figure 
 `Swinv2Layer.maybe_pad`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -89,6 +88,16 @@ class WindowPlan:
             raise ValueError(f"shift {self.shift} must be at least 0 and less than the window {self.window}.")
 
     @property
+    def kinds(self) -> tuple[WindowKind, ...]:
+        """All kinds of window, row by row; together they cover every window once."""
+        # Remembered: the copies to windows and back and the attention all ask. (A cached_property has a lock, which
+        # torch.compile cannot trace.)
+        if "_kinds" not in self.__dict__:
+            kinds = tuple(WindowKind(rows, columns) for rows, columns in product(self.spans(0), self.spans(1)))
+            object.__setattr__(self, "_kinds", kinds)
+        return self.__dict__["_kinds"]
+
+    @property
     def counts(self) -> Pair:
         """Number of windows (down, across)."""
         return -(-self.grid[0] // self.window[0]), -(-self.grid[1] // self.window[1])
@@ -127,10 +136,6 @@ class WindowPlan:
                 spans.append(Span(index, index + 1, regions(index)))
         return spans
 
-    def kinds(self) -> Iterator[WindowKind]:
-        """All kinds of window, row by row; together they cover every window once."""
-        return (WindowKind(rows, columns) for rows, columns in product(self.spans(0), self.spans(1)))
-
     def hidden_pairs(self, device: torch.device) -> Tensor | None:
         """Which token of which window may not see which.
 
@@ -138,11 +143,10 @@ class WindowPlan:
             Boolean (windows, T, T), True where two tokens lie in different regions; None where no window has more
             than one region.
         """
-        kinds = list(self.kinds())
-        if all(kind.is_single_region for kind in kinds):
+        if all(kind.is_single_region for kind in self.kinds):
             return None
         hidden = torch.zeros(*self.counts, self.tokens, self.tokens, dtype=torch.bool, device=device)
-        for kind in kinds:
+        for kind in self.kinds:
             rows, columns = slice(kind.rows.start, kind.rows.stop), slice(kind.columns.start, kind.columns.stop)
             hidden[rows, columns] = kind.hidden_pairs(device)
         return hidden.flatten(0, 1)

@@ -113,7 +113,7 @@ def describe(name: str) -> Description:
             labels = label_names(config)
     elif checkpoint is not None:
         config = Swinv2Config(**checkpoint.config_fields())
-        kind = f"published checkpoint of {SIZES[checkpoint.size].paper_name}, trained on {checkpoint.labels}"
+        kind = f"published checkpoint of {SIZES[checkpoint.size].paper_name}, trained on {checkpoint.training}"
         model_class = Swinv2ForImageClassification
     else:
         config = Swinv2Config(**SIZES[name].config_fields())

@@ -27,8 +27,7 @@ def hidden_matrices(model: nn.Module) -> list[torch.Tensor]:
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for the matrices inside the network, AdamW for everything else, as one optimiser.
 
-    Fresh post-norms are zero, so every branch starts silent: with AdamW the matrices behind them get gradients of all
-    sizes and a short training wastes its first epochs. Muon's step does not depend on the size of the gradient.
+    In a short training of a small model Muon learns several times faster than AdamW alone (see docs/log.md).
 
     Args:
         model: The model.
