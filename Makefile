@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: demo test slow check bench docs format clean
+.PHONY: demo test slow hub check bench docs format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,9 @@ test: $(VENV)/installed-dev  ## the tests, under ten minutes on two cores
 slow: $(VENV)/installed-dev  ## the long tests
 	$(BIN)/python -m pytest -m slow
 	SWINV2_TYPECHECK=0 $(BIN)/python -m pytest -m slow tests/tracing
+
+hub: $(VENV)/installed-dev  ## the tests that need the model hub
+	HF_HUB_OFFLINE=0 $(BIN)/python -m pytest -m hub
 
 check: $(VENV)/installed-dev  ## style, types, import ladder, documentation
 	$(BIN)/ruff check .

@@ -54,7 +54,8 @@ Top-1 by class: {by_class}.
     {train_command}
 
 {trained}. Crops after padding by 4 pixels, horizontal flips, label smoothing 0.1; Muon for the matrices, AdamW for
-everything else; bf16 autocast; one seed, the last step's weights, nothing chosen by test accuracy.
+everything else; bf16 autocast; one seed, the last step's weights. The test images were watched while the recipe was
+made, so the accuracy may be a little flattering. The run began with post-norms of weight 1; the code now begins with 0.
 
 ## How it was measured
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import logging
@@ -21,30 +21,18 @@ logger = logging.get_logger(__name__)
 Pair = tuple[int, int]
 """Two lengths, height first."""
 
-# What transformers itself passes to or stores in any configuration, beside the fields of PreTrainedConfig; and
-# `path_norm`, which the published Swin V2 configurations carry and which was never read by any code.
-_COMMON_FIELDS = frozenset(
-    [
-        "num_labels",
-        "name_or_path",
-        "_name_or_path",
-        "torch_dtype",
-        "attn_implementation",
-        "experts_implementation",
-        "output_attentions",
-        "_commit_hash",
-        "model_type",
-        "_attn_implementation_internal",
-        "_experts_implementation_internal",
-        "_attn_implementation",
-        "per_layer_config",
-        "out_features",
-        "out_indices",
-        "_out_features",
-        "_out_indices",
-        "_output_attentions",
-        "path_norm",
-    ]
+# What transformers passes to any configuration, has stored in it, or stored in it once, beside the fields of
+# PreTrainedConfig; and `path_norm`, which the published Swin V2 configurations carry and no code ever read.
+_COMMON_FIELDS = frozenset(GenerationConfig().to_dict()) | frozenset(
+    """
+    num_labels name_or_path _name_or_path torch_dtype model_type out_features out_indices _out_features _out_indices
+    attn_implementation _attn_implementation _attn_implementation_internal experts_implementation
+    _experts_implementation _experts_implementation_internal output_attentions _output_attentions _commit_hash
+    per_layer_config auto_map custom_pipelines quantization_config _post_init_done
+    is_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder tie_word_embeddings torchscript
+    use_bfloat16 use_cache tokenizer_class prefix sep_token_id task_specific_params finetuning_task pruned_heads
+    gradient_checkpointing tf_legacy_loss tie_last_hidden_states path_norm
+    """.split()  # noqa: SIM905 - a list of words reads better as words
 )
 
 
@@ -76,6 +64,11 @@ class StageSpec:
     drop_path_rates: tuple[float, ...]
     extra_norms: tuple[bool, ...]
     merges: bool
+
+    @property
+    def learned_window(self) -> Pair:
+        """The window in which the position bias was learned, on each axis: `pretrained_window`, or `window` for 0."""
+        return self.pretrained_window[0] or self.window[0], self.pretrained_window[1] or self.window[1]
 
 
 def _is_int(value: Any) -> bool:

@@ -111,6 +111,8 @@ class Swinv2ForImageClassification(Swinv2PreTrainedModel):
             interpolate_pos_encoding=interpolate_pos_encoding,
             return_dict=True,
         )
+        if labels is not None and not self.num_labels:
+            raise ValueError("labels were given, but this model has no classifier: its config.num_labels is 0.")
         logits = self.classifier(outputs.pooler_output)
         output = Swinv2ImageClassifierOutput(
             loss=None if labels is None else classification_loss(logits, labels, self.config.problem_type),

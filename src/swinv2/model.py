@@ -53,6 +53,8 @@ class Swinv2PreTrainedModel(PreTrainedModel):
     base_model_prefix = "swinv2"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
+    # The loss is a mean over the batch: Trainer must divide it by the accumulation steps itself.
+    accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SwinTransformerBlock"]
@@ -100,7 +102,8 @@ class Swinv2PreTrainedModel(PreTrainedModel):
         """Plans the windows for another image size, and another window if one is given.
 
         Where a stage's window changes, its position bias is extrapolated: the window it was learned in is kept in
-        `config.pretrained_window_sizes`. Absolute position embeddings are resampled to the new grid.
+        `config.pretrained_window_sizes`. Absolute position embeddings are resampled to the new grid: they
+        become another parameter, which an optimiser built before does not hold.
 
         Args:
             image_size: New image size in pixels, one length or (height, width).
@@ -122,21 +125,21 @@ class Swinv2PreTrainedModel(PreTrainedModel):
         else:
             kept = []
             for before, after in zip(old.stages(), candidate.stages(), strict=True):
-                learned = before.pretrained_window if any(before.pretrained_window) else before.window
                 unchanged = after.window == before.window and not any(before.pretrained_window)
-                kept.append([0, 0] if unchanged else list(learned))
+                kept.append([0, 0] if unchanged else list(before.learned_window))
             candidate.pretrained_window_sizes = [pair[0] if pair[0] == pair[1] else pair for pair in kept]
         candidate.stages()  # refuses what is impossible
-        for name in ("image_size", "window_size", "pretrained_window_sizes"):
-            setattr(old, name, getattr(candidate, name))
+        # A copy takes the old configuration's place: other models may have been built from that object.
         for module in self.modules():
+            if isinstance(module, PreTrainedModel) and module.config is old:
+                module.config = candidate
             if isinstance(module, Encoder):
-                module.replan(old)
+                module.replan(candidate)
             elif isinstance(module, Embeddings):
                 if module.position_embeddings is not None:
-                    positions = resample_positions(module.position_embeddings.data, module.grid, old.patch_grid)
+                    positions = resample_positions(module.position_embeddings.data, module.grid, candidate.patch_grid)
                     module.position_embeddings = nn.Parameter(positions, module.position_embeddings.requires_grad)
-                module.grid = old.patch_grid
+                module.grid = candidate.patch_grid
 
     def _check_images(self, pixel_values: Tensor | None) -> Tensor:
         if pixel_values is None:
@@ -194,6 +197,7 @@ class Swinv2Model(Swinv2PreTrainedModel):
 
     def __init__(self, config: Swinv2Config, add_pooling_layer: bool = True, use_mask_token: bool = False) -> None:
         super().__init__(config)
+        self.num_layers = config.num_layers
         self.num_features = config.hidden_size
         self.add_pooling_layer = add_pooling_layer
         self.embeddings = Embeddings(config, use_mask_token)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swinv2.layers.position import ContinuousPositionBias
+from swinv2.layers.position import ContinuousPositionBias, at_least_fp32
 from swinv2.ops.dispatch import window_attention
 from swinv2.ops.windows import Pair, WindowPlan
 
@@ -81,8 +81,9 @@ class CosineWindowAttention(nn.Module):
         padded_query = padded_value = None
         if plan.padded_grid != plan.grid:
             # Through the modules, whatever they have become (LoRA, quantised): a filling token is a token of zeros.
-            filling = feature_map.new_zeros(feature_map.shape[-1])
-            padded_query, padded_value = (module(filling).unflatten(-1, heads) for module in (self.query, self.value))
+            filling = feature_map.new_zeros(1, 1, 1, feature_map.shape[-1])
+            padded_query = self.query(filling)[0, 0, 0].unflatten(-1, heads)
+            padded_value = self.value(filling)[0, 0, 0].unflatten(-1, heads)
         attended, weights = window_attention(
             self.query(feature_map).unflatten(-1, heads),
             self.key(feature_map).unflatten(-1, heads),
@@ -90,7 +91,7 @@ class CosineWindowAttention(nn.Module):
             self.continuous_position_bias_mlp(
                 self.geometry.window, self.geometry.pretrained_window, feature_map.device
             ),
-            self.logit_scale.float().clamp(max=MAX_LOG_SCALE).exp().flatten(),
+            at_least_fp32(self.logit_scale).clamp(max=MAX_LOG_SCALE).exp().flatten(),
             plan,
             padded_value,
             self.dropout if self.training else 0.0,

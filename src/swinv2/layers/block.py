@@ -111,9 +111,14 @@ class SwinTransformerBlock(nn.Module):
         return self.layernorm_extra(x), weights
 
     def _mlp(self, x: Tensor) -> Tensor:
-        if self.intermediate.dense.weight.is_meta:  # offloaded: fetched for each call, so one call
+        if any(is_watched(module) for half in (self.intermediate, self.output) for module in half.modules()):
             return self.output(self.intermediate(x))
         return in_pieces(lambda tokens: self.output(self.intermediate(tokens)), x, self.hidden_features)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody sees, or pays for, every call of a module: by torch's hooks, or by accelerate's offloading."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or hasattr(module, "_hf_hook")
 
 
 def block_geometry(config: Swinv2Config, spec: StageSpec, index: int) -> WindowGeometry:

@@ -7,7 +7,7 @@ Torch's own CPU attention has no gradient for a learned bias, so it falls back t
 bf16 its tiles are slower than plain matrix products. Here the weights of a few windows are computed, used and
 forgotten while they are in the cache; the backward pass computes them again. Memory is linear in the tokens. A map is
 copied to windows and back once, each kind of window after the other, the cyclic shift included; each copy is the
-other's gradient.
+other's gradient. There is no gradient of the gradient: for that, load the model with attn_implementation="eager".
 """
 
 from collections.abc import Callable, Iterator
@@ -25,6 +25,17 @@ CACHE_BYTES = 2**21
 
 SMALLEST_PIECE = 256
 """Tokens below which a matrix product is too thin to be fast."""
+
+
+def can_run(tensor: Tensor) -> bool:
+    """Whether this form is for a tensor: on a CPU, and seen by no tracer and no function transform, which could not
+    follow the writes into place and the hand-written gradients."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def to_windows(
@@ -71,8 +82,7 @@ def in_pieces(function: Callable[[Tensor], Tensor], feature_map: Tensor, feature
     """
     tokens = feature_map.flatten(0, 2)
     piece = max(CACHE_BYTES // (features * feature_map.element_size()), SMALLEST_PIECE)
-    is_plain = feature_map.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if not is_plain or tokens.shape[0] <= piece:
+    if torch.is_grad_enabled() or not can_run(feature_map) or tokens.shape[0] <= piece:
         return function(feature_map)
     first = function(tokens[:piece])
     output = first.new_empty(tokens.shape)
@@ -177,7 +187,7 @@ def _weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
     """left @ right of every window and head of a group, straight into its place."""
-    torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out=out.flatten(0, 1))
+    torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out=out.view(-1, *out.shape[2:]))
 
 
 class _Attend(torch.autograd.Function):

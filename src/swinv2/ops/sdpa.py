@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from swinv2.ops import cpu, windows
+from swinv2.ops import cpu, reference, windows
 from swinv2.ops.windows import Pair, Span, WindowKind, WindowPlan
 
 SMALLEST_NORM = 1e-12
@@ -29,8 +29,11 @@ def window_attention(
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H W heads head_dim"]:
     """Cosine attention inside every window of a map; arguments as in `reference.window_attention`."""
+    if torch._C._are_functorch_transforms_active():
+        # torch.func hides from torch's attention that the bias wants a gradient, and it then has none.
+        return reference.window_attention(q, k, v, bias_table, scale, plan, padded_value, dropout)[0]
     bias = expand_bias(bias_table.to(v.dtype), plan.window)
-    if v.device.type == "cpu" and dropout == 0.0 and not torch.compiler.is_compiling():
+    if dropout == 0.0 and cpu.can_run(v):
         # One after the other, so that no map is kept longer than it is needed.
         query = cpu.to_windows(windows.pad(_with_length(q, scale[:, None]), plan), plan)
         key = cpu.to_windows(windows.pad(_with_length(k, 1.0), plan), plan)

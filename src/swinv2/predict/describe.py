@@ -154,6 +154,6 @@ def _describe_stage(spec: StageSpec, stage: nn.Module) -> StageDescription:
         grid=spec.grid,
         window=spec.window,
         shift=spec.shift,
-        pretrained_window=spec.pretrained_window if any(spec.pretrained_window) else spec.window,
+        pretrained_window=spec.learned_window,
         parameters=_count(stage),
     )

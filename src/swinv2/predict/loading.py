@@ -127,7 +127,7 @@ def load_processor(name: str) -> Any:
     """
     folder = Path(name).expanduser()
     try:
-        return AutoImageProcessor.from_pretrained(str(folder) if folder.is_dir() else name)
+        return AutoImageProcessor.from_pretrained(str(folder) if folder.is_dir() else name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"the model {name!r} has no image processor (preprocessor_config.json), so the size and normalisation it "

@@ -57,6 +57,13 @@ class MuonAdamW(torch.optim.Optimizer):
         )
         self.defaults: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"parts": self.parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.parts = state["parts"]
+        self.defaults = {}
+
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """The groups of both parts, for the learning-rate schedule."""
