@@ -33,7 +33,7 @@ hub: $(VENV)/installed-dev  ## the tests that need the model hub
 check: $(VENV)/installed-dev  ## style, types, import ladder, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
