@@ -21,9 +21,8 @@ from torch.autograd.function import once_differentiable
 from swinv2.ops.windows import Span, WindowPlan
 
 CACHE_BYTES = 2**23
-"""What the tensors in work may take: more than one core's second-level cache, less than the last-level cache; with less
-the calls become so small that calling costs more than memory (measured on two cores; between 2 and 16 MiB it is flat
-in fp32)."""
+"""What the tensors in work may take: less than the last-level cache. With much less, calls become so small that calling
+costs more than it saves."""
 
 SMALLEST_PIECE = 256
 """Tokens below which a matrix product is too thin to be fast."""
