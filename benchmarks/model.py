@@ -54,9 +54,7 @@ def main(
     libraries: Annotated[str, typer.Option(help=f"Of {', '.join(LIBRARIES)}.")] = "",
     modes: Annotated[str, typer.Option(help=f"Of {', '.join(MODES)}.")] = "",
     precisions: Annotated[str, typer.Option(help=f"Of {', '.join(PRECISIONS)}.")] = "",
-    compile_too: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Whether to measure torch.compile beside eager execution.")
-    ] = True,
+    executions: Annotated[str, typer.Option(help=f"Of {', '.join(EXECUTIONS)}.")] = "",
     memory_too: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Whether to measure peak memory beside speed.")
     ] = True,
@@ -71,7 +69,7 @@ def main(
     names = _select("libraries", libraries, LIBRARIES)
     chosen_modes = _select("modes", modes, MODES)
     chosen_precisions = _select("precisions", precisions, PRECISIONS)
-    executions = EXECUTIONS if compile_too else EXECUTIONS[:1]
+    chosen_executions = _select("executions", executions, EXECUTIONS)
     if device == Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
     # A peer that must compile one function for many shapes would fall back to eager execution at the default limit.
@@ -88,12 +86,14 @@ def main(
             raise typer.Exit(1)
 
     # A part must not take the place of the whole.
-    whole = not (cases or libraries or modes or precisions or batch_size) and compile_too and memory_too
+    whole = not (cases or libraries or modes or precisions or executions or batch_size) and memory_too
     stem = output or report.default_stem("model" if whole else "model-part", device)
     facts = report.describe_run(device)
     rows: list[report.Row] = []
     tables: list[str] = []
-    for name, mode, precision, execution in itertools.product(selected, chosen_modes, chosen_precisions, executions):
+    for name, mode, precision, execution in itertools.product(
+        selected, chosen_modes, chosen_precisions, chosen_executions
+    ):
         images = batch_size or CASES[name].batch_sizes[device, mode]
         rows += measure_row(Setting(name, mode, precision, execution, device.value, images), names, rounds, memory_too)
         # After every row: what has been measured stays, should a later one fail.

@@ -211,7 +211,7 @@ class TestPadding:
         geometry = WindowGeometry(window, (0, 0), (0, 0), mask_padding)
         layer = peers.draw_weights(CosineWindowAttention(24, 2, geometry, qkv_bias=True, dropout=0.0))
         with torch.no_grad():
-            return layer(x, form)[0]
+            return layer(x, layer.bias_table(x.device), form)[0]
 
     @pytest.mark.parametrize("form", FORMS)
     def test_hidden_padding_is_as_if_there_were_none(self, form: str) -> None:
@@ -225,14 +225,14 @@ class TestPadding:
                 for module in (layer.query, layer.key, layer.value)
             )
             cosine = nn.functional.normalize(q, dim=-1) @ nn.functional.normalize(k, dim=-1).transpose(-2, -1)
-            table = layer.continuous_position_bias_mlp((4, 4), (0, 0), x.device)
+            table = layer.bias_table(x.device)
             places = [(row, column) for row in range(3) for column in range(2)]
             bias = torch.stack(
                 [torch.stack([table[:, a - c + 3, b - d + 3] for c, d in places], -1) for a, b in places], -2
             )
             weights = (cosine * layer.logit_scale.exp() + bias).softmax(-1)
             expected = (weights @ v).transpose(1, 2).reshape(2, 3, 2, 24)
-            torch.testing.assert_close(layer(x, form)[0], expected)
+            torch.testing.assert_close(layer(x, table, form)[0], expected)
 
     @pytest.mark.parametrize("form", FORMS)
     def test_the_default_sees_padding(self, form: str) -> None:

@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swinv2.layers.position import ContinuousPositionBias, at_least_fp32
+from swinv2.layers.linear import project
+from swinv2.layers.position import ContinuousPositionBias
 from swinv2.ops.dispatch import window_attention
+from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Pair, WindowPlan
 
 MAX_LOG_SCALE = math.log(100)
@@ -64,13 +66,25 @@ class CosineWindowAttention(nn.Module):
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=qkv_bias)
 
+    def bias_table(self, device: torch.device) -> Float[Tensor, "heads table_height table_width"]:
+        """The position bias of every relative position; the same for all images.
+
+        Args:
+            device: Where the map is.
+        """
+        return self.continuous_position_bias_mlp(self.geometry.window, self.geometry.pretrained_window, device)
+
     def forward(
-        self, feature_map: Float[Tensor, "B H W C"], backend: str
+        self,
+        feature_map: Float[Tensor, "B H W C"],
+        bias_table: Float[Tensor, "heads table_height table_width"],
+        backend: str,
     ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"] | None]:
         """Attends inside every window.
 
         Args:
             feature_map: The map.
+            bias_table: What `bias_table` returned.
             backend: Form of the attention that runs; see `ops.dispatch`.
 
         Returns:
@@ -84,13 +98,12 @@ class CosineWindowAttention(nn.Module):
             filling = feature_map.new_zeros(1, 1, 1, feature_map.shape[-1])
             padded_query = self.query(filling)[0, 0, 0].unflatten(-1, heads)
             padded_value = self.value(filling)[0, 0, 0].unflatten(-1, heads)
+        query, key, value = project(feature_map, self.query, self.key, self.value)
         attended, weights = window_attention(
-            self.query(feature_map).unflatten(-1, heads),
-            self.key(feature_map).unflatten(-1, heads),
-            self.value(feature_map).unflatten(-1, heads),
-            self.continuous_position_bias_mlp(
-                self.geometry.window, self.geometry.pretrained_window, feature_map.device
-            ),
+            query.unflatten(-1, heads),
+            key.unflatten(-1, heads),
+            value.unflatten(-1, heads),
+            bias_table,
             at_least_fp32(self.logit_scale).clamp(max=MAX_LOG_SCALE).exp().flatten(),
             plan,
             padded_value,
@@ -110,7 +123,7 @@ class Projection(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.dropout(self.dense(features))
+        return self.dropout(project(features, self.dense)[0])
 
 
 class Attention(nn.Module):
@@ -126,9 +139,16 @@ class Attention(nn.Module):
         self.self = CosineWindowAttention(dim, num_heads, geometry, qkv_bias, dropout)
         self.output = Projection(dim, dim, dropout)
 
+    def bias_table(self, device: torch.device) -> Float[Tensor, "heads table_height table_width"]:
+        """See `CosineWindowAttention.bias_table`."""
+        return self.self.bias_table(device)
+
     def forward(
-        self, feature_map: Float[Tensor, "B H W C"], backend: str
+        self,
+        feature_map: Float[Tensor, "B H W C"],
+        bias_table: Float[Tensor, "heads table_height table_width"],
+        backend: str,
     ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"] | None]:
         """See `CosineWindowAttention.forward`."""
-        attended, weights = self.self(feature_map, backend)
+        attended, weights = self.self(feature_map, bias_table, backend)
         return self.output(attended), weights

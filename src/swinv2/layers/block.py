@@ -5,6 +5,7 @@ In and out: a map (B, H, W, C).
 Source: Liu et al., Swin Transformer V2, section 3.2 (res-post-norm) and figure 1; section 3.6 for the extra norm.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 
 from swinv2.config import StageSpec, Swinv2Config
 from swinv2.layers.attention import Attention, Projection, WindowGeometry
-from swinv2.ops.cpu import in_pieces
+from swinv2.layers.linear import is_plain, is_watched, project
+from swinv2.ops.cpu.linear import feed_forward
+from swinv2.ops.cpu.pieces import SMALLEST_PIECE, can_run, in_pieces
+from swinv2.ops.dispatch import EAGER
 
 
 class DropPath(nn.Module):
@@ -50,7 +54,7 @@ class Intermediate(nn.Module):
         self.activation = activation
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.activation(self.dense(features))
+        return self.activation(project(features, self.dense)[0])
 
 
 class PostNorm(nn.LayerNorm):
@@ -71,16 +75,15 @@ class SwinTransformerBlock(nn.Module):
 
     def __init__(self, config: Swinv2Config, spec: StageSpec, index: int) -> None:
         super().__init__()
-        hidden_features = int(config.mlp_ratio * spec.dim)
-        self.hidden_features = hidden_features
+        self.hidden_features = int(config.mlp_ratio * spec.dim)
         geometry = block_geometry(config, spec, index)
         self.attention = Attention(
             spec.dim, spec.num_heads, geometry, config.qkv_bias, config.attention_probs_dropout_prob
         )
         self.layernorm_before = PostNorm(spec.dim, eps=config.layer_norm_eps)
         self.drop_path = DropPath(spec.drop_path_rates[index])
-        self.intermediate = Intermediate(spec.dim, hidden_features, config.make_activation())
-        self.output = Projection(hidden_features, spec.dim, config.hidden_dropout_prob)
+        self.intermediate = Intermediate(spec.dim, self.hidden_features, config.make_activation())
+        self.output = Projection(self.hidden_features, spec.dim, config.hidden_dropout_prob)
         self.layernorm_after = PostNorm(spec.dim, eps=config.layer_norm_eps)
         self.layernorm_extra = (
             nn.LayerNorm(spec.dim, eps=config.layer_norm_eps) if spec.extra_norms[index] else nn.Identity()
@@ -105,20 +108,48 @@ class SwinTransformerBlock(nn.Module):
         return self._residual_branches(feature_map, backend)
 
     def _residual_branches(self, x: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
-        attended, weights = self.attention(x, backend)
-        x = x + self.drop_path(self.layernorm_before(attended))
-        x = x + self.drop_path(self.layernorm_after(self._mlp(x)))
-        return self.layernorm_extra(x), weights
+        bias_table = self.attention.bias_table(x.device)
+        if not self._may_run_in_pieces(x, backend):
+            x, weights = self._attention_branch(x, bias_table, backend)
+            return self.layernorm_extra(self._mlp_branch(x, backend)), weights
+        batch, *grid, channels = x.shape
+        token_bytes = x.element_size() * max(3 * channels, self.hidden_features)
+        image_bytes = token_bytes * math.prod(grid)
+        x = in_pieces(lambda images: self._attention_branch(images, bias_table, backend)[0], x, image_bytes)
+        tokens = in_pieces(lambda some: self._mlp_branch(some, backend), x.flatten(0, 2), token_bytes, SMALLEST_PIECE)
+        return self.layernorm_extra(tokens.view(batch, *grid, channels)), None
 
-    def _mlp(self, x: Tensor) -> Tensor:
-        if any(is_watched(module) for half in (self.intermediate, self.output) for module in half.modules()):
-            return self.output(self.intermediate(x))
-        return in_pieces(lambda tokens: self.output(self.intermediate(tokens)), x, self.hidden_features)
+    def _attention_branch(self, x: Tensor, bias_table: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
+        attended, weights = self.attention(x, bias_table, backend)
+        return x + self.drop_path(self.layernorm_before(attended)), weights
 
+    def _mlp_branch(self, x: Tensor, backend: str) -> Tensor:
+        return x + self.drop_path(self.layernorm_after(self._mlp(x, backend)))
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether somebody sees, or pays for, every call of a module: by torch's hooks, or by accelerate's offloading."""
-    return bool(module._forward_hooks or module._forward_pre_hooks) or hasattr(module, "_hf_hook")
+    def _mlp(self, x: Tensor, backend: str) -> Tensor:
+        widen, narrow, activation = self.intermediate.dense, self.output.dense, self.intermediate.activation
+        if (
+            backend != EAGER
+            and torch.is_grad_enabled()
+            and can_run(x)
+            and is_plain(widen)
+            and is_plain(narrow)
+            and next(activation.parameters(), None) is None
+            and not any(is_watched(module) for module in (self.intermediate, self.output, activation))
+        ):
+            mixed = feed_forward(x, (widen.weight, widen.bias), activation, (narrow.weight, narrow.bias))
+            return self.output.dropout(mixed)
+        return self.output(self.intermediate(x))
+
+    def _may_run_in_pieces(self, x: Tensor, backend: str) -> bool:
+        """Whether nobody can tell that the branches are computed for a few images, and a few tokens, at a time."""
+        return (
+            backend != EAGER
+            and not self.training
+            and not torch.is_grad_enabled()
+            and can_run(x)
+            and not any(is_watched(module) for module in self.modules())
+        )
 
 
 def block_geometry(config: Swinv2Config, spec: StageSpec, index: int) -> WindowGeometry:

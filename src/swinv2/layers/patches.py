@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from swinv2.config import StageSpec, Swinv2Config, as_pair
+from swinv2.layers.linear import project
 from swinv2.ops.windows import Pair
 
 
@@ -122,4 +123,4 @@ class PatchMerging(nn.Module):
             feature_map = F.pad(feature_map, (0, 0, 0, width % 2, 0, height % 2))
         # Channels of the four patches one after another: down first, then across.
         tiles = feature_map.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-        return self.norm(self.reduction(tiles.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+        return self.norm(project(tiles.permute(0, 1, 3, 4, 2, 5).flatten(3), self.reduction)[0])

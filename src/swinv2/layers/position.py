@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Pair
 
 HIDDEN_FEATURES = 512
@@ -43,11 +44,6 @@ def relative_coordinates(
         distance = torch.arange(1 - size, size, device=device, dtype=torch.float32) / max((pretrained or size) - 1, 1)
         axes.append(torch.sign(distance) * torch.log2(8 * distance.abs() + 1) / math.log2(8))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-
-
-def at_least_fp32(tensor: Tensor) -> Tensor:
-    """The tensor in fp32, or in fp64 if that is what it is in."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class PreciseLinear(nn.Linear):

@@ -7,12 +7,12 @@ shifts and cuts the maps, builds the mask of every window and the T x T weights 
 Source: Liu et al., Swin Transformer V2, section 3.3, equation 2: Sim(q, k) = cos(q, k) / tau + B.
 """
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from swinv2.ops import windows
+from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Pair, WindowPlan
 
 
@@ -22,8 +22,7 @@ def normalise(vectors: Tensor) -> Tensor:
     It works in fp32 at least: 1e-12, the smallest norm that is told from zero, is 0 in fp16, and a filling token has
     a key of exactly zero.
     """
-    precise = torch.promote_types(vectors.dtype, torch.float32)
-    return F.normalize(vectors.to(precise), dim=-1, eps=1e-12).to(vectors.dtype)
+    return F.normalize(at_least_fp32(vectors), dim=-1, eps=1e-12).to(vectors.dtype)
 
 
 def expand_bias(

@@ -2,8 +2,8 @@
 
 In and out: as `reference.py`, without the weights. It never rolls a map and never builds a mask per window: under a
 shift there are only four kinds of window (see `windows.WindowKind`), each is taken straight from the unshifted map,
-and each needs one (T, T) mask at most. On a CPU, outside torch.compile and torch.export, `cpu.py` does the attention:
-it has what torch's own lacks there.
+and each needs one (T, T) mask at most. On a CPU, where nobody traces, `cpu/attention.py` does the attention: it has
+what torch's own lacks there.
 """
 
 import torch
@@ -11,8 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from swinv2.ops import cpu, reference, windows
-from swinv2.ops.windows import Pair, Span, WindowKind, WindowPlan
+from swinv2.ops import reference, windows
+from swinv2.ops.bias import expand_bias
+from swinv2.ops.cpu import attention as cpu
+from swinv2.ops.cpu.pieces import can_run
+from swinv2.ops.precision import precise
+from swinv2.ops.windows import Span, WindowKind, WindowPlan
 
 SMALLEST_NORM = 1e-12
 """A shorter vector counts as zero, as in F.normalize."""
@@ -32,19 +36,13 @@ def window_attention(
     if torch._C._are_functorch_transforms_active():
         # torch.func hides from torch's attention that the bias wants a gradient, and it then has none.
         return reference.window_attention(q, k, v, bias_table, scale, plan, padded_value, dropout)[0]
+    if dropout == 0.0 and can_run(v):
+        return cpu.window_attention(q, k, v, bias_table, scale, plan, padded_value)
+    query = windows.pad(_with_length(q, scale[:, None]), plan)
+    key = windows.pad(_with_length(k, 1.0), plan)
+    value = windows.pad(v, plan, padded_value)
     bias = expand_bias(bias_table.to(v.dtype), plan.window)
-    if dropout == 0.0 and cpu.can_run(v):
-        # One after the other, so that no map is kept longer than it is needed.
-        query = cpu.to_windows(windows.pad(_with_length(q, scale[:, None]), plan), plan)
-        key = cpu.to_windows(windows.pad(_with_length(k, 1.0), plan), plan)
-        value = cpu.to_windows(windows.pad(v, plan, padded_value), plan)
-        attended = cpu.to_map(cpu.attend(query, key, value, bias, plan), plan)
-    else:
-        query = windows.pad(_with_length(q, scale[:, None]), plan)
-        key = windows.pad(_with_length(k, 1.0), plan)
-        value = windows.pad(v, plan, padded_value)
-        attended = _attend(query, key, value, bias, plan, dropout)
-    return windows.crop(attended, plan)
+    return windows.crop(_attend(query, key, value, bias, plan, dropout), plan)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, plan: WindowPlan, dropout: float) -> Tensor:
@@ -74,27 +72,11 @@ def _with_length(vectors: Tensor, length: Tensor | float) -> Tensor:
     Norms are taken in fp32. bf16 has fp32's range, so the factor may be rounded to it; in fp16 the factor of a vector
     of zeros would be infinite, so there the product is taken in fp32.
     """
-    precise = torch.promote_types(vectors.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=precise)
+    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=precise(vectors.dtype))
     factors = length / norms.clamp_min(SMALLEST_NORM)
     if vectors.dtype == torch.float16:
         return (vectors * factors).to(vectors.dtype)
     return vectors * factors.to(vectors.dtype)
-
-
-def expand_bias(
-    bias_table: Float[Tensor, "heads table_height table_width"], window: Pair
-) -> Float[Tensor, "heads tokens tokens"]:
-    """Looks up the bias of every pair of tokens, as `reference.expand_bias` does, in whole runs of the table.
-
-    Read backwards, the keys of a query lie in the table one after another, and from one query to the next the run
-    starts one entry earlier: along the columns first, then the same along the rows.
-    """
-    height, width = window
-    backwards = bias_table.flip(1, 2)
-    columns = torch.stack([backwards[:, :, width - 1 - x : 2 * width - 1 - x] for x in range(width)], dim=1)
-    rows = torch.stack([columns[:, :, height - 1 - y : 2 * height - 1 - y] for y in range(height)], dim=1)
-    return rows.reshape(bias_table.shape[0], height * width, height * width)
 
 
 def _take(feature_map: Tensor, plan: WindowPlan, axis: int, span: Span) -> Tensor:

@@ -1,7 +1,6 @@
 """Window attention on a CPU, a cacheful of windows at a time.
 
-In: maps of whole windows, queries and keys already normalised and scaled, and one bias for all windows. Out: the
-attended map. Nothing is known here of cosines, scales or padding. `in_pieces` does the same service to the MLP.
+In and out: as `reference.py`, without the weights.
 
 Torch's own CPU attention has no gradient for a learned bias, so it falls back to keeping all T x T weights, and in
 bf16 its tiles are slower than plain matrix products. Here the weights of a few windows are computed, used and
@@ -10,7 +9,7 @@ copied to windows and back once, each kind of window after the other, the cyclic
 other's gradient. There is no gradient of the gradient: for that, load the model with attn_implementation="eager".
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,79 +17,33 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from swinv2.ops import windows
+from swinv2.ops.bias import expand_bias
+from swinv2.ops.cpu import pieces
+from swinv2.ops.precision import precise
 from swinv2.ops.windows import Span, WindowPlan
 
-CACHE_BYTES = 2**23
-"""What the tensors in work may take: less than the last-level cache. With much less, calls become so small that calling
-costs more than it saves."""
-
-SMALLEST_PIECE = 256
-"""Tokens below which a matrix product is too thin to be fast."""
+SMALLEST_NORM = 1e-12
+"""A shorter vector counts as zero, as in F.normalize."""
 
 
-def can_run(tensor: Tensor) -> bool:
-    """Whether this form is for a tensor: on a CPU, and seen by no tracer and no function transform, which could not
-    follow the writes into place and the hand-written gradients."""
-    return (
-        tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-    )
-
-
-def to_windows(
-    feature_map: Float[Tensor, "B H W heads head_dim"], plan: WindowPlan
-) -> Float[Tensor, "N heads tokens head_dim"]:
-    """Copies a map of whole windows to its windows: kind by kind, then image by image."""
-    return _ToWindows.apply(feature_map, plan)
-
-
-def to_map(
-    windows: Float[Tensor, "N heads tokens head_dim"], plan: WindowPlan
-) -> Float[Tensor, "B H W heads head_dim"]:
-    """Undoes `to_windows`."""
-    return _ToMap.apply(windows, plan)
-
-
-def attend(
-    query: Float[Tensor, "N heads tokens head_dim"],
-    key: Float[Tensor, "N heads tokens head_dim"],
-    value: Float[Tensor, "N heads tokens head_dim"],
-    bias: Float[Tensor, "heads tokens tokens"],
+def window_attention(
+    q: Float[Tensor, "B H W heads head_dim"],
+    k: Float[Tensor, "B H W heads head_dim"],
+    v: Float[Tensor, "B H W heads head_dim"],
+    bias_table: Float[Tensor, "heads table_height table_width"],
+    scale: Float[Tensor, " heads"],
     plan: WindowPlan,
-) -> Float[Tensor, "N heads tokens head_dim"]:
-    """softmax(query @ key^T + bias) @ value, for every window and head.
-
-    Args:
-        query, key, value: What `to_windows` returned.
-        bias: What is added to the logits of every window.
-        plan: Windows, shift and regions.
-    """
-    return _Attend.apply(query, key, value, bias, plan)
-
-
-def in_pieces(function: Callable[[Tensor], Tensor], feature_map: Tensor, features: int) -> Tensor:
-    """Applies a function of single tokens to a map, a cacheful of tokens at a time.
-
-    It pays where something wide between two layers would be written to memory and read again, and nothing of it must
-    be kept: on a CPU, without gradients, outside torch.compile. Elsewhere the function is applied at once.
-
-    Args:
-        function: Takes and returns (tokens, C).
-        feature_map: The map (B, H, W, C).
-        features: Features a token has at its widest inside the function.
-    """
-    tokens = feature_map.flatten(0, 2)
-    piece = max(CACHE_BYTES // (features * feature_map.element_size()), SMALLEST_PIECE)
-    if torch.is_grad_enabled() or not can_run(feature_map) or tokens.shape[0] <= piece:
-        return function(feature_map)
-    first = function(tokens[:piece])
-    output = first.new_empty(tokens.shape)
-    output[:piece] = first
-    for start in range(piece, tokens.shape[0], piece):
-        output[start : start + piece] = function(tokens[start : start + piece])
-    return output.view(feature_map.shape)
+    padded_value: Float[Tensor, "heads head_dim"] | None = None,
+) -> Float[Tensor, "B H W heads head_dim"]:
+    """Cosine attention inside every window of a map; arguments as in `reference.window_attention`."""
+    # One after the other, so that no map is kept longer than it is needed.
+    scale = scale[:, None, None]
+    query = _ToWindows.apply(windows.pad(q, plan), scale, plan)
+    key = _ToWindows.apply(windows.pad(k, plan), torch.ones_like(scale, requires_grad=False), plan)
+    value = _ToWindows.apply(windows.pad(v, plan, padded_value), None, plan)
+    bias = expand_bias(bias_table.to(v.dtype), plan.window)
+    return windows.crop(_ToMap.apply(_Attend.apply(query, key, value, bias, plan), plan), plan)
 
 
 def _rectangles(feature_map: Tensor, windows: Tensor, plan: WindowPlan) -> Iterator[tuple[Tensor, Tensor]]:
@@ -141,15 +94,51 @@ def _to_map(windows: Tensor, plan: WindowPlan) -> Tensor:
 
 
 class _ToWindows(torch.autograd.Function):
+    """Copies a map of whole windows (B, H, W, heads, head_dim) to its windows (N, heads, T, head_dim), kind by kind,
+    then image by image. If a length for each head is given (heads, 1, 1), fp32 at least, every vector is scaled to it,
+    and a zero vector stays zero:
+
+    y = L x / n with n = max(|x|, SMALLEST_NORM); dx = L / n (dy - y (y dy) / L^2); dL = sum of y dy / L.
+    """
+
     @staticmethod
-    def forward(ctx: Any, feature_map: Tensor, plan: WindowPlan) -> Tensor:
+    def forward(ctx: Any, feature_map: Tensor, length: Tensor | None, plan: WindowPlan) -> Tensor:
         ctx.plan = plan
-        return _to_windows(feature_map, plan)
+        vectors = _to_windows(feature_map, plan)
+        if length is None:
+            return vectors
+        norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=length.dtype)
+        factors = length / norms.clamp_min(SMALLEST_NORM)
+        _times(vectors, factors, out=vectors)
+        # A vector that counts as zero has no direction that could turn.
+        turning = torch.where(norms > SMALLEST_NORM, factors, 0.0)
+        ctx.save_for_backward(vectors, length, factors, turning)
+        return vectors
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _to_map(grad.contiguous(), ctx.plan), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        grad = grad.contiguous()
+        saved = ctx.saved_tensors
+        if not saved:
+            return _to_map(grad, ctx.plan), None, None
+        vectors, length, factors, turning = saved
+        wants_length = ctx.needs_input_grad[1]
+        # The length's gradient sums up what cancels; the products must not be rounded before.
+        along = (vectors.to(length.dtype) if wants_length else vectors) * grad
+        along = along.sum(-1, keepdim=True, dtype=length.dtype)
+        turned = _times(grad, factors).sub_(_times(vectors, turning * along / length**2))
+        grad_length = along.sum((0, 2), keepdim=True)[0] / length if wants_length else None
+        return _to_map(turned, ctx.plan), grad_length, None
+
+
+def _times(vectors: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:
+    """The product in the vectors' dtype. bf16 has fp32's range, so factors may be rounded to it; in fp16 the factor of
+    a vector of zeros would be infinite, so there the product is taken in fp32."""
+    if vectors.dtype != torch.float16:
+        return torch.mul(vectors, factors.to(vectors.dtype), out=out)
+    product = (vectors * factors).to(vectors.dtype)
+    return product if out is None else out.copy_(product)
 
 
 class _ToMap(torch.autograd.Function):
@@ -168,7 +157,7 @@ def _groups(query: Tensor, bias: Tensor, plan: WindowPlan) -> Iterator[tuple[tup
     """Cuts windows and heads into groups whose weights fit the cache, each with its bias, hidden pairs included."""
     windows, heads, tokens, _ = query.shape
     batch = windows // (plan.counts[0] * plan.counts[1])
-    fitting = max(CACHE_BYTES // (tokens * tokens * query.element_size()), torch.get_num_threads())
+    fitting = max(pieces.CACHE_BYTES // (tokens * tokens * query.element_size()), torch.get_num_threads())
     step_windows, step_heads = max(fitting // heads, 1), min(fitting, heads)
     stop = 0
     for kind in plan.kinds:
@@ -208,7 +197,7 @@ class _Attend(torch.autograd.Function):
         grad = grad.contiguous()
         wants_bias = ctx.needs_input_grad[3]
         grad_query, grad_key, grad_value = (torch.empty_like(t) for t in (query, key, value))
-        grad_bias = torch.zeros(bias.shape, dtype=torch.promote_types(bias.dtype, torch.float32))
+        grad_bias = torch.zeros(bias.shape, dtype=precise(bias.dtype))
         for group, mask in _groups(query, bias, ctx.plan):
             weights = _weights(query[group], key[group], mask)
             _product(weights.transpose(-2, -1), grad[group], grad_value[group])

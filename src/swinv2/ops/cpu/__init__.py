@@ -1,0 +1,1 @@
+"""Computation for processors: a cacheful at a time, in eager mode."""

@@ -1,0 +1,127 @@
+"""Linear layers and the MLP on a CPU.
+
+In: features (..., C) and weights. Out: features. Plain matrix products; what is gained is how often memory is touched.
+There is no gradient of the gradient: for that, load the model with attn_implementation="eager".
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from swinv2.ops.cpu.pieces import SMALLEST_PIECE, pieces
+from swinv2.ops.precision import at_least_fp32
+
+Activation = Callable[[Tensor], Tensor]
+
+Weights = tuple[Tensor, Tensor]
+"""Weight (out, in) and bias of a linear layer."""
+
+
+def linear(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+    """One matrix product in place of several that share their input.
+
+    Without gradients it is oneDNN's: torch hands fp32 products to MKL, which is slower on many processors.
+
+    Args:
+        features: (..., C).
+        weights: (features of a layer, C) each.
+        biases: One for each weight; None counts as zeros.
+
+    Returns:
+        (..., all layers' features), one layer after the other.
+    """
+    weight, bias = weights[0], biases[0]
+    if len(weights) > 1:
+        weight = torch.cat(list(weights))
+        bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
+    if _onednn_can_run(features, weight):
+        return torch.ops.mkldnn._linear_pointwise(features, weight, bias, "none", [], "")
+    return F.linear(features, weight, bias)
+
+
+def _onednn_can_run(features: Tensor, weight: Tensor) -> bool:
+    return (
+        features.dtype == weight.dtype
+        and (features.dtype == torch.float32 or (features.dtype == torch.bfloat16 and ONEDNN_HAS_BF16))
+        and features.numel() > 0
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+ONEDNN_HAS_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def feed_forward(features: Tensor, widen: Weights, activation: Activation, narrow: Weights) -> Tensor:
+    """narrow(activation(widen(features))) with gradients, a cacheful of tokens at a time.
+
+    Of what lies between the two products only the input of the activation is kept: the wide tensors that torch would
+    write to fresh memory, once forward and twice backward, exist for one piece at a time.
+
+    Args:
+        features: (..., C).
+        widen, narrow: The two linear layers.
+        activation: Works on each number by itself and has no parameters.
+
+    Returns:
+        (..., C), in the dtype of autocast where that is on.
+    """
+    tensors = (features, *widen, *narrow)
+    if torch.is_autocast_enabled("cpu"):
+        tensors = tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors)
+    return _FeedForward.apply(activation, *tensors)
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, activation: Activation, features: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+    ) -> Tensor:
+        tokens = features.flatten(0, -2)
+        output = tokens.new_empty(len(tokens), len(w2))
+        hidden: list[Tensor] = []
+        for piece in _token_pieces(tokens, w1):
+            hidden.append(linear(tokens[piece], [w1], [b1]))
+            output[piece] = linear(activation(hidden[-1]), [w2], [b2])
+        ctx.activation = activation
+        ctx.save_for_backward(tokens, w1, w2, *hidden)
+        return output.view(*features.shape[:-1], len(w2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, w1, w2, *hidden = ctx.saved_tensors
+        shape, grad = grad.shape[:-1], grad.flatten(0, -2)
+        wants = ctx.needs_input_grad[2:]
+        grad_tokens = torch.empty_like(tokens)
+        sums: list[Tensor | None] = []
+        for piece, some_hidden in zip(_token_pieces(tokens, w1), hidden, strict=True):
+            some_tokens, some_grad = tokens[piece], grad[piece]
+            with torch.enable_grad():
+                before = some_hidden.detach().requires_grad_()
+                after = ctx.activation(before)
+            (grad_hidden,) = torch.autograd.grad(after, before, some_grad @ w2)
+            torch.mm(grad_hidden, w1, out=grad_tokens[piece])
+            parts = [
+                grad_hidden.T @ some_tokens if wants[0] else None,
+                grad_hidden.sum(0) if wants[1] else None,
+                some_grad.T @ after.detach() if wants[2] else None,
+                some_grad.sum(0) if wants[3] else None,
+            ]
+            sums = _add(sums, parts) if sums else parts
+        return None, grad_tokens.view(*shape, -1), *(None if s is None else s.to(w1.dtype) for s in sums)
+
+
+def _token_pieces(tokens: Tensor, w1: Tensor) -> list[slice]:
+    return pieces(len(tokens), len(w1) * tokens.element_size(), SMALLEST_PIECE)
+
+
+def _add(totals: list[Tensor | None], parts: list[Tensor | None]) -> list[Tensor | None]:
+    """Adds what is there, in fp32 at least."""
+    pairs = zip(totals, parts, strict=True)
+    return [None if t is None or p is None else at_least_fp32(t).add_(p) for t, p in pairs]

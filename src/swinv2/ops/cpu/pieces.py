@@ -1,0 +1,65 @@
+"""What fits the cache, and who may work in pieces of it.
+
+In: sizes, and functions of items that do not depend on each other. Out: slices, and the functions' results. This module
+does not know what is computed.
+
+Eager mode writes every intermediate result to memory and reads it again; a large one is written to fresh memory, which
+the system must clear first. In pieces, the intermediate results live in the cache.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+CACHE_BYTES = 2**23
+"""What the tensors in work may take: less than the last-level cache. With much less, calls become so small that calling
+costs more than it saves."""
+
+SMALLEST_PIECE = 256
+"""Tokens below which a matrix product is too thin to be fast."""
+
+
+def can_run(tensor: Tensor) -> bool:
+    """Whether the forms of this package are for a tensor: a plain one on a CPU, and nobody records or transforms what
+    is computed, as compilers, exporters, torch.func and counters of operations do. Those would not understand the
+    writes into place and the gradients written by hand."""
+    return (
+        tensor.device.type == "cpu"
+        and type(tensor) in (Tensor, nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def pieces(count: int, item_bytes: int, least: int = 1) -> list[slice]:
+    """Cuts items into pieces of about equal size that fit the cache.
+
+    Args:
+        count: Number of items.
+        item_bytes: What an item needs at its widest.
+        least: Items that should stay together to be fast.
+    """
+    number = max(-(-count // max(CACHE_BYTES // item_bytes, least)), 1)
+    return [slice(count * piece // number, count * (piece + 1) // number) for piece in range(number)]
+
+
+def in_pieces(function: Callable[[Tensor], Tensor], items: Tensor, item_bytes: int, least: int = 1) -> Tensor:
+    """Applies a function of single items, a cacheful of items at a time; without gradients.
+
+    Args:
+        function: Takes items (n, ...) and returns n results.
+        items: All items (N, ...).
+        item_bytes, least: See `pieces`.
+    """
+    first, *others = pieces(len(items), item_bytes, least)
+    result = function(items[first])
+    if not others:
+        return result
+    results = result.new_empty(len(items), *result.shape[1:])
+    results[first] = result
+    for piece in others:
+        results[piece] = function(items[piece])
+    return results
