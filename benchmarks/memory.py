@@ -1,29 +1,17 @@
-"""How much memory one library needs for one row.
+"""How much memory a step of one library needs.
 
-In: a library and a `Setting`. Out: the tensors that it holds between two steps and the rise during a step, in bytes;
-the peak is the sum. Run as a script it does this in a process of its own, which is how the CPU is measured:
-
-    python benchmarks/memory.py LIBRARY SETTING_AS_JSON
-
-prints {"held": bytes, "rise": bytes, "parameters": number}.
+In: a step of work, warmed up, in a process that holds no other library's model. Out: the tensors that it holds between
+two steps and the rise during a step, in bytes; the peak is the sum.
 """
 
 import ctypes
 import gc
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from cases import Setting, make_step
 from torch import Tensor, nn
-
-WARM_STEPS = 2
-"""The first step compiles and makes the optimizer's state; the second settles what libraries keep for themselves."""
 
 MEASURED_STEPS = 2
 
@@ -53,20 +41,11 @@ class Memory:
         return self.held + self.rise
 
 
-def measure_on_cpu(library: str, setting: Setting) -> Memory:
-    """Measures in a fresh process, so that nothing of another library or row is counted.
-
-    Raises:
-        RuntimeError: The process failed; the message is the last line that it wrote, or its signal.
-    """
-    command = [sys.executable, str(Path(__file__).resolve()), library, json.dumps(asdict(setting))]
-    done = subprocess.run(command, env={**os.environ, **ALLOCATOR}, capture_output=True, text=True, check=False)
-    if done.returncode < 0:
-        raise RuntimeError(f"killed by signal {-done.returncode}: out of memory?")
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    return Memory(answer["held"], answer["rise"])
+def measure_on_cpu(step: Callable[[], None]) -> Memory:
+    """Measures in this process, which must run with `ALLOCATOR`."""
+    rise = highest_rise(step)
+    gc.collect()
+    return Memory(held_tensors(), rise)
 
 
 def measure_on_cuda(before: int, step: Callable[[], None]) -> Memory:
@@ -122,19 +101,3 @@ def highest_rise(step: Callable[[], None]) -> int:
 def _resident() -> dict[str, int]:
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return {line[0][:-1]: int(line[1]) * 1024 for line in lines if line[0] in ("VmHWM:", "VmRSS:", "RssFile:")}
-
-
-def main() -> None:
-    """Measures the row that the command line names; see the head of this file."""
-    library, setting = sys.argv[1], Setting(**json.loads(sys.argv[2]))
-    torch.manual_seed(0)
-    step, parameters = make_step(library, setting)
-    for _ in range(WARM_STEPS):
-        step()
-    rise = highest_rise(step)
-    gc.collect()
-    print(json.dumps({"held": held_tensors(), "rise": rise, "parameters": parameters}))
-
-
-if __name__ == "__main__":
-    main()

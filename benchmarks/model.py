@@ -8,24 +8,23 @@ logits with the same weights, and measures nothing if they do not. Progress goes
 README.md says how it measures.
 """
 
-import gc
 import itertools
 import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import memory
 import report
 import torch
 import typer
-from cases import CASES, EXECUTIONS, LIBRARIES, MODES, OURS, PRECISIONS, Setting, disagreement, make_step
-from memory import MIB, Memory
+from cases import CASES, EXECUTIONS, LIBRARIES, MODES, OURS, PRECISIONS, Setting, disagreement
+from memory import ALLOCATOR, MIB, Memory
+from worker import Timing, Worker
 
 TOLERANCE = 1e-4
 """Largest disagreement with transformers at which speeds are worth comparing; the tests are far stricter."""
@@ -33,12 +32,8 @@ TOLERANCE = 1e-4
 LEAST_SECONDS = 0.3
 """A measurement repeats the step until it has lasted about as long: timers and the scheduler then weigh little."""
 
-WARM_STEPS = 2
-
 LEAST_CPU_SHARE = 0.9
 """Below this share of the processor a measurement says as much about the other processes as about the library."""
-
-Step = Callable[[], None]
 
 
 class Device(StrEnum):
@@ -72,9 +67,6 @@ def main(
     chosen_executions = _select("executions", executions, EXECUTIONS)
     if device == Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
-    # A peer that must compile one function for many shapes would fall back to eager execution at the default limit.
-    torch._dynamo.config.recompile_limit = 128
-
     for name in selected:
         _progress(f"{name}: comparing logits with transformers")
         difference = disagreement(CASES[name], device)
@@ -124,93 +116,65 @@ def measure_row(setting: Setting, libraries: list[str], rounds: int, memory_too:
         A result for each library. One that fails (no such library, out of memory, a compiler's error) has a note
         instead of numbers, and the others are measured all the same.
     """
-    steps: dict[str, Step] = {}
-    parameters: dict[str, int] = {}
+    workers: dict[str, Worker] = {}
     needs: dict[str, Memory] = {}
     notes: dict[str, str] = {}
-    on_cuda = setting.device == "cuda"
-    if on_cuda:
-        memory.settle_cuda()
-    for library in libraries:
-        _progress(f"{setting}: preparing {library}")
-        try:
-            if memory_too and not on_cuda:
-                needs[library] = memory.measure_on_cpu(library, setting)
-            before = torch.cuda.memory_allocated() if on_cuda else 0
-            torch.manual_seed(0)
-            step, parameters[library] = make_step(library, setting)
-            for _ in range(WARM_STEPS):
-                step()
-            if memory_too and on_cuda:
-                needs[library] = memory.measure_on_cuda(before, step)
-            steps[library] = step
-        # A peer may fail in any way, and its failure is a result.
-        except Exception as error:
-            notes[library] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            _progress(f"{setting}: {library} failed: {notes[library]}")
-        gc.collect()
-    _progress(f"{setting}: timing {', '.join(steps)}")
-    timings = time_in_turns(steps, rounds, torch.cuda.synchronize if on_cuda else _nothing)
+    timings: dict[str, list[Timing]] = {}
+    try:
+        for library in libraries:
+            _progress(f"{setting}: preparing {library}")
+            try:
+                if memory_too and setting.device == "cpu":
+                    needs[library] = _cpu_memory(library, setting)
+                workers[library] = Worker(library, setting)
+                if memory_too and setting.device == "cuda":
+                    needs[library] = workers[library].memory()
+            # A peer may fail in any way, and its failure is a result.
+            except RuntimeError as error:
+                notes[library] = str(error).splitlines()[0][:200]
+                _progress(f"{setting}: {library} failed: {notes[library]}")
+        _progress(f"{setting}: timing {', '.join(workers)}")
+        timings = time_in_turns(workers, rounds)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    parameters = {name: worker.parameters for name, worker in workers.items()}
     results = [
         _result(
             setting, name, rounds, parameters.get(name), timings.get(name, []), needs.get(name), notes.get(name, "")
         )
         for name in libraries
     ]
-    steps.clear()
-    torch._dynamo.reset()
-    gc.collect()
-    if on_cuda:
-        torch.cuda.empty_cache()
     _compare(results)
     return results
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How long one step took, in one measurement.
-
-    Attributes:
-        seconds: By the clock.
-        cpu_seconds: Of processor time, all threads together.
-    """
-
-    seconds: float
-    cpu_seconds: float
+def _cpu_memory(library: str, setting: Setting) -> Memory:
+    worker = Worker(library, setting, ALLOCATOR)
+    try:
+        return worker.memory()
+    finally:
+        worker.close()
 
 
-def time_in_turns(steps: dict[str, Step], rounds: int, synchronize: Step) -> dict[str, list[Timing]]:
-    """Times functions in turns, so that a slow minute of the machine falls on all of them.
+def time_in_turns(workers: dict[str, Worker], rounds: int) -> dict[str, list[Timing]]:
+    """Times libraries in turns, so that a slow minute of the machine falls on all of them.
 
     Args:
-        steps: Warmed-up functions by name.
-        rounds: Measurements of each. Each round begins with another function: none always follows the same one.
-        synchronize: Waits until the device has done what it was given.
+        workers: Processes by name; all but one of them wait.
+        rounds: Measurements of each. Each round begins with another one: none always follows the same.
 
     Returns:
         A measurement for each round.
     """
-    repeats = {name: max(1, round(LEAST_SECONDS / _time(step, 1, synchronize).seconds)) for name, step in steps.items()}
-    timings: dict[str, list[Timing]] = {name: [] for name in steps}
-    names = list(steps)
+    repeats = {name: max(1, round(LEAST_SECONDS / worker.time(1).seconds)) for name, worker in workers.items()}
+    timings: dict[str, list[Timing]] = {name: [] for name in workers}
+    names = list(workers)
     for turn in range(rounds):
         first = turn % max(len(names), 1)
         for name in names[first:] + names[:first]:
-            timings[name].append(_time(steps[name], repeats[name], synchronize))
+            timings[name].append(workers[name].time(repeats[name]))
     return timings
-
-
-def _time(step: Step, repeats: int, synchronize: Step) -> Timing:
-    synchronize()
-    start, cpu_start = time.perf_counter(), time.process_time()
-    for _ in range(repeats):
-        step()
-    synchronize()
-    return Timing((time.perf_counter() - start) / repeats, (time.process_time() - cpu_start) / repeats)
-
-
-def _nothing() -> None:
-    """Where a step is over when its call returns, there is nothing to wait for."""
 
 
 def _result(

@@ -51,7 +51,9 @@ COLUMNS = [
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_model_benchmark_writes_a_row_for_each_library(tmp_path: Path) -> None:
-    options = "--cases tiny-w8-256 --libraries swinv2,transformers --modes inference --precisions fp32 --executions eager"
+    options = (
+        "--cases tiny-w8-256 --libraries swinv2,transformers --modes inference --precisions fp32 --executions eager"
+    )
     command = [sys.executable, str(BENCHMARK), *options.split(), "--rounds", "1", "--batch-size", "1"]
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "smoke")], capture_output=True, text=True, check=False, timeout=280

@@ -36,6 +36,15 @@ _COMMON_FIELDS = frozenset(GenerationConfig().to_dict()) | frozenset(
 )
 
 
+# What transformers offers as hidden_act, without the two that learn.
+_POINTWISE = frozenset(type(ACT2FN[name]) for name in ACT2FN if name not in ("prelu", "xielu"))
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether a module is an activation that works on each number by itself, not in place, and learns nothing."""
+    return type(module) in _POINTWISE and not getattr(module, "inplace", False)
+
+
 @dataclass(frozen=True)
 class StageSpec:
     """One stage of the network as plain numbers, derived from a `Swinv2Config`.

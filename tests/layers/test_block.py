@@ -55,10 +55,53 @@ def test_pieces_are_made(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> Non
     assert sum(seen) == x.numel()
 
 
-@pytest.mark.parametrize("name", ["", "attention.self.key", "intermediate", "intermediate.dense", "output.dense"])
+def test_the_attention_branch_sees_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**17)
+    seen: list[int] = []
+    block = build().swinv2.encoder.layers[0].blocks[0]
+    plain = block._attention_branch
+    monkeypatch.setattr(block, "_attention_branch", lambda x, *rest: (seen.append(len(x)), plain(x, *rest))[1])
+    with torch.no_grad():
+        block(torch.randn(6, 16, 16, 24), "sdpa")
+    assert len(seen) > 1
+    assert sum(seen) == 6
+
+
+def functions(output: Tensor) -> set[str]:
+    """Names of the functions that the gradient will pass through."""
+    names, todo = set(), [output.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and (node.name(), id(node)) not in names:
+            names.add((node.name(), id(node)))
+            todo += [parent for parent, _ in node.next_functions]
+    return {name for name, _ in names}
+
+
+def test_the_mlp_keeps_little_in_training() -> None:
+    block = build().swinv2.encoder.layers[0].blocks[0]
+    x = torch.randn(2, 16, 16, 24)
+    assert "_FeedForwardBackward" in functions(block(x, "sdpa")[0])
+    assert "_FeedForwardBackward" not in functions(block(x, "eager")[0])
+
+
+def test_queries_keys_and_values_share_a_product_if_it_is_large() -> None:
+    layers = [nn.Linear(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 24)]
+    for tokens, shared in ((10, False), (100, True)):
+        x = torch.randn(tokens, 8)
+        results = project(x, *layers)
+        assert ("SplitWithSizesBackward0" in functions(results[0])) is shared
+        for layer, result in zip(layers, results, strict=True):
+            torch.testing.assert_close(result, layer(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("", 24), ("attention.self.key", 24), ("intermediate", 24), ("intermediate.dense", 24), ("output.dense", 96)],
+)
 @pytest.mark.parametrize("with_gradients", [False, True])
 def test_a_hook_sees_the_whole_map_once(
-    name: str, with_gradients: bool, images: Tensor, monkeypatch: pytest.MonkeyPatch
+    name: str, channels: int, with_gradients: bool, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pieces, "CACHE_BYTES", 2**17)
     model = build()
@@ -68,9 +111,57 @@ def test_a_hook_sees_the_whole_map_once(
     with torch.set_grad_enabled(with_gradients):
         hooked = model(images).logits
         expected = build()(images).logits
-    # 50 x 70 pixels are 13 x 18 patches. A key of filling tokens is not asked for: it is zero.
-    assert [tuple(shape) for shape in seen] in ([(6, 13, 18, channels)] for channels in (24, 96))
+    # 50 x 70 pixels are 13 x 18 patches.
+    assert seen == [(6, 13, 18, channels)]
     assert peers.difference(hooked, expected) < 1e-5
+
+
+class Counting(nn.Module):
+    """A module in another one's place."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, features: Tensor) -> Tensor:
+        self.shapes.append(tuple(features.shape))
+        return self.module(features)
+
+
+@pytest.mark.parametrize("name", ["intermediate", "intermediate.dense", "intermediate.activation", "output"])
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_a_module_in_anothers_place_is_called_once_with_the_whole_map(
+    name: str, with_gradients: bool, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**17)
+    model = build()
+    block = model.swinv2.encoder.layers[0].blocks[1]
+    counting = Counting(block.get_submodule(name))
+    block.set_submodule(name, counting)
+    with torch.set_grad_enabled(with_gradients):
+        replaced = model(images).logits
+        assert peers.difference(replaced, build()(images).logits) < 1e-5
+    assert [shape[:3] for shape in counting.shapes] == [(6, 13, 18)]
+
+
+def test_a_random_activation_has_its_own_gradient() -> None:
+    """What is not computed twice the same way is not computed twice."""
+    block = build().swinv2.encoder.layers[0].blocks[0]
+    block.intermediate.activation = nn.Sequential(nn.GELU(), nn.Dropout(0.5))
+    assert "_FeedForwardBackward" not in functions(block.train()(torch.randn(2, 16, 16, 24), "sdpa")[0])
+
+
+def test_drop_path_alone_in_training_mode_still_drops_whole_images() -> None:
+    """As in estimates of uncertainty: the model evaluates, its dropping layers do not."""
+    block = build(drop_path_rate=0.5).swinv2.encoder.layers[1].blocks[1]
+    block.drop_path.train()
+    with torch.no_grad():
+        block.layernorm_before.weight.zero_()
+        block.layernorm_before.bias.zero_()
+        x = torch.randn(16, 8, 8, 48)
+        changed = (block(x, "sdpa")[0] != x).flatten(1).float().mean(1)
+    assert set(changed.round(decimals=2).tolist()) == {0.0, 1.0}
 
 
 def test_a_hook_on_all_modules_is_heeded(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +175,6 @@ def test_a_hook_on_all_modules_is_heeded(images: Tensor, monkeypatch: pytest.Mon
     finally:
         handle.remove()
     for block in (module for module in model.modules() if isinstance(module, SwinTransformerBlock)):
-        # Twice for a query: filling tokens have one too.
         assert [calls.count(m) for m in (block, block.attention, block.intermediate.dense)] == [1, 1, 1]
 
 
@@ -131,11 +221,30 @@ def test_frozen_layers_get_no_gradient_and_change_no_other(frozen: str, images: 
 
 def test_the_eager_form_has_gradients_of_gradients(images: Tensor) -> None:
     """A penalty on the gradient of the pixels can be trained with."""
-    model = build(attn_implementation="eager")
-    pixels = images[:1].requires_grad_()
+    model = build(attn_implementation="eager").double()
+    pixels = images[:1].double().requires_grad_()
     (slope,) = torch.autograd.grad(model(pixels).logits.sum(), pixels, create_graph=True)
     slope.square().sum().backward()
-    assert all(p.grad is not None for name, p in model.named_parameters() if name.endswith("dense.weight"))
+    for name, parameter in model.named_parameters():
+        if name.endswith("dense.weight"):
+            step = 1e-4 * parameter.grad / parameter.grad.norm()
+            penalties = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    parameter.add_(sign * step)
+                (slope,) = torch.autograd.grad(model(pixels).logits.sum(), pixels)
+                penalties.append(slope.square().sum())
+                with torch.no_grad():
+                    parameter.sub_(sign * step)
+            slope_of_penalty = ((penalties[0] - penalties[1]) / 2e-4).item()
+            assert slope_of_penalty == pytest.approx(parameter.grad.norm().item(), rel=1e-4)
+
+
+def test_the_fast_form_says_that_it_has_none(images: Tensor) -> None:
+    pixels = images[:1].requires_grad_()
+    (slope,) = torch.autograd.grad(build()(pixels).logits.sum(), pixels, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.square().sum().backward()
 
 
 def test_operations_are_counted_in_full(images: Tensor) -> None:

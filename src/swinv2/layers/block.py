@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swinv2.config import StageSpec, Swinv2Config
-from swinv2.layers.attention import Attention, Projection, WindowGeometry
-from swinv2.layers.linear import is_plain, is_watched, project
+from swinv2.config import StageSpec, Swinv2Config, is_pointwise
+from swinv2.layers.attention import Attention, CosineWindowAttention, Projection, WindowGeometry
+from swinv2.layers.linear import is_plain, is_unwatched, project
+from swinv2.layers.position import ContinuousPositionBias, PreciseLinear
 from swinv2.ops.cpu.linear import feed_forward
-from swinv2.ops.cpu.pieces import SMALLEST_PIECE, can_run, in_pieces
+from swinv2.ops.cpu.pieces import SMALLEST_PIECE, add_in_pieces, can_run
 from swinv2.ops.dispatch import EAGER
 
 
@@ -109,47 +110,64 @@ class SwinTransformerBlock(nn.Module):
 
     def _residual_branches(self, x: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
         bias_table = self.attention.bias_table(x.device)
-        if not self._may_run_in_pieces(x, backend):
-            x, weights = self._attention_branch(x, bias_table, backend)
-            return self.layernorm_extra(self._mlp_branch(x, backend)), weights
-        batch, *grid, channels = x.shape
-        token_bytes = x.element_size() * max(3 * channels, self.hidden_features)
-        image_bytes = token_bytes * math.prod(grid)
-        x = in_pieces(lambda images: self._attention_branch(images, bias_table, backend)[0], x, image_bytes)
-        tokens = in_pieces(lambda some: self._mlp_branch(some, backend), x.flatten(0, 2), token_bytes, SMALLEST_PIECE)
-        return self.layernorm_extra(tokens.view(batch, *grid, channels)), None
+        if self._may_run_in_pieces(x, backend):
+            batch, *grid, channels = x.shape
+            token_bytes = x.element_size() * max(3 * channels, self.hidden_features)
+            x = add_in_pieces(
+                x, lambda images: self._attention_branch(images, bias_table, backend)[0], token_bytes * math.prod(grid)
+            )
+            x = add_in_pieces(
+                x.flatten(0, 2), lambda tokens: self._mlp_branch(tokens, backend), token_bytes, SMALLEST_PIECE
+            ).view(batch, *grid, channels)
+            weights = None
+        else:
+            branch, weights = self._attention_branch(x, bias_table, backend)
+            x = x + branch
+            x = x + self._mlp_branch(x, backend)
+        return self.layernorm_extra(x), weights
 
     def _attention_branch(self, x: Tensor, bias_table: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attention(x, bias_table, backend)
-        return x + self.drop_path(self.layernorm_before(attended)), weights
+        return self.drop_path(self.layernorm_before(attended)), weights
 
     def _mlp_branch(self, x: Tensor, backend: str) -> Tensor:
-        return x + self.drop_path(self.layernorm_after(self._mlp(x, backend)))
+        return self.drop_path(self.layernorm_after(self._mlp(x, backend)))
 
     def _mlp(self, x: Tensor, backend: str) -> Tensor:
-        widen, narrow, activation = self.intermediate.dense, self.output.dense, self.intermediate.activation
-        if (
-            backend != EAGER
-            and torch.is_grad_enabled()
-            and can_run(x)
-            and is_plain(widen)
-            and is_plain(narrow)
-            and next(activation.parameters(), None) is None
-            and not any(is_watched(module) for module in (self.intermediate, self.output, activation))
-        ):
-            mixed = feed_forward(x, (widen.weight, widen.bias), activation, (narrow.weight, narrow.bias))
-            return self.output.dropout(mixed)
+        if backend != EAGER and torch.is_grad_enabled() and can_run(x) and are_as_built(self.intermediate, self.output):
+            widen, narrow = self.intermediate.dense, self.output.dense
+            weights = (widen.weight, widen.bias), (narrow.weight, narrow.bias)
+            return self.output.dropout(feed_forward(x, weights[0], self.intermediate.activation, weights[1]))
         return self.output(self.intermediate(x))
 
     def _may_run_in_pieces(self, x: Tensor, backend: str) -> bool:
         """Whether nobody can tell that the branches are computed for a few images, and a few tokens, at a time."""
         return (
             backend != EAGER
-            and not self.training
             and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
             and can_run(x)
-            and not any(is_watched(module) for module in self.modules())
+            and not any(module.training for module in self.modules())
+            and are_as_built(*self.children())
         )
+
+
+BUILT_OF = frozenset(
+    {
+        *(Attention, CosineWindowAttention, ContinuousPositionBias, PreciseLinear, Projection, Intermediate),
+        *(PostNorm, DropPath, nn.LayerNorm, nn.Dropout, nn.Identity),
+    }
+)
+"""What a block consists of, beside plain linear layers and the activation."""
+
+
+def are_as_built(*parts: nn.Module) -> bool:
+    """Whether parts of a block, and all their parts, are what this file made them: not replaced and not watched."""
+    return all(
+        is_plain(module) or ((type(module) in BUILT_OF or is_pointwise(module)) and is_unwatched(module))
+        for part in parts
+        for module in part.modules()
+    )
 
 
 def block_geometry(config: Swinv2Config, spec: StageSpec, index: int) -> WindowGeometry:

@@ -17,11 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from swinv2.ops import windows
 from swinv2.ops.bias import expand_bias
 from swinv2.ops.cpu import pieces
 from swinv2.ops.precision import precise
-from swinv2.ops.windows import Span, WindowPlan
+from swinv2.ops.windows import Span, WindowPlan, crop, pad
 
 SMALLEST_NORM = 1e-12
 """A shorter vector counts as zero, as in F.normalize."""
@@ -39,11 +38,11 @@ def window_attention(
     """Cosine attention inside every window of a map; arguments as in `reference.window_attention`."""
     # One after the other, so that no map is kept longer than it is needed.
     scale = scale[:, None, None]
-    query = _ToWindows.apply(windows.pad(q, plan), scale, plan)
-    key = _ToWindows.apply(windows.pad(k, plan), torch.ones_like(scale, requires_grad=False), plan)
-    value = _ToWindows.apply(windows.pad(v, plan, padded_value), None, plan)
+    query = _ToWindows.apply(pad(q, plan), scale, plan)
+    key = _ToWindows.apply(pad(k, plan), torch.ones_like(scale, requires_grad=False), plan)
+    value = _ToWindows.apply(pad(v, plan, padded_value), None, plan)
     bias = expand_bias(bias_table.to(v.dtype), plan.window)
-    return windows.crop(_ToMap.apply(_Attend.apply(query, key, value, bias, plan), plan), plan)
+    return crop(_ToMap.apply(_Attend.apply(query, key, value, bias, plan), plan), plan)
 
 
 def _rectangles(feature_map: Tensor, windows: Tensor, plan: WindowPlan) -> Iterator[tuple[Tensor, Tensor]]:
@@ -58,14 +57,14 @@ def _rectangles(feature_map: Tensor, windows: Tensor, plan: WindowPlan) -> Itera
         count = batch * rows * columns
         tiles = windows[start : start + count].view(batch, rows, columns, heads, *plan.window, head_dim)
         start += count
-        for down, row, height in _pieces(plan, 0, kind.rows):
-            for across, column, width in _pieces(plan, 1, kind.columns):
+        for down, row, height in _torn_spans(plan, 0, kind.rows):
+            for across, column, width in _torn_spans(plan, 1, kind.columns):
                 area = feature_map[:, down : down + rows * height, across : across + columns * width]
                 area = area.view(batch, rows, height, columns, width, heads, head_dim).permute(0, 1, 3, 5, 2, 4, 6)
                 yield area, tiles[:, :, :, :, row : row + height, column : column + width]
 
 
-def _pieces(plan: WindowPlan, axis: int, span: Span) -> list[tuple[int, int, int]]:
+def _torn_spans(plan: WindowPlan, axis: int, span: Span) -> list[tuple[int, int, int]]:
     """Where the windows of a span lie along an axis of the unshifted map: (first token, first token of the window,
     length in each window). Only the last window is torn in two."""
     window, shift = plan.window[axis], plan.shift[axis]
@@ -107,6 +106,7 @@ class _ToWindows(torch.autograd.Function):
         vectors = _to_windows(feature_map, plan)
         if length is None:
             return vectors
+        length = length.to(torch.promote_types(length.dtype, precise(vectors.dtype)))
         norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=length.dtype)
         factors = length / norms.clamp_min(SMALLEST_NORM)
         _times(vectors, factors, out=vectors)
@@ -124,8 +124,9 @@ class _ToWindows(torch.autograd.Function):
             return _to_map(grad, ctx.plan), None, None
         vectors, length, factors, turning = saved
         wants_length = ctx.needs_input_grad[1]
-        # The length's gradient sums up what cancels; the products must not be rounded before.
-        along = (vectors.to(length.dtype) if wants_length else vectors) * grad
+        # The length's gradient sums up what cancels: the products must not be rounded before. fp16 could overflow.
+        unrounded = wants_length or vectors.dtype == torch.float16
+        along = (vectors.to(length.dtype) if unrounded else vectors) * grad
         along = along.sum(-1, keepdim=True, dtype=length.dtype)
         turned = _times(grad, factors).sub_(_times(vectors, turning * along / length**2))
         grad_length = along.sum((0, 2), keepdim=True)[0] / length if wants_length else None

@@ -1,10 +1,11 @@
 """Linear layers and the MLP on a CPU.
 
-In: features (..., C) and weights. Out: features. Plain matrix products; what is gained is how often memory is touched.
+In: features (..., C) and weights. Out: features. The same matrix products; memory is touched less often.
 There is no gradient of the gradient: for that, load the model with attn_implementation="eager".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,23 +22,15 @@ Weights = tuple[Tensor, Tensor]
 """Weight (out, in) and bias of a linear layer."""
 
 
-def linear(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
-    """One matrix product in place of several that share their input.
-
-    Without gradients it is oneDNN's: torch hands fp32 products to MKL, which is slower on many processors.
+def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What F.linear returns; without gradients by oneDNN, since torch hands fp32 products to MKL, which is slower on
+    many processors.
 
     Args:
-        features: (..., C).
-        weights: (features of a layer, C) each.
-        biases: One for each weight; None counts as zeros.
-
-    Returns:
-        (..., all layers' features), one layer after the other.
+        features: (..., in).
+        weight: (out, in).
+        bias: (out), or None.
     """
-    weight, bias = weights[0], biases[0]
-    if len(weights) > 1:
-        weight = torch.cat(list(weights))
-        bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
     if _onednn_can_run(features, weight):
         return torch.ops.mkldnn._linear_pointwise(features, weight, bias, "none", [], "")
     return F.linear(features, weight, bias)
@@ -46,15 +39,21 @@ def linear(features: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor 
 def _onednn_can_run(features: Tensor, weight: Tensor) -> bool:
     return (
         features.dtype == weight.dtype
-        and (features.dtype == torch.float32 or (features.dtype == torch.bfloat16 and ONEDNN_HAS_BF16))
+        and features.dtype in _onednn_dtypes()
         and features.numel() > 0
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
+        and torch._C._get_mkldnn_enabled()
     )
 
 
-ONEDNN_HAS_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+@cache
+def _onednn_dtypes() -> tuple[torch.dtype, ...]:
+    """What oneDNN multiplies here. The op is not public: a torch without it has none."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return ()
+    has_bf16 = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)
 
 
 def feed_forward(features: Tensor, widen: Weights, activation: Activation, narrow: Weights) -> Tensor:
@@ -66,14 +65,15 @@ def feed_forward(features: Tensor, widen: Weights, activation: Activation, narro
     Args:
         features: (..., C).
         widen, narrow: The two linear layers.
-        activation: Works on each number by itself and has no parameters.
+        activation: Works on each number by itself, not in place, not at random, and learns nothing.
 
     Returns:
         (..., C), in the dtype of autocast where that is on.
     """
     tensors = (features, *widen, *narrow)
     if torch.is_autocast_enabled("cpu"):
-        tensors = tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors)
+        dtype = torch.get_autocast_dtype("cpu")
+        tensors = tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
     return _FeedForward.apply(activation, *tensors)
 
 
@@ -86,8 +86,8 @@ class _FeedForward(torch.autograd.Function):
         output = tokens.new_empty(len(tokens), len(w2))
         hidden: list[Tensor] = []
         for piece in _token_pieces(tokens, w1):
-            hidden.append(linear(tokens[piece], [w1], [b1]))
-            output[piece] = linear(activation(hidden[-1]), [w2], [b2])
+            hidden.append(linear(tokens[piece], w1, b1))
+            output[piece] = linear(activation(hidden[-1]), w2, b2)
         ctx.activation = activation
         ctx.save_for_backward(tokens, w1, w2, *hidden)
         return output.view(*features.shape[:-1], len(w2))
@@ -114,7 +114,7 @@ class _FeedForward(torch.autograd.Function):
                 some_grad.sum(0) if wants[3] else None,
             ]
             sums = _add(sums, parts) if sums else parts
-        return None, grad_tokens.view(*shape, -1), *(None if s is None else s.to(w1.dtype) for s in sums)
+        return None, grad_tokens.view(*shape, tokens.shape[-1]), *(None if s is None else s.to(w1.dtype) for s in sums)
 
 
 def _token_pieces(tokens: Tensor, w1: Tensor) -> list[slice]:

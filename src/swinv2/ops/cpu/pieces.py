@@ -22,8 +22,8 @@ SMALLEST_PIECE = 256
 
 def can_run(tensor: Tensor) -> bool:
     """Whether the forms of this package are for a tensor: a plain one on a CPU, and nobody records or transforms what
-    is computed, as compilers, exporters, torch.func and counters of operations do. Those would not understand the
-    writes into place and the gradients written by hand."""
+    is computed, as compilers, exporters, torch.func, forward-mode differentiation and dispatch modes (torch's counter
+    of operations) do. Those would not understand the writes into place and the gradients written by hand."""
     return (
         tensor.device.type == "cpu"
         and type(tensor) in (Tensor, nn.Parameter)
@@ -31,6 +31,7 @@ def can_run(tensor: Tensor) -> bool:
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
+        and torch.autograd.forward_ad._current_level < 0
     )
 
 
@@ -46,20 +47,15 @@ def pieces(count: int, item_bytes: int, least: int = 1) -> list[slice]:
     return [slice(count * piece // number, count * (piece + 1) // number) for piece in range(number)]
 
 
-def in_pieces(function: Callable[[Tensor], Tensor], items: Tensor, item_bytes: int, least: int = 1) -> Tensor:
-    """Applies a function of single items, a cacheful of items at a time; without gradients.
+def add_in_pieces(items: Tensor, branch: Callable[[Tensor], Tensor], item_bytes: int, least: int = 1) -> Tensor:
+    """items + branch(items), a cacheful of items at a time; without gradients.
 
     Args:
-        function: Takes items (n, ...) and returns n results.
         items: All items (N, ...).
+        branch: Takes items (n, ...) and returns as many of the same shape and dtype.
         item_bytes, least: See `pieces`.
     """
-    first, *others = pieces(len(items), item_bytes, least)
-    result = function(items[first])
-    if not others:
-        return result
-    results = result.new_empty(len(items), *result.shape[1:])
-    results[first] = result
-    for piece in others:
-        results[piece] = function(items[piece])
-    return results
+    sums = torch.empty_like(items)
+    for piece in pieces(len(items), item_bytes, least):
+        torch.add(items[piece], branch(items[piece]), out=sums[piece])
+    return sums
