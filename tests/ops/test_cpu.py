@@ -150,6 +150,20 @@ class TestFeedForward:
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(self.ours(*leaves), self.plain(*leaves))
 
+    @pytest.mark.parametrize("autocast", [False, True])
+    def test_layers_without_bias(self, autocast: bool) -> None:
+        x, w1, _, w2, _ = self.leaves(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            expected, actual = self.plain(x, w1, None, w2, None), self.ours(x, w1, None, w2, None)
+        torch.testing.assert_close(actual, expected)
+        for ours, theirs in zip(
+            torch.autograd.grad(actual.sum(), (x, w1, w2)),
+            torch.autograd.grad(expected.sum(), (x, w1, w2)),
+            strict=True,
+        ):
+            assert ours.dtype == torch.float32
+            assert ((ours - theirs).norm() / theirs.norm()).item() < (2e-2 if autocast else 1e-5)
+
     def test_only_the_activation_input_is_kept(self) -> None:
         leaves = self.leaves(torch.float64)
         kept = self.ours(*leaves).grad_fn.saved_tensors

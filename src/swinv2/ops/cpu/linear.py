@@ -18,8 +18,8 @@ from swinv2.ops.precision import at_least_fp32
 
 Activation = Callable[[Tensor], Tensor]
 
-Weights = tuple[Tensor, Tensor]
-"""Weight (out, in) and bias of a linear layer."""
+Weights = tuple[Tensor, Tensor | None]
+"""Weight (out, in) and bias, if there is one, of a linear layer."""
 
 
 def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -73,14 +73,20 @@ def feed_forward(features: Tensor, widen: Weights, activation: Activation, narro
     tensors = (features, *widen, *narrow)
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
-        tensors = tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+        tensors = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
     return _FeedForward.apply(activation, *tensors)
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, activation: Activation, features: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+        ctx: Any,
+        activation: Activation,
+        features: Tensor,
+        w1: Tensor,
+        b1: Tensor | None,
+        w2: Tensor,
+        b2: Tensor | None,
     ) -> Tensor:
         tokens = features.flatten(0, -2)
         output = tokens.new_empty(len(tokens), len(w2))
