@@ -35,25 +35,74 @@ def test_a_function_in_pieces_gives_the_same(count: int, item_bytes: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("with_gradients", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_a_product_is_torchs(dtype: torch.dtype, with_gradients: bool, with_bias: bool) -> None:
-    """Without gradients too, where another library multiplies."""
+def test_a_product_is_torchs(dtype: torch.dtype, with_bias: bool) -> None:
     features, weight = draw(2, 3, 5, 16, dtype=dtype, seed=1), draw(24, 16, dtype=dtype, seed=2)
     bias = draw(24, dtype=dtype, seed=3) if with_bias else None
     expected = F.linear(features, weight, bias)
-    with torch.set_grad_enabled(with_gradients):
+    with torch.no_grad():
         product = linear(features, weight, bias)
     assert product.dtype == dtype
     torch.testing.assert_close(product, expected)
 
 
+class TestGradientsOfAProduct:
+    """By another library, but torch's."""
+
+    @staticmethod
+    def leaves(dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """Features, weight and bias; no size is a multiple of what processors like."""
+        shapes = [(2, 3, 5, 17), (29, 17), (29,)]
+        return [draw(*shape, dtype=dtype, seed=seed).requires_grad_() for seed, shape in enumerate(shapes)]
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("frozen", [None, 0, 1, 2])
+    def test_every_gradient(self, dtype: torch.dtype, frozen: int | None) -> None:
+        leaves = self.leaves(dtype)
+        if frozen is not None:
+            leaves[frozen].requires_grad_(False)
+        direction = draw(2, 3, 5, 29, dtype=dtype, seed=9)
+        results = []
+        for form in (linear, F.linear):
+            form(*leaves).backward(direction)
+            results.append([leaf.grad for leaf in leaves])
+            for leaf in leaves:
+                leaf.grad = None
+        for index, (ours, theirs) in enumerate(zip(*results, strict=True)):
+            assert (ours is None) == (theirs is None) == (index == frozen)
+            if ours is not None:
+                assert ours.dtype == dtype
+                torch.testing.assert_close(ours, theirs)
+
+    def test_a_gradient_of_a_gradient(self) -> None:
+        results = []
+        for form in (linear, F.linear):
+            leaves = self.leaves()
+            gradients = torch.autograd.grad(form(*leaves).square().sum(), leaves, create_graph=True)
+            penalty = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
+            results.append(torch.autograd.grad(penalty, leaves))
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+    def test_what_a_frozen_weight_does_not_need_is_not_kept(self) -> None:
+        features, weight, bias = self.leaves()
+        kept = linear(features, weight.detach(), bias.detach()).grad_fn.saved_tensors
+        assert [tensor is None for tensor in kept] == [True, False]
+
+    def test_no_tokens_at_all(self) -> None:
+        features, weight, bias = self.leaves()
+        empty = features.detach()[:0].requires_grad_()
+        linear(empty, weight, bias).sum().backward()
+        assert empty.grad.shape == empty.shape
+        assert not weight.grad.any()
+
+
 class TestOneDNN:
-    """Who multiplies fp32 without gradients."""
+    """Who multiplies fp32."""
 
     @staticmethod
     def operations(**autocast: object) -> set[str]:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, **autocast), torch.profiler.profile() as profile:
+        with torch.autocast("cpu", torch.bfloat16, **autocast), torch.profiler.profile() as profile:
             linear(torch.zeros(4, 16), torch.zeros(8, 16), None)
         return {event.key for event in profile.key_averages()}
 
@@ -62,6 +111,14 @@ class TestOneDNN:
     @needs_onednn
     def test_it_is_onednn(self) -> None:
         assert "mkldnn::_linear_pointwise" in self.operations(enabled=False)
+
+    @needs_onednn
+    def test_the_gradient_of_the_features_is_onednns_too(self) -> None:
+        features = torch.zeros(4, 16, requires_grad=True)
+        product = linear(features, torch.zeros(8, 16), None)
+        with torch.profiler.profile() as profile:
+            product.sum().backward()
+        assert "mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}
 
     @pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # torch's own, from asking for the flags
     def test_not_if_the_user_switched_it_off(self) -> None:

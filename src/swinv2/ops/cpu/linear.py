@@ -1,7 +1,7 @@
 """Linear layers and the MLP on a CPU.
 
 In: features (..., C) and weights. Out: features. The same matrix products; memory is touched less often.
-There is no gradient of the gradient: for that, load the model with attn_implementation="eager".
+The MLP has no gradient of the gradient: for that, load the model with attn_implementation="eager".
 """
 
 from collections.abc import Callable
@@ -23,8 +23,7 @@ Weights = tuple[Tensor, Tensor | None]
 
 
 def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What F.linear returns; without gradients by oneDNN, since torch hands fp32 products to MKL, which is slower on
-    many processors.
+    """What F.linear returns, by oneDNN: torch hands fp32 products to MKL, which is slower on many processors.
 
     Args:
         features: (..., in).
@@ -32,8 +31,29 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         bias: (out), or None.
     """
     if _onednn_can_run(features, weight):
-        return torch.ops.mkldnn._linear_pointwise(features, weight, bias, "none", [], "")
+        return _Linear.apply(features, weight, bias)
     return F.linear(features, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    """The gradient of the features is a product by oneDNN too; of the weight's, MKL is the faster. The backward pass
+    consists of what torch can differentiate again."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        wants_features, wants_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(features if wants_weight else None, weight if wants_features else None)
+        return torch.ops.mkldnn._linear_pointwise(features, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight = ctx.saved_tensors
+        tokens = grad.flatten(0, -2)
+        return (
+            None if weight is None else linear(grad, weight.T, None),
+            None if features is None else tokens.T @ features.flatten(0, -2),
+            tokens.sum(0) if ctx.needs_input_grad[2] else None,
+        )
 
 
 def _onednn_can_run(features: Tensor, weight: Tensor) -> bool:
@@ -41,7 +61,6 @@ def _onednn_can_run(features: Tensor, weight: Tensor) -> bool:
         features.dtype == weight.dtype
         and features.dtype in _onednn_dtypes()
         and features.numel() > 0
-        and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and torch._C._get_mkldnn_enabled()
     )
@@ -111,8 +130,8 @@ class _FeedForward(torch.autograd.Function):
             with torch.enable_grad():
                 before = some_hidden.detach().requires_grad_()
                 after = ctx.activation(before)
-            (grad_hidden,) = torch.autograd.grad(after, before, some_grad @ w2)
-            torch.mm(grad_hidden, w1, out=grad_tokens[piece])
+            (grad_hidden,) = torch.autograd.grad(after, before, linear(some_grad, w2.T, None))
+            grad_tokens[piece] = linear(grad_hidden, w1.T, None)
             parts = [
                 grad_hidden.T @ some_tokens if wants[0] else None,
                 grad_hidden.sum(0) if wants[1] else None,
