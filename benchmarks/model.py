@@ -131,10 +131,9 @@ def measure_row(setting: Setting, libraries: list[str], rounds: int, memory_too:
                     needs[library] = workers[library].memory()
             # A peer may fail in any way, and its failure is a result.
             except RuntimeError as error:
-                notes[library] = str(error).splitlines()[0][:200]
-                _progress(f"{setting}: {library} failed: {notes[library]}")
+                notes[library] = _note(library, error)
         _progress(f"{setting}: timing {', '.join(workers)}")
-        timings = time_in_turns(workers, rounds)
+        timings = time_in_turns(workers, rounds, notes)
     finally:
         for worker in workers.values():
             worker.close()
@@ -157,24 +156,39 @@ def _cpu_memory(library: str, setting: Setting) -> Memory:
         worker.close()
 
 
-def time_in_turns(workers: dict[str, Worker], rounds: int) -> dict[str, list[Timing]]:
+def time_in_turns(workers: dict[str, Worker], rounds: int, notes: dict[str, str]) -> dict[str, list[Timing]]:
     """Times libraries in turns, so that a slow minute of the machine falls on all of them.
 
     Args:
         workers: Processes by name; all but one of them wait.
         rounds: Measurements of each. Each round begins with another one: none always follows the same.
+        notes: Gets a note for each library that fails; the others are timed all the same.
 
     Returns:
-        A measurement for each round.
+        A measurement for each round, of each library that did not fail.
     """
-    repeats = {name: max(1, round(LEAST_SECONDS / worker.time(1).seconds)) for name, worker in workers.items()}
     timings: dict[str, list[Timing]] = {name: [] for name in workers}
-    names = list(workers)
-    for turn in range(rounds):
+    repeats: dict[str, int] = {}
+    for turn in range(-1, rounds):
+        names = list(timings)
         first = turn % max(len(names), 1)
         for name in names[first:] + names[:first]:
-            timings[name].append(workers[name].time(repeats[name]))
+            try:
+                timing = workers[name].time(repeats.get(name, 1))
+            except RuntimeError as error:
+                notes[name] = _note(name, error)
+                del timings[name]
+                continue
+            if name in repeats:
+                timings[name].append(timing)
+            else:
+                repeats[name] = max(1, round(LEAST_SECONDS / timing.seconds))
     return timings
+
+
+def _note(library: str, error: RuntimeError) -> str:
+    _progress(f"{library} failed: {error}")
+    return (str(error).splitlines() or ["no reason given"])[0][:200]
 
 
 def _result(

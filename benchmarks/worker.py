@@ -1,9 +1,10 @@
-"""One library at one setting, in a process of its own, as in use: nothing of another library is in its memory.
+"""One library at one setting, in a process of its own, as in use: no other library's model is in its memory.
 
     python benchmarks/worker.py LIBRARY SETTING_AS_JSON
 
 prints {"parameters": number} when it is ready, and then answers each line on its input with a line of JSON: a number
-is so many steps to time, "memory" asks for what a step needs. It ends with its input. `Worker` is the other end.
+is so many steps to time, "memory" asks for what a step needs; {"error": sentence} says that it failed. It ends with
+its input. `Worker` is the other end.
 """
 
 import contextlib
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,7 +53,7 @@ class Worker:
         environment: Variables beside this process's own.
 
     Raises:
-        RuntimeError: The process failed; the message is the last line that it wrote, or its signal.
+        RuntimeError: The process failed; the message is its error, its signal, or the last line that it wrote.
     """
 
     def __init__(self, library: str, setting: Setting, environment: Mapping[str, str] | None = None) -> None:
@@ -91,26 +93,48 @@ class Worker:
 
     def _answer(self) -> dict[str, float]:
         line = self._process.stdout.readline()
-        if line:
-            return json.loads(line)
+        try:
+            answer = json.loads(line) if line else {}
+        except ValueError:
+            answer = {"error": f"answered {line.strip()!r}"}
+        if answer and "error" not in answer:
+            return answer
+        if answer:
+            self._process.kill()
         status = self._process.wait()
         self._errors.seek(0)
-        said = self._errors.read().strip().splitlines()
+        said = self._errors.read().strip()
         self.close()
+        if said:
+            print(said, file=sys.stderr, flush=True)
+        if answer:
+            raise RuntimeError(answer["error"])
         if status < 0:
             raise RuntimeError(f"killed by signal {-status}: out of memory?")
-        raise RuntimeError(said[-1] if said else "ended without a word")
+        raise RuntimeError(said.splitlines()[-1] if said else "ended without a word")
 
 
 def main() -> None:
     """Does what the command line and the input say; see the head of this file."""
-    library, setting = sys.argv[1], Setting(**json.loads(sys.argv[2]))
-    # What libraries print must not be taken for an answer.
-    answers, sys.stdout = sys.stdout, sys.stderr
+    # What libraries print, C libraries too, must not be taken for an answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
 
-    def answer(**values: float) -> None:
+    def answer(**values: float | str) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
+    try:
+        work(sys.argv[1], Setting(**json.loads(sys.argv[2])), answer)
+    # A library may fail in any way, and its failure is a result.
+    except Exception as error:
+        traceback.print_exc()
+        lines = str(error).strip().splitlines()
+        answer(error=f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}")
+        sys.exit(1)
+
+
+def work(library: str, setting: Setting, answer: Callable[..., None]) -> None:
+    """Prepares the library's step and does what is asked for until the input ends."""
     on_cuda = setting.device == "cuda"
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     if on_cuda:
@@ -128,11 +152,18 @@ def main() -> None:
             answer(**asdict(memory.measure_on_cuda(before, step) if on_cuda else memory.measure_on_cpu(step)))
             continue
         repeats = int(line)
+        if on_cuda:
+            # What the allocator holds was given back after the last answer.
+            step()
+            synchronize()
         start, cpu_start = time.perf_counter(), time.process_time()
         for _ in range(repeats):
             step()
         synchronize()
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        if on_cuda:
+            # The others need the memory now: all of them wait with a model on the device.
+            torch.cuda.empty_cache()
         answer(seconds=seconds / repeats, cpu_seconds=cpu_seconds / repeats)
 
 

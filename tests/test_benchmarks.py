@@ -48,6 +48,60 @@ COLUMNS = [
 ]
 
 
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the scripts of the benchmark be imported as they import each other."""
+    monkeypatch.syspath_prepend(str(BENCHMARK.parent))
+
+
+@pytest.mark.usefixtures("scripts")
+class TestWorker:
+    """The process that does one library's work, and what becomes of its failures."""
+
+    @staticmethod
+    def setting(case: str = "tiny-w8-256") -> object:
+        from cases import Setting
+
+        return Setting(case, "inference", "bf16", "eager", "cpu", 1)
+
+    def test_a_library_that_there_is_not(self, capfd: pytest.CaptureFixture[str]) -> None:
+        from worker import Worker
+
+        with pytest.raises(RuntimeError, match="KeyError: 'keras'"):
+            Worker("keras", self.setting())
+        assert "Traceback" in capfd.readouterr().err
+
+    def test_what_libraries_print_is_no_answer(self) -> None:
+        from worker import Worker
+
+        worker = Worker("swinv2", self.setting(), {"ONEDNN_VERBOSE": "1"})
+        assert worker.parameters > 2e7
+        assert worker.time(1).seconds > 0
+        worker.close()
+
+    def test_one_that_dies_is_noted_and_the_others_go_on(self) -> None:
+        from model import time_in_turns
+        from worker import Timing
+
+        class Immortal:
+            def time(self, repeats: int) -> Timing:
+                return Timing(0.1, 0.1)
+
+        class Mortal(Immortal):
+            left = 2
+
+            def time(self, repeats: int) -> Timing:
+                self.left -= 1
+                if self.left < 0:
+                    raise RuntimeError("killed by signal 9: out of memory?")
+                return super().time(repeats)
+
+        notes: dict[str, str] = {}
+        timings = time_in_turns({"a": Immortal(), "b": Mortal(), "c": Immortal()}, 4, notes)
+        assert notes == {"b": "killed by signal 9: out of memory?"}
+        assert {name: len(measured) for name, measured in timings.items()} == {"a": 4, "c": 4}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_model_benchmark_writes_a_row_for_each_library(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_files_of_the_tour_exist() -> None:
     named = {name for name in in_backticks(read(TOUR)) if is_file_name(name)}
     assert sorted(name for name in named if find_file(name) is None) == []
     modules = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py") if file.name != "__init__.py"}
-    assert sorted(modules - named - {"predict/errors.py"}) == []
+    assert sorted(modules - named - {"errors.py"}) == []
 
 
 def test_names_of_the_tour_are_in_the_files_beside_them() -> None:

@@ -22,11 +22,11 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 import swinv2
+from swinv2.errors import UsageError
+from swinv2.images import BrokenImage, find_images
 from swinv2.predict import report
 from swinv2.predict.describe import describe
-from swinv2.predict.errors import UsageError
 from swinv2.predict.features import check_output, write_features
-from swinv2.predict.images import BrokenImage, find_images
 from swinv2.predict.predictor import POOLED, Classifier, FeatureExtractor
 from swinv2.predict.shipped import shipped_model, shipped_samples
 from swinv2.zoo import SIZES

@@ -42,7 +42,13 @@ _POINTWISE = frozenset(type(ACT2FN[name]) for name in ACT2FN if name not in ("pr
 
 def is_pointwise(module: nn.Module) -> bool:
     """Whether a module is an activation that works on each number by itself, not in place, and learns nothing."""
-    return type(module) in _POINTWISE and not getattr(module, "inplace", False)
+    return (
+        type(module) in _POINTWISE
+        and not getattr(module, "inplace", False)
+        # An activation that a newer transformers offers may learn too.
+        and next(module.parameters(), None) is None
+        and next(module.children(), None) is None
+    )
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,9 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             (6 for the huge and giant models of the paper).
         mask_padding: False: tokens that fill up the last windows are attended to, as the published checkpoints were
             trained and as transformers does. True: they are hidden.
+        norm_targets: 0: the masked-image decoder draws pixels. An odd number: it draws pixels normalised by the mean
+            and deviation of the square of so many pixels around each; the authors' Swin V2 models were pre-trained
+            with 47.
         out_features: Names of the maps that the backbone returns: "stem", "stage1", ...
         out_indices: The same by index; give one of the two.
 
@@ -205,6 +214,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     encoder_stride: int | list[int] | tuple[int, int] = 32
     extra_norm_period: int = 0
     mask_padding: bool = False
+    norm_targets: int = 0
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -348,6 +358,12 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             _length(name, getattr(self, name))
         as_pair("encoder_stride", self.encoder_stride)
         _length("extra_norm_period", self.extra_norm_period, 0)
+        _length("norm_targets", self.norm_targets, 0)
+        if self.norm_targets and (self.norm_targets < 3 or self.norm_targets % 2 == 0):
+            raise ValueError(
+                f"norm_targets is {self.norm_targets}; expected 0, or an odd number of at least 3: the side of a "
+                "square around each pixel."
+            )
         if self.extra_norm_period > max(self.depths, default=0):
             raise ValueError(
                 f"extra_norm_period is {self.extra_norm_period}, but no stage of depths {self.depths} has so many "

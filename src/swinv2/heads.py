@@ -19,6 +19,7 @@ from swinv2.layers.stage import Encoder
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel, as_channels_first, as_tokens, stage_attentions
 from swinv2.ops.windows import Pair
 from swinv2.outputs import Swinv2ImageClassifierOutput, Swinv2MaskedImageModelingOutput
+from swinv2.simmim import masked_pixel_loss, normalise_targets
 
 
 def _as_tuple(output: ModelOutput) -> tuple[Any, ...]:
@@ -142,29 +143,12 @@ class PixelDecoder(nn.Sequential):
         return pixels.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
 
 
-def masked_pixel_loss(
-    images: Float[Tensor, "B channels height width"],
-    reconstruction: Float[Tensor, "B channels height width"],
-    bool_masked_pos: Bool[Tensor, "B patches"],
-    patch_size: Pair,
-) -> Float[Tensor, ""]:
-    """Mean absolute error over the pixels of masked patches.
-
-    Source: Xie et al., SimMIM (arXiv 2111.09886), section 3.4; transformers' `Swinv2ForMaskedImageModeling`.
-    """
-    channels, height, width = images.shape[1:]
-    grid = (-(-height // patch_size[0]), -(-width // patch_size[1]))
-    mask = bool_masked_pos.bool().view(-1, 1, *grid)
-    mask = mask.repeat_interleave(patch_size[0], 2).repeat_interleave(patch_size[1], 3)[:, :, :height, :width]
-    error = F.l1_loss(reconstruction, images, reduction="none")
-    return (error * mask).sum() / (mask.sum() + 1e-5) / channels
-
-
 class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
     """The network and SimMIM's decoder, which draws the image again from its unmasked patches.
 
     Args:
-        config: The configuration; `encoder_stride` is what one token of the last map draws.
+        config: The configuration; `encoder_stride` is what one token of the last map draws. With `norm_targets` it
+            draws locally normalised pixels (`simmim.normalise_targets`), as the authors' Swin V2 models do.
 
     Raises:
         ValueError: `encoder_stride` does not fit the patch size and the number of stages.
@@ -226,8 +210,10 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
         reconstruction = self.decoder(last_map)[:, :, :height, :width]
         loss = None
         if bool_masked_pos is not None:
+            window = self.config.norm_targets
+            targets = normalise_targets(pixel_values, window) if window else pixel_values
             patch_size = as_pair("patch_size", self.config.patch_size)
-            loss = masked_pixel_loss(pixel_values, reconstruction, bool_masked_pos, patch_size)
+            loss = masked_pixel_loss(targets, reconstruction, bool_masked_pos, patch_size)
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output = Swinv2MaskedImageModelingOutput(
             loss=loss,

@@ -410,3 +410,28 @@ class TestDispatch:
         torch.testing.assert_close(fast, eager)
         assert weights is not None
         assert nothing is None
+
+
+class TestAutocast:
+    """Maps that are fp32 where autocast says bf16, as from layers that answer in their input's dtype."""
+
+    CASE = Case("autocast", (5, 7), (3, 3), (1, 1), batch=2, heads=3)
+
+    @staticmethod
+    def call(form: Form, forward: bool, backward: bool) -> tuple[Tensor, ...]:
+        """The answer and the gradients, with autocast around the passes that are named."""
+        inputs = draw(TestAutocast.CASE)
+        leaves = [tensor.float().requires_grad_() for tensor in inputs.tensors.values()]
+        with torch.autocast("cpu", torch.bfloat16, enabled=forward):
+            attended = form(*leaves[:5], TestAutocast.CASE.plan, leaves[5])
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward):
+            gradients = torch.autograd.grad(attended, leaves, inputs.direction.to(attended.dtype))
+        return attended.detach(), *gradients
+
+    @pytest.mark.parametrize(("forward", "backward"), [(True, False), (False, True), (True, True)])
+    @pytest.mark.parametrize("form", FAST_FORMS)
+    def test_it_does_not_fail(self, form: str, forward: bool, backward: bool) -> None:
+        for ours, exact in zip(
+            self.call(FORMS[form], forward, backward), self.call(FORMS["reference"], False, False), strict=True
+        ):
+            assert error(ours, exact) < 3e-2

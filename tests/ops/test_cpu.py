@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swinv2.ops.cpu import pieces
-from swinv2.ops.cpu.linear import feed_forward, linear
+from swinv2.ops.cpu.linear import _onednn_dtypes, feed_forward, linear
 from swinv2.ops.cpu.pieces import add_in_pieces, can_run
 
 SMALL_CACHE = 40_000
@@ -44,6 +44,30 @@ def test_a_product_is_torchs(dtype: torch.dtype, with_bias: bool) -> None:
         product = linear(features, weight, bias)
     assert product.dtype == dtype
     torch.testing.assert_close(product, expected)
+
+
+def strided(*shape: int, seed: int) -> dict[str, Tensor]:
+    """Tensors of a shape that do not lie one number after the other."""
+    return {
+        "every third": draw(*shape, 3, dtype=torch.float32, seed=seed)[..., 0],
+        "expanded": draw(*shape[:-1], 1, dtype=torch.float32, seed=seed).expand(shape),
+        "turned": draw(*shape[::-1], dtype=torch.float32, seed=seed).permute(*reversed(range(len(shape)))),
+    }
+
+
+@pytest.mark.parametrize("layout", strided(1, seed=0))
+@pytest.mark.parametrize("which", ["features", "weight", "bias"])
+def test_a_product_of_strided_tensors(which: str, layout: str) -> None:
+    shapes = {"features": (2, 5, 16), "weight": (12, 16), "bias": (12,)}
+    tensors = {name: draw(*shape, dtype=torch.float32, seed=7) for name, shape in shapes.items()}
+    tensors[which] = strided(*shapes[which], seed=8)[layout]
+    torch.testing.assert_close(linear(**tensors), F.linear(*tensors.values()))
+
+
+def test_a_bias_of_another_dtype_is_refused_as_by_torch() -> None:
+    features, weight, bias = draw(4, 16).bfloat16(), draw(12, 16).bfloat16(), draw(12).float()
+    with pytest.raises(RuntimeError, match="dtype"):
+        linear(features, weight, bias)
 
 
 class TestGradientsOfAProduct:
@@ -84,6 +108,38 @@ class TestGradientsOfAProduct:
         for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs)
 
+    def test_many_gradients_at_once(self) -> None:
+        leaves = self.leaves()
+        directions = draw(4, 2, 3, 5, 29, dtype=torch.float32, seed=9)
+        for ours, theirs in zip(
+            torch.autograd.grad(linear(*leaves), leaves, directions, is_grads_batched=True),
+            torch.autograd.grad(F.linear(*leaves), leaves, directions, is_grads_batched=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs)
+
+    def test_one_vector(self) -> None:
+        _, weight, bias = self.leaves()
+        vector = draw(17, dtype=torch.float32, seed=4).requires_grad_()
+        for ours, theirs in zip(
+            torch.autograd.grad(linear(vector, weight, bias).sum(), (vector, weight, bias)),
+            torch.autograd.grad(F.linear(vector, weight, bias).sum(), (vector, weight, bias)),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs)
+
+    def test_a_counter_of_operations_counts_the_backward_pass(self) -> None:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        counts = []
+        for form in (linear, F.linear):
+            leaves = self.leaves()
+            product = form(*leaves)
+            with FlopCounterMode(display=False) as counter:
+                product.sum().backward()
+            counts.append(counter.get_total_flops())
+        assert counts[0] == counts[1] > 0
+
     def test_what_a_frozen_weight_does_not_need_is_not_kept(self) -> None:
         features, weight, bias = self.leaves()
         kept = linear(features, weight.detach(), bias.detach()).grad_fn.saved_tensors
@@ -106,7 +162,7 @@ class TestOneDNN:
             linear(torch.zeros(4, 16), torch.zeros(8, 16), None)
         return {event.key for event in profile.key_averages()}
 
-    needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+    needs_onednn = pytest.mark.skipif(not _onednn_dtypes(), reason="this torch has no oneDNN linear layer")
 
     @needs_onednn
     def test_it_is_onednn(self) -> None:
@@ -167,7 +223,7 @@ class TestFeedForward:
             torch.testing.assert_close(ours, theirs)
 
     @pytest.mark.parametrize("autocast", [False, True])
-    def test_bf16_is_no_less_exact_than_torch(self, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_bf16_is_about_as_exact_as_torch(self, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pieces, "CACHE_BYTES", SMALL_CACHE // 8)
         exact = self.leaves(torch.float64)
         direction = draw(1, 7, 100, 8, seed=9)
@@ -188,12 +244,12 @@ class TestFeedForward:
         for ours, theirs in zip(*errors, strict=True):
             assert ours <= 2 * theirs
 
-    @pytest.mark.parametrize("frozen", [1, 2, 3, 4])
-    def test_a_frozen_weight_costs_no_gradient(self, frozen: int) -> None:
+    @pytest.mark.parametrize("frozen", [0, 1, 2, 3, 4])
+    def test_what_is_frozen_gets_no_gradient(self, frozen: int) -> None:
         leaves = self.leaves(torch.float64)
         leaves[frozen].requires_grad_(False)
         gradients = self.ours(*leaves).grad_fn.apply(draw(1, 7, 100, 8, seed=9))
-        assert [gradient is None for gradient in gradients[2:]] == [index == frozen for index in (1, 2, 3, 4)]
+        assert [gradient is None for gradient in gradients[1:]] == [index == frozen for index in range(5)]
 
     def test_no_tokens_at_all(self) -> None:
         leaves = self.leaves(torch.float64)
@@ -221,10 +277,15 @@ class TestFeedForward:
             assert ours.dtype == torch.float32
             assert ((ours - theirs).norm() / theirs.norm()).item() < (2e-2 if autocast else 1e-5)
 
-    def test_only_the_activation_input_is_kept(self) -> None:
+    def test_between_the_products_only_the_activation_input_is_kept(self) -> None:
         leaves = self.leaves(torch.float64)
         kept = self.ours(*leaves).grad_fn.saved_tensors
         assert sorted(tensor.numel() for tensor in kept) == sorted([700 * 8, 700 * 32, 32 * 8, 8 * 32])
+
+    def test_features_are_kept_for_the_first_weight_only(self) -> None:
+        leaves = self.leaves(torch.float64)
+        leaves[1].requires_grad_(False)
+        assert self.ours(*leaves).grad_fn.saved_tensors[0] is None
 
 
 def test_who_watches_operations_sees_torchs() -> None:

@@ -19,11 +19,11 @@ from swinv2 import (
     Swinv2ForMaskedImageModeling,
     Swinv2Model,
 )
+from swinv2.errors import UsageError
+from swinv2.images import BrokenImage, read_image
+from swinv2.loading import choose_device, read_config
 from swinv2.predict.describe import describe
-from swinv2.predict.errors import UsageError
 from swinv2.predict.features import check_output, whole_file, write_features
-from swinv2.predict.images import BrokenImage, read_image
-from swinv2.predict.loading import choose_device, read_config
 from swinv2.predict.predictor import Classifier, FeatureExtractor, Prediction
 
 LABELS = ["ant", "bee", "cat", "dog"]

@@ -4,6 +4,8 @@ In: linear layers and the features (..., C) that all of them take. Out: what eac
 that somebody watches or has replaced (hooks, offloading, LoRA, quantised or pruned weights) is called as a module.
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -27,22 +29,27 @@ def project(features: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """
     if not can_run(features):
         return tuple(layer(features) for layer in layers)
-    linears = [layer for layer in layers if isinstance(layer, nn.Linear) and is_plain(layer)]
+    plain = [layer for layer in layers if is_plain(layer)]
     channels = features.shape[-1]
-    if 1 < len(linears) == len(layers) and features.numel() >= TOKENS_TO_JOIN * channels**2:
-        weight = torch.cat([layer.weight for layer in linears])
-        zeros = weight.new_zeros
-        bias = torch.cat([zeros(layer.out_features) if layer.bias is None else layer.bias for layer in linears])
-        return linear(features, weight, bias).split([layer.out_features for layer in linears], dim=-1)
-    return tuple(
-        linear(features, layer.weight, layer.bias)
-        if isinstance(layer, nn.Linear) and is_plain(layer)
-        else layer(features)
-        for layer in layers
-    )
+    if 1 < len(plain) == len(layers) and features.numel() >= TOKENS_TO_JOIN * channels**2 and _learn_alike(plain):
+        weight = torch.cat([layer.weight for layer in plain])
+        return linear(features, weight, _joined_bias(plain)).split([layer.out_features for layer in plain], dim=-1)
+    return tuple(linear(features, layer.weight, layer.bias) if is_plain(layer) else layer(features) for layer in layers)
 
 
-def is_plain(layer: nn.Module) -> bool:
+def _learn_alike(layers: list[nn.Linear]) -> bool:
+    """Whether the gradient of the joined weight would be wanted for all layers, or for none."""
+    return not torch.is_grad_enabled() or len({layer.weight.requires_grad for layer in layers}) == 1
+
+
+def _joined_bias(layers: list[nn.Linear]) -> Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    zeros = layers[0].weight.new_zeros
+    return torch.cat([zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers])
+
+
+def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling a layer does nothing but multiply by its weight and add its bias."""
     return (
         type(layer) is nn.Linear

@@ -6,6 +6,9 @@ In: tensors of any floating dtype. Out: the same in fp32 or fp64.
 import torch
 from torch import Tensor
 
+SMALLEST_NORM = 1e-12
+"""A shorter vector counts as zero, as in F.normalize."""
+
 
 def precise(dtype: torch.dtype) -> torch.dtype:
     """fp32, or fp64 for fp64."""

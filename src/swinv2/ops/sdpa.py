@@ -15,11 +15,8 @@ from swinv2.ops import reference, windows
 from swinv2.ops.bias import expand_bias
 from swinv2.ops.cpu import attention as cpu
 from swinv2.ops.cpu.pieces import can_run
-from swinv2.ops.precision import precise
+from swinv2.ops.precision import SMALLEST_NORM, precise
 from swinv2.ops.windows import Span, WindowKind, WindowPlan
-
-SMALLEST_NORM = 1e-12
-"""A shorter vector counts as zero, as in F.normalize."""
 
 
 def window_attention(

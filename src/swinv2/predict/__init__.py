@@ -4,7 +4,7 @@
 what a model is, `shipped` knows the checkpoint inside the package.
 """
 
-from swinv2.predict.images import BrokenImage, BrokenImageError, find_images, read_image
+from swinv2.images import BrokenImage, BrokenImageError, find_images, read_image
 from swinv2.predict.predictor import Classifier, FeatureExtractor, Prediction
 
 __all__ = [

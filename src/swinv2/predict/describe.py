@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from swinv2.config import Pair, StageSpec, Swinv2Config, as_pair
+from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.layers.stage import Encoder
+from swinv2.loading import EXAMPLE, label_names, read_config
 from swinv2.model import Swinv2Model
 from swinv2.ops.dispatch import explain_backend
-from swinv2.predict.errors import UsageError
-from swinv2.predict.loading import EXAMPLE, label_names, read_config
 from swinv2.zoo import CHECKPOINTS, SIZES, find_size
 
 _CLASSES = {

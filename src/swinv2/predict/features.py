@@ -19,7 +19,7 @@ from pyarrow.parquet import ParquetWriter
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swinv2.predict.errors import UsageError
+from swinv2.errors import UsageError
 
 SUFFIXES = (".safetensors", ".parquet")
 

@@ -12,11 +12,11 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification
+from swinv2.images import BrokenImage, read_images
+from swinv2.loading import choose_device, label_names, load_model, load_processor, read_config
 from swinv2.model import Swinv2Model
-from swinv2.predict.errors import UsageError
-from swinv2.predict.images import BrokenImage, read_images
-from swinv2.predict.loading import choose_device, label_names, load_model, load_processor, read_config
 
 Answer = TypeVar("Answer")
 

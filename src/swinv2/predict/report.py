@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from swinv2.images import BrokenImage
 from swinv2.predict.describe import Description
-from swinv2.predict.images import BrokenImage
 from swinv2.predict.predictor import Prediction
 from swinv2.predict.shipped import Sample
 

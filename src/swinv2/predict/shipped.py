@@ -6,8 +6,8 @@ Out: paths. This module knows where they lie and how the samples are named.
 from dataclasses import dataclass
 from pathlib import Path
 
-from swinv2.predict.errors import UsageError
-from swinv2.predict.images import natural_key
+from swinv2.errors import UsageError
+from swinv2.images import natural_key
 
 FOLDER = Path(__file__).parent.parent / "checkpoints" / "cifar10"
 

@@ -9,7 +9,8 @@ copied to windows and back once, each kind of window after the other, the cyclic
 other's gradient. There is no gradient of the gradient: for that, load the model with attn_implementation="eager".
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 import torch
@@ -19,11 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from swinv2.ops.bias import expand_bias
 from swinv2.ops.cpu import pieces
-from swinv2.ops.precision import precise
+from swinv2.ops.precision import SMALLEST_NORM, precise
 from swinv2.ops.windows import Span, WindowPlan, crop, pad
-
-SMALLEST_NORM = 1e-12
-"""A shorter vector counts as zero, as in F.normalize."""
 
 
 def window_attention(
@@ -38,8 +36,8 @@ def window_attention(
     """Cosine attention inside every window of a map; arguments as in `reference.window_attention`."""
     # One after the other, so that no map is kept longer than it is needed.
     scale = scale[:, None, None]
-    query = _ToWindows.apply(pad(q, plan), scale, plan)
-    key = _ToWindows.apply(pad(k, plan), torch.ones_like(scale, requires_grad=False), plan)
+    query = _ToWindows.apply(pad(q.to(v.dtype), plan), scale, plan)
+    key = _ToWindows.apply(pad(k.to(v.dtype), plan), torch.ones_like(scale, requires_grad=False), plan)
     value = _ToWindows.apply(pad(v, plan, padded_value), None, plan)
     bias = expand_bias(bias_table.to(v.dtype), plan.window)
     return crop(_ToMap.apply(_Attend.apply(query, key, value, bias, plan), plan), plan)
@@ -172,6 +170,17 @@ def _groups(query: Tensor, bias: Tensor, plan: WindowPlan) -> Iterator[tuple[tup
                 yield (slice(window, min(window + step_windows, stop)), some_heads), mask[some_heads]
 
 
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Everything has the dtype of the values; autocast would change some of the operations and not others."""
+
+    @wraps(function)
+    def run(*args: Any) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return function(*args)
+
+    return run
+
+
 def _weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     return torch.softmax((query @ key.transpose(-2, -1)).add_(bias), dim=-1)
 
@@ -183,6 +192,7 @@ def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
 
 class _Attend(torch.autograd.Function):
     @staticmethod
+    @_without_autocast
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
         ctx.save_for_backward(query, key, value, bias)
         ctx.plan = plan
@@ -193,6 +203,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @_without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
         query, key, value, bias = ctx.saved_tensors
         grad = grad.contiguous()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from swinv2.ops.cpu.pieces import SMALLEST_PIECE, pieces
+from swinv2.ops.cpu.pieces import SMALLEST_PIECE, can_run, pieces
 from swinv2.ops.precision import at_least_fp32
 
 Activation = Callable[[Tensor], Tensor]
@@ -30,7 +30,7 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         weight: (out, in).
         bias: (out), or None.
     """
-    if _onednn_can_run(features, weight):
+    if _onednn_can_run(features, weight, bias):
         return _Linear.apply(features, weight, bias)
     return F.linear(features, weight, bias)
 
@@ -43,22 +43,27 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         wants_features, wants_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(features if wants_weight else None, weight if wants_features else None)
+        # The op reads a bias as if it were contiguous.
+        bias = None if bias is None else bias.contiguous()
         return torch.ops.mkldnn._linear_pointwise(features, weight, bias, "none", [], "")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         features, weight = ctx.saved_tensors
-        tokens = grad.flatten(0, -2)
+        tokens = grad.reshape(-1, grad.shape[-1])
         return (
             None if weight is None else linear(grad, weight.T, None),
-            None if features is None else tokens.T @ features.flatten(0, -2),
+            None if features is None else tokens.T @ features.reshape(-1, features.shape[-1]),
             tokens.sum(0) if ctx.needs_input_grad[2] else None,
         )
 
 
-def _onednn_can_run(features: Tensor, weight: Tensor) -> bool:
+def _onednn_can_run(features: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
-        features.dtype == weight.dtype
+        # Asked again here: a backward pass may be watched where the forward pass was not.
+        can_run(features)
+        and features.dtype == weight.dtype
+        and (bias is None or (bias.dtype == weight.dtype and bias.shape == weight.shape[:1]))
         and features.dtype in _onednn_dtypes()
         and features.numel() > 0
         and not torch.is_autocast_enabled("cpu")
@@ -114,7 +119,7 @@ class _FeedForward(torch.autograd.Function):
             hidden.append(linear(tokens[piece], w1, b1))
             output[piece] = linear(activation(hidden[-1]), w2, b2)
         ctx.activation = activation
-        ctx.save_for_backward(tokens, w1, w2, *hidden)
+        ctx.save_for_backward(tokens if ctx.needs_input_grad[2] else None, w1, w2, *hidden)
         return output.view(*features.shape[:-1], len(w2))
 
     @staticmethod
@@ -122,24 +127,27 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tokens, w1, w2, *hidden = ctx.saved_tensors
         shape, grad = grad.shape[:-1], grad.flatten(0, -2)
-        wants = ctx.needs_input_grad[2:]
-        grad_tokens = torch.empty_like(tokens)
+        wants_tokens, *wants = ctx.needs_input_grad[1:]
+        grad_tokens = grad.new_empty(len(grad), w1.shape[1]) if wants_tokens else None
         sums: list[Tensor | None] = []
-        for piece, some_hidden in zip(_token_pieces(tokens, w1), hidden, strict=True):
-            some_tokens, some_grad = tokens[piece], grad[piece]
+        for piece, some_hidden in zip(_token_pieces(grad, w1), hidden, strict=True):
+            some_grad = grad[piece]
             with torch.enable_grad():
                 before = some_hidden.detach().requires_grad_()
                 after = ctx.activation(before)
             (grad_hidden,) = torch.autograd.grad(after, before, linear(some_grad, w2.T, None))
-            grad_tokens[piece] = linear(grad_hidden, w1.T, None)
+            if grad_tokens is not None:
+                grad_tokens[piece] = linear(grad_hidden, w1.T, None)
             parts = [
-                grad_hidden.T @ some_tokens if wants[0] else None,
+                grad_hidden.T @ tokens[piece] if wants[0] else None,
                 grad_hidden.sum(0) if wants[1] else None,
                 some_grad.T @ after.detach() if wants[2] else None,
                 some_grad.sum(0) if wants[3] else None,
             ]
             sums = _add(sums, parts) if sums else parts
-        return None, grad_tokens.view(*shape, tokens.shape[-1]), *(None if s is None else s.to(w1.dtype) for s in sums)
+        if grad_tokens is not None:
+            grad_tokens = grad_tokens.view(*shape, w1.shape[1])
+        return None, grad_tokens, *(None if s is None else s.to(w1.dtype) for s in sums)
 
 
 def _token_pieces(tokens: Tensor, w1: Tensor) -> list[slice]:

@@ -9,6 +9,7 @@ Colour profiles are not applied, as in transformers and torchvision. Of an anima
 """
 
 import glob
+import io
 import os
 import re
 import struct
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from swinv2.predict.errors import UsageError
+from swinv2.errors import UsageError
 
 # fmt: off
 SUFFIXES = frozenset((
@@ -160,7 +161,7 @@ def _is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(source: str | Path | bytes) -> Image.Image:
     """Reads a file as an eight-bit RGB image, upright.
 
     Transparent parts are laid on white. Grey of more than eight bits is scaled so that white stays white, see
@@ -168,30 +169,31 @@ def read_image(path: str | Path) -> Image.Image:
     PIL comes, is refused; up to there it is read without a warning. A program that wants more sets that number.
 
     Args:
-        path: The file.
+        source: The file, or what it holds.
 
     Raises:
         BrokenImageError: It is missing, may not be read, is no image, is damaged or cut off, or is too large.
     """
-    path = Path(path)
+    file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
     # PIL's warnings are about metadata that is of no use here, and about sizes between its soft and its hard limit.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(path) as image:
+            with Image.open(file) as image:
                 image.load()
                 return to_rgb(_upright(image))
         except _DECODING_ERRORS as error:
-            raise BrokenImageError(_reason(path, error)) from error
+            raise BrokenImageError(_reason(file, error)) from error
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(file: Path | io.BytesIO, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, the most that is read; make it smaller"
     if isinstance(error, UnidentifiedImageError):
-        if path.is_file() and path.stat().st_size == 0:
+        is_path = isinstance(file, Path)
+        if (file.is_file() and file.stat().st_size == 0) if is_path else not file.getvalue():
             return "the file is empty"
-        plugin = _NEEDS_PLUGIN.get(path.suffix.lower())
+        plugin = _NEEDS_PLUGIN.get(file.suffix.lower()) if is_path else None
         return f"PIL cannot read it without {plugin}; convert it to JPEG or PNG" if plugin else "not an image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swinv2.predict.errors import UsageError
-from swinv2.predict.images import BrokenImageError, find_images, grey_to_rgb, natural_key, read_image
+from swinv2.errors import UsageError
+from swinv2.images import BrokenImageError, find_images, grey_to_rgb, natural_key, read_image
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 

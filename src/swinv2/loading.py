@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from transformers import AutoImageProcessor, PreTrainedConfig
 
 from swinv2.config import Swinv2Config
+from swinv2.errors import UsageError
 from swinv2.model import Swinv2PreTrainedModel
-from swinv2.predict.errors import UsageError
 from swinv2.zoo import CHECKPOINTS, SIZES
 
 Model = TypeVar("Model", bound=Swinv2PreTrainedModel)
