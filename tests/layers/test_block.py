@@ -270,3 +270,58 @@ def test_operations_are_counted_in_full(images: Tensor) -> None:
             model(torch.zeros(1, 3, 64, 64))
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1]
+
+
+class TestDroppedSamples:
+    """Branches of samples that drop path drops are not computed; nothing else changes."""
+
+    @staticmethod
+    def run(form: str, seed: int, rate: float) -> tuple[int, list[Tensor]]:
+        """Samples that the attention branch saw, and the answer with the gradients of input and parameters."""
+        block = build(drop_path_rate=0.5, attn_implementation=form).double().train().swinv2.encoder.layers[1].blocks[1]
+        block.drop_path.rate = rate
+        seen: list[int] = []
+        plain = block._attention_branch
+        block._attention_branch = lambda x, *rest: (seen.append(len(x)), plain(x, *rest))[1]
+        x = torch.randn(6, 8, 8, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+        torch.manual_seed(seed)
+        answer, _ = block(x, form)
+        after = torch.rand(1)
+        answer.square().sum().backward()
+        gradients = [parameter.grad for parameter in block.parameters()]
+        assert all(gradient is not None for gradient in gradients)
+        return seen[0], [answer.detach(), after, x.grad, *gradients]
+
+    @pytest.mark.parametrize("rate", [0.1, 0.5, 1 - 1e-9], ids=["few", "half", "all"])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_answer_gradients_and_draws_are_the_same(self, rate: float, seed: int) -> None:
+        _, plain = self.run("eager", seed, rate)
+        _, fast = self.run("sdpa", seed, rate)
+        for ours, expected in zip(fast, plain, strict=True):
+            torch.testing.assert_close(ours, expected)
+
+    def test_they_are_left_out(self) -> None:
+        torch.manual_seed(0)
+        kept = int((torch.rand(6) < 0.5).sum())
+        assert 0 < kept < 6
+        assert self.run("sdpa", 0, 0.5)[0] == kept
+        assert self.run("eager", 0, 0.5)[0] == 6
+        assert self.run("sdpa", 0, 1 - 1e-9)[0] == 1
+
+    @pytest.mark.parametrize("autocast", [False, True])
+    def test_the_answers_dtype(self, autocast: bool) -> None:
+        block = build(drop_path_rate=0.5).train().swinv2.encoder.layers[1].blocks[1]
+        x = torch.randn(6, 8, 8, 48)
+        dtypes = set()
+        for form in ("sdpa", "eager"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                dtypes.add(block(x, form)[0].dtype)
+        assert len(dtypes) == 1
+
+    def test_who_watches_sees_all(self) -> None:
+        block = build(drop_path_rate=0.5).train().swinv2.encoder.layers[1].blocks[1]
+        seen: list[int] = []
+        block.attention.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+        torch.manual_seed(0)
+        block(torch.randn(6, 8, 8, 48), "sdpa")
+        assert seen == [6]

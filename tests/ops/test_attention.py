@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swinv2.ops import reference, sdpa
+from swinv2.ops.cpu import pieces
 from swinv2.ops.dispatch import BACKENDS, choose_backend, explain_backend, window_attention
 from swinv2.ops.windows import WindowPlan
 
@@ -266,6 +267,19 @@ def test_a_fast_form_is_the_plain_one_on_random_plans(form: str, case: Case, see
     for name, expected in plain.items():
         # Absolute: the gradient of a scale is a sum that may cancel to nothing (a window of one token).
         torch.testing.assert_close(fast[name], expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("cache_bytes", [1, 3000, 20_000])
+@pytest.mark.parametrize("case", CASES[::3], ids=lambda case: case.name)
+def test_a_small_cache_changes_nothing(case: Case, cache_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads and windows in other groups: some heads of one window at a time, or all heads of several."""
+    case = replace(case, heads=5, batch=3)
+    inputs = draw(case)
+    expected = inputs.call(FORMS["reference"], case.plan, torch.float64)
+    monkeypatch.setattr(pieces, "CACHE_BYTES", cache_bytes)
+    results = inputs.call(FORMS["sdpa"], case.plan, torch.float64)
+    errors = {name: error(result, expected[name]) for name, result in results.items()}
+    assert {name: value for name, value in errors.items() if not value < 1e-12} == {}
 
 
 @ALL_CASES

@@ -36,11 +36,37 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Float[Tensor, "B *rest"]) -> Float[Tensor, "B *rest"]:
-        if self.rate == 0.0 or not self.training:
+        if not self.drops:
             return branch
-        keep = 1 - self.rate
-        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        return branch * (torch.rand(shape, device=branch.device) < keep).to(branch.dtype).div(keep)
+        kept = self._draw(branch)
+        return branch * kept.view(-1, *(1,) * (branch.ndim - 1)).to(branch.dtype).div(1 - self.rate)
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped, now."""
+        return self.training and self.rate > 0
+
+    def _draw(self, samples: Tensor) -> Tensor:
+        return torch.rand(len(samples), device=samples.device) < 1 - self.rate
+
+    def add(self, x: Float[Tensor, "B *rest"], branch: Callable[[Tensor], Tensor]) -> Float[Tensor, "B *rest"]:
+        """x + self(branch(x)) with the same draws, without computing the branch of what is dropped.
+
+        Args:
+            x: The main branch.
+            branch: Works on each sample by itself.
+        """
+        kept = self._draw(x)
+        some = kept.nonzero().flatten()
+        # If nothing is kept, one sample is computed and added zero times: every parameter needs a gradient.
+        scale = 1 / (1 - self.rate) if len(some) else 0.0
+        some = some if len(some) else torch.zeros(1, dtype=torch.long, device=x.device)
+        everything = len(some) == len(x)
+        computed = branch(x if everything else x[some])
+        if everything:
+            return torch.add(x, computed, alpha=scale)
+        dtype = torch.promote_types(x.dtype, computed.dtype)
+        return x.to(dtype).index_add(0, some, computed.to(dtype), alpha=scale)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
@@ -110,28 +136,34 @@ class SwinTransformerBlock(nn.Module):
 
     def _residual_branches(self, x: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
         bias_table = self.attention.bias_table(x.device)
+
+        def attend(images: Tensor) -> Tensor:
+            return self._attention_branch(images, bias_table, backend)[0]
+
+        def transform(tokens: Tensor) -> Tensor:
+            return self._mlp_branch(tokens, backend)
+
+        weights = None
         if self._may_run_in_pieces(x, backend):
             batch, *grid, channels = x.shape
             token_bytes = x.element_size() * max(3 * channels, self.hidden_features)
-            x = add_in_pieces(
-                x, lambda images: self._attention_branch(images, bias_table, backend)[0], token_bytes * math.prod(grid)
-            )
-            x = add_in_pieces(
-                x.flatten(0, 2), lambda tokens: self._mlp_branch(tokens, backend), token_bytes, SMALLEST_PIECE
-            ).view(batch, *grid, channels)
-            weights = None
+            x = add_in_pieces(x, attend, token_bytes * math.prod(grid))
+            x = add_in_pieces(x.flatten(0, 2), transform, token_bytes, SMALLEST_PIECE).view(batch, *grid, channels)
+        elif self._may_leave_out_dropped(x, backend):
+            x = self.drop_path.add(x, attend)
+            x = self.drop_path.add(x, transform)
         else:
             branch, weights = self._attention_branch(x, bias_table, backend)
-            x = x + branch
-            x = x + self._mlp_branch(x, backend)
+            x = x + self.drop_path(branch)
+            x = x + self.drop_path(transform(x))
         return self.layernorm_extra(x), weights
 
     def _attention_branch(self, x: Tensor, bias_table: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
         attended, weights = self.attention(x, bias_table, backend)
-        return self.drop_path(self.layernorm_before(attended)), weights
+        return self.layernorm_before(attended), weights
 
     def _mlp_branch(self, x: Tensor, backend: str) -> Tensor:
-        return self.drop_path(self.layernorm_after(self._mlp(x, backend)))
+        return self.layernorm_after(self._mlp(x, backend))
 
     def _mlp(self, x: Tensor, backend: str) -> Tensor:
         if backend != EAGER and torch.is_grad_enabled() and can_run(x) and are_as_built(self.intermediate, self.output):
@@ -139,6 +171,16 @@ class SwinTransformerBlock(nn.Module):
             weights = (widen.weight, widen.bias), (narrow.weight, narrow.bias)
             return self.output.dropout(feed_forward(x, weights[0], self.intermediate.activation, weights[1]))
         return self.output(self.intermediate(x))
+
+    def _may_leave_out_dropped(self, x: Tensor, backend: str) -> bool:
+        """Whether nobody can tell that the branches are not computed for the samples that drop path drops."""
+        return (
+            backend != EAGER
+            and type(self.drop_path) is DropPath
+            and self.drop_path.drops
+            and can_run(x)
+            and are_as_built(*self.children())
+        )
 
     def _may_run_in_pieces(self, x: Tensor, backend: str) -> bool:
         """Whether nobody can tell that the branches are computed for a few images, and a few tokens, at a time."""

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from swinv2.ops.bias import expand_bias
+from swinv2.ops.bias import collect_bias, expand_bias
 from swinv2.ops.cpu import pieces
 from swinv2.ops.precision import SMALLEST_NORM, precise
 from swinv2.ops.windows import Span, WindowPlan, crop, pad
@@ -39,8 +39,7 @@ def window_attention(
     query = _ToWindows.apply(pad(q.to(v.dtype), plan), scale, plan)
     key = _ToWindows.apply(pad(k.to(v.dtype), plan), torch.ones_like(scale, requires_grad=False), plan)
     value = _ToWindows.apply(pad(v, plan, padded_value), None, plan)
-    bias = expand_bias(bias_table.to(v.dtype), plan.window)
-    return crop(_ToMap.apply(_Attend.apply(query, key, value, bias, plan), plan), plan)
+    return crop(_ToMap.apply(_Attend.apply(query, key, value, bias_table, plan), plan), plan)
 
 
 def _rectangles(feature_map: Tensor, windows: Tensor, plan: WindowPlan) -> Iterator[tuple[Tensor, Tensor]]:
@@ -152,22 +151,26 @@ class _ToMap(torch.autograd.Function):
         return _to_windows(grad, ctx.plan), None
 
 
-def _groups(query: Tensor, bias: Tensor, plan: WindowPlan) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-    """Cuts windows and heads into groups whose weights fit the cache, each with its bias, hidden pairs included."""
-    windows, heads, tokens, _ = query.shape
-    batch = windows // (plan.counts[0] * plan.counts[1])
-    fitting = max(pieces.CACHE_BYTES // (tokens * tokens * query.element_size()), torch.get_num_threads())
-    step_windows, step_heads = max(fitting // heads, 1), min(fitting, heads)
+def _head_groups(query: Tensor) -> list[slice]:
+    """Cuts the heads so that the weights of one window fit the cache."""
+    return pieces.pieces(query.shape[1], query.shape[2] ** 2 * query.element_size(), torch.get_num_threads())
+
+
+def _window_groups(query: Tensor, bias: Tensor, plan: WindowPlan) -> Iterator[tuple[slice, Tensor]]:
+    """Cuts the windows so that the weights of a group of heads fit the cache; each group with what is added to its
+    logits: the bias, hidden pairs included."""
+    batch = len(query) // (plan.counts[0] * plan.counts[1])
+    fitting = pieces.CACHE_BYTES // (bias.numel() * bias.element_size())
+    # The weights of some heads of several windows could not be written to their places at once.
+    step = max(fitting, 1) if len(bias) == query.shape[1] else 1
     stop = 0
     for kind in plan.kinds:
         start, stop = stop, stop + batch * (kind.rows.stop - kind.rows.start) * (kind.columns.stop - kind.columns.start)
         mask = bias
         if not kind.is_single_region:
             mask = bias.masked_fill(kind.hidden_pairs(bias.device), float("-inf"))
-        for window in range(start, stop, step_windows):
-            for head in range(0, heads, step_heads):
-                some_heads = slice(head, head + step_heads)
-                yield (slice(window, min(window + step_windows, stop)), some_heads), mask[some_heads]
+        for window in range(start, stop, step):
+            yield slice(window, min(window + step, stop)), mask
 
 
 def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,32 +194,44 @@ def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
 
 
 class _Attend(torch.autograd.Function):
+    """The bias of the pairs (heads, T, T) is looked up for a group of heads at a time, and again in the backward pass:
+    for all heads it would be larger than the maps."""
+
     @staticmethod
     @_without_autocast
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
-        ctx.save_for_backward(query, key, value, bias)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias_table: Tensor, plan: WindowPlan) -> Tensor:
+        ctx.save_for_backward(query, key, value, bias_table)
         ctx.plan = plan
         attended = torch.empty_like(value)
-        for group, mask in _groups(query, bias, plan):
-            _product(_weights(query[group], key[group], mask), value[group], attended[group])
+        for heads in _head_groups(query):
+            bias = expand_bias(bias_table[heads].to(value.dtype), plan.window)
+            for windows, mask in _window_groups(query, bias, plan):
+                group = (windows, heads)
+                _product(_weights(query[group], key[group], mask), value[group], attended[group])
         return attended
 
     @staticmethod
     @once_differentiable
     @_without_autocast
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
-        query, key, value, bias = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, bias_table = ctx.saved_tensors
+        plan, wants_bias = ctx.plan, ctx.needs_input_grad[3]
         grad = grad.contiguous()
-        wants_bias = ctx.needs_input_grad[3]
         grad_query, grad_key, grad_value = (torch.empty_like(t) for t in (query, key, value))
-        grad_bias = torch.zeros(bias.shape, dtype=precise(bias.dtype))
-        for group, mask in _groups(query, bias, ctx.plan):
-            weights = _weights(query[group], key[group], mask)
-            _product(weights.transpose(-2, -1), grad[group], grad_value[group])
-            grad_weights = grad[group] @ value[group].transpose(-2, -1)
-            grad_logits = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            _product(grad_logits, key[group], grad_query[group])
-            _product(grad_logits.transpose(-2, -1), query[group], grad_key[group])
-            if wants_bias:
-                grad_bias[group[1]] += grad_logits.sum(0, dtype=grad_bias.dtype)
-        return grad_query, grad_key, grad_value, grad_bias.to(bias.dtype) if wants_bias else None, None
+        grad_table = torch.empty_like(bias_table) if wants_bias else None
+        for heads in _head_groups(query):
+            bias = expand_bias(bias_table[heads].to(value.dtype), plan.window)
+            grad_bias = torch.zeros(bias.shape, dtype=precise(bias.dtype))
+            for windows, mask in _window_groups(query, bias, plan):
+                group = (windows, heads)
+                weights = _weights(query[group], key[group], mask)
+                _product(weights.transpose(-2, -1), grad[group], grad_value[group])
+                grad_weights = grad[group] @ value[group].transpose(-2, -1)
+                grad_logits = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+                _product(grad_logits, key[group], grad_query[group])
+                _product(grad_logits.transpose(-2, -1), query[group], grad_key[group])
+                if wants_bias:
+                    grad_bias += grad_logits.sum(0, dtype=grad_bias.dtype)
+            if grad_table is not None:
+                grad_table[heads] = collect_bias(grad_bias, plan.window)
+        return grad_query, grad_key, grad_value, grad_table, None
