@@ -166,3 +166,18 @@ def _labels_in_words(description: Description) -> str | None:
         return None if description.num_labels is None else str(description.num_labels)
     names = ", ".join(description.labels[:10])
     return f"{description.num_labels}: {names}{', ...' if len(description.labels) > 10 else ''}"
+
+
+def print_evaluation(summary: dict[str, Any], console: Console) -> None:
+    """Prints accuracies, and the recall of each class, the worst first."""
+    facts = _table(console, measure={}, value=_RIGHT)
+    for name in ("top1", "top5"):
+        if summary[name] is not None:
+            facts.add_row(name, f"{summary[name]:.2%}")
+    facts.add_row("loss", f"{summary['loss']:.4f}")
+    facts.add_row("pictures", f"{summary['pictures']:,}")
+    console.print(facts)
+    recalls = _table(console, label={}, recall=_RIGHT)
+    for label, recall in sorted(summary["recall"].items(), key=lambda pair: pair[1]):
+        recalls.add_row(Text(label), f"{recall:.1%}")
+    console.print(recalls)

@@ -1,0 +1,255 @@
+"""Examples in batches, each reproducible by itself.
+
+In: pictures and a transform. Out: batches of tensors. The chance in an example (crop, flip, mask) depends on the seed,
+the epoch and the picture's index alone: not on the process, the worker, the batch or what was drawn before. So a run
+that was killed goes on with the examples it would have had, on any number of processes.
+
+A picture that cannot be read is replaced by the next one in training, and left out in evaluation; either way its name
+and the reason travel with the batch, so that the trainer can count them.
+"""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+
+from swinv2.errors import UsageError
+from swinv2.images import BrokenImageError
+from swinv2.train.augment import Transform, decode
+from swinv2.train.data import Pictures, Row
+
+IGNORED_LABEL = -100
+"""Label of an example that does not count: the one that torch's cross entropy leaves out."""
+
+MOST_BROKEN_IN_A_ROW = 100
+"""Unreadable pictures, one after another, at which the data as a whole is taken to be broken."""
+
+Masks = Callable[[], Tensor]
+"""Draws a mask of patches (H, W) from torch's global generator."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which example: a picture, in an epoch."""
+
+    epoch: int
+    index: int
+
+
+def make_seed(*numbers: int) -> int:
+    """Mixes numbers to one seed of 63 bits; any other numbers give a seed that has nothing to do with it."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the generators of Python, numpy and torch, on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the generators of Python, numpy and torch's CPU, and gives them their states back in the end."""
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a row becomes an example.
+
+    Attributes:
+        transform: From a decoded picture to pixels.
+        channels: Of the model.
+        masks: Draws the mask of an example; None for no mask.
+        seed: Of the whole run.
+    """
+
+    transform: Transform
+    channels: int
+    masks: Masks | None = None
+    seed: int = 0
+
+    def cook(self, row: Row, epoch: int, index: int) -> dict[str, Any]:
+        """Makes the example.
+
+        Raises:
+            BrokenImageError: The picture cannot be read.
+        """
+        picture = decode(row.picture, self.channels)
+        with seeded(make_seed(self.seed, epoch, index)):
+            example: dict[str, Any] = {"pixel_values": self.transform(picture)}
+            if self.masks is not None:
+                example["bool_masked_pos"] = self.masks().flatten()
+        if row.label is not None:
+            example["labels"] = row.label
+        return example | {"broken": []}
+
+
+class TrainingExamples(Dataset[dict[str, Any]]):
+    """Examples by `Draw`.
+
+    Args:
+        pictures: The rows.
+        recipe: What becomes of them.
+    """
+
+    def __init__(self, pictures: Pictures, recipe: Recipe) -> None:
+        self.pictures, self.recipe = pictures, recipe
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        broken: list[str] = []
+        for offset in range(min(MOST_BROKEN_IN_A_ROW, len(self))):
+            index = (draw.index + offset) % len(self)
+            row = self.pictures[index]
+            try:
+                return self.recipe.cook(row, draw.epoch, index) | {"broken": broken}
+            except BrokenImageError as error:
+                broken.append(f"{row.name}: {error}")
+        raise _all_broken(broken)
+
+
+class EvaluationExamples(Dataset[dict[str, Any]]):
+    """Examples by index; what cannot be read has the label `IGNORED_LABEL`.
+
+    Args:
+        pictures: The rows.
+        recipe: What becomes of them; epoch 0, so that masks are the same in every evaluation.
+    """
+
+    def __init__(self, pictures: Pictures, recipe: Recipe) -> None:
+        self.pictures, self.recipe = pictures, recipe
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.pictures[index]
+        try:
+            return self.recipe.cook(row, 0, index)
+        except BrokenImageError as error:
+            blank = Row(np.zeros((1, 1, self.recipe.channels), np.uint8), row.label, row.name)
+            example = self.recipe.cook(blank, 0, index) | {"broken": [f"{row.name}: {error}"]}
+            return example | ({"labels": IGNORED_LABEL} if "labels" in example else {})
+
+
+class StreamedExamples(IterableDataset[dict[str, Any]]):
+    """Examples one after another, without end; every process and every worker reads rows of its own.
+
+    Args:
+        pictures: Rows that stream.
+        recipe: What becomes of them.
+        rank, world_size: This process among all.
+        shuffle_buffer: From how many rows the next one is drawn at random; 0 to keep the order.
+    """
+
+    def __init__(
+        self, pictures: Pictures, recipe: Recipe, rank: int = 0, world_size: int = 1, shuffle_buffer: int = 1000
+    ) -> None:
+        from datasets.distributed import split_dataset_by_node
+
+        rows = pictures.rows
+        if shuffle_buffer:
+            rows = rows.shuffle(seed=recipe.seed % 2**32, buffer_size=shuffle_buffer)
+        # `datasets` gives each worker of a torch loader shards of its own by itself.
+        rows = split_dataset_by_node(rows, rank=rank, world_size=world_size)
+        self.pictures, self.recipe, self.rank, self.rows = pictures, recipe, rank, rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        mine = make_seed(self.rank, worker.id if worker else 0)
+        broken: list[str] = []
+        for epoch in itertools.count():
+            self.rows.set_epoch(epoch)
+            index = -1
+            for index, stored in enumerate(self.rows):
+                row = self.pictures.row(stored, index)
+                try:
+                    yield self.recipe.cook(row, epoch, make_seed(mine, index)) | {"broken": broken}
+                    broken = []
+                except BrokenImageError as error:
+                    broken.append(f"{row.name}: {error}")
+                    if len(broken) >= MOST_BROKEN_IN_A_ROW:
+                        raise _all_broken(broken) from error
+            if index < 0:
+                raise UsageError(
+                    f"{self.pictures.place} has no picture for worker {worker.id if worker else 0} of process "
+                    f"{self.rank}; use fewer --dataloader_num_workers, or more files."
+                )
+
+
+def _all_broken(broken: list[str]) -> UsageError:
+    return UsageError(f"{len(broken)} pictures in a row cannot be read, the first one {broken[0]}.")
+
+
+class DrawBatches(Sampler[list[Draw]]):
+    """The batches of one process: the pictures in another order each epoch.
+
+    All processes together take batches from one order, a batch of the whole run after another; so the pictures of a
+    step are the same on any number of processes, as long as the whole batch is as large.
+
+    Args:
+        length: Number of pictures.
+        batch_size: Of this process.
+        seed: Of the whole run.
+        rank, world_size: This process among all.
+        drop_last: Whether an epoch ends before a batch that is not full; otherwise it is filled from the beginning.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = False
+    ) -> None:
+        whole = batch_size * world_size
+        if drop_last and length < whole:
+            raise UsageError(
+                f"there are {length} pictures, and a batch of all processes takes {whole}: with --dataloader_drop_last "
+                "there is no batch at all."
+            )
+        self.length, self.batch_size, self.seed, self.rank, self.world_size = length, batch_size, seed, rank, world_size
+        self.steps = length // whole if drop_last else -(-length // whole)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws another order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        whole = self.batch_size * self.world_size
+        order = np.resize(order, self.steps * whole)
+        for step in range(self.steps):
+            first = step * whole + self.rank * self.batch_size
+            yield [Draw(self.epoch, int(index)) for index in order[first : first + self.batch_size]]
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stacks examples to a batch."""
+    batch: dict[str, Any] = {"broken": [name for example in examples for name in example["broken"]]}
+    for name in ("pixel_values", "bool_masked_pos"):
+        if name in examples[0]:
+            batch[name] = torch.stack([example[name] for example in examples])
+    if "labels" in examples[0]:
+        batch["labels"] = torch.tensor([example["labels"] for example in examples])
+    return batch

@@ -1,0 +1,159 @@
+"""Supervised training of a classifier, from pre-trained weights or from scratch.
+
+In: settings. Out: a trainer and what it saves.
+
+Source: Liu et al., Swin Transformer V2, appendix A; microsoft/Swin-Transformer, main.py and main_simmim_ft.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import EvalPrediction
+
+from swinv2.errors import UsageError
+from swinv2.train.augment import Pixels, for_evaluation, for_finetuning
+from swinv2.train.data import Pictures
+from swinv2.train.examples import IGNORED_LABEL, EvaluationExamples, Recipe
+from swinv2.train.optim import MuonAdamW
+from swinv2.train.running import examples_to_train, open_training, pixels_of
+from swinv2.train.settings import FinetuneSettings
+from swinv2.train.start import start_finetuning
+from swinv2.train.trainer import SwinTrainer
+
+BEST_CLASSES = 5
+"""How many classes of each picture evaluation keeps."""
+
+
+class FinetuneTrainer(SwinTrainer):
+    """Trains with cross entropy, label smoothing, mixup and cutmix.
+
+    Args:
+        settings: The settings.
+        classes: Number of classes.
+        rest: See `SwinTrainer`.
+    """
+
+    args: FinetuneSettings
+
+    def __init__(self, settings: FinetuneSettings, classes: int, **rest: Any) -> None:
+        super().__init__(settings, **rest)
+        self.mix: Any = None
+        if settings.mixup or settings.cutmix:
+            from timm.data.mixup import Mixup
+
+            self.mix = Mixup(
+                mixup_alpha=settings.mixup,
+                cutmix_alpha=settings.cutmix,
+                label_smoothing=settings.label_smoothing_factor,
+                num_classes=classes,
+            )
+        # The Trainer would smooth a second time.
+        self.label_smoother = None
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Muon and AdamW if a learning rate of matrices is given, otherwise `--optim`."""
+        args = self.args
+        if self.optimizer is None and args.matrix_learning_rate:
+            self.optimizer = MuonAdamW(
+                model or self.model, args.matrix_learning_rate, args.learning_rate, args.weight_decay
+            )
+        return super().create_optimizer(model)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross entropy in fp32; of mixed pictures with mixed labels, in training."""
+        inputs.pop("broken", None)
+        images, labels = inputs["pixel_values"], inputs["labels"]
+        smoothing = 0.0
+        if model.training and self.mix is not None:
+            images, labels = self.mix(images, labels)
+        elif model.training:
+            smoothing = self.args.label_smoothing_factor
+        outputs = model(pixel_values=images)
+        loss = cross_entropy(outputs.logits, labels, smoothing)
+        return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross entropy in fp32 with class indices (B,), `IGNORED_LABEL` left out, or shares of classes (B, classes)."""
+    if labels.ndim == 1 and not (labels != IGNORED_LABEL).any():
+        return logits.float().sum() * 0.0
+    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+
+
+def keep_best(logits: Tensor, labels: Tensor) -> Tensor:
+    """The best classes of each picture, best first: all that evaluation needs of the logits."""
+    return logits.topk(min(BEST_CLASSES, logits.shape[-1])).indices
+
+
+def accuracies(prediction: EvalPrediction) -> dict[str, float]:
+    """Shares of pictures whose class is the best answer, and among the five best; unreadable ones are counted apart."""
+    best, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    counted = labels != IGNORED_LABEL
+    hits = best[counted] == labels[counted][:, None]
+    scores = {"top1": float(hits[:, 0].mean()), "pictures": int(counted.sum()), "unreadable": int((~counted).sum())}
+    if best.shape[1] == BEST_CLASSES:
+        scores["top5"] = float(hits.any(1).mean())
+    return scores
+
+
+def class_names(settings: FinetuneSettings, pictures: Pictures) -> tuple[str, ...]:
+    """Names of the classes: of the data, of `--label_names_file`, or else numbers.
+
+    Raises:
+        UsageError: Nobody knows how many there are.
+    """
+    if pictures.names:
+        return pictures.names
+    if pictures.streams:
+        raise UsageError(f"{pictures.place} does not name its classes; give --label_names_file, a name on each line.")
+    return tuple(str(number) for number in range(int(pictures.labels().max()) + 1))
+
+
+def make_finetuning(settings: FinetuneSettings) -> tuple[FinetuneTrainer, Pixels]:
+    """Builds everything of a fine-tuning.
+
+    Raises:
+        UsageError: A setting, the data or the model does not fit.
+    """
+    torch.manual_seed(settings.seed)
+    given: tuple[str, ...] = ()
+    if settings.label_names_file:
+        try:
+            given = tuple(Path(settings.label_names_file).read_text().splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--label_names_file {settings.label_names_file!r} cannot be read: {error}") from error
+    train, evaluation = open_training(settings, given)
+    if train.label_column is None:
+        raise UsageError(f"{train.place} has no labels; sort the pictures into a folder for each class, or pretrain.")
+    names = class_names(settings, train)
+    if evaluation is not None and evaluation.names and evaluation.names != names:
+        differing = sorted(set(names) ^ set(evaluation.names))[:5]
+        raise UsageError(f"{evaluation.place} has other classes than {train.place}: {differing}.")
+    model: Any = start_finetuning(settings, names)
+    pixels = pixels_of(model.config, settings.image_mean, settings.image_std)
+    augment = for_finetuning(
+        pixels,
+        settings.auto_augment,
+        settings.color_jitter,
+        settings.erase_probability,
+        settings.crop_scale,
+        settings.crop_padding,
+    )
+    trainer = FinetuneTrainer(
+        settings,
+        classes=len(names),
+        model=model,
+        train_dataset=examples_to_train(settings, train, Recipe(augment, pixels.channels, None, settings.seed)),
+        eval_dataset=None
+        if evaluation is None
+        else EvaluationExamples(evaluation, Recipe(for_evaluation(pixels, settings.crop_ratio), pixels.channels)),
+        compute_metrics=accuracies,
+        preprocess_logits_for_metrics=keep_best,
+    )
+    return trainer, pixels

@@ -1,0 +1,140 @@
+"""SimMIM pre-training: the model draws what is hidden from it.
+
+In: settings. Out: a trainer and what it saves. Masks, targets and loss are `swinv2.simmim`'s and the model's own.
+
+Source: Xie et al., SimMIM (arXiv 2111.09886); Liu et al., Swin Transformer V2, section 3.5 and appendix A2.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from swinv2.config import Pair, as_pair
+from swinv2.errors import UsageError
+from swinv2.heads import Swinv2ForMaskedImageModeling
+from swinv2.simmim import average_distance, draw_mask, mask_of_pixels
+from swinv2.train.augment import Pixels, for_evaluation, for_pretraining
+from swinv2.train.data import Pictures
+from swinv2.train.examples import EvaluationExamples, Recipe, collate
+from swinv2.train.groups import freeze_stages
+from swinv2.train.running import examples_to_train, open_training, pixels_of
+from swinv2.train.settings import PretrainSettings
+from swinv2.train.start import start_pretraining
+from swinv2.train.trainer import SwinTrainer
+
+GRID_NAME = "reconstructions.png"
+MEASURED_MASKS = 8
+"""Masks whose AvgDist is averaged for a line of the log."""
+
+
+class PretrainTrainer(SwinTrainer):
+    """Trains with the loss of the model, and logs how far the model must look."""
+
+    args: PretrainSettings
+
+    def __init__(self, settings: PretrainSettings, **rest: Any) -> None:
+        super().__init__(settings, **rest)
+        self._masks: Tensor | None = None
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's own loss."""
+        self._masks = inputs["bool_masked_pos"]
+        outputs = model(pixel_values=inputs["pixel_values"], bool_masked_pos=inputs["bool_masked_pos"])
+        return (outputs.loss, {"loss": outputs.loss}) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds AvgDist of the last batch."""
+        if "loss" in logs and self._masks is not None:
+            config = self.accelerator.unwrap_model(self.model).config
+            patch, size = as_pair("patch_size", config.patch_size), as_pair("image_size", config.image_size)
+            masks = mask_of_pixels(self._masks[:MEASURED_MASKS].cpu(), patch, size)[:, 0]
+            logs["avg_distance"] = round(sum(average_distance(mask) for mask in masks) / len(masks), 4)
+        super().log(logs, start_time)
+
+
+class Grid(TrainerCallback):
+    """Draws the same images again at every checkpoint.
+
+    Args:
+        trainer: Whose model draws.
+        batch: Images and masks.
+        pixels: How the images are normalised.
+    """
+
+    def __init__(self, trainer: PretrainTrainer, batch: dict[str, Any], pixels: Pixels) -> None:
+        self.trainer, self.batch, self.pixels = trainer, batch, pixels
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        from swinv2.train.drawing import draw_reconstructions
+
+        if not state.is_world_process_zero or self.trainer.is_fsdp_enabled:
+            return
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        images = self.batch["pixel_values"].to(args.device)
+        masks = self.batch["bool_masked_pos"].to(args.device)
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), self.trainer.averaged():
+            drawn = model(images, bool_masked_pos=masks).reconstruction
+        model.train(was_training)
+        patch = as_pair("patch_size", model.config.patch_size)
+        draw_reconstructions(
+            images.cpu(),
+            drawn.float().cpu(),
+            mask_of_pixels(masks.cpu(), patch, self.pixels.size),
+            self.trainer.run / GRID_NAME,
+            self.pixels,
+            model.config.norm_targets,
+        )
+
+
+def make_masks(settings: PretrainSettings, model: Swinv2ForMaskedImageModeling) -> Any:
+    """What draws the mask of an example.
+
+    Raises:
+        UsageError: A block is no whole number of patches.
+    """
+    patch, grid = as_pair("patch_size", model.config.patch_size), model.config.patch_grid
+    if settings.mask_block % patch[0] or settings.mask_block % patch[1] or settings.mask_block < max(patch):
+        raise UsageError(f"--mask_block is {settings.mask_block}; expected a multiple of the patch size, {patch}.")
+    block: Pair = settings.mask_block // patch[0], settings.mask_block // patch[1]
+    return partial(draw_mask, grid, block, settings.mask_ratio)
+
+
+def make_pretraining(settings: PretrainSettings) -> tuple[PretrainTrainer, Pixels]:
+    """Builds everything of a pre-training.
+
+    Raises:
+        UsageError: A setting, the data or the model does not fit.
+    """
+    torch.manual_seed(settings.seed)
+    model = start_pretraining(settings)
+    freeze_stages(model, settings.frozen_stages)
+    pixels = pixels_of(model.config, settings.image_mean, settings.image_std)
+    masks = make_masks(settings, model)
+    train, evaluation = open_training(settings)
+    recipe = Recipe(for_pretraining(pixels, settings.crop_scale), pixels.channels, masks, settings.seed)
+    plain = Recipe(for_evaluation(pixels), pixels.channels, masks, settings.seed)
+    trainer = PretrainTrainer(
+        settings,
+        model=model,
+        train_dataset=examples_to_train(settings, _unlabelled(train), recipe),
+        eval_dataset=None if evaluation is None else EvaluationExamples(_unlabelled(evaluation), plain),
+    )
+    if settings.grid_images:
+        shown = evaluation or train
+        if not shown.streams:
+            examples = EvaluationExamples(_unlabelled(shown), plain)
+            batch = collate([examples[index] for index in range(min(settings.grid_images, len(examples)))])
+            trainer.add_callback(Grid(trainer, batch, pixels))
+    return trainer, pixels
+
+
+def _unlabelled(pictures: Pictures) -> Pictures:
+    return replace(pictures, label_column=None, names=())

@@ -1,0 +1,80 @@
+"""What a pre-trained model draws in place of what is hidden from it, for any image.
+
+In: image files and a model for masked-image modelling. Out: one picture with a row for each image.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from swinv2.config import as_pair
+from swinv2.errors import UsageError
+from swinv2.heads import Swinv2ForMaskedImageModeling
+from swinv2.images import BrokenImageError, read_image
+from swinv2.loading import choose_device, load_model, load_processor
+from swinv2.simmim import draw_mask, mask_of_pixels
+from swinv2.train.augment import Pixels, for_evaluation
+from swinv2.train.drawing import draw_reconstructions
+from swinv2.train.examples import make_seed, seeded
+
+
+def reconstruct(
+    images: Sequence[Path],
+    model: str,
+    output: Path,
+    *,
+    mask_ratio: float = 0.6,
+    mask_block: int = 32,
+    seed: int = 0,
+    device: str = "auto",
+) -> float:
+    """Draws images, hidden parts and reconstructions.
+
+    Args:
+        images: Files.
+        model: A folder, or a name on the hub, of a model that `Swinv2ForMaskedImageModeling` saved.
+        output: The PNG file to write.
+        mask_ratio: Share of the blocks that are hidden.
+        mask_block: Side of a block in pixels of the model's input.
+        seed: Other seeds hide other blocks.
+        device: See `loading.choose_device`.
+
+    Returns:
+        The model's loss, the mean error over hidden pixels.
+
+    Raises:
+        UsageError: Something cannot be read, or does not fit.
+    """
+    place = choose_device(device)
+    drawer = load_model(Swinv2ForMaskedImageModeling, model, place, torch.float32)
+    processor = load_processor(model)
+    config = drawer.config
+    pixels = Pixels(as_pair("image_size", config.image_size), tuple(processor.image_mean), tuple(processor.image_std))
+    patch = as_pair("patch_size", config.patch_size)
+    if mask_block % patch[0] or mask_block % patch[1] or mask_block < max(patch):
+        raise UsageError(f"--mask-block is {mask_block}; expected a multiple of the patch size, {patch}.")
+    if not 0.0 < mask_ratio < 1.0:
+        raise UsageError(f"--mask-ratio is {mask_ratio}; expected above 0 and below 1.")
+    transform = for_evaluation(pixels)
+    try:
+        inputs = torch.stack([transform(read_image(image)) for image in images])
+    except BrokenImageError as error:
+        raise UsageError(f"an image is {error}; leave it out.") from error
+    masks = []
+    for index in range(len(images)):
+        with seeded(make_seed(seed, index)):
+            masks.append(draw_mask(config.patch_grid, (mask_block // patch[0], mask_block // patch[1]), mask_ratio))
+    hidden = torch.stack(masks).flatten(1)
+    with torch.inference_mode():
+        drawn = drawer(inputs.to(place), bool_masked_pos=hidden.to(place))
+    draw_reconstructions(
+        inputs,
+        drawn.reconstruction.cpu(),
+        mask_of_pixels(hidden, patch, pixels.size),
+        output,
+        pixels,
+        config.norm_targets,
+        [image.name for image in images],
+    )
+    return float(drawn.loss)

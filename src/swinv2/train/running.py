@@ -1,0 +1,102 @@
+"""One run from its settings to its results, whatever is trained.
+
+In: a trainer that is ready. Out: a folder with the trained model, its image processor, `results.json`; and the exit
+status. `plan.py` says beforehand what would be done.
+"""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from transformers import BitImageProcessor, PrinterCallback, ProgressCallback, ViTImageProcessor
+
+from swinv2.config import Swinv2Config, as_pair
+from swinv2.train.augment import Pixels
+from swinv2.train.data import Pictures, open_pictures
+from swinv2.train.examples import Recipe, StreamedExamples, TrainingExamples
+from swinv2.train.settings import RunSettings
+from swinv2.train.trainer import SwinTrainer
+from swinv2.train.watching import Bar, Log
+
+FINAL, RESULTS_NAME = "final", "results.json"
+
+
+def pixels_of(config: Swinv2Config, mean: list[float], std: list[float]) -> Pixels:
+    """What pixels a model takes."""
+    return Pixels(as_pair("image_size", config.image_size), tuple(mean), tuple(std))
+
+
+def open_training(settings: RunSettings, names: tuple[str, ...] = ()) -> tuple[Pictures, Pictures | None]:
+    """Opens the pictures to train on and, if evaluation is wanted, those to evaluate."""
+    columns: dict[str, Any] = {
+        "image_column": settings.image_column,
+        "label_column": settings.label_column,
+        "names": names,
+    }
+    train = open_pictures(settings.data, settings.train_split, streaming=settings.streaming, **columns)
+    train = train.share(settings.train_fraction, settings.seed)
+    if settings.eval_strategy == "no" and not settings.do_eval:
+        return train, None
+    return train, open_pictures(settings.eval_data or settings.data, settings.eval_split, **columns)
+
+
+def examples_to_train(settings: RunSettings, pictures: Pictures, recipe: Recipe) -> TrainingExamples | StreamedExamples:
+    """Examples of this process."""
+    if pictures.streams:
+        return StreamedExamples(pictures, recipe, settings.process_index, settings.world_size, settings.shuffle_buffer)
+    return TrainingExamples(pictures, recipe)
+
+
+def make_processor(pixels: Pixels, crop_ratio: float | None = None) -> Any:
+    """Builds transformers' image processor that does what `augment.for_evaluation` does."""
+    height, width = pixels.size
+    common: dict[str, Any] = {"resample": 3, "image_mean": list(pixels.mean), "image_std": list(pixels.std)}
+    if crop_ratio is None:
+        return ViTImageProcessor(size={"height": height, "width": width}, **common)
+    return BitImageProcessor(
+        size={"shortest_edge": int(height / crop_ratio)}, crop_size={"height": height, "width": width}, **common
+    )
+
+
+def run_training(trainer: SwinTrainer, processor: Any) -> tuple[dict[str, Any], int]:
+    """Trains, evaluates and saves.
+
+    Args:
+        trainer: What to run.
+        processor: Image processor to save beside the model.
+
+    Returns:
+        The results, and the exit status: 0, or 128 and the number of the signal that stopped the run.
+    """
+    start = trainer.where_to_go_on()
+    trainer.pop_callback(ProgressCallback)
+    trainer.pop_callback(PrinterCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(Bar())
+    trainer.add_callback(Log(trainer.run))
+    with trainer.answering_signals():
+        outcome = trainer.train(resume_from_checkpoint=start)
+    if trainer.signal is not None:
+        return {
+            "stopped_by": signal.Signals(trainer.signal).name,
+            "step": trainer.state.global_step,
+        }, 128 + trainer.signal
+    results: dict[str, Any] = {"step": trainer.state.global_step, "train_loss": outcome.metrics.get("train_loss")}
+    if trainer.eval_dataset is not None:
+        results |= trainer.evaluate()
+    final = trainer.run / FINAL
+    with trainer.averaged():
+        trainer.save_model(str(final))
+    if trainer.args.should_save:
+        processor.save_pretrained(str(final))
+        write_whole(trainer.run / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
+    return results, 0
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is the old one or the new one, whatever happens."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text)
+    os.replace(partial, path)

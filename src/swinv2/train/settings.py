@@ -1,0 +1,294 @@
+"""What a training is told: transformers' `TrainingArguments`, and what Swin Transformer V2 needs beside them.
+
+In: a recipe (YAML) and flags on top of it. Out: checked settings. This module opens no data and builds no model.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from swinv2.errors import UsageError
+from swinv2.train.augment import IMAGENET_MEAN, IMAGENET_STD
+from swinv2.train.schedule import SHAPES
+
+PAPER_BATCH = 512
+"""Images for which the authors give learning rates; they scale them with the batch."""
+
+
+def _option(default: Any, help: str) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class RunSettings(TrainingArguments):
+    """What pre-training and fine-tuning have in common; the rest is transformers' `TrainingArguments`.
+
+    The help texts, which `--help` prints, say what each setting means.
+    """
+
+    # What is other than in TrainingArguments.
+    remove_unused_columns: bool = _option(False, "No effect: examples have the columns that the model takes.")
+    logging_nan_inf_filter: bool = _option(False, "No effect: a loss that is no number stops the training.")
+    learning_rate: float = _option(1e-3, "Highest learning rate, of the head; see --layer_decay and --base_rate.")
+    weight_decay: float = _option(
+        0.05, "Weight decay of matrices; never of norms, biases, logit_scale, position bias, positions, mask token."
+    )
+    max_grad_norm: float = _option(5.0, "Largest norm of all gradients together.")
+    logging_steps: float = _option(50, "Steps between two lines of the log.")
+    save_total_limit: int | None = _option(2, "Checkpoints that are kept.")
+    dataloader_num_workers: int = _option(
+        min(os.cpu_count() or 1, 8), "Processes that read pictures, for each process that trains; 0 for none."
+    )
+    dataloader_persistent_workers: bool = _option(False, "Whether these processes live longer than an epoch.")
+
+    # Data
+    data: str = _option(
+        "",
+        "Where the pictures are: a folder of class folders or of pictures, .parquet or .tar files, a data set's name.",
+    )
+    eval_data: str = _option("", "Where the pictures to evaluate are; --data unless given.")
+    train_split: str = _option("train", "Name of the split to train on.")
+    eval_split: str = _option("evaluation", "Name of the split to evaluate; 'evaluation' takes the first there is.")
+    train_fraction: float = _option(1.0, "Share of the training pictures of each class to train on.")
+    image_column: str | None = _option(None, "Column of the pictures, where it is not clear.")
+    label_column: str | None = _option(None, "Column of the labels, where it is not clear.")
+    streaming: bool = _option(False, "Read one picture after another instead of all files first; needs --max_steps.")
+    shuffle_buffer: int = _option(10_000, "When streaming: from how many pictures the next one is drawn.")
+    max_broken_images: int = _option(100, "Unreadable pictures of a run that are skipped before it stops.")
+    image_mean: list[float] = _option(list(IMAGENET_MEAN), "Mean of each channel; as many as the model has.")
+    image_std: list[float] = _option(list(IMAGENET_STD), "Standard deviation of each channel.")
+
+    # Model
+    model: str = _option("", "What to start from: a size such as tiny, a model's folder, or its name on the hub.")
+    model_fields: dict[str, Any] | str | None = _option(
+        None, "Fields of Swinv2Config to change, as JSON; of a new model all that differ from the defaults."
+    )
+    image_size: list[int] = _option(
+        [], "Image size in pixels, one length or height and width; the model's unless given."
+    )
+    window_size: int | None = _option(None, "Window in tokens; the model's unless given.")
+    stretch_bias: bool = _option(False, "Stretch the position bias over a changed window instead of extrapolating it.")
+    drop_path_rate: float | None = _option(None, "Stochastic depth of the last block; the model's unless given.")
+    frozen_stages: int = _option(0, "First stages that do not learn: 1 the patches, 2 the first stage too ...")
+
+    # Optimisation
+    base_rate: float | None = _option(
+        None, f"Learning rate for {PAPER_BATCH} images; the real one is it times the whole batch / {PAPER_BATCH}."
+    )
+    layer_decay: float = _option(1.0, "Factor of the learning rate from each layer to the one before it.")
+    schedule: str | None = _option(
+        None, f"The authors' schedule, {', '.join(SHAPES)}; --lr_scheduler_type unless given."
+    )
+    warmup_learning_rate: float = _option(0.0, "With --schedule: learning rate of the first step of the warm-up.")
+    min_learning_rate: float = _option(0.0, "With --schedule cosine or linear: learning rate at the end.")
+    milestones: list[float] = _option([], "With --schedule multistep: shares of the training at which the rate drops.")
+    milestone_factor: float = _option(0.1, "With --schedule multistep: factor of each drop.")
+    ema_decay: float = _option(0.0, "Decay of an average of the weights, which is evaluated and kept; 0 for none.")
+
+    # Run
+    resume: bool = _option(False, "Go on from the newest sound checkpoint in --output_dir, if there is one.")
+    dry_run: bool = _option(False, "Print what would be done, and do nothing.")
+    as_json: bool = _option(False, "With --dry_run, or at the end: print one JSON object.")
+
+    given: ClassVar[dict[str, Any]] = {}
+    """What was told, recipe and flags together."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "model"):
+            if not getattr(self, name):
+                raise UsageError(f"--{name} is missing; {self._help(name)}")
+        if not self.output_dir:
+            raise UsageError("--output_dir is missing; expected a folder for checkpoints, logs and the trained model.")
+        if self.streaming and self.max_steps <= 0:
+            raise UsageError("--streaming needs --max_steps: nobody knows how many pictures will come.")
+        if self.streaming and self.train_fraction != 1.0:
+            raise UsageError("--train_fraction needs all labels first; leave out --streaming.")
+        if len(self.image_size) > 2:
+            raise UsageError(f"--image_size is {self.image_size}; expected one length, or height and width.")
+        if self.schedule is None:
+            for name in ("warmup_learning_rate", "min_learning_rate", "milestones"):
+                if getattr(self, name):
+                    raise UsageError(f"--{name} has no effect without --schedule.")
+        if self.schedule is not None and self.schedule not in SHAPES:
+            raise UsageError(f"--schedule is {self.schedule!r}; expected one of {', '.join(SHAPES)}.")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise UsageError(f"--ema_decay is {self.ema_decay}; expected from 0 to less than 1.")
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()
+        super().__post_init__()
+        if self.base_rate is not None:
+            self.learning_rate = self.base_rate * self.whole_batch / PAPER_BATCH
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """What each setting is unless told."""
+        return {
+            item.name: item.default if item.default_factory is MISSING else item.default_factory()
+            for item in fields(cls)
+            if item.init
+        }
+
+    @property
+    def whole_batch(self) -> int:
+        """Images of a step, on all processes together."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @classmethod
+    def _help(cls, name: str) -> str:
+        return next(str(item.metadata["help"]) for item in fields(cls) if item.name == name)
+
+
+Settings = TypeVar("Settings", bound=RunSettings)
+
+
+class _Parser(HfArgumentParser):
+    """Refuses with a sentence instead of a usage text of three hundred lines."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. `--help` lists all flags.")
+
+
+def parse_settings(kind: type[Settings], flags: Sequence[str], command: str) -> Settings:
+    """Reads flags, and the recipe that `--config` names below them.
+
+    Args:
+        kind: What to build.
+        flags: As they stand on the command line.
+        command: What the help text calls the command.
+
+    Raises:
+        UsageError: There is no such recipe, setting or value.
+        SystemExit: `--help` was given, and printed.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path, default=None, help="A recipe: a YAML file of the settings below.")
+    known, rest = first.parse_known_args(list(flags))
+    # HfArgumentParser knows lists, booleans and enumerations of data classes.
+    data_class: Any = kind
+    parser = _Parser(data_class, prog=command, parents=[first], allow_abbrev=False)
+    recipe = {} if known.config is None else read_recipe(known.config, kind)
+    parser.set_defaults(**recipe)
+    namespace, unknown = parser.parse_known_args(rest)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        close = difflib.get_close_matches(flag, [f"--{item.name}" for item in fields(kind)], 1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise UsageError(f"there is no setting {flag!r}{hint} `--help` lists all flags.")
+    values = {item.name: getattr(namespace, item.name) for item in fields(kind) if item.init}
+    try:
+        settings = kind(**values)
+        settings.given = {name: value for name, value in values.items() if value != kind.defaults()[name]}
+        return settings
+    except UsageError:
+        raise
+    # What TrainingArguments refuses.
+    except (ValueError, TypeError, ImportError) as error:
+        raise UsageError(str(error)) from error
+
+
+def read_recipe(path: Path, kind: type[RunSettings]) -> dict[str, Any]:
+    """Reads a recipe.
+
+    Args:
+        path: The YAML file.
+        kind: The settings it is for.
+
+    Raises:
+        UsageError: It cannot be read, is no mapping, or has a setting that there is not.
+    """
+    try:
+        recipe: Any = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"the recipe {path} cannot be read: {error}") from error
+    if not isinstance(recipe, dict):
+        raise UsageError(f"the recipe {path} is no list of settings; expected lines such as 'learning_rate: 1e-3'.")
+    known = {item.name: item for item in fields(kind) if item.init}
+    for name, value in recipe.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise UsageError(f"the recipe {path} has a setting {name!r} that there is not{hint}")
+        # YAML reads 1e-3, without a point, as text.
+        if isinstance(value, str) and isinstance(known[name].default, float):
+            try:
+                recipe[name] = float(value)
+            except ValueError as error:
+                raise UsageError(f"the recipe {path}: {name} is {value!r}; expected a number.") from error
+    return recipe
+
+
+@dataclass
+class PretrainSettings(RunSettings):
+    """What `swinv2 pretrain` is told beside `RunSettings`."""
+
+    mask_ratio: float = _option(0.6, "Share of the blocks that are masked.")
+    mask_block: int = _option(32, "Side of a masked block in pixels; a multiple of the patch size.")
+    norm_targets: int = _option(47, "Draw pixels normalised by the square of so many around each; 0: as they are.")
+    crop_scale: list[float] = _option([0.67, 1.0], "Smallest and largest share of the area that a crop takes.")
+    grid_images: int = _option(8, "Images in the picture of reconstructions, which each checkpoint draws; 0 for none.")
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.mask_ratio < 1.0:
+            raise UsageError(f"--mask_ratio is {self.mask_ratio}; expected above 0 and below 1.")
+        _check_scale(self.crop_scale)
+        super().__post_init__()
+        # What the Trainer takes for labels: with them it computes a loss in evaluation.
+        self.label_names = ["bool_masked_pos"]
+        self.prediction_loss_only = True
+
+
+@dataclass
+class FinetuneSettings(RunSettings):
+    """What `swinv2 finetune` is told beside `RunSettings`."""
+
+    label_names_file: str = _option("", "A file, the name of a class on each line, where the data does not know them.")
+    head_map: str = _option("", "A file, on each line a class of --model whose row of the classifier a class takes.")
+    auto_augment: str = _option("", "timm's description of RandAugment; the authors' is rand-m9-mstd0.5-inc1.")
+    color_jitter: float = _option(0.0, "Strength of changes of colour.")
+    erase_probability: float = _option(0.0, "Probability of erasing a random rectangle; the authors' is 0.25.")
+    crop_scale: list[float] = _option([0.08, 1.0], "Smallest and largest share of the area that a crop takes.")
+    crop_padding: int = _option(0, "Crop after reflecting so many pixels at each edge instead of crops of the area.")
+    crop_ratio: float | None = _option(
+        None, "In evaluation: share of the shorter side that the centre takes; unless given, pictures are resized."
+    )
+    mixup: float = _option(0.0, "Alpha of mixup; the authors' is 0.8.")
+    cutmix: float = _option(0.0, "Alpha of cutmix; the authors' is 1.0.")
+    matrix_learning_rate: float = _option(
+        0.0, "Learning rate of Muon for the matrices, AdamW for the rest; 0: no Muon."
+    )
+    lora: bool = _option(False, "Learn low-rank changes of queries and values, and the classifier; nothing else.")
+    lora_rank: int = _option(16, "Rank of --lora.")
+
+    def __post_init__(self) -> None:
+        _check_scale(self.crop_scale)
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"--{name} is {getattr(self, name)}; expected at least 0.")
+        if (self.mixup or self.cutmix) and (self.per_device_train_batch_size % 2 or not self.dataloader_drop_last):
+            raise UsageError(
+                "--mixup and --cutmix mix pairs: --per_device_train_batch_size must be even, and "
+                "--dataloader_drop_last true."
+            )
+        if self.lora and self.frozen_stages:
+            raise UsageError("--lora freezes all stages by itself; leave out --frozen_stages.")
+        if self.lora and self.matrix_learning_rate:
+            raise UsageError("--matrix_learning_rate is for the network's own matrices; leave it out beside --lora.")
+        if self.matrix_learning_rate and self.layer_decay != 1.0:
+            raise UsageError("--layer_decay has no effect beside --matrix_learning_rate; leave one of them out.")
+        super().__post_init__()
+        self.label_names = ["labels"]
+
+
+def _check_scale(scale: Sequence[float]) -> None:
+    if len(scale) != 2 or not 0.0 < scale[0] <= scale[1] <= 1.0:
+        raise UsageError(f"--crop_scale is {list(scale)}; expected two shares, the smaller first, such as 0.08 1.0.")

@@ -1,0 +1,165 @@
+"""The model that a training starts from.
+
+In: settings. Out: a model in fp32 on the CPU, new or with the weights of another one: at another image size, with
+another window, with another head. This module knows no data and no trainer.
+"""
+
+import json
+import logging
+import pickle
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from swinv2.config import Pair, Swinv2Config, as_pair
+from swinv2.errors import UsageError
+from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.loading import read_config
+from swinv2.model import Swinv2PreTrainedModel
+from swinv2.train.groups import freeze_stages
+from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings
+from swinv2.zoo import SIZES
+
+logger = logging.getLogger(__name__)
+
+NEW = "new"
+"""What --model is called when --model_fields describe a new one."""
+
+Model = TypeVar("Model", bound=Swinv2PreTrainedModel)
+
+
+def start_pretraining(settings: PretrainSettings) -> Swinv2ForMaskedImageModeling:
+    """Builds the model for masked-image modelling; its encoder stride follows from patch size and stages."""
+    fields = _fields(settings) | {"norm_targets": settings.norm_targets}
+    if settings.model == NEW or settings.model in SIZES:
+        config = _new_config(settings, fields)
+    else:
+        config = read_config(settings.model)
+    patch, merges = as_pair("patch_size", config.patch_size), 2 ** (config.num_layers - 1)
+    stride = patch[0] * merges, patch[1] * merges
+    fields["encoder_stride"] = stride[0] if stride[0] == stride[1] else list(stride)
+    return _start(Swinv2ForMaskedImageModeling, settings, fields, ("decoder.", "swinv2.embeddings.mask_token"))
+
+
+def start_finetuning(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.Module:
+    """Builds the classifier for the classes of the data, with LoRA around it if that is wanted.
+
+    Args:
+        settings: What to start from.
+        names: Names of the classes.
+    """
+    fields = _fields(settings)
+    fields |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    head = None
+    if settings.head_map:
+        head = _mapped_head(settings.model, settings.head_map, len(names))
+    model = _start(Swinv2ForImageClassification, settings, fields, ("classifier.",))
+    if head is not None:
+        with torch.no_grad():
+            for parameter, value in zip(model.classifier.parameters(), head, strict=True):
+                parameter.copy_(value)
+    freeze_stages(model, settings.frozen_stages)
+    if not settings.lora:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    adapters = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=2 * settings.lora_rank,
+        target_modules=["query", "value"],
+        modules_to_save=["classifier"],
+    )
+    return get_peft_model(model, adapters)  # type: ignore[arg-type]
+
+
+def _fields(settings: RunSettings) -> dict[str, Any]:
+    given = settings.model_fields or {}
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise UsageError(f"--model_fields is no JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise UsageError(f"--model_fields is {given!r}; expected an object such as '{{\"embed_dim\": 96}}'.")
+    fields: dict[str, Any] = dict(given) | {"num_channels": len(settings.image_mean)}
+    if settings.drop_path_rate is not None:
+        fields["drop_path_rate"] = settings.drop_path_rate
+    return fields
+
+
+def _size(settings: RunSettings) -> int | Pair | None:
+    if not settings.image_size:
+        return None
+    return settings.image_size[0] if len(settings.image_size) == 1 else (settings.image_size[0], settings.image_size[1])
+
+
+def _new_config(settings: RunSettings, fields: dict[str, Any]) -> Swinv2Config:
+    if settings.model in SIZES:
+        fields = SIZES[settings.model].config_fields() | fields
+    if settings.image_size:
+        size = _size(settings)
+        fields = fields | {"image_size": size if isinstance(size, int) else list(size or ())}
+    if settings.window_size is not None:
+        fields = fields | {"window_size": settings.window_size}
+    if settings.stretch_bias:
+        raise UsageError("--stretch_bias has no effect on a new model: its position bias has not been learned yet.")
+    try:
+        return Swinv2Config(**fields)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--model_fields describe no possible model: {error}") from error
+
+
+def _start(kind: type[Model], settings: RunSettings, fields: dict[str, Any], may_be_new: tuple[str, ...]) -> Model:
+    """Builds a new model, or loads one; only parameters whose names begin with one of `may_be_new` may be fresh."""
+    if settings.model == NEW or settings.model in SIZES:
+        return kind(_new_config(settings, fields))
+    config = read_config(settings.model)
+    if config.num_channels != fields["num_channels"]:
+        raise UsageError(
+            f"{settings.model!r} takes {config.num_channels} channels; --image_mean has {fields['num_channels']}. Give "
+            "one mean and one deviation for each of the model's channels."
+        )
+    folder = Path(settings.model).expanduser()
+    source = str(folder) if folder.is_dir() else settings.model
+    try:
+        loaded: Any = kind.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32, **fields
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise UsageError(f"--model {settings.model!r} cannot be loaded: {error}") from error
+    model, report = loaded
+    fresh = sorted({*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])})
+    wrong = [name for name in fresh if not name.startswith(may_be_new)]
+    if wrong:
+        raise UsageError(
+            f"--model {settings.model!r} has no fitting weights for {', '.join(wrong[:3])}{' ...' * (len(wrong) > 3)}; "
+            "its config.json and its weights do not belong together."
+        )
+    if fresh:
+        logger.warning(f"new in this training, with random weights: {', '.join(fresh)}")
+    if settings.image_size or settings.window_size is not None:
+        size = _size(settings)
+        model.set_image_size(
+            model.config.image_size if size is None else size, settings.window_size, settings.stretch_bias
+        )
+    return model
+
+
+def _mapped_head(model: str, table: str, classes: int) -> tuple[Tensor, Tensor]:
+    """Takes rows of a pre-trained classifier as a start for other classes, as from 22k to 1k."""
+    try:
+        rows = torch.tensor([int(line) for line in Path(table).read_text().split()])
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--head_map {table!r} cannot be read: {error}. Expected a number on each line.") from error
+    if len(rows) != classes:
+        raise UsageError(f"--head_map {table!r} has {len(rows)} lines; expected one for each of the {classes} classes.")
+    old = Swinv2ForImageClassification.from_pretrained(model).classifier
+    if not isinstance(old, nn.Linear) or int(rows.min()) < 0 or int(rows.max()) >= old.out_features:
+        raise UsageError(
+            f"--head_map {table!r} names classes {int(rows.min())} to {int(rows.max())}; {model!r} has "
+            f"{getattr(old, 'out_features', 0)}, counted from 0."
+        )
+    return old.weight.detach()[rows], old.bias.detach()[rows]

@@ -1,0 +1,359 @@
+"""transformers' Trainer, with what Swin Transformer V2's training needs and what keeps a long run safe.
+
+In: a model, examples and settings. Out: checkpoints, logs and the trained model. It adds:
+
+- parameter groups and schedules of the authors (`groups.py`, `schedule.py`), and an average of the weights;
+- the order of the examples and all chance as functions of seed, epoch and step: a run that goes on from a checkpoint
+  takes the same steps that it would have taken;
+- checkpoints that are whole or not there (`checkpoints.py`), a stop at a loss that is no number before it reaches a
+  checkpoint, a save on SIGTERM, a count of unreadable pictures.
+
+What a step computes is left to `pretrain.py` and `finetune.py`.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from swinv2.errors import UsageError
+from swinv2.train.checkpoints import checkpoints, clear_unfinished, newest_sound, prune, publish, staged
+from swinv2.train.examples import (
+    DrawBatches,
+    StreamedExamples,
+    TrainingExamples,
+    collate,
+    make_seed,
+    seed_everything,
+)
+from swinv2.train.groups import parameter_groups
+from swinv2.train.schedule import make_schedule
+from swinv2.train.settings import RunSettings
+
+logger = logging.getLogger(__name__)
+
+AVERAGE_NAME = "average.pt"
+"""File of the averaged weights in a checkpoint."""
+
+
+class DivergedError(UsageError):
+    """The loss is no number any more."""
+
+
+class TooManyBrokenError(UsageError):
+    """More pictures than allowed could not be read."""
+
+
+class Watch(TrainerCallback):
+    """Hands the trainer what the Trainer tells callbacks only.
+
+    Args:
+        trainer: The trainer it belongs to.
+    """
+
+    def __init__(self, trainer: "SwinTrainer") -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        self.trainer.begin_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        self.trainer.end_step(control)
+
+
+class SwinTrainer(Trainer):
+    """A trainer of any model of this package.
+
+    Args:
+        settings: What `swinv2 pretrain` and `swinv2 finetune` take.
+        rest: What transformers' Trainer takes, `args` and `data_collator` excepted.
+    """
+
+    args: RunSettings
+    model: Any
+
+    def __init__(self, settings: RunSettings, **rest: Any) -> None:
+        super().__init__(args=settings, data_collator=collate, **rest)
+        self.run = Path(settings.output_dir or ".")
+        self._staging: Path | None = None
+        self._batches: DrawBatches | None = None
+        self._last_micro_step = (-1, 0)
+        self._broken = 0
+        self._finite = torch.ones((), dtype=torch.bool, device=settings.device)
+        self._seen, self._seen_since, self._counted_from = 0, 0, time.perf_counter()
+        self._waiting = 0.0
+        self.signal: int | None = None
+        self.average: AveragedModel | None = None
+        if settings.ema_decay:
+            if self.is_fsdp_enabled:
+                raise UsageError(
+                    "ema_decay keeps a whole copy of the model, which FSDP has not; leave one of them out."
+                )
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+        self.add_callback(Watch(self))
+
+    # Examples
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Batches of this process; accelerate, which would deal them out, is not asked."""
+        examples, args = self.train_dataset, self.args
+        options: dict[str, Any] = {
+            "collate_fn": collate,
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory and args.device.type != "cpu",
+            "persistent_workers": args.dataloader_persistent_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            # Its own generator: a loader draws a seed for its workers, and the global one must not notice.
+            "generator": torch.Generator().manual_seed(args.seed),
+        }
+        if isinstance(examples, StreamedExamples):
+            return DataLoader(
+                examples, batch_size=self._train_batch_size, drop_last=args.dataloader_drop_last, **options
+            )
+        if not isinstance(examples, TrainingExamples):
+            raise UsageError(f"the training examples are {type(examples).__name__}; expected TrainingExamples.")
+        batches = DrawBatches(
+            len(examples),
+            self._train_batch_size,
+            args.seed,
+            args.process_index,
+            args.world_size,
+            args.dataloader_drop_last,
+        )
+        self._batches = batches
+        return DataLoader(examples, batch_sampler=batches, **options)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draws the order of an epoch. Called before the Trainer asks for its batches."""
+        if self._batches is not None:
+            self._batches.set_epoch(epoch)
+
+    # Optimisation
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Builds `--optim` with the groups of `groups.parameter_groups`."""
+        if self.optimizer is None:
+            args = self.args
+            groups = parameter_groups(model or self.model, args.learning_rate, args.weight_decay, args.layer_decay)
+            kind, options = self.get_optimizer_cls_and_kwargs(args, self.model)
+            # Only what an optimiser knows: sharded checkpoints carry the rest of a group along, and stumble.
+            bare = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in groups]
+            self.optimizer = kind(bare, **options)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The authors' schedule if `--schedule` names one, otherwise transformers' `--lr_scheduler_type`."""
+        args = self.args
+        if args.schedule is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        schedule = make_schedule(
+            args.schedule,
+            num_training_steps,
+            args.get_warmup_steps(num_training_steps),
+            start=args.warmup_learning_rate / args.learning_rate,
+            floor=args.min_learning_rate / args.learning_rate,
+            milestones=args.milestones,
+            drop=args.milestone_factor,
+        )
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, schedule)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward pass, from the seed of its step."""
+        step, micro_step = self.state.global_step, self._last_micro_step[1] + 1
+        micro_step = micro_step if self._last_micro_step[0] == step else 0
+        self._last_micro_step = step, micro_step
+        # Every process draws its own drop path. What is mixed or dropped does not depend on what came before.
+        seed_everything(make_seed(self.args.seed, step, micro_step, self.args.process_index))
+        self._count_broken(inputs.pop("broken", []))
+        self._seen += len(inputs["pixel_values"])
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._finite &= loss.isfinite()
+        # A look at a GPU's number stops it; there the question is asked before every log and every save.
+        if self._finite.device.type == "cpu":
+            self._refuse_divergence()
+        return loss
+
+    def end_step(self, control: TrainerControl) -> None:
+        """Averages the weights and answers a signal."""
+        if self.average is not None:
+            self.average.update_parameters(self.accelerator.unwrap_model(self.model))
+        if self._somebody_was_signalled():
+            control.should_save = control.should_training_stop = True
+
+    def _somebody_was_signalled(self) -> bool:
+        if self.args.world_size == 1:
+            return self.signal is not None
+        # All processes must stop at the same step, whoever was told first.
+        told = torch.tensor(self.signal or 0, device=self.args.device)
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        self.signal = int(told) or None
+        return self.signal is not None
+
+    def _refuse_divergence(self) -> None:
+        if bool(self._finite):
+            return
+        good, _ = newest_sound(self.run)
+        raise DivergedError(
+            f"the loss at step {self.state.global_step} is no finite number. Nothing was saved since; "
+            + (f"{good} is sound. " if good else "there is no checkpoint yet. ")
+            + "Train in bf16 rather than fp16, with a smaller --learning_rate, a longer --warmup_steps or a smaller "
+            "--max_grad_norm."
+        )
+
+    def _count_broken(self, broken: list[str]) -> None:
+        for name in broken:
+            self._broken += 1
+            logger.warning(f"skipped {name}")
+        if self._broken > self.args.max_broken_images:
+            raise TooManyBrokenError(
+                f"{self._broken} pictures could not be read, more than --max_broken_images "
+                f"{self.args.max_broken_images}; the last one is {broken[-1]}."
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the images per second of all processes since the last log of a training step."""
+        self._refuse_divergence()
+        if "loss" in logs:
+            now = time.perf_counter()
+            seconds = now - self._counted_from - self._waiting
+            images = (self._seen - self._seen_since) * self.args.world_size
+            logs["images_per_second"] = round(images / seconds, 3) if seconds > 0 else 0.0
+            self._seen_since, self._counted_from, self._waiting = self._seen, now, 0.0
+        super().log(logs, start_time)
+
+    @contextmanager
+    def _not_counted(self) -> Iterator[None]:
+        """What happens inside does not make training look slow."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waiting += time.perf_counter() - start
+
+    # Evaluation
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Puts the average of the weights in the model's place, if there is one."""
+        if self.average is None:
+            yield
+            return
+        pairs = list(
+            zip(self.accelerator.unwrap_model(self.model).parameters(), self.average.parameters(), strict=True)
+        )
+        kept = [parameter.detach().clone() for parameter, _ in pairs]
+        with torch.no_grad():
+            for parameter, mean in pairs:
+                parameter.copy_(mean)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (parameter, _), value in zip(pairs, kept, strict=True):
+                    parameter.copy_(value)
+
+    def evaluate(self, *args: Any, **rest: Any) -> dict[str, float]:
+        """Evaluates the average of the weights if there is one. Pictures that cannot be read are left out."""
+        with self._not_counted(), self.averaged():
+            return super().evaluate(*args, **rest)
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._refuse_divergence()
+        final = self.run / f"checkpoint-{self.state.global_step}"
+        with self._not_counted(), staged(final) as staging:
+            # The Trainer writes to a folder of the same name below the one that it takes for the run's.
+            self._staging = staging
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            written = staging / final.name
+            best = self.state.best_model_checkpoint
+            if best is not None and Path(best) == written:
+                self.state.best_model_checkpoint = str(final)
+                if self.args.should_save:
+                    self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish(written, final)
+                best = self.state.best_model_checkpoint
+                prune(self.run, self.args.save_total_limit, [Path(best)] if best else [])
+                clear_unfinished(self.run)
+            self.accelerator.wait_for_everyone()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average is not None and self.args.should_save:
+            torch.save(self.average.state_dict(), Path(output_dir, AVERAGE_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.average is not None and checkpoint is not None:
+            file = Path(checkpoint, AVERAGE_NAME)
+            if not file.is_file():
+                raise UsageError(f"{checkpoint} holds no average of the weights; go on without --ema_decay.")
+            self.average.load_state_dict(torch.load(file, map_location=self.args.device, weights_only=True))
+
+    def where_to_go_on(self) -> str | None:
+        """Finds the checkpoint from which to go on, as the settings ask for it.
+
+        Raises:
+            UsageError: The run has checkpoints and nobody said what to do with them, or none is sound.
+        """
+        args = self.args
+        if self.args.should_save:
+            clear_unfinished(self.run)
+        if args.resume_from_checkpoint:
+            return str(args.resume_from_checkpoint)
+        if not args.resume:
+            if checkpoints(self.run):
+                raise UsageError(
+                    f"{self.run} holds checkpoints of an earlier run; add --resume to go on from the newest, or give "
+                    "another --output_dir."
+                )
+            return None
+        good, unusable = newest_sound(self.run)
+        for folder, reason in unusable:
+            logger.warning(f"{folder} is not used: {reason}")
+        if good is None and unusable:
+            raise UsageError(f"no checkpoint of {self.run} is sound; delete them to begin anew.")
+        return None if good is None else str(good)
+
+    @contextmanager
+    def answering_signals(self) -> Iterator[None]:
+        """While it lasts, SIGTERM and SIGINT let the step end, save a checkpoint and stop the training."""
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            self.signal = number
+            logger.warning(f"{signal.Signals(number).name}: saving and stopping after this step; again to stop at once")
+
+        before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
