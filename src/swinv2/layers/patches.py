@@ -30,7 +30,9 @@ class PatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Float[Tensor, "B channels height width"]) -> Float[Tensor, "B H W C"]:
         bottom, right = (-length % patch for length, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True))
-        return self.projection(F.pad(pixel_values, (0, right, 0, bottom))).permute(0, 2, 3, 1)
+        patches = self.projection(F.pad(pixel_values, (0, right, 0, bottom)))
+        # The norm that follows would make it contiguous; FSDP, which may wrap this module, warns of views.
+        return patches.permute(0, 2, 3, 1).contiguous()
 
 
 class Embeddings(nn.Module):
