@@ -53,6 +53,11 @@ def draw_mask(grid: Pair, block: Pair, ratio: float, generator: torch.Generator 
     return blocks.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[: grid[0], : grid[1]].contiguous()
 
 
+def grid_of(image_size: Pair, patch_size: Pair) -> Pair:
+    """Size (height, width) of an image in patches; the last ones may reach beyond it, as in the network."""
+    return -(-image_size[0] // patch_size[0]), -(-image_size[1] // patch_size[1])
+
+
 def mask_of_pixels(
     bool_masked_pos: Bool[Tensor, "B patches"], patch_size: Pair, image_size: Pair
 ) -> Bool[Tensor, "B 1 height width"]:
@@ -63,8 +68,7 @@ def mask_of_pixels(
         patch_size: Size (height, width) of a patch in pixels.
         image_size: Size (height, width) of the images in pixels; the last patches may reach beyond it.
     """
-    grid = tuple(-(-length // patch) for length, patch in zip(image_size, patch_size, strict=True))
-    mask = bool_masked_pos.bool().view(-1, 1, *grid)
+    mask = bool_masked_pos.bool().view(-1, 1, *grid_of(image_size, patch_size))
     mask = mask.repeat_interleave(patch_size[0], 2).repeat_interleave(patch_size[1], 3)
     return mask[:, :, : image_size[0], : image_size[1]]
 

@@ -8,11 +8,12 @@ Source: microsoft/Swin-Transformer, data/build.py (fine-tuning, evaluation) and 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -42,6 +43,8 @@ class Pixels:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
             raise UsageError(f"image_mean has {len(self.mean)} channels and image_std {len(self.std)}; give as many.")
+        if not all(deviation > 0 for deviation in self.std):
+            raise UsageError(f"image_std is {list(self.std)}; expected deviations above 0.")
 
     @property
     def channels(self) -> int:
@@ -106,8 +109,13 @@ def for_finetuning(
             edge, as one does with small ones, and `scale` has no effect.
 
     Raises:
-        UsageError: Settings that would have no effect together, or that need colours.
+        UsageError: Settings that would have no effect together, that need colours, or that are impossible.
     """
+    if color_jitter < 0 or crop_padding < 0 or not 0.0 <= erase_probability <= 1.0:
+        raise UsageError(
+            f"color_jitter is {color_jitter}, crop_padding {crop_padding} and erase_probability {erase_probability}; "
+            "expected none below 0, and no probability above 1."
+        )
     if auto_augment and color_jitter:
         raise UsageError("color_jitter has no effect beside auto_augment, as in timm; leave one of them out.")
     if pixels.channels != 3 and (auto_augment or color_jitter):
@@ -128,7 +136,14 @@ def for_finetuning(
             "interpolation": Image.Resampling.BICUBIC,
         }
         make = rand_augment_transform if auto_augment.startswith("rand") else auto_augment_transform
-        steps.append(make(auto_augment, hints))
+        try:
+            steps.append(_keep_a_bit(make(auto_augment, hints)))
+        # timm's ways to say no.
+        except (AssertionError, ValueError, KeyError) as error:
+            raise UsageError(
+                f"auto_augment is {auto_augment!r}, which timm does not understand ({error}); expected a description "
+                "such as rand-m9-mstd0.5-inc1."
+            ) from error
     if color_jitter:
         steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
     steps += pixels.normalise()
@@ -139,14 +154,43 @@ def for_finetuning(
     return v2.Compose(steps)
 
 
+def _keep_a_bit(augment: Any) -> Any:
+    """Mends timm's posterizing, which at full strength asks Pillow for no bit at all; Pillow 13 refuses that."""
+    from timm.data.auto_augment import posterize
+
+    operations = augment.ops if hasattr(augment, "ops") else [each for policy in augment.policy for each in policy]
+    for operation in operations:
+        if operation.aug_fn is posterize:
+            operation.aug_fn = _posterize
+    return augment
+
+
+def _posterize(image: Image.Image, bits: int, **rest: Any) -> Image.Image:
+    return image if bits >= 8 else ImageOps.posterize(image, max(bits, 1))
+
+
 def for_evaluation(pixels: Pixels, crop_ratio: float | None = None) -> Transform:
     """Without chance: resized to the model's size; or, with `crop_ratio`, resized so that the centre that is cut out
-    is this share of the shorter side."""
-    if crop_ratio is None:
-        return v2.Compose([v2.Resize(pixels.size, InterpolationMode.BICUBIC), *pixels.normalise()])
-    if not 0.0 < crop_ratio <= 1.0:
-        raise UsageError(f"crop_ratio is {crop_ratio}; expected above 0 and at most 1.")
-    if pixels.size[0] != pixels.size[1]:
-        raise UsageError(f"crop_ratio needs a square model; this one takes {pixels.size[0]} x {pixels.size[1]}.")
-    shorter = int(pixels.size[0] / crop_ratio)
-    return v2.Compose([v2.Resize(shorter, InterpolationMode.BICUBIC), v2.CenterCrop(pixels.size), *pixels.normalise()])
+    is this share of the shorter side.
+
+    What is measured is what the model will serve: pixels are those of transformers' image processor that
+    `running.make_processor` builds. So tensors are resized, not PIL images, which differ by up to two levels of 255;
+    and of an odd number of rows too many the smaller part goes at the top, where torchvision's own centre crop rounds.
+    """
+    resize_to: Any = pixels.size
+    steps: list[Any] = [v2.ToImage()]
+    if crop_ratio is not None:
+        if not 0.0 < crop_ratio <= 1.0:
+            raise UsageError(f"crop_ratio is {crop_ratio}; expected above 0 and at most 1.")
+        if pixels.size[0] != pixels.size[1]:
+            raise UsageError(f"crop_ratio needs a square model; this one takes {pixels.size[0]} x {pixels.size[1]}.")
+        resize_to = int(pixels.size[0] / crop_ratio)
+    steps.append(v2.Resize(resize_to, InterpolationMode.BICUBIC))
+    if crop_ratio is not None:
+        steps.append(partial(_crop_centre, pixels.size))
+    return v2.Compose([*steps, *pixels.normalise()])
+
+
+def _crop_centre(size: Pair, image: Tensor) -> Tensor:
+    top, left = (image.shape[-2] - size[0]) // 2, (image.shape[-1] - size[1]) // 2
+    return v2.functional.crop(image, top, left, *size)

@@ -22,6 +22,8 @@ from swinv2.errors import UsageError
 MANIFEST = "manifest.json"
 STAGING = ".unfinished-"
 """How the names of unfinished checkpoints begin."""
+OLDER = "-older"
+"""How the name of a sound checkpoint ends while another one takes its place."""
 
 
 class SaveError(UsageError):
@@ -34,11 +36,12 @@ def seal(folder: Path) -> None:
     Args:
         folder: The checkpoint.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    digests = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
     manifest = folder / MANIFEST
+    inside = sorted(folder.rglob("*"))
+    files = [path for path in inside if path.is_file() and path != manifest]
+    digests = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
     manifest.write_text(json.dumps(digests, indent=2))
-    for path in [*files, manifest, *{path.parent for path in files}, folder]:
+    for path in [*files, manifest, *(path for path in inside if path.is_dir()), folder]:
         _force_to_disk(path)
 
 
@@ -49,6 +52,8 @@ def why_unusable(folder: Path) -> str | None:
     """
     try:
         expected: dict[str, dict[str, int | str]] = json.loads((folder / MANIFEST).read_text())
+        if not expected:
+            return f"{MANIFEST} lists no file"
         for name, was in expected.items():
             path = folder / name
             if not path.is_file():
@@ -78,10 +83,13 @@ def _force_to_disk(path: Path) -> None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, by their step, the newest first."""
-    found = [(path, re.fullmatch(r"checkpoint-(\d+)", path.name)) for path in run.glob("checkpoint-*")]
-    numbered = [(int(match[1]), path) for path, match in found if match and path.is_dir()]
-    return [path for _, path in sorted(numbered, reverse=True)]
+    """The checkpoints of a run, by their step, the newest first.
+
+    One that `publish` was killed while replacing comes after that which was to replace it.
+    """
+    found = [(path, re.fullmatch(rf"checkpoint-(\d+)({OLDER})?", path.name)) for path in run.glob("checkpoint-*")]
+    numbered = [(int(match[1]), match[2] is None, path) for path, match in found if match and path.is_dir()]
+    return [path for *_, path in sorted(numbered, reverse=True)]
 
 
 def newest_sound(run: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
@@ -105,12 +113,12 @@ def newest_sound(run: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
 def clear_unfinished(run: Path) -> None:
     """Deletes what a killed process left."""
     for folder in run.glob(f"{STAGING}*"):
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def staged(final: Path) -> Iterator[Path]:
-    """Gives a folder to write a checkpoint into, and deletes it if writing fails.
+    """Gives a folder to write a checkpoint into, and deletes it if writing fails or is interrupted.
 
     Args:
         final: Where the checkpoint will be, after `publish`.
@@ -129,42 +137,70 @@ def staged(final: Path) -> Iterator[Path]:
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         good, _ = newest_sound(final.parent)
-        kept = f"{good} is complete" if good else "there is no earlier one"
+        kept = f"{good} is complete" if good else "There is no earlier one"
         raise SaveError(
-            f"the checkpoint {final} could not be written: {error}. {kept[0].upper()}{kept[1:]}. Make room and run the "
-            "same command with --resume."
+            f"the checkpoint {final} could not be written: {error}. {kept}. Make room and run the same command with "
+            "--resume."
         ) from error
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
 
 
 def publish(staging: Path, final: Path) -> None:
     """Seals a checkpoint and moves it to its place, that of an older one of the same name included."""
     seal(staging)
-    older = final.with_name(f"{STAGING}older-{final.name}")
+    older = final.with_name(final.name + OLDER)
     if final.exists():
-        final.rename(older)
+        # A sound one stays one that `newest_sound` finds until the new one is in its place.
+        if why_unusable(final) is None:
+            _delete(older)
+            final.rename(older)
+        else:
+            _delete(final)
     staging.rename(final)
     _force_to_disk(final.parent)
-    shutil.rmtree(older, ignore_errors=True)
+    _delete(older)
+
+
+def _delete(folder: Path) -> None:
+    """Deletes a folder under another name: half of a checkpoint must not pass for one.
+
+    What cannot be deleted now, `clear_unfinished` tries again.
+    """
+    if not folder.exists():
+        return
+    doomed = folder.with_name(f"{STAGING}deleted-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def prune(run: Path, keep: int | None, protected: Iterable[Path] = ()) -> None:
-    """Deletes the oldest checkpoints.
+    """Deletes the oldest checkpoints, but never the one of the highest step and the one that was sealed last.
+
+    These are two if the run went back: because later checkpoints are not sound, or because it was told to.
 
     Args:
         run: Folder of the run.
         keep: How many stay; None for all.
-        protected: Checkpoints that stay whatever their age; they count among those that stay.
+        protected: Checkpoints that stay whatever their age, known by their names since a run may have been moved; they
+            count among those that stay.
     """
     if keep is None or keep < 1:
         return
-    present = checkpoints(run)
-    staying = {path for path in present if path in set(protected)} | set(present[:1])
+    present, names = checkpoints(run), {path.name for path in protected}
+    staying = {path for path in present if path.name in names} | set(present[:1])
+    if present:
+        staying.add(max(present, key=_sealed_at))
     for path in present:
         if len(staying) < keep:
             staying.add(path)
-    for path in present:
+    for path in reversed(present):
         if path not in staying:
-            # Under another name first: half of a checkpoint must not pass for one.
-            doomed = path.with_name(STAGING + path.name)
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+            _delete(path)
+
+
+def _sealed_at(folder: Path) -> int:
+    manifest = folder / MANIFEST
+    return manifest.stat().st_mtime_ns if manifest.is_file() else 0

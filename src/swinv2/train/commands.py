@@ -12,12 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from rich.text import Text
 
-from swinv2.train.checkpoints import SaveError
+from swinv2.train.checkpoints import SaveError, newest_sound
 from swinv2.train.finetune import make_finetuning
 from swinv2.train.plan import make_plan
 from swinv2.train.pretrain import make_pretraining
-from swinv2.train.running import make_processor, run_training
+from swinv2.train.running import run_training
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, parse_settings
 from swinv2.train.trainer import DivergedError, SwinTrainer, TooManyBrokenError
 
@@ -33,8 +34,7 @@ def pretrain(flags: Sequence[str]) -> int:
     """
     settings = parse_settings(PretrainSettings, flags, "swinv2 pretrain")
     _log_to_stderr()
-    trainer, pixels = make_pretraining(settings)
-    return _run(trainer, make_processor(pixels))
+    return _run(make_pretraining(settings))
 
 
 def finetune(flags: Sequence[str]) -> int:
@@ -45,11 +45,10 @@ def finetune(flags: Sequence[str]) -> int:
     """
     settings = parse_settings(FinetuneSettings, flags, "swinv2 finetune")
     _log_to_stderr()
-    trainer, pixels = make_finetuning(settings)
-    return _run(trainer, make_processor(pixels, settings.crop_ratio))
+    return _run(make_finetuning(settings))
 
 
-def _run(trainer: SwinTrainer, processor: Any) -> int:
+def _run(trainer: SwinTrainer) -> int:
     args = trainer.args
     plan = make_plan(trainer)
     if args.dry_run:
@@ -63,9 +62,14 @@ def _run(trainer: SwinTrainer, processor: Any) -> int:
             style="dim",
         )
     try:
-        results, status = run_training(trainer, processor)
+        results, status = run_training(trainer)
     except (DivergedError, SaveError, TooManyBrokenError) as error:
-        messages.print(f"[bold red]stopped:[/] {error}")
+        messages.print(Text.assemble(("stopped: ", "bold red"), str(error)))
+        return STOPPED
+    except OSError as error:
+        kept = newest_sound(trainer.run)[0] or "there is none yet"
+        told = f"a file of the run could not be written or read: {error}. The newest checkpoint: {kept}."
+        messages.print(Text.assemble(("stopped: ", "bold red"), told))
         return STOPPED
     if args.should_save:
         if args.as_json:

@@ -45,7 +45,9 @@ class Draw:
 
 def make_seed(*numbers: int) -> int:
     """Mixes numbers to one seed of 63 bits; any other numbers give a seed that has nothing to do with it."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    # numpy takes (1, 2) and (1, 2, 0) for the same, and 2**32 for (0, 1).
+    words = [len(numbers), *(word for number in numbers for word in divmod(number, 2**32))]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def seed_everything(seed: int) -> None:
@@ -129,7 +131,7 @@ class TrainingExamples(Dataset[dict[str, Any]]):
 
 
 class EvaluationExamples(Dataset[dict[str, Any]]):
-    """Examples by index; what cannot be read has the label `IGNORED_LABEL`.
+    """Examples by index; what cannot be read has the label `IGNORED_LABEL`, and nothing of it is masked.
 
     Args:
         pictures: The rows.
@@ -148,8 +150,14 @@ class EvaluationExamples(Dataset[dict[str, Any]]):
             return self.recipe.cook(row, 0, index)
         except BrokenImageError as error:
             blank = Row(np.zeros((1, 1, self.recipe.channels), np.uint8), row.label, row.name)
-            example = self.recipe.cook(blank, 0, index) | {"broken": [f"{row.name}: {error}"]}
-            return example | ({"labels": IGNORED_LABEL} if "labels" in example else {})
+            example = self.recipe.cook(blank, 0, index)
+            example["broken"] = [f"{row.name}: {error}"]
+            if "labels" in example:
+                example["labels"] = IGNORED_LABEL
+            if "bool_masked_pos" in example:
+                # The loss is over what is masked: nothing.
+                example["bool_masked_pos"] = torch.zeros_like(example["bool_masked_pos"])
+            return example
 
 
 class StreamedExamples(IterableDataset[dict[str, Any]]):
@@ -165,23 +173,27 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
     def __init__(
         self, pictures: Pictures, recipe: Recipe, rank: int = 0, world_size: int = 1, shuffle_buffer: int = 1000
     ) -> None:
+        self.pictures, self.recipe, self.rank, self.world_size = pictures, recipe, rank, world_size
+        self.shuffle_buffer = shuffle_buffer
+
+    def rows(self, epoch: int) -> Any:
+        """The rows of this process in the order of an epoch, which is the same in every process and worker."""
         from datasets.distributed import split_dataset_by_node
 
-        rows = pictures.rows
-        if shuffle_buffer:
-            rows = rows.shuffle(seed=recipe.seed % 2**32, buffer_size=shuffle_buffer)
+        # Not `set_epoch`: all workers share its number, and one that is ahead would change the order of the others.
+        rows = self.pictures.rows
+        if self.shuffle_buffer:
+            rows = rows.shuffle(seed=make_seed(self.recipe.seed, epoch), buffer_size=self.shuffle_buffer)
         # `datasets` gives each worker of a torch loader shards of its own by itself.
-        rows = split_dataset_by_node(rows, rank=rank, world_size=world_size)
-        self.pictures, self.recipe, self.rank, self.rows = pictures, recipe, rank, rows
+        return split_dataset_by_node(rows, rank=self.rank, world_size=self.world_size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         mine = make_seed(self.rank, worker.id if worker else 0)
         broken: list[str] = []
         for epoch in itertools.count():
-            self.rows.set_epoch(epoch)
             index = -1
-            for index, stored in enumerate(self.rows):
+            for index, stored in enumerate(self.rows(epoch)):
                 row = self.pictures.row(stored, index)
                 try:
                     yield self.recipe.cook(row, epoch, make_seed(mine, index)) | {"broken": broken}

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 
 from swinv2.errors import UsageError
-from swinv2.train.augment import Pixels, for_evaluation, for_finetuning
+from swinv2.train.augment import for_evaluation, for_finetuning
 from swinv2.train.data import Pictures
 from swinv2.train.examples import IGNORED_LABEL, EvaluationExamples, Recipe
 from swinv2.train.optim import MuonAdamW
-from swinv2.train.running import examples_to_train, open_training, pixels_of
+from swinv2.train.running import examples_to_train, make_processor, open_training, pixels_of
 from swinv2.train.settings import FinetuneSettings
 from swinv2.train.start import start_finetuning
 from swinv2.train.trainer import SwinTrainer
@@ -115,7 +115,7 @@ def class_names(settings: FinetuneSettings, pictures: Pictures) -> tuple[str, ..
     return tuple(str(number) for number in range(int(pictures.labels().max()) + 1))
 
 
-def make_finetuning(settings: FinetuneSettings) -> tuple[FinetuneTrainer, Pixels]:
+def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
     """Builds everything of a fine-tuning.
 
     Raises:
@@ -145,10 +145,11 @@ def make_finetuning(settings: FinetuneSettings) -> tuple[FinetuneTrainer, Pixels
         settings.crop_scale,
         settings.crop_padding,
     )
-    trainer = FinetuneTrainer(
+    return FinetuneTrainer(
         settings,
         classes=len(names),
         model=model,
+        processing_class=make_processor(pixels, settings.crop_ratio),
         train_dataset=examples_to_train(settings, train, Recipe(augment, pixels.channels, None, settings.seed)),
         eval_dataset=None
         if evaluation is None
@@ -156,4 +157,3 @@ def make_finetuning(settings: FinetuneSettings) -> tuple[FinetuneTrainer, Pixels
         compute_metrics=accuracies,
         preprocess_logits_for_metrics=keep_best,
     )
-    return trainer, pixels

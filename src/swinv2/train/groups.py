@@ -6,7 +6,8 @@ the authors' own pre-training, patterns of names miss their parameters, and logi
 decay although they are said not to (facts of each: docs/concepts/training.md).
 
 Source: microsoft/Swin-Transformer, optimizer.py: no decay for vectors, biases, position embeddings, the mask token,
-the position-bias network and logit_scale; layer numbers of the decay of learning rates.
+the position-bias network and logit_scale; layer numbers of the decay of learning rates. There the position embeddings,
+forgotten, learn as fast as the head; here they belong to the patches they are added to.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from swinv2.errors import UsageError
 from swinv2.layers.attention import CosineWindowAttention
 from swinv2.layers.patches import Embeddings
 from swinv2.layers.position import ContinuousPositionBias
@@ -104,10 +106,10 @@ def parameter_groups(
         `layer` and `names`. Parameters that do not require gradients are in none.
 
     Raises:
-        ValueError: `layer_decay` is no such factor; nothing learns.
+        UsageError: `layer_decay` is no such factor; nothing learns.
     """
     if not 0.0 < layer_decay <= 1.0:
-        raise ValueError(f"layer_decay is {layer_decay!r}; expected a number above 0 and at most 1 (1: no decay).")
+        raise UsageError(f"layer_decay is {layer_decay!r}; expected a number above 0 and at most 1 (1: no decay).")
     roles = parameter_roles(model)
     last = max(role.layer for role in roles.values())
     groups: dict[Role, dict[str, Any]] = {}
@@ -129,7 +131,7 @@ def parameter_groups(
         group["params"].append(parameter)
         group["names"].append(name)
     if not groups:
-        raise ValueError("nothing learns: no parameter requires gradients. Freeze fewer stages.")
+        raise UsageError("nothing learns: no parameter requires gradients. Freeze fewer stages.")
     return [groups[role] for role in sorted(groups, key=lambda role: (role.layer, role.decays))]
 
 
@@ -143,11 +145,11 @@ def freeze_stages(model: nn.Module, count: int) -> None:
         count: 0 for none, at most the number of stages plus one.
 
     Raises:
-        ValueError: There are not so many.
+        UsageError: There are not so many.
     """
     encoder = _only(model, Encoder)
     if not 0 <= count <= len(encoder.layers) + 1:
-        raise ValueError(
+        raise UsageError(
             f"{count} stages are to be frozen; expected 0 to {len(encoder.layers) + 1}: the patch embedding and "
             f"{len(encoder.layers)} stages."
         )

@@ -3,14 +3,17 @@
 In: a trainer that is ready. Out: a plan of plain numbers and words, for people and for programs.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swinv2.config import as_pair
+from swinv2.errors import UsageError
 from swinv2.train.examples import StreamedExamples
 from swinv2.train.groups import parameter_groups
+from swinv2.train.optim import hidden_matrices
 from swinv2.train.settings import PAPER_BATCH
 from swinv2.train.trainer import SwinTrainer
 
@@ -19,49 +22,83 @@ MIB = 2**20
 
 def saved_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
     """Bytes that a forward pass keeps for the backward pass, weights left out; nothing is computed."""
-    weights = {id(parameter) for parameter in model.parameters()}
-    total = 0
+    weights = {_storage(parameter) for parameter in model.parameters()}
+    # By storage: what two operations keep, or views of it, lies in memory once.
+    kept: dict[int, Tensor] = {}
 
     def count(tensor: Tensor) -> Tensor:
-        nonlocal total
-        base: Any = tensor if tensor._base is None else tensor._base
-        if id(base) not in weights:
-            total += tensor.numel() * tensor.element_size()
+        kept[_storage(tensor)] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         outputs = model(**inputs)
         (outputs.logits if hasattr(outputs, "logits") else outputs.reconstruction).sum()
-    return total
+    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
+
+
+def _storage(tensor: Tensor) -> int:
+    # Unlike data_ptr, it tells tensors on the meta device apart.
+    return tensor.untyped_storage()._cdata
 
 
 def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
-    """Estimates what training takes on each process without sharding, in MiB: the state exactly, activations as torch's
-    plain operations would keep them, an upper bound where fused forms run."""
+    """Estimates what training takes on each process without sharding, in MiB: the state exactly, if the optimiser is
+    AdamW or Muon; activations as torch's plain operations would keep them, an upper bound where fused forms run, where
+    stages are frozen and where gradients are checkpointed. LoRA's own activations are not among them."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
     config: Any = model.config
     size = as_pair("image_size", config.image_size)
-    twin = type(model)(config) if not hasattr(model, "peft_config") else None
-    per_image = 0.0
-    if twin is not None:
-        twin = twin.to("meta").train()
-        kept = []
-        for count in (1, 2):
-            inputs = {"pixel_values": torch.empty(count, config.num_channels, *size, device="meta")}
-            if "bool_masked_pos" in (trainer.label_names or []):
-                patches = config.patch_grid[0] * config.patch_grid[1]
-                inputs["bool_masked_pos"] = torch.zeros(count, patches, dtype=torch.bool, device="meta")
-            kept.append(saved_bytes(twin, inputs))
-        per_image = kept[1] - kept[0]
+    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    with torch.device("meta"):
+        twin = type(plain)(config).train()
+    kept = []
+    for count in (1, 2):
+        inputs = {"pixel_values": torch.empty(count, config.num_channels, *size, device="meta")}
+        if "bool_masked_pos" in (trainer.label_names or []):
+            patches = config.patch_grid[0] * config.patch_grid[1]
+            inputs["bool_masked_pos"] = torch.zeros(count, patches, dtype=torch.bool, device="meta")
+        kept.append(saved_bytes(twin, inputs))
+    per_image = kept[1] - kept[0]
+    # AdamW keeps two numbers of each parameter, Muon one.
+    matrices = hidden_matrices(model) if _uses_muon(trainer) else []
+    with_muon = sum(matrix.numel() for matrix in matrices if matrix.requires_grad)
     half = 0.5 if trainer.args.bf16 or trainer.args.fp16 else 1.0
     return {
         "weights": total * 4 / MIB,
         "gradients": learning * 4 / MIB,
-        "optimizer": learning * 8 / MIB,
+        "optimizer": (2 * learning - with_muon) * 4 / MIB,
+        "average": total * 4 / MIB if trainer.args.ema_decay else 0.0,
         "activations": per_image * half * trainer.args.train_batch_size / MIB,
     }
+
+
+def _uses_muon(trainer: SwinTrainer) -> bool:
+    return bool(getattr(trainer.args, "matrix_learning_rate", 0.0))
+
+
+def _groups(trainer: SwinTrainer, model: nn.Module) -> list[dict[str, Any]]:
+    """The groups that the trainer will give its optimiser."""
+    args: Any = trainer.args
+    groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
+    if not _uses_muon(trainer):
+        return groups
+    # `optim.MuonAdamW` parts them by itself: matrices of the network, which alone decay, and the rest.
+    matrices = {id(matrix) for matrix in hidden_matrices(model)}
+    parts: list[dict[str, Any]] = [
+        {"lr": args.matrix_learning_rate, "weight_decay": args.weight_decay},
+        {"lr": args.learning_rate, "weight_decay": 0.0},
+    ]
+    for part in parts:
+        part |= {"params": [], "names": [], "layer": groups[-1]["layer"]}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = parts[0 if id(parameter) in matrices else 1]
+        part["params"].append(parameter)
+        part["names"].append(name)
+    return parts
 
 
 def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
@@ -71,13 +108,17 @@ def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
         Settings, data, model, parameter groups, steps, learning rate and memory, fit for JSON.
     """
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-    groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
+    groups = _groups(trainer, model)
     train: Any = trainer.train_dataset
     streams = isinstance(train, StreamedExamples)
     steps = args.max_steps
     if not streams and steps <= 0:
         batches = len(trainer.get_train_dataloader())
-        steps = round(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs)
+        # As the Trainer counts them.
+        steps = math.ceil(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs)
+    warmup = args.get_warmup_steps(steps)
+    if warmup > steps:
+        raise UsageError(f"the warm-up has {warmup} steps, the whole training {steps}; give fewer --warmup_steps.")
     evaluation: Any = trainer.eval_dataset
     config: Any = model.config
     return {
@@ -107,7 +148,7 @@ def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
             for group in groups
         ],
         "steps": steps,
-        "warmup_steps": args.get_warmup_steps(steps),
+        "warmup_steps": warmup,
         "images_a_step": args.whole_batch,
         "learning_rate": args.learning_rate,
         "learning_rate_for_512_images": args.learning_rate * PAPER_BATCH / args.whole_batch,

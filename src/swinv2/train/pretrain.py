@@ -16,12 +16,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from swinv2.config import Pair, as_pair
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForMaskedImageModeling
-from swinv2.simmim import average_distance, draw_mask, mask_of_pixels
+from swinv2.simmim import average_distance, draw_mask, grid_of, mask_of_pixels
 from swinv2.train.augment import Pixels, for_evaluation, for_pretraining
 from swinv2.train.data import Pictures
 from swinv2.train.examples import EvaluationExamples, Recipe, collate
 from swinv2.train.groups import freeze_stages
-from swinv2.train.running import examples_to_train, open_training, pixels_of
+from swinv2.train.running import examples_to_train, make_processor, open_training, pixels_of
 from swinv2.train.settings import PretrainSettings
 from swinv2.train.start import start_pretraining
 from swinv2.train.trainer import SwinTrainer
@@ -100,14 +100,14 @@ def make_masks(settings: PretrainSettings, model: Swinv2ForMaskedImageModeling) 
     Raises:
         UsageError: A block is no whole number of patches.
     """
-    patch, grid = as_pair("patch_size", model.config.patch_size), model.config.patch_grid
+    patch, size = as_pair("patch_size", model.config.patch_size), as_pair("image_size", model.config.image_size)
     if settings.mask_block % patch[0] or settings.mask_block % patch[1] or settings.mask_block < max(patch):
         raise UsageError(f"--mask_block is {settings.mask_block}; expected a multiple of the patch size, {patch}.")
     block: Pair = settings.mask_block // patch[0], settings.mask_block // patch[1]
-    return partial(draw_mask, grid, block, settings.mask_ratio)
+    return partial(draw_mask, grid_of(size, patch), block, settings.mask_ratio)
 
 
-def make_pretraining(settings: PretrainSettings) -> tuple[PretrainTrainer, Pixels]:
+def make_pretraining(settings: PretrainSettings) -> PretrainTrainer:
     """Builds everything of a pre-training.
 
     Raises:
@@ -124,6 +124,7 @@ def make_pretraining(settings: PretrainSettings) -> tuple[PretrainTrainer, Pixel
     trainer = PretrainTrainer(
         settings,
         model=model,
+        processing_class=make_processor(pixels),
         train_dataset=examples_to_train(settings, _unlabelled(train), recipe),
         eval_dataset=None if evaluation is None else EvaluationExamples(_unlabelled(evaluation), plain),
     )
@@ -133,7 +134,7 @@ def make_pretraining(settings: PretrainSettings) -> tuple[PretrainTrainer, Pixel
             examples = EvaluationExamples(_unlabelled(shown), plain)
             batch = collate([examples[index] for index in range(min(settings.grid_images, len(examples)))])
             trainer.add_callback(Grid(trainer, batch, pixels))
-    return trainer, pixels
+    return trainer
 
 
 def _unlabelled(pictures: Pictures) -> Pictures:

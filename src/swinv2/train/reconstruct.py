@@ -13,7 +13,7 @@ from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForMaskedImageModeling
 from swinv2.images import BrokenImageError, read_image
 from swinv2.loading import choose_device, load_model, load_processor
-from swinv2.simmim import draw_mask, mask_of_pixels
+from swinv2.simmim import draw_mask, grid_of, mask_of_pixels
 from swinv2.train.augment import Pixels, for_evaluation
 from swinv2.train.drawing import draw_reconstructions
 from swinv2.train.examples import make_seed, seeded
@@ -62,9 +62,10 @@ def reconstruct(
     except BrokenImageError as error:
         raise UsageError(f"an image is {error}; leave it out.") from error
     masks = []
+    block = mask_block // patch[0], mask_block // patch[1]
     for index in range(len(images)):
         with seeded(make_seed(seed, index)):
-            masks.append(draw_mask(config.patch_grid, (mask_block // patch[0], mask_block // patch[1]), mask_ratio))
+            masks.append(draw_mask(grid_of(pixels.size, patch), block, mask_ratio))
     hidden = torch.stack(masks).flatten(1)
     with torch.inference_mode():
         drawn = drawer(inputs.to(place), bool_masked_pos=hidden.to(place))

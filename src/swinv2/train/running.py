@@ -13,8 +13,9 @@ from typing import Any
 from transformers import BitImageProcessor, PrinterCallback, ProgressCallback, ViTImageProcessor
 
 from swinv2.config import Swinv2Config, as_pair
+from swinv2.errors import UsageError
 from swinv2.train.augment import Pixels
-from swinv2.train.data import Pictures, open_pictures
+from swinv2.train.data import Pictures, has_one_split, open_pictures
 from swinv2.train.examples import Recipe, StreamedExamples, TrainingExamples
 from swinv2.train.settings import RunSettings
 from swinv2.train.trainer import SwinTrainer
@@ -39,7 +40,13 @@ def open_training(settings: RunSettings, names: tuple[str, ...] = ()) -> tuple[P
     train = train.share(settings.train_fraction, settings.seed)
     if settings.eval_strategy == "no" and not settings.do_eval:
         return train, None
-    return train, open_pictures(settings.eval_data or settings.data, settings.eval_split, **columns)
+    evaluation = open_pictures(settings.eval_data or settings.data, settings.eval_split, **columns)
+    if not settings.eval_data and has_one_split(settings.data):
+        raise UsageError(
+            f"--data {settings.data!r} has one split only, which would be trained on and evaluated; say with "
+            "--eval_data what to evaluate, or use --eval_strategy no."
+        )
+    return train, evaluation
 
 
 def examples_to_train(settings: RunSettings, pictures: Pictures, recipe: Recipe) -> TrainingExamples | StreamedExamples:
@@ -52,7 +59,13 @@ def examples_to_train(settings: RunSettings, pictures: Pictures, recipe: Recipe)
 def make_processor(pixels: Pixels, crop_ratio: float | None = None) -> Any:
     """Builds transformers' image processor that does what `augment.for_evaluation` does."""
     height, width = pixels.size
-    common: dict[str, Any] = {"resample": 3, "image_mean": list(pixels.mean), "image_std": list(pixels.std)}
+    common: dict[str, Any] = {
+        "resample": 3,
+        "image_mean": list(pixels.mean),
+        "image_std": list(pixels.std),
+        # A grey picture stays grey.
+        "do_convert_rgb": pixels.channels == 3,
+    }
     if crop_ratio is None:
         return ViTImageProcessor(size={"height": height, "width": width}, **common)
     return BitImageProcessor(
@@ -60,12 +73,11 @@ def make_processor(pixels: Pixels, crop_ratio: float | None = None) -> Any:
     )
 
 
-def run_training(trainer: SwinTrainer, processor: Any) -> tuple[dict[str, Any], int]:
+def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     """Trains, evaluates and saves.
 
     Args:
-        trainer: What to run.
-        processor: Image processor to save beside the model.
+        trainer: What to run; its `processing_class` is the image processor that is saved beside the model.
 
     Returns:
         The results, and the exit status: 0, or 128 and the number of the signal that stopped the run.
@@ -86,11 +98,8 @@ def run_training(trainer: SwinTrainer, processor: Any) -> tuple[dict[str, Any], 
     results: dict[str, Any] = {"step": trainer.state.global_step, "train_loss": outcome.metrics.get("train_loss")}
     if trainer.eval_dataset is not None:
         results |= trainer.evaluate()
-    final = trainer.run / FINAL
-    with trainer.averaged():
-        trainer.save_model(str(final))
+    trainer.save_final(trainer.run / FINAL)
     if trainer.args.should_save:
-        processor.save_pretrained(str(final))
         write_whole(trainer.run / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
     return results, 0
 

@@ -10,6 +10,8 @@ Source: microsoft/Swin-Transformer, lr_scheduler.py (timm's cosine with `warmup_
 import math
 from collections.abc import Callable, Sequence
 
+from swinv2.errors import UsageError
+
 CONSTANT, COSINE, LINEAR, MULTISTEP = "constant", "cosine", "linear", "multistep"
 SHAPES = (COSINE, LINEAR, MULTISTEP, CONSTANT)
 
@@ -32,14 +34,15 @@ def make_schedule(
         warmup_steps: Steps of the warm-up; the step after them has the factor 1.
         start: Factor of the first step, if there is a warm-up.
         floor: Factor that the cosine and the line would reach one step after the last.
-        milestones: For "multistep": when the rate drops, each as a share of the training from 0 to 1.
-        drop: For "multistep": factor of each drop.
+        milestones: For "multistep": when the rate drops, each as a share of the training from 0 to 1; the nearest step
+            is meant.
+        drop: For "multistep": factor of each drop, from 0 to 1.
 
     Returns:
         A function from the number of a step, from 0, to a factor.
 
     Raises:
-        ValueError: There is no such shape, or a setting would have no effect.
+        UsageError: There is no such shape, a number is impossible, or a setting would have no effect.
 
     Example:
 
@@ -48,18 +51,28 @@ def make_schedule(
         [0.1, 0.55, 1.0, 0.5, 0.0]
     """
     if shape not in SHAPES:
-        raise ValueError(f"the schedule is {shape!r}; expected one of {', '.join(SHAPES)}.")
+        raise UsageError(f"the schedule is {shape!r}; expected one of {', '.join(SHAPES)}.")
     if bool(milestones) != (shape == MULTISTEP):
-        raise ValueError(
+        raise UsageError(
             f"the schedule is {shape!r} and its milestones are {list(milestones)}; multistep needs some, and no other "
             "schedule has any."
         )
     if not all(0.0 < milestone < 1.0 for milestone in milestones):
-        raise ValueError(f"the milestones are {list(milestones)}; expected shares of the training between 0 and 1.")
+        raise UsageError(f"the milestones are {list(milestones)}; expected shares of the training between 0 and 1.")
     if not 0 <= warmup_steps <= total_steps:
-        raise ValueError(f"the warm-up has {warmup_steps} steps; expected at most the training's {total_steps}.")
+        raise UsageError(f"the warm-up has {warmup_steps} steps; expected at most the training's {total_steps}.")
     if floor and shape not in (COSINE, LINEAR):
-        raise ValueError(f"a least learning rate has no effect on the schedule {shape!r}; leave it out.")
+        raise UsageError(f"a least learning rate has no effect on the schedule {shape!r}; leave it out.")
+    if not 0.0 <= floor <= 1.0:
+        raise UsageError(f"the least learning rate is {floor} of the highest; expected from 0 to 1.")
+    if start and not warmup_steps:
+        raise UsageError("a learning rate at the start of the warm-up has no effect without one; set warmup_steps.")
+    if not 0.0 <= start <= 1.0:
+        raise UsageError(f"the learning rate at the start of the warm-up is {start} of the highest; expected 0 to 1.")
+    if not 0.0 <= drop <= 1.0:
+        raise UsageError(f"the learning rate drops to {drop} of itself at a milestone; expected from 0 to 1.")
+    # Rounded: 0.07 * 100 is more than 7.
+    drops_at = [round(milestone * total_steps) for milestone in milestones]
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -69,6 +82,6 @@ def make_schedule(
             return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
         if shape == LINEAR:
             return floor + (1 - floor) * (1 - done)
-        return drop ** sum(step >= milestone * total_steps for milestone in milestones)
+        return drop ** sum(step >= first for first in drops_at)
 
     return factor

@@ -5,19 +5,20 @@ In: a recipe (YAML) and flags on top of it. Out: checked settings. This module o
 
 import argparse
 import difflib
+import math
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from swinv2.errors import UsageError
 from swinv2.train.augment import IMAGENET_MEAN, IMAGENET_STD
-from swinv2.train.schedule import SHAPES
+from swinv2.train.schedule import MULTISTEP, SHAPES, make_schedule
 
 PAPER_BATCH = 512
 """Images for which the authors give learning rates; they scale them with the batch."""
@@ -100,8 +101,8 @@ class RunSettings(TrainingArguments):
     dry_run: bool = _option(False, "Print what would be done, and do nothing.")
     as_json: bool = _option(False, "With --dry_run, or at the end: print one JSON object.")
 
-    given: ClassVar[dict[str, Any]] = {}
-    """What was told, recipe and flags together."""
+    # What was told, recipe and flags together.
+    given: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("data", "model"):
@@ -121,13 +122,39 @@ class RunSettings(TrainingArguments):
                     raise UsageError(f"--{name} has no effect without --schedule.")
         if self.schedule is not None and self.schedule not in SHAPES:
             raise UsageError(f"--schedule is {self.schedule!r}; expected one of {', '.join(SHAPES)}.")
+        if self.base_rate is not None and self.learning_rate != self.defaults()["learning_rate"]:
+            raise UsageError("--learning_rate has no effect beside --base_rate; leave one of them out.")
+        if self.milestone_factor != 0.1 and self.schedule != MULTISTEP:
+            raise UsageError("--milestone_factor has no effect without --schedule multistep.")
         if not 0.0 <= self.ema_decay < 1.0:
             raise UsageError(f"--ema_decay is {self.ema_decay}; expected from 0 to less than 1.")
+        if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
+            self.fsdp = True if self.fsdp.lower() == "true" else None  # type: ignore[assignment]
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         super().__post_init__()
         if self.base_rate is not None:
             self.learning_rate = self.base_rate * self.whole_batch / PAPER_BATCH
+        if not 0.0 < self.learning_rate < math.inf:
+            raise UsageError(f"the learning rate is {self.learning_rate}; expected above 0.")
+        if self.schedule is not None:
+            self._check_schedule(self.schedule)
+
+    def _check_schedule(self, schedule: str) -> None:
+        defaults = self.defaults()
+        for name in ("lr_scheduler_type", "lr_scheduler_kwargs"):
+            if getattr(self, name) and getattr(self, name) != defaults[name]:
+                raise UsageError(f"--{name} has no effect beside --schedule; leave one of them out.")
+        # What it refuses whatever the number of steps is, before data and model are opened.
+        make_schedule(
+            schedule,
+            total_steps=2,
+            warmup_steps=1 if self.warmup_steps else 0,
+            start=self.warmup_learning_rate / self.learning_rate,
+            floor=self.min_learning_rate / self.learning_rate,
+            milestones=self.milestones,
+            drop=self.milestone_factor,
+        )
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -151,11 +178,15 @@ class RunSettings(TrainingArguments):
 Settings = TypeVar("Settings", bound=RunSettings)
 
 
-class _Parser(HfArgumentParser):
+class _Refusing(argparse.ArgumentParser):
     """Refuses with a sentence instead of a usage text of three hundred lines."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. `--help` lists all flags.")
+
+
+class _Parser(_Refusing, HfArgumentParser):
+    """Knows lists, booleans and enumerations of data classes."""
 
 
 def parse_settings(kind: type[Settings], flags: Sequence[str], command: str) -> Settings:
@@ -170,24 +201,25 @@ def parse_settings(kind: type[Settings], flags: Sequence[str], command: str) -> 
         UsageError: There is no such recipe, setting or value.
         SystemExit: `--help` was given, and printed.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = _Refusing(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path, default=None, help="A recipe: a YAML file of the settings below.")
     known, rest = first.parse_known_args(list(flags))
-    # HfArgumentParser knows lists, booleans and enumerations of data classes.
     data_class: Any = kind
     parser = _Parser(data_class, prog=command, parents=[first], allow_abbrev=False)
-    recipe = {} if known.config is None else read_recipe(known.config, kind)
-    parser.set_defaults(**recipe)
-    namespace, unknown = parser.parse_known_args(rest)
+    recipe = argparse.Namespace()
+    if known.config is not None:
+        recipe = _understand(read_recipe(known.config, kind), parser, known.config)
+    namespace, unknown = parser.parse_known_args(rest, recipe)
     if unknown:
         flag = unknown[0].split("=")[0]
-        close = difflib.get_close_matches(flag, [f"--{item.name}" for item in fields(kind)], 1)
+        close = difflib.get_close_matches(flag, [f"--{item.name}" for item in fields(kind) if item.init], 1)
         hint = f"; did you mean {close[0]}?" if close else "."
         raise UsageError(f"there is no setting {flag!r}{hint} `--help` lists all flags.")
-    values = {item.name: getattr(namespace, item.name) for item in fields(kind) if item.init}
+    untold, _ = parser.parse_known_args([])
+    values = {name: getattr(namespace, name) for name in kind.defaults()}
     try:
         settings = kind(**values)
-        settings.given = {name: value for name, value in values.items() if value != kind.defaults()[name]}
+        settings.given = {name: value for name, value in values.items() if value != getattr(untold, name)}
         return settings
     except UsageError:
         raise
@@ -213,18 +245,31 @@ def read_recipe(path: Path, kind: type[RunSettings]) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise UsageError(f"the recipe {path} is no list of settings; expected lines such as 'learning_rate: 1e-3'.")
     known = {item.name: item for item in fields(kind) if item.init}
-    for name, value in recipe.items():
+    for name in recipe:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, 1)
             hint = f"; did you mean {close[0]!r}?" if close else "."
             raise UsageError(f"the recipe {path} has a setting {name!r} that there is not{hint}")
-        # YAML reads 1e-3, without a point, as text.
-        if isinstance(value, str) and isinstance(known[name].default, float):
-            try:
-                recipe[name] = float(value)
-            except ValueError as error:
-                raise UsageError(f"the recipe {path}: {name} is {value!r}; expected a number.") from error
     return recipe
+
+
+def _understand(recipe: dict[str, Any], parser: _Parser, path: Path) -> argparse.Namespace:
+    """Reads what a recipe says as if it were flags: YAML takes 1e-3, without a point, for text."""
+    # What no flag can say, null and mappings, is taken as it is.
+    bare = {name: value for name, value in recipe.items() if value is None or isinstance(value, dict) or value == []}
+    flags: list[str] = []
+    for name, value in recipe.items():
+        if name in bare:
+            continue
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        else:
+            flags.append(f"--{name}={value}")
+    try:
+        said = parser.parse_args(flags)
+    except UsageError as error:
+        raise UsageError(f"the recipe {path}: {error}") from error
+    return argparse.Namespace(**{name: bare.get(name, getattr(said, name)) for name in recipe})
 
 
 @dataclass
@@ -279,6 +324,12 @@ class FinetuneSettings(RunSettings):
                 "--mixup and --cutmix mix pairs: --per_device_train_batch_size must be even, and "
                 "--dataloader_drop_last true."
             )
+        if self.crop_padding and list(self.crop_scale) != self.defaults()["crop_scale"]:
+            raise UsageError("--crop_scale has no effect beside --crop_padding; leave one of them out.")
+        if not self.lora and self.lora_rank != self.defaults()["lora_rank"]:
+            raise UsageError("--lora_rank has no effect without --lora.")
+        if self.lora_rank < 1:
+            raise UsageError(f"--lora_rank is {self.lora_rank}; expected at least 1.")
         if self.lora and self.frozen_stages:
             raise UsageError("--lora freezes all stages by itself; leave out --frozen_stages.")
         if self.lora and self.matrix_learning_rate:

@@ -33,11 +33,8 @@ Model = TypeVar("Model", bound=Swinv2PreTrainedModel)
 
 def start_pretraining(settings: PretrainSettings) -> Swinv2ForMaskedImageModeling:
     """Builds the model for masked-image modelling; its encoder stride follows from patch size and stages."""
-    fields = _fields(settings) | {"norm_targets": settings.norm_targets}
-    if settings.model == NEW or settings.model in SIZES:
-        config = _new_config(settings, fields)
-    else:
-        config = read_config(settings.model)
+    fields = _fields(settings, norm_targets=settings.norm_targets)
+    config = _new_config(settings, fields) if _is_new(settings) else read_config(settings.model)
     patch, merges = as_pair("patch_size", config.patch_size), 2 ** (config.num_layers - 1)
     stride = patch[0] * merges, patch[1] * merges
     fields["encoder_stride"] = stride[0] if stride[0] == stride[1] else list(stride)
@@ -53,11 +50,9 @@ def start_finetuning(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.M
     """
     fields = _fields(settings)
     fields |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    head = None
+    model = _start(Swinv2ForImageClassification, settings, fields, ("classifier.",))
     if settings.head_map:
         head = _mapped_head(settings.model, settings.head_map, len(names))
-    model = _start(Swinv2ForImageClassification, settings, fields, ("classifier.",))
-    if head is not None:
         with torch.no_grad():
             for parameter, value in zip(model.classifier.parameters(), head, strict=True):
                 parameter.copy_(value)
@@ -75,7 +70,12 @@ def start_finetuning(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.M
     return get_peft_model(model, adapters)  # type: ignore[arg-type]
 
 
-def _fields(settings: RunSettings) -> dict[str, Any]:
+def _is_new(settings: RunSettings) -> bool:
+    return settings.model == NEW or settings.model in SIZES
+
+
+def _fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
+    """The fields that are given, and those that other settings decide."""
     given = settings.model_fields or {}
     if isinstance(given, str):
         try:
@@ -84,7 +84,19 @@ def _fields(settings: RunSettings) -> dict[str, Any]:
             raise UsageError(f"--model_fields is no JSON: {error}") from error
     if not isinstance(given, dict):
         raise UsageError(f"--model_fields is {given!r}; expected an object such as '{{\"embed_dim\": 96}}'.")
-    fields: dict[str, Any] = dict(given) | {"num_channels": len(settings.image_mean)}
+    decided["num_channels"] = len(settings.image_mean)
+    for name, value in decided.items():
+        if given.get(name, value) != value:
+            flag = "--image_mean" if name == "num_channels" else f"--{name}"
+            raise UsageError(f"--model_fields has {name} {given[name]!r}, and {flag} makes it {value}; say the same.")
+    if not _is_new(settings):
+        for name in ("image_size", "window_size"):
+            if name in given:
+                raise UsageError(
+                    f"--model_fields would change {name} without the windows that the position bias was learned in; "
+                    f"give --{name} instead."
+                )
+    fields: dict[str, Any] = dict(given) | decided
     if settings.drop_path_rate is not None:
         fields["drop_path_rate"] = settings.drop_path_rate
     return fields
@@ -114,24 +126,17 @@ def _new_config(settings: RunSettings, fields: dict[str, Any]) -> Swinv2Config:
 
 def _start(kind: type[Model], settings: RunSettings, fields: dict[str, Any], may_be_new: tuple[str, ...]) -> Model:
     """Builds a new model, or loads one; only parameters whose names begin with one of `may_be_new` may be fresh."""
-    if settings.model == NEW or settings.model in SIZES:
+    if _is_new(settings):
         return kind(_new_config(settings, fields))
+    if settings.stretch_bias and not settings.image_size and settings.window_size is None:
+        raise UsageError("--stretch_bias has no effect without another --window_size or --image_size; leave it out.")
     config = read_config(settings.model)
     if config.num_channels != fields["num_channels"]:
         raise UsageError(
             f"{settings.model!r} takes {config.num_channels} channels; --image_mean has {fields['num_channels']}. Give "
             "one mean and one deviation for each of the model's channels."
         )
-    folder = Path(settings.model).expanduser()
-    source = str(folder) if folder.is_dir() else settings.model
-    try:
-        loaded: Any = kind.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32, **fields
-        )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise UsageError(f"--model {settings.model!r} cannot be loaded: {error}") from error
-    model, report = loaded
-    fresh = sorted({*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])})
+    model, fresh = _load(kind, settings.model, **fields)
     wrong = [name for name in fresh if not name.startswith(may_be_new)]
     if wrong:
         raise UsageError(
@@ -141,11 +146,29 @@ def _start(kind: type[Model], settings: RunSettings, fields: dict[str, Any], may
     if fresh:
         logger.warning(f"new in this training, with random weights: {', '.join(fresh)}")
     if settings.image_size or settings.window_size is not None:
-        size = _size(settings)
-        model.set_image_size(
-            model.config.image_size if size is None else size, settings.window_size, settings.stretch_bias
-        )
+        size: Any = _size(settings) or model.config.image_size
+        try:
+            model.set_image_size(size, settings.window_size, settings.stretch_bias)
+        except ValueError as error:
+            raise UsageError(f"--image_size or --window_size is impossible: {error}") from error
     return model
+
+
+def _load(kind: type[Model], name: str, **fields: Any) -> tuple[Model, list[str]]:
+    """Loads a model; and says which parameters it had no fitting weights for."""
+    folder = Path(name).expanduser()
+    try:
+        loaded: Any = kind.from_pretrained(
+            str(folder) if folder.is_dir() else name,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            **fields,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise UsageError(f"--model {name!r} cannot be loaded: {error}") from error
+    model, report = loaded
+    return model, sorted({*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])})
 
 
 def _mapped_head(model: str, table: str, classes: int) -> tuple[Tensor, Tensor]:
@@ -156,7 +179,12 @@ def _mapped_head(model: str, table: str, classes: int) -> tuple[Tensor, Tensor]:
         raise UsageError(f"--head_map {table!r} cannot be read: {error}. Expected a number on each line.") from error
     if len(rows) != classes:
         raise UsageError(f"--head_map {table!r} has {len(rows)} lines; expected one for each of the {classes} classes.")
-    old = Swinv2ForImageClassification.from_pretrained(model).classifier
+    if model == NEW or model in SIZES:
+        raise UsageError(f"--head_map takes rows of a trained classifier; {model!r} has none.")
+    loaded, fresh = _load(Swinv2ForImageClassification, model)
+    if any(name.startswith("classifier.") for name in fresh):
+        raise UsageError(f"--head_map takes rows of a trained classifier; {model!r} has none.")
+    old = loaded.classifier
     if not isinstance(old, nn.Linear) or int(rows.min()) < 0 or int(rows.max()) >= old.out_features:
         raise UsageError(
             f"--head_map {table!r} names classes {int(rows.min())} to {int(rows.max())}; {model!r} has "

@@ -11,6 +11,7 @@ In: a model, examples and settings. Out: checkpoints, logs and the trained model
 What a step computes is left to `pretrain.py` and `finetune.py`.
 """
 
+import copy
 import logging
 import signal
 import time
@@ -21,13 +22,16 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from swinv2.errors import UsageError
+from swinv2.model import Swinv2PreTrainedModel
 from swinv2.train.checkpoints import checkpoints, clear_unfinished, newest_sound, prune, publish, staged
 from swinv2.train.examples import (
     DrawBatches,
@@ -88,6 +92,10 @@ class SwinTrainer(Trainer):
     def __init__(self, settings: RunSettings, **rest: Any) -> None:
         super().__init__(args=settings, data_collator=collate, **rest)
         self.run = Path(settings.output_dir or ".")
+        # FSDP puts a class of its own in its place.
+        self._kind: Any = type(self.model)
+        if self.is_fsdp_enabled and not isinstance(self.model, Swinv2PreTrainedModel):
+            raise UsageError("--lora and --fsdp do not work together; the adapters are small enough without.")
         self._staging: Path | None = None
         self._batches: DrawBatches | None = None
         self._last_micro_step = (-1, 0)
@@ -104,6 +112,19 @@ class SwinTrainer(Trainer):
                 )
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
         self.add_callback(Watch(self))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shards on processors too, where accelerate knows FSDP on accelerators only and would replicate silently."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        options: dict[str, Any] | None = self.args.fsdp_plugin_args
+        if options is None or self.accelerator.distributed_type != DistributedType.MULTI_CPU:
+            return
+        plugin = FullyShardedDataParallelPlugin(**options)
+        if self.accelerator.mixed_precision != "no":
+            plugin.set_mixed_precision(self.accelerator.mixed_precision)
+        state.fsdp_plugin, state.distributed_type = plugin, DistributedType.FSDP
+        self.is_fsdp_enabled = True
 
     # Examples
 
@@ -299,7 +320,7 @@ class SwinTrainer(Trainer):
             if self.args.should_save:
                 publish(written, final)
                 best = self.state.best_model_checkpoint
-                prune(self.run, self.args.save_total_limit, [Path(best)] if best else [])
+                prune(self.run, self.args.save_total_limit, [final, Path(best)] if best else [final])
                 clear_unfinished(self.run)
             self.accelerator.wait_for_everyone()
 
@@ -315,6 +336,36 @@ class SwinTrainer(Trainer):
             if not file.is_file():
                 raise UsageError(f"{checkpoint} holds no average of the weights; go on without --ema_decay.")
             self.average.load_state_dict(torch.load(file, map_location=self.args.device, weights_only=True))
+
+    def save_final(self, folder: Path) -> None:
+        """Saves the model for use: the average, if there is one; whole even where its checkpoints are sharded; with
+        its adapters merged, and these by themselves in `adapter` below it.
+
+        Args:
+            folder: Where it will be, whole or not at all.
+
+        Raises:
+            SaveError: It could not be written.
+        """
+        with self.averaged():
+            model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            if self.is_fsdp_enabled:
+                options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+                state: Any = get_model_state_dict(self.model, options=options)
+                with torch.device("meta"):
+                    model = self._kind(self.model.config)
+                if self.args.should_save:
+                    model.load_state_dict(state, assign=True)
+            if not self.args.should_save:
+                return
+            with staged(folder) as staging:
+                if hasattr(model, "merge_and_unload"):
+                    model.save_pretrained(staging / "adapter")
+                    model = copy.deepcopy(model).merge_and_unload()
+                model.save_pretrained(staging)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(staging)
+                publish(staging, folder)
 
     def where_to_go_on(self) -> str | None:
         """Finds the checkpoint from which to go on, as the settings ask for it.

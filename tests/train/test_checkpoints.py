@@ -1,0 +1,376 @@
+"""Checkpoints that are whole or not there, whatever kills the process and whenever."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import SafetensorError
+
+from swinv2.train import checkpoints
+from swinv2.train.checkpoints import (
+    MANIFEST,
+    STAGING,
+    SaveError,
+    clear_unfinished,
+    newest_sound,
+    prune,
+    publish,
+    seal,
+    staged,
+    why_unusable,
+)
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+def write(folder: Path, content: str = "weights") -> Path:
+    """Writes what a trainer would."""
+    (folder / "deep" / "deeper").mkdir(parents=True)
+    (folder / "model").write_text(content)
+    (folder / "deep" / "deeper" / "state").write_bytes(b"\0" * 100)
+    return folder
+
+
+def save(run: Path, step: int, content: str = "weights") -> Path:
+    """Publishes a checkpoint as the trainer does, without what it does on failure."""
+    final = run / f"checkpoint-{step}"
+    staging = run / f"{STAGING}{final.name}"
+    publish(write(staging / final.name, content), final)
+    staging.rmdir()
+    return final
+
+
+def names(run: Path) -> list[str]:
+    return [path.name for path in checkpoints.checkpoints(run)]
+
+
+class TestSeal:
+    def test_a_sealed_folder_is_usable_with_files_that_came_later(self, tmp_path: Path) -> None:
+        folder = write(tmp_path / "checkpoint-1")
+        assert why_unusable(folder) == f"{MANIFEST} is missing: it was not written to its end, or not by this package"
+        seal(folder)
+        (folder / "later").write_text("x")
+        assert why_unusable(folder) is None
+        assert set(json.loads((folder / MANIFEST).read_text())) == {"model", "deep/deeper/state"}
+
+    def test_twice_is_as_good_as_once(self, tmp_path: Path) -> None:
+        folder = write(tmp_path / "checkpoint-1")
+        seal(folder)
+        (folder / "model").write_text("other")
+        seal(folder)
+        assert why_unusable(folder) is None
+
+    def test_every_file_and_folder_is_forced_to_the_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder, forced = write(tmp_path / "checkpoint-1"), []
+        plain = os.fsync
+        monkeypatch.setattr(os, "fsync", lambda handle: (forced.append(os.fstat(handle).st_ino), plain(handle)))
+        seal(folder)
+        assert sorted(forced) == sorted(path.stat().st_ino for path in [folder, *folder.rglob("*")])
+
+    @pytest.mark.parametrize(
+        ("damage", "reason"),
+        [
+            (lambda folder: (folder / "model").write_text("weight"), "model has 6 bytes, and had 7"),
+            (lambda folder: (folder / "model").write_text("weighty"), "model has changed"),
+            (lambda folder: (folder / "deep/deeper/state").unlink(), "deep/deeper/state is missing"),
+            (lambda folder: (folder / MANIFEST).unlink(), f"{MANIFEST} is missing"),
+            (lambda folder: (folder / MANIFEST).write_text('{"model"'), f"{MANIFEST} cannot be read"),
+            (lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe\0"), f"{MANIFEST} cannot be read"),
+            (lambda folder: (folder / MANIFEST).write_text(""), f"{MANIFEST} cannot be read"),
+            (lambda folder: (folder / MANIFEST).write_text("[1]"), f"{MANIFEST} cannot be read"),
+            (lambda folder: (folder / MANIFEST).write_text('{"model": 7}'), f"{MANIFEST} cannot be read"),
+            (lambda folder: (folder / MANIFEST).write_text('{"model": {"bytes": 7}}'), f"{MANIFEST} cannot be read"),
+            (lambda folder: (folder / MANIFEST).write_text("{}"), f"{MANIFEST} lists no file"),
+        ],
+    )
+    def test_damage_is_named(self, tmp_path: Path, damage: Callable[[Path], Any], reason: str) -> None:
+        folder = write(tmp_path / "checkpoint-1")
+        seal(folder)
+        damage(folder)
+        assert reason in (why_unusable(folder) or "")
+
+
+class TestNewest:
+    def test_steps_are_numbers(self, tmp_path: Path) -> None:
+        for step in (2, 10, 9):
+            save(tmp_path, step)
+        for other in ("checkpoint-x", "checkpoint-99-copy", "checkpoint-", f"{STAGING}checkpoint-99"):
+            write(tmp_path / other)
+        (tmp_path / "checkpoint-100").write_text("a file")
+        assert names(tmp_path) == ["checkpoint-10", "checkpoint-9", "checkpoint-2"]
+
+    def test_it_falls_back_and_says_why(self, tmp_path: Path) -> None:
+        good, changed, unsealed = save(tmp_path, 1), save(tmp_path, 2), write(tmp_path / "checkpoint-3")
+        (changed / "model").write_text("WEIGHTS")
+        found, unusable = newest_sound(tmp_path)
+        assert found == good
+        assert [folder for folder, _ in unusable] == [unsealed, changed]
+        assert unusable[1][1] == "model has changed"
+
+    def test_none(self, tmp_path: Path) -> None:
+        assert newest_sound(tmp_path / "nowhere") == (None, [])
+        broken = write(tmp_path / "checkpoint-3")
+        found, unusable = newest_sound(tmp_path)
+        assert found is None
+        assert [folder for folder, _ in unusable] == [broken]
+
+    def test_what_a_killed_process_left_is_cleared(self, tmp_path: Path) -> None:
+        save(tmp_path, 1)
+        write(tmp_path / f"{STAGING}checkpoint-2")
+        clear_unfinished(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+class TestStaged:
+    @pytest.mark.parametrize(
+        "error", [OSError(28, "No space left on device"), RuntimeError("write failed"), SafetensorError("IoError")]
+    )
+    def test_failure_leaves_nothing_and_names_what_is_left(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        # A relative path, which must not be capitalised.
+        monkeypatch.chdir(tmp_path)
+        run = Path("run")
+        save(run, 1)
+        (save(run, 2) / "model").unlink()
+
+        def fail() -> None:
+            with staged(run / "checkpoint-3") as staging:
+                write(staging / "checkpoint-3")
+                raise error
+
+        expected = f"run/checkpoint-3 could not be written: {error}. run/checkpoint-1 is complete. Make room"
+        with pytest.raises(SaveError, match=re.escape(expected)):
+            fail()
+        assert sorted(path.name for path in run.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+    def test_the_first_one_fails(self, tmp_path: Path) -> None:
+        with pytest.raises(SaveError, match=r"There is no earlier one\."), staged(tmp_path / "run" / "checkpoint-3"):
+            raise OSError("full")
+        assert not list((tmp_path / "run").iterdir())
+
+    def test_a_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
+        (tmp_path / "run").write_text("a file")
+        with pytest.raises(SaveError, match="could not be written"), staged(tmp_path / "run" / "checkpoint-3"):
+            pass
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, KilledError])
+    def test_what_is_no_failure_to_write_passes_through(self, tmp_path: Path, error: type[BaseException]) -> None:
+        def fail() -> None:
+            with staged(tmp_path / "checkpoint-3") as staging:
+                write(staging / "checkpoint-3")
+                raise error
+
+        with pytest.raises(error):
+            fail()
+        assert not list(tmp_path.iterdir())
+
+
+class TestPublish:
+    def test_over_an_older_one(self, tmp_path: Path) -> None:
+        save(tmp_path, 1, "old")
+        final = save(tmp_path, 1, "new")
+        assert newest_sound(tmp_path) == (final, [])
+        assert (final / "model").read_text() == "new"
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+    def test_over_a_broken_one(self, tmp_path: Path) -> None:
+        (save(tmp_path, 1, "old") / "model").unlink()
+        save(tmp_path, 1, "new")
+        assert newest_sound(tmp_path) == (tmp_path / "checkpoint-1", [])
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+class TestPrune:
+    @pytest.mark.parametrize(
+        ("keep", "protected", "left"),
+        [
+            (None, [], [5, 4, 3, 2, 1]),
+            (9, [], [5, 4, 3, 2, 1]),
+            (3, [], [5, 4, 3]),
+            (1, [], [5]),
+            (1, [2], [5, 2]),
+            (2, [2], [5, 2]),
+            (3, [2], [5, 4, 2]),
+            (3, [2, 1], [5, 2, 1]),
+            (2, [5], [5, 4]),
+            (2, [77], [5, 4]),
+        ],
+    )
+    def test_the_oldest_go(self, tmp_path: Path, keep: int | None, protected: list[int], left: list[int]) -> None:
+        for step in range(1, 6):
+            save(tmp_path, step)
+        prune(tmp_path, keep, [tmp_path / f"checkpoint-{step}" for step in protected])
+        assert names(tmp_path) == [f"checkpoint-{step}" for step in left]
+        assert len(list(tmp_path.iterdir())) == len(left)
+
+    def test_the_best_is_known_after_the_run_was_moved(self, tmp_path: Path) -> None:
+        for step in range(1, 4):
+            save(tmp_path, step)
+        prune(tmp_path, 2, [Path("old-place/checkpoint-1")])
+        assert names(tmp_path) == ["checkpoint-3", "checkpoint-1"]
+
+    def test_broken_ones_of_higher_steps_do_not_push_out_what_was_just_saved(self, tmp_path: Path) -> None:
+        """A run went back to step 4, because what came later cannot be used."""
+        for age, step in enumerate((4, 8, 12, 6)):
+            os.utime(save(tmp_path, step) / MANIFEST, (1000 + age, 1000 + age))
+        for step in (8, 12):
+            (tmp_path / f"checkpoint-{step}" / "model").unlink()
+        prune(tmp_path, 1)
+        assert newest_sound(tmp_path)[0] == tmp_path / "checkpoint-6"
+
+    def test_an_empty_run(self, tmp_path: Path) -> None:
+        prune(tmp_path, 1)
+        assert names(tmp_path) == []
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, moment: int) -> Callable[[], bool]:
+    """Ends the "process" at a moment: before or after a rename, before a sync, before, amid or after a deletion.
+
+    Returns:
+        Says whether it came to that.
+    """
+    count = 0
+
+    def tick() -> None:
+        nonlocal count
+        count += 1
+        if count > moment:
+            # Dead: nothing more changes, whatever cleans up on the way out.
+            raise KilledError
+
+    plain_rename, plain_rmtree = Path.rename, shutil.rmtree
+
+    def rename(self: Path, target: Path) -> Path:
+        tick()
+        result = plain_rename(self, target)
+        tick()
+        return result
+
+    def fsync(handle: int) -> None:
+        tick()
+
+    def rmtree(path: Path, ignore_errors: bool = False) -> None:
+        tick()
+        if path.exists():
+            (path / MANIFEST).unlink(missing_ok=True)
+            tick()
+            (path / "model").unlink(missing_ok=True)
+            tick()
+        plain_rmtree(path, ignore_errors=ignore_errors)
+        tick()
+
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    return lambda: count > moment
+
+
+def until_it_survives(tmp_path: Path, prepare: Callable[[Path], None], act: Callable[[Path], None]) -> list[Path]:
+    """Runs `act` and kills it at every moment there is.
+
+    Returns:
+        The run's folder after each kill, and in the end after none.
+    """
+    runs: list[Path] = []
+    for moment in range(200):
+        run = tmp_path / str(moment)
+        prepare(run)
+        runs.append(run)
+        with pytest.MonkeyPatch.context() as patch:
+            was_killed = kill_at(patch, moment)
+            try:
+                act(run)
+            except KilledError:
+                assert was_killed()
+                continue
+        return runs
+    raise AssertionError("it never ends")
+
+
+def content(run: Path) -> tuple[str, str]:
+    good, _ = newest_sound(run)
+    assert good is not None
+    return good.name, (good / "model").read_text()
+
+
+class TestKilled:
+    def test_publishing_a_new_one(self, tmp_path: Path) -> None:
+        runs = until_it_survives(tmp_path, lambda run: save(run, 1, "old") and None, lambda run: save(run, 2) and None)
+        assert len(runs) > 8
+        found = [content(run) for run in runs]
+        assert set(found) == {("checkpoint-1", "old"), ("checkpoint-2", "weights")}
+        # Once there, it stays.
+        assert found == sorted(found)
+
+    def test_publishing_over_one_that_is_the_only_one(self, tmp_path: Path) -> None:
+        runs = until_it_survives(
+            tmp_path, lambda run: save(run, 1, "old") and None, lambda run: save(run, 1, "new") and None
+        )
+        assert len(runs) > 12
+        found = [content(run)[1] for run in runs]
+        assert set(found) == {"old", "new"}
+        assert found == sorted(found, reverse=True)
+        for run in runs:
+            before = content(run)
+            clear_unfinished(run)
+            assert content(run) == before
+            # The run goes on, and comes to the same step again.
+            save(run, 1, "newest")
+            assert content(run) == ("checkpoint-1", "newest")
+            assert [path.name for path in run.iterdir()] == ["checkpoint-1"]
+
+    def test_twice_at_any_two_moments(self, tmp_path: Path) -> None:
+        """The second attempt meets what the first left behind, nothing being cleared."""
+
+        def again(run: Path) -> None:
+            shutil.rmtree(run / f"{STAGING}checkpoint-1", ignore_errors=True)
+            save(run, 1, "newest")
+
+        first = until_it_survives(
+            tmp_path / "first", lambda run: save(run, 1, "old") and None, lambda run: save(run, 1, "new") and None
+        )
+        for left in first:
+            runs = until_it_survives(
+                tmp_path / "second" / left.name, lambda run, left=left: shutil.copytree(left, run) and None, again
+            )
+            assert {content(run)[1] for run in runs} <= {content(left)[1], "newest"}
+            assert content(runs[-1])[1] == "newest"
+
+    def test_pruning(self, tmp_path: Path) -> None:
+        def prepare(run: Path) -> None:
+            for step in (1, 2, 3, 4):
+                save(run, step, str(step))
+
+        runs = until_it_survives(
+            tmp_path, prepare, lambda run: prune(run, 2, [run / "checkpoint-1", run / "checkpoint-9"])
+        )
+        assert len(runs) > 8
+        for run in runs:
+            # All that bears the name of a checkpoint is one.
+            assert newest_sound(run) == (run / "checkpoint-4", [])
+            assert all(why_unusable(run / name) is None for name in names(run))
+            assert (run / "checkpoint-1").exists()
+            clear_unfinished(run)
+            prune(run, 2, [run / "checkpoint-1"])
+            assert sorted(path.name for path in run.iterdir()) == ["checkpoint-1", "checkpoint-4"]
+
+    def test_a_folder_that_cannot_be_deleted_does_not_stop_the_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for step in (1, 2, 3):
+            save(tmp_path, step)
+        plain = os.unlink
+        monkeypatch.setattr(os, "unlink", lambda *args, **rest: (_ for _ in ()).throw(OSError(16, "busy")))
+        prune(tmp_path, 1)
+        monkeypatch.setattr(os, "unlink", plain)
+        assert names(tmp_path) == ["checkpoint-3"]
+        clear_unfinished(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]

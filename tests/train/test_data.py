@@ -1,0 +1,417 @@
+"""The same pictures from each place they can lie in, and a sentence where there are none."""
+
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from colours import COLOURS, draw_colours
+from swinv2.errors import UsageError
+from swinv2.train import data
+from swinv2.train.augment import decode
+from swinv2.train.cifar10 import LABELS, Split
+from swinv2.train.data import Pictures, Row, open_pictures
+
+NAMES = tuple(COLOURS)
+COUNT = {"train": 4, "validation": 2}
+"""Pictures of each colour."""
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test sees what another one, or an earlier run, has cached."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    was_on = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    yield
+    if was_on:
+        datasets.enable_progress_bars()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders below a folder for each split."""
+    place = tmp_path_factory.mktemp("data") / "pictures"
+    for seed, (split, count) in enumerate(COUNT.items()):
+        draw_colours(place / split, count, seed)
+    return place
+
+
+def stored(pictures: Path, split: str) -> list[tuple[bytes, int]]:
+    """Contents and label of every picture."""
+    return [
+        (file.read_bytes(), label)
+        for label, name in enumerate(NAMES)
+        for file in sorted((pictures / split / name).iterdir())
+    ]
+
+
+def table(pictures: Path, split: str) -> datasets.Dataset:
+    rows = stored(pictures, split)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))})
+    columns = {"image": [{"bytes": file, "path": None} for file, _ in rows], "label": [label for _, label in rows]}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def write_tar(path: Path, rows: list[tuple[bytes, int]], first: int = 0) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for index, (file, label) in enumerate(rows):
+            for suffix, content in (("png", file), ("cls", str(label).encode())):
+                member = tarfile.TarInfo(f"{first + index:04}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+def class_folders(pictures: Path, place: Path) -> str:
+    return str(pictures / "train")
+
+
+def split_folders(pictures: Path, place: Path) -> str:
+    return str(pictures)
+
+
+def parquet_file(pictures: Path, place: Path) -> str:
+    place.mkdir()
+    table(pictures, "train").to_parquet(place / "any.parquet")
+    return str(place / "any.parquet")
+
+
+def parquet_glob(pictures: Path, place: Path) -> str:
+    place.mkdir()
+    for index in range(3):
+        table(pictures, "train").select(range(4 * index, 4 * index + 4)).to_parquet(place / f"part-{index}.parquet")
+    return str(place / "part-*.parquet")
+
+
+def parquet_folder(pictures: Path, place: Path) -> str:
+    place.mkdir()
+    for split in COUNT:
+        table(pictures, split).to_parquet(place / f"{split}-00000-of-00001.parquet")
+    (place / "README.md").write_text("Not a table.")
+    return str(place)
+
+
+def tar_file(pictures: Path, place: Path) -> str:
+    write_tar(place / "any.tar", stored(pictures, "train"))
+    return str(place / "any.tar")
+
+
+def tar_folder(pictures: Path, place: Path) -> str:
+    rows = stored(pictures, "train")
+    write_tar(place / "train-0.tar", rows[:5])
+    write_tar(place / "train-1.tar", rows[5:], first=5)
+    write_tar(place / "val-0.tar", stored(pictures, "validation"))
+    return str(place)
+
+
+def saved(pictures: Path, place: Path) -> str:
+    table(pictures, "train").with_format("torch").save_to_disk(place)
+    return str(place)
+
+
+def saved_splits(pictures: Path, place: Path) -> str:
+    datasets.DatasetDict({split: table(pictures, split) for split in COUNT}).save_to_disk(place)
+    return str(place)
+
+
+Places = Callable[[Path, Path], str]
+WITH_SPLITS = [split_folders, parquet_folder, tar_folder, saved_splits]
+PLACES = [*WITH_SPLITS, class_folders, parquet_file, parquet_glob, tar_file, saved]
+
+
+def contents(row: Row) -> bytes:
+    """What is stored, read from its file if need be."""
+    assert isinstance(row.picture, (str, bytes))
+    return Path(row.picture).read_bytes() if isinstance(row.picture, str) else row.picture
+
+
+def seen(rows: Pictures) -> list[tuple[bytes, int | None]]:
+    return [(contents(row), row.label) for row in rows]
+
+
+class TestPlaces:
+    @pytest.mark.parametrize("make", PLACES)
+    def test_rows_and_labels(self, make: Places, pictures: Path, tmp_path: Path) -> None:
+        place = make(pictures, tmp_path / "place")
+        found = open_pictures(place, "train")
+        assert not found.streams
+        assert len(found) == 12
+        assert seen(found) == stored(pictures, "train")
+        assert found.labels().tolist() == [label for _, label in stored(pictures, "train")]
+        assert found.names == (() if "tar" in make.__name__ else NAMES)
+        assert decode(found[3].picture, 3).size == (48, 40)
+
+    @pytest.mark.parametrize("make", PLACES)
+    def test_streaming(self, make: Places, pictures: Path, tmp_path: Path) -> None:
+        found = open_pictures(make(pictures, tmp_path / "place"), "train", streaming=True)
+        assert found.streams
+        assert seen(found) == stored(pictures, "train")
+        assert found.names == (() if "tar" in make.__name__ else NAMES)
+
+    @pytest.mark.parametrize("make", WITH_SPLITS)
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_another_split(self, make: Places, streaming: bool, pictures: Path, tmp_path: Path) -> None:
+        place = make(pictures, tmp_path / "place")
+        found = open_pictures(place, "evaluation", streaming=streaming)
+        assert seen(found) == stored(pictures, "validation")
+        with pytest.raises(UsageError, match=r"splits \['train', 'validation'\]; expected 'test'"):
+            open_pictures(place, "test")
+
+    @pytest.mark.parametrize("make", [parquet_file, parquet_glob, tar_file, saved])
+    def test_files_are_whatever_split_is_asked_for(self, make: Places, pictures: Path, tmp_path: Path) -> None:
+        assert len(open_pictures(make(pictures, tmp_path / "place"), "evaluation")) == 12
+
+    def test_pictures_without_labels(self, pictures: Path, tmp_path: Path) -> None:
+        """With names that `datasets` would take for those of splits."""
+        files = [file for file, _ in stored(pictures, "train")]
+        for index, file in enumerate(files):
+            (tmp_path / f"{index:02}{('-test-', '_train', '')[index % 3]}.png").write_bytes(file)
+        for streaming in (False, True):
+            found = open_pictures(str(tmp_path), "train", streaming=streaming)
+            assert [contents(row) for row in found] == files
+            assert {row.label for row in found} == {None}
+            assert (found.label_column, found.names) == (None, ())
+        assert found.row({"image": {"path": "a.png", "bytes": None}}, 0) == Row("a.png", None, "a.png")
+
+    def test_classes_that_are_called_like_splits(self, pictures: Path, tmp_path: Path) -> None:
+        """At the top nobody can tell; below a split they are classes."""
+        draw_colours(tmp_path / "data" / "train", 2)
+        os.rename(tmp_path / "data" / "train" / "red", tmp_path / "data" / "train" / "train")
+        assert open_pictures(str(tmp_path / "data"), "train").names == ("blue", "green", "train")
+        with pytest.raises(UsageError, match=r"holds 'train', which is the name of a split, beside .* blue, green;"):
+            open_pictures(str(tmp_path / "data" / "train"), "train")
+
+    def test_a_folder_with_characters_of_globs(self, pictures: Path, tmp_path: Path) -> None:
+        place = tmp_path / "my [data] *"
+        draw_colours(place, 2)
+        assert len(open_pictures(str(place), "train")) == 6
+        write_tar(tmp_path / "[x]" / "a[1].tar", stored(pictures, "train"))
+        assert len(open_pictures(str(tmp_path / "[x]" / "a[1].tar"), "train")) == 12
+        assert len(open_pictures(str(tmp_path / "[x]"), "train")) == 12
+
+    def test_a_folder_that_changed_is_read_anew(self, tmp_path: Path) -> None:
+        draw_colours(tmp_path / "data", 2)
+        place = str(tmp_path / "data")
+        assert len(open_pictures(place, "train")) == 6
+        draw_colours(tmp_path / "data", 3)
+        assert len(open_pictures(place, "train")) == 9
+        os.rename(tmp_path / "data" / "red", tmp_path / "data" / "amber")
+        assert open_pictures(place, "train").names == ("amber", "blue", "green")
+        (tmp_path / "data" / "amber" / "0.png").unlink()
+        assert len(open_pictures(place, "train")) == 8
+        table_file = tmp_path / "rows.parquet"
+        for count in (2, 3):
+            datasets.Dataset.from_dict({"image": [b"x"] * count}).to_parquet(table_file)
+            assert len(open_pictures(str(table_file), "train")) == count
+
+    def test_names_in_messages(self, pictures: Path, tmp_path: Path) -> None:
+        assert open_pictures(str(pictures), "train")[0].name == str(pictures / "train" / "blue" / "0.png")
+        place = tar_file(pictures, tmp_path / "place")
+        assert open_pictures(place, "train")[7].name == "0007"
+        place = parquet_file(pictures, tmp_path / "other")
+        assert open_pictures(place, "train")[7].name == f"{place}[7]"
+
+
+class TestCifar10:
+    @pytest.fixture
+    def place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        """A folder that looks like torchvision's, with five pictures to train on and three for the test."""
+
+        def load(source: str, train: bool) -> Split:
+            assert source == str(tmp_path)
+            count = 5 if train else 3
+            pixels = np.arange(count, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 32, 32, 3), np.uint8)
+            return Split(pixels, np.arange(count, dtype=np.uint8) * 2)
+
+        (tmp_path / "cifar-10-batches-py").mkdir()
+        monkeypatch.setattr(data, "load_cifar10", load)
+        return str(tmp_path)
+
+    def test_rows(self, place: str) -> None:
+        found = open_pictures(place, "train")
+        assert (len(found), found.names, found.streams) == (5, LABELS, False)
+        assert found.labels().tolist() == [0, 2, 4, 6, 8]
+        rows = list(found)
+        assert [int(np.asarray(row.picture)[0, 0, 0]) for row in rows] == [0, 1, 2, 3, 4]
+        assert [row.label for row in rows] == [0, 2, 4, 6, 8]
+        assert decode(rows[2].picture, 3).getpixel((5, 5)) == (2, 2, 2)
+        assert len(open_pictures(place, "test")) == len(open_pictures(place, "evaluation")) == 3
+        assert len(found.share(0.4, 0)) == 5
+
+    def test_refusals(self, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(UsageError, match="lies in memory; leave out --streaming"):
+            open_pictures(place, "train", streaming=True)
+        with pytest.raises(UsageError, match=r"splits \['test', 'train'\]; there is no 'validation'"):
+            open_pictures(place, "validation")
+        with pytest.raises(UsageError, match=r"no column 'img'; it has \['image', 'label'\]"):
+            open_pictures(place, "train", image_column="img")
+        with pytest.raises(UsageError, match=r"names its classes airplane, automobile, bird \.\.\. \(10\)"):
+            open_pictures(place, "train", names=["a", "b"])
+        monkeypatch.undo()
+        with pytest.raises(UsageError, match="cannot be opened: Dataset not found or corrupted"):
+            open_pictures(place, "train")
+
+
+@pytest.fixture(scope="module")
+def many() -> Pictures:
+    """A hundred rows of a class, forty of another, three of a third."""
+    rows = datasets.Dataset.from_dict({"image": [b""] * 143, "label": np.repeat([0, 1, 2], [100, 40, 3])})
+    return Pictures(rows, "image", "label", (), "place")
+
+
+class TestShare:
+    def test_of_each_class(self, many: Pictures) -> None:
+        part = many.share(0.1, 0)
+        assert np.bincount(part.labels()).tolist() == [10, 4, 1]
+        assert [row.label for row in part] == part.labels().tolist()
+        assert part[14].name == f"place[{part.chosen[14]}]"
+
+    def test_equal_seeds(self, many: Pictures) -> None:
+        one, same, other = (many.share(0.5, seed).chosen for seed in (1, 1, 2))
+        assert np.array_equal(one, same)
+        assert not np.array_equal(one, other)
+
+    def test_smaller_ones_lie_in_larger_ones(self, many: Pictures) -> None:
+        small, large = many.share(0.1, 1).chosen, many.share(0.5, 1).chosen
+        assert set(small) < set(large)
+        assert many.share(1.0, 1) is many
+
+    def test_of_a_share(self, many: Pictures) -> None:
+        half = many.share(0.5, 1)
+        quarter = half.share(0.5, 2)
+        assert set(quarter.chosen) < set(half.chosen)
+        assert np.bincount(quarter.labels()).tolist() == [25, 10, 1]
+
+    def test_without_labels(self, many: Pictures) -> None:
+        rows = Pictures(many.rows, "image", None, (), "place").share(0.1, 0)
+        assert len(set(rows.chosen)) == 14
+
+    @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5, float("nan")])
+    def test_no_share(self, many: Pictures, fraction: float) -> None:
+        with pytest.raises(UsageError, match=f"is {fraction}; expected above 0"):
+            many.share(fraction, 0)
+
+
+class TestColumns:
+    def parquet(self, tmp_path: Path, **columns: Any) -> str:
+        datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")
+        return str(tmp_path / "rows.parquet")
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_found_by_their_names(self, tmp_path: Path, streaming: bool) -> None:
+        place = self.parquet(tmp_path, img=[b"x", b"y"], other=[3, 4], target=[1, 0])
+        found = open_pictures(place, "train", streaming=streaming, names=["no", "yes"])
+        assert list(found) == [Row(b"x", 1, f"{place}[0]"), Row(b"y", 0, f"{place}[1]")]
+        assert found.names == ("no", "yes")
+
+    def test_given(self, tmp_path: Path) -> None:
+        place = self.parquet(tmp_path, image=[b"x"], png=[b"y"], label=[1], cls=[0])
+        with pytest.raises(UsageError, match="say with --image_column which"):
+            open_pictures(place, "train", label_column="cls")
+        with pytest.raises(UsageError, match=r"label columns \['label', 'cls'\]; choose one with --label_column"):
+            open_pictures(place, "train", image_column="png")
+        found = open_pictures(place, "train", image_column="png", label_column="cls")
+        assert found[0][:2] == (b"y", 0)
+        for options in ({"image_column": "jpg"}, {"image_column": "png", "label_column": "jpg"}):
+            with pytest.raises(UsageError, match=r"no column 'jpg'; it has \['cls', 'image', 'label', 'png'\]"):
+                open_pictures(place, "train", **options)
+
+    def test_no_picture_at_all(self, tmp_path: Path) -> None:
+        place = self.parquet(tmp_path, text=["x"], label=[1])
+        with pytest.raises(UsageError, match=r"has the columns \['label', 'text'\]"):
+            open_pictures(place, "train")
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_arrays(self, tmp_path: Path, streaming: bool) -> None:
+        """Pictures of other channels can come in no other way."""
+        pixels = np.arange(3 * 4 * 5 * 2, dtype=np.uint8).reshape(3, 4, 5, 2)
+        features = datasets.Features({"image": datasets.Array3D((4, 5, 2), "uint8")})
+        rows = datasets.Dataset.from_dict({"image": list(pixels)}, features=features)
+        rows.save_to_disk(tmp_path / "saved")
+        found = open_pictures(str(tmp_path / "saved"), "train", streaming=streaming)
+        for row, expected in zip(found, pixels, strict=True):
+            assert np.array_equal(decode(row.picture, 2).numpy(), expected.transpose(2, 0, 1))
+
+    def test_numbers_that_are_no_eight_bits_are_not_cut_off(self, tmp_path: Path) -> None:
+        place = self.parquet(tmp_path, image=[[[[300, 0, 0]]]])
+        with pytest.raises(UsageError, match=r"expected .* of uint8"):
+            decode(open_pictures(place, "train")[0].picture, 3)
+
+    def test_a_picture_that_is_not_there(self, tmp_path: Path) -> None:
+        features = datasets.Features({"image": datasets.Image()})
+        datasets.Dataset.from_dict({"image": [None]}, features=features).to_parquet(tmp_path / "rows.parquet")
+        assert open_pictures(str(tmp_path / "rows.parquet"), "train")[0].picture == b""
+
+    @pytest.mark.parametrize(("labels", "shown"), [(["cat", "dog"], "'cat'"), ([1, None], "None"), ([0.5, 1.0], "0.5")])
+    def test_labels_that_are_no_integers(self, tmp_path: Path, labels: list[Any], shown: str) -> None:
+        found = open_pictures(self.parquet(tmp_path, image=[b"x"] * 2, label=labels), "train")
+        for read in (found.labels, lambda: list(found)):
+            with pytest.raises(UsageError, match=f"has the label {shown} in the column 'label'; expected integers"):
+                read()
+
+    def test_names_twice(self, pictures: Path) -> None:
+        assert open_pictures(str(pictures), "train", names=NAMES).names == NAMES
+        with pytest.raises(UsageError, match=r"names its classes blue, green, red; leave out the other names, a, b\."):
+            open_pictures(str(pictures), "train", names=["a", "b"])
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("place", ["/no/such/place", "./nowhere", "a/b/c"])
+    def test_no_such_place(self, place: str) -> None:
+        with pytest.raises(UsageError, match=f"--data '{place}' does not exist"):
+            open_pictures(place, "train")
+
+    def test_no_such_data_set(self) -> None:
+        with pytest.raises(UsageError, match=r"--data 'nobody/nothing:config' cannot be opened: .+nobody/nothing"):
+            open_pictures("nobody/nothing:config", "train")
+
+    def test_no_match(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=r"x-\*\.parquet' matches no file"):
+            open_pictures(f"{tmp_path}/x-*.parquet", "train")
+
+    def test_a_file_of_another_kind(self, tmp_path: Path) -> None:
+        (tmp_path / "x.zip").write_bytes(b"x")
+        with pytest.raises(UsageError, match=r"x\.zip' is a file; expected a folder, or files \.parquet"):
+            open_pictures(str(tmp_path / "x.zip"), "train")
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_no_pictures(self, tmp_path: Path, streaming: bool) -> None:
+        (tmp_path / "data" / "train").mkdir(parents=True)
+        (tmp_path / "data" / "train" / "notes.txt").write_text("x")
+        for place in ("data", "data/train"):
+            with pytest.raises(UsageError, match="has no pictures in the split 'train'"):
+                open_pictures(str(tmp_path / place), "train", streaming=streaming)
+
+    def test_no_rows(self, tmp_path: Path) -> None:
+        datasets.Dataset.from_dict({"image": [b"x"]}).select([]).to_parquet(tmp_path / "rows.parquet")
+        with pytest.raises(UsageError, match=r"rows\.parquet' cannot be opened: .* no data"):
+            open_pictures(str(tmp_path / "rows.parquet"), "train")
+        datasets.Dataset.from_dict({"image": [b"x"]}).select([]).save_to_disk(tmp_path / "saved")
+        with pytest.raises(UsageError, match="saved' cannot be opened"):
+            open_pictures(str(tmp_path / "saved"), "train")
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize("name", ["x.parquet", "x.tar", "x.tar.gz"])
+    def test_damaged_files(self, tmp_path: Path, name: str, streaming: bool) -> None:
+        (tmp_path / name).write_bytes(b"\x1f\x8b" + b"x" * 100)
+        with pytest.raises(UsageError, match=f"{name}' cannot be opened: .+"):
+            open_pictures(str(tmp_path / name), "train", streaming=streaming)
+
+    def test_files_of_no_split(self, pictures: Path, tmp_path: Path) -> None:
+        place = tar_folder(pictures, tmp_path / "place")
+        write_tar(tmp_path / "place" / "more.tar", stored(pictures, "train"))
+        with pytest.raises(UsageError, match=r"files of none, more\.tar; choose files with a glob"):
+            open_pictures(place, "train")
+
+    def test_labels_of_what_has_none_or_streams(self, pictures: Path) -> None:
+        with pytest.raises(UsageError, match="streams: its labels are not known beforehand"):
+            open_pictures(str(pictures), "train", streaming=True).labels()
+        with pytest.raises(UsageError, match="has no labels; sort the pictures"):
+            open_pictures(str(pictures / "train" / "red"), "train").labels()

@@ -1,0 +1,301 @@
+"""The recipes: each is read by its command, and has the numbers of its source.
+
+The numbers below are written down from the papers and the authors' files, not from the recipes.
+"""
+
+import dataclasses
+import re
+import shlex
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import TrainingArguments
+
+from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.train.augment import for_finetuning, for_pretraining
+from swinv2.train.pretrain import make_masks
+from swinv2.train.running import pixels_of
+from swinv2.train.schedule import make_schedule
+from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings, parse_settings
+from swinv2.train.start import NEW, start_finetuning, start_pretraining
+from swinv2.zoo import CHECKPOINTS, SIZES
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+KINDS: dict[str, type[RunSettings]] = {"pretrain": PretrainSettings, "finetune": FinetuneSettings}
+DEVICES = 8
+IMAGENET_1K, IMAGENET_22K, EXTENDED = 1_281_167, 14_197_122, 70_000_000
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the authors say. The rates are for the whole batch: the highest, of the first step, at the end."""
+
+    pictures: int
+    batch: int
+    rates: tuple[float, float, float]
+    epochs: int
+    warmup_epochs: float
+    decay: float
+    drop_path: float
+    image: int
+    windows: tuple[int, ...]
+    learned: tuple[int, ...] = (0, 0, 0, 0)
+    clip: float = 5.0
+    layer_decay: float = 1.0
+    warmup_steps: int | None = None
+    is_supervised: bool = True
+    mixes: bool = True
+
+
+NEW_IN1K = Published(IMAGENET_1K, 1024, (1e-3, 1e-6, 1e-5), 300, 20, 0.05, 0.2, 256, (8, 8, 8, 8))
+NEW_IN22K = Published(IMAGENET_22K, 4096, (1e-3, 1e-6, 1e-5), 90, 5, 0.1, 0.2, 192, (12, 12, 12, 6))
+TO_256 = Published(
+    IMAGENET_1K, 1024, (4e-5, 4e-8, 4e-7), 30, 5, 1e-8, 0.2, 256, (16, 16, 16, 8), learned=(12, 12, 12, 6)
+)
+TO_384 = dataclasses.replace(TO_256, image=384, windows=(24, 24, 24, 12))
+GIANT = Published(
+    EXTENDED, 9216, (1.4e-3, 0.0, 0.0), 30, 0, 0.1, 0.3, 192, (12, 12, 12, 6),
+    clip=100.0, layer_decay=0.87, warmup_steps=20_000, mixes=False,
+)  # fmt: skip
+PUBLISHED = {
+    "in1k-tiny-w8-256": NEW_IN1K,
+    "in1k-small-w8-256": dataclasses.replace(NEW_IN1K, drop_path=0.3),
+    "in1k-base-w8-256": dataclasses.replace(NEW_IN1K, drop_path=0.5),
+    "in22k-base-w12-192": NEW_IN22K,
+    "in22k-large-w12-192": NEW_IN22K,
+    "in22k-to-1k-base-w16-256": TO_256,
+    "in22k-to-1k-large-w16-256": TO_256,
+    "in22k-to-1k-base-w24-384": TO_384,
+    "in22k-to-1k-large-w24-384": TO_384,
+    "simmim-base-w12-192": Published(
+        IMAGENET_1K, 2048, (4e-4, 2e-6, 4e-5), 800, 10, 0.05, 0.1, 192, (12, 12, 12, 6), is_supervised=False
+    ),
+    "simmim-base-finetune-w14-224": Published(
+        IMAGENET_1K, 2048, (5e-3, 1e-6, 1e-6), 100, 20, 0.05, 0.1, 224, (14, 14, 14, 7),
+        learned=(12, 12, 12, 6), layer_decay=0.75,
+    ),
+    "giant-3b-simmim-w12-192": dataclasses.replace(
+        GIANT, epochs=20, drop_path=0.1, layer_decay=1.0, warmup_steps=30_000, is_supervised=False
+    ),
+    "giant-3b-supervised-w12-192": GIANT,
+    "giant-3b-in1k-w40-640": Published(
+        IMAGENET_1K, 576, (2.1e-5, 0.0, 0.0), 10, 2, 0.1, 0.5, 640, (40, 40, 40, 20),
+        learned=(12, 12, 12, 6), clip=100.0, mixes=False,
+    ),
+}  # fmt: skip
+SIZE_OF = {name: next(size for size in SIZES if f"{size}-" in f"{name}-") for name in PUBLISHED}
+
+
+def comment(recipe: Path) -> list[str]:
+    """The lines of the comment at the top, without their sign."""
+    lines: list[str] = []
+    for line in recipe.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line[1:].strip())
+    return lines
+
+
+def command_line(recipe: Path) -> list[str]:
+    """The words of the command in the comment."""
+    lines = comment(recipe)
+    count = next(index for index, line in enumerate(lines) if not line.endswith("\\")) + 1
+    return shlex.split(" ".join(line.rstrip("\\") for line in lines[:count]))
+
+
+def parse(recipe: Path) -> RunSettings:
+    """The settings that the command in the comment reads; on a CPU, as CIFAR-10's say by themselves."""
+    _, command, *flags = command_line(recipe)
+    config = flags.index("--config") + 1
+    flags[config] = str(ROOT / flags[config])
+    if recipe.stem in PUBLISHED:
+        flags.append("--use_cpu")
+    return parse_settings(KINDS[command], flags, command)
+
+
+def find(name: str) -> Path:
+    return ROOT / "recipes" / f"{name}.yaml"
+
+
+@pytest.fixture
+def eight_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda settings: DEVICES))
+
+
+each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+each_published = pytest.mark.parametrize("name", PUBLISHED)
+
+
+def test_every_recipe_is_known_here() -> None:
+    """What is not the authors' is CIFAR-10's."""
+    others = {recipe.stem for recipe in RECIPES} - set(PUBLISHED)
+    assert others == {"cifar10-simmim", "cifar10-finetune", "cifar10-supervised"}
+    assert set(PUBLISHED) <= {recipe.stem for recipe in RECIPES}
+
+
+@each_recipe
+def test_the_comment_says_how_it_is_run_where_it_is_from_and_what_came_of_it(recipe: Path) -> None:
+    words, lines = command_line(recipe), comment(recipe)
+    assert words[0] == "swinv2"
+    assert words[words.index("--config") + 1] == f"recipes/{recipe.name}"
+    assert words[words.index("--output_dir") + 1] == f"runs/{recipe.stem}"
+    assert any(line.startswith("Source: ") for line in lines)
+    assert any(line.startswith("Result: not measured by this project") for line in lines)
+    assert max(map(len, recipe.read_text().splitlines())) <= 120
+
+
+@each_recipe
+def test_its_command_reads_it(recipe: Path) -> None:
+    """Every setting is one, and arrives as it stands in the file or on the command line."""
+    settings, flags = parse(recipe), command_line(recipe)
+    stated = yaml.safe_load(recipe.read_text())
+    for name, value in stated.items():
+        if f"--{name}" not in flags and name != "save_strategy" and name != "eval_strategy":
+            assert getattr(settings, name) == value, name
+    assert settings.save_strategy == stated.get("save_strategy", "steps")
+    assert settings.bf16
+
+
+@each_recipe
+def test_its_pixels_can_be_made(recipe: Path) -> None:
+    """No augmentation is refused beside another one."""
+    settings = parse(recipe)
+    pixels = pixels_of(Swinv2Config(image_size=64), settings.image_mean, settings.image_std)
+    if isinstance(settings, FinetuneSettings):
+        for_finetuning(
+            pixels,
+            settings.auto_augment,
+            settings.color_jitter,
+            settings.erase_probability,
+            settings.crop_scale,
+            settings.crop_padding,
+        )
+    else:
+        assert isinstance(settings, PretrainSettings)
+        for_pretraining(pixels, settings.crop_scale)
+
+
+@each_published
+@pytest.mark.usefixtures("eight_processes")
+def test_batch_and_rates_are_the_authors(name: str) -> None:
+    settings, published = parse(find(name)), PUBLISHED[name]
+    text = " ".join(comment(find(name)))
+    assert settings.whole_batch == published.batch
+    stated = re.search(r"(\d+) images a step on 8 devices: (\d+) x (\d+) x 8", text)
+    assert stated is not None
+    assert [int(number) for number in stated.groups()] == [
+        published.batch,
+        settings.per_device_train_batch_size,
+        settings.gradient_accumulation_steps,
+    ]
+    assert settings.learning_rate == pytest.approx(published.rates[0], rel=1e-9)
+    steps = published.epochs * (published.pictures // published.batch)
+    warmup = settings.get_warmup_steps(steps)
+    expected = published.warmup_steps or published.warmup_epochs * (published.pictures // published.batch)
+    assert warmup == expected
+    assert settings.schedule is not None
+    schedule = make_schedule(
+        settings.schedule,
+        steps,
+        warmup,
+        settings.warmup_learning_rate / settings.learning_rate,
+        settings.min_learning_rate / settings.learning_rate,
+        settings.milestones,
+        settings.milestone_factor,
+    )
+    rates = [schedule(step) * settings.learning_rate for step in (warmup, 0, steps)]
+    assert rates == pytest.approx(published.rates, rel=1e-6, abs=1e-15)
+
+
+@each_published
+def test_the_rest_is_the_authors(name: str) -> None:
+    settings, published = parse(find(name)), PUBLISHED[name]
+    assert settings.num_train_epochs == published.epochs
+    assert settings.weight_decay == published.decay
+    assert settings.drop_path_rate == published.drop_path
+    assert settings.max_grad_norm == published.clip
+    assert settings.layer_decay == published.layer_decay
+    assert (settings.adam_beta1, settings.adam_beta2, settings.adam_epsilon) == (0.9, 0.999, 1e-8)
+    assert settings.dataloader_drop_last
+    assert isinstance(settings, FinetuneSettings) == published.is_supervised
+    if isinstance(settings, FinetuneSettings):
+        assert settings.auto_augment == "rand-m9-mstd0.5-inc1"
+        assert settings.erase_probability == 0.25
+        mixed = (settings.mixup, settings.cutmix, settings.label_smoothing_factor)
+        assert mixed == ((0.8, 1.0, 0.1) if published.mixes else (0.0, 0.0, 0.0))
+    elif isinstance(settings, PretrainSettings):
+        assert (settings.mask_ratio, settings.mask_block, settings.norm_targets) == (0.6, 32, 47)
+        assert settings.crop_scale == [0.67, 1.0]
+
+
+def test_the_rate_of_simmim_drops_at_epoch_700() -> None:
+    settings = parse(find("simmim-base-w12-192"))
+    steps = IMAGENET_1K // 2048
+    schedule = make_schedule("multistep", 800 * steps, 10 * steps, milestones=settings.milestones)
+    assert [schedule(700 * steps - 1), schedule(700 * steps)] == pytest.approx([1.0, 0.1])
+
+
+@cache
+def config_of(name: str) -> Swinv2Config:
+    """The configuration of the model that a recipe makes, built without weights."""
+    settings: Any = parse(find(name))
+    with torch.device("meta"):
+        if settings.model == NEW or settings.model in SIZES:
+            start = start_pretraining if isinstance(settings, PretrainSettings) else start_finetuning
+            model: Any = start(settings) if isinstance(settings, PretrainSettings) else start(settings, ("a", "b"))
+            return model.config
+        if settings.model in CHECKPOINTS:
+            config = Swinv2Config(**CHECKPOINTS[settings.model].config_fields())
+        else:
+            config = config_of(made_by(settings.model))
+        model = Swinv2ForImageClassification(config)
+    size = settings.image_size or [config.image_size]
+    model.set_image_size(size[0], settings.window_size, settings.stretch_bias)
+    return model.config
+
+
+def made_by(model: str) -> str:
+    """The recipe whose run leaves a model."""
+    found = [recipe.stem for recipe in RECIPES if model == f"{parse(recipe).output_dir}/final"]
+    assert len(found) == 1, f"no recipe makes {model}"
+    return found[0]
+
+
+@each_recipe
+def test_its_model_is_possible(recipe: Path) -> None:
+    """New, the hub's, or what another recipe leaves; at the image size and window that the recipe gives it."""
+    config, published = config_of(recipe.stem), PUBLISHED.get(recipe.stem)
+    if published is None:
+        assert (config.image_size, config.patch_size, config.window_size, config.embed_dim) == (32, 2, 4, 48)
+        assert (config.depths, config.num_heads) == ([2, 4, 2], [2, 4, 8])
+        return
+    size = SIZES[SIZE_OF[recipe.stem]]
+    assert (config.embed_dim, tuple(config.depths), tuple(config.num_heads), config.extra_norm_period) == (
+        size.embed_dim,
+        size.depths,
+        size.num_heads,
+        size.extra_norm_period,
+    )
+    stages = config.stages()
+    assert config.image_size == published.image
+    assert [stage.window for stage in stages] == [(window, window) for window in published.windows]
+    assert [stage.pretrained_window for stage in stages] == [(window, window) for window in published.learned]
+
+
+@pytest.mark.parametrize("name", ["simmim-base-w12-192", "cifar10-simmim"])
+def test_its_masks_can_be_drawn(name: str) -> None:
+    """SimMIM's 22 of 36 blocks, and 10 of 16 on CIFAR-10."""
+    settings = parse(find(name))
+    assert isinstance(settings, PretrainSettings)
+    with torch.device("meta"):
+        model = Swinv2ForMaskedImageModeling(config_of(name))
+    mask = make_masks(settings, model)()
+    patches = (settings.mask_block // model.config.patch_size) ** 2
+    blocks = {"simmim-base-w12-192": (22, 36), "cifar10-simmim": (10, 16)}[name]
+    assert (int(mask.sum()) // patches, mask.numel() // patches) == blocks

@@ -1,0 +1,241 @@
+"""Settings: what a recipe and flags on top of it become, and what is refused."""
+
+import dataclasses
+import enum
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+
+from swinv2.errors import UsageError
+from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings, parse_settings
+
+
+@pytest.fixture
+def needed(tmp_path: Path) -> dict[str, Any]:
+    """What every training must be told, and what keeps it small."""
+    return {
+        "data": "pictures",
+        "model": "tiny",
+        "output_dir": str(tmp_path / "run"),
+        "per_device_train_batch_size": 8,
+        "use_cpu": True,
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+    }
+
+
+def parse(needed: dict[str, Any], *flags: str, kind: type[RunSettings] = FinetuneSettings, recipe: str = "") -> Any:
+    """Settings from `needed` and flags, above a recipe if there is one."""
+    told = [part for name, value in needed.items() for part in (f"--{name}", str(value))]
+    if recipe:
+        file = Path(needed["output_dir"]).with_name("recipe.yaml")
+        file.write_text(recipe)
+        told = ["--config", str(file), *told]
+    return parse_settings(kind, [*told, *flags], "swinv2 finetune")
+
+
+class TestRecipes:
+    def test_flags_on_top(self, needed: dict[str, Any]) -> None:
+        recipe = "weight_decay: 0.1\nmax_grad_norm: 3\nauto_augment: rand-m9-mstd0.5-inc1\n"
+        settings = parse(needed, "--weight_decay", "0.2", recipe=recipe)
+        assert (settings.weight_decay, settings.max_grad_norm) == (0.2, 3.0)
+        assert settings.auto_augment == "rand-m9-mstd0.5-inc1"
+        assert settings.layer_decay == 1.0
+
+    def test_what_was_given_is_remembered(self, needed: dict[str, Any]) -> None:
+        settings = parse(needed, "--weight_decay", "0.2", recipe="base_rate: 1e-4\nmodel_fields: {embed_dim: 16}\n")
+        # A value that is the default anyway is not worth telling.
+        expected = {"data": "pictures", "model": "tiny", "use_cpu": True, "weight_decay": 0.2, "base_rate": 1e-4}
+        expected["model_fields"] = {"embed_dim": 16}
+        assert {name: settings.given[name] for name in expected} == expected
+        assert not {"learning_rate", "per_device_train_batch_size"} & set(settings.given)
+        assert json.loads(json.dumps(settings.given)) == settings.given
+
+    @pytest.mark.parametrize("name", ["learning_rate", "base_rate", "drop_path_rate"])
+    @pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "'0.001'"])
+    def test_numbers_that_yaml_takes_for_text(self, needed: dict[str, Any], name: str, text: str) -> None:
+        assert getattr(parse(needed, recipe=f"{name}: {text}\n"), name) == 1e-3
+
+    def test_the_other_kinds_of_values(self, needed: dict[str, Any]) -> None:
+        recipe = """
+            crop_scale: [8e-2, 1]
+            image_size: 64
+            max_steps: 7
+            bf16: false
+            logging_nan_inf_filter: true
+            window_size: null
+            image_mean: [0.5]
+            eval_strategy: epoch
+            lr_scheduler_kwargs: {num_cycles: 2}
+            milestones: []
+        """
+        settings = parse(needed, recipe=recipe)
+        assert (settings.crop_scale, settings.image_size, settings.max_steps) == ([0.08, 1.0], [64], 7)
+        assert (settings.bf16, settings.logging_nan_inf_filter, settings.window_size) == (False, True, None)
+        assert (settings.image_mean, settings.milestones) == ([0.5], [])
+        assert settings.eval_strategy == "epoch"
+        assert settings.lr_scheduler_kwargs == {"num_cycles": 2}
+
+    @pytest.mark.parametrize(
+        ("recipe", "sentence"),
+        [
+            ("wieght_decay: 0.1", r"has a setting 'wieght_decay' that there is not; did you mean 'weight_decay'\?"),
+            ("qqqq: 0.1", r"has a setting 'qqqq' that there is not\."),
+            ("given: {}", "has a setting 'given'"),
+            ("learning_rate: fast", r"recipe.yaml: argument --learning_rate.*'fast'"),
+            ("learning_rate: [1, 2]", r"recipe.yaml: .*"),
+            ("max_steps: 2.5", r"recipe.yaml: argument --max_steps.*'2.5'"),
+            ("eval_strategy: never", r"recipe.yaml: argument --eval_strategy"),
+            ("- 1", "is no list of settings"),
+            ("just words", "is no list of settings"),
+            ("a: [", "cannot be read"),
+        ],
+    )
+    def test_recipes_that_are_none(self, needed: dict[str, Any], recipe: str, sentence: str) -> None:
+        with pytest.raises(UsageError, match=sentence):
+            parse(needed, recipe=recipe)
+
+    def test_a_recipe_that_is_not_there(self) -> None:
+        with pytest.raises(UsageError, match=r"recipe nowhere\.yaml cannot be read"):
+            parse_settings(FinetuneSettings, ["--config", "nowhere.yaml"], "swinv2 finetune")
+
+
+class TestFlags:
+    @pytest.mark.parametrize("kind", [PretrainSettings, FinetuneSettings])
+    def test_help(self, kind: type[RunSettings], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as exit:
+            parse_settings(kind, ["--help"], "swinv2 finetune")
+        assert exit.value.code == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith("usage: swinv2 finetune")
+        flags = set(re.findall(r"--\w+", printed))
+        assert {f"--{item.name}" for item in dataclasses.fields(kind) if item.init} <= flags
+        assert "--config" in flags
+
+    def test_every_argument_of_transformers(self, needed: dict[str, Any]) -> None:
+        """Each with its own default, where it has one that can be written."""
+        told, expected = [], {}
+        for item in dataclasses.fields(TrainingArguments):
+            value = item.default.value if isinstance(item.default, enum.Enum) else item.default
+            written = isinstance(value, (bool, int, float)) or (isinstance(value, str) and value)
+            if item.init and item.name not in needed and written:
+                told.append(f"--{item.name}={value}")
+                expected[item.name] = value
+        # transformers switches it off itself without an accelerator.
+        expected["dataloader_pin_memory"] = False
+        settings = parse(needed, *told)
+        assert len(expected) > 60
+        assert {name: getattr(settings, name) for name in expected} == expected
+
+    @pytest.mark.parametrize(
+        ("flags", "sentence"),
+        [
+            (["--wieght_decay", "0.1"], "no setting '--wieght_decay'; did you mean --weight_decay?"),
+            (["--wieght_decay=0.1"], "no setting '--wieght_decay'; did you mean --weight_decay?"),
+            (["--qqqq"], r"no setting '--qqqq'\. `--help`"),
+            (["--given", "1"], r"no setting '--given'(?!; did you mean --given)"),
+            (["stray"], "no setting 'stray'"),
+            (["--weight_decay", "much"], "argument --weight_decay.*'much'"),
+            (["--weight_decay"], "argument --weight_decay.*expected one argument"),
+            (["--config"], "argument --config: expected one argument"),
+            (["--eval_strategy", "never"], "argument --eval_strategy"),
+            # What transformers refuses, in its words.
+            (["--warmup_steps", "-1"], "warmup_steps"),
+        ],
+    )
+    def test_flags_that_are_none(self, needed: dict[str, Any], flags: list[str], sentence: str) -> None:
+        with pytest.raises(UsageError, match=sentence):
+            parse(needed, *flags)
+
+
+class TestRates:
+    def test_the_base_rate_is_for_512_images(self, needed: dict[str, Any]) -> None:
+        settings = parse(needed, "--base_rate", "1e-3", "--gradient_accumulation_steps", "16")
+        assert settings.whole_batch == 128
+        assert settings.learning_rate == pytest.approx(2.5e-4)
+
+    def test_the_authors_batch_of_2048(self, needed: dict[str, Any]) -> None:
+        # SimMIM's fine-tuning: 1.25e-3 for 512 images is 5e-3 for 2048.
+        settings = parse(needed | {"per_device_train_batch_size": 2048}, "--base_rate", "1.25e-3")
+        assert settings.learning_rate == pytest.approx(5e-3)
+
+    def test_otherwise_the_learning_rate_is_what_it_is(self, needed: dict[str, Any]) -> None:
+        assert parse(needed).learning_rate == 1e-3
+        assert parse(needed, "--learning_rate", "3e-4").learning_rate == 3e-4
+
+
+COMMON = [
+    ({"data": ""}, "--data is missing; Where the pictures are"),
+    ({"model": ""}, "--model is missing; What to start from"),
+    ({"output_dir": ""}, "--output_dir is missing"),
+    ({"streaming": True}, "--streaming needs --max_steps"),
+    ({"streaming": True, "max_steps": 5, "train_fraction": 0.5}, "leave out --streaming"),
+    ({"image_size": [1, 2, 3]}, "expected one length, or height and width"),
+    ({"warmup_learning_rate": 1e-6}, "--warmup_learning_rate has no effect without --schedule"),
+    ({"min_learning_rate": 1e-6}, "--min_learning_rate has no effect without --schedule"),
+    ({"milestones": [0.5]}, "--milestones has no effect without --schedule"),
+    ({"milestone_factor": 0.5}, "--milestone_factor has no effect without --schedule multistep"),
+    ({"milestone_factor": 0.5, "schedule": "cosine"}, "--milestone_factor has no effect"),
+    ({"schedule": "cosin"}, "--schedule is 'cosin'; expected one of cosine"),
+    ({"schedule": "cosine", "lr_scheduler_type": "polynomial"}, "--lr_scheduler_type has no effect beside --schedule"),
+    ({"schedule": "cosine", "lr_scheduler_kwargs": {"power": 2}}, "--lr_scheduler_kwargs has no effect"),
+    ({"schedule": "cosine", "warmup_learning_rate": 1e-6}, "no effect without one; set warmup_steps"),
+    ({"schedule": "cosine", "min_learning_rate": 1.0}, "least learning rate is 1000.0 of the highest"),
+    ({"schedule": "constant", "min_learning_rate": 1e-6}, "no effect on the schedule 'constant'"),
+    ({"schedule": "multistep"}, "multistep needs some"),
+    ({"schedule": "multistep", "milestones": [700.0]}, "expected shares of the training"),
+    ({"ema_decay": 1.0}, "--ema_decay is 1.0"),
+    ({"ema_decay": -0.1}, "--ema_decay is -0.1"),
+    ({"learning_rate": 0.0}, "the learning rate is 0.0; expected above 0"),
+    ({"base_rate": -1e-3}, "expected above 0"),
+    ({"base_rate": 1e-3, "learning_rate": 1e-4}, "--learning_rate has no effect beside --base_rate"),
+    ({"crop_scale": [0.5]}, "--crop_scale is"),
+    ({"crop_scale": [0.9, 0.5]}, "--crop_scale is"),
+    ({"crop_scale": [0.0, 0.5]}, "--crop_scale is"),
+    ({"crop_scale": [0.5, 1.5]}, "--crop_scale is"),
+]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("kind", [PretrainSettings, FinetuneSettings])
+    @pytest.mark.parametrize(("given", "sentence"), COMMON)
+    def test_common(
+        self, kind: type[RunSettings], given: dict[str, Any], sentence: str, needed: dict[str, Any]
+    ) -> None:
+        with pytest.raises(UsageError, match=sentence):
+            kind(**(needed | given))
+
+    @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5])
+    def test_pretraining(self, ratio: float, needed: dict[str, Any]) -> None:
+        with pytest.raises(UsageError, match="--mask_ratio is"):
+            PretrainSettings(**needed, mask_ratio=ratio)
+
+    @pytest.mark.parametrize(
+        ("given", "sentence"),
+        [
+            ({"mixup": -0.1}, "--mixup is -0.1"),
+            ({"cutmix": -0.1}, "--cutmix is -0.1"),
+            ({"mixup": 0.8}, "mix pairs"),
+            ({"cutmix": 1.0, "dataloader_drop_last": True, "per_device_train_batch_size": 7}, "mix pairs"),
+            ({"lora": True, "frozen_stages": 1}, "leave out --frozen_stages"),
+            ({"lora": True, "matrix_learning_rate": 1e-3}, "leave it out beside --lora"),
+            ({"lora": True, "lora_rank": 0}, "--lora_rank is 0"),
+            ({"lora_rank": 4}, "--lora_rank has no effect without --lora"),
+            ({"matrix_learning_rate": 1e-3, "layer_decay": 0.9}, "--layer_decay has no effect"),
+            ({"crop_padding": 4, "crop_scale": [0.5, 1.0]}, "--crop_scale has no effect beside --crop_padding"),
+        ],
+    )
+    def test_finetuning(self, given: dict[str, Any], sentence: str, needed: dict[str, Any]) -> None:
+        with pytest.raises(UsageError, match=sentence):
+            FinetuneSettings(**(needed | given))
+
+    def test_what_is_near_a_refusal_and_none(self, needed: dict[str, Any]) -> None:
+        mixing = {"mixup": 0.8, "cutmix": 1.0, "dataloader_drop_last": True}
+        schedule = {"schedule": "cosine", "warmup_steps": 0.1, "warmup_learning_rate": 1e-6, "min_learning_rate": 1e-5}
+        assert FinetuneSettings(**needed, **mixing, **schedule).label_names == ["labels"]
+        drops = {"schedule": "multistep", "milestones": [0.875], "milestone_factor": 0.5, "streaming": True}
+        assert PretrainSettings(**needed, **drops, max_steps=5).label_names == ["bool_masked_pos"]

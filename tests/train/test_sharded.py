@@ -1,0 +1,83 @@
+"""Training in several processes that share a model: PyTorch's FSDP2 over gloo, on processors."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+STEADY = ["--drop_path_rate", "0", "--eval_strategy", "no", "--num_train_epochs", "2", "--save_steps", "5"]
+SHARDED = [
+    *STEADY,
+    "--fsdp",
+    "true",
+    "--fsdp_config",
+    json.dumps({"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}),
+]
+
+
+def train(flags: list[str], run: Path, processes: int, batch_size: int) -> None:
+    """Fine-tunes in so many processes."""
+    rest = [*flags, "--output_dir", str(run), "--per_device_train_batch_size", str(batch_size)]
+    program = ["-c", "from swinv2.cli import app; app()"]
+    if processes:
+        script = run.with_suffix(".py")
+        script.write_text("from swinv2.cli import app\napp()\n")
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        program = [*launcher, str(script)]
+        rest += ["--ddp_backend", "gloo"]
+    done = subprocess.run(
+        [sys.executable, *program, "finetune", *rest],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "returned a view tensor" not in done.stderr
+
+
+def losses(run: Path) -> list[float]:
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+def test_the_same_losses_and_checkpoints_for_any_number_of_processes(flags: list[str], tmp_path: Path) -> None:
+    """Two processes train as one does; what they saved half-way goes on in one process and in three."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    train([*flags, *STEADY], one, processes=0, batch_size=8)
+    train([*flags, *SHARDED], two, processes=2, batch_size=4)
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    shards = list((two / "checkpoint-5" / "pytorch_model_fsdp_0").glob("*.distcp"))
+    assert len(shards) == 2
+
+    expected = load_file(one / "final" / "model.safetensors")
+    for processes, batch_size in ((1, 8), (3, 4)):
+        run = tmp_path / f"on-{processes}"
+        shutil.copytree(two / "checkpoint-5", run / "checkpoint-5")
+        train([*flags, *SHARDED, "--resume"], run, processes, batch_size)
+        if processes == 1:
+            assert losses(run) == pytest.approx(losses(one), abs=1e-5)
+        else:
+            # Other pictures are in a step of 12, so only what came before is the same.
+            assert losses(run)[:5] == pytest.approx(losses(one)[:5], abs=1e-5)
+            assert len(losses(run)) == 6
+        final = load_file(run / "final" / "model.safetensors")
+        assert {name: value.shape for name, value in final.items()} == {n: v.shape for n, v in expected.items()}
+        if processes == 1:
+            assert all(torch.allclose(final[name], expected[name], atol=1e-5) for name in expected)
+
+
+def test_replicas_take_the_same_steps(flags: list[str], tmp_path: Path) -> None:
+    """Without sharding, too: each process has its part of the batch."""
+    train([*flags, *STEADY], tmp_path / "one", processes=0, batch_size=8)
+    train([*flags, *STEADY], tmp_path / "two", processes=2, batch_size=4)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)

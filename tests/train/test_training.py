@@ -1,0 +1,331 @@
+"""Whole trainings, from flags to files: what they leave behind, and what they survive."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import TrainerCallback, pipeline
+
+import peers
+import swinv2
+from colours import draw_colours
+from swinv2.errors import UsageError
+from swinv2.train import checkpoints, commands
+from swinv2.train.finetune import make_finetuning
+from swinv2.train.pretrain import make_pretraining
+from swinv2.train.running import run_training
+from swinv2.train.settings import FinetuneSettings, PretrainSettings, parse_settings
+from swinv2.train.trainer import DivergedError, SwinTrainer, TooManyBrokenError
+
+MASKS = ["--mask_block", "4", "--norm_targets", "9"]
+AUGMENTED = [
+    *("--drop_path_rate", "0.2", "--mixup", "0.8", "--cutmix", "1.0", "--dataloader_drop_last", "true"),
+    *("--label_smoothing_factor", "0.1", "--auto_augment", "rand-m9-mstd0.5-inc1", "--erase_probability", "0.25"),
+    *("--ema_decay", "0.9"),
+]
+
+
+def make(command: str, flags: list[str]) -> SwinTrainer:
+    """A trainer that is ready."""
+    if command == "pretrain":
+        return make_pretraining(parse_settings(PretrainSettings, [*flags, *MASKS], command))
+    return make_finetuning(parse_settings(FinetuneSettings, flags, command))
+
+
+def train(command: str, flags: list[str], prepare: Callable[[SwinTrainer], None] = lambda trainer: None) -> SwinTrainer:
+    """Runs a training in this process."""
+    trainer = make(command, flags)
+    prepare(trainer)
+    run_training(trainer)
+    return trainer
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def log(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(entry["step"], entry["loss"]) for entry in log(run) if "loss" in entry]
+
+
+class CrashError(Exception):
+    """Stands for the end of a process."""
+
+
+class CrashAt(TrainerCallback):
+    """Ends the training after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if state.global_step == self.step:
+            raise CrashError
+
+
+class TestPretraining:
+    def test_what_it_leaves_behind(self, flags: list[str], tmp_path: Path) -> None:
+        trainer = train("pretrain", flags)
+        run = tmp_path / "run"
+        names = {path.name for path in run.iterdir()}
+        assert names == {
+            *("checkpoint-12", "checkpoint-15", "final", "log.jsonl", "curves.png", "reconstructions.png"),
+            "results.json",
+        }
+        entries = log(run)
+        assert [step for step, _ in losses(run)] == list(range(1, 16))
+        assert all(entry["images_per_second"] > 0 and entry["avg_distance"] > 1 for entry in entries if "loss" in entry)
+        assert sum("eval_loss" in entry for entry in entries) == 4
+        first, last = (entry["eval_loss"] for entry in [e for e in entries if "eval_loss" in e][::3])
+        assert last < first
+        assert json.loads((run / "results.json").read_text())["step"] == 15
+        with Image.open(run / "reconstructions.png") as picture:
+            assert picture.size[0] > 4 * 32
+        model = swinv2.Swinv2ForMaskedImageModeling.from_pretrained(run / "final")
+        assert model.config.norm_targets == 9
+        for name, value in trainer.model.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value), name
+
+    def test_the_encoder_goes_on_into_a_classifier(self, flags: list[str], tmp_path: Path) -> None:
+        train("pretrain", flags)
+        final = tmp_path / "run" / "final"
+        more = ["--model", str(final), "--model_fields", "{}", "--output_dir", str(tmp_path / "fine")]
+        trainer = make("finetune", flags + more)
+        before = weights(final)
+        shared = [name for name in trainer.model.state_dict() if not name.startswith("classifier")]
+        assert shared
+        assert all(torch.equal(trainer.model.state_dict()[name], before[name]) for name in shared)
+
+
+class TestFinetuning:
+    def test_it_learns_and_serves(self, flags: list[str], colours: Path, tmp_path: Path) -> None:
+        train("finetune", flags)
+        run = tmp_path / "run"
+        results = json.loads((run / "results.json").read_text())
+        assert results["eval_top1"] == 1.0
+        assert results["eval_pictures"] == 15
+        swinv2.register()
+        classify = pipeline("image-classification", str(run / "final"))
+        answers = classify(str(colours / "validation" / "red" / "0.png"))
+        assert answers[0]["label"] == "red"
+
+    def test_everything_at_once(self, flags: list[str], tmp_path: Path) -> None:
+        trainer = train("finetune", [*flags, *AUGMENTED, "--layer_decay", "0.8", "--schedule", "cosine"])
+        assert len(trainer.optimizer.param_groups) > 4
+        assert trainer.average is not None
+        # What is kept is the average, which differs from the last weights.
+        kept, last = weights(tmp_path / "run" / "final"), trainer.model.state_dict()
+        means = dict(trainer.average.module.named_parameters())
+        assert all(torch.equal(kept[name], mean) for name, mean in means.items())
+        assert any(not torch.equal(kept[name], last[name]) for name in means)
+
+    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers
+    def test_lora_learns_little(self, flags: list[str], tmp_path: Path) -> None:
+        # A fresh model's post-norms are zero: nothing before them would ever learn beside frozen norms.
+        base = peers.draw_weights(swinv2.Swinv2ForImageClassification(swinv2.Swinv2Config(**CONFIG)))
+        base.save_pretrained(tmp_path / "base")
+        more = ["--model", str(tmp_path / "base"), "--model_fields", "{}", "--lora", "true", "--lora_rank", "2"]
+        trainer = make("finetune", flags + more)
+        learning = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+        assert all("lora_" in name or "classifier" in name for name in learning)
+        run_training(trainer)
+        final = tmp_path / "run" / "final"
+        assert (final / "adapter" / "adapter_model.safetensors").is_file()
+        merged, plain = weights(final), base.state_dict()
+        changed = {name for name, value in plain.items() if not torch.equal(merged[name], value)}
+        assert {name.split(".")[-2] for name in changed} == {"query", "value", "classifier"}
+
+    def test_muon(self, flags: list[str], tmp_path: Path) -> None:
+        train("finetune", [*flags, "--matrix_learning_rate", "5e-3"])
+        assert losses(tmp_path / "run")[-1][1] < losses(tmp_path / "run")[0][1]
+
+
+CONFIG: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 2,
+    "window_size": 4,
+    "embed_dim": 16,
+    "depths": [1, 2],
+    "num_heads": [1, 2],
+    "num_labels": 3,
+}
+
+
+class TestGoingOn:
+    """A run that was interrupted takes the steps that it would have taken."""
+
+    @pytest.mark.parametrize(
+        ("command", "more", "step"),
+        [("pretrain", [], 6), ("finetune", AUGMENTED, 3), ("finetune", AUGMENTED, 4), ("finetune", AUGMENTED, 11)],
+        ids=["pretrain", "before the first save", "between a save and the next step", "in the last epoch"],
+    )
+    def test_to_the_bit(self, command: str, more: list[str], step: int, flags: list[str], tmp_path: Path) -> None:
+        flags = [*flags, *more]
+        train(command, [*flags, "--output_dir", str(tmp_path / "whole")])
+        with pytest.raises(CrashError):
+            train(command, flags, lambda trainer: trainer.add_callback(CrashAt(step)))
+        assert not (tmp_path / "run" / "final").exists()
+        # What comes before must not matter.
+        torch.manual_seed(step)
+        random.seed(step)
+        train(command, [*flags, "--resume"])
+        assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+        one, other = (weights(tmp_path / name / "final") for name in ("run", "whole"))
+        assert all(torch.equal(one[name], other[name]) for name in other)
+
+    def test_data_order_does_not_depend_on_workers(self, flags: list[str], tmp_path: Path) -> None:
+        train("finetune", flags)
+        train("finetune", [*flags, "--dataloader_num_workers", "2", "--output_dir", str(tmp_path / "other")])
+        assert losses(tmp_path / "run") == losses(tmp_path / "other")
+
+    def test_nobody_overwrites_a_run_by_accident(self, flags: list[str]) -> None:
+        train("finetune", flags)
+        with pytest.raises(UsageError, match="--resume"):
+            train("finetune", flags)
+
+    def test_a_corrupt_checkpoint_is_passed_over(
+        self, flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        train("finetune", [*flags, "--output_dir", str(tmp_path / "whole")])
+        with pytest.raises(CrashError):
+            train("finetune", flags, lambda trainer: trainer.add_callback(CrashAt(9)))
+        with (tmp_path / "run" / "checkpoint-8" / "optimizer.pt").open("r+b") as file:
+            file.seek(200)
+            file.write(b"x")
+        train("finetune", [*flags, "--resume"])
+        assert "optimizer.pt has changed" in caplog.text
+        assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+class TestTrouble:
+    def test_a_loss_that_is_no_number(self, flags: list[str], tmp_path: Path) -> None:
+        def poison(trainer: SwinTrainer) -> None:
+            class Poison(TrainerCallback):
+                def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+                    if state.global_step == 6:
+                        with torch.no_grad():
+                            next(trainer.model.parameters()).fill_(float("nan"))
+
+            trainer.add_callback(Poison())
+
+        with pytest.raises(DivergedError, match=r"step 6 is no finite number.*checkpoint-4 is sound"):
+            train("finetune", flags, poison)
+        assert [path.name for path in checkpoints.checkpoints(tmp_path / "run")] == ["checkpoint-4"]
+
+    def test_a_full_disk(self, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        plain = torch.save
+
+        def full(obj: Any, path: Any, *rest: Any, **options: Any) -> None:
+            if "checkpoint-8" in str(path) and Path(path).name == "optimizer.pt":
+                Path(path).write_bytes(b"half")
+                raise OSError(28, "No space left on device")
+            plain(obj, path, *rest, **options)
+
+        monkeypatch.setattr(torch, "save", full)
+        with pytest.raises(checkpoints.SaveError, match=r"No space left.*checkpoint-4 is complete"):
+            train("finetune", flags)
+        monkeypatch.undo()
+        assert not list((tmp_path / "run").glob(f"{checkpoints.STAGING}*"))
+        assert checkpoints.newest_sound(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-4"
+
+    def test_unreadable_pictures_are_skipped_up_to_a_number(self, flags: list[str], tmp_path: Path) -> None:
+        draw_colours(tmp_path / "data" / "train", 12)
+        draw_colours(tmp_path / "data" / "validation", 5)
+        for split, index in (("train", 3), ("train", 7), ("validation", 2)):
+            (tmp_path / "data" / split / "red" / f"{index}.png").write_bytes(b"not a picture")
+        flags = [*flags, "--data", str(tmp_path / "data")]
+        train("finetune", flags)
+        results = json.loads((tmp_path / "run" / "results.json").read_text())
+        assert (results["eval_pictures"], results["eval_unreadable"]) == (14, 1)
+        with pytest.raises(TooManyBrokenError, match="more than --max_broken_images 1"):
+            train("finetune", [*flags, "--max_broken_images", "1", "--output_dir", str(tmp_path / "other")])
+
+    def test_sigterm_saves_and_says_so(self, flags: list[str], tmp_path: Path) -> None:
+        flags = [*flags, "--num_train_epochs", "2000", "--save_steps", "100000", "--eval_strategy", "no"]
+        process = start("finetune", flags)
+        wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists() and len(losses(tmp_path / "run")) > 2, process)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM, errors
+        newest, unusable = checkpoints.newest_sound(tmp_path / "run")
+        assert newest is not None
+        assert not unusable
+
+    def test_stopped_by_itself_is_status_3(self, flags: list[str], colours: Path, tmp_path: Path) -> None:
+        for picture in (colours / "train").rglob("*.png"):
+            copy = tmp_path / "data" / picture.relative_to(colours)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(picture.read_bytes()[: 300 if picture.stem in "012" else None])
+        flags = [*flags, "--data", str(tmp_path / "data"), "--max_broken_images", "0", "--eval_strategy", "no"]
+        assert commands.finetune(flags) == commands.STOPPED
+
+
+def start(command: str, flags: list[str]) -> "subprocess.Popen[str]":
+    """Runs a training in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from swinv2.cli import app; app()", command, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 90) -> None:
+    """Waits until something is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_twenty_times_at_random_moments(flags: list[str], tmp_path: Path) -> None:
+    """SIGKILL, while saving too: the run ends with the weights of one that was left alone, to the bit."""
+    flags = [*flags, "--num_train_epochs", "12", "--save_steps", "1", *AUGMENTED]
+    whole = start("finetune", [*flags, "--output_dir", str(tmp_path / "whole")])
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors
+    draw = random.Random(0)
+    run = tmp_path / "run"
+    kills = 0
+    while kills < 20:
+        process = start("finetune", [*flags, "--resume"])
+        good, _ = checkpoints.newest_sound(run) if run.exists() else (None, [])
+        begun = 0 if good is None else int(good.name.split("-")[1])
+        # From the first saves on, at any moment of a step or a save.
+        wait_for(lambda begun=begun: (run / f"checkpoint-{begun + 1}").exists() or (run / "final").exists(), process)
+        time.sleep(draw.uniform(0, 0.15))
+        if (run / "results.json").exists():
+            process.communicate()
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+        newest, _ = checkpoints.newest_sound(run)
+        assert newest is not None
+    assert kills >= 15
+    last = start("finetune", [*flags, "--resume"])
+    _, errors = last.communicate(timeout=300)
+    assert last.returncode == 0, errors
+    one, other = weights(run / "final"), weights(tmp_path / "whole" / "final")
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert losses(run) == losses(tmp_path / "whole")
