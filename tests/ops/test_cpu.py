@@ -153,8 +153,12 @@ class TestGradientsOfAProduct:
         assert not weight.grad.any()
 
 
+SHAPES = [(40, 16), (8, 16), (8,)]
+"""Of features, weight and bias."""
+
+
 class TestOneDNN:
-    """Who multiplies fp32."""
+    """Who multiplies, and in which dtype."""
 
     @staticmethod
     def operations(**autocast: object) -> set[str]:
@@ -181,10 +185,30 @@ class TestOneDNN:
         with torch.backends.mkldnn.flags(enabled=False):
             assert "mkldnn::_linear_pointwise" not in self.operations(enabled=False)
 
-    def test_not_under_autocast_which_decides_the_dtype(self) -> None:
-        assert "mkldnn::_linear_pointwise" not in self.operations()
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            assert linear(torch.zeros(4, 16), torch.zeros(8, 16), None).dtype == torch.bfloat16
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+    def test_autocast_decides_the_dtype(self, given: torch.dtype, dtype: torch.dtype) -> None:
+        results = []
+        for form in (linear, F.linear):
+            leaves = [draw(*shape, dtype=given, seed=size).requires_grad_() for size, shape in enumerate(SHAPES)]
+            with torch.autocast("cpu", dtype):
+                product = form(*leaves)
+                # A backward pass outside autocast is the rule; inside, it must not change.
+                product.backward(torch.ones_like(product))
+            results.append([product, *(leaf.grad for leaf in leaves)])
+        for ours, theirs in zip(*results, strict=True):
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+    def test_the_sum_of_many_in_bf16_is_as_exact_as_torchs(self) -> None:
+        grad = draw(40000, 24, dtype=torch.bfloat16, seed=1)
+        bias = torch.zeros(24, dtype=torch.bfloat16, requires_grad=True)
+        linear(torch.zeros(40000, 8, dtype=torch.bfloat16), torch.zeros(24, 8, dtype=torch.bfloat16), bias).backward(
+            grad
+        )
+        exact = grad.double().sum(0)
+        theirs = (grad.sum(0) - exact).abs().max()
+        assert (bias.grad - exact).abs().max() <= theirs + exact.abs().max() * torch.finfo(torch.bfloat16).eps
 
     def test_no_tokens_at_all(self) -> None:
         with torch.no_grad():

@@ -62,7 +62,7 @@ class DropPath(nn.Module):
         scale = 1 / (1 - self.rate) if len(some) else 0.0
         some = some if len(some) else torch.zeros(1, dtype=torch.long, device=x.device)
         everything = len(some) == len(x)
-        computed = branch(x if everything else x[some])
+        computed = branch(x if everything else x.index_select(0, some))
         if everything:
             return torch.add(x, computed, alpha=scale)
         dtype = torch.promote_types(x.dtype, computed.dtype)

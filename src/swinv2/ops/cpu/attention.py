@@ -104,11 +104,14 @@ class _ToWindows(torch.autograd.Function):
         if length is None:
             return vectors
         length = length.to(torch.promote_types(length.dtype, precise(vectors.dtype)))
-        norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=length.dtype)
-        factors = length / norms.clamp_min(SMALLEST_NORM)
-        _times(vectors, factors, out=vectors)
-        # A vector that counts as zero has no direction that could turn.
-        turning = torch.where(norms > SMALLEST_NORM, factors, 0.0)
+        factors = length.new_empty(*vectors.shape[:-1], 1)
+        turning = torch.empty_like(factors)
+        for some in _precise_pieces(vectors):
+            norms = torch.linalg.vector_norm(vectors[some], dim=-1, keepdim=True, dtype=length.dtype)
+            torch.div(length, norms.clamp_min(SMALLEST_NORM), out=factors[some])
+            # A vector that counts as zero has no direction that could turn.
+            torch.mul(factors[some], norms > SMALLEST_NORM, out=turning[some])
+            _times(vectors[some], factors[some], out=vectors[some])
         ctx.save_for_backward(vectors, length, factors, turning)
         return vectors
 
@@ -123,11 +126,19 @@ class _ToWindows(torch.autograd.Function):
         wants_length = ctx.needs_input_grad[1]
         # The length's gradient sums up what cancels: the products must not be rounded before. fp16 could overflow.
         unrounded = wants_length or vectors.dtype == torch.float16
-        along = (vectors.to(length.dtype) if unrounded else vectors) * grad
-        along = along.sum(-1, keepdim=True, dtype=length.dtype)
-        turned = _times(grad, factors).sub_(_times(vectors, turning * along / length**2))
+        turned, along = torch.empty_like(grad), torch.empty_like(factors)
+        for some in _precise_pieces(vectors):
+            product = (vectors[some].to(length.dtype) if unrounded else vectors[some]) * grad[some]
+            torch.sum(product, -1, keepdim=True, dtype=length.dtype, out=along[some])
+            _times(grad[some], factors[some], out=turned[some])
+            turned[some] -= _times(vectors[some], turning[some] * along[some] / length**2)
         grad_length = along.sum((0, 2), keepdim=True)[0] / length if wants_length else None
         return _to_map(turned, ctx.plan), grad_length, None
+
+
+def _precise_pieces(vectors: Tensor) -> list[slice]:
+    """Cuts windows of vectors (N, heads, T, head_dim) so that two in fp32 fit the cache."""
+    return pieces.pieces(len(vectors), 2 * 4 * vectors[0].numel())
 
 
 def _times(vectors: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:

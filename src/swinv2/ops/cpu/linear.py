@@ -29,9 +29,13 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         features: (..., in).
         weight: (out, in).
         bias: (out), or None.
+
+    Returns:
+        (..., out), in the dtype of autocast where that is on.
     """
-    if _onednn_can_run(features, weight, bias):
-        return _Linear.apply(features, weight, bias)
+    tensors = _in_autocast_dtype(features, weight, bias)
+    if _onednn_can_run(*tensors):
+        return _Linear.apply(*tensors)
     return F.linear(features, weight, bias)
 
 
@@ -54,8 +58,22 @@ class _Linear(torch.autograd.Function):
         return (
             None if weight is None else linear(grad, weight.T, None),
             None if features is None else tokens.T @ features.reshape(-1, features.shape[-1]),
-            tokens.sum(0) if ctx.needs_input_grad[2] else None,
+            _sum(tokens) if ctx.needs_input_grad[2] else None,
         )
+
+
+def _sum(tokens: Tensor) -> Tensor:
+    """The sum of all tokens. In bf16 oneDNN adds with a product by ones, in half the time."""
+    if tokens.dtype == torch.bfloat16 and _onednn_can_run(tokens, tokens, None):
+        return tokens.new_ones(len(tokens)) @ tokens
+    return tokens.sum(0)
+
+
+def _in_autocast_dtype(*tensors: Tensor | None) -> tuple[Any, ...]:
+    if not torch.is_autocast_enabled("cpu"):
+        return tensors
+    dtype = torch.get_autocast_dtype("cpu")
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
 def _onednn_can_run(features: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -66,7 +84,6 @@ def _onednn_can_run(features: Tensor, weight: Tensor, bias: Tensor | None) -> bo
         and (bias is None or (bias.dtype == weight.dtype and bias.shape == weight.shape[:1]))
         and features.dtype in _onednn_dtypes()
         and features.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
         and torch._C._get_mkldnn_enabled()
     )
 
@@ -94,11 +111,7 @@ def feed_forward(features: Tensor, widen: Weights, activation: Activation, narro
     Returns:
         (..., C), in the dtype of autocast where that is on.
     """
-    tensors = (features, *widen, *narrow)
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        tensors = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
-    return _FeedForward.apply(activation, *tensors)
+    return _FeedForward.apply(activation, *_in_autocast_dtype(features, *widen, *narrow))
 
 
 class _FeedForward(torch.autograd.Function):
@@ -140,9 +153,9 @@ class _FeedForward(torch.autograd.Function):
                 grad_tokens[piece] = linear(grad_hidden, w1.T, None)
             parts = [
                 grad_hidden.T @ tokens[piece] if wants[0] else None,
-                grad_hidden.sum(0) if wants[1] else None,
+                _sum(grad_hidden) if wants[1] else None,
                 some_grad.T @ after.detach() if wants[2] else None,
-                some_grad.sum(0) if wants[3] else None,
+                _sum(some_grad) if wants[3] else None,
             ]
             sums = _add(sums, parts) if sums else parts
         if grad_tokens is not None:
