@@ -23,6 +23,10 @@ from swinv2.ops.cpu import pieces
 from swinv2.ops.precision import SMALLEST_NORM, precise
 from swinv2.ops.windows import Span, WindowPlan, crop, pad
 
+WEIGHTS_BYTES = 2**22
+"""What the attention weights at work may take: less than all of the cache, since several operations in a row read and
+write them."""
+
 
 def window_attention(
     q: Float[Tensor, "B H W heads head_dim"],
@@ -137,8 +141,8 @@ class _ToWindows(torch.autograd.Function):
 
 
 def _precise_pieces(vectors: Tensor) -> list[slice]:
-    """Cuts windows of vectors (N, heads, T, head_dim) so that two in fp32 fit the cache."""
-    return pieces.pieces(len(vectors), 2 * 4 * vectors[0].numel())
+    """Cuts windows of vectors (N, heads, T, head_dim) so that what is computed of them in fp32 fits the cache."""
+    return pieces.pieces(len(vectors), 4 * 4 * vectors[0].numel())
 
 
 def _times(vectors: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:
@@ -162,18 +166,30 @@ class _ToMap(torch.autograd.Function):
         return _to_windows(grad, ctx.plan), None
 
 
+def _group_size(query: Tensor) -> tuple[int, int]:
+    """How many windows, and how many heads of them, have weights that fit the cache together. Heads of one window are
+    parted if they must be, and every thread has as many of them to do."""
+    heads, threads = query.shape[1], torch.get_num_threads()
+    fitting = WEIGHTS_BYTES // (query.shape[2] ** 2 * query.element_size())
+    if fitting >= heads:
+        return fitting // heads, heads
+    return 1, min(max(fitting // threads * threads, threads), heads)
+
+
+def _room(query: Tensor) -> Tensor:
+    """Memory for the weights of a group, which one group after the other overwrites: it stays in the cache."""
+    windows, heads = _group_size(query)
+    return query.new_empty(min(windows, len(query)) * heads * query.shape[2] ** 2)
+
+
 def _head_groups(query: Tensor) -> list[slice]:
-    """Cuts the heads so that the weights of one window fit the cache."""
-    return pieces.pieces(query.shape[1], query.shape[2] ** 2 * query.element_size(), torch.get_num_threads())
+    heads, step = query.shape[1], _group_size(query)[1]
+    return [slice(start, min(start + step, heads)) for start in range(0, heads, step)]
 
 
 def _window_groups(query: Tensor, bias: Tensor, plan: WindowPlan) -> Iterator[tuple[slice, Tensor]]:
-    """Cuts the windows so that the weights of a group of heads fit the cache; each group with what is added to its
-    logits: the bias, hidden pairs included."""
-    batch = len(query) // (plan.counts[0] * plan.counts[1])
-    fitting = pieces.CACHE_BYTES // (bias.numel() * bias.element_size())
-    # The weights of some heads of several windows could not be written to their places at once.
-    step = max(fitting, 1) if len(bias) == query.shape[1] else 1
+    """Groups of windows, each with what is added to its logits: the bias, hidden pairs included."""
+    batch, step = len(query) // (plan.counts[0] * plan.counts[1]), _group_size(query)[0]
     stop = 0
     for kind in plan.kinds:
         start, stop = stop, stop + batch * (kind.rows.stop - kind.rows.start) * (kind.columns.stop - kind.columns.start)
@@ -195,13 +211,20 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
-    return torch.softmax((query @ key.transpose(-2, -1)).add_(bias), dim=-1)
-
-
-def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """left @ right of every window and head of a group, straight into its place."""
+def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """left @ right of every window and head of a group, straight into its place. If `out` is flat memory, what it
+    begins with is taken."""
+    if out.ndim == 1:
+        out = out[: left[..., 0].numel() * right.shape[-1]].view(*left.shape[:-1], right.shape[-1])
     torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out=out.view(-1, *out.shape[2:]))
+    return out
+
+
+def _weights(query: Tensor, key: Tensor, bias: Tensor, room: Tensor) -> Tensor:
+    logits = _product(query, key.transpose(-2, -1), room)
+    logits += bias
+    # In its own place: half the memory, so twice as much of it in the cache.
+    return torch.softmax(logits, -1, out=logits)
 
 
 class _Attend(torch.autograd.Function):
@@ -213,12 +236,12 @@ class _Attend(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias_table: Tensor, plan: WindowPlan) -> Tensor:
         ctx.save_for_backward(query, key, value, bias_table)
         ctx.plan = plan
-        attended = torch.empty_like(value)
+        attended, room = torch.empty_like(value), _room(query)
         for heads in _head_groups(query):
             bias = expand_bias(bias_table[heads].to(value.dtype), plan.window)
             for windows, mask in _window_groups(query, bias, plan):
                 group = (windows, heads)
-                _product(_weights(query[group], key[group], mask), value[group], attended[group])
+                _product(_weights(query[group], key[group], mask, room), value[group], attended[group])
         return attended
 
     @staticmethod
@@ -230,15 +253,16 @@ class _Attend(torch.autograd.Function):
         grad = grad.contiguous()
         grad_query, grad_key, grad_value = (torch.empty_like(t) for t in (query, key, value))
         grad_table = torch.empty_like(bias_table) if wants_bias else None
+        room, other_room = _room(query), _room(query)
         for heads in _head_groups(query):
             bias = expand_bias(bias_table[heads].to(value.dtype), plan.window)
             grad_bias = torch.zeros(bias.shape, dtype=precise(bias.dtype))
             for windows, mask in _window_groups(query, bias, plan):
                 group = (windows, heads)
-                weights = _weights(query[group], key[group], mask)
+                weights = _weights(query[group], key[group], mask, room)
                 _product(weights.transpose(-2, -1), grad[group], grad_value[group])
-                grad_weights = grad[group] @ value[group].transpose(-2, -1)
-                grad_logits = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+                grad_logits = _product(grad[group], value[group].transpose(-2, -1), other_room)
+                torch._softmax_backward_data(grad_logits, weights, -1, weights.dtype, grad_input=grad_logits)
                 _product(grad_logits, key[group], grad_query[group])
                 _product(grad_logits.transpose(-2, -1), query[group], grad_key[group])
                 if wants_bias:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-CACHE_BYTES = 2**23
+CACHE_BYTES = 2**24
 """What the tensors in work may take: less than the last-level cache. With much less, calls become so small that calling
 costs more than it saves."""
 
