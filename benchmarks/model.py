@@ -53,6 +53,9 @@ def main(
     memory_too: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Whether to measure peak memory beside speed.")
     ] = True,
+    go_on: Annotated[
+        bool, typer.Option("--go-on", help="Keep the rows that the file has already, and measure the missing ones.")
+    ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each library, taken in turns.")] = 7,
     batch_size: Annotated[int, typer.Option(min=0, help="Images in a step; 0 takes each case's own.")] = 0,
     output: Annotated[
@@ -67,7 +70,18 @@ def main(
     chosen_executions = _select("executions", executions, EXECUTIONS)
     if device == Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
-    for name in selected:
+    # A part must not take the place of the whole.
+    whole = not (cases or libraries or modes or precisions or executions or batch_size) and memory_too
+    stem = output or report.default_stem("model" if whole or go_on else "model-part", device)
+    facts = report.describe_run(device)
+    table = stem.with_name(stem.name + ".csv")
+    rows = report.read_csv(table, facts) if go_on and table.is_file() else []
+    wanted = [
+        Setting(*key, device.value, batch_size or CASES[key[0]].batch_sizes[device, key[1]])
+        for key in itertools.product(selected, chosen_modes, chosen_precisions, chosen_executions)
+    ]
+    missing = [setting for setting in wanted if not any(_is_of(row, setting) for row in rows)]
+    for name in dict.fromkeys(setting.case for setting in missing):
         _progress(f"{name}: comparing logits with transformers")
         difference = disagreement(CASES[name], device)
         if not difference <= TOLERANCE:
@@ -77,21 +91,15 @@ def main(
             )
             raise typer.Exit(1)
 
-    # A part must not take the place of the whole.
-    whole = not (cases or libraries or modes or precisions or executions or batch_size) and memory_too
-    stem = output or report.default_stem("model" if whole else "model-part", device)
-    facts = report.describe_run(device)
-    rows: list[report.Row] = []
-    tables: list[str] = []
-    for name, mode, precision, execution in itertools.product(
-        selected, chosen_modes, chosen_precisions, chosen_executions
-    ):
-        images = batch_size or CASES[name].batch_sizes[device, mode]
-        rows += measure_row(Setting(name, mode, precision, execution, device.value, images), names, rounds, memory_too)
+    tables = _tables(rows, names, memory_too) if rows else []
+    for setting in missing:
+        rows += [{**row, **facts} for row in measure_row(setting, names, rounds, memory_too)]
+        rows.sort(key=_place)
         # After every row: what has been measured stays, should a later one fail.
-        report.write_csv(stem.with_name(stem.name + ".csv"), rows, facts)
+        report.write_csv(table, rows)
         tables = _tables(rows, names, memory_too)
-        report.write_markdown(stem.with_name(stem.name + ".md"), f"Whole models on {facts['machine']}", tables, facts)
+        title = f"Whole models on {facts['machine']}"
+        report.write_markdown(stem.with_name(stem.name + ".md"), title, tables, report.facts_of(rows, facts))
     print("\n\n".join(tables))
     shares = [float(row["cpu_share"]) for row in rows if row["cpu_share"] != ""]
     if shares and min(shares) < LEAST_CPU_SHARE:
@@ -101,6 +109,16 @@ def main(
         )
     if any(row["library"] == OURS and row["note"] for row in rows):
         raise typer.Exit(1)
+
+
+def _is_of(row: report.Row, setting: Setting) -> bool:
+    return all(row[name] == value for name, value in asdict(setting).items())
+
+
+def _place(row: report.Row) -> tuple[int, ...]:
+    """Where a row stands among others."""
+    orders = {"case": list(CASES), "mode": list(MODES), "precision": list(PRECISIONS), "execution": list(EXECUTIONS)}
+    return tuple(order.index(str(row[name])) for name, order in orders.items())
 
 
 def measure_row(setting: Setting, libraries: list[str], rounds: int, memory_too: bool) -> list[report.Row]:

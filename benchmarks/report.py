@@ -92,13 +92,54 @@ def default_stem(what: str, device: str) -> Path:
     return REPOSITORY / "benchmarks" / "results" / f"{what}_{machine}_{datetime.date.today():%Y-%m}"
 
 
-def write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
-    """Writes one line for each row, the facts of the run repeated in each."""
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Writes one line for each row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *facts], lineterminator="\n")
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({**row, **facts} for row in rows)
+        writer.writerows(rows)
+
+
+def read_csv(path: Path, facts: Mapping[str, str]) -> list[Row]:
+    """Reads what `write_csv` wrote, to add rows of another run to it.
+
+    Args:
+        path: The file.
+        facts: Of the run that would add to it.
+
+    Raises:
+        SystemExit: It was measured elsewhere, or with other versions: its rows do not belong beside new ones.
+    """
+    with path.open(newline="") as file:
+        rows: list[Row] = [
+            {name: text if name in facts else _number(text) for name, text in line.items()}
+            for line in csv.DictReader(file)
+        ]
+    for name in ("machine", "threads", "commit", *PACKAGES):
+        others = {str(row[name]) for row in rows} - {facts[name]}
+        if others:
+            raise SystemExit(f"{path.name} has rows with {name} {', '.join(others)}, not {facts[name]}; delete them.")
+    return rows
+
+
+def _number(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def facts_of(rows: Sequence[Row], facts: Mapping[str, str]) -> dict[str, str]:
+    """The facts of all runs that rows come from: each with all its values.
+
+    Args:
+        rows: Results with the facts of their runs.
+        facts: Of one run; its names count.
+    """
+    return {name: ", ".join(dict.fromkeys(str(row[name]) for row in rows)) for name in facts}
 
 
 def write_markdown(path: Path, title: str, tables: Sequence[str], facts: Mapping[str, str]) -> None:

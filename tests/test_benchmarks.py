@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -102,6 +103,47 @@ class TestWorker:
         assert {name: len(measured) for name, measured in timings.items()} == {"a": 4, "c": 4}
 
 
+FACTS = {
+    "machine": "a",
+    "threads": "2",
+    "torch": "1",
+    "transformers": "1",
+    "timm": "1",
+    "torchvision": "1",
+    "commit": "12e4",
+    "command": "python",
+    "date": "2026-01-01",
+    "load_at_start": "0.5",
+}
+
+
+@pytest.mark.usefixtures("scripts")
+class TestGoingOn:
+    """A benchmark of hours keeps the rows that it has."""
+
+    ROW: ClassVar = {"case": "tiny-w8-256", "batch_size": 8, "images_per_second": 9.5, "note": "", **FACTS}
+
+    def test_rows_come_back_as_they_were(self, tmp_path: Path) -> None:
+        import report
+
+        rows = [self.ROW, self.ROW | {"images_per_second": "", "note": "out of memory"}]
+        report.write_csv(tmp_path / "a.csv", rows)
+        assert report.read_csv(tmp_path / "a.csv", FACTS) == rows
+
+    def test_rows_of_another_commit_are_refused(self, tmp_path: Path) -> None:
+        import report
+
+        report.write_csv(tmp_path / "a.csv", [self.ROW])
+        with pytest.raises(SystemExit, match="commit 12e4, not 12e5"):
+            report.read_csv(tmp_path / "a.csv", FACTS | {"commit": "12e5"})
+
+    def test_facts_of_several_runs(self) -> None:
+        import report
+
+        rows = [self.ROW, self.ROW | {"date": "2026-01-02"}, self.ROW]
+        assert report.facts_of(rows, FACTS) == FACTS | {"date": "2026-01-01, 2026-01-02"}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_model_benchmark_writes_a_row_for_each_library(tmp_path: Path) -> None:
@@ -126,3 +168,9 @@ def test_model_benchmark_writes_a_row_for_each_library(tmp_path: Path) -> None:
         assert float(row["held_mib"]) > int(row["parameters"]) * 4 / 2**20
         assert str(tmp_path) not in row["command"]
     assert done.stdout.strip() in (tmp_path / "smoke.md").read_text()
+    measured = (tmp_path / "smoke.csv").read_text()
+    command += ["--go-on", "--output", str(tmp_path / "smoke")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "timing" not in done.stderr
+    assert (tmp_path / "smoke.csv").read_text() == measured
