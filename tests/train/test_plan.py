@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import swinv2
 from swinv2.train.finetune import make_finetuning
-from swinv2.train.plan import MIB, make_plan, saved_bytes
+from swinv2.train.memory import MIB, Training, saved_bytes, training_memory
+from swinv2.train.plan import make_plan
 from swinv2.train.pretrain import make_pretraining
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, parse_settings
 
@@ -142,3 +144,34 @@ class TestMemory:
 
         model = Forked().to(device)
         assert saved_bytes(model, {"images": torch.zeros(5, 4, device=device)}) == 4 * (5 * 4 + 5 * 8)
+
+    @pytest.mark.parametrize("precision", [False, True])
+    def test_checkpointing_keeps_maps_and_one_block(self, precision: bool) -> None:
+        """By hand: three stages, 16 x 16, 8 x 8 and 4 x 4 tokens of 16, 32 and 64 channels."""
+        config = swinv2.Swinv2Config(
+            image_size=32, patch_size=2, window_size=4, embed_dim=16, depths=[2, 3, 1], num_heads=[1, 2, 4]
+        )
+        with torch.device("meta"):
+            model = swinv2.Swinv2ForImageClassification(config)
+        all_kept, some_kept = (
+            training_memory(model, Training(4, in_half=precision, checkpointed=checkpointed))["activations"]
+            for checkpointed in (False, True)
+        )
+        maps = 2 * 256 * 16 + 3 * 64 * 32 + 16 * 64
+        width = 2 if precision else 4
+        # Inside a block of the first stage: more than its map; the patches and merges outside, less than all of it.
+        assert (maps + 256 * 16 * 8) * 4 * width / MIB < some_kept < 0.6 * all_kept
+
+    def test_shards(self) -> None:
+        config = swinv2.Swinv2Config(
+            image_size=32, patch_size=2, window_size=4, embed_dim=16, depths=[2, 2], num_heads=[1, 2]
+        )
+        with torch.device("meta"):
+            model = swinv2.Swinv2ForImageClassification(config)
+        alone, shared = (training_memory(model, Training(4, shards=shards)) for shards in (0, 8))
+        for name in ("weights", "gradients", "optimizer"):
+            assert shared[name] == pytest.approx(alone[name] / 8)
+        assert shared["activations"] == alone["activations"]
+        assert "gathered" not in alone
+        block = sum(parameter.numel() for parameter in model.swinv2.encoder.layers[1].blocks[0].parameters())
+        assert shared["gathered"] > 3 * block * 2 / MIB

@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.train.augment import for_finetuning, for_pretraining
-from swinv2.train.pretrain import make_masks
+from swinv2.train.pretrain import mask_maker
 from swinv2.train.running import pixels_of
 from swinv2.train.schedule import make_schedule
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings, parse_settings
@@ -295,7 +295,7 @@ def test_its_masks_can_be_drawn(name: str) -> None:
     assert isinstance(settings, PretrainSettings)
     with torch.device("meta"):
         model = Swinv2ForMaskedImageModeling(config_of(name))
-    mask = make_masks(settings, model)()
+    mask = mask_maker(model.config, settings.mask_block, settings.mask_ratio)()
     patches = (settings.mask_block // model.config.patch_size) ** 2
     blocks = {"simmim-base-w12-192": (22, 36), "cifar10-simmim": (10, 16)}[name]
     assert (int(mask.sum()) // patches, mask.numel() // patches) == blocks

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -24,7 +27,7 @@ from colours import draw_colours
 from swinv2.errors import UsageError
 from swinv2.train import checkpoints, commands
 from swinv2.train.finetune import make_finetuning
-from swinv2.train.pretrain import make_pretraining
+from swinv2.train.pretrain import make_pretraining, mask_maker
 from swinv2.train.running import run_training
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, parse_settings
 from swinv2.train.trainer import DivergedError, SwinTrainer, TooManyBrokenError
@@ -35,6 +38,8 @@ AUGMENTED = [
     *("--label_smoothing_factor", "0.1", "--auto_augment", "rand-m9-mstd0.5-inc1", "--erase_probability", "0.25"),
     *("--ema_decay", "0.9"),
 ]
+
+ACCUMULATED = ["--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "4"]
 
 
 def make(command: str, flags: list[str]) -> SwinTrainer:
@@ -113,6 +118,24 @@ class TestPretraining:
         assert all(torch.equal(trainer.model.state_dict()[name], before[name]) for name in shared)
 
 
+@pytest.mark.parametrize(
+    ("block", "ratio", "sentence"),
+    [
+        (3, 0.6, "a multiple of the patch size"),
+        (0, 0.6, "a multiple of the patch size"),
+        (8, 1.0, "expected above 0 and below 1"),
+        (8, 0.0, "expected above 0 and below 1"),
+        (32, 0.6, "hide all of a picture"),  # one block
+        (16, 0.8, "hide all of a picture"),  # 4 of 4 blocks
+    ],
+)
+def test_masks_that_are_none(block: int, ratio: float, sentence: str) -> None:
+    config = swinv2.Swinv2Config(**CONFIG)
+    with pytest.raises(UsageError, match=sentence):
+        mask_maker(config, block, ratio)
+    assert mask_maker(config, 16, 0.7)().float().mean() == 0.75
+
+
 class TestFinetuning:
     def test_it_learns_and_serves(self, flags: list[str], colours: Path, tmp_path: Path) -> None:
         train("finetune", flags)
@@ -151,6 +174,25 @@ class TestFinetuning:
         changed = {name for name, value in plain.items() if not torch.equal(merged[name], value)}
         assert {name.split(".")[-2] for name in changed} == {"query", "value", "classifier"}
 
+    def test_the_best_of_an_average_is_an_average(self, flags: list[str], tmp_path: Path) -> None:
+        more = ["--ema_decay", "0.9", "--load_best_model_at_end", "true", "--metric_for_best_model", "eval_loss"]
+        more += ["--save_strategy", "epoch", "--greater_is_better", "true"]  # the worst, which is not the last
+        trainer = train("finetune", [*flags, *more])
+        best = Path(trainer.state.best_model_checkpoint)
+        assert best.name == "checkpoint-5"
+        means = torch.load(best / "average.pt", weights_only=True)
+        for name, value in weights(tmp_path / "run" / "final").items():
+            assert torch.equal(value, means[f"module.{name}"]), name
+
+    def test_labels_without_a_class(self, flags: list[str], tmp_path: Path) -> None:
+        rows = {"image": [np.zeros((8, 8, 3), np.uint8)] * 3, "label": [0, 1, 2]}
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+        (tmp_path / "names.txt").write_text("cat\ndog\n\n")
+        more = ["--data", str(tmp_path / "train.parquet"), "--label_names_file", str(tmp_path / "names.txt")]
+        with pytest.raises(UsageError, match="has a label 2, but there are 2 classes"):
+            make("finetune", [*flags, *more, "--eval_strategy", "no"])
+
     def test_muon(self, flags: list[str], tmp_path: Path) -> None:
         train("finetune", [*flags, "--matrix_learning_rate", "5e-3"])
         assert losses(tmp_path / "run")[-1][1] < losses(tmp_path / "run")[0][1]
@@ -172,8 +214,14 @@ class TestGoingOn:
 
     @pytest.mark.parametrize(
         ("command", "more", "step"),
-        [("pretrain", [], 6), ("finetune", AUGMENTED, 3), ("finetune", AUGMENTED, 4), ("finetune", AUGMENTED, 11)],
-        ids=["pretrain", "before the first save", "between a save and the next step", "in the last epoch"],
+        [
+            ("pretrain", [], 6),
+            ("finetune", AUGMENTED, 3),
+            ("finetune", AUGMENTED, 4),
+            ("finetune", AUGMENTED, 11),
+            ("finetune", ["--matrix_learning_rate", "5e-3", *ACCUMULATED], 7),
+        ],
+        ids=["pretrain", "before the first save", "between a save and the next step", "in the last epoch", "muon"],
     )
     def test_to_the_bit(self, command: str, more: list[str], step: int, flags: list[str], tmp_path: Path) -> None:
         flags = [*flags, *more]
@@ -194,10 +242,37 @@ class TestGoingOn:
         train("finetune", [*flags, "--dataloader_num_workers", "2", "--output_dir", str(tmp_path / "other")])
         assert losses(tmp_path / "run") == losses(tmp_path / "other")
 
-    def test_nobody_overwrites_a_run_by_accident(self, flags: list[str]) -> None:
+    def test_a_finished_run_stays_as_it_is(self, flags: list[str], tmp_path: Path) -> None:
+        flags = [*flags, "--max_steps", "6", "--eval_strategy", "no"]  # within an epoch
         train("finetune", flags)
         with pytest.raises(UsageError, match="--resume"):
             train("finetune", flags)
+        before, curve = weights(tmp_path / "run" / "final"), losses(tmp_path / "run")
+        train("finetune", [*flags, "--resume"])
+        assert losses(tmp_path / "run") == curve
+        after = weights(tmp_path / "run" / "final")
+        assert all(torch.equal(after[name], before[name]) for name in before)
+        assert json.loads((tmp_path / "run" / "results.json").read_text())["loss"] == curve[-1][1]
+
+    def test_another_learning_rate_is_followed(self, flags: list[str], tmp_path: Path) -> None:
+        flags = [*flags, "--schedule", "linear", "--eval_strategy", "no"]
+        with pytest.raises(CrashError):
+            train("finetune", flags, lambda trainer: trainer.add_callback(CrashAt(6)))
+        shutil.copytree(tmp_path / "run", tmp_path / "other")
+        train("finetune", [*flags, "--resume"])
+        slower = ["--learning_rate", "5e-4", "--weight_decay", "0.01", "--save_steps", "5"]
+        trainer = train("finetune", [*flags, "--resume", *slower, "--output_dir", str(tmp_path / "other")])
+        old, new = ([entry["learning_rate"] for entry in log(tmp_path / run)[4:15]] for run in ("run", "other"))
+        assert new == pytest.approx([rate / 4 for rate in old])
+        assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0, 0.01}
+        assert checkpoints.checkpoints(tmp_path / "other")[1].name == "checkpoint-10"
+        with pytest.raises(UsageError, match="does not fit these settings"):
+            train("finetune", [*flags, "--resume", "--layer_decay", "0.5"])
+
+    @pytest.mark.parametrize("where", ["nowhere", "."])
+    def test_a_checkpoint_that_is_none(self, where: str, flags: list[str], tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="--resume_from_checkpoint"):
+            train("finetune", [*flags, "--resume_from_checkpoint", str(tmp_path / where)])
 
     def test_a_corrupt_checkpoint_is_passed_over(
         self, flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -224,8 +299,21 @@ class TestTrouble:
 
             trainer.add_callback(Poison())
 
-        with pytest.raises(DivergedError, match=r"step 6 is no finite number.*checkpoint-4 is sound"):
+        with pytest.raises(DivergedError, match=r"at step 6 the loss.*checkpoint-4 is sound"):
             train("finetune", flags, poison)
+        assert [path.name for path in checkpoints.checkpoints(tmp_path / "run")] == ["checkpoint-4"]
+
+    def test_weights_that_are_no_numbers_are_not_saved(self, flags: list[str], tmp_path: Path) -> None:
+        """A finite loss may have a gradient that is not, and the step after it may be a save."""
+
+        class Poison(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **rest: Any) -> None:
+                if state.global_step == 8:
+                    with torch.no_grad():
+                        next(model.parameters()).view(-1)[3] = float("inf")
+
+        with pytest.raises(DivergedError, match=r"checkpoint-4 is sound"):
+            train("finetune", flags, lambda trainer: trainer.add_callback(Poison()))
         assert [path.name for path in checkpoints.checkpoints(tmp_path / "run")] == ["checkpoint-4"]
 
     def test_a_full_disk(self, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,22 +338,27 @@ class TestTrouble:
         for split, index in (("train", 3), ("train", 7), ("validation", 2)):
             (tmp_path / "data" / split / "red" / f"{index}.png").write_bytes(b"not a picture")
         flags = [*flags, "--data", str(tmp_path / "data")]
-        train("finetune", flags)
+        # Each counts once, in however many epochs it is met.
+        train("finetune", [*flags, "--max_broken_images", "2"])
         results = json.loads((tmp_path / "run" / "results.json").read_text())
         assert (results["eval_pictures"], results["eval_unreadable"]) == (14, 1)
         with pytest.raises(TooManyBrokenError, match="more than --max_broken_images 1"):
             train("finetune", [*flags, "--max_broken_images", "1", "--output_dir", str(tmp_path / "other")])
 
     def test_sigterm_saves_and_says_so(self, flags: list[str], tmp_path: Path) -> None:
-        flags = [*flags, "--num_train_epochs", "2000", "--save_steps", "100000", "--eval_strategy", "no"]
+        # To all processes, as launchers, timeout and terminals do: those that read pictures must not leave.
+        flags = [*flags, "--num_train_epochs", "2000", "--save_strategy", "epoch", "--dataloader_num_workers", "2"]
         process = start("finetune", flags)
         wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists() and len(losses(tmp_path / "run")) > 2, process)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 128 + signal.SIGTERM, errors
         newest, unusable = checkpoints.newest_sound(tmp_path / "run")
         assert newest is not None
         assert not unusable
+        # What ends an epoch is not done for one that was left.
+        evaluated = [entry["step"] for entry in log(tmp_path / "run") if "eval_loss" in entry]
+        assert all(step % 5 == 0 for step in evaluated)
 
     def test_stopped_by_itself_is_status_3(self, flags: list[str], colours: Path, tmp_path: Path) -> None:
         for picture in (colours / "train").rglob("*.png"):
@@ -284,6 +377,7 @@ def start(command: str, flags: list[str]) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
 
 

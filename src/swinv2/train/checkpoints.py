@@ -139,8 +139,8 @@ def staged(final: Path) -> Iterator[Path]:
         good, _ = newest_sound(final.parent)
         kept = f"{good} is complete" if good else "There is no earlier one"
         raise SaveError(
-            f"the checkpoint {final} could not be written: {error}. {kept}. Make room and run the same command with "
-            "--resume."
+            f"{final} could not be written: {error}. {kept}. If the disk is full, make room; then run the same command "
+            "with --resume."
         ) from error
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)

@@ -9,11 +9,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
+from swinv2.errors import UsageError
 from swinv2.train.checkpoints import SaveError, newest_sound
 from swinv2.train.finetune import make_finetuning
 from swinv2.train.plan import make_plan
@@ -66,6 +68,18 @@ def _run(trainer: SwinTrainer) -> int:
     except (DivergedError, SaveError, TooManyBrokenError) as error:
         messages.print(Text.assemble(("stopped: ", "bold red"), str(error)))
         return STOPPED
+    except UsageError as error:
+        if trainer.state.global_step == 0:
+            raise
+        messages.print(Text.assemble(("stopped: ", "bold red"), _sentence(error)))
+        return STOPPED
+    except torch.OutOfMemoryError:
+        told = (
+            "the device has too little memory; give a smaller --per_device_train_batch_size with more "
+            "--gradient_accumulation_steps, or --gradient_checkpointing."
+        )
+        messages.print(Text.assemble(("stopped: ", "bold red"), told))
+        return STOPPED
     except OSError as error:
         kept = newest_sound(trainer.run)[0] or "there is none yet"
         told = f"a file of the run could not be written or read: {error}. The newest checkpoint: {kept}."
@@ -82,6 +96,12 @@ def _run(trainer: SwinTrainer) -> int:
             shown = {name: value for name, value in results.items() if isinstance(value, float)}
             messages.print(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
     return status
+
+
+def _sentence(error: UsageError) -> str:
+    """What an error says. One from a process that reads pictures brings the process' whole traceback along."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
 
 
 def _log_to_stderr() -> None:

@@ -4,6 +4,7 @@ In: a model's folder or name, and a place with labelled pictures. Out: accuracie
 pictures go through the image processor that lies beside the model: what is measured is what a user gets.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from swinv2.train.augment import decode
 from swinv2.train.data import Pictures, open_pictures
 from swinv2.train.drawing import MOST_MISTAKES, Mistake, draw_confusion, draw_mistakes
 from swinv2.train.examples import IGNORED_LABEL, EvaluationExamples, Recipe, collate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -144,17 +147,22 @@ def evaluate(
 
 
 def _match_classes(pictures: Pictures, names: tuple[str, ...]) -> dict[int, int]:
-    """The model's class for each of the data's: by name where the data has names and the model knows them all,
-    otherwise by number."""
+    """The model's class for each of the data's: by name where the model knows the data's names, by number where it
+    knows none of them and there are as many."""
     if pictures.names and set(pictures.names) <= set(names):
         return {index: names.index(name) for index, name in enumerate(pictures.names)}
     classes = len(pictures.names) or int(pictures.labels().max()) + 1
     if classes > len(names):
         raise UsageError(f"{pictures.place} has {classes} classes, the model {len(names)}; they must be the same.")
-    if pictures.names and len(pictures.names) != len(names):
+    if pictures.names and (len(pictures.names) != len(names) or set(pictures.names) & set(names)):
         raise UsageError(
             f"{pictures.place} names classes that the model does not know, for example "
             f"{sorted(set(pictures.names) - set(names))[:3]}; the folders must be called as in the model's config.json."
+        )
+    if pictures.names:
+        logger.warning(
+            f"the model calls no class as {pictures.place} does ({names[0]!r}, {pictures.names[0]!r} ...); classes are "
+            "matched by their order"
         )
     return {index: index for index in range(classes)}
 

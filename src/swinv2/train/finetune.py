@@ -125,7 +125,8 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
     given: tuple[str, ...] = ()
     if settings.label_names_file:
         try:
-            given = tuple(Path(settings.label_names_file).read_text().splitlines())
+            lines = Path(settings.label_names_file).read_text().splitlines()
+            given = tuple(line.strip() for line in lines if line.strip())
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--label_names_file {settings.label_names_file!r} cannot be read: {error}") from error
     train, evaluation = open_training(settings, given)
@@ -135,6 +136,9 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
     if evaluation is not None and evaluation.names and evaluation.names != names:
         differing = sorted(set(names) ^ set(evaluation.names))[:5]
         raise UsageError(f"{evaluation.place} has other classes than {train.place}: {differing}.")
+    for pictures in (train, evaluation):
+        if pictures is not None and not pictures.streams and (last := int(pictures.labels().max())) >= len(names):
+            raise UsageError(f"{pictures.place} has a label {last}, but there are {len(names)} classes, from 0.")
     model: Any = start_finetuning(settings, names)
     pixels = pixels_of(model.config, settings.image_mean, settings.image_std)
     augment = for_finetuning(

@@ -6,72 +6,39 @@ In: a trainer that is ready. Out: a plan of plain numbers and words, for people 
 import math
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from swinv2.config import as_pair
 from swinv2.errors import UsageError
 from swinv2.train.examples import StreamedExamples
 from swinv2.train.groups import parameter_groups
+from swinv2.train.memory import Training, training_memory
 from swinv2.train.optim import hidden_matrices
 from swinv2.train.settings import PAPER_BATCH
 from swinv2.train.trainer import SwinTrainer
 
-MIB = 2**20
-
-
-def saved_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
-    """Bytes that a forward pass keeps for the backward pass, weights left out; nothing is computed."""
-    weights = {_storage(parameter) for parameter in model.parameters()}
-    # By storage: what two operations keep, or views of it, lies in memory once.
-    kept: dict[int, Tensor] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        kept[_storage(tensor)] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        outputs = model(**inputs)
-        (outputs.logits if hasattr(outputs, "logits") else outputs.reconstruction).sum()
-    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
-
-
-def _storage(tensor: Tensor) -> int:
-    # Unlike data_ptr, it tells tensors on the meta device apart.
-    return tensor.untyped_storage()._cdata
-
 
 def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
-    """Estimates what training takes on each process without sharding, in MiB: the state exactly, if the optimiser is
-    AdamW or Muon; activations as torch's plain operations would keep them, an upper bound where fused forms run, where
-    stages are frozen and where gradients are checkpointed. LoRA's own activations are not among them."""
+    """What training takes on each process, in MiB. LoRA's own activations are not among it."""
+    args: Any = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    config: Any = model.config
-    size = as_pair("image_size", config.image_size)
-    plain = model.get_base_model() if hasattr(model, "peft_config") else model
-    with torch.device("meta"):
-        twin = type(plain)(config).train()
-    kept = []
-    for count in (1, 2):
-        inputs = {"pixel_values": torch.empty(count, config.num_channels, *size, device="meta")}
-        if "bool_masked_pos" in (trainer.label_names or []):
-            patches = config.patch_grid[0] * config.patch_grid[1]
-            inputs["bool_masked_pos"] = torch.zeros(count, patches, dtype=torch.bool, device="meta")
-        kept.append(saved_bytes(twin, inputs))
-    per_image = kept[1] - kept[0]
+    checkpointed = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
+    if trainer.is_fsdp_enabled:
+        checkpointed = checkpointed or (args.fsdp_config or {}).get("activation_checkpointing", False)
     # AdamW keeps two numbers of each parameter, Muon one.
     matrices = hidden_matrices(model) if _uses_muon(trainer) else []
     with_muon = sum(matrix.numel() for matrix in matrices if matrix.requires_grad)
-    half = 0.5 if trainer.args.bf16 or trainer.args.fp16 else 1.0
-    return {
-        "weights": total * 4 / MIB,
-        "gradients": learning * 4 / MIB,
-        "optimizer": (2 * learning - with_muon) * 4 / MIB,
-        "average": total * 4 / MIB if trainer.args.ema_decay else 0.0,
-        "activations": per_image * half * trainer.args.train_batch_size / MIB,
-    }
+    return training_memory(
+        model,
+        Training(
+            args.train_batch_size,
+            in_half=args.bf16 or args.fp16,
+            checkpointed=bool(checkpointed),
+            with_average=args.ema_decay > 0,
+            moments=2 * learning - with_muon,
+            shards=args.world_size if trainer.is_fsdp_enabled else 0,
+        ),
+    )
 
 
 def _uses_muon(trainer: SwinTrainer) -> bool:

@@ -5,6 +5,7 @@ In: settings. Out: a trainer and what it saves. Masks, targets and loss are `swi
 Source: Xie et al., SimMIM (arXiv 2111.09886); Liu et al., Swin Transformer V2, section 3.5 and appendix A2.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from swinv2.config import Pair, as_pair
+from swinv2.config import Swinv2Config, as_pair
 from swinv2.errors import UsageError
-from swinv2.heads import Swinv2ForMaskedImageModeling
 from swinv2.simmim import average_distance, draw_mask, grid_of, mask_of_pixels
 from swinv2.train.augment import Pixels, for_evaluation, for_pretraining
 from swinv2.train.data import Pictures
@@ -79,32 +79,44 @@ class Grid(TrainerCallback):
         images = self.batch["pixel_values"].to(args.device)
         masks = self.batch["bool_masked_pos"].to(args.device)
         was_training = model.training
-        model.eval()
-        with torch.no_grad(), self.trainer.averaged():
+        with self.trainer.not_counted(), torch.no_grad(), self.trainer.averaged():
+            model.eval()
             drawn = model(images, bool_masked_pos=masks).reconstruction
-        model.train(was_training)
-        patch = as_pair("patch_size", model.config.patch_size)
-        draw_reconstructions(
-            images.cpu(),
-            drawn.float().cpu(),
-            mask_of_pixels(masks.cpu(), patch, self.pixels.size),
-            self.trainer.run / GRID_NAME,
-            self.pixels,
-            model.config.norm_targets,
-        )
+            model.train(was_training)
+            patch = as_pair("patch_size", model.config.patch_size)
+            draw_reconstructions(
+                images.cpu(),
+                drawn.float().cpu(),
+                mask_of_pixels(masks.cpu(), patch, self.pixels.size),
+                self.trainer.run / GRID_NAME,
+                self.pixels,
+                model.config.norm_targets,
+            )
 
 
-def make_masks(settings: PretrainSettings, model: Swinv2ForMaskedImageModeling) -> Any:
-    """What draws the mask of an example.
+def mask_maker(config: Swinv2Config, block: int, ratio: float) -> Callable[[], Tensor]:
+    """What draws the mask of an example for a model.
+
+    Args:
+        config: The model's.
+        block: Side of a masked block in pixels.
+        ratio: Share of the blocks that are masked.
 
     Raises:
-        UsageError: A block is no whole number of patches.
+        UsageError: A block is no whole number of patches, or nothing of a picture would be masked, or nothing seen.
     """
-    patch, size = as_pair("patch_size", model.config.patch_size), as_pair("image_size", model.config.image_size)
-    if settings.mask_block % patch[0] or settings.mask_block % patch[1] or settings.mask_block < max(patch):
-        raise UsageError(f"--mask_block is {settings.mask_block}; expected a multiple of the patch size, {patch}.")
-    block: Pair = settings.mask_block // patch[0], settings.mask_block // patch[1]
-    return partial(draw_mask, grid_of(size, patch), block, settings.mask_ratio)
+    patch, size = as_pair("patch_size", config.patch_size), as_pair("image_size", config.image_size)
+    if not 0.0 < ratio < 1.0:
+        raise UsageError(f"the mask ratio is {ratio}; expected above 0 and below 1.")
+    if block % patch[0] or block % patch[1] or block < max(patch):
+        raise UsageError(f"the mask block is {block}; expected a multiple of the patch size, {patch}.")
+    draw = partial(draw_mask, grid_of(size, patch), (block // patch[0], block // patch[1]), ratio)
+    if bool(draw().all()):
+        raise UsageError(
+            f"a mask block of {block} and a mask ratio of {ratio} hide all of a picture of {size}; expected smaller "
+            "ones."
+        )
+    return draw
 
 
 def make_pretraining(settings: PretrainSettings) -> PretrainTrainer:
@@ -117,7 +129,7 @@ def make_pretraining(settings: PretrainSettings) -> PretrainTrainer:
     model = start_pretraining(settings)
     freeze_stages(model, settings.frozen_stages)
     pixels = pixels_of(model.config, settings.image_mean, settings.image_std)
-    masks = make_masks(settings, model)
+    masks = mask_maker(model.config, settings.mask_block, settings.mask_ratio)
     train, evaluation = open_training(settings)
     recipe = Recipe(for_pretraining(pixels, settings.crop_scale), pixels.channels, masks, settings.seed)
     plain = Recipe(for_evaluation(pixels), pixels.channels, masks, settings.seed)

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from swinv2.config import as_pair
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForMaskedImageModeling
 from swinv2.images import BrokenImageError, read_image
 from swinv2.loading import choose_device, load_model, load_processor
-from swinv2.simmim import draw_mask, grid_of, mask_of_pixels
+from swinv2.simmim import mask_of_pixels
 from swinv2.train.augment import Pixels, for_evaluation
 from swinv2.train.drawing import draw_reconstructions
 from swinv2.train.examples import make_seed, seeded
+from swinv2.train.pretrain import mask_maker
 
 
 def reconstruct(
@@ -51,28 +53,23 @@ def reconstruct(
     processor = load_processor(model)
     config = drawer.config
     pixels = Pixels(as_pair("image_size", config.image_size), tuple(processor.image_mean), tuple(processor.image_std))
-    patch = as_pair("patch_size", config.patch_size)
-    if mask_block % patch[0] or mask_block % patch[1] or mask_block < max(patch):
-        raise UsageError(f"--mask-block is {mask_block}; expected a multiple of the patch size, {patch}.")
-    if not 0.0 < mask_ratio < 1.0:
-        raise UsageError(f"--mask-ratio is {mask_ratio}; expected above 0 and below 1.")
+    draw_mask = mask_maker(config, mask_block, mask_ratio)
     transform = for_evaluation(pixels)
     try:
         inputs = torch.stack([transform(read_image(image)) for image in images])
     except BrokenImageError as error:
         raise UsageError(f"an image is {error}; leave it out.") from error
-    masks = []
-    block = mask_block // patch[0], mask_block // patch[1]
+    masks: list[Tensor] = []
     for index in range(len(images)):
         with seeded(make_seed(seed, index)):
-            masks.append(draw_mask(grid_of(pixels.size, patch), block, mask_ratio))
+            masks.append(draw_mask())
     hidden = torch.stack(masks).flatten(1)
     with torch.inference_mode():
         drawn = drawer(inputs.to(place), bool_masked_pos=hidden.to(place))
     draw_reconstructions(
         inputs,
         drawn.reconstruction.cpu(),
-        mask_of_pixels(hidden, patch, pixels.size),
+        mask_of_pixels(hidden, as_pair("patch_size", config.patch_size), pixels.size),
         output,
         pixels,
         config.norm_targets,

@@ -18,6 +18,7 @@ from swinv2.train.augment import Pixels
 from swinv2.train.data import Pictures, has_one_split, open_pictures
 from swinv2.train.examples import Recipe, StreamedExamples, TrainingExamples
 from swinv2.train.settings import RunSettings
+from swinv2.train.signals import noting_signals
 from swinv2.train.trainer import SwinTrainer
 from swinv2.train.watching import Bar, Log
 
@@ -88,14 +89,15 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     if not trainer.args.disable_tqdm:
         trainer.add_callback(Bar())
     trainer.add_callback(Log(trainer.run))
-    with trainer.answering_signals():
-        outcome = trainer.train(resume_from_checkpoint=start)
+    with noting_signals(trainer.note_signal):
+        trainer.train(resume_from_checkpoint=start)
     if trainer.signal is not None:
         return {
             "stopped_by": signal.Signals(trainer.signal).name,
             "step": trainer.state.global_step,
         }, 128 + trainer.signal
-    results: dict[str, Any] = {"step": trainer.state.global_step, "train_loss": outcome.metrics.get("train_loss")}
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    results: dict[str, Any] = {"step": trainer.state.global_step, "loss": losses[-1] if losses else None}
     if trainer.eval_dataset is not None:
         results |= trainer.evaluate()
     trainer.save_final(trainer.run / FINAL)

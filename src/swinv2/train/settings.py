@@ -65,7 +65,9 @@ class RunSettings(TrainingArguments):
     label_column: str | None = _option(None, "Column of the labels, where it is not clear.")
     streaming: bool = _option(False, "Read one picture after another instead of all files first; needs --max_steps.")
     shuffle_buffer: int = _option(10_000, "When streaming: from how many pictures the next one is drawn.")
-    max_broken_images: int = _option(100, "Unreadable pictures of a run that are skipped before it stops.")
+    max_broken_images: int = _option(
+        100, "Unreadable pictures that each process skips before it stops; each counts once."
+    )
     image_mean: list[float] = _option(list(IMAGENET_MEAN), "Mean of each channel; as many as the model has.")
     image_std: list[float] = _option(list(IMAGENET_STD), "Standard deviation of each channel.")
 
@@ -126,6 +128,10 @@ class RunSettings(TrainingArguments):
             raise UsageError("--learning_rate has no effect beside --base_rate; leave one of them out.")
         if self.milestone_factor != 0.1 and self.schedule != MULTISTEP:
             raise UsageError("--milestone_factor has no effect without --schedule multistep.")
+        self._refuse_changed(("shuffle_buffer",), "without --streaming", not self.streaming)
+        self._refuse_changed(("data_seed",), "beside --seed, which decides the order too")
+        if self.save_only_model:
+            raise UsageError("--save_only_model would leave out what --resume needs; the model alone is in 'final'.")
         if not 0.0 <= self.ema_decay < 1.0:
             raise UsageError(f"--ema_decay is {self.ema_decay}; expected from 0 to less than 1.")
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
@@ -133,6 +139,7 @@ class RunSettings(TrainingArguments):
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         super().__post_init__()
+        self.remove_unused_columns = False
         if self.base_rate is not None:
             self.learning_rate = self.base_rate * self.whole_batch / PAPER_BATCH
         if not 0.0 < self.learning_rate < math.inf:
@@ -140,11 +147,15 @@ class RunSettings(TrainingArguments):
         if self.schedule is not None:
             self._check_schedule(self.schedule)
 
-    def _check_schedule(self, schedule: str) -> None:
+    def _refuse_changed(self, names: Sequence[str], why: str, when: bool = True) -> None:
+        """Refuses settings that would have no effect."""
         defaults = self.defaults()
-        for name in ("lr_scheduler_type", "lr_scheduler_kwargs"):
-            if getattr(self, name) and getattr(self, name) != defaults[name]:
-                raise UsageError(f"--{name} has no effect beside --schedule; leave one of them out.")
+        for name in names:
+            if when and getattr(self, name) != defaults[name]:
+                raise UsageError(f"--{name} has no effect {why}; leave one of them out.")
+
+    def _check_schedule(self, schedule: str) -> None:
+        self._refuse_changed(("lr_scheduler_type", "lr_scheduler_kwargs"), "beside --schedule")
         # What it refuses whatever the number of steps is, before data and model are opened.
         make_schedule(
             schedule,
@@ -280,11 +291,13 @@ class PretrainSettings(RunSettings):
     mask_block: int = _option(32, "Side of a masked block in pixels; a multiple of the patch size.")
     norm_targets: int = _option(47, "Draw pixels normalised by the square of so many around each; 0: as they are.")
     crop_scale: list[float] = _option([0.67, 1.0], "Smallest and largest share of the area that a crop takes.")
-    grid_images: int = _option(8, "Images in the picture of reconstructions, which each checkpoint draws; 0 for none.")
+    grid_images: int = _option(
+        8, "Images in the picture of reconstructions, which each checkpoint draws, except under FSDP; 0: none."
+    )
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.mask_ratio < 1.0:
-            raise UsageError(f"--mask_ratio is {self.mask_ratio}; expected above 0 and below 1.")
+        if self.label_smoothing_factor:
+            raise UsageError("--label_smoothing_factor has no effect in pre-training: there are no labels.")
         _check_scale(self.crop_scale)
         super().__post_init__()
         # What the Trainer takes for labels: with them it computes a loss in evaluation.
@@ -309,7 +322,7 @@ class FinetuneSettings(RunSettings):
     mixup: float = _option(0.0, "Alpha of mixup; the authors' is 0.8.")
     cutmix: float = _option(0.0, "Alpha of cutmix; the authors' is 1.0.")
     matrix_learning_rate: float = _option(
-        0.0, "Learning rate of Muon for the matrices, AdamW for the rest; 0: no Muon."
+        0.0, "Learning rate of Muon for the matrices, AdamW (0.9, 0.99) for the rest; 0: no Muon."
     )
     lora: bool = _option(False, "Learn low-rank changes of queries and values, and the classifier; nothing else.")
     lora_rank: int = _option(16, "Rank of --lora.")
@@ -336,6 +349,8 @@ class FinetuneSettings(RunSettings):
             raise UsageError("--matrix_learning_rate is for the network's own matrices; leave it out beside --lora.")
         if self.matrix_learning_rate and self.layer_decay != 1.0:
             raise UsageError("--layer_decay has no effect beside --matrix_learning_rate; leave one of them out.")
+        own = ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "base_rate")
+        self._refuse_changed(own, "beside --matrix_learning_rate", bool(self.matrix_learning_rate))
         super().__post_init__()
         self.label_names = ["labels"]
 

@@ -13,12 +13,10 @@ What a step computes is left to `pretrain.py` and `finetune.py`.
 
 import copy
 import logging
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -32,7 +30,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from swinv2.errors import UsageError
 from swinv2.model import Swinv2PreTrainedModel
-from swinv2.train.checkpoints import checkpoints, clear_unfinished, newest_sound, prune, publish, staged
+from swinv2.train.checkpoints import (
+    checkpoints,
+    clear_unfinished,
+    newest_sound,
+    prune,
+    publish,
+    staged,
+    why_unusable,
+)
 from swinv2.train.examples import (
     DrawBatches,
     StreamedExamples,
@@ -44,6 +50,7 @@ from swinv2.train.examples import (
 from swinv2.train.groups import parameter_groups
 from swinv2.train.schedule import make_schedule
 from swinv2.train.settings import RunSettings
+from swinv2.train.signals import deaf_to_signals
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +58,12 @@ AVERAGE_NAME = "average.pt"
 """File of the averaged weights in a checkpoint."""
 
 
+STEPS_BETWEEN_QUESTIONS = 8
+"""On several accelerators: steps from one question whether a process was told to stop to the next."""
+
+
 class DivergedError(UsageError):
-    """The loss is no number any more."""
+    """The loss or a weight is no number any more."""
 
 
 class TooManyBrokenError(UsageError):
@@ -69,6 +80,11 @@ class Watch(TrainerCallback):
     def __init__(self, trainer: "SwinTrainer") -> None:
         self.trainer = trainer
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        self.trainer.begin_counting()
+
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
@@ -76,6 +92,11 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         self.trainer.end_step(control)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        if self.trainer.stopping:
+            # The epoch has not ended, it was left: what ends it comes when the run goes on.
+            control.should_log = control.should_evaluate = control.should_save = False
 
 
 class SwinTrainer(Trainer):
@@ -99,11 +120,12 @@ class SwinTrainer(Trainer):
         self._staging: Path | None = None
         self._batches: DrawBatches | None = None
         self._last_micro_step = (-1, 0)
-        self._broken = 0
+        self._broken: set[str] = set()
         self._finite = torch.ones((), dtype=torch.bool, device=settings.device)
         self._seen, self._seen_since, self._counted_from = 0, 0, time.perf_counter()
         self._waiting = 0.0
         self.signal: int | None = None
+        self.stopping = False
         self.average: AveragedModel | None = None
         if settings.ema_decay:
             if self.is_fsdp_enabled:
@@ -128,6 +150,12 @@ class SwinTrainer(Trainer):
 
     # Examples
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[dict[str, Any]]:
+        """Batches to evaluate."""
+        loader = super().get_eval_dataloader(eval_dataset)
+        loader.worker_init_fn = deaf_to_signals()
+        return loader
+
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches of this process; accelerate, which would deal them out, is not asked."""
         examples, args = self.train_dataset, self.args
@@ -137,6 +165,8 @@ class SwinTrainer(Trainer):
             "pin_memory": args.dataloader_pin_memory and args.device.type != "cpu",
             "persistent_workers": args.dataloader_persistent_workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
+            "worker_init_fn": deaf_to_signals(),
             # Its own generator: a loader draws a seed for its workers, and the global one must not notice.
             "generator": torch.Generator().manual_seed(args.seed),
         }
@@ -156,6 +186,17 @@ class SwinTrainer(Trainer):
         )
         self._batches = batches
         return DataLoader(examples, batch_sampler=batches, **options)
+
+    def begin_counting(self) -> None:
+        """Starts the clock of the images per second."""
+        self._counted_from, self._seen_since, self._waiting = time.perf_counter(), self._seen, 0.0
+
+    def _run_epoch(self, **rest: Any) -> None:
+        # The Trainer asks only after a step: a run that has taken its last one would take another when it goes on.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**rest)
 
     def begin_epoch(self, epoch: int) -> None:
         """Draws the order of an epoch. Called before the Trainer asks for its batches."""
@@ -216,11 +257,18 @@ class SwinTrainer(Trainer):
         if self.average is not None:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
         if self._somebody_was_signalled():
-            control.should_save = control.should_training_stop = True
+            self.stopping = control.should_save = control.should_training_stop = True
+
+    def note_signal(self, number: int) -> None:
+        """Lets the step end, saves a checkpoint and stops the training."""
+        self.signal = number
 
     def _somebody_was_signalled(self) -> bool:
         if self.args.world_size == 1:
             return self.signal is not None
+        # A look at a GPU's number waits for all that it was given to do.
+        if self.args.device.type != "cpu" and self.state.global_step % STEPS_BETWEEN_QUESTIONS:
+            return False
         # All processes must stop at the same step, whoever was told first.
         told = torch.tensor(self.signal or 0, device=self.args.device)
         torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
@@ -232,19 +280,31 @@ class SwinTrainer(Trainer):
             return
         good, _ = newest_sound(self.run)
         raise DivergedError(
-            f"the loss at step {self.state.global_step} is no finite number. Nothing was saved since; "
+            f"at step {self.state.global_step} the loss or a weight is no finite number. Nothing was saved since; "
             + (f"{good} is sound. " if good else "there is no checkpoint yet. ")
             + "Train in bf16 rather than fp16, with a smaller --learning_rate, a longer --warmup_steps or a smaller "
             "--max_grad_norm."
         )
 
+    def _refuse_broken_weights(self) -> None:
+        """A finite loss may have a gradient that is not, and the next loss comes after the save."""
+        values = [getattr(p, "_local_tensor", p).detach() for p in self.model.parameters() if p.requires_grad]
+        self._finite &= torch.stack([value.isfinite().all() for value in values]).all().to(self._finite.device)
+        if self.args.world_size > 1:
+            # All processes stop, or none: the others would wait for the one that did.
+            agreed = self._finite.to(torch.int32)
+            torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
+            self._finite = agreed.bool()
+        self._refuse_divergence()
+
     def _count_broken(self, broken: list[str]) -> None:
         for name in broken:
-            self._broken += 1
-            logger.warning(f"skipped {name}")
-        if self._broken > self.args.max_broken_images:
+            if name not in self._broken:
+                logger.warning(f"skipped {name}")
+        self._broken.update(broken)
+        if len(self._broken) > self.args.max_broken_images:
             raise TooManyBrokenError(
-                f"{self._broken} pictures could not be read, more than --max_broken_images "
+                f"{len(self._broken)} pictures could not be read, more than --max_broken_images "
                 f"{self.args.max_broken_images}; the last one is {broken[-1]}."
             )
 
@@ -260,7 +320,7 @@ class SwinTrainer(Trainer):
         super().log(logs, start_time)
 
     @contextmanager
-    def _not_counted(self) -> Iterator[None]:
+    def not_counted(self) -> Iterator[None]:
         """What happens inside does not make training look slow."""
         start = time.perf_counter()
         try:
@@ -292,7 +352,7 @@ class SwinTrainer(Trainer):
 
     def evaluate(self, *args: Any, **rest: Any) -> dict[str, float]:
         """Evaluates the average of the weights if there is one. Pictures that cannot be read are left out."""
-        with self._not_counted(), self.averaged():
+        with self.not_counted(), self.averaged():
             return super().evaluate(*args, **rest)
 
     # Checkpoints
@@ -302,8 +362,9 @@ class SwinTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._refuse_divergence()
+        self._refuse_broken_weights()
         final = self.run / f"checkpoint-{self.state.global_step}"
-        with self._not_counted(), staged(final) as staging:
+        with self.not_counted(), staged(final) as staging:
             # The Trainer writes to a folder of the same name below the one that it takes for the run's.
             self._staging = staging
             try:
@@ -330,12 +391,52 @@ class SwinTrainer(Trainer):
             torch.save(self.average.state_dict(), Path(output_dir, AVERAGE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.average is not None and checkpoint is not None:
-            file = Path(checkpoint, AVERAGE_NAME)
-            if not file.is_file():
-                raise UsageError(f"{checkpoint} holds no average of the weights; go on without --ema_decay.")
-            self.average.load_state_dict(torch.load(file, map_location=self.args.device, weights_only=True))
+        if checkpoint is None:
+            return
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
+        told = [(group.get("initial_lr", group["lr"]), group["weight_decay"]) for group in groups]
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        # What torch says where the groups are not those of the checkpoint.
+        except ValueError as error:
+            raise UsageError(
+                f"{checkpoint} does not fit these settings: {error}. Go on with the model, the optimiser and the "
+                "--layer_decay that it was saved with, or begin in another --output_dir."
+            ) from error
+        self._follow_settings(told)
+        self._load_average(checkpoint)
+
+    def _follow_settings(self, told: list[tuple[float, float]]) -> None:
+        """Gives the settings of now to what a checkpoint has brought back, the learning rates and weight decays told
+        among them: a run goes on with a smaller rate if it is told one."""
+        self.state.compute_steps(self.args, self.state.max_steps)
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
+        if told == [(group.get("initial_lr", group["lr"]), group["weight_decay"]) for group in groups]:
+            return
+        scheduler: Any = self.lr_scheduler
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            raise UsageError(
+                "the learning rate or the weight decay is not the checkpoint's, and --lr_scheduler_type "
+                f"{self.args.lr_scheduler_type} cannot change them on the way; leave them as they were."
+            )
+        for group, factor, (rate, decay) in zip(groups, scheduler.lr_lambdas, told, strict=True):
+            group.update(initial_lr=rate, weight_decay=decay, lr=rate * factor(scheduler.last_epoch))
+        scheduler.base_lrs = [rate for rate, _ in told]
+        scheduler._last_lr = [group["lr"] for group in groups]
+        logger.warning("the learning rate or the weight decay is another than the checkpoint's: from now on that told")
+
+    def _load_average(self, checkpoint: str) -> None:
+        if self.average is None:
+            return
+        file = Path(checkpoint, AVERAGE_NAME)
+        if not file.is_file():
+            raise UsageError(f"{checkpoint} holds no average of the weights; go on without --ema_decay.")
+        self.average.load_state_dict(torch.load(file, map_location=self.args.device, weights_only=True))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.state.best_model_checkpoint is not None:
+            self._load_average(self.state.best_model_checkpoint)
 
     def save_final(self, folder: Path) -> None:
         """Saves the model for use: the average, if there is one; whole even where its checkpoints are sharded; with
@@ -347,6 +448,7 @@ class SwinTrainer(Trainer):
         Raises:
             SaveError: It could not be written.
         """
+        self._refuse_broken_weights()
         with self.averaged():
             model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             if self.is_fsdp_enabled:
@@ -377,7 +479,11 @@ class SwinTrainer(Trainer):
         if self.args.should_save:
             clear_unfinished(self.run)
         if args.resume_from_checkpoint:
-            return str(args.resume_from_checkpoint)
+            wanted = Path(args.resume_from_checkpoint)
+            reason = why_unusable(wanted) if wanted.is_dir() else "there is no such folder"
+            if reason is not None:
+                raise UsageError(f"--resume_from_checkpoint {wanted}: {reason}. --resume finds the newest sound one.")
+            return str(wanted)
         if not args.resume:
             if checkpoints(self.run):
                 raise UsageError(
@@ -391,20 +497,3 @@ class SwinTrainer(Trainer):
         if good is None and unusable:
             raise UsageError(f"no checkpoint of {self.run} is sound; delete them to begin anew.")
         return None if good is None else str(good)
-
-    @contextmanager
-    def answering_signals(self) -> Iterator[None]:
-        """While it lasts, SIGTERM and SIGINT let the step end, save a checkpoint and stop the training."""
-
-        def remember(number: int, frame: FrameType | None) -> None:
-            if self.signal is not None:
-                raise KeyboardInterrupt
-            self.signal = number
-            logger.warning(f"{signal.Signals(number).name}: saving and stopping after this step; again to stop at once")
-
-        before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

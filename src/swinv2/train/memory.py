@@ -1,0 +1,129 @@
+"""What a training takes in memory, worked out before it begins and without computing anything.
+
+In: a model, on any device, and how it would be trained. Out: MiB by what they are for, on each process.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swinv2.config import Swinv2Config, as_pair
+from swinv2.heads import Swinv2ForMaskedImageModeling
+from swinv2.layers.block import SwinTransformerBlock
+from swinv2.model import Swinv2PreTrainedModel
+
+MIB = 2**20
+FULL_BYTES, HALF_BYTES = 4, 2
+GATHERED_BLOCKS = 3
+"""Blocks that a process holds whole under FSDP2: the weights of the one at work and of the next, and the gradients of
+the one at work."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model would be trained.
+
+    Args:
+        batch_size: Images of a forward pass on each process.
+        in_half: Whether autocast computes in 16 bits; weights, gradients and the optimiser stay in fp32.
+        checkpointed: Whether the backward pass computes each block again.
+        with_average: Whether an average of the weights is kept.
+        moments: Numbers that the optimiser keeps of all parameters that learn; two of each for AdamW unless given.
+        shards: Processes that share weights, gradients and optimiser under FSDP2; 0 if each has all of them.
+    """
+
+    batch_size: int
+    in_half: bool = True
+    checkpointed: bool = False
+    with_average: bool = False
+    moments: int | None = None
+    shards: int = 0
+
+
+def training_memory(model: nn.Module, training: Training) -> dict[str, float]:
+    """Works out what training takes on each process: the state exactly, if the optimiser is AdamW or Muon; activations
+    as torch's plain operations would keep them, an upper bound where fused forms run and where stages are frozen.
+
+    Returns:
+        MiB of `weights`, `gradients`, `optimizer`, `average`, `activations`, and `gathered` where the rest is sharded.
+    """
+    adapted: Any = model
+    plain = adapted.get_base_model() if hasattr(model, "peft_config") else adapted
+    total = _count(model)
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    moments = 2 * learning if training.moments is None else training.moments
+    width = HALF_BYTES if training.in_half else FULL_BYTES
+    share = FULL_BYTES / max(training.shards, 1) / MIB
+    found = {
+        "weights": total * share,
+        "gradients": learning * share,
+        "optimizer": moments * share,
+        "average": total * share if training.with_average else 0.0,
+        "activations": activations_of_an_image(plain, training.checkpointed) * training.batch_size * width / MIB,
+    }
+    if training.shards:
+        blocks = [_count(module) for module in model.modules() if isinstance(module, SwinTransformerBlock)]
+        # What is outside the blocks is gathered once a step, and its gradients stay whole until its end.
+        found["gathered"] = (GATHERED_BLOCKS * max(blocks) + 2 * (total - sum(blocks))) * width / MIB
+    return found
+
+
+def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool) -> float:
+    """Numbers that a forward pass keeps of each image for the backward pass."""
+    config: Any = model.config
+    whole = _kept(type(model), config)
+    if not checkpointed:
+        return whole
+    stages = config.stages()
+    inside: list[float] = []
+    for index in range(len(stages)):
+        depths = [depth + (stage == index) for stage, depth in enumerate(config.depths)]
+        inside.append(_kept(type(model), Swinv2Config.from_dict(config.to_dict() | {"depths": depths})) - whole)
+    maps = [stage.grid[0] * stage.grid[1] * stage.dim for stage in stages]
+    outside = whole - sum(depth * numbers for depth, numbers in zip(config.depths, inside, strict=True))
+    kept = sum(depth * numbers for depth, numbers in zip(config.depths, maps, strict=True))
+    return outside + kept + max(inside)
+
+
+def _kept(kind: type[Swinv2PreTrainedModel], config: Swinv2Config) -> float:
+    with torch.device("meta"):
+        twin = kind(config).train()
+    kept: list[int] = []
+    for count in (1, 2):
+        inputs = {"pixel_values": torch.empty(count, config.num_channels, *_size(config), device="meta")}
+        if issubclass(kind, Swinv2ForMaskedImageModeling):
+            patches = config.patch_grid[0] * config.patch_grid[1]
+            inputs["bool_masked_pos"] = torch.zeros(count, patches, dtype=torch.bool, device="meta")
+        kept.append(saved_bytes(twin, inputs))
+    return (kept[1] - kept[0]) / FULL_BYTES
+
+
+def saved_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
+    """Bytes that a forward pass keeps for the backward pass, weights left out; nothing is computed on meta."""
+    weights = {_storage(parameter) for parameter in model.parameters()}
+    # By storage: what two operations keep, or views of it, lies in memory once.
+    kept: dict[int, Tensor] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        kept[_storage(tensor)] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        outputs = model(**inputs)
+        (outputs.logits if hasattr(outputs, "logits") else outputs.reconstruction).sum()
+    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
+
+
+def _storage(tensor: Tensor) -> int:
+    # Unlike data_ptr, it tells tensors on the meta device apart.
+    return tensor.untyped_storage()._cdata
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _size(config: Swinv2Config) -> tuple[int, int]:
+    return as_pair("image_size", config.image_size)
