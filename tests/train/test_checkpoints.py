@@ -146,7 +146,7 @@ class TestStaged:
                 write(staging / "checkpoint-3")
                 raise error
 
-        expected = f"run/checkpoint-3 could not be written: {error}. run/checkpoint-1 is complete. If the disk is full, make room"
+        expected = f"run/checkpoint-3 could not be written: {error}. run/checkpoint-1 is complete. If the disk is full"
         with pytest.raises(SaveError, match=re.escape(expected)):
             fail()
         assert sorted(path.name for path in run.iterdir()) == ["checkpoint-1", "checkpoint-2"]
