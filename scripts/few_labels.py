@@ -2,7 +2,7 @@
 
 For each seed, a small model is pre-trained on all 50,000 training pictures without labels and fine-tuned on the
 labelled tenth; the same model is trained from scratch on the same tenth, with the same recipe for as many steps. Both
-are evaluated on the 10,000 test pictures, once, at the end.
+are evaluated on the 10,000 test pictures; what counts is the last step, and nothing is chosen by it.
 
     python scripts/few_labels.py --data cifar10 --output runs/few-labels
 

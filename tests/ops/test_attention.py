@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swinv2.ops import reference, sdpa
-from swinv2.ops.cpu import pieces
+from swinv2.ops.cpu import attention, pieces
 from swinv2.ops.dispatch import BACKENDS, choose_backend, explain_backend, window_attention
 from swinv2.ops.windows import WindowPlan
 
@@ -277,9 +277,17 @@ def test_a_small_cache_changes_nothing(case: Case, cache_bytes: int, monkeypatch
     inputs = draw(case)
     expected = inputs.call(FORMS["reference"], case.plan, torch.float64)
     monkeypatch.setattr(pieces, "CACHE_BYTES", cache_bytes)
+    monkeypatch.setattr(attention, "WEIGHTS_BYTES", cache_bytes)
     results = inputs.call(FORMS["sdpa"], case.plan, torch.float64)
     errors = {name: error(result, expected[name]) for name, result in results.items()}
     assert {name: value for name, value in errors.items() if not value < 1e-12} == {}
+
+
+def test_no_images_at_all() -> None:
+    """A batch of nothing comes back as nothing, with gradients of the right shapes."""
+    case = replace(CASES[0], batch=0)
+    results = draw(case).call(FORMS["sdpa"], case.plan, torch.float32)
+    assert all(torch.isfinite(result).all() for result in results.values())
 
 
 @ALL_CASES

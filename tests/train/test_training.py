@@ -189,7 +189,12 @@ class TestFinetuning:
         features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
         (tmp_path / "names.txt").write_text("cat\ndog\n\n")
-        more = ["--data", str(tmp_path / "train.parquet"), "--label_names_file", str(tmp_path / "names.txt")]
+        secret = datasets.Dataset.from_dict(rows | {"label": [0, -1, 1]}, features=features)
+        secret.to_parquet(tmp_path / "secret.parquet")
+        names = ["--label_names_file", str(tmp_path / "names.txt")]
+        with pytest.raises(UsageError, match="has a label -1, but there are 2 classes"):
+            make("finetune", [*flags, *names, "--data", str(tmp_path / "secret.parquet"), "--eval_strategy", "no"])
+        more = ["--data", str(tmp_path / "train.parquet"), *names]
         with pytest.raises(UsageError, match="has a label 2, but there are 2 classes"):
             make("finetune", [*flags, *more, "--eval_strategy", "no"])
 
@@ -266,8 +271,6 @@ class TestGoingOn:
         assert new == pytest.approx([rate / 4 for rate in old])
         assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0, 0.01}
         assert checkpoints.checkpoints(tmp_path / "other")[1].name == "checkpoint-10"
-        with pytest.raises(UsageError, match="does not fit these settings"):
-            train("finetune", [*flags, "--resume", "--layer_decay", "0.5"])
 
     @pytest.mark.parametrize("where", ["nowhere", "."])
     def test_a_checkpoint_that_is_none(self, where: str, flags: list[str], tmp_path: Path) -> None:
@@ -359,6 +362,34 @@ class TestTrouble:
         # What ends an epoch is not done for one that was left.
         evaluated = [entry["step"] for entry in log(tmp_path / "run") if "eval_loss" in entry]
         assert all(step % 5 == 0 for step in evaluated)
+
+    def test_a_signal_during_an_evaluation(self, flags: list[str], tmp_path: Path) -> None:
+        """The processes that read pictures for it must stay, and the step that follows is the last."""
+        draw_colours(tmp_path / "more", 200)
+        flags = [
+            *flags,
+            "--eval_data",
+            str(tmp_path / "more"),
+            "--eval_split",
+            "train",
+            "--dataloader_num_workers",
+            "2",
+        ]
+        flags += ["--num_train_epochs", "2000", "--eval_strategy", "steps", "--eval_steps", "1"]
+        process = start("finetune", [*flags, "--per_device_eval_batch_size", "2"])
+        wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists() and len(losses(tmp_path / "run")) > 1, process)
+        # The line of a loss is written just before its evaluation.
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=90)
+        assert process.returncode == 128 + signal.SIGTERM, errors
+        assert checkpoints.newest_sound(tmp_path / "run")[0] is not None
+
+    def test_a_checkpoint_of_other_groups_is_status_2(self, flags: list[str]) -> None:
+        with pytest.raises(CrashError):
+            train("finetune", flags, lambda trainer: trainer.add_callback(CrashAt(6)))
+        with pytest.raises(UsageError, match="does not fit these settings"):
+            commands.finetune([*flags, "--resume", "--layer_decay", "0.5"])
 
     def test_stopped_by_itself_is_status_3(self, flags: list[str], colours: Path, tmp_path: Path) -> None:
         for picture in (colours / "train").rglob("*.png"):

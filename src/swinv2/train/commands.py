@@ -69,14 +69,14 @@ def _run(trainer: SwinTrainer) -> int:
         messages.print(Text.assemble(("stopped: ", "bold red"), str(error)))
         return STOPPED
     except UsageError as error:
-        if trainer.state.global_step == 0:
+        if not trainer.has_begun:
             raise
         messages.print(Text.assemble(("stopped: ", "bold red"), _sentence(error)))
         return STOPPED
     except torch.OutOfMemoryError:
         told = (
             "the device has too little memory; give a smaller --per_device_train_batch_size with more "
-            "--gradient_accumulation_steps, or --gradient_checkpointing."
+            "--gradient_accumulation_steps, or --activation_checkpointing."
         )
         messages.print(Text.assemble(("stopped: ", "bold red"), told))
         return STOPPED

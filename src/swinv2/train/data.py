@@ -138,6 +138,20 @@ class Pictures:
             raise self._no_integer(next(label for label in self.rows[self.label_column] if not isinstance(label, int)))
         return labels if self.chosen is None else labels[self.chosen]
 
+    def check_labels(self, classes: int) -> None:
+        """Refuses labels without a class.
+
+        Args:
+            classes: How many there are, from 0.
+
+        Raises:
+            UsageError: A label is none of them, such as the -1 of splits whose labels are kept secret.
+        """
+        labels = self.labels()
+        for label in (int(labels.min()), int(labels.max())):
+            if not 0 <= label < classes:
+                raise UsageError(f"{self.place} has a label {label}, but there are {classes} classes, from 0.")
+
     def share(self, fraction: float, seed: int) -> "Pictures":
         """Keeps a share of each class, or of all pictures if there are no classes, drawn at random.
 

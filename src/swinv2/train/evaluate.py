@@ -149,6 +149,7 @@ def evaluate(
 def _match_classes(pictures: Pictures, names: tuple[str, ...]) -> dict[int, int]:
     """The model's class for each of the data's: by name where the model knows the data's names, by number where it
     knows none of them and there are as many."""
+    pictures.check_labels(len(pictures.names) or len(names))
     if pictures.names and set(pictures.names) <= set(names):
         return {index: names.index(name) for index, name in enumerate(pictures.names)}
     classes = len(pictures.names) or int(pictures.labels().max()) + 1

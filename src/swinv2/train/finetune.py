@@ -137,8 +137,8 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
         differing = sorted(set(names) ^ set(evaluation.names))[:5]
         raise UsageError(f"{evaluation.place} has other classes than {train.place}: {differing}.")
     for pictures in (train, evaluation):
-        if pictures is not None and not pictures.streams and (last := int(pictures.labels().max())) >= len(names):
-            raise UsageError(f"{pictures.place} has a label {last}, but there are {len(names)} classes, from 0.")
+        if pictures is not None and not pictures.streams:
+            pictures.check_labels(len(names))
     model: Any = start_finetuning(settings, names)
     pixels = pixels_of(model.config, settings.image_mean, settings.image_std)
     augment = for_finetuning(

@@ -91,7 +91,8 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     trainer.add_callback(Log(trainer.run))
     with noting_signals(trainer.note_signal):
         trainer.train(resume_from_checkpoint=start)
-    if trainer.signal is not None:
+    # Not if it came too late to stop anything.
+    if trainer.stopping and trainer.signal is not None:
         return {
             "stopped_by": signal.Signals(trainer.signal).name,
             "step": trainer.state.global_step,

@@ -132,6 +132,11 @@ class RunSettings(TrainingArguments):
         self._refuse_changed(("data_seed",), "beside --seed, which decides the order too")
         if self.save_only_model:
             raise UsageError("--save_only_model would leave out what --resume needs; the model alone is in 'final'.")
+        by_fsdp = isinstance(self.fsdp_config, dict) and self.fsdp_config.get("activation_checkpointing")
+        if by_fsdp and getattr(self, "activation_checkpointing", False):
+            raise UsageError(
+                "activation_checkpointing is in --fsdp_config already; add --activation_checkpointing false."
+            )
         if not 0.0 <= self.ema_decay < 1.0:
             raise UsageError(f"--ema_decay is {self.ema_decay}; expected from 0 to less than 1.")
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):

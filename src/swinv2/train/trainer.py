@@ -125,7 +125,7 @@ class SwinTrainer(Trainer):
         self._seen, self._seen_since, self._counted_from = 0, 0, time.perf_counter()
         self._waiting = 0.0
         self.signal: int | None = None
-        self.stopping = False
+        self.stopping = self.has_begun = False
         self.average: AveragedModel | None = None
         if settings.ema_decay:
             if self.is_fsdp_enabled:
@@ -152,8 +152,9 @@ class SwinTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[dict[str, Any]]:
         """Batches to evaluate."""
-        loader = super().get_eval_dataloader(eval_dataset)
-        loader.worker_init_fn = deaf_to_signals()
+        loader: Any = super().get_eval_dataloader(eval_dataset)
+        # accelerate's loader draws from the one that it was given.
+        getattr(loader, "base_dataloader", loader).worker_init_fn = deaf_to_signals()
         return loader
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -189,6 +190,7 @@ class SwinTrainer(Trainer):
 
     def begin_counting(self) -> None:
         """Starts the clock of the images per second."""
+        self.has_begun = True
         self._counted_from, self._seen_since, self._waiting = time.perf_counter(), self._seen, 0.0
 
     def _run_epoch(self, **rest: Any) -> None:
@@ -272,8 +274,11 @@ class SwinTrainer(Trainer):
         # All processes must stop at the same step, whoever was told first.
         told = torch.tensor(self.signal or 0, device=self.args.device)
         torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        self.signal = int(told) or None
-        return self.signal is not None
+        # One that is noted meanwhile is asked for next time.
+        agreed = int(told)
+        if agreed:
+            self.signal = agreed
+        return agreed > 0
 
     def _refuse_divergence(self) -> None:
         if bool(self._finite):
@@ -361,7 +366,6 @@ class SwinTrainer(Trainer):
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._refuse_divergence()
         self._refuse_broken_weights()
         final = self.run / f"checkpoint-{self.state.global_step}"
         with self.not_counted(), staged(final) as staging:

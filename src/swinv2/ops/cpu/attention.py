@@ -9,6 +9,7 @@ copied to windows and back once, each kind of window after the other, the cyclic
 other's gradient. There is no gradient of the gradient: for that, load the model with attn_implementation="eager".
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
@@ -142,7 +143,7 @@ class _ToWindows(torch.autograd.Function):
 
 def _precise_pieces(vectors: Tensor) -> list[slice]:
     """Cuts windows of vectors (N, heads, T, head_dim) so that what is computed of them in fp32 fits the cache."""
-    return pieces.pieces(len(vectors), 4 * 4 * vectors[0].numel())
+    return pieces.pieces(len(vectors), 4 * 4 * math.prod(vectors.shape[1:]))
 
 
 def _times(vectors: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:
@@ -168,7 +169,7 @@ class _ToMap(torch.autograd.Function):
 
 def _group_size(query: Tensor) -> tuple[int, int]:
     """How many windows, and how many heads of them, have weights that fit the cache together. Heads of one window are
-    parted if they must be, and every thread has as many of them to do."""
+    parted if they must be, evenly among the threads."""
     heads, threads = query.shape[1], torch.get_num_threads()
     fitting = WEIGHTS_BYTES // (query.shape[2] ** 2 * query.element_size())
     if fitting >= heads:

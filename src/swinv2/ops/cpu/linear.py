@@ -33,9 +33,10 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (..., out), in the dtype of autocast where that is on.
     """
-    tensors = _in_autocast_dtype(features, weight, bias)
-    if _onednn_can_run(*tensors):
-        return _Linear.apply(*tensors)
+    if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") in _onednn_dtypes():
+        tensors = _in_autocast_dtype(features, weight, bias)
+        if _onednn_can_run(*tensors):
+            return _Linear.apply(*tensors)
     return F.linear(features, weight, bias)
 
 
