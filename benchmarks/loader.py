@@ -3,7 +3,7 @@
     python benchmarks/loader.py --model tiny --device cpu
 
 Pictures are JPEGs of 256 x 256 pixels and quality 90 of smoothed noise, which compresses about as photographs do;
-augmentation is the authors' for ImageNet (random crops, RandAugment, colour jitter, erasing, mixup).
+augmentation is the authors' for ImageNet (random crops, RandAugment, erasing, mixup, cutmix).
 """
 
 import json
@@ -55,7 +55,6 @@ def main(
             "dataloader_num_workers": workers,
             "dataloader_drop_last": True,
             "auto_augment": "rand-m9-mstd0.5-inc1",
-            "color_jitter": 0.4,
             "erase_probability": 0.25,
             "mixup": 0.8,
             "cutmix": 1.0,
