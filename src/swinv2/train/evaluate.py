@@ -152,9 +152,6 @@ def _match_classes(pictures: Pictures, names: tuple[str, ...]) -> dict[int, int]
     pictures.check_labels(len(pictures.names) or len(names))
     if pictures.names and set(pictures.names) <= set(names):
         return {index: names.index(name) for index, name in enumerate(pictures.names)}
-    classes = len(pictures.names) or int(pictures.labels().max()) + 1
-    if classes > len(names):
-        raise UsageError(f"{pictures.place} has {classes} classes, the model {len(names)}; they must be the same.")
     if pictures.names and (len(pictures.names) != len(names) or set(pictures.names) & set(names)):
         raise UsageError(
             f"{pictures.place} names classes that the model does not know, for example "
@@ -165,7 +162,7 @@ def _match_classes(pictures: Pictures, names: tuple[str, ...]) -> dict[int, int]
             f"the model calls no class as {pictures.place} does ({names[0]!r}, {pictures.names[0]!r} ...); classes are "
             "matched by their order"
         )
-    return {index: index for index in range(classes)}
+    return {index: index for index in range(len(names))}
 
 
 def draw_evaluation(found: Evaluation, pictures: Pictures, folder: Path) -> list[Path]:

@@ -1,0 +1,66 @@
+"""How good a classifier is: counts that add up, and classes that are matched by what they are called."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+import peers
+import swinv2
+from swinv2.errors import UsageError
+from swinv2.train.augment import Pixels
+from swinv2.train.evaluate import draw_evaluation, evaluate
+from swinv2.train.running import make_processor
+
+
+def save_model(folder: Path, names: list[str]) -> str:
+    """A small classifier of these classes, with its image processor."""
+    config = swinv2.Swinv2Config(
+        image_size=32,
+        patch_size=2,
+        window_size=4,
+        embed_dim=16,
+        depths=[1, 1],
+        num_heads=[1, 2],
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
+    )
+    peers.draw_weights(swinv2.Swinv2ForImageClassification(config)).save_pretrained(folder)
+    make_processor(Pixels((32, 32), (0.5,) * 3, (0.5,) * 3)).save_pretrained(folder)
+    return str(folder)
+
+
+def test_counts_add_up_and_mistakes_are_drawn(colours: Path, tmp_path: Path) -> None:
+    found, pictures = evaluate(save_model(tmp_path / "model", ["blue", "green", "red"]), str(colours))
+    assert found.confusion.sum(1).tolist() == [5, 5, 5]
+    assert found.top1 == pytest.approx(found.confusion.trace() / 15)
+    assert (found.pictures, found.unreadable, found.top5) == (15, [], None)
+    assert all(truth != answer for _, truth, answer, _ in found.worst)
+    assert len(found.worst) == 15 - found.confusion.trace()
+    assert all(file.stat().st_size > 1000 for file in draw_evaluation(found, pictures, tmp_path))
+
+
+def test_classes_are_matched_by_name(colours: Path, tmp_path: Path) -> None:
+    straight, _ = evaluate(save_model(tmp_path / "one", ["blue", "green", "red"]), str(colours))
+    turned, _ = evaluate(save_model(tmp_path / "two", ["red", "blue", "green"]), str(colours))
+    # The weights are the same: row and column i of the answers are called otherwise.
+    order = [1, 2, 0]
+    assert (turned.confusion[order].sum(1) == straight.confusion.sum(1)).all()
+    assert (turned.confusion.sum(0) == straight.confusion.sum(0)).all()
+    assert turned.confusion[1].tolist() == straight.confusion[0].tolist()
+
+
+@pytest.mark.parametrize("names", [["blue", "green", "cat"], ["a", "b"], ["a", "b", "c", "d"]])
+def test_classes_that_do_not_fit(colours: Path, tmp_path: Path, names: list[str]) -> None:
+    with pytest.raises(UsageError, match="names classes that the model does not know"):
+        evaluate(save_model(tmp_path / "model", names), str(colours))
+
+
+def test_foreign_names_are_matched_by_order_with_a_word(
+    colours: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The commands switch it off.
+    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
+    found, _ = evaluate(save_model(tmp_path / "model", ["a", "b", "c"]), str(colours))
+    assert found.pictures == 15
+    assert "matched by their order" in caplog.text
