@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
+from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import logging
 
@@ -48,6 +49,13 @@ def is_pointwise(module: nn.Module) -> bool:
         # An activation that a newer transformers offers may learn too.
         and next(module.parameters(), None) is None
         and next(module.children(), None) is None
+    )
+
+
+def is_exact_gelu(module: nn.Module) -> bool:
+    """Whether a module is the GELU that is computed with the error function, in torch's own operation."""
+    return (type(module) is nn.GELU and module.approximate == "none") or (
+        type(module) is GELUActivation and module.act is functional.gelu
     )
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
+from transformers.activations import ACT2FN
 
 import peers
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.layers.block import SwinTransformerBlock
-from swinv2.layers.linear import is_plain, project
+from swinv2.layers.linear import is_plain, project, project_and_activate
 from swinv2.ops.cpu import pieces
 
 SMALL = {"image_size": 64, "window_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "num_labels": 6}
@@ -108,7 +109,14 @@ def test_queries_keys_and_values_share_a_product_if_it_is_large() -> None:
 
 @pytest.mark.parametrize(
     ("name", "channels"),
-    [("", 24), ("attention.self.key", 24), ("intermediate", 24), ("intermediate.dense", 24), ("output.dense", 96)],
+    [
+        ("", 24),
+        ("attention.self.key", 24),
+        ("intermediate", 24),
+        ("intermediate.dense", 24),
+        ("intermediate.activation", 96),
+        ("output.dense", 96),
+    ],
 )
 @pytest.mark.parametrize("with_gradients", [False, True])
 def test_a_hook_sees_the_whole_map_once(
@@ -125,6 +133,26 @@ def test_a_hook_sees_the_whole_map_once(
     # 50 x 70 pixels are 13 x 18 patches.
     assert seen == [(6, 13, 18, channels)]
     assert peers.difference(hooked, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("activation", "joined"),
+    [(nn.GELU(), True), (nn.GELU("tanh"), False), (ACT2FN["gelu"], True), (ACT2FN["gelu_python"], False)],
+    ids=["exact", "tanh", "transformers", "python"],
+)
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_only_an_exact_gelu_without_gradients_joins_the_product(
+    activation: nn.Module, joined: bool, with_gradients: bool
+) -> None:
+    layer, x = nn.Linear(8, 32), torch.randn(5, 8)
+    calls: list[Tensor] = []
+    # On the class: a hook, or a forward of its own, would keep the activation out of the product.
+    with pytest.MonkeyPatch.context() as patch, torch.set_grad_enabled(with_gradients):
+        forward = type(activation).forward
+        patch.setattr(type(activation), "forward", lambda self, input: calls.append(input) or forward(self, input))
+        result = project_and_activate(x, layer, activation)
+        assert len(calls) == (0 if joined and not with_gradients else 1)
+        torch.testing.assert_close(result, activation(layer(x)))
 
 
 class Counting(nn.Module):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swinv2.ops.cpu import pieces
-from swinv2.ops.cpu.linear import _onednn_dtypes, feed_forward, linear
+from swinv2.ops.cpu.linear import _onednn_dtypes, feed_forward, linear, linear_gelu
 from swinv2.ops.cpu.pieces import add_in_pieces, can_run
 
 SMALL_CACHE = 40_000
@@ -212,7 +212,31 @@ class TestOneDNN:
 
     def test_no_tokens_at_all(self) -> None:
         with torch.no_grad():
-            assert linear(torch.zeros(0, 16), torch.zeros(48, 16), None).shape == (0, 48)
+            for form in (linear, linear_gelu):
+                assert form(torch.zeros(0, 16), torch.zeros(48, 16), None).shape == (0, 48)
+
+    @needs_onednn
+    def test_the_gelu_is_onednns_too(self) -> None:
+        with torch.no_grad(), torch.profiler.profile() as profile:
+            linear_gelu(torch.zeros(4, 16), torch.zeros(8, 16), None)
+        names = {event.key for event in profile.key_averages()}
+        assert "mkldnn::_linear_pointwise" in names
+        assert "aten::gelu" not in names
+
+    @pytest.mark.parametrize("with_bias", [False, True])
+    @pytest.mark.parametrize("autocast", [False, True])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+    def test_the_gelu_is_the_exact_one(self, dtype: torch.dtype, autocast: bool, with_bias: bool) -> None:
+        exact = [4 * draw(*SHAPES[0], seed=1), draw(*SHAPES[1], seed=2), draw(*SHAPES[2], seed=3)]
+        features, weight, bias = (tensor.to(dtype) for tensor in exact)
+        bias = bias if with_bias else None
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            ours = linear_gelu(features, weight, bias)
+            theirs = F.gelu(F.linear(features, weight, bias))
+        assert ours.dtype == theirs.dtype
+        truth = F.gelu(F.linear(features.double(), weight.double(), None if bias is None else bias.double()))
+        errors = [(result.double() - truth).norm() for result in (ours, theirs)]
+        assert errors[0] <= 1.5 * errors[1]
 
 
 class TestFeedForward:

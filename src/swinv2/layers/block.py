@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from swinv2.config import StageSpec, Swinv2Config, is_pointwise
 from swinv2.layers.attention import Attention, CosineWindowAttention, Projection, WindowGeometry
-from swinv2.layers.linear import is_plain, is_unwatched, project
+from swinv2.layers.linear import is_plain, is_unwatched, project_and_activate
 from swinv2.layers.position import ContinuousPositionBias, PreciseLinear
 from swinv2.ops.cpu.linear import feed_forward
 from swinv2.ops.cpu.pieces import SMALLEST_PIECE, add_in_pieces, can_run
@@ -81,7 +81,7 @@ class Intermediate(nn.Module):
         self.activation = activation
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.activation(project(features, self.dense)[0])
+        return project_and_activate(features, self.dense, self.activation)
 
 
 class PostNorm(nn.LayerNorm):

@@ -33,11 +33,35 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (..., out), in the dtype of autocast where that is on.
     """
-    if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") in _onednn_dtypes():
-        tensors = _in_autocast_dtype(features, weight, bias)
-        if _onednn_can_run(*tensors):
-            return _Linear.apply(*tensors)
-    return F.linear(features, weight, bias)
+    tensors = _for_onednn(features, weight, bias)
+    return F.linear(features, weight, bias) if tensors is None else _Linear.apply(*tensors)
+
+
+def linear_gelu(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """F.gelu(linear(features, weight, bias)) without gradients: oneDNN writes the wide tensor once, activated already.
+
+    Args:
+        features, weight, bias: See `linear`.
+
+    Returns:
+        As `linear`.
+    """
+    tensors = _for_onednn(features, weight, bias)
+    return F.gelu(F.linear(features, weight, bias)) if tensors is None else _multiply(*tensors, "gelu")
+
+
+def _for_onednn(features: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """The tensors of a product as oneDNN can take them, or None."""
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") not in _onednn_dtypes():
+        return None
+    tensors = _in_autocast_dtype(features, weight, bias)
+    return tensors if _onednn_can_run(*tensors) else None
+
+
+def _multiply(features: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    # The op reads a bias as if it were contiguous. "none" beside "gelu" is the exact one, by the error function.
+    bias = None if bias is None else bias.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(features, weight, bias, then, [], "none")
 
 
 class _Linear(torch.autograd.Function):
@@ -48,9 +72,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         wants_features, wants_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(features if wants_weight else None, weight if wants_features else None)
-        # The op reads a bias as if it were contiguous.
-        bias = None if bias is None else bias.contiguous()
-        return torch.ops.mkldnn._linear_pointwise(features, weight, bias, "none", [], "")
+        return _multiply(features, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
