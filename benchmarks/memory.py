@@ -75,8 +75,12 @@ def settle_cuda() -> None:
 
 def held_tensors() -> int:
     """Bytes of the storages of all tensors that are alive in Python, each counted once."""
-    # The exact types only: the compiler leaves fake tensors behind, which have a size and no memory.
-    tensors = [item for item in gc.get_objects() if type(item) in (Tensor, nn.Parameter, nn.Buffer)]
+    # The exact types only: the compiler leaves fake and functional tensors behind, which have a size and no memory.
+    tensors = [
+        item
+        for item in gc.get_objects()
+        if type(item) in (Tensor, nn.Parameter, nn.Buffer) and not torch._is_functional_tensor(item)
+    ]
     storages = (tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu" and not tensor.is_sparse)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 

@@ -1,8 +1,13 @@
 """torch.compile and torch.export. Collected only where signatures are not checked: see `test_ecosystem.py`."""
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 
@@ -71,6 +76,121 @@ def test_export_with_dynamic_batch(model, size):
     batch = torch.export.Dim("batch", min=1, max=64)
     with torch.no_grad():
         exported = torch.export.export(Logits(), (torch.randn(2, 3, *size),), dynamic_shapes=({0: batch},))
+    # It must run where this package is not.
+    assert not operations(exported.graph)
     for count in (1, 3):
         pixels = torch.randn(count, 3, *size)
         assert torch.allclose(exported.module()(pixels), logits(model, pixels), atol=1e-5)
+
+
+def operations(graph: torch.fx.Graph) -> set[str]:
+    """Names of this package's operations in a graph."""
+    names = {str(node.target) for node in graph.nodes if node.op == "call_function"}
+    return {name.removeprefix("swinv2.").removesuffix(".default") for name in names if name.startswith("swinv2.")}
+
+
+def collecting(found: set[str]):
+    """A compiler's backend that notes which of our operations are in its graphs."""
+
+    def collect(graph, inputs):
+        found.update(operations(graph.graph))
+        return make_boxed_func(graph.forward)
+
+    return aot_autograd(fw_compiler=collect, bw_compiler=collect)
+
+
+def test_without_gradients_a_compiled_block_is_two_operations(model):
+    images = torch.randn(2, 3, 50, 70)
+    found: set[str] = set()
+    with torch.no_grad():
+        answer = torch.compile(model, fullgraph=True, backend=collecting(found))(images).logits
+    assert found == {"project_and_attend", "gelu_mlp", "multiply"}
+    assert torch.equal(answer, logits(model, images))
+
+
+def test_in_training_no_wide_tensor_is_in_the_graph(model):
+    found: set[str] = set()
+    compiled = torch.compile(model.train(), fullgraph=True, backend=collecting(found))
+    compiled(torch.randn(2, 3, 50, 70), labels=torch.tensor([0, 2])).loss.backward()
+    assert found == {
+        *("to_windows", "to_map", "to_scaled_windows", "scaled_windows_backward", "attend", "attend_backward"),
+        *("multiply", "gelu_mlp_with_hidden", "gelu_mlp_backward"),
+    }
+
+
+def test_the_eager_form_and_another_activation_stay_what_they_are(model):
+    for change in ("form", "activation"):
+        if change == "form":
+            model.set_attn_implementation("eager")
+        else:
+            model.set_attn_implementation("sdpa")
+            for block in (block for stage in model.swinv2.encoder.layers for block in stage.blocks):
+                block.intermediate.activation = nn.SiLU()
+        found: set[str] = set()
+        torch.compiler.reset()
+        with torch.no_grad():
+            torch.compile(model, fullgraph=True, backend=collecting(found))(torch.randn(2, 3, 64, 64))
+        assert "gelu_mlp" not in found
+        assert ("project_and_attend" in found) is (change == "activation")
+
+
+def checkpoint(model):
+    with warnings.catch_warnings():
+        # Deprecated in new versions of transformers; old ones know nothing else.
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable()
+
+
+def freeze(model):
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.1" in name or "classifier" in name)
+
+
+def hide_padding(model):
+    for module in model.modules():
+        if hasattr(module, "geometry"):
+            module.geometry = replace(module.geometry, mask_padding=True)
+
+
+CHANGES = {
+    "nothing": lambda model: None,
+    "checkpointing": checkpoint,
+    "frozen parameters": freeze,
+    "hidden padding": hide_padding,
+    "autocast": lambda model: None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_compiled_training_step_is_the_eager_one(model, change):
+    images, labels = torch.randn(2, 3, 50, 70), torch.tensor([0, 2])
+    CHANGES[change](model.train())
+    gradients = []
+    for form in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
+            loss = form(images, labels=labels).loss
+        loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    tolerance = 2e-2 if change == "autocast" else 1e-5
+    for name, expected in gradients[0].items():
+        actual = gradients[1][name]
+        assert (actual is None) == (expected is None), name
+        if expected is not None:
+            assert (actual - expected).norm() <= tolerance * expected.norm() + 1e-7, name
+
+
+def test_sizes_of_images_may_change_in_a_compiled_model(model):
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad():
+        for size in ((2, 50, 70), (3, 90, 66), (5, 130, 61)):
+            images = torch.randn(size[0], 3, *size[1:])
+            assert torch.allclose(compiled(images).logits, model(images).logits, atol=1e-5)
+
+
+def test_a_hooked_layer_is_heard_in_a_compiled_model(model):
+    images = torch.randn(2, 3, 64, 64)
+    model.swinv2.encoder.layers[0].blocks[0].intermediate.dense.register_forward_hook(lambda *call: 2 * call[-1])
+    with torch.no_grad():
+        answer = torch.compile(model, backend="aot_eager")(images).logits
+    assert torch.allclose(answer, logits(model, images), atol=1e-6)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from swinv2.layers.linear import project
 from swinv2.layers.position import ContinuousPositionBias
+from swinv2.ops.cpu.attention import project_and_attend
 from swinv2.ops.dispatch import window_attention
 from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Pair, WindowPlan
@@ -74,6 +75,10 @@ class CosineWindowAttention(nn.Module):
         """
         return self.continuous_position_bias_mlp(self.geometry.window, self.geometry.pretrained_window, device)
 
+    def scale(self) -> Float[Tensor, " heads"]:
+        """What the cosine is multiplied by: the reciprocal of the temperature tau."""
+        return at_least_fp32(self.logit_scale).clamp(max=MAX_LOG_SCALE).exp().flatten()
+
     def forward(
         self,
         feature_map: Float[Tensor, "B H W C"],
@@ -104,7 +109,7 @@ class CosineWindowAttention(nn.Module):
             key.unflatten(-1, heads),
             value.unflatten(-1, heads),
             bias_table,
-            at_least_fp32(self.logit_scale).clamp(max=MAX_LOG_SCALE).exp().flatten(),
+            self.scale(),
             plan,
             padded_value,
             self.dropout if self.training else 0.0,
@@ -152,3 +157,13 @@ class Attention(nn.Module):
         """See `CosineWindowAttention.forward`."""
         attended, weights = self.self(feature_map, bias_table, backend)
         return self.output(attended), weights
+
+    def as_one_operation(
+        self, feature_map: Float[Tensor, "B H W C"], bias_table: Float[Tensor, "heads table_height table_width"]
+    ) -> Float[Tensor, "B H W C"]:
+        """What `forward` returns, as one operation of a compiled graph, a few images at a time; without gradients, for
+        plain linear layers, on a CPU."""
+        layers = [self.self.query, self.self.key, self.self.value, self.output.dense]
+        plan = self.self.geometry.plan((feature_map.shape[1], feature_map.shape[2]))
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        return project_and_attend(feature_map, weights, biases, bias_table, self.self.scale(), plan)

@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swinv2.config import StageSpec, Swinv2Config, is_pointwise
+from swinv2.config import StageSpec, Swinv2Config, is_exact_gelu, is_pointwise
 from swinv2.layers.attention import Attention, CosineWindowAttention, Projection, WindowGeometry
 from swinv2.layers.linear import is_plain, is_unwatched, project_and_activate
 from swinv2.layers.position import ContinuousPositionBias, PreciseLinear
 from swinv2.ops.cpu.linear import feed_forward
+from swinv2.ops.cpu.opaque import is_compiled
 from swinv2.ops.cpu.pieces import SMALLEST_PIECE, add_in_pieces, can_run
 from swinv2.ops.dispatch import EAGER
 
@@ -159,6 +160,8 @@ class SwinTransformerBlock(nn.Module):
         return self.layernorm_extra(x), weights
 
     def _attention_branch(self, x: Tensor, bias_table: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
+        if self._may_be_one_operation(x, backend, self.attention):
+            return self.layernorm_before(self.attention.as_one_operation(x, bias_table)), None
         attended, weights = self.attention(x, bias_table, backend)
         return self.layernorm_before(attended), weights
 
@@ -166,11 +169,32 @@ class SwinTransformerBlock(nn.Module):
         return self.layernorm_after(self._mlp(x, backend))
 
     def _mlp(self, x: Tensor, backend: str) -> Tensor:
-        if backend != EAGER and torch.is_grad_enabled() and can_run(x) and are_as_built(self.intermediate, self.output):
+        if self._may_transform_in_pieces(x, backend):
             widen, narrow = self.intermediate.dense, self.output.dense
             weights = (widen.weight, widen.bias), (narrow.weight, narrow.bias)
             return self.output.dropout(feed_forward(x, weights[0], self.intermediate.activation, weights[1]))
         return self.output(self.intermediate(x))
+
+    def _may_transform_in_pieces(self, x: Tensor, backend: str) -> bool:
+        """Whether nobody can tell that the wide features exist for a few tokens at a time. In eager mode without
+        gradients the whole branch runs in pieces."""
+        compiled = is_compiled(x) and is_exact_gelu(self.intermediate.activation)
+        return (
+            backend != EAGER
+            and (compiled or (torch.is_grad_enabled() and can_run(x)))
+            and are_as_built(self.intermediate, self.output)
+        )
+
+    def _may_be_one_operation(self, x: Tensor, backend: str, part: nn.Module) -> bool:
+        """Whether a part of the block is one operation for a compiler: without gradients."""
+        return (
+            backend != EAGER
+            and is_compiled(x)
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and not any(module.training for module in part.modules())
+            and are_as_built(part)
+        )
 
     def _may_leave_out_dropped(self, x: Tensor, backend: str) -> bool:
         """Whether nobody can tell that the branches are not computed for the samples that drop path drops."""

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from swinv2.config import is_exact_gelu
-from swinv2.ops.cpu.linear import linear, linear_gelu
+from swinv2.ops.cpu.linear import linear, linear_each, linear_gelu
+from swinv2.ops.cpu.opaque import is_compiled
 from swinv2.ops.cpu.pieces import can_run
-
-TOKENS_TO_JOIN = 8
-"""Tokens for each channel from which one product is faster than several: joining the weights copies them."""
 
 
 def project(features: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
@@ -28,13 +26,11 @@ def project(features: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     Returns:
         The result of each layer. They may be views of one tensor.
     """
-    if not can_run(features):
+    if not (can_run(features) or is_compiled(features)):
         return tuple(layer(features) for layer in layers)
     plain = [layer for layer in layers if is_plain(layer)]
-    channels = features.shape[-1]
-    if 1 < len(plain) == len(layers) and features.numel() >= TOKENS_TO_JOIN * channels**2 and _learn_alike(plain):
-        weight = torch.cat([layer.weight for layer in plain])
-        return linear(features, weight, _joined_bias(plain)).split([layer.out_features for layer in plain], dim=-1)
+    if len(plain) == len(layers) and _learn_alike(plain):
+        return linear_each(features, [(layer.weight, layer.bias) for layer in plain])
     return tuple(linear(features, layer.weight, layer.bias) if is_plain(layer) else layer(features) for layer in layers)
 
 
@@ -60,13 +56,6 @@ def project_and_activate(features: Tensor, layer: nn.Module, activation: nn.Modu
 def _learn_alike(layers: list[nn.Linear]) -> bool:
     """Whether the gradient of the joined weight would be wanted for all layers, or for none."""
     return not torch.is_grad_enabled() or len({layer.weight.requires_grad for layer in layers}) == 1
-
-
-def _joined_bias(layers: list[nn.Linear]) -> Tensor | None:
-    if all(layer.bias is None for layer in layers):
-        return None
-    zeros = layers[0].weight.new_zeros
-    return torch.cat([zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers])
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:

@@ -2,8 +2,8 @@
 
 In and out: as `reference.py`, without the weights. It never rolls a map and never builds a mask per window: under a
 shift there are only four kinds of window (see `windows.WindowKind`), each is taken straight from the unshifted map,
-and each needs one (T, T) mask at most. On a CPU, where nobody traces, `cpu/attention.py` does the attention: it has
-what torch's own lacks there.
+and each needs one (T, T) mask at most. On a CPU `cpu/attention.py` does the attention, unless somebody exports it: it
+has what torch's own lacks there.
 """
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from swinv2.ops import reference, windows
 from swinv2.ops.bias import expand_bias
 from swinv2.ops.cpu import attention as cpu
+from swinv2.ops.cpu.opaque import is_compiled
 from swinv2.ops.cpu.pieces import can_run
 from swinv2.ops.precision import SMALLEST_NORM, precise
 from swinv2.ops.windows import Span, WindowKind, WindowPlan
@@ -33,7 +34,7 @@ def window_attention(
     if torch._C._are_functorch_transforms_active():
         # torch.func hides from torch's attention that the bias wants a gradient, and it then has none.
         return reference.window_attention(q, k, v, bias_table, scale, plan, padded_value, dropout)[0]
-    if dropout == 0.0 and can_run(v):
+    if dropout == 0.0 and (can_run(v) or is_compiled(v)):
         return cpu.window_attention(q, k, v, bias_table, scale, plan, padded_value)
     query = windows.pad(_with_length(q, scale[:, None]), plan)
     key = windows.pad(_with_length(k, 1.0), plan)

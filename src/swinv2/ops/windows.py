@@ -12,6 +12,7 @@ Source: Liu et al., Swin Transformer (arXiv 2103.14030), section 3.2 and figure 
 `Swinv2Layer.maybe_pad`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -86,6 +87,17 @@ class WindowPlan:
     def __post_init__(self) -> None:
         if any(not 0 <= shift < window for shift, window in zip(self.shift, self.window, strict=True)):
             raise ValueError(f"shift {self.shift} must be at least 0 and less than the window {self.window}.")
+
+    @property
+    def numbers(self) -> list[int]:
+        """All of the plan as plain numbers; `of_numbers` makes it again."""
+        return [*self.grid, *self.window, *self.shift, int(self.mask_padding)]
+
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[int]) -> "WindowPlan":
+        """The plan whose `numbers` these are."""
+        height, width, window_height, window_width, down, across, mask_padding = numbers
+        return cls((height, width), (window_height, window_width), (down, across), bool(mask_padding))
 
     @property
     def kinds(self) -> tuple[WindowKind, ...]:
