@@ -24,8 +24,8 @@ from swinv2.ops.windows import WindowPlan
 Form = Callable[..., Tensor]
 
 
-def sdpa_as_compiled(*arguments: Any) -> Tensor:
-    """The form that compilers and exporters see, and that other devices than the CPU run."""
+def sdpa_by_torch(*arguments: Any) -> Tensor:
+    """The form that exporters see, and that other devices than the CPU run."""
     with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
         return sdpa.window_attention(*arguments)
 
@@ -33,7 +33,7 @@ def sdpa_as_compiled(*arguments: Any) -> Tensor:
 FORMS: dict[str, Form] = {
     "reference": lambda *arguments: reference.window_attention(*arguments)[0],
     "sdpa": sdpa.window_attention,
-    "sdpa-compiled": sdpa_as_compiled,
+    "sdpa-by-torch": sdpa_by_torch,
 }
 FAST_FORMS = [name for name in FORMS if name != "reference"]
 NAMES = ("q", "k", "v", "bias_table", "scale", "padded_value")
