@@ -27,6 +27,7 @@ from colours import draw_colours
 from swinv2.errors import UsageError
 from swinv2.train import checkpoints, commands
 from swinv2.train.finetune import make_finetuning
+from swinv2.train.optim import MuonAdamW
 from swinv2.train.pretrain import make_pretraining, mask_maker
 from swinv2.train.running import run_training
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, parse_settings
@@ -198,9 +199,34 @@ class TestFinetuning:
         with pytest.raises(UsageError, match="has a label 2, but there are 2 classes"):
             make("finetune", [*flags, *more, "--eval_strategy", "no"])
 
-    def test_muon(self, flags: list[str], tmp_path: Path) -> None:
-        train("finetune", [*flags, "--matrix_learning_rate", "5e-3"])
+    @pytest.mark.parametrize("command", ["pretrain", "finetune"])
+    def test_muon(self, command: str, flags: list[str], tmp_path: Path) -> None:
+        trainer = train(command, [*flags, "--matrix_learning_rate", "5e-3"])
+        assert isinstance(trainer.optimizer.optimizer, MuonAdamW)
         assert losses(tmp_path / "run")[-1][1] < losses(tmp_path / "run")[0][1]
+
+    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--matrix_learning_rate", "5e-3"], "--matrix_learning_rate and --fsdp do not work together"),
+            (["--ema_decay", "0.9"], "ema_decay keeps a whole copy of the model"),
+            (["--lora", "true"], "--lora and --fsdp do not work together"),
+        ],
+        ids=["muon", "average", "lora"],
+    )
+    def test_what_needs_a_whole_model_is_refused_where_it_is_sharded(
+        self, more: list[str], message: str, flags: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        create = SwinTrainer.create_accelerator_and_postprocess
+
+        def shard(trainer: SwinTrainer) -> None:
+            create(trainer)
+            trainer.is_fsdp_enabled = True
+
+        monkeypatch.setattr(SwinTrainer, "create_accelerator_and_postprocess", shard)
+        with pytest.raises(UsageError, match=message):
+            make("finetune", [*flags, *more])
 
 
 CONFIG: dict[str, Any] = {

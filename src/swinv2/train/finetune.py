@@ -18,7 +18,6 @@ from swinv2.errors import UsageError
 from swinv2.train.augment import for_evaluation, for_finetuning
 from swinv2.train.data import Pictures
 from swinv2.train.examples import IGNORED_LABEL, EvaluationExamples, Recipe
-from swinv2.train.optim import MuonAdamW
 from swinv2.train.running import examples_to_train, make_processor, open_training, pixels_of
 from swinv2.train.settings import FinetuneSettings
 from swinv2.train.start import start_finetuning
@@ -53,15 +52,6 @@ class FinetuneTrainer(SwinTrainer):
             )
         # The Trainer would smooth a second time.
         self.label_smoother = None
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Muon and AdamW if a learning rate of matrices is given, otherwise `--optim`."""
-        args = self.args
-        if self.optimizer is None and args.matrix_learning_rate:
-            self.optimizer = MuonAdamW(
-                model or self.model, args.matrix_learning_rate, args.learning_rate, args.weight_decay
-            )
-        return super().create_optimizer(model)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

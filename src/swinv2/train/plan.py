@@ -26,7 +26,7 @@ def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
     if trainer.is_fsdp_enabled:
         checkpointed = checkpointed or (args.fsdp_config or {}).get("activation_checkpointing", False)
     # AdamW keeps two numbers of each parameter, Muon one.
-    matrices = hidden_matrices(model) if _uses_muon(trainer) else []
+    matrices = hidden_matrices(model) if args.matrix_learning_rate else []
     with_muon = sum(matrix.numel() for matrix in matrices if matrix.requires_grad)
     return training_memory(
         model,
@@ -41,15 +41,11 @@ def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
     )
 
 
-def _uses_muon(trainer: SwinTrainer) -> bool:
-    return bool(getattr(trainer.args, "matrix_learning_rate", 0.0))
-
-
 def _groups(trainer: SwinTrainer, model: nn.Module) -> list[dict[str, Any]]:
     """The groups that the trainer will give its optimiser."""
     args: Any = trainer.args
     groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
-    if not _uses_muon(trainer):
+    if not args.matrix_learning_rate:
         return groups
     # `optim.MuonAdamW` parts them by itself: matrices of the network, which alone decay, and the rest.
     matrices = {id(matrix) for matrix in hidden_matrices(model)}

@@ -88,6 +88,9 @@ class RunSettings(TrainingArguments):
     base_rate: float | None = _option(
         None, f"Learning rate for {PAPER_BATCH} images; the real one is it times the whole batch / {PAPER_BATCH}."
     )
+    matrix_learning_rate: float = _option(
+        0.0, "Learning rate of Muon for the matrices, AdamW (0.9, 0.99) for the rest; 0: no Muon."
+    )
     layer_decay: float = _option(1.0, "Factor of the learning rate from each layer to the one before it.")
     schedule: str | None = _option(
         None, f"The authors' schedule, {', '.join(SHAPES)}; --lr_scheduler_type unless given."
@@ -128,6 +131,8 @@ class RunSettings(TrainingArguments):
             raise UsageError("--learning_rate has no effect beside --base_rate; leave one of them out.")
         if self.milestone_factor != 0.1 and self.schedule != MULTISTEP:
             raise UsageError("--milestone_factor has no effect without --schedule multistep.")
+        own = ("layer_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "base_rate")
+        self._refuse_changed(own, "beside --matrix_learning_rate", bool(self.matrix_learning_rate))
         self._refuse_changed(("shuffle_buffer",), "without --streaming", not self.streaming)
         self._refuse_changed(("data_seed",), "beside --seed, which decides the order too")
         if self.save_only_model:
@@ -326,9 +331,6 @@ class FinetuneSettings(RunSettings):
     )
     mixup: float = _option(0.0, "Alpha of mixup; the authors' is 0.8.")
     cutmix: float = _option(0.0, "Alpha of cutmix; the authors' is 1.0.")
-    matrix_learning_rate: float = _option(
-        0.0, "Learning rate of Muon for the matrices, AdamW (0.9, 0.99) for the rest; 0: no Muon."
-    )
     lora: bool = _option(False, "Learn low-rank changes of queries and values, and the classifier; nothing else.")
     lora_rank: int = _option(16, "Rank of --lora.")
 
@@ -352,10 +354,6 @@ class FinetuneSettings(RunSettings):
             raise UsageError("--lora freezes all stages by itself; leave out --frozen_stages.")
         if self.lora and self.matrix_learning_rate:
             raise UsageError("--matrix_learning_rate is for the network's own matrices; leave it out beside --lora.")
-        if self.matrix_learning_rate and self.layer_decay != 1.0:
-            raise UsageError("--layer_decay has no effect beside --matrix_learning_rate; leave one of them out.")
-        own = ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "base_rate")
-        self._refuse_changed(own, "beside --matrix_learning_rate", bool(self.matrix_learning_rate))
         super().__post_init__()
         self.label_names = ["labels"]
 

@@ -48,6 +48,7 @@ from swinv2.train.examples import (
     seed_everything,
 )
 from swinv2.train.groups import parameter_groups
+from swinv2.train.optim import MuonAdamW
 from swinv2.train.schedule import make_schedule
 from swinv2.train.settings import RunSettings
 from swinv2.train.signals import deaf_to_signals
@@ -117,6 +118,8 @@ class SwinTrainer(Trainer):
         self._kind: Any = type(self.model)
         if self.is_fsdp_enabled and not isinstance(self.model, Swinv2PreTrainedModel):
             raise UsageError("--lora and --fsdp do not work together; the adapters are small enough without.")
+        if self.is_fsdp_enabled and settings.matrix_learning_rate:
+            raise UsageError("--matrix_learning_rate and --fsdp do not work together: Muon needs whole matrices.")
         self._staging: Path | None = None
         self._batches: DrawBatches | None = None
         self._last_micro_step = (-1, 0)
@@ -208,10 +211,12 @@ class SwinTrainer(Trainer):
     # Optimisation
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Builds `--optim` with the groups of `groups.parameter_groups`."""
+        """Builds `--optim` with the groups of `groups.parameter_groups`; Muon and AdamW with --matrix_learning_rate."""
+        model, args = model or self.model, self.args
+        if self.optimizer is None and args.matrix_learning_rate:
+            self.optimizer = MuonAdamW(model, args.matrix_learning_rate, args.learning_rate, args.weight_decay)
         if self.optimizer is None:
-            args = self.args
-            groups = parameter_groups(model or self.model, args.learning_rate, args.weight_decay, args.layer_decay)
+            groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
             kind, options = self.get_optimizer_cls_and_kwargs(args, self.model)
             # Only what an optimiser knows: sharded checkpoints carry the rest of a group along, and stumble.
             bare = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in groups]
