@@ -78,6 +78,7 @@ def is_unwatched(module: nn.Module) -> bool:
     return (
         not any(hooks)
         and not _has_any_global_hook()
-        and not module.__dict__.keys() & {"forward", "_hf_hook"}
+        and "forward" not in module.__dict__
+        and "_hf_hook" not in module.__dict__
         and module._compiled_call_impl is None
     )

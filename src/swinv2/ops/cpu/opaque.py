@@ -22,7 +22,8 @@ def is_compiled(tensor: Tensor) -> bool:
     """Whether torch.compile is tracing, and opaque functions may be part of its graph: on a CPU, not for an export."""
     return (
         torch.compiler.is_dynamo_compiling()
-        and not torch.compiler.is_exporting()
+        # torch.compiler.is_exporting() returns it; torch 2.11, tracing, takes that function for True.
+        and not torch.compiler._is_exporting_flag
         and tensor.device.type == "cpu"
         and type(tensor) in (Tensor, nn.Parameter)
     )
