@@ -9,9 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from swinv2.simmim import normalise_targets
-from swinv2.train import drawing
 from swinv2.train.augment import Pixels
-from swinv2.train.drawing import Mistake
+from swinv2.train.drawing import confusion, curves, mistakes, paper, reconstructions
+from swinv2.train.drawing.mistakes import Mistake
 
 COLOURS = Pixels((32, 32), (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 RED, BLUE = (204, 26, 51), (26, 51, 230)
@@ -55,21 +55,21 @@ def log_of(steps, **rest):
 
 def test_only_panels_with_data(tmp_path):
     history = [*log_of(3), {"step": 30, "epoch": 0.75, "train_runtime": 3.0, "avg_distance": 3.2}]
-    against, panels = drawing.curves(history)
+    against, panels = curves.curves(history)
     assert against == "epoch"
     assert {panel: list(series) for panel, series in panels.items()} == {"loss": ["loss"]}
     assert panels["loss"]["loss"].tolist() == [[0.25, 2.0], [0.5, 1.0], [0.75, 2.0 / 3]]
     history += log_of(2, learning_rate=1e-3, grad_norm=1.5)
     history += [{"step": 50, "epoch": 1.0, "eval_loss": 0.5, "eval_top1": 0.75, "eval_top5": 1.0}]
-    against, panels = drawing.curves(history)
+    against, panels = curves.curves(history)
     assert list(panels) == ["loss", "accuracy in %", "learning rate", "gradient norm"]
     assert panels["accuracy in %"]["eval_top1"].tolist() == [[1.0, 75.0]]
-    axes = drawing._figure_of_curves(against, panels, "").axes
+    axes = curves._figure_of_curves(against, panels, "").axes
     assert [panel.get_ylabel() for panel in axes] == list(panels)
     assert [panel.get_yscale() for panel in axes] == ["linear", "linear", "linear", "log"]
     assert axes[-1].get_xlabel() == "epoch"
-    drawing.draw_curves(log_of(3), tmp_path / "one.png")
-    drawing.draw_curves(history, tmp_path / "four.png", "a run of $many_steps$")
+    curves.draw_curves(log_of(3), tmp_path / "one.png")
+    curves.draw_curves(history, tmp_path / "four.png", "a run of $many_steps$")
     one, four = read(tmp_path / "one.png"), read(tmp_path / "four.png")
     assert one.shape[1] == four.shape[1] > 800
     assert four.shape[0] > 2 * one.shape[0] > 600
@@ -80,17 +80,17 @@ def test_what_is_no_number_is_skipped(tmp_path):
     history = log_of(4, grad_norm=2.0)
     history[1]["loss"], history[2]["loss"] = float("nan"), float("inf")
     history[0]["grad_norm"], history[3]["grad_norm"] = 0.0, None
-    panels = drawing.curves(history)[1]
+    panels = curves.curves(history)[1]
     assert panels["loss"]["loss"][:, 0].tolist() == [0.25, 1.0]
     assert panels["gradient norm"]["grad_norm"].tolist() == [[0.5, 2.0], [0.75, 2.0]]
-    drawing.draw_curves(history, tmp_path / "curves.png")
+    curves.draw_curves(history, tmp_path / "curves.png")
     assert read(tmp_path / "curves.png").size
 
 
 def test_steps_where_an_epoch_is_missing():
     history = log_of(2)
     del history[0]["epoch"]
-    against, panels = drawing.curves(history)
+    against, panels = curves.curves(history)
     assert against == "step"
     assert panels["loss"]["loss"][:, 0].tolist() == [10.0, 20.0]
 
@@ -100,27 +100,27 @@ def test_steps_where_an_epoch_is_missing():
 )
 def test_nothing_to_draw(history, tmp_path):
     with pytest.raises(ValueError, match=rf"{len(history)} entries.*expected entries with 'step'.*eval_loss"):
-        drawing.draw_curves(history, tmp_path / "curves.png")
+        curves.draw_curves(history, tmp_path / "curves.png")
     assert not list(tmp_path.iterdir())
 
 
 def test_percent_instead_of_shares(tmp_path):
     with pytest.raises(ValueError, match=r"eval_top1 is 83\.5"):
-        drawing.draw_curves([{"step": 1, "eval_top1": 83.5}], tmp_path / "curves.png")
+        curves.draw_curves([{"step": 1, "eval_top1": 83.5}], tmp_path / "curves.png")
 
 
-@pytest.mark.parametrize(("points", "lines"), [(drawing.MANY_POINTS, 1), (drawing.MANY_POINTS + 1, 2)])
+@pytest.mark.parametrize(("points", "lines"), [(curves.MANY_POINTS, 1), (curves.MANY_POINTS + 1, 2)])
 def test_many_points_are_smoothed(points, lines):
-    loss = drawing._figure_of_curves(*drawing.curves(log_of(points)), "").axes[0]
+    loss = curves._figure_of_curves(*curves.curves(log_of(points)), "").axes[0]
     assert len(loss.lines) == lines
     assert len(loss.get_legend().get_texts()) == lines
 
 
 def test_smoothing():
     line = np.arange(50.0)
-    assert np.allclose(drawing.smoothed(line, 9)[:46], line[:46])
+    assert np.allclose(curves.smoothed(line, 9)[:46], line[:46])
     noise = np.random.default_rng(0).normal(size=1000)
-    smooth = drawing.smoothed(noise, 25)
+    smooth = curves.smoothed(noise, 25)
     assert smooth[20:].std() < 0.35 * noise.std()
     assert smooth[500] == pytest.approx(noise[488:513].mean())
     assert smooth[-1] == pytest.approx(noise[-13:].mean())
@@ -130,7 +130,7 @@ def test_smoothing():
 
 
 def test_rows_of_reconstructions():
-    rows = drawing.reconstruction_rows(plain(RED), plain(BLUE), left_half(), COLOURS)
+    rows = reconstructions.reconstruction_rows(plain(RED), plain(BLUE), left_half(), COLOURS)
     assert rows.shape == (1, 4, 32, 32, 3)
     assert rows.dtype == np.uint8
     image, masked, pasted, drawn = rows[0]
@@ -149,18 +149,20 @@ def test_normalised_targets_are_undone():
     images = (images - torch.tensor(COLOURS.mean).view(-1, 1, 1)) / torch.tensor(COLOURS.std).view(-1, 1, 1)
     mask = left_half().expand(2, -1, -1, -1)
     targets = normalise_targets(images, 7)
-    rows = drawing.reconstruction_rows(images, targets, mask, COLOURS, norm_targets=7)
+    rows = reconstructions.reconstruction_rows(images, targets, mask, COLOURS, norm_targets=7)
     assert np.array_equal(rows[:, 0], pictures)
     # A perfect drawing is the image.
     assert np.abs(rows[:, 3].astype(int) - pictures).max() <= 1
-    raw = drawing.reconstruction_rows(images, targets, mask, COLOURS)
+    raw = reconstructions.reconstruction_rows(images, targets, mask, COLOURS)
     assert np.abs(raw[:, 3].astype(int) - pictures).max() > 50
 
 
 def test_values_beyond_black_and_white_and_none():
     drawn = torch.full((1, 3, 32, 32), 99.0)
     drawn[:, :, 1], drawn[:, :, 2] = -99.0, torch.nan
-    drawn = drawing.reconstruction_rows(plain(RED), drawn.bfloat16().requires_grad_(), left_half(), COLOURS)[0, 3]
+    drawn = reconstructions.reconstruction_rows(plain(RED), drawn.bfloat16().requires_grad_(), left_half(), COLOURS)[
+        0, 3
+    ]
     assert (drawn[0] == 255).all()
     assert (drawn[1:3] == 0).all()
 
@@ -171,7 +173,7 @@ def test_values_beyond_black_and_white_and_none():
 def test_channels(channels, shown):
     pixels = Pixels((8, 8), (0.5, 0.25, 0.1, 0.2, 0.3)[:channels], (0.2, 0.1, 0.3, 0.4, 0.5)[:channels])
     images = plain((10, 20, 30, 40, 50)[:channels], pixels, (8, 8))
-    rows = drawing.reconstruction_rows(images, images, left_half((8, 8)), pixels)
+    rows = reconstructions.reconstruction_rows(images, images, left_half((8, 8)), pixels)
     assert (rows[0, 0] == shown).all()
 
 
@@ -179,7 +181,9 @@ def test_grid_of_reconstructions(tmp_path):
     images = torch.cat([plain(RED), plain(RED)])
     mask = torch.cat([left_half(), torch.zeros(1, 1, 32, 32, dtype=torch.bool)])
     path = tmp_path / "folder" / "below" / "grid.png"
-    drawing.draw_reconstructions(images, torch.cat([plain(BLUE)] * 2), mask, path, COLOURS, names=["one", "two"])
+    reconstructions.draw_reconstructions(
+        images, torch.cat([plain(BLUE)] * 2), mask, path, COLOURS, names=["one", "two"]
+    )
     grid = read(path)
     # Six times as large: the first column is red, the second and third half of it, and of the second row all of them.
     tile = 192 * 192
@@ -195,12 +199,12 @@ def test_grid_of_reconstructions(tmp_path):
     assert (second[:, :96] == 128).all()
     assert (second[:, 96:] == RED).all()
     bare = tmp_path / "bare.png"
-    drawing.draw_reconstructions(images, images, mask, bare, COLOURS)
+    reconstructions.draw_reconstructions(images, images, mask, bare, COLOURS)
     assert read(bare).shape[0] < grid.shape[0]
 
 
 def test_large_and_long_images_keep_their_pixels(tmp_path):
-    drawing.draw_reconstructions(
+    reconstructions.draw_reconstructions(
         plain(RED, size=(40, 256)), plain(BLUE, size=(40, 256)), left_half((40, 256)), tmp_path / "grid.png", COLOURS
     )
     assert count(read(tmp_path / "grid.png"), RED) == 2 * 40 * 256
@@ -209,13 +213,13 @@ def test_large_and_long_images_keep_their_pixels(tmp_path):
 def test_shapes_that_do_not_belong_together(tmp_path):
     image, mask, path = plain(RED), left_half(), tmp_path / "grid.png"
     with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\)"):
-        drawing.draw_reconstructions(image[:, :2], image[:, :2], mask, path, COLOURS)
+        reconstructions.draw_reconstructions(image[:, :2], image[:, :2], mask, path, COLOURS)
     with pytest.raises(ValueError, match=r"reconstruction is \(1, 3, 16, 32\)"):
-        drawing.draw_reconstructions(image, image[:, :, :16], mask, path, COLOURS)
+        reconstructions.draw_reconstructions(image, image[:, :, :16], mask, path, COLOURS)
     with pytest.raises(ValueError, match=r"mask is \(1, 1, 32, 32\) of torch.float32"):
-        drawing.draw_reconstructions(image, image, mask.float(), path, COLOURS)
+        reconstructions.draw_reconstructions(image, image, mask.float(), path, COLOURS)
     with pytest.raises(ValueError, match="2 names for 1 images"):
-        drawing.draw_reconstructions(image, image, mask, path, COLOURS, names=["one", "two"])
+        reconstructions.draw_reconstructions(image, image, mask, path, COLOURS, names=["one", "two"])
     assert not path.exists()
 
 
@@ -229,7 +233,7 @@ def words(figure):
 
 def test_numbers_of_a_small_matrix(tmp_path):
     matrix = np.array([[90, 10, 0], [1, 399, 0], [0, 0, 0]])
-    figure = drawing._figure_of_matrix(matrix.astype(float), ["a", "b", "c"])
+    figure = confusion._figure_of_matrix(matrix.astype(float), ["a", "b", "c"])
     cells, classes = words(figure)
     assert cells == ["90", "10", "<1", "100"]
     assert classes == ["a", "b", "c"]
@@ -239,7 +243,7 @@ def test_numbers_of_a_small_matrix(tmp_path):
     assert right[1, 1] == 399 / 400
     assert wrong[2].mask.all()
     assert right[2].mask.all()
-    drawing.draw_confusion(matrix, ["a", "$b_$", "猫\ud800"], tmp_path / "matrix.png")
+    confusion.draw_confusion(matrix, ["a", "$b_$", "猫\ud800"], tmp_path / "matrix.png")
     picture = read(tmp_path / "matrix.png")
     assert min(picture.shape[:2]) > 400
     # Three cells of a class without pictures.
@@ -247,7 +251,7 @@ def test_numbers_of_a_small_matrix(tmp_path):
 
 
 def test_recall_beside_the_names_of_more_classes():
-    cells, classes = words(drawing._figure_of_matrix(np.eye(21) * 3 + 1, [f"class {i}" for i in range(21)]))
+    cells, classes = words(confusion._figure_of_matrix(np.eye(21) * 3 + 1, [f"class {i}" for i in range(21)]))
     assert cells == []
     assert classes[20] == "class 20  17%"
 
@@ -259,14 +263,14 @@ def test_most_confused():
     matrix[3, [3, 4, 5, 6]] = [2, 5, 2, 1]
     matrix[9, [9, 1]] = [5, 5]
     matrix[8, [8, 2]] = [50, 50]
-    worst = drawing.most_confused(matrix, classes=3, answers=2)
+    worst = confusion.most_confused(matrix, classes=3, answers=2)
     assert [confused.truth for confused in worst] == [3, 8, 9]
     assert worst[0].recall == 0.2
     assert worst[0].answers == ((4, 0.5), (5, 0.2))
     assert worst[0].rest == pytest.approx(0.1)
     assert worst[1].answers == ((2, 0.5),)
-    assert 7 not in [confused.truth for confused in drawing.most_confused(matrix, classes=60)]
-    cells, classes = words(drawing._figure_of_worst(matrix, [f"class {i}" for i in range(60)]))
+    assert 7 not in [confused.truth for confused in confusion.most_confused(matrix, classes=60)]
+    cells, classes = words(confusion._figure_of_worst(matrix, [f"class {i}" for i in range(60)]))
     assert classes[:3] == ["class 3", "class 8", "class 9"]
     assert len(classes) == 30
     assert cells[:5] == ["20%", "class 4  50%", "class 5  20%", "class 6  10%", ""]
@@ -275,7 +279,7 @@ def test_most_confused():
 @pytest.mark.parametrize("classes", [1, 20, 21, 50, 51, 200])
 def test_matrices_of_all_sizes(classes, tmp_path):
     path = tmp_path / "matrix.png"
-    drawing.draw_confusion(np.eye(classes, dtype=np.int64), [f"class number {i}" for i in range(classes)], path)
+    confusion.draw_confusion(np.eye(classes, dtype=np.int64), [f"class number {i}" for i in range(classes)], path)
     picture = read(path)
     assert 300 < min(picture.shape[:2]) <= max(picture.shape[:2]) < 3000
     # No name is cut off.
@@ -286,12 +290,12 @@ def test_matrices_of_all_sizes(classes, tmp_path):
 def test_what_is_no_confusion_matrix(tmp_path):
     path = tmp_path / "matrix.png"
     with pytest.raises(ValueError, match=r"\(2, 3\); expected \(classes, classes\)"):
-        drawing.draw_confusion(np.ones((2, 3)), (), path)
+        confusion.draw_confusion(np.ones((2, 3)), (), path)
     for matrix in (np.zeros((2, 2)), -np.ones((2, 2)), np.full((2, 2), np.nan), np.zeros((0, 0))):
         with pytest.raises(ValueError, match="no counts"):
-            drawing.draw_confusion(matrix, (), path)
+            confusion.draw_confusion(matrix, (), path)
     with pytest.raises(ValueError, match="1 names for 2 classes"):
-        drawing.draw_confusion(np.eye(2), ["a"], path)
+        confusion.draw_confusion(np.eye(2), ["a"], path)
     assert not path.exists()
 
 
@@ -301,15 +305,15 @@ def mistake(colour, size=(32, 32), truth="cat", answer="dog"):
 
 def test_mistakes_in_their_order(tmp_path, monkeypatch):
     written = []
-    write = drawing._Sheet.write
+    write = paper.Sheet.write
     monkeypatch.setattr(
-        drawing._Sheet,
+        paper.Sheet,
         "write",
         lambda sheet, left, top, text, **rest: written.append(text) or write(sheet, left, top, text, **rest),
     )
     path = tmp_path / "mistakes.png"
     colours = [(9 * i, 255 - 9 * i, 77) for i in range(27)]
-    drawing.draw_mistakes([mistake(colour) for colour in colours], path)
+    mistakes.draw_mistakes([mistake(colour) for colour in colours], path)
     assert written == ["cat -> dog 97%"] * 25
     picture = read(path)
     boxes = [where(picture, colour) for colour in colours[:25]]
@@ -322,7 +326,7 @@ def test_mistakes_in_their_order(tmp_path, monkeypatch):
 def test_mistakes_of_all_sizes(tmp_path):
     path = tmp_path / "mistakes.png"
     long = "a name that is longer than anybody would want to read"
-    drawing.draw_mistakes([mistake(RED, (400, 200)), mistake(BLUE, (20, 90), long, long)], path)
+    mistakes.draw_mistakes([mistake(RED, (400, 200)), mistake(BLUE, (20, 90), long, long)], path)
     picture = read(path)
     assert count(picture, RED) == 192 * 96
     assert count(picture, BLUE) == 40 * 180
@@ -330,19 +334,21 @@ def test_mistakes_of_all_sizes(tmp_path):
 
 def test_no_mistakes(tmp_path):
     with pytest.raises(ValueError, match="no mistake to draw"):
-        drawing.draw_mistakes([], tmp_path / "mistakes.png")
+        mistakes.draw_mistakes([], tmp_path / "mistakes.png")
     with pytest.raises(ValueError, match=r"\(32, 32, 3\) of float64"):
-        drawing.draw_mistakes([Mistake(np.zeros((32, 32, 3)), "cat", "dog", 0.5)], tmp_path / "mistakes.png")
+        mistakes.draw_mistakes([Mistake(np.zeros((32, 32, 3)), "cat", "dog", 0.5)], tmp_path / "mistakes.png")
     assert not list(tmp_path.iterdir())
 
 
 # Files
 
 WRITERS = {
-    "curves": lambda path: drawing.draw_curves(log_of(3), path),
-    "reconstructions": lambda path: drawing.draw_reconstructions(plain(RED), plain(RED), left_half(), path, COLOURS),
-    "confusion": lambda path: drawing.draw_confusion(np.eye(3), (), path),
-    "mistakes": lambda path: drawing.draw_mistakes([mistake(RED)], path),
+    "curves": lambda path: curves.draw_curves(log_of(3), path),
+    "reconstructions": lambda path: reconstructions.draw_reconstructions(
+        plain(RED), plain(RED), left_half(), path, COLOURS
+    ),
+    "confusion": lambda path: confusion.draw_confusion(np.eye(3), (), path),
+    "mistakes": lambda path: mistakes.draw_mistakes([mistake(RED)], path),
 }
 
 

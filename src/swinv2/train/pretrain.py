@@ -71,7 +71,7 @@ class Grid(TrainerCallback):
         self.trainer, self.batch, self.pixels = trainer, batch, pixels
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
-        from swinv2.train.drawing import draw_reconstructions
+        from swinv2.train.drawing.reconstructions import draw_reconstructions
 
         if not state.is_world_process_zero or self.trainer.is_fsdp_enabled:
             return

@@ -16,7 +16,7 @@ from swinv2.images import BrokenImageError, read_image
 from swinv2.loading import choose_device, load_model, load_processor
 from swinv2.simmim import mask_of_pixels
 from swinv2.train.augment import Pixels, for_evaluation
-from swinv2.train.drawing import draw_reconstructions
+from swinv2.train.drawing.reconstructions import draw_reconstructions
 from swinv2.train.examples import make_seed, seeded
 from swinv2.train.pretrain import mask_maker
 

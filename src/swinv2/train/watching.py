@@ -66,7 +66,7 @@ class Log(TrainerCallback):
 
     def _draw(self, state: TrainerState) -> None:
         # The drawing library takes a second to import, and most of this package does without.
-        from swinv2.train.drawing import draw_curves
+        from swinv2.train.drawing.curves import draw_curves
 
         if state.is_world_process_zero and any("loss" in entry for entry in state.log_history):
             draw_curves(state.log_history, self.run / CURVES_NAME, self.run.name)

@@ -1,0 +1,75 @@
+"""Paper and pen: what all pictures are drawn on, and how they are written.
+
+In: pictures and words with their places in pixels, or a figure. Out: a PNG file.
+"""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# A power of two: inches are then exact, and no sheet loses its last row of pixels to rounding.
+DPI = 128
+
+TILE = 192
+"""Longer side of a picture on a sheet, in pixels."""
+
+
+class Sheet:
+    """White paper on which pictures lie pixel by pixel, none resampled, and words beside them."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.paper = np.full((height, width, 3), 255, np.uint8)
+        self.words: list[tuple[int, int, str, dict[str, Any]]] = []
+
+    def lay(self, left: int, top: int, picture: np.ndarray) -> None:
+        """Lays a picture (H, W, 3), with a thin line around it: many pictures are white at their edges."""
+        bottom, right = top + picture.shape[0], left + picture.shape[1]
+        self.paper[top - 1 : bottom + 1, left - 1 : right + 1] = 200
+        self.paper[top:bottom, left:right] = picture
+
+    def write(self, left: int, top: int, text: str, **options: Any) -> None:
+        """Writes a line; `options` are those of matplotlib's text."""
+        self.words.append((left, top, text, options))
+
+    def figure(self) -> Figure:
+        """The sheet as matplotlib has it."""
+        height, width = self.paper.shape[:2]
+        figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white")
+        figure.figimage(self.paper, origin="upper")
+        for left, top, text, options in self.words:
+            figure.text(left / width, 1 - top / height, text, va="top", fontsize=8.5, parse_math=False, **options)
+        return figure
+
+
+def open_figure(width: float, height: float) -> Figure:
+    return Figure((width, height), dpi=DPI, facecolor="white", layout="constrained")
+
+
+def printable(name: str, most: int) -> str:
+    """A name on one line, of so many letters at most; what is no text, as in names of files, becomes "?"."""
+    name = " ".join(name.encode("utf-8", "replace").decode("utf-8").split())
+    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+
+
+def save(figure: Figure, path: Path, cut: bool = False) -> None:
+    """Writes a PNG file, the whole or nothing; `cut` to what is drawn, also beyond the figure's edges."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file, warnings.catch_warnings():
+            # Names may be in a script that the font has not; there are boxes then, which is no reason for a message.
+            warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+            canvas = FigureCanvasAgg(figure)
+            if cut:
+                canvas.print_figure(file, DPI, "white", format="png", bbox_inches="tight", pad_inches=0.12)
+            else:
+                # Not print_figure, whose margins the user's matplotlibrc may change: pixels are to stay where they are.
+                canvas.print_png(file)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

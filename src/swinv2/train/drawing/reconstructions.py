@@ -1,0 +1,117 @@
+"""What a pre-trained model draws, beside what it saw."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from swinv2.simmim import local_statistics
+from swinv2.train.augment import Pixels
+from swinv2.train.drawing.paper import TILE, Sheet, printable, save
+
+_GREY = 128
+
+
+def reconstruction_rows(
+    images: Float[Tensor, "B channels H W"],
+    reconstruction: Float[Tensor, "B channels H W"],
+    mask_of_pixels: Bool[Tensor, "B 1 H W"],
+    pixels: Pixels,
+    norm_targets: int = 0,
+) -> UInt8[np.ndarray, "B 4 H W 3"]:
+    """What `draw_reconstructions` shows of each image: the input, the input with grey where it is masked, the input
+    with the drawing where it is masked, and the drawing.
+
+    Args:
+        images: Normalised images.
+        reconstruction: What the model drew. NaN becomes black.
+        mask_of_pixels: True for masked pixels.
+        pixels: Mean and deviation with which the images were normalised. Values beyond black and white are clipped.
+        norm_targets: If not 0, the model draws pixels less the mean of the square of this side around them, over its
+            deviation. Both are taken from `images`, also where they are masked, so that the brightness and the
+            contrast of such a drawing are the original's and not the model's merit.
+
+    Returns:
+        Pixels of eight bits. Images of one channel, and the first channel of two, are grey; of more than three
+        channels the first three are red, green and blue.
+
+    Raises:
+        ValueError: The shapes do not belong together.
+    """
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] != pixels.channels or 0 in shape:
+        raise ValueError(f"images are {shape}; expected (B, {pixels.channels}, H, W), none of them 0.")
+    if tuple(reconstruction.shape) != shape:
+        raise ValueError(f"the reconstruction is {tuple(reconstruction.shape)}; expected {shape}, as the images.")
+    if tuple(mask_of_pixels.shape) != (shape[0], 1, *shape[2:]) or mask_of_pixels.dtype != torch.bool:
+        raise ValueError(
+            f"the mask is {tuple(mask_of_pixels.shape)} of {mask_of_pixels.dtype}; expected "
+            f"{(shape[0], 1, *shape[2:])} of torch.bool."
+        )
+    images, drawing, mask = (tensor.detach().cpu() for tensor in (images, reconstruction, mask_of_pixels))
+    images, drawing = images.float(), drawing.float()
+    if norm_targets:
+        mean, deviation = local_statistics(images, norm_targets)
+        drawing = drawing * deviation + mean
+    images, drawing = (_eight_bits(tensor, pixels) for tensor in (images, drawing))
+    grey = torch.full_like(images, _GREY)
+    columns = (images, torch.where(mask, grey, images), torch.where(mask, drawing, images), drawing)
+    return torch.stack(columns, 1).permute(0, 1, 3, 4, 2).numpy()
+
+
+def _eight_bits(images: Tensor, pixels: Pixels) -> Tensor:
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (pixels.mean, pixels.std))
+    values = images * std + mean
+    values = values[:, :3] if values.shape[1] >= 3 else values[:, :1].expand(-1, 3, -1, -1)
+    return (values.nan_to_num(0.0, 1.0, 0.0).clamp(0.0, 1.0) * 255).round().to(torch.uint8)
+
+
+def draw_reconstructions(
+    images: Float[Tensor, "B channels H W"],
+    reconstruction: Float[Tensor, "B channels H W"],
+    mask_of_pixels: Bool[Tensor, "B 1 H W"],
+    path: Path,
+    pixels: Pixels,
+    norm_targets: int = 0,
+    names: Sequence[str] = (),
+) -> None:
+    """Draws a row for each image: the input, the masked input, the drawing in the masked places, and the whole drawing.
+
+    No pixel is resampled: images with a longer side below 192 pixels are enlarged, every pixel to a square of pixels.
+    Images of one channel, and the first channel of two, are grey; of more than three channels the first three are
+    red, green and blue.
+
+    Args:
+        images: Normalised images.
+        reconstruction: What the model drew.
+        mask_of_pixels: True for masked pixels, which are grey in the second column.
+        path: The PNG file; one that exists is replaced.
+        pixels: Mean and deviation with which the images were normalised.
+        norm_targets: Side of the square by whose statistics the model's targets were normalised, 0 if they were not;
+            see `reconstruction_rows`.
+        names: What to write above each row; nothing if empty.
+
+    Raises:
+        ValueError: The shapes do not belong together, or there are not as many names as images.
+    """
+    rows = reconstruction_rows(images, reconstruction, mask_of_pixels, pixels, norm_targets)
+    if names and len(names) != len(rows):
+        raise ValueError(f"there are {len(names)} names for {len(rows)} images; give as many, or none.")
+    factor = -(-TILE // max(rows.shape[2:4]))
+    rows = rows.repeat(factor, 2).repeat(factor, 3)
+    height, width = rows.shape[2:4]
+    gap, margin, head, caption, skip = (10, 16, 26, 22, 16) if names else (10, 16, 26, 0, 10)
+    across, down = max(width, 160) + gap, caption + height + skip
+    sheet = Sheet(2 * margin + head + len(rows) * down - skip, 2 * margin + 4 * across - gap)
+    for column, name in enumerate(("input", "masked", "drawn where masked", "drawn")):
+        sheet.write(margin + column * across, margin, name, weight="bold")
+    for row, tiles in enumerate(rows):
+        top = margin + head + row * down
+        if names:
+            sheet.write(margin, top, printable(names[row], (4 * across - gap) // 9))
+        for column, tile in enumerate(tiles):
+            sheet.lay(margin + column * across, top + caption, tile)
+    save(sheet.figure(), path)
