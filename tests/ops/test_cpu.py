@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swinv2.ops.cpu import pieces
-from swinv2.ops.cpu.linear import _onednn_dtypes, feed_forward, linear, linear_gelu
+from swinv2.ops.cpu.linear import _onednn_dtypes, linear, linear_gelu
+from swinv2.ops.cpu.mlp import feed_forward
 from swinv2.ops.cpu.pieces import add_in_pieces, can_run
 
 SMALL_CACHE = 40_000

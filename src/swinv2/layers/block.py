@@ -17,7 +17,7 @@ from swinv2.config import StageSpec, Swinv2Config, is_exact_gelu, is_pointwise
 from swinv2.layers.attention import Attention, CosineWindowAttention, Projection, WindowGeometry
 from swinv2.layers.linear import is_plain, is_unwatched, project_and_activate
 from swinv2.layers.position import ContinuousPositionBias, PreciseLinear
-from swinv2.ops.cpu.linear import feed_forward
+from swinv2.ops.cpu.mlp import feed_forward, gelu_feed_forward
 from swinv2.ops.cpu.opaque import is_compiled
 from swinv2.ops.cpu.pieces import SMALLEST_PIECE, add_in_pieces, can_run
 from swinv2.ops.dispatch import EAGER
@@ -160,7 +160,7 @@ class SwinTransformerBlock(nn.Module):
         return self.layernorm_extra(x), weights
 
     def _attention_branch(self, x: Tensor, bias_table: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
-        if self._may_be_one_operation(x, backend, self.attention):
+        if self._may_attend_in_one_operation(x, backend):
             return self.layernorm_before(self.attention.as_one_operation(x, bias_table)), None
         attended, weights = self.attention(x, bias_table, backend)
         return self.layernorm_before(attended), weights
@@ -170,9 +170,10 @@ class SwinTransformerBlock(nn.Module):
 
     def _mlp(self, x: Tensor, backend: str) -> Tensor:
         if self._may_transform_in_pieces(x, backend):
-            widen, narrow = self.intermediate.dense, self.output.dense
-            weights = (widen.weight, widen.bias), (narrow.weight, narrow.bias)
-            return self.output.dropout(feed_forward(x, weights[0], self.intermediate.activation, weights[1]))
+            widen, narrow = ((layer.weight, layer.bias) for layer in (self.intermediate.dense, self.output.dense))
+            if is_compiled(x):
+                return self.output.dropout(gelu_feed_forward(x, widen, narrow))
+            return self.output.dropout(feed_forward(x, widen, self.intermediate.activation, narrow))
         return self.output(self.intermediate(x))
 
     def _may_transform_in_pieces(self, x: Tensor, backend: str) -> bool:
@@ -185,15 +186,15 @@ class SwinTransformerBlock(nn.Module):
             and are_as_built(self.intermediate, self.output)
         )
 
-    def _may_be_one_operation(self, x: Tensor, backend: str, part: nn.Module) -> bool:
-        """Whether a part of the block is one operation for a compiler: without gradients."""
+    def _may_attend_in_one_operation(self, x: Tensor, backend: str) -> bool:
+        """Whether the attention branch is one operation for a compiler: without gradients."""
         return (
             backend != EAGER
             and is_compiled(x)
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
-            and not any(module.training for module in part.modules())
-            and are_as_built(part)
+            and not any(module.training for module in self.attention.modules())
+            and are_as_built(self.attention)
         )
 
     def _may_leave_out_dropped(self, x: Tensor, backend: str) -> bool:

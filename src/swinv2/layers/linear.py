@@ -4,6 +4,7 @@ In: linear layers and the features (..., C) that all of them take. Out: what eac
 that somebody watches or has replaced (hooks, offloading, LoRA, quantised or pruned weights) is called as a module.
 """
 
+from types import MethodType
 from typing import TypeGuard
 
 import torch
@@ -76,8 +77,11 @@ def is_unwatched(module: nn.Module) -> bool:
     compiled by itself, not offloaded by accelerate."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return (
-        not any(hooks)
+        # The lengths: torch.compile notices when they change.
+        all(len(some) == 0 for some in hooks)
         and not _has_any_global_hook()
+        # The attribute too: torch.compile notices when it changes, and does not look into the dictionary again.
+        and type(module.forward) is MethodType
         and "forward" not in module.__dict__
         and "_hf_hook" not in module.__dict__
         and module._compiled_call_impl is None

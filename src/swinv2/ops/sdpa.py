@@ -2,8 +2,8 @@
 
 In and out: as `reference.py`, without the weights. It never rolls a map and never builds a mask per window: under a
 shift there are only four kinds of window (see `windows.WindowKind`), each is taken straight from the unshifted map,
-and each needs one (T, T) mask at most. On a CPU `cpu/attention.py` does the attention, unless somebody exports it: it
-has what torch's own lacks there.
+and each needs one (T, T) mask at most. On a CPU `cpu/attention.py` does the attention where `can_run` or `is_compiled`
+allow it: it has what torch's own lacks there.
 """
 
 import torch

@@ -61,9 +61,13 @@ def _empty_map(windows: Tensor, plan: WindowPlan) -> Tensor:
 def to_windows(feature_map: Tensor, plan: WindowPlan) -> Tensor:
     """Copies a map to its windows."""
     windows = _empty_windows(feature_map, plan)
+    _fill_windows(windows, feature_map, plan)
+    return windows
+
+
+def _fill_windows(windows: Tensor, feature_map: Tensor, plan: WindowPlan) -> None:
     for area, tiles in _rectangles(feature_map, windows, plan):
         tiles.copy_(area)
-    return windows
 
 
 @opaque(_empty_map)
@@ -88,9 +92,8 @@ def to_scaled_windows(feature_map: Tensor, length: Tensor, plan: WindowPlan) -> 
     Returns:
         The scaled vectors; the factors; and the factors again, zero where a vector counts as zero.
     """
-    vectors = to_windows(feature_map, plan)
-    factors = length.new_empty(*vectors.shape[:-1], 1)
-    turning = torch.empty_like(factors)
+    vectors, factors, turning = _empty_scaled(feature_map, length, plan)
+    _fill_windows(vectors, feature_map, plan)
     for some in _precise_pieces(vectors):
         norms = torch.linalg.vector_norm(vectors[some], dim=-1, keepdim=True, dtype=length.dtype)
         torch.div(length, norms.clamp_min(SMALLEST_NORM), out=factors[some])

@@ -1,23 +1,18 @@
-"""Linear layers and the MLP on a CPU.
+"""Linear layers on a CPU.
 
-In: features (..., C) and weights. Out: features. The same matrix products; memory is touched less often.
-The MLP has no gradient of the gradient: for that, load the model with attn_implementation="eager".
+In: features (..., C) and weights. Out: features. The same matrix products by a faster library.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from swinv2.ops.cpu.opaque import is_compiled, opaque
-from swinv2.ops.cpu.pieces import SMALLEST_PIECE, can_run, pieces
-from swinv2.ops.precision import at_least_fp32
-
-Activation = Callable[[Tensor], Tensor]
+from swinv2.ops.cpu.pieces import can_run
 
 Weights = tuple[Tensor, Tensor | None]
 """Weight (out, in) and bias, if there is one, of a linear layer."""
@@ -37,10 +32,10 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (..., out), in the dtype of autocast where that is on.
     """
-    tensors = _in_autocast_dtype(features, weight, bias)
-    if is_compiled(features) or _onednn_can_run(*tensors):
+    tensors = in_autocast_dtype(features, weight, bias)
+    if _is_for_onednn(*tensors):
         return _Linear.apply(*tensors)
-    return F.linear(features, weight, bias)
+    return F.linear(*tensors)
 
 
 def linear_gelu(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -52,12 +47,13 @@ def linear_gelu(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     Returns:
         As `linear`.
     """
-    tensors = _in_autocast_dtype(features, weight, bias)
-    return multiply(*tensors, True) if _onednn_can_run(*tensors) else F.gelu(F.linear(features, weight, bias))
+    tensors = in_autocast_dtype(features, weight, bias)
+    return multiply(*tensors, True) if _is_for_onednn(*tensors) else F.gelu(F.linear(*tensors))
 
 
 def linear_each(features: Tensor, layers: Sequence[Weights]) -> tuple[Tensor, ...]:
-    """`linear` with several weights, in one product where that is faster.
+    """`linear` with several weights, in one product where that is faster. In a compiled graph it would depend on the
+    number of tokens, and need another graph for another one; there each has its own.
 
     Args:
         features: (..., in).
@@ -67,7 +63,7 @@ def linear_each(features: Tensor, layers: Sequence[Weights]) -> tuple[Tensor, ..
         The result of each; they may be views of one tensor.
     """
     channels = features.shape[-1]
-    if len(layers) == 1 or features.numel() < TOKENS_TO_JOIN * channels**2:
+    if len(layers) == 1 or is_compiled(features) or features.numel() < TOKENS_TO_JOIN * channels**2:
         return tuple(linear(features, weight, bias) for weight, bias in layers)
     bias = None
     if any(bias is not None for _, bias in layers):
@@ -114,22 +110,30 @@ class _Linear(torch.autograd.Function):
         return (
             None if weight is None else linear(grad, weight.T, None),
             None if features is None else tokens.T @ features.reshape(-1, features.shape[-1]),
-            _sum(tokens) if ctx.needs_input_grad[2] else None,
+            sum_of_tokens(tokens) if ctx.needs_input_grad[2] else None,
         )
 
 
-def _sum(tokens: Tensor) -> Tensor:
-    """The sum of all tokens. In bf16 oneDNN adds with a product by ones, in half the time."""
+def sum_of_tokens(tokens: Tensor) -> Tensor:
+    """The sum of all tokens (N, C). In bf16 oneDNN adds with a product by ones, in half the time."""
     if tokens.dtype == torch.bfloat16 and _onednn_can_run(tokens, tokens, None):
         return tokens.new_ones(len(tokens)) @ tokens
     return tokens.sum(0)
 
 
-def _in_autocast_dtype(*tensors: Tensor | None) -> tuple[Any, ...]:
+def in_autocast_dtype(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """What autocast makes of the arguments of a matrix product; they as they are where it is off."""
     if not torch.is_autocast_enabled("cpu"):
         return tensors
     dtype = torch.get_autocast_dtype("cpu")
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def _is_for_onednn(features: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN is to multiply; in a compiled graph, whether it is to be asked at every call."""
+    if is_compiled(features):
+        return features.dtype in (torch.float32, torch.bfloat16)
+    return _onednn_can_run(features, weight, bias)
 
 
 def _onednn_can_run(features: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -151,169 +155,3 @@ def _onednn_dtypes() -> tuple[torch.dtype, ...]:
         return ()
     has_bf16 = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)
-
-
-def feed_forward(features: Tensor, widen: Weights, activation: Activation, narrow: Weights) -> Tensor:
-    """narrow(activation(widen(features))), a cacheful of tokens at a time.
-
-    Of what lies between the two products only the input of the activation is kept for the gradients: the wide tensors
-    that torch would write to fresh memory, once forward and twice backward, exist for one piece at a time.
-
-    Args:
-        features: (..., C).
-        widen, narrow: The two linear layers.
-        activation: Works on each number by itself, not in place, not at random, and learns nothing. Under
-            torch.compile it is F.gelu.
-
-    Returns:
-        (..., C), in the dtype of autocast where that is on.
-    """
-    tensors = _in_autocast_dtype(features, *widen, *narrow)
-    if is_compiled(features) and not torch.is_grad_enabled():
-        return gelu_mlp(*tensors)
-    return _FeedForward.apply(activation, *tensors)
-
-
-def _like_features(features: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
-    return features.new_empty(*features.shape[:-1], len(w2))
-
-
-@opaque(_like_features)
-def gelu_mlp(features: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
-    """`feed_forward` with the exact GELU and without gradients."""
-    output = _like_features(features, w1, b1, w2, b2)
-    tokens, results = features.flatten(0, -2), output.view(-1, len(w2))
-    for piece in _token_pieces(tokens, w1):
-        results[piece] = multiply(multiply(tokens[piece], w1, b1, True), w2, b2, False)
-    return output
-
-
-def _empty_with_hidden(
-    tokens: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return tokens.new_empty(len(tokens), len(w2)), tokens.new_empty(len(tokens), len(w1))
-
-
-@opaque(_empty_with_hidden)
-def gelu_mlp_with_hidden(
-    tokens: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """`feed_forward` of tokens (N, C) with the exact GELU, and the GELU's input (N, hidden)."""
-    output, hidden = tokens.new_empty(len(tokens), len(w2)), multiply(tokens, w1, b1, False)
-    for piece in _token_pieces(tokens, w1):
-        output[piece] = multiply(F.gelu(hidden[piece]), w2, b2, False)
-    return output, hidden
-
-
-def _empty_mlp_gradients(
-    grad: Tensor, tokens: Tensor | None, w1: Tensor, w2: Tensor, hidden: Tensor, wants: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    shapes = [(len(grad), w1.shape[1]), w1.shape, w1.shape[:1], w2.shape, w2.shape[:1]]
-    empty = [w1.new_empty(shape if wanted else (0,)) for shape, wanted in zip(shapes, wants, strict=True)]
-    return empty[0], empty[1], empty[2], empty[3], empty[4]
-
-
-@opaque(_empty_mlp_gradients)
-def gelu_mlp_backward(
-    grad: Tensor, tokens: Tensor | None, w1: Tensor, w2: Tensor, hidden: Tensor, wants: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `gelu_mlp_with_hidden`: of tokens, w1, b1, w2, b2; empty where they are not wanted.
-
-    Args:
-        grad: Of the output.
-        tokens, w1, w2: What it was given; no tokens if w1 wants no gradient.
-        hidden: What it returned.
-        wants: Which of the gradients are wanted.
-    """
-    parts = [hidden[piece] for piece in _token_pieces(grad, w1)]
-    gradients = _mlp_gradients(_gelu_again, grad, tokens, w1, w2, parts, wants)
-    given = [w1.new_empty(0) if gradient is None else gradient for gradient in gradients]
-    return given[0], given[1], given[2], given[3], given[4]
-
-
-def _gelu_again(before: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    # Inside of an operation nothing is recorded for autograd.
-    return F.gelu(before), torch.ops.aten.gelu_backward(grad, before)
-
-
-def _activate_again(activation: Activation, before: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        before = before.detach().requires_grad_()
-        after = activation(before)
-    return after.detach(), torch.autograd.grad(after, before, grad)[0]
-
-
-def _mlp_gradients(
-    activate_again: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    grad: Tensor,
-    tokens: Tensor | None,
-    w1: Tensor,
-    w2: Tensor,
-    hidden: Sequence[Tensor],
-    wants: Sequence[bool],
-) -> list[Tensor | None]:
-    """Gradients of tokens, w1, b1, w2, b2, None where they are not wanted. `activate_again` gives what the activation
-    made of its input, and the gradient of that input."""
-    wants_tokens, *wanted = wants
-    grad_tokens = grad.new_empty(len(grad), w1.shape[1]) if wants_tokens else None
-    sums: list[Tensor | None] = []
-    for piece, some_hidden in zip(_token_pieces(grad, w1), hidden, strict=True):
-        some_grad = grad[piece]
-        after, grad_hidden = activate_again(some_hidden, linear(some_grad, w2.T, None))
-        if grad_tokens is not None:
-            grad_tokens[piece] = linear(grad_hidden, w1.T, None)
-        parts = [
-            None if tokens is None or not wanted[0] else grad_hidden.T @ tokens[piece],
-            _sum(grad_hidden) if wanted[1] else None,
-            some_grad.T @ after if wanted[2] else None,
-            _sum(some_grad) if wanted[3] else None,
-        ]
-        sums = _add(sums, parts) if sums else parts
-    return [grad_tokens, *(None if s is None else s.to(w1.dtype) for s in sums)]
-
-
-class _FeedForward(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        activation: Activation,
-        features: Tensor,
-        w1: Tensor,
-        b1: Tensor | None,
-        w2: Tensor,
-        b2: Tensor | None,
-    ) -> Tensor:
-        tokens = features.flatten(0, -2)
-        if is_compiled(features):
-            output, *hidden = gelu_mlp_with_hidden(tokens, w1, b1, w2, b2)
-        else:
-            output, hidden = tokens.new_empty(len(tokens), len(w2)), []
-            for piece in _token_pieces(tokens, w1):
-                hidden.append(linear(tokens[piece], w1, b1))
-                output[piece] = linear(activation(hidden[-1]), w2, b2)
-        ctx.activation = activation
-        ctx.save_for_backward(tokens if ctx.needs_input_grad[2] else None, w1, w2, *hidden)
-        return output.view(*features.shape[:-1], len(w2))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, w1, w2, *hidden = ctx.saved_tensors
-        shape, grad, wants = grad.shape[:-1], grad.flatten(0, -2), ctx.needs_input_grad[1:]
-        if is_compiled(grad):
-            gradients = gelu_mlp_backward(grad, tokens, w1, w2, *hidden, wants)
-            gradients = [gradient if wanted else None for gradient, wanted in zip(gradients, wants, strict=True)]
-        else:
-            gradients = _mlp_gradients(partial(_activate_again, ctx.activation), grad, tokens, w1, w2, hidden, wants)
-        grad_tokens, *others = gradients
-        return None, None if grad_tokens is None else grad_tokens.view(*shape, w1.shape[1]), *others
-
-
-def _token_pieces(tokens: Tensor, w1: Tensor) -> list[slice]:
-    return pieces(len(tokens), len(w1) * tokens.element_size(), SMALLEST_PIECE)
-
-
-def _add(totals: list[Tensor | None], parts: list[Tensor | None]) -> list[Tensor | None]:
-    """Adds what is there, in fp32 at least."""
-    pairs = zip(totals, parts, strict=True)
-    return [None if t is None or p is None else at_least_fp32(t).add_(p) for t, p in pairs]

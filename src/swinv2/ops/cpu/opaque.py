@@ -4,72 +4,84 @@ In: a function of tensors and numbers whose body no compiler could follow (loops
 should follow (it would write whole intermediate results to memory). Out: the same function, which under torch.compile
 is one operation of the graph. In eager mode nothing stands between the caller and the function.
 
-torch.export sees through none of this: what is exported must run where this package is not.
+torch.export sees none of this: what is exported must run where this package is not.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from swinv2.ops.cpu.pieces import is_transformed
 from swinv2.ops.windows import WindowPlan
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 def is_compiled(tensor: Tensor) -> bool:
-    """Whether torch.compile is tracing, and opaque functions may be part of its graph: on a CPU, not for an export."""
+    """Whether torch.compile is tracing, and opaque functions may be part of its graph: on a CPU, not for an export, and
+    nobody transforms the graph."""
     return (
         torch.compiler.is_dynamo_compiling()
         # torch.compiler.is_exporting() returns it; torch 2.11, tracing, takes that function for True.
         and not torch.compiler._is_exporting_flag
+        and not is_transformed()
         and tensor.device.type == "cpu"
         and type(tensor) in (Tensor, nn.Parameter)
     )
 
 
-def opaque(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def opaque(fake: Callable[..., Any]) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """Makes a function one operation of compiled graphs, `swinv2::` and its name. Not differentiable by itself.
 
     Args:
-        fake: Takes the same arguments and returns empty tensors of the shapes and dtypes that the function returns.
+        fake: Takes the same arguments and returns empty tensors of the shapes and dtypes that the function returns. A
+            number of images or tokens may be a symbol there, of which `len` would make a constant.
 
     Returns:
         A decorator. The function takes tensors, None, numbers and window plans by position, and returns a tensor or a
-        tuple of tensors that share no memory with the arguments.
+        tuple of tensors that share no memory with the arguments or each other. It runs below autograd: nothing inside
+        of it is recorded.
     """
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         operation = torch.library.custom_op(
-            f"swinv2::{function.__name__.strip('_')}", _taking_numbers(function, function), mutates_args=()
+            f"swinv2::{function.__name__}", _taking_numbers(function, function, _remembered), mutates_args=()
         )
-        operation.register_fake(_taking_numbers(fake, function))
+        # Its numbers may be symbols, which cannot be remembered.
+        operation.register_fake(_taking_numbers(fake, function, WindowPlan.of_numbers))
 
         @wraps(function)
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Arguments.args, **rest: Arguments.kwargs) -> Result:
             if not torch.compiler.is_compiling():
-                return function(*arguments)
-            return operation(*(a.numbers if isinstance(a, WindowPlan) else a for a in arguments))
+                return function(*arguments, **rest)
+            return operation(*(a.numbers if isinstance(a, WindowPlan) else a for a in arguments), **rest)
 
         return call
 
     return decorate
 
 
-def _taking_numbers(function: Callable[..., Any], signed: Callable[..., Any]) -> Callable[..., Any]:
+def _taking_numbers(
+    function: Callable[..., Any], signed: Callable[..., Any], make_plan: Callable[[Sequence[int]], WindowPlan]
+) -> Callable[..., Any]:
     """A function that takes the numbers of a plan in its place; an operation has no other kinds of argument.
 
     Args:
         function: Takes plans.
-        signed: Whose signature says where.
+        signed: Whose signature says where. Its annotations must be types, not strings.
+        make_plan: Makes a plan of its numbers.
     """
     signature = inspect.signature(signed)
     takes_plan = [parameter.annotation is WindowPlan for parameter in signature.parameters.values()]
 
     def run(*arguments: Any) -> Any:
         pairs = zip(arguments, takes_plan, strict=True)
-        return function(*(WindowPlan.of_numbers(a) if is_plan else a for a, is_plan in pairs))
+        return function(*(make_plan(argument) if is_plan else argument for argument, is_plan in pairs))
 
     parameters = [
         parameter.replace(annotation=Sequence[int] if is_plan else parameter.annotation)
@@ -77,3 +89,13 @@ def _taking_numbers(function: Callable[..., Any], signed: Callable[..., Any]) ->
     ]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return run
+
+
+def _remembered(numbers: Sequence[int]) -> WindowPlan:
+    """The same plan for the same numbers: it remembers its kinds of window."""
+    return _plan_of(tuple(numbers))
+
+
+@lru_cache(maxsize=256)
+def _plan_of(numbers: tuple[int, ...]) -> WindowPlan:
+    return WindowPlan.of_numbers(numbers)

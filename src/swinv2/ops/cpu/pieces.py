@@ -21,18 +21,23 @@ SMALLEST_PIECE = 256
 
 
 def can_run(tensor: Tensor) -> bool:
-    """Whether the forms of this package are for a tensor: a plain one on a CPU, and nobody records or transforms what
-    is computed, as compilers, exporters, torch.func, forward-mode differentiation and dispatch modes (torch's counter
-    of operations) do. Those would not understand the writes into place and the gradients written by hand."""
+    """Whether the forms of this package are for a tensor in eager mode: a plain one on a CPU, and nobody records or
+    transforms what is computed, as compilers, exporters, torch.func, forward-mode differentiation and dispatch modes
+    (torch's counter of operations) do. Those would not understand the writes into place and the gradients written by
+    hand. For torch.compile there is `opaque.is_compiled`."""
     return (
         tensor.device.type == "cpu"
         and type(tensor) in (Tensor, nn.Parameter)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
+        and not is_transformed()
         and torch._C._len_torch_dispatch_stack() == 0
-        and torch.autograd.forward_ad._current_level < 0
     )
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def pieces(count: int, item_bytes: int, least: int = 1) -> list[slice]:
