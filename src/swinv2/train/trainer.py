@@ -212,11 +212,11 @@ class SwinTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Builds `--optim` with the groups of `groups.parameter_groups`; Muon and AdamW with --matrix_learning_rate."""
-        model, args = model or self.model, self.args
+        args, learner = self.args, model or self.model
         if self.optimizer is None and args.matrix_learning_rate:
-            self.optimizer = MuonAdamW(model, args.matrix_learning_rate, args.learning_rate, args.weight_decay)
+            self.optimizer = MuonAdamW(learner, args.matrix_learning_rate, args.learning_rate, args.weight_decay)
         if self.optimizer is None:
-            groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
+            groups = parameter_groups(learner, args.learning_rate, args.weight_decay, args.layer_decay)
             kind, options = self.get_optimizer_cls_and_kwargs(args, self.model)
             # Only what an optimiser knows: sharded checkpoints carry the rest of a group along, and stumble.
             bare = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in groups]

@@ -172,8 +172,9 @@ class ToWindows(torch.autograd.Function):
         grad, saved = grad.contiguous(), ctx.saved_tensors
         if not saved:
             return to_map(grad, ctx.plan), None, None
+        vectors, length, factors, turning = saved
         wants_length = ctx.needs_input_grad[1]
-        grad_map, grad_length = scaled_windows_backward(grad, *saved, wants_length, ctx.plan)
+        grad_map, grad_length = scaled_windows_backward(grad, vectors, length, factors, turning, wants_length, ctx.plan)
         return grad_map, grad_length if wants_length else None, None
 
 

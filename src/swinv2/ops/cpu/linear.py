@@ -47,8 +47,10 @@ def linear_gelu(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     Returns:
         As `linear`.
     """
-    tensors = in_autocast_dtype(features, weight, bias)
-    return multiply(*tensors, True) if _is_for_onednn(*tensors) else F.gelu(F.linear(*tensors))
+    features, weight, bias = in_autocast_dtype(features, weight, bias)
+    if _is_for_onednn(features, weight, bias):
+        return multiply(features, weight, bias, True)
+    return F.gelu(F.linear(features, weight, bias))
 
 
 def linear_each(features: Tensor, layers: Sequence[Weights]) -> tuple[Tensor, ...]:
