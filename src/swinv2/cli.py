@@ -353,7 +353,10 @@ def reconstruct(
         "reconstruction.png"
     ),
     mask_ratio: Annotated[float, typer.Option(metavar="SHARE", help="Share of the blocks that are hidden.")] = 0.6,
-    mask_block: Annotated[int, typer.Option(metavar="PIXELS", help="Side of a block.")] = 32,
+    mask_block: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Side of a block; what one token of the last stage covers unless given."),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Other seeds hide other blocks.")] = 0,
     device: _Device = "auto",
 ) -> None:

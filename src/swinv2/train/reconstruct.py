@@ -27,7 +27,7 @@ def reconstruct(
     output: Path,
     *,
     mask_ratio: float = 0.6,
-    mask_block: int = 32,
+    mask_block: int | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> float:
@@ -38,7 +38,8 @@ def reconstruct(
         model: A folder, or a name on the hub, of a model that `Swinv2ForMaskedImageModeling` saved.
         output: The PNG file to write.
         mask_ratio: Share of the blocks that are hidden.
-        mask_block: Side of a block in pixels of the model's input.
+        mask_block: Side of a block in pixels of the model's input; None for what one token of the last stage covers,
+            as in the authors' training.
         seed: Other seeds hide other blocks.
         device: See `loading.choose_device`.
 
@@ -53,7 +54,8 @@ def reconstruct(
     processor = load_processor(model)
     config = drawer.config
     pixels = Pixels(as_pair("image_size", config.image_size), tuple(processor.image_mean), tuple(processor.image_std))
-    draw_mask = mask_maker(config, mask_block, mask_ratio)
+    block = max(as_pair("encoder_stride", config.encoder_stride)) if mask_block is None else mask_block
+    draw_mask = mask_maker(config, block, mask_ratio)
     transform = for_evaluation(pixels)
     try:
         inputs = torch.stack([transform(read_image(image)) for image in images])
