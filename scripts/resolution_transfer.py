@@ -14,18 +14,17 @@ Source: Liu et al., Swin Transformer V2 (arXiv 2111.09883), table 1 and section 
 
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from runs import run_recipe
 from torch import Tensor
 
 from swinv2.layers import position
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 TRAINED_WINDOW = 4
 SIZES = {32: TRAINED_WINDOW, 48: 6, 64: 8}
 KINDS = {"log": "log-spaced", "linear": "linear-spaced", "stretched": "log-spaced, stretched"}
@@ -57,7 +56,7 @@ def main(
         for spacing in ("log", "linear"):
             trained = output / f"{spacing}-32-{seed}"
             told = {"data": data, "seed": seed, "num_train_epochs": epochs}
-            _finetune(spacing, trained, RECIPES / "cifar10-supervised.yaml", told)
+            _finetune(spacing, trained, "cifar10-supervised.yaml", told)
             _note(scores, f"{spacing} 32", _top1(trained))
         for size, window in SIZES.items():
             for kind in KINDS:
@@ -78,23 +77,14 @@ def main(
                     "learning_rate": 2e-4,
                     "warmup_steps": 20,
                 }
-                _finetune(spacing, run, RECIPES / "cifar10-finetune.yaml", told)
+                _finetune(spacing, run, "cifar10-finetune.yaml", told)
                 _note(scores, f"{kind} {size}", _top1_at_first(run))
                 _note(scores, f"{kind} {size} tuned", _top1(run))
         _write(output, scores, epochs, tuning_epochs)
 
 
-def _finetune(spacing: str, run: Path, recipe: Path, told: dict[str, object]) -> None:
-    """Runs a training unless it is done."""
-    if (run / "results.json").is_file():
-        return
-    flags = [f"--{name}={value}" for name, value in told.items()]
-    program = (
-        [sys.executable, __file__, LINEAR] if spacing == "linear" else [str(Path(sys.executable).parent / "swinv2")]
-    )
-    subprocess.run(
-        [*program, "finetune", "--config", str(recipe), "--output_dir", str(run), "--resume", *flags], check=True
-    )
+def _finetune(spacing: str, run: Path, recipe: str, told: dict[str, object]) -> None:
+    run_recipe("finetune", run, recipe, told, [sys.executable, __file__, LINEAR] if spacing == "linear" else ())
 
 
 def _top1(run: Path) -> float:

@@ -1,0 +1,34 @@
+"""Runs of `swinv2` that a script begins, and goes on with when it is started again."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def run_recipe(
+    command: str, run: Path, recipe: str, told: Mapping[str, object], program: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Runs a training to its end, unless it has reached it.
+
+    Args:
+        command: "pretrain" or "finetune".
+        run: Folder of the run.
+        recipe: Name of a file in `recipes/`.
+        told: Settings on top of the recipe.
+        program: What to start in place of `swinv2`.
+
+    Returns:
+        What the run has in `results.json`.
+    """
+    results = run / "results.json"
+    if not results.is_file():
+        flags = [f"--{name}={value}" for name, value in told.items()]
+        start = [*(program or [str(Path(sys.executable).with_name("swinv2"))]), command]
+        folders = ["--config", str(RECIPES / recipe), "--output_dir", str(run), "--resume"]
+        subprocess.run([*start, *folders, *flags], check=True)
+    return json.loads(results.read_text())
