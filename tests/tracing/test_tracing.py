@@ -15,8 +15,9 @@ from swinv2.ops.cpu import pieces
 from swinv2.ops.cpu.linear import linear
 from swinv2.ops.cpu.mlp import feed_forward
 
-# What torch 2.11 does while it traces and compiles.
+# What torch does while it traces and compiles.
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
 ]
@@ -73,7 +74,7 @@ def test_compiled_training_step_equals_eager(model):
         assert torch.allclose(parameter.grad, eager[name], atol=1e-5, rtol=1e-3), name
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("size", [(64, 64), (50, 70)])
 def test_export_with_dynamic_batch(model, size, strict):
     class Logits(nn.Module):
@@ -180,7 +181,15 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+QUICK = {"frozen end", "checkpointing", "forward of a linear layer", "another module"}
+"""What is tried in every run of the tests; the rest takes a minute."""
+
+
+def quick_and_slow(changes):
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in changes]
+
+
+@pytest.mark.parametrize("change", quick_and_slow(CHANGES))
 def test_a_compiled_training_step_is_the_eager_one(model, change):
     images, labels = torch.randn(2, 3, 50, 70), torch.tensor([0, 2])
     CHANGES[change](model.train())
@@ -250,8 +259,8 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("compiled_before", [False, True])
-@pytest.mark.parametrize("change", CHANGED)
+@pytest.mark.parametrize("compiled_before", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("change", quick_and_slow(CHANGED))
 def test_who_watches_or_replaces_a_layer_is_heard_in_a_compiled_model(model, change, compiled_before):
     if change == "hook" and compiled_before:
         pytest.skip("torch.compile does not look for hooks again, unless skip_nnmodule_hook_guards is off")
@@ -286,7 +295,6 @@ def test_transforms_inside_of_a_compiled_function_see_no_operations():
         torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")  # torch's own
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
 @pytest.mark.parametrize("activation", [F.silu, F.gelu])
 def test_a_backward_pass_may_be_compiled_where_the_forward_was_not(activation, monkeypatch):
