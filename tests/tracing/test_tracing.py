@@ -17,8 +17,7 @@ from swinv2.ops.cpu.mlp import feed_forward
 
 # What torch does while it traces and compiles.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
 ]
 
