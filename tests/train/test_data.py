@@ -16,7 +16,8 @@ from swinv2.errors import UsageError
 from swinv2.train import data
 from swinv2.train.augment import decode
 from swinv2.train.cifar10 import LABELS, Split
-from swinv2.train.data import Pictures, Row, open_pictures
+from swinv2.train.data import open_pictures
+from swinv2.train.pictures import Pictures, Row
 
 NAMES = tuple(COLOURS)
 COUNT = {"train": 4, "validation": 2}

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from swinv2.errors import UsageError
 from swinv2.simmim import draw_mask
 from swinv2.train.augment import Pixels, for_evaluation, for_finetuning
-from swinv2.train.data import Pictures, open_pictures
+from swinv2.train.data import open_pictures
 from swinv2.train.examples import (
     IGNORED_LABEL,
     MOST_BROKEN_IN_A_ROW,
@@ -32,6 +32,7 @@ from swinv2.train.examples import (
     seed_everything,
     seeded,
 )
+from swinv2.train.pictures import Pictures
 
 PIXELS = Pixels((8, 8), (0.5,), (0.5,))
 COUNT = 12

@@ -8,6 +8,7 @@ knows no model and no trainer.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from swinv2.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STAGING = ".unfinished-"
@@ -108,6 +111,40 @@ def newest_sound(run: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
             return folder, unusable
         unusable.append((folder, reason))
     return None, unusable
+
+
+def where_to_go_on(run: Path, wanted: str | None, resume: bool) -> Path | None:
+    """Finds the checkpoint from which a run goes on.
+
+    Args:
+        run: Folder of the run.
+        wanted: The checkpoint that was asked for, if one was.
+        resume: Whether to go on from the newest sound one.
+
+    Returns:
+        The checkpoint; None to begin.
+
+    Raises:
+        UsageError: The wanted one is not sound, none is, or there are some and nobody said what to do with them.
+    """
+    if wanted:
+        reason = why_unusable(Path(wanted)) if Path(wanted).is_dir() else "there is no such folder"
+        if reason is not None:
+            raise UsageError(f"--resume_from_checkpoint {wanted}: {reason}. --resume finds the newest sound one.")
+        return Path(wanted)
+    if not resume:
+        if checkpoints(run):
+            raise UsageError(
+                f"{run} holds checkpoints of an earlier run; add --resume to go on from the newest, or give another "
+                "--output_dir."
+            )
+        return None
+    good, unusable = newest_sound(run)
+    for folder, reason in unusable:
+        logger.warning(f"{folder} is not used: {reason}")
+    if good is None and unusable:
+        raise UsageError(f"no checkpoint of {run} is sound; delete them to begin anew.")
+    return good
 
 
 def clear_unfinished(run: Path) -> None:

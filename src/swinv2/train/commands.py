@@ -18,11 +18,12 @@ from rich.text import Text
 from swinv2.errors import UsageError
 from swinv2.train.checkpoints import SaveError, newest_sound
 from swinv2.train.finetune import make_finetuning
+from swinv2.train.health import DivergedError, TooManyBrokenError
 from swinv2.train.plan import make_plan
 from swinv2.train.pretrain import make_pretraining
 from swinv2.train.running import run_training
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, parse_settings
-from swinv2.train.trainer import DivergedError, SwinTrainer, TooManyBrokenError
+from swinv2.train.trainer import SwinTrainer
 
 STOPPED = 3
 """Exit status of a training that could not go on."""

@@ -1,8 +1,8 @@
 """Pictures to learn from, wherever they lie.
 
 In: a place: a folder of class folders or of pictures, parquet or webdataset files, a data set of the hub, CIFAR-10.
-Out: rows, each a picture as it is stored and perhaps a label; nothing is decoded before it is needed. What reads,
-lists, streams and shards is Hugging Face `datasets`; this module knows no model, no size and no augmentation.
+Out: its rows (`pictures.py`). What reads, lists, streams and shards is Hugging Face `datasets`; this module finds the
+files, the splits and the columns, and knows no model, no size and no augmentation.
 """
 
 import glob
@@ -10,15 +10,13 @@ import os
 import tarfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from swinv2.errors import UsageError
 from swinv2.images import SUFFIXES
 from swinv2.train.cifar10 import LABELS, load_cifar10
+from swinv2.train.pictures import Arrays, Pictures
 
 IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "fine_label")
@@ -38,158 +36,6 @@ WEBDATASET_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 MOST_SHARDS = 64
 """Into how many parts rows on a disk are cut when they stream."""
-
-
-class Row(NamedTuple):
-    """A picture as it is stored.
-
-    Attributes:
-        picture: Path or contents of an image file, or pixels (H, W) or (H, W, channels), eight bits.
-        label: Index of its class; None if the data has no labels.
-        name: What to call it in messages.
-    """
-
-    picture: str | bytes | np.ndarray
-    label: int | None
-    name: str
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """All rows of a split.
-
-    Attributes:
-        rows: What is indexed or, if the data streams, iterated: a `datasets` object, or arrays.
-        image_column, label_column: Where picture and label stand in a row.
-        names: Names of the classes; empty if there are no labels, or if nobody knows what they are called.
-        place: Where they came from, for messages.
-        chosen: Which rows count, in this order; None for all.
-    """
-
-    rows: Any
-    image_column: str
-    label_column: str | None
-    names: tuple[str, ...]
-    place: str
-    chosen: np.ndarray | None = None
-
-    @property
-    def streams(self) -> bool:
-        """Whether the rows come one after another, with no number and no length."""
-        return not hasattr(self.rows, "__len__")
-
-    def __len__(self) -> int:
-        return len(self.rows) if self.chosen is None else len(self.chosen)
-
-    def __getitem__(self, index: int) -> Row:
-        index = int(index if self.chosen is None else self.chosen[index])
-        return self.row(self.rows[index], index)
-
-    def __iter__(self) -> Iterator[Row]:
-        if self.streams:
-            for index, row in enumerate(self.rows):
-                yield self.row(row, index)
-        else:
-            for index in range(len(self)):
-                yield self[index]
-
-    def row(self, row: dict[str, Any], index: int) -> Row:
-        """Reads a row as `rows` gives it. A picture that is not there is empty, and so cannot be read.
-
-        Raises:
-            UsageError: The label is no integer.
-        """
-        picture, name = row[self.image_column], f"{self.place}[{index}]"
-        if isinstance(picture, dict):
-            name = picture.get("path") or name
-            picture = picture["bytes"] if picture.get("bytes") is not None else picture.get("path")
-        if picture is None:
-            picture = b""
-        elif not isinstance(picture, (str, bytes)):
-            picture = _as_pixels(picture)
-        name = str(row.get("__key__", name))
-        if self.label_column is None:
-            return Row(picture, None, name)
-        label = row[self.label_column]
-        if not isinstance(label, (int, np.integer)):
-            raise self._no_integer(label)
-        return Row(picture, int(label), name)
-
-    def _no_integer(self, label: object) -> UsageError:
-        return UsageError(
-            f"{self.place} has the label {label!r} in the column {self.label_column!r}; expected integers, which the "
-            "`class_encode_column` of `datasets` makes of names, or another --label_column."
-        )
-
-    def labels(self) -> np.ndarray:
-        """The label of every row, without touching a picture.
-
-        Raises:
-            UsageError: There are none, they are no integers, or the data streams.
-        """
-        if self.streams:
-            raise UsageError(f"{self.place} streams: its labels are not known beforehand. Leave out --streaming.")
-        if self.label_column is None:
-            raise UsageError(f"{self.place} has no labels; sort the pictures into a folder for each class.")
-        # Row by row, a million labels take a quarter of a minute.
-        rows = self.rows if isinstance(self.rows, _Arrays) else self.rows.with_format("numpy")
-        labels = np.asarray(rows[self.label_column][:])
-        if labels.dtype.kind not in "iub":
-            raise self._no_integer(next(label for label in self.rows[self.label_column] if not isinstance(label, int)))
-        return labels if self.chosen is None else labels[self.chosen]
-
-    def check_labels(self, classes: int) -> None:
-        """Refuses labels without a class.
-
-        Args:
-            classes: How many there are, from 0.
-
-        Raises:
-            UsageError: A label is none of them, such as the -1 of splits whose labels are kept secret.
-        """
-        labels = self.labels()
-        for label in (int(labels.min()), int(labels.max())):
-            if not 0 <= label < classes:
-                raise UsageError(f"{self.place} has a label {label}, but there are {classes} classes, from 0.")
-
-    def share(self, fraction: float, seed: int) -> "Pictures":
-        """Keeps a share of each class, or of all pictures if there are no classes, drawn at random.
-
-        Args:
-            fraction: The share, above 0 and at most 1; of each class at least one picture is kept.
-            seed: Equal seeds keep equal pictures, and a smaller share is part of a larger one.
-
-        Raises:
-            UsageError: There is no such share, or the data streams.
-        """
-        if not 0.0 < fraction <= 1.0:
-            raise UsageError(f"the share of the training pictures is {fraction}; expected above 0 and at most 1.")
-        if fraction == 1.0:
-            return self
-        unlabelled = self.label_column is None and not self.streams
-        labels = np.zeros(len(self), np.int64) if unlabelled else self.labels()
-        draw = np.random.default_rng(seed)
-        kept: list[np.ndarray] = []
-        for label in np.unique(labels):
-            members = draw.permutation(np.flatnonzero(labels == label))
-            kept.append(members[: max(round(fraction * len(members)), 1)])
-        chosen = np.sort(np.concatenate(kept))
-        return replace(self, chosen=chosen if self.chosen is None else self.chosen[chosen])
-
-
-class _Arrays:
-    """Columns of arrays, with the part of `datasets.Dataset`'s interface that is used here."""
-
-    def __init__(self, **columns: np.ndarray) -> None:
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
-
-    def __getitem__(self, key: int | str) -> Any:
-        return (
-            self.columns[key] if isinstance(key, str) else {name: values[key] for name, values in self.columns.items()}
-        )
 
 
 def open_pictures(
@@ -254,12 +100,12 @@ def _is_cifar10(place: str) -> bool:
     return (folder / "cifar10_labels.npz").is_file() or (folder / "cifar-10-batches-py").is_dir()
 
 
-def _open_cifar10(place: str, split: str) -> _Arrays:
+def _open_cifar10(place: str, split: str) -> Arrays:
     if split not in ("train", "test", "evaluation"):
         raise UsageError(f"--data {place!r} is CIFAR-10, with the splits ['test', 'train']; there is no {split!r}.")
     with _refusing(place):
         images, labels = load_cifar10(place, train=split == "train")
-    return _Arrays(image=images, label=labels)
+    return Arrays(image=images, label=labels)
 
 
 @contextmanager
@@ -372,14 +218,6 @@ def _choose_split(loaded: Any, split: str, place: str) -> Any:
         if name in loaded:
             return loaded[name]
     raise UsageError(f"--data {place!r} has the splits {sorted(loaded)}; expected {' or '.join(map(repr, wanted))}.")
-
-
-def _as_pixels(picture: Any) -> np.ndarray:
-    """An array; as eight bits if it comes as lists, which do not say of how many bits their numbers are."""
-    pixels = np.asarray(picture)
-    if isinstance(picture, list) and pixels.dtype.kind in "iu" and pixels.size:
-        return pixels.astype(np.uint8) if pixels.min() >= 0 and pixels.max() <= 255 else pixels
-    return pixels
 
 
 def _given_column(features: Collection[str], given: str, place: str) -> str:

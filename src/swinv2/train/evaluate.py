@@ -20,10 +20,11 @@ from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification
 from swinv2.loading import choose_device, label_names, load_model, load_processor
 from swinv2.train.augment import decode
-from swinv2.train.data import Pictures, open_pictures
+from swinv2.train.data import open_pictures
 from swinv2.train.drawing.confusion import draw_confusion
 from swinv2.train.drawing.mistakes import MOST_MISTAKES, Mistake, draw_mistakes
 from swinv2.train.examples import IGNORED_LABEL, EvaluationExamples, Recipe, collate
+from swinv2.train.pictures import Pictures
 
 logger = logging.getLogger(__name__)
 

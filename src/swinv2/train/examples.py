@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImageError
 from swinv2.train.augment import Transform, decode
-from swinv2.train.data import Pictures, Row
+from swinv2.train.pictures import Pictures, Row
 
 IGNORED_LABEL = -100
 """Label of an example that does not count: the one that torch's cross entropy leaves out."""

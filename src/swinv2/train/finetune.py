@@ -16,8 +16,8 @@ from transformers import EvalPrediction
 
 from swinv2.errors import UsageError
 from swinv2.train.augment import for_evaluation, for_finetuning
-from swinv2.train.data import Pictures
 from swinv2.train.examples import IGNORED_LABEL, EvaluationExamples, Recipe
+from swinv2.train.pictures import Pictures
 from swinv2.train.running import examples_to_train, make_processor, open_training, pixels_of
 from swinv2.train.settings import FinetuneSettings
 from swinv2.train.start import start_finetuning

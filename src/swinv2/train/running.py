@@ -15,8 +15,10 @@ from transformers import BitImageProcessor, PrinterCallback, ProgressCallback, V
 from swinv2.config import Swinv2Config, as_pair
 from swinv2.errors import UsageError
 from swinv2.train.augment import Pixels
-from swinv2.train.data import Pictures, has_one_split, open_pictures
+from swinv2.train.checkpoints import clear_unfinished, where_to_go_on
+from swinv2.train.data import has_one_split, open_pictures
 from swinv2.train.examples import Recipe, StreamedExamples, TrainingExamples
+from swinv2.train.pictures import Pictures
 from swinv2.train.settings import RunSettings
 from swinv2.train.signals import noting_signals
 from swinv2.train.trainer import SwinTrainer
@@ -83,14 +85,17 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     Returns:
         The results, and the exit status: 0, or 128 and the number of the signal that stopped the run.
     """
-    start = trainer.where_to_go_on()
+    settings = trainer.args
+    if settings.should_save:
+        clear_unfinished(trainer.run)
+    start = where_to_go_on(trainer.run, settings.resume_from_checkpoint, settings.resume)
     trainer.pop_callback(ProgressCallback)
     trainer.pop_callback(PrinterCallback)
-    if not trainer.args.disable_tqdm:
+    if not settings.disable_tqdm:
         trainer.add_callback(Bar())
     trainer.add_callback(Log(trainer.run))
     with noting_signals(trainer.note_signal):
-        trainer.train(resume_from_checkpoint=start)
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
     # Not if it came too late to stop anything.
     if trainer.stopping and trainer.signal is not None:
         return {
@@ -102,7 +107,7 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     if trainer.eval_dataset is not None:
         results |= trainer.evaluate()
     trainer.save_final(trainer.run / FINAL)
-    if trainer.args.should_save:
+    if settings.should_save:
         write_whole(trainer.run / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
     return results, 0
 

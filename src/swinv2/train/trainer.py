@@ -2,11 +2,11 @@
 
 In: a model, examples and settings. Out: checkpoints, logs and the trained model. It adds:
 
-- parameter groups and schedules of the authors (`groups.py`, `schedule.py`), and an average of the weights;
+- parameter groups and schedules of the authors (`groups.py`, `schedule.py`), an average of the weights (`average.py`);
 - the order of the examples and all chance as functions of seed, epoch and step: a run that goes on from a checkpoint
   takes the same steps that it would have taken;
-- checkpoints that are whole or not there (`checkpoints.py`), a stop at a loss that is no number before it reaches a
-  checkpoint, a save on SIGTERM, a count of unreadable pictures.
+- checkpoints that are whole or not there (`checkpoints.py`), a stop before what is no number reaches one (`health.py`),
+  a save on SIGTERM.
 
 What a step computes is left to `pretrain.py` and `finetune.py`.
 """
@@ -23,22 +23,14 @@ import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from swinv2.errors import UsageError
 from swinv2.model import Swinv2PreTrainedModel
-from swinv2.train.checkpoints import (
-    checkpoints,
-    clear_unfinished,
-    newest_sound,
-    prune,
-    publish,
-    staged,
-    why_unusable,
-)
+from swinv2.train.average import WeightAverage
+from swinv2.train.checkpoints import clear_unfinished, prune, publish, staged
 from swinv2.train.examples import (
     DrawBatches,
     StreamedExamples,
@@ -48,6 +40,7 @@ from swinv2.train.examples import (
     seed_everything,
 )
 from swinv2.train.groups import parameter_groups
+from swinv2.train.health import Health
 from swinv2.train.optim import MuonAdamW
 from swinv2.train.schedule import make_schedule
 from swinv2.train.settings import RunSettings
@@ -55,20 +48,8 @@ from swinv2.train.signals import deaf_to_signals
 
 logger = logging.getLogger(__name__)
 
-AVERAGE_NAME = "average.pt"
-"""File of the averaged weights in a checkpoint."""
-
-
 STEPS_BETWEEN_QUESTIONS = 8
 """On several accelerators: steps from one question whether a process was told to stop to the next."""
-
-
-class DivergedError(UsageError):
-    """The loss or a weight is no number any more."""
-
-
-class TooManyBrokenError(UsageError):
-    """More pictures than allowed could not be read."""
 
 
 class Watch(TrainerCallback):
@@ -123,19 +104,18 @@ class SwinTrainer(Trainer):
         self._staging: Path | None = None
         self._batches: DrawBatches | None = None
         self._last_micro_step = (-1, 0)
-        self._broken: set[str] = set()
-        self._finite = torch.ones((), dtype=torch.bool, device=settings.device)
+        self._health = Health(self.run, settings.device, settings.max_broken_images)
         self._seen, self._seen_since, self._counted_from = 0, 0, time.perf_counter()
         self._waiting = 0.0
         self.signal: int | None = None
         self.stopping = self.has_begun = False
-        self.average: AveragedModel | None = None
+        self.average: WeightAverage | None = None
         if settings.ema_decay:
             if self.is_fsdp_enabled:
                 raise UsageError(
                     "ema_decay keeps a whole copy of the model, which FSDP has not; leave one of them out."
                 )
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+            self.average = WeightAverage(self.model, settings.ema_decay)
         self.add_callback(Watch(self))
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -250,13 +230,10 @@ class SwinTrainer(Trainer):
         self._last_micro_step = step, micro_step
         # Every process draws its own drop path. What is mixed or dropped does not depend on what came before.
         seed_everything(make_seed(self.args.seed, step, micro_step, self.args.process_index))
-        self._count_broken(inputs.pop("broken", []))
+        self._health.count_broken(inputs.pop("broken", []))
         self._seen += len(inputs["pixel_values"])
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._finite &= loss.isfinite()
-        # A look at a GPU's number stops it; there the question is asked before every log and every save.
-        if self._finite.device.type == "cpu":
-            self._refuse_divergence()
+        self._health.note_loss(loss, step)
         return loss
 
     def end_step(self, control: TrainerControl) -> None:
@@ -285,42 +262,9 @@ class SwinTrainer(Trainer):
             self.signal = agreed
         return agreed > 0
 
-    def _refuse_divergence(self) -> None:
-        if bool(self._finite):
-            return
-        good, _ = newest_sound(self.run)
-        raise DivergedError(
-            f"at step {self.state.global_step} the loss or a weight is no finite number. Nothing was saved since; "
-            + (f"{good} is sound. " if good else "there is no checkpoint yet. ")
-            + "Train in bf16 rather than fp16, with a smaller --learning_rate, a longer --warmup_steps or a smaller "
-            "--max_grad_norm."
-        )
-
-    def _refuse_broken_weights(self) -> None:
-        """A finite loss may have a gradient that is not, and the next loss comes after the save."""
-        values = [getattr(p, "_local_tensor", p).detach() for p in self.model.parameters() if p.requires_grad]
-        self._finite &= torch.stack([value.isfinite().all() for value in values]).all().to(self._finite.device)
-        if self.args.world_size > 1:
-            # All processes stop, or none: the others would wait for the one that did.
-            agreed = self._finite.to(torch.int32)
-            torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
-            self._finite = agreed.bool()
-        self._refuse_divergence()
-
-    def _count_broken(self, broken: list[str]) -> None:
-        for name in broken:
-            if name not in self._broken:
-                logger.warning(f"skipped {name}")
-        self._broken.update(broken)
-        if len(self._broken) > self.args.max_broken_images:
-            raise TooManyBrokenError(
-                f"{len(self._broken)} pictures could not be read, more than --max_broken_images "
-                f"{self.args.max_broken_images}; the last one is {broken[-1]}."
-            )
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the images per second of all processes since the last log of a training step."""
-        self._refuse_divergence()
+        self._health.refuse_divergence(self.state.global_step)
         if "loss" in logs:
             now = time.perf_counter()
             seconds = now - self._counted_from - self._waiting
@@ -345,20 +289,9 @@ class SwinTrainer(Trainer):
         """Puts the average of the weights in the model's place, if there is one."""
         if self.average is None:
             yield
-            return
-        pairs = list(
-            zip(self.accelerator.unwrap_model(self.model).parameters(), self.average.parameters(), strict=True)
-        )
-        kept = [parameter.detach().clone() for parameter, _ in pairs]
-        with torch.no_grad():
-            for parameter, mean in pairs:
-                parameter.copy_(mean)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for (parameter, _), value in zip(pairs, kept, strict=True):
-                    parameter.copy_(value)
+        else:
+            with self.average.replacing(self.accelerator.unwrap_model(self.model)):
+                yield
 
     def evaluate(self, *args: Any, **rest: Any) -> dict[str, float]:
         """Evaluates the average of the weights if there is one. Pictures that cannot be read are left out."""
@@ -371,7 +304,7 @@ class SwinTrainer(Trainer):
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._refuse_broken_weights()
+        self._health.refuse_broken_weights(self.model, self.state.global_step)
         final = self.run / f"checkpoint-{self.state.global_step}"
         with self.not_counted(), staged(final) as staging:
             # The Trainer writes to a folder of the same name below the one that it takes for the run's.
@@ -397,7 +330,7 @@ class SwinTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.average is not None and self.args.should_save:
-            torch.save(self.average.state_dict(), Path(output_dir, AVERAGE_NAME))
+            self.average.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -413,7 +346,8 @@ class SwinTrainer(Trainer):
                 "--layer_decay that it was saved with, or begin in another --output_dir."
             ) from error
         self._follow_settings(told)
-        self._load_average(checkpoint)
+        if self.average is not None:
+            self.average.load(Path(checkpoint), self.args.device)
 
     def _follow_settings(self, told: list[tuple[float, float]]) -> None:
         """Gives the settings of now to what a checkpoint has brought back, the learning rates and weight decays told
@@ -434,18 +368,10 @@ class SwinTrainer(Trainer):
         scheduler._last_lr = [group["lr"] for group in groups]
         logger.warning("the learning rate or the weight decay is another than the checkpoint's: from now on that told")
 
-    def _load_average(self, checkpoint: str) -> None:
-        if self.average is None:
-            return
-        file = Path(checkpoint, AVERAGE_NAME)
-        if not file.is_file():
-            raise UsageError(f"{checkpoint} holds no average of the weights; go on without --ema_decay.")
-        self.average.load_state_dict(torch.load(file, map_location=self.args.device, weights_only=True))
-
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        if self.state.best_model_checkpoint is not None:
-            self._load_average(self.state.best_model_checkpoint)
+        if self.average is not None and self.state.best_model_checkpoint is not None:
+            self.average.load(Path(self.state.best_model_checkpoint), self.args.device)
 
     def save_final(self, folder: Path) -> None:
         """Saves the model for use: the average, if there is one; whole even where its checkpoints are sharded; with
@@ -457,7 +383,7 @@ class SwinTrainer(Trainer):
         Raises:
             SaveError: It could not be written.
         """
-        self._refuse_broken_weights()
+        self._health.refuse_broken_weights(self.model, self.state.global_step)
         with self.averaged():
             model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             if self.is_fsdp_enabled:
@@ -477,32 +403,3 @@ class SwinTrainer(Trainer):
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(staging)
                 publish(staging, folder)
-
-    def where_to_go_on(self) -> str | None:
-        """Finds the checkpoint from which to go on, as the settings ask for it.
-
-        Raises:
-            UsageError: The run has checkpoints and nobody said what to do with them, or none is sound.
-        """
-        args = self.args
-        if self.args.should_save:
-            clear_unfinished(self.run)
-        if args.resume_from_checkpoint:
-            wanted = Path(args.resume_from_checkpoint)
-            reason = why_unusable(wanted) if wanted.is_dir() else "there is no such folder"
-            if reason is not None:
-                raise UsageError(f"--resume_from_checkpoint {wanted}: {reason}. --resume finds the newest sound one.")
-            return str(wanted)
-        if not args.resume:
-            if checkpoints(self.run):
-                raise UsageError(
-                    f"{self.run} holds checkpoints of an earlier run; add --resume to go on from the newest, or give "
-                    "another --output_dir."
-                )
-            return None
-        good, unusable = newest_sound(self.run)
-        for folder, reason in unusable:
-            logger.warning(f"{folder} is not used: {reason}")
-        if good is None and unusable:
-            raise UsageError(f"no checkpoint of {self.run} is sound; delete them to begin anew.")
-        return None if good is None else str(good)

@@ -1,0 +1,99 @@
+"""Whether a run is worth going on with.
+
+In: losses, weights and the names of pictures that could not be read. Out: an error, before anything of it reaches a
+checkpoint.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swinv2.errors import UsageError
+from swinv2.train.checkpoints import newest_sound
+
+logger = logging.getLogger(__name__)
+
+
+class DivergedError(UsageError):
+    """The loss or a weight is no number any more."""
+
+
+class TooManyBrokenError(UsageError):
+    """More pictures than allowed could not be read."""
+
+
+class Health:
+    """What of a run can go wrong without an error of its own.
+
+    Args:
+        run: Its folder, for the message that says where it can go on.
+        device: Where its losses are.
+        max_broken_images: How many pictures of this process may be unreadable.
+    """
+
+    def __init__(self, run: Path, device: torch.device, max_broken_images: int) -> None:
+        self.run, self.max_broken_images = run, max_broken_images
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._broken: set[str] = set()
+
+    def note_loss(self, loss: Tensor, step: int) -> None:
+        """Looks at a loss. On a GPU, which a look at a number stops, `refuse_divergence` does, before a log or a save.
+
+        Raises:
+            DivergedError: It is no finite number.
+        """
+        self._finite &= loss.isfinite()
+        if self._finite.device.type == "cpu":
+            self.refuse_divergence(step)
+
+    def refuse_divergence(self, step: int) -> None:
+        """Stops at a loss that was no finite number.
+
+        Raises:
+            DivergedError: One was none.
+        """
+        if bool(self._finite):
+            return
+        good, _ = newest_sound(self.run)
+        raise DivergedError(
+            f"at step {step} the loss or a weight is no finite number. Nothing was saved since; "
+            + (f"{good} is sound. " if good else "there is no checkpoint yet. ")
+            + "Train in bf16 rather than fp16, with a smaller --learning_rate, a longer --warmup_steps or a smaller "
+            "--max_grad_norm."
+        )
+
+    def refuse_broken_weights(self, model: nn.Module, step: int) -> None:
+        """Looks at the weights before a save: a finite loss may have a gradient that is not.
+
+        All processes call it, and all of them stop or none: the others would wait for the one that did.
+
+        Raises:
+            DivergedError: A weight of some process is no finite number.
+        """
+        shards: list[Any] = [getattr(p, "_local_tensor", p) for p in model.parameters() if p.requires_grad]
+        finite = torch.stack([shard.detach().isfinite().all() for shard in shards]).all()
+        self._finite &= finite.to(self._finite.device)
+        if torch.distributed.is_initialized():
+            agreed = self._finite.to(torch.int32)
+            torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
+            self._finite = agreed.bool()
+        self.refuse_divergence(step)
+
+    def count_broken(self, names: list[str]) -> None:
+        """Counts pictures that could not be read, each once.
+
+        Raises:
+            TooManyBrokenError: There are more than allowed.
+        """
+        for name in names:
+            if name not in self._broken:
+                logger.warning(f"skipped {name}")
+        self._broken.update(names)
+        if len(self._broken) > self.max_broken_images:
+            raise TooManyBrokenError(
+                f"{len(self._broken)} pictures could not be read, more than --max_broken_images "
+                f"{self.max_broken_images}; the last one is {names[-1]}."
+            )
