@@ -6,7 +6,8 @@ are evaluated on the 10,000 test pictures; what counts is the last step, and not
 
     python scripts/few_labels.py --data cifar10 --output runs/few-labels
 
-What was begun goes on if the command is given again. The table lands in OUTPUT/few-labels.md and .json.
+What was begun goes on if the command is given again. OUTPUT/few-labels.md and .json have the table, few-labels.png the
+curves, simmim-0/reconstructions.png what the first model draws.
 """
 
 import json
@@ -15,22 +16,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from runs import run_recipe
+from runs import SMALL_MODEL, read_log, run_recipe
 
-MODEL = {
-    "image_size": 32,
-    "patch_size": 4,
-    "window_size": 4,
-    "embed_dim": 64,
-    "depths": [2, 4],
-    "num_heads": [2, 4],
-    "encoder_stride": 8,
-}
-"""A third of the work of the recipes' model, so that nine trainings are a matter of two hours on two cores."""
+from swinv2.train.drawing.paper import open_figure, save
 
-LABELLED = {"warmup_steps": 100, "eval_steps": 390, "save_steps": 390}
-"""What a short training needs otherwise than its recipe, whatever it starts from."""
-
+LABELLED = {"warmup_steps": 0.13, "eval_steps": 0.2, "save_steps": 0.5, "logging_steps": 0.05}
+"""Shares of a training, for steps that its recipe counts for a longer one; whatever it starts from."""
 
 STARTS = {"pre-trained": "SimMIM on all pictures, then the labelled ones", "scratch": "the labelled ones alone"}
 
@@ -43,11 +34,11 @@ def main(
     epochs: Annotated[float, typer.Option(help="Of each fine-tuning, on the labelled tenth.")] = 20,
     share: Annotated[float, typer.Option(help="Share of the pictures of each class that are labelled.")] = 0.1,
 ) -> None:
-    """Runs what is missing, and writes the table."""
+    """Runs what is missing, writes the table and draws the curves."""
     found: dict[str, list[float]] = {start: [] for start in STARTS}
     for seed in range(seeds):
         pretrained = output / f"simmim-{seed}"
-        told = {"data": data, "seed": seed, "model_fields": json.dumps(MODEL)}
+        told = {"data": data, "seed": seed, "model_fields": json.dumps(SMALL_MODEL)}
         run_recipe("pretrain", pretrained, "cifar10-simmim.yaml", told | {"num_train_epochs": pretraining_epochs})
         told |= LABELLED | {"num_train_epochs": epochs, "train_fraction": share}
         for start in STARTS:
@@ -60,6 +51,7 @@ def main(
                 results = run_recipe("finetune", run, "cifar10-supervised.yaml", told)
             found[start].append(results["eval_top1"])
             _write(output, found, pretraining_epochs, epochs, share)
+    _draw(output, seeds)
 
 
 def _write(output: Path, found: dict[str, list[float]], pretraining_epochs: float, epochs: float, share: float) -> None:
@@ -77,6 +69,28 @@ def _write(output: Path, found: dict[str, list[float]], pretraining_epochs: floa
             rows.append(f"| {STARTS[start]} | {100 * statistics.mean(scores):.2f} | {100 * spread:.2f} | {each} |")
     (output / "few-labels.md").write_text("\n".join(rows) + "\n")
     (output / "few-labels.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _draw(output: Path, seeds: int) -> None:
+    """The losses of the pre-trainings, and the accuracies of the fine-tunings beside those from scratch."""
+    figure = open_figure(10, 4)
+    pretraining, labelled = figure.subplots(1, 2)
+    colours = {"pre-trained": "#2166ac", "scratch": "#d6604d"}
+    for seed in range(seeds):
+        log = read_log(output / f"simmim-{seed}")
+        points = [(entry["epoch"], entry["loss"]) for entry in log if "loss" in entry]
+        pretraining.plot(*zip(*points, strict=True), color=colours["pre-trained"], linewidth=1)
+        for start, colour in colours.items():
+            log = read_log(output / f"{start}-{seed}")
+            points = [(entry["epoch"], 100 * entry["eval_top1"]) for entry in log if "eval_top1" in entry]
+            labelled.plot(*zip(*points, strict=True), color=colour, linewidth=1, label="" if seed else STARTS[start])
+    pretraining.set(xlabel="epoch of all pictures, without labels", ylabel="SimMIM's loss")
+    labelled.set(xlabel="epoch of the labelled pictures", ylabel="top-1 on the test pictures, %")
+    labelled.legend(frameon=False, fontsize=9)
+    for axes in (pretraining, labelled):
+        axes.grid(True, color="#e4e4e4", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+    save(figure, output / "few-labels.png")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import torch
 import typer
-from runs import run_recipe
+from runs import SMALL_MODEL, read_log, run_recipe
 from torch import Tensor
 
 from swinv2.layers import position
@@ -55,7 +55,12 @@ def main(
     for seed in range(seeds):
         for spacing in ("log", "linear"):
             trained = output / f"{spacing}-32-{seed}"
-            told = {"data": data, "seed": seed, "num_train_epochs": epochs}
+            told = {
+                "data": data,
+                "seed": seed,
+                "num_train_epochs": epochs,
+                "model_fields": json.dumps(SMALL_MODEL),
+            }
             _finetune(spacing, trained, "cifar10-supervised.yaml", told)
             _note(scores, f"{spacing} 32", _top1(trained))
         for size, window in SIZES.items():
@@ -92,8 +97,7 @@ def _top1(run: Path) -> float:
 
 
 def _top1_at_first(run: Path) -> float:
-    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return next(entry["eval_top1"] for entry in entries if entry["step"] == 0)
+    return next(entry["eval_top1"] for entry in read_log(run) if entry["step"] == 0)
 
 
 def _note(scores: dict[str, list[float]], name: str, score: float) -> None:

@@ -9,6 +9,17 @@ from typing import Any
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
+SMALL_MODEL = {
+    "image_size": 32,
+    "patch_size": 4,
+    "window_size": 4,
+    "embed_dim": 64,
+    "depths": [2, 4],
+    "num_heads": [2, 4],
+    "encoder_stride": 8,
+}
+"""A third of the work of the CIFAR-10 recipes' model, so that many trainings are a matter of hours on two cores."""
+
 
 def run_recipe(
     command: str, run: Path, recipe: str, told: Mapping[str, object], program: Sequence[str] = ()
@@ -32,3 +43,8 @@ def run_recipe(
         folders = ["--config", str(RECIPES / recipe), "--output_dir", str(run), "--resume"]
         subprocess.run([*start, *folders, *flags], check=True)
     return json.loads(results.read_text())
+
+
+def read_log(run: Path) -> list[dict[str, float]]:
+    """The log of a run, entry by entry."""
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
