@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 SMALL_MODEL = {
@@ -24,7 +26,7 @@ SMALL_MODEL = {
 def run_recipe(
     command: str, run: Path, recipe: str, told: Mapping[str, object], program: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Runs a training to its end, unless it has reached it.
+    """Runs a training to its end, unless it has reached it. What it was asked for stays beside it, in `asked.json`.
 
     Args:
         command: "pretrain" or "finetune".
@@ -35,9 +37,17 @@ def run_recipe(
 
     Returns:
         What the run has in `results.json`.
+
+    Raises:
+        SystemExit: The folder has a run that was asked for something else.
     """
-    results = run / "results.json"
+    results, asked = run / "results.json", run / "asked.json"
+    wanted = {"recipe": yaml.safe_load((RECIPES / recipe).read_text()), "told": {k: str(v) for k, v in told.items()}}
+    if asked.is_file() and json.loads(asked.read_text()) != wanted:
+        raise SystemExit(f"{run} was begun with other settings ({asked}); choose another --output, or delete it.")
     if not results.is_file():
+        run.mkdir(parents=True, exist_ok=True)
+        asked.write_text(json.dumps(wanted, indent=2) + "\n")
         flags = [f"--{name}={value}" for name, value in told.items()]
         start = [*(program or [str(Path(sys.executable).with_name("swinv2"))]), command]
         folders = ["--config", str(RECIPES / recipe), "--output_dir", str(run), "--resume"]

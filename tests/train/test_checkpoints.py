@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
+from swinv2.errors import UsageError
 from swinv2.train import checkpoints
 from swinv2.train.checkpoints import (
     MANIFEST,
@@ -22,6 +23,7 @@ from swinv2.train.checkpoints import (
     publish,
     seal,
     staged,
+    where_to_go_on,
     why_unusable,
 )
 
@@ -374,3 +376,32 @@ class TestKilled:
         assert names(tmp_path) == ["checkpoint-3"]
         clear_unfinished(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+class TestWhereToGoOn:
+    def test_the_newest_sound_one(self, tmp_path: Path) -> None:
+        assert where_to_go_on(tmp_path, None, resume=True) is None
+        first, second = save(tmp_path, 1), save(tmp_path, 2)
+        assert where_to_go_on(tmp_path, None, resume=True) == second
+        (second / "model").write_text("cut")
+        assert where_to_go_on(tmp_path, None, resume=True) == first
+
+    def test_the_wanted_one(self, tmp_path: Path) -> None:
+        first, second = save(tmp_path, 1), save(tmp_path, 2)
+        assert where_to_go_on(tmp_path, str(first), resume=False) == first
+        (second / "model").unlink()
+        with pytest.raises(UsageError, match=r"checkpoint-2: model is missing\. --resume finds"):
+            where_to_go_on(tmp_path, str(second), resume=True)
+        with pytest.raises(UsageError, match="checkpoint-3: there is no such folder"):
+            where_to_go_on(tmp_path, str(tmp_path / "checkpoint-3"), resume=True)
+
+    def test_none_is_sound(self, tmp_path: Path) -> None:
+        (save(tmp_path, 1) / MANIFEST).unlink()
+        with pytest.raises(UsageError, match=f"no checkpoint of {tmp_path} is sound; delete them"):
+            where_to_go_on(tmp_path, None, resume=True)
+
+    def test_nobody_said_what_to_do(self, tmp_path: Path) -> None:
+        assert where_to_go_on(tmp_path, None, resume=False) is None
+        save(tmp_path, 1)
+        with pytest.raises(UsageError, match="add --resume"):
+            where_to_go_on(tmp_path, None, resume=False)

@@ -260,46 +260,6 @@ class TestCifar10:
             open_pictures(place, "train")
 
 
-@pytest.fixture(scope="module")
-def many() -> Pictures:
-    """A hundred rows of a class, forty of another, three of a third."""
-    rows = datasets.Dataset.from_dict({"image": [b""] * 143, "label": np.repeat([0, 1, 2], [100, 40, 3])})
-    return Pictures(rows, "image", "label", (), "place")
-
-
-class TestShare:
-    def test_of_each_class(self, many: Pictures) -> None:
-        part = many.share(0.1, 0)
-        assert np.bincount(part.labels()).tolist() == [10, 4, 1]
-        assert [row.label for row in part] == part.labels().tolist()
-        assert part[14].name == f"place[{part.chosen[14]}]"
-
-    def test_equal_seeds(self, many: Pictures) -> None:
-        one, same, other = (many.share(0.5, seed).chosen for seed in (1, 1, 2))
-        assert np.array_equal(one, same)
-        assert not np.array_equal(one, other)
-
-    def test_smaller_ones_lie_in_larger_ones(self, many: Pictures) -> None:
-        small, large = many.share(0.1, 1).chosen, many.share(0.5, 1).chosen
-        assert set(small) < set(large)
-        assert many.share(1.0, 1) is many
-
-    def test_of_a_share(self, many: Pictures) -> None:
-        half = many.share(0.5, 1)
-        quarter = half.share(0.5, 2)
-        assert set(quarter.chosen) < set(half.chosen)
-        assert np.bincount(quarter.labels()).tolist() == [25, 10, 1]
-
-    def test_without_labels(self, many: Pictures) -> None:
-        rows = Pictures(many.rows, "image", None, (), "place").share(0.1, 0)
-        assert len(set(rows.chosen)) == 14
-
-    @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5, float("nan")])
-    def test_no_share(self, many: Pictures, fraction: float) -> None:
-        with pytest.raises(UsageError, match=f"is {fraction}; expected above 0"):
-            many.share(fraction, 0)
-
-
 class TestColumns:
     def parquet(self, tmp_path: Path, **columns: Any) -> str:
         datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")

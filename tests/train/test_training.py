@@ -41,6 +41,7 @@ AUGMENTED = [
     *("--ema_decay", "0.9"),
 ]
 
+MUON = ["--matrix_learning_rate", "5e-3"]
 ACCUMULATED = ["--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "4"]
 
 
@@ -202,7 +203,7 @@ class TestFinetuning:
 
     @pytest.mark.parametrize("command", ["pretrain", "finetune"])
     def test_muon(self, command: str, flags: list[str], tmp_path: Path) -> None:
-        trainer = train(command, [*flags, "--matrix_learning_rate", "5e-3"])
+        trainer = train(command, [*flags, *MUON])
         assert isinstance(trainer.optimizer.optimizer, MuonAdamW)
         assert losses(tmp_path / "run")[-1][1] < losses(tmp_path / "run")[0][1]
 
@@ -210,7 +211,7 @@ class TestFinetuning:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (["--matrix_learning_rate", "5e-3"], "--matrix_learning_rate and --fsdp do not work together"),
+            (MUON, "--matrix_learning_rate and --fsdp do not work together"),
             (["--ema_decay", "0.9"], "ema_decay keeps a whole copy of the model"),
             (["--lora", "true"], "--lora and --fsdp do not work together"),
         ],
@@ -251,7 +252,7 @@ class TestGoingOn:
             ("finetune", AUGMENTED, 3),
             ("finetune", AUGMENTED, 4),
             ("finetune", AUGMENTED, 11),
-            ("finetune", ["--matrix_learning_rate", "5e-3", *ACCUMULATED], 7),
+            ("finetune", [*MUON, *ACCUMULATED], 7),
         ],
         ids=["pretrain", "before the first save", "between a save and the next step", "in the last epoch", "muon"],
     )
@@ -417,6 +418,15 @@ class TestTrouble:
             train("finetune", flags, lambda trainer: trainer.add_callback(CrashAt(6)))
         with pytest.raises(UsageError, match="does not fit these settings"):
             commands.finetune([*flags, "--resume", "--layer_decay", "0.5"])
+
+    @pytest.mark.parametrize(("before", "after"), [([], MUON), (MUON, [])], ids=["to Muon", "from Muon"])
+    def test_a_checkpoint_of_another_optimizer_is_status_2(
+        self, before: list[str], after: list[str], flags: list[str]
+    ) -> None:
+        with pytest.raises(CrashError):
+            train("finetune", [*flags, *before], lambda trainer: trainer.add_callback(CrashAt(6)))
+        with pytest.raises(UsageError, match=r"does not fit these settings: .*another.*--matrix_learning_rate or none"):
+            commands.finetune([*flags, *after, "--resume"])
 
     def test_stopped_by_itself_is_status_3(self, flags: list[str], colours: Path, tmp_path: Path) -> None:
         for picture in (colours / "train").rglob("*.png"):

@@ -1,7 +1,7 @@
 """From a stored picture to the tensor that a model learns from.
 
-In: a picture as `data.py` has it. Out: normalised pixels (channels, height, width), fp32. Augmentation is timm's and
-torchvision's; chance comes from the global generators, which `examples.py` seeds for every picture.
+In: a picture as `pictures.py` has it. Out: normalised pixels (channels, height, width), fp32. Augmentation is timm's
+and torchvision's; chance comes from the global generators, which `examples.py` seeds for every picture.
 
 Source: microsoft/Swin-Transformer, data/build.py (fine-tuning, evaluation) and data/data_simmim_pt.py (pre-training).
 """

@@ -30,7 +30,11 @@ class WeightAverage(AveragedModel):
 
     @contextmanager
     def replacing(self, model: nn.Module) -> Iterator[None]:
-        """Puts the average in the place of the model's weights, and these back in the end."""
+        """Puts the average in the place of the model's weights, and these back in the end.
+
+        Args:
+            model: The model that is averaged, without what accelerate or torch.compile wrap around it.
+        """
         pairs = list(zip(model.parameters(), self.parameters(), strict=True))
         kept = [parameter.detach().clone() for parameter, _ in pairs]
         with torch.no_grad():

@@ -35,12 +35,16 @@ class Health:
     """
 
     def __init__(self, run: Path, device: torch.device, max_broken_images: int) -> None:
-        self.run, self.max_broken_images = run, max_broken_images
+        self._run, self._max_broken_images = run, max_broken_images
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._broken: set[str] = set()
 
     def note_loss(self, loss: Tensor, step: int) -> None:
         """Looks at a loss. On a GPU, which a look at a number stops, `refuse_divergence` does, before a log or a save.
+
+        Args:
+            loss: Of one forward pass.
+            step: The step that it belongs to, for the message.
 
         Raises:
             DivergedError: It is no finite number.
@@ -50,14 +54,17 @@ class Health:
             self.refuse_divergence(step)
 
     def refuse_divergence(self, step: int) -> None:
-        """Stops at a loss that was no finite number.
+        """Stops if a loss or a weight that was looked at so far is no finite number.
+
+        Args:
+            step: The step of now, for the message.
 
         Raises:
-            DivergedError: One was none.
+            DivergedError: It is none.
         """
         if bool(self._finite):
             return
-        good, _ = newest_sound(self.run)
+        good, _ = newest_sound(self._run)
         raise DivergedError(
             f"at step {step} the loss or a weight is no finite number. Nothing was saved since; "
             + (f"{good} is sound. " if good else "there is no checkpoint yet. ")
@@ -69,6 +76,10 @@ class Health:
         """Looks at the weights before a save: a finite loss may have a gradient that is not.
 
         All processes call it, and all of them stop or none: the others would wait for the one that did.
+
+        Args:
+            model: The model, or what FSDP made of it.
+            step: The step of now, for the message.
 
         Raises:
             DivergedError: A weight of some process is no finite number.
@@ -85,6 +96,9 @@ class Health:
     def count_broken(self, names: list[str]) -> None:
         """Counts pictures that could not be read, each once.
 
+        Args:
+            names: What each is called and why it could not be read; the same text for the same picture.
+
         Raises:
             TooManyBrokenError: There are more than allowed.
         """
@@ -92,8 +106,8 @@ class Health:
             if name not in self._broken:
                 logger.warning(f"skipped {name}")
         self._broken.update(names)
-        if len(self._broken) > self.max_broken_images:
+        if len(self._broken) > self._max_broken_images:
             raise TooManyBrokenError(
                 f"{len(self._broken)} pictures could not be read, more than --max_broken_images "
-                f"{self.max_broken_images}; the last one is {names[-1]}."
+                f"{self._max_broken_images}; the last one is {names[-1]}."
             )

@@ -79,7 +79,13 @@ class MuonAdamW(torch.optim.Optimizer):
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what `state_dict` returned."""
+        """Takes what `state_dict` returned.
+
+        Raises:
+            ValueError: It is another optimiser's, or its groups are others.
+        """
+        if "parts" not in state_dict:
+            raise ValueError("the state is another optimizer's, not that of Muon and AdamW together")
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
 

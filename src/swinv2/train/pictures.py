@@ -151,7 +151,11 @@ class Pictures:
 
 
 class Arrays:
-    """Columns of arrays, with the part of `datasets.Dataset`'s interface that is used here."""
+    """Columns of arrays, with the part of `datasets.Dataset`'s interface that `Pictures` uses.
+
+    Args:
+        columns: Arrays of equal length, by the names of the columns.
+    """
 
     def __init__(self, **columns: np.ndarray) -> None:
         self.columns = columns

@@ -5,8 +5,8 @@ In: a model, examples and settings. Out: checkpoints, logs and the trained model
 - parameter groups and schedules of the authors (`groups.py`, `schedule.py`), an average of the weights (`average.py`);
 - the order of the examples and all chance as functions of seed, epoch and step: a run that goes on from a checkpoint
   takes the same steps that it would have taken;
-- checkpoints that are whole or not there (`checkpoints.py`), a stop before what is no number reaches one (`health.py`),
-  a save on SIGTERM.
+- checkpoints that are whole or not there (`checkpoints.py`), a stop before what is no number reaches one and a count
+  of unreadable pictures (`health.py`), a save on SIGTERM.
 
 What a step computes is left to `pretrain.py` and `finetune.py`.
 """
@@ -339,11 +339,13 @@ class SwinTrainer(Trainer):
         told = [(group.get("initial_lr", group["lr"]), group["weight_decay"]) for group in groups]
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
-        # What torch says where the groups are not those of the checkpoint.
-        except ValueError as error:
+        # What torch says where the groups are not those of the checkpoint, or there are none: it is Muon's.
+        except (ValueError, KeyError) as error:
+            reason = "the optimizer is another one" if isinstance(error, KeyError) else error
             raise UsageError(
-                f"{checkpoint} does not fit these settings: {error}. Go on with the model, the optimiser and the "
-                "--layer_decay that it was saved with, or begin in another --output_dir."
+                f"{checkpoint} does not fit these settings: {reason}. Go on with the model, the optimizer "
+                "(--matrix_learning_rate or none) and the --layer_decay that it was saved with, or begin in another "
+                "--output_dir."
             ) from error
         self._follow_settings(told)
         if self.average is not None:
