@@ -1,5 +1,4 @@
-"""What training takes in memory on each process under FSDP2 in GiB, by the number of processes, as a
-table.
+"""What training takes in memory on each process under FSDP2 in GiB, by the number of processes, as a table.
 
     python benchmarks/training_memory.py --size giant-3b --image-size 192 --window-size 12
     python benchmarks/training_memory.py --size base --image-size 192 --window-size 12 --measure 2
@@ -33,10 +32,13 @@ import resource, sys
 import torch
 from swinv2.train.pretrain import make_pretraining
 from swinv2.train.settings import PretrainSettings, parse_settings
+def largest():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+imported = largest()
 trainer = make_pretraining(parse_settings(PretrainSettings, sys.argv[1:], "memory"))
 trainer.train()
 torch.distributed.barrier()
-print(f"PEAK {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}", flush=True)
+print(f"PEAK {largest():.0f} {imported:.0f}", flush=True)
 """
 
 
@@ -65,11 +67,12 @@ def main(
     if measure:
         expected = training_memory(model, Training(batch_size, in_half=False, shards=measure))
         peaks = _measure(size, image_size, window_size, batch_size, measure)
-        print(json.dumps({"processes": measure, "worked_out_mib": round(sum(expected.values())), "peaks_mib": peaks}))
+        worked_out = round(sum(expected.values()))
+        print(json.dumps({"processes": measure, "worked_out_mib": worked_out, **peaks}))
 
 
-def _measure(size: str, image_size: int, window_size: int, batch_size: int, processes: int) -> list[int]:
-    """Largest resident memory of each process, in MiB, the libraries' own included."""
+def _measure(size: str, image_size: int, window_size: int, batch_size: int, processes: int) -> dict[str, list[int]]:
+    """Largest resident memory of each process, in MiB, and how much of it the libraries take by being imported."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for index in range(STEPS * batch_size * processes):
@@ -105,7 +108,8 @@ def _measure(size: str, image_size: int, window_size: int, batch_size: int, proc
         )
         if done.returncode:
             raise SystemExit(done.stderr[-3000:])
-        return [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("PEAK")]
+        peaks = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("PEAK")]
+        return {"peaks_mib": [int(peak) for peak, _ in peaks], "imported_mib": [int(before) for _, before in peaks]}
 
 
 if __name__ == "__main__":
