@@ -82,7 +82,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """Takes what `state_dict` returned.
 
         Raises:
-            ValueError: It is another optimiser's, or its groups are others.
+            ValueError: It is another optimizer's, or its groups are others.
         """
         if "parts" not in state_dict:
             raise ValueError("the state is another optimizer's, not that of Muon and AdamW together")
