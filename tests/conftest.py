@@ -1,4 +1,4 @@
-"""What every test stands on: no network, and shapes in signatures that are checked.
+"""What every test stands on: no network, kernels that run without a GPU, and shapes in signatures that are checked.
 
 Annotations of shapes cost nothing in use; here each call of a function of the package is held to them. Set
 SWINV2_TYPECHECK=0 to run without.
@@ -9,8 +9,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not torch.cuda.is_available():
+    # Before anything imports kernels: they then run on the CPU.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 CHECKS_SIGNATURES = os.environ.get("SWINV2_TYPECHECK", "1") != "0" and importlib.util.find_spec("beartype") is not None
 
@@ -21,7 +25,9 @@ if CHECKS_SIGNATURES:
     import jaxtyping
 
     # Not the configuration: its fields are checked by itself, with a sentence, and the tests are about the sentence.
-    jaxtyping.install_import_hook(["swinv2.ops", "swinv2.layers", "swinv2.model", "swinv2.heads"], "beartype.beartype")
+    # Nor kernels: Triton reads their source.
+    ops = [f"swinv2.ops.{name}" for name in ("bias", "cpu", "dispatch", "reference", "sdpa", "windows", "triton.launch")]
+    jaxtyping.install_import_hook([*ops, "swinv2.layers", "swinv2.model", "swinv2.heads"], "beartype.beartype")
 
 
 @pytest.fixture

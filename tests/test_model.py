@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -373,6 +374,59 @@ class TestNothingChanges:
         for name in ("logits", "reconstruction", "feature_maps"):
             if name in ours:
                 assert all(torch.equal(a, b) for a, b in zip(ours[name], loaded[name], strict=True))
+
+
+class TestFusedForm:
+    """attn_implementation="triton", in Triton's interpreter where there is no GPU."""
+
+    @staticmethod
+    def gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        """The answer, and all gradients."""
+        model.zero_grad()
+        outputs = model(images, labels=torch.tensor([1, 2]))
+        outputs.loss.backward()
+        return {"logits": outputs.logits.detach()} | {name: each.clone() for name, each in peers.gradients(model).items()}
+
+    @pytest.mark.parametrize("fields", [{}, {"mask_padding": True}], ids=str)
+    def test_it_is_the_network(self, fields: dict[str, Any]) -> None:
+        """Answer and gradients are the plain form's, on a map that needs padding; recomputed, they are the same."""
+        fields = {"depths": [2, 1], "drop_path_rate": 0.0, **fields}
+        images = peers.images((28, 20))
+        expected = self.gradients(build(attn_implementation="eager", **fields), images)
+        model = build(attn_implementation="triton", **fields).train()
+        with np.errstate(over="ignore", invalid="ignore"):
+            results = self.gradients(model, images)
+            switch_checkpointing(model, "enable")
+            recomputed = self.gradients(model, images)
+        assert results.keys() == expected.keys()
+        for name, result in results.items():
+            assert (result - expected[name]).norm() <= 1e-4 * expected[name].norm() + 1e-6, name
+            torch.testing.assert_close(recomputed[name], result, rtol=1e-5, atol=1e-6)
+
+    def test_it_can_be_chosen_later_and_has_no_weights(self) -> None:
+        """As the other forms; attention weights come from the plain one."""
+        model, images = build(), peers.images((32, 32))
+        expected = model(images).logits
+        assert model.config._attn_implementation == "sdpa"
+        model.set_attn_implementation("triton")
+        with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+            torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-5)
+            assert model(images, output_attentions=True).attentions
+
+    def test_without_a_gpu_it_is_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+        """At once, with the reason, by every door."""
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        model = build()
+        model.save_pretrained(tmp_path)
+        doors: list[Callable[[], Any]] = [
+            lambda: build(attn_implementation="triton"),
+            lambda: Swinv2ForImageClassification.from_pretrained(tmp_path, attn_implementation="triton"),
+            lambda: model.set_attn_implementation("triton"),
+        ]
+        for door in doors:
+            with pytest.raises(ValueError, match='"triton", which cannot run here: there is no GPU; leave it out'):
+                door()
 
 
 class TestTraining:

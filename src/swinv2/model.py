@@ -22,7 +22,7 @@ from swinv2.layers.attention import CosineWindowAttention
 from swinv2.layers.block import PostNorm, SwinTransformerBlock
 from swinv2.layers.patches import Embeddings, PatchEmbeddings, resample_positions
 from swinv2.layers.stage import Encoder, StageOutput
-from swinv2.ops.dispatch import choose_backend, explain_backend
+from swinv2.ops.dispatch import TRITON, Call, choose_backend, explain_backend, refuse_machine
 from swinv2.outputs import Swinv2ModelOutput
 
 logger = logging.get_logger(__name__)
@@ -58,6 +58,25 @@ class Swinv2PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SwinTransformerBlock"]
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """Which form of attention the model asks for; see `swinv2.ops.dispatch`.
+
+        Args:
+            requested_attention: What the user asks for; None for "sdpa".
+            is_init_check: See transformers.
+
+        Raises:
+            ValueError: The fused form is asked for where it cannot run, or there is no form of that name.
+        """
+        if requested_attention != TRITON:
+            return super().get_correct_attn_implementation(requested_attention, is_init_check)
+        reason = refuse_machine()
+        if reason is not None:
+            raise ValueError(
+                f'attn_implementation is "triton", which cannot run here: {reason}; leave it out, or ask for "sdpa".'
+            )
+        return requested_attention
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -152,11 +171,11 @@ class Swinv2PreTrainedModel(PreTrainedModel):
         return pixel_values
 
     def _attention_backend(self, output_attentions: bool) -> str:
-        requested = self.config._attn_implementation or "eager"
-        chosen = choose_backend(requested, output_attentions)
-        if chosen != requested and not torch.compiler.is_compiling():
+        requested, call = self.config._attn_implementation or "eager", Call(wants_weights=output_attentions)
+        chosen = choose_backend(requested, call)
+        if output_attentions and chosen != requested and not torch.compiler.is_compiling():
             logger.warning_once(
-                f"Attention weights were asked for. {explain_backend(requested, output_attentions)}. The answer is "
+                f"Attention weights were asked for. {explain_backend(requested, call)}. The answer is "
                 'the same, the memory is not; load the model with attn_implementation="eager" to say that you know.'
             )
         return chosen

@@ -18,10 +18,17 @@ from torch import Tensor
 
 from swinv2.ops import reference, sdpa
 from swinv2.ops.cpu import attention, pieces
-from swinv2.ops.dispatch import BACKENDS, choose_backend, explain_backend, window_attention
+from swinv2.ops.dispatch import BACKENDS, Call, choose_backend, explain_backend, window_attention
 from swinv2.ops.windows import WindowPlan
 
 Form = Callable[..., Tensor]
+
+
+def fused(*arguments: Any) -> Tensor:
+    """The kernels, in Triton's interpreter where there is no GPU."""
+    from swinv2.ops.triton import launch
+
+    return launch.window_attention(*arguments)
 
 
 def sdpa_by_torch(*arguments: Any) -> Tensor:
@@ -34,8 +41,10 @@ FORMS: dict[str, Form] = {
     "reference": lambda *arguments: reference.window_attention(*arguments)[0],
     "sdpa": sdpa.window_attention,
     "sdpa-by-torch": sdpa_by_torch,
+    "triton": fused,
 }
 FAST_FORMS = [name for name in FORMS if name != "reference"]
+FORMS_WITH_DROPOUT = [name for name in FORMS if name != "triton"]
 NAMES = ("q", "k", "v", "bias_table", "scale", "padded_value")
 
 
@@ -220,9 +229,16 @@ def test_the_definition(form: str, case: Case) -> None:
     assert {name: value for name, value in errors.items() if not value < 1e-12} == {}
 
 
-@ALL_CASES
+@pytest.mark.parametrize(
+    ("case", "form"),
+    [
+        # The interpreter takes seconds.
+        pytest.param(case, form, marks=[pytest.mark.slow] if form == "triton" and index % 6 else [], id=f"{form}-{case.name}")
+        for form in FAST_FORMS
+        for index, case in enumerate(CASES)
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("form", FAST_FORMS)
 def test_a_fast_form_is_no_less_exact_than_the_plain_one(form: str, dtype: torch.dtype, case: Case) -> None:
     """In lower precision a fast form's error is at most twice that of the plain form, three times for gradients.
 
@@ -257,11 +273,23 @@ def random_cases(draw_value: st.DrawFn) -> Case:
     )
 
 
-@pytest.mark.parametrize("form", FAST_FORMS)
+@pytest.mark.parametrize("form", [form for form in FAST_FORMS if form != "triton"])
 @given(case=random_cases(), seed=st.integers(0, 1000))
 @settings(deadline=None, max_examples=60)
 def test_a_fast_form_is_the_plain_one_on_random_plans(form: str, case: Case, seed: int) -> None:
     """In float64 the forms agree on any map, window, shift and padding, in answer and gradients."""
+    agree(form, case, seed)
+
+
+@given(case=random_cases(), seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=15)
+def test_the_fused_form_is_the_plain_one_on_random_plans(case: Case, seed: int) -> None:
+    """As the other forms; the interpreter is slow."""
+    agree("triton", case, seed)
+
+
+def agree(form: str, case: Case, seed: int) -> None:
+    """Holds a form's answer and gradients to the plain form's in float64."""
     inputs = draw(case, seed)
     plain, fast = (inputs.call(FORMS[name], case.plan, torch.float64) for name in ("reference", form))
     for name, expected in plain.items():
@@ -385,7 +413,7 @@ def test_a_filling_tokens_query_shows_in_the_weights_only() -> None:
     assert not torch.equal(weights, other_weights)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS_WITH_DROPOUT)
 def test_dropout_drops_weights_and_keeps_their_mean(form: str) -> None:
     """Dropout changes the answer from call to call, and on average not at all."""
     case = Case("dropout", (4, 4), (4, 4))
@@ -400,38 +428,95 @@ def test_dropout_drops_weights_and_keeps_their_mean(form: str) -> None:
     assert ((answers.mean(0) - plain[0]).abs() <= 5 * answers.std(0) / repeats**0.5 + 1e-6).all()
 
 
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU, on which Triton is not told to interpret."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU that the kernels are for."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+ON_GPU = Call(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(8, 64, 64, 3, 32), window=(8, 8))
+
+
 class TestDispatch:
     """Which form runs is said, not guessed."""
 
     def test_weights_need_the_eager_form(self) -> None:
         """Only the plain form has attention weights."""
         assert choose_backend("sdpa") == "sdpa"
-        assert choose_backend("sdpa", wants_weights=True) == "eager"
-        assert choose_backend("eager") == choose_backend("eager", wants_weights=True) == "eager"
+        for requested in ("triton", "sdpa", "eager"):
+            assert choose_backend(requested, Call(wants_weights=True)) == "eager"
 
     def test_an_unknown_form_is_refused(self) -> None:
         """The refusal names what was asked for and what there is."""
         with pytest.raises(ValueError, match=r"attn_implementation is 'flash_attention_2'.*'sdpa'.*'eager'"):
             choose_backend("flash_attention_2")
 
-    def test_every_form_is_explained(self) -> None:
+    @pytest.mark.parametrize("wants_weights", [False, True])
+    def test_every_form_is_explained(self, wants_weights: bool) -> None:
         """One line says what runs; every other form has a line with the reason why not."""
-        for wants_weights in (False, True):
-            for backend in BACKENDS:
-                lines = explain_backend(backend.name, wants_weights).splitlines()
-                assert len(lines) == len(BACKENDS)
-                assert sum(" runs: " in line for line in lines) == 1
+        for backend in BACKENDS:
+            lines = explain_backend(backend.name, Call(wants_weights)).splitlines()
+            assert len(lines) == len(BACKENDS)
+            assert sum(" runs: " in line for line in lines) == 1
 
-    def test_both_forms_through_one_door(self) -> None:
+    @pytest.mark.usefixtures("no_gpu")
+    def test_without_a_gpu_the_next_form_runs_and_says_why(self) -> None:
+        """A model that asks for the kernels is answered on a CPU too."""
+        on_cpu = replace(ON_GPU, device=torch.device("cpu"))
+        assert choose_backend("triton", on_cpu) == "sdpa"
+        assert "triton does not: the maps are on cpu; it needs a GPU" in explain_backend("triton", on_cpu)
+        assert "triton does not: there is no GPU" in explain_backend("triton")
+
+    @pytest.mark.usefixtures("gpu")
+    def test_a_gpu_runs_the_kernels(self) -> None:
+        """If they are asked for; another choice is respected."""
+        assert choose_backend("triton", ON_GPU) == "triton"
+        assert choose_backend("sdpa", ON_GPU) == "sdpa"
+
+    @pytest.mark.usefixtures("gpu")
+    @pytest.mark.parametrize(
+        ("call", "reason"),
+        [
+            (replace(ON_GPU, dtype=torch.float64), "the maps are float64"),
+            (replace(ON_GPU, dropout=0.1), "attention_probs_dropout_prob is 0.1"),
+            (replace(ON_GPU, shape=(8, 64, 64, 3, 256)), "heads have 256 channels"),
+            (replace(ON_GPU, window=(8, 65)), "windows are 8 x 65"),
+            (replace(ON_GPU, shape=(1, 2048, 2048, 48, 32)), "a map of 2048 x 2048 tokens"),
+            (replace(ON_GPU, device=torch.device("cpu")), "the maps are on cpu"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_what_the_kernels_cannot_do_goes_to_the_next_form(self, call: Call, reason: str) -> None:
+        """With the reason in words."""
+        assert choose_backend("triton", call) == "sdpa"
+        assert reason in explain_backend("triton", call)
+
+    @pytest.mark.usefixtures("gpu")
+    def test_an_old_gpu_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Before Ampere there is no bf16."""
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert "compute capability 7.5; it needs 8.0" in explain_backend("triton", ON_GPU)
+
+    def test_all_forms_through_one_door(self) -> None:
         """`window_attention` returns the map of the form asked for, and weights from the plain one."""
         case = CASES[11]
         arguments = list(draw(case).tensors.values())
         arguments.insert(5, case.plan)
         eager, weights = window_attention(*arguments, backend="eager")
-        fast, nothing = window_attention(*arguments, backend="sdpa")
-        torch.testing.assert_close(fast, eager)
         assert weights is not None
-        assert nothing is None
+        for form in ("sdpa", "triton"):
+            fast, nothing = window_attention(*arguments, backend=form)
+            torch.testing.assert_close(fast, eager)
+            assert nothing is None
 
 
 class TestAutocast:

@@ -132,6 +132,24 @@ def test_in_training_no_wide_tensor_is_in_the_graph(model):
     }
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+def test_in_training_the_fused_form_is_two_operations(model):
+    images, labels = torch.randn(2, 3, 28, 12), torch.tensor([0, 2])
+    model.train().set_attn_implementation("triton")
+    expected = model(images, labels=labels).loss
+    expected.backward()
+    eager = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    found: set[str] = set()
+    loss = torch.compile(model, fullgraph=True, backend=collecting(found))(images, labels=labels).loss
+    loss.backward()
+    assert {"attend_fused", "attend_fused_backward"} <= found
+    assert not found & {"attend", "attend_backward", "to_windows"}
+    assert torch.allclose(loss, expected)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, eager[name], atol=1e-5, rtol=1e-3), name
+
+
 def test_the_eager_form_and_another_activation_stay_what_they_are(model):
     for change in ("form", "activation"):
         if change == "form":

@@ -4,16 +4,46 @@ In: the name a user asked for and what the call needs. Out: the form to run. The
 every refusal is a sentence; nothing is chosen silently.
 """
 
+import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from swinv2.ops import reference, sdpa
-from swinv2.ops.windows import WindowPlan
+from swinv2.ops.cpu.pieces import is_transformed
+from swinv2.ops.windows import Pair, WindowPlan
 
-EAGER, SDPA = "eager", "sdpa"
+EAGER, SDPA, TRITON = "eager", "sdpa", "triton"
+
+LARGEST_HEAD_DIM, LARGEST_WINDOW = 128, 64
+"""What the fused form is written for."""
+
+MOST_NUMBERS = 2**31
+"""Of one image's map, as the fused form counts them."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call of window attention needs, as far as it is known: None and the defaults rule nothing out.
+
+    Attributes:
+        wants_weights: Whether the attention weights are to be returned.
+        device, dtype: Of the maps.
+        shape: Of the maps, (B, H, W, heads, head_dim).
+        window: Size of the windows.
+        dropout: Probability of dropping an attention weight.
+    """
+
+    wants_weights: bool = False
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+    shape: tuple[int, ...] | None = None
+    window: Pair | None = None
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -23,57 +53,125 @@ class Backend:
     Attributes:
         name: The `attn_implementation` that asks for it.
         summary: What it is, in half a sentence.
-        can_run: Given whether the attention weights are wanted, None or the reason why it cannot run.
+        refuse: Given a call, None or the reason why it cannot run.
     """
 
     name: str
     summary: str
-    can_run: Callable[[bool], str | None]
+    refuse: Callable[[Call], str | None]
+
+
+def _refuse_weights(call: Call) -> str | None:
+    return "it never holds the attention weights, which were asked for" if call.wants_weights else None
+
+
+def _refuse_fused(call: Call) -> str | None:
+    """Why the fused form cannot run. The order is from what the machine is to what the call is."""
+    reason = refuse_machine(call.device)
+    if reason or _refuse_weights(call):
+        return reason or _refuse_weights(call)
+    if call.dropout:
+        return f"it drops no attention weights, and attention_probs_dropout_prob is {call.dropout}"
+    if call.dtype is not None and not is_interpreted() and call.dtype.itemsize not in (2, 4):
+        return f"the maps are {str(call.dtype).removeprefix('torch.')}; it takes bfloat16, float16 and float32"
+    if call.shape is not None and call.shape[-1] > LARGEST_HEAD_DIM:
+        return f"heads have {call.shape[-1]} channels; it takes {LARGEST_HEAD_DIM} at most"
+    if call.window is not None and max(call.window) > LARGEST_WINDOW:
+        return f"windows are {call.window[0]} x {call.window[1]}; it takes {LARGEST_WINDOW} x {LARGEST_WINDOW} at most"
+    if call.shape is not None and 3 * call.shape[1] * call.shape[2] * call.shape[3] * call.shape[4] >= MOST_NUMBERS:
+        return f"a map of {call.shape[1]} x {call.shape[2]} tokens is larger than it can count"
+    # torch.compiler.is_exporting() returns it; torch 2.11, tracing, takes that function for True.
+    if torch.compiler._is_exporting_flag:
+        return "what is exported must run where this package is not"
+    if is_transformed():
+        return "torch.func and forward-mode differentiation cannot transform it"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def is_interpreted() -> bool:
+    """Whether Triton is told, by TRITON_INTERPRET=1, to run kernels on the CPU, slowly, so that they can be tested."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@torch.compiler.assume_constant_result
+def refuse_machine(device: torch.device | None = None) -> str | None:
+    """Why the fused form cannot run on a device.
+
+    Args:
+        device: Where the maps are; None for the best this machine has.
+
+    Returns:
+        The reason; None if it can run.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if is_interpreted():
+        return None
+    if device is not None and device.type != "cuda":
+        return f"the maps are on {device.type}; it needs a GPU"
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    if torch.version.hip is not None:
+        return "it was never tried on AMD's GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}; it needs 8.0"
+    return None
 
 
 BACKENDS = (
     Backend(
+        TRITON,
+        "fused kernels that read and write the map itself: nothing is padded, shifted, cut or masked in memory",
+        _refuse_fused,
+    ),
+    Backend(
         SDPA,
         "one pass for each kind of window, no T x T weights kept: torch's scaled_dot_product_attention, or on a CPU "
         "this package's own form, a cacheful of windows at a time",
-        lambda wants_weights: "it never holds the attention weights, which were asked for" if wants_weights else None,
+        _refuse_weights,
     ),
-    Backend(EAGER, "plain PyTorch, the specification", lambda wants_weights: None),
+    Backend(EAGER, "plain PyTorch, the specification", lambda call: None),
 )
 
 
-def choose_backend(requested: str, wants_weights: bool = False) -> str:
-    """Picks the form that runs: the requested one, or "eager" where that cannot return what is wanted.
+def choose_backend(requested: str, call: Call | None = None) -> str:
+    """Picks the form that runs: the requested one, or the next in the table that can do what is wanted.
 
     Args:
-        requested: "sdpa" or "eager".
-        wants_weights: Whether the attention weights are to be returned.
+        requested: "triton", "sdpa" or "eager".
+        call: What is wanted.
 
     Raises:
         ValueError: There is no form of that name.
     """
     names = [backend.name for backend in BACKENDS]
     if requested not in names:
-        raise ValueError(f"attn_implementation is {requested!r}; this model has {' and '.join(map(repr, names))}.")
-    backend = BACKENDS[names.index(requested)]
-    return requested if backend.can_run(wants_weights) is None else EAGER
+        raise ValueError(f"attn_implementation is {requested!r}; this model has {', '.join(map(repr, names))}.")
+    for backend in BACKENDS[names.index(requested) :]:
+        if backend.refuse(call or Call()) is None:
+            return backend.name
+    raise AssertionError("the plain form refuses nothing")
 
 
-def explain_backend(requested: str, wants_weights: bool = False) -> str:
+def explain_backend(requested: str, call: Call | None = None) -> str:
     """Says which form of attention a call would run and why each other one would not.
 
     Example:
 
-        >>> from swinv2.ops.dispatch import explain_backend
-        >>> print(explain_backend("sdpa", wants_weights=True))
+        >>> from swinv2.ops.dispatch import Call, explain_backend
+        >>> print(explain_backend("sdpa", Call(wants_weights=True, dropout=0.1)))
         eager runs: plain PyTorch, the specification
+        triton does not: ...
         sdpa does not: it never holds the attention weights, which were asked for
     """
-    chosen = choose_backend(requested, wants_weights)
+    call = call or Call()
+    chosen = choose_backend(requested, call)
     lines = [f"{backend.name} runs: {backend.summary}" for backend in BACKENDS if backend.name == chosen]
     for backend in BACKENDS:
         if backend.name != chosen:
-            lines.append(f"{backend.name} does not: {backend.can_run(wants_weights) or 'it was not asked for'}")
+            lines.append(f"{backend.name} does not: {backend.refuse(call) or 'it was not asked for'}")
     return "\n".join(lines)
 
 
@@ -92,14 +190,21 @@ def window_attention(
     """Runs cosine window attention in the chosen form; arguments as in `reference.window_attention`.
 
     Args:
-        backend: A name that `choose_backend` returned.
+        backend: A name that `choose_backend` returned. If that form cannot run this very call (the maps' device, dtype
+            and size are not known before), the next one that can does.
         padded_query: The query of a filling token. It decides the attention weights of the filling tokens, which are
             part of the weights that are returned, and nothing of the map; zeros if None.
 
     Returns:
         The attended map, and the attention weights where the form has them.
     """
-    arguments = (q, k, v, bias_table, scale, plan, padded_value, dropout)
+    if backend == TRITON:
+        backend = choose_backend(backend, Call(False, v.device, v.dtype, tuple(v.shape), plan.window, dropout))
     if backend == EAGER:
-        return reference.window_attention(*arguments, padded_query)
-    return sdpa.window_attention(*arguments), None
+        return reference.window_attention(q, k, v, bias_table, scale, plan, padded_value, dropout, padded_query)
+    if backend == SDPA:
+        return sdpa.window_attention(q, k, v, bias_table, scale, plan, padded_value, dropout), None
+    # Triton is there on few machines, and takes a second to import.
+    from swinv2.ops.triton import launch
+
+    return launch.window_attention(q, k, v, bias_table, scale, plan, padded_value), None

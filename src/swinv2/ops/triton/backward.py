@@ -1,0 +1,468 @@
+"""The backward kernels: gradients of cosine window attention, from map to map.
+
+The attention weights are computed again from the logarithms of their sums. Where a window is one tile, `whole_windows`
+does everything; otherwise `to_queries`, `to_keys` and, if the bias learns, `to_bias` each go over the pairs of tiles.
+A program that sums the gradient of the bias keeps to one pair of tiles and goes from window to window, so that sums
+stay in registers and no tensor of T x T exists.
+
+With x = c / |c| for a query or key c, dc = (dx - x (x dx)) / |c|; what counts as zero has no direction that could turn.
+
+The arguments that all kernels have are those of `forward.attend`, and:
+
+- log_sums: what the forward kernel wrote;
+- grad: gradient of the attended map, of the strides `attended_strides`, as all gradients of maps;
+- deltas: (windows of all images, heads, T), of each query the sum of `grad` times the answer;
+- grad_scale_parts, grad_padded_parts: room for each program's part of these gradients;
+- all_windows, splits: number of windows of all images, and among how many programs they are split.
+"""
+
+import triton
+import triton.language as tl
+
+from swinv2.ops.triton.tiles import (
+    LOG2_E,
+    NO_KEY,
+    NO_QUERY,
+    SMALLEST_NORM,
+    load,
+    load_bias,
+    load_values,
+    multiply,
+    norms_of,
+    pair_entries,
+    place,
+    rounded,
+    store,
+)
+
+
+@triton.jit
+def _weigh(
+    query,
+    query_factors,
+    query_regions,
+    log_sum,
+    key,
+    key_norms,
+    key_regions,
+    bias,
+    MASKED: tl.constexpr,
+    PRECISE: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+):
+    """Scaled cosines of pairs of tokens, and their attention weights."""
+    products = multiply(query, tl.trans(key), PRECISE, INPUT_PRECISION)
+    cosines = products * query_factors[:, None] * (1.0 / key_norms)[None, :]
+    weights = tl.exp2((cosines + bias - log_sum[:, None]) * LOG2_E)
+    if MASKED:
+        weights = tl.where(query_regions[:, None] == key_regions[None, :], weights, 0.0)
+    return cosines, weights
+
+
+@triton.jit
+def _unit(vectors, norms, PRECISE: tl.constexpr):
+    """Unit vectors in the vectors' dtype. Factors after a product would do, but in fp16 they could be too large."""
+    return rounded(vectors.to(PRECISE) / norms[:, None], vectors.dtype)
+
+
+@triton.jit
+def _turn(grad_unit, vectors, norms, PRECISE: tl.constexpr):
+    """From the gradient of unit vectors to that of the vectors."""
+    unit = vectors.to(PRECISE) / norms[:, None]
+    along = tl.where(norms > SMALLEST_NORM, tl.sum(unit * grad_unit, 1), 0.0)
+    return (grad_unit - unit * along[:, None]) / norms[:, None]
+
+
+@triton.jit
+def _add_to_table(
+    grad_table,
+    grad_bias,
+    part,
+    head,
+    queries,
+    keys,
+    HEADS: tl.constexpr,
+    WINDOW_HEIGHT: tl.constexpr,
+    WINDOW_WIDTH: tl.constexpr,
+    SPAN: tl.constexpr,
+    DETERMINISTIC: tl.constexpr,
+):
+    """Adds up pairs of the same relative position.
+
+    Args:
+        grad_table: The table itself, to which programs add in whatever order they come; or, to be the same each time,
+            (parts, heads, SPAN), of which each program writes its own part, from its first entry on.
+        grad_bias: Gradient of the bias of pairs.
+        SPAN: Entries that a pair of tiles can have.
+    """
+    TABLE: tl.constexpr = (2 * WINDOW_HEIGHT - 1) * (2 * WINDOW_WIDTH - 1)
+    entries, exist = pair_entries(queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH)
+    if DETERMINISTIC:
+        first = tl.min(tl.where(exist, entries, TABLE))
+        for entry in range(SPAN):
+            total = tl.sum(tl.where(exist & (entries == first + entry), grad_bias, 0.0))
+            tl.store(grad_table + (part.to(tl.int64) * HEADS + head) * SPAN + entry, total)
+    else:
+        tl.atomic_add(grad_table + head * TABLE + entries, grad_bias, mask=exist, sem="relaxed")
+
+
+@triton.jit
+def to_queries(
+    q,
+    k,
+    v,
+    bias_table,
+    scale,
+    padded_value,
+    attended,
+    log_sums,
+    grad,
+    grad_q,
+    grad_scale_parts,
+    deltas,
+    strides,
+    attended_strides,
+    plan,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WINDOW_HEIGHT: tl.constexpr,
+    WINDOW_WIDTH: tl.constexpr,
+    MASK_PADDING: tl.constexpr,
+    PADDED: tl.constexpr,
+    HAS_REGIONS: tl.constexpr,
+    UNEVEN: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PRECISE: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+):
+    """Gradients of the queries, and parts (windows of all images, tiles, heads) of the scale's; writes `deltas`."""
+    TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
+    TILES: tl.constexpr = (TOKENS + BLOCK_QUERIES - 1) // BLOCK_QUERIES
+    program = tl.program_id(0)
+    head = program % HEADS
+    tile = program // HEADS % TILES
+    window = program // (HEADS * TILES)
+
+    queries = tile * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    query_spots, query_regions = place(
+        queries, window, head, plan, NO_QUERY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING
+    )
+    query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
+    query_norms = norms_of(query, PRECISE)
+    factor = tl.load(scale + head).to(PRECISE)
+    answer = load(attended, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
+    above = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
+    delta = tl.sum(above.to(PRECISE) * answer.to(PRECISE), 1)
+    of_tokens = (window.to(tl.int64) * HEADS + head) * TOKENS + queries
+    log_sum = tl.load(log_sums + of_tokens, mask=queries < TOKENS, other=0.0)
+    tl.store(deltas + of_tokens, delta, mask=queries < TOKENS)
+
+    grad_unit = tl.zeros([BLOCK_QUERIES, BLOCK_DIM], PRECISE)
+    grad_scale = tl.zeros([BLOCK_QUERIES], PRECISE)
+    for start in range(0, TOKENS, BLOCK_KEYS):
+        keys = start + tl.arange(0, BLOCK_KEYS)
+        key_spots, key_regions = place(keys, window, head, plan, NO_KEY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+        key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
+        key_norms = norms_of(key, PRECISE)
+        value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
+        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
+        cosines, weights = _weigh(
+            query,
+            factor / query_norms,
+            query_regions,
+            log_sum,
+            key,
+            key_norms,
+            key_regions,
+            bias,
+            HAS_REGIONS or UNEVEN,
+            PRECISE,
+            INPUT_PRECISION,
+        )
+        grad_weights = multiply(above, tl.trans(value), PRECISE, INPUT_PRECISION)
+        grad_logits = weights * (grad_weights - delta[:, None])
+        grad_scale += tl.sum(grad_logits * cosines, 1)
+        grad_unit += multiply(
+            rounded(grad_logits, key.dtype), _unit(key, key_norms, PRECISE), PRECISE, INPUT_PRECISION
+        )
+
+    grad_query = _turn(grad_unit * factor, query, query_norms, PRECISE)
+    store(grad_q, attended_strides, query_spots, grad_query, HEAD_DIM, BLOCK_DIM)
+    tl.store(grad_scale_parts + (window * TILES + tile) * HEADS + head, tl.sum(grad_scale) / factor)
+
+
+@triton.jit
+def to_keys(
+    q,
+    k,
+    v,
+    bias_table,
+    scale,
+    padded_value,
+    log_sums,
+    grad,
+    grad_k,
+    grad_v,
+    grad_padded_parts,
+    deltas,
+    strides,
+    attended_strides,
+    plan,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WINDOW_HEIGHT: tl.constexpr,
+    WINDOW_WIDTH: tl.constexpr,
+    MASK_PADDING: tl.constexpr,
+    PADDED: tl.constexpr,
+    HAS_REGIONS: tl.constexpr,
+    UNEVEN: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PRECISE: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+):
+    """Gradients of the keys and values, and where the map is padded parts (windows of all images, tiles, heads,
+    HEAD_DIM) of the padded value's."""
+    TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
+    TILES: tl.constexpr = (TOKENS + BLOCK_KEYS - 1) // BLOCK_KEYS
+    program = tl.program_id(0)
+    head = program % HEADS
+    tile = program // HEADS % TILES
+    window = program // (HEADS * TILES)
+
+    keys = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+    key_spots, key_regions = place(keys, window, head, plan, NO_KEY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+    key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
+    key_norms = norms_of(key, PRECISE)
+    value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
+    factor = tl.load(scale + head).to(PRECISE)
+
+    grad_unit = tl.zeros([BLOCK_KEYS, BLOCK_DIM], PRECISE)
+    grad_value = tl.zeros([BLOCK_KEYS, BLOCK_DIM], PRECISE)
+    for start in range(0, TOKENS, BLOCK_QUERIES):
+        queries = start + tl.arange(0, BLOCK_QUERIES)
+        query_spots, query_regions = place(
+            queries, window, head, plan, NO_QUERY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING
+        )
+        query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
+        query_norms = norms_of(query, PRECISE)
+        above = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
+        of_tokens = (window.to(tl.int64) * HEADS + head) * TOKENS + queries
+        log_sum = tl.load(log_sums + of_tokens, mask=queries < TOKENS, other=0.0)
+        delta = tl.load(deltas + of_tokens, mask=queries < TOKENS, other=0.0)
+        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
+        _, weights = _weigh(
+            query,
+            factor / query_norms,
+            query_regions,
+            log_sum,
+            key,
+            key_norms,
+            key_regions,
+            bias,
+            HAS_REGIONS or UNEVEN,
+            PRECISE,
+            INPUT_PRECISION,
+        )
+        grad_value += multiply(tl.trans(rounded(weights, above.dtype)), above, PRECISE, INPUT_PRECISION)
+        grad_weights = multiply(above, tl.trans(value), PRECISE, INPUT_PRECISION)
+        grad_logits = rounded(weights * (grad_weights - delta[:, None]), query.dtype)
+        grad_unit += multiply(tl.trans(grad_logits), _unit(query, query_norms, PRECISE), PRECISE, INPUT_PRECISION)
+
+    grad_key = _turn(grad_unit * factor, key, key_norms, PRECISE)
+    store(grad_k, attended_strides, key_spots, grad_key, HEAD_DIM, BLOCK_DIM)
+    store(grad_v, attended_strides, key_spots, grad_value, HEAD_DIM, BLOCK_DIM)
+    if PADDED:
+        dims = tl.arange(0, BLOCK_DIM)
+        filling = tl.sum(tl.where(key_spots[4][:, None], 0.0, grad_value), 0)
+        part = (window.to(tl.int64) * TILES + tile) * HEADS + head
+        tl.store(grad_padded_parts + part * HEAD_DIM + dims, filling, mask=dims < HEAD_DIM)
+
+
+@triton.jit
+def to_bias(
+    q,
+    k,
+    v,
+    bias_table,
+    scale,
+    padded_value,
+    log_sums,
+    grad,
+    grad_table,
+    deltas,
+    strides,
+    attended_strides,
+    plan,
+    all_windows,
+    splits,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WINDOW_HEIGHT: tl.constexpr,
+    WINDOW_WIDTH: tl.constexpr,
+    MASK_PADDING: tl.constexpr,
+    PADDED: tl.constexpr,
+    HAS_REGIONS: tl.constexpr,
+    UNEVEN: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PRECISE: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    SPAN: tl.constexpr,
+    DETERMINISTIC: tl.constexpr,
+):
+    """Gradient of the bias table, see `_add_to_table`. A program has one pair of tiles, and every so many-th window;
+    its part is its split, then its tile of queries, then its tile of keys."""
+    TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
+    QUERY_TILES: tl.constexpr = (TOKENS + BLOCK_QUERIES - 1) // BLOCK_QUERIES
+    KEY_TILES: tl.constexpr = (TOKENS + BLOCK_KEYS - 1) // BLOCK_KEYS
+    program = tl.program_id(0)
+    head = program % HEADS
+    part = program // HEADS
+    queries = part // KEY_TILES % QUERY_TILES * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    keys = part % KEY_TILES * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+    split = part // (KEY_TILES * QUERY_TILES)
+    factor = tl.load(scale + head).to(PRECISE)
+    bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
+
+    grad_bias = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], PRECISE)
+    for step in range(0, tl.cdiv(all_windows - split, splits)):
+        window = split + step * splits
+        query_spots, query_regions = place(
+            queries, window, head, plan, NO_QUERY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING
+        )
+        key_spots, key_regions = place(keys, window, head, plan, NO_KEY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+        query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
+        above = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
+        key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
+        value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
+        of_tokens = (window.to(tl.int64) * HEADS + head) * TOKENS + queries
+        log_sum = tl.load(log_sums + of_tokens, mask=queries < TOKENS, other=0.0)
+        delta = tl.load(deltas + of_tokens, mask=queries < TOKENS, other=0.0)
+        _, weights = _weigh(
+            query,
+            factor / norms_of(query, PRECISE),
+            query_regions,
+            log_sum,
+            key,
+            norms_of(key, PRECISE),
+            key_regions,
+            bias,
+            HAS_REGIONS or UNEVEN,
+            PRECISE,
+            INPUT_PRECISION,
+        )
+        grad_bias += weights * (multiply(above, tl.trans(value), PRECISE, INPUT_PRECISION) - delta[:, None])
+
+    _add_to_table(
+        grad_table, grad_bias, part, head, queries, keys, HEADS, WINDOW_HEIGHT, WINDOW_WIDTH, SPAN, DETERMINISTIC
+    )
+
+
+@triton.jit
+def whole_windows(
+    q,
+    k,
+    v,
+    bias_table,
+    scale,
+    padded_value,
+    attended,
+    log_sums,
+    grad,
+    grad_q,
+    grad_k,
+    grad_v,
+    grad_table,
+    grad_scale_parts,
+    grad_padded_parts,
+    strides,
+    attended_strides,
+    plan,
+    all_windows,
+    splits,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WINDOW_HEIGHT: tl.constexpr,
+    WINDOW_WIDTH: tl.constexpr,
+    MASK_PADDING: tl.constexpr,
+    PADDED: tl.constexpr,
+    HAS_REGIONS: tl.constexpr,
+    UNEVEN: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PRECISE: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    SPAN: tl.constexpr,
+    DETERMINISTIC: tl.constexpr,
+    WANTS_BIAS: tl.constexpr,
+):
+    """All gradients, where a window is one tile, of queries as of keys. A program has a head, and every so many-th
+    window; parts are (splits, heads, ...)."""
+    TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
+    program = tl.program_id(0)
+    head = program % HEADS
+    split = program // HEADS
+    tokens = tl.arange(0, BLOCK_KEYS)
+    factor = tl.load(scale + head).to(PRECISE)
+    bias = load_bias(bias_table, head, tokens, tokens, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
+
+    grad_bias = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], PRECISE)
+    grad_scale = tl.zeros([BLOCK_QUERIES], PRECISE)
+    filling = tl.zeros([BLOCK_DIM], PRECISE)
+    for step in range(0, tl.cdiv(all_windows - split, splits)):
+        window = split + step * splits
+        spots, key_regions = place(tokens, window, head, plan, NO_KEY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+        query_regions = tl.where(tokens < TOKENS, key_regions, NO_QUERY)
+        query = load(q, strides, spots, HEAD_DIM, BLOCK_DIM)
+        key = load(k, strides, spots, HEAD_DIM, BLOCK_DIM)
+        value = load_values(v, strides, padded_value, spots, HEAD_DIM, BLOCK_DIM, PADDED)
+        answer = load(attended, attended_strides, spots, HEAD_DIM, BLOCK_DIM)
+        above = load(grad, attended_strides, spots, HEAD_DIM, BLOCK_DIM)
+        of_tokens = (window.to(tl.int64) * HEADS + head) * TOKENS + tokens
+        log_sum = tl.load(log_sums + of_tokens, mask=tokens < TOKENS, other=0.0)
+        query_norms, key_norms = norms_of(query, PRECISE), norms_of(key, PRECISE)
+        cosines, weights = _weigh(
+            query,
+            factor / query_norms,
+            query_regions,
+            log_sum,
+            key,
+            key_norms,
+            key_regions,
+            bias,
+            HAS_REGIONS or UNEVEN,
+            PRECISE,
+            INPUT_PRECISION,
+        )
+
+        grad_value = multiply(tl.trans(rounded(weights, above.dtype)), above, PRECISE, INPUT_PRECISION)
+        store(grad_v, attended_strides, spots, grad_value, HEAD_DIM, BLOCK_DIM)
+        if PADDED:
+            filling += tl.sum(tl.where(spots[4][:, None], 0.0, grad_value), 0)
+        delta = tl.sum(above.to(PRECISE) * answer.to(PRECISE), 1)
+        grad_logits = weights * (multiply(above, tl.trans(value), PRECISE, INPUT_PRECISION) - delta[:, None])
+        grad_scale += tl.sum(grad_logits * cosines, 1)
+        if WANTS_BIAS:
+            grad_bias += grad_logits
+        grad_rounded = rounded(grad_logits, query.dtype)
+        grad_unit = multiply(grad_rounded, _unit(key, key_norms, PRECISE), PRECISE, INPUT_PRECISION)
+        grad_query = _turn(grad_unit * factor, query, query_norms, PRECISE)
+        store(grad_q, attended_strides, spots, grad_query, HEAD_DIM, BLOCK_DIM)
+        grad_unit = multiply(tl.trans(grad_rounded), _unit(query, query_norms, PRECISE), PRECISE, INPUT_PRECISION)
+        grad_key = _turn(grad_unit * factor, key, key_norms, PRECISE)
+        store(grad_k, attended_strides, spots, grad_key, HEAD_DIM, BLOCK_DIM)
+
+    tl.store(grad_scale_parts + split * HEADS + head, tl.sum(grad_scale) / factor)
+    if PADDED:
+        dims = tl.arange(0, BLOCK_DIM)
+        tl.store(grad_padded_parts + (split * HEADS + head) * HEAD_DIM + dims, filling, mask=dims < HEAD_DIM)
+    if WANTS_BIAS:
+        _add_to_table(
+            grad_table, grad_bias, split, head, tokens, tokens, HEADS, WINDOW_HEIGHT, WINDOW_WIDTH, SPAN, DETERMINISTIC
+        )

@@ -1,0 +1,108 @@
+"""The forward kernel: cosine window attention from map to map.
+
+One program has one tile of queries of one window and one head, and takes the keys tile by tile (online softmax). The
+products of queries and keys are of the vectors as they are, in fp32; what makes cosines of them is multiplied in
+afterwards, so that nothing is rounded to 16 bits on the way to a logit.
+"""
+
+import triton
+import triton.language as tl
+
+from swinv2.ops.triton.tiles import (
+    LOG2_E,
+    NO_KEY,
+    NO_QUERY,
+    load,
+    load_bias,
+    load_values,
+    multiply,
+    norms_of,
+    place,
+    rounded,
+    store,
+)
+
+
+@triton.jit
+def attend(
+    q,
+    k,
+    v,
+    bias_table,
+    scale,
+    padded_value,
+    attended,
+    log_sums,
+    strides,
+    attended_strides,
+    plan,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WINDOW_HEIGHT: tl.constexpr,
+    WINDOW_WIDTH: tl.constexpr,
+    MASK_PADDING: tl.constexpr,
+    PADDED: tl.constexpr,
+    HAS_REGIONS: tl.constexpr,
+    UNEVEN: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PRECISE: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+):
+    """Writes the attended map, and for every token of a window the logarithm of the sum of its weights.
+
+    Args:
+        q, k, v: Maps (B, H, W, heads, head_dim) of the same strides; vectors lie in one piece.
+        bias_table, scale, padded_value: As in `reference.window_attention`, contiguous.
+        attended: Map to write.
+        log_sums: (windows of all images, heads, T) to write.
+        PADDED: Whether the map is filled up to whole windows.
+        HAS_REGIONS: Whether a window has more than one region.
+        UNEVEN: Whether tiles reach beyond a window.
+        PRECISE: dtype of sums.
+        INPUT_PRECISION: How fp32 is multiplied, see `tl.dot`.
+    """
+    TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
+    TILES: tl.constexpr = (TOKENS + BLOCK_QUERIES - 1) // BLOCK_QUERIES
+    program = tl.program_id(0)
+    head = program % HEADS
+    tile = program // HEADS % TILES
+    window = program // (HEADS * TILES)
+
+    queries = tile * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    query_spots, query_regions = place(
+        queries, window, head, plan, NO_QUERY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING
+    )
+    query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
+    query_factors = tl.load(scale + head).to(PRECISE) / norms_of(query, PRECISE)
+
+    highest = tl.full([BLOCK_QUERIES], float("-inf"), PRECISE)
+    sums = tl.zeros([BLOCK_QUERIES], PRECISE)
+    answer = tl.zeros([BLOCK_QUERIES, BLOCK_DIM], PRECISE)
+    for start in range(0, TOKENS, BLOCK_KEYS):
+        keys = start + tl.arange(0, BLOCK_KEYS)
+        key_spots, key_regions = place(keys, window, head, plan, NO_KEY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+        key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
+        value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
+
+        products = multiply(query, tl.trans(key), PRECISE, INPUT_PRECISION)
+        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
+        logits = products * query_factors[:, None] * (1.0 / norms_of(key, PRECISE))[None, :] + bias
+        if HAS_REGIONS or UNEVEN:
+            logits = tl.where(query_regions[:, None] == key_regions[None, :], logits, float("-inf"))
+
+        now_highest = tl.maximum(highest, tl.max(logits, 1))
+        # Whoever sees none of the keys so far has seen nothing yet.
+        origin = tl.where(now_highest == float("-inf"), 0.0, now_highest)
+        weights = tl.exp2((logits - origin[:, None]) * LOG2_E)
+        kept = tl.exp2((highest - origin) * LOG2_E)
+        sums = sums * kept + tl.sum(weights, 1)
+        answer = answer * kept[:, None] + multiply(rounded(weights, value.dtype), value, PRECISE, INPUT_PRECISION)
+        highest = now_highest
+
+    # What fills up the last tile has seen nothing at all.
+    sums = tl.where(queries < TOKENS, sums, 1.0)
+    store(attended, attended_strides, query_spots, answer / sums[:, None], HEAD_DIM, BLOCK_DIM)
+    of_tokens = (window.to(tl.int64) * HEADS + head) * TOKENS + queries
+    tl.store(log_sums + of_tokens, highest + tl.log(sums), mask=queries < TOKENS)
