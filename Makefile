@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: demo test slow hub check bench docs format clean
+.PHONY: demo test slow hub check bench bench-gpu docs format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,10 @@ format: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev  ## speed and memory beside transformers, timm and torchvision
 	$(BIN)/python benchmarks/model.py
+
+bench-gpu: $(VENV)/installed-dev  ## the kernels' tests and all speeds, on a GPU
+	$(BIN)/python benchmarks/attention.py --device cuda
+	$(BIN)/python benchmarks/model.py --device cuda
 
 docs: $(VENV)/installed-dev  ## the documentation, served on this machine
 	$(BIN)/mkdocs serve

@@ -26,7 +26,10 @@ if CHECKS_SIGNATURES:
 
     # Not the configuration: its fields are checked by itself, with a sentence, and the tests are about the sentence.
     # Nor kernels: Triton reads their source.
-    ops = [f"swinv2.ops.{name}" for name in ("bias", "cpu", "dispatch", "reference", "sdpa", "windows", "triton.launch")]
+    ops = [
+        f"swinv2.ops.{name}"
+        for name in ("bias", "cpu", "dispatch", "reference", "sdpa", "windows", "triton.launch", "triton.table")
+    ]
     jaxtyping.install_import_hook([*ops, "swinv2.layers", "swinv2.model", "swinv2.heads"], "beartype.beartype")
 
 

@@ -385,7 +385,9 @@ class TestFusedForm:
         model.zero_grad()
         outputs = model(images, labels=torch.tensor([1, 2]))
         outputs.loss.backward()
-        return {"logits": outputs.logits.detach()} | {name: each.clone() for name, each in peers.gradients(model).items()}
+        return {"logits": outputs.logits.detach()} | {
+            name: each.clone() for name, each in peers.gradients(model).items()
+        }
 
     @pytest.mark.parametrize("fields", [{}, {"mask_padding": True}], ids=str)
     def test_it_is_the_network(self, fields: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The fused form: tiles of every size, the operations that torch sees, memory; on a GPU where there is one.
 
-The table of cases that all forms share is in test_attention.py.
+The table of cases that all forms share is in attention_cases.py.
 """
 
 import itertools
@@ -11,10 +11,10 @@ from unittest import mock
 
 import pytest
 import torch
-from ops.test_attention import FORMS, Case, draw, error
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attention_cases import FORMS, Case, draw, error
 from swinv2.ops.triton import backward, forward, launch
 from swinv2.ops.windows import WindowPlan
 
@@ -140,7 +140,7 @@ class TestOperations:
         q = tensors[0].requires_grad_()
         attended = launch.attend_fused(*tensors, numbers)[0]
         (grad,) = torch.autograd.grad(attended.sum(), q, create_graph=True)
-        with pytest.raises(RuntimeError, match="no autograd formula|does not require grad"):
+        with pytest.raises(RuntimeError, match=r"no autograd formula|does not require grad"):
             torch.autograd.grad(grad.sum(), q)
 
 

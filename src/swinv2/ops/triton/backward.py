@@ -81,7 +81,7 @@ def _add_to_table(
     head,
     queries,
     keys,
-    HEADS: tl.constexpr,
+    heads,
     WINDOW_HEIGHT: tl.constexpr,
     WINDOW_WIDTH: tl.constexpr,
     SPAN: tl.constexpr,
@@ -101,7 +101,7 @@ def _add_to_table(
         first = tl.min(tl.where(exist, entries, TABLE))
         for entry in range(SPAN):
             total = tl.sum(tl.where(exist & (entries == first + entry), grad_bias, 0.0))
-            tl.store(grad_table + (part.to(tl.int64) * HEADS + head) * SPAN + entry, total)
+            tl.store(grad_table + (part.to(tl.int64) * heads + head) * SPAN + entry, total)
     else:
         tl.atomic_add(grad_table + head * TABLE + entries, grad_bias, mask=exist, sem="relaxed")
 
@@ -123,7 +123,7 @@ def to_queries(
     strides,
     attended_strides,
     plan,
-    HEADS: tl.constexpr,
+    heads,
     HEAD_DIM: tl.constexpr,
     WINDOW_HEIGHT: tl.constexpr,
     WINDOW_WIDTH: tl.constexpr,
@@ -141,21 +141,19 @@ def to_queries(
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     TILES: tl.constexpr = (TOKENS + BLOCK_QUERIES - 1) // BLOCK_QUERIES
     program = tl.program_id(0)
-    head = program % HEADS
-    tile = program // HEADS % TILES
-    window = program // (HEADS * TILES)
+    head = program % heads
+    tile = program // heads % TILES
+    window = program // (heads * TILES)
 
     queries = tile * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
-    query_spots, query_regions = place(
-        queries, window, head, plan, NO_QUERY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING
-    )
+    query_spots, query_regions = place(queries, window, head, plan, NO_QUERY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
     query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
     query_norms = norms_of(query, PRECISE)
     factor = tl.load(scale + head).to(PRECISE)
     answer = load(attended, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
     above = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
     delta = tl.sum(above.to(PRECISE) * answer.to(PRECISE), 1)
-    of_tokens = (window.to(tl.int64) * HEADS + head) * TOKENS + queries
+    of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
     log_sum = tl.load(log_sums + of_tokens, mask=queries < TOKENS, other=0.0)
     tl.store(deltas + of_tokens, delta, mask=queries < TOKENS)
 
@@ -184,13 +182,11 @@ def to_queries(
         grad_weights = multiply(above, tl.trans(value), PRECISE, INPUT_PRECISION)
         grad_logits = weights * (grad_weights - delta[:, None])
         grad_scale += tl.sum(grad_logits * cosines, 1)
-        grad_unit += multiply(
-            rounded(grad_logits, key.dtype), _unit(key, key_norms, PRECISE), PRECISE, INPUT_PRECISION
-        )
+        grad_unit += multiply(rounded(grad_logits, key.dtype), _unit(key, key_norms, PRECISE), PRECISE, INPUT_PRECISION)
 
     grad_query = _turn(grad_unit * factor, query, query_norms, PRECISE)
     store(grad_q, attended_strides, query_spots, grad_query, HEAD_DIM, BLOCK_DIM)
-    tl.store(grad_scale_parts + (window * TILES + tile) * HEADS + head, tl.sum(grad_scale) / factor)
+    tl.store(grad_scale_parts + (window * TILES + tile) * heads + head, tl.sum(grad_scale) / factor)
 
 
 @triton.jit
@@ -210,7 +206,7 @@ def to_keys(
     strides,
     attended_strides,
     plan,
-    HEADS: tl.constexpr,
+    heads,
     HEAD_DIM: tl.constexpr,
     WINDOW_HEIGHT: tl.constexpr,
     WINDOW_WIDTH: tl.constexpr,
@@ -229,9 +225,9 @@ def to_keys(
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     TILES: tl.constexpr = (TOKENS + BLOCK_KEYS - 1) // BLOCK_KEYS
     program = tl.program_id(0)
-    head = program % HEADS
-    tile = program // HEADS % TILES
-    window = program // (HEADS * TILES)
+    head = program % heads
+    tile = program // heads % TILES
+    window = program // (heads * TILES)
 
     keys = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
     key_spots, key_regions = place(keys, window, head, plan, NO_KEY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
@@ -250,7 +246,7 @@ def to_keys(
         query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
         query_norms = norms_of(query, PRECISE)
         above = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
-        of_tokens = (window.to(tl.int64) * HEADS + head) * TOKENS + queries
+        of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
         log_sum = tl.load(log_sums + of_tokens, mask=queries < TOKENS, other=0.0)
         delta = tl.load(deltas + of_tokens, mask=queries < TOKENS, other=0.0)
         bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
@@ -278,7 +274,7 @@ def to_keys(
     if PADDED:
         dims = tl.arange(0, BLOCK_DIM)
         filling = tl.sum(tl.where(key_spots[4][:, None], 0.0, grad_value), 0)
-        part = (window.to(tl.int64) * TILES + tile) * HEADS + head
+        part = (window.to(tl.int64) * TILES + tile) * heads + head
         tl.store(grad_padded_parts + part * HEAD_DIM + dims, filling, mask=dims < HEAD_DIM)
 
 
@@ -299,7 +295,7 @@ def to_bias(
     plan,
     all_windows,
     splits,
-    HEADS: tl.constexpr,
+    heads,
     HEAD_DIM: tl.constexpr,
     WINDOW_HEIGHT: tl.constexpr,
     WINDOW_WIDTH: tl.constexpr,
@@ -321,8 +317,8 @@ def to_bias(
     QUERY_TILES: tl.constexpr = (TOKENS + BLOCK_QUERIES - 1) // BLOCK_QUERIES
     KEY_TILES: tl.constexpr = (TOKENS + BLOCK_KEYS - 1) // BLOCK_KEYS
     program = tl.program_id(0)
-    head = program % HEADS
-    part = program // HEADS
+    head = program % heads
+    part = program // heads
     queries = part // KEY_TILES % QUERY_TILES * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
     keys = part % KEY_TILES * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
     split = part // (KEY_TILES * QUERY_TILES)
@@ -330,7 +326,7 @@ def to_bias(
     bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
 
     grad_bias = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], PRECISE)
-    for step in range(0, tl.cdiv(all_windows - split, splits)):
+    for step in range(tl.cdiv(all_windows - split, splits)):
         window = split + step * splits
         query_spots, query_regions = place(
             queries, window, head, plan, NO_QUERY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING
@@ -340,7 +336,7 @@ def to_bias(
         above = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
         key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
         value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
-        of_tokens = (window.to(tl.int64) * HEADS + head) * TOKENS + queries
+        of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
         log_sum = tl.load(log_sums + of_tokens, mask=queries < TOKENS, other=0.0)
         delta = tl.load(deltas + of_tokens, mask=queries < TOKENS, other=0.0)
         _, weights = _weigh(
@@ -359,7 +355,7 @@ def to_bias(
         grad_bias += weights * (multiply(above, tl.trans(value), PRECISE, INPUT_PRECISION) - delta[:, None])
 
     _add_to_table(
-        grad_table, grad_bias, part, head, queries, keys, HEADS, WINDOW_HEIGHT, WINDOW_WIDTH, SPAN, DETERMINISTIC
+        grad_table, grad_bias, part, head, queries, keys, heads, WINDOW_HEIGHT, WINDOW_WIDTH, SPAN, DETERMINISTIC
     )
 
 
@@ -385,7 +381,7 @@ def whole_windows(
     plan,
     all_windows,
     splits,
-    HEADS: tl.constexpr,
+    heads,
     HEAD_DIM: tl.constexpr,
     WINDOW_HEIGHT: tl.constexpr,
     WINDOW_WIDTH: tl.constexpr,
@@ -406,8 +402,8 @@ def whole_windows(
     window; parts are (splits, heads, ...)."""
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     program = tl.program_id(0)
-    head = program % HEADS
-    split = program // HEADS
+    head = program % heads
+    split = program // heads
     tokens = tl.arange(0, BLOCK_KEYS)
     factor = tl.load(scale + head).to(PRECISE)
     bias = load_bias(bias_table, head, tokens, tokens, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
@@ -415,7 +411,7 @@ def whole_windows(
     grad_bias = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], PRECISE)
     grad_scale = tl.zeros([BLOCK_QUERIES], PRECISE)
     filling = tl.zeros([BLOCK_DIM], PRECISE)
-    for step in range(0, tl.cdiv(all_windows - split, splits)):
+    for step in range(tl.cdiv(all_windows - split, splits)):
         window = split + step * splits
         spots, key_regions = place(tokens, window, head, plan, NO_KEY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
         query_regions = tl.where(tokens < TOKENS, key_regions, NO_QUERY)
@@ -424,7 +420,7 @@ def whole_windows(
         value = load_values(v, strides, padded_value, spots, HEAD_DIM, BLOCK_DIM, PADDED)
         answer = load(attended, attended_strides, spots, HEAD_DIM, BLOCK_DIM)
         above = load(grad, attended_strides, spots, HEAD_DIM, BLOCK_DIM)
-        of_tokens = (window.to(tl.int64) * HEADS + head) * TOKENS + tokens
+        of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + tokens
         log_sum = tl.load(log_sums + of_tokens, mask=tokens < TOKENS, other=0.0)
         query_norms, key_norms = norms_of(query, PRECISE), norms_of(key, PRECISE)
         cosines, weights = _weigh(
@@ -458,11 +454,11 @@ def whole_windows(
         grad_key = _turn(grad_unit * factor, key, key_norms, PRECISE)
         store(grad_k, attended_strides, spots, grad_key, HEAD_DIM, BLOCK_DIM)
 
-    tl.store(grad_scale_parts + split * HEADS + head, tl.sum(grad_scale) / factor)
+    tl.store(grad_scale_parts + split * heads + head, tl.sum(grad_scale) / factor)
     if PADDED:
         dims = tl.arange(0, BLOCK_DIM)
-        tl.store(grad_padded_parts + (split * HEADS + head) * HEAD_DIM + dims, filling, mask=dims < HEAD_DIM)
+        tl.store(grad_padded_parts + (split * heads + head) * HEAD_DIM + dims, filling, mask=dims < HEAD_DIM)
     if WANTS_BIAS:
         _add_to_table(
-            grad_table, grad_bias, split, head, tokens, tokens, HEADS, WINDOW_HEIGHT, WINDOW_WIDTH, SPAN, DETERMINISTIC
+            grad_table, grad_bias, split, head, tokens, tokens, heads, WINDOW_HEIGHT, WINDOW_WIDTH, SPAN, DETERMINISTIC
         )

@@ -36,7 +36,7 @@ def attend(
     strides,
     attended_strides,
     plan,
-    HEADS: tl.constexpr,
+    heads,
     HEAD_DIM: tl.constexpr,
     WINDOW_HEIGHT: tl.constexpr,
     WINDOW_WIDTH: tl.constexpr,
@@ -66,14 +66,12 @@ def attend(
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     TILES: tl.constexpr = (TOKENS + BLOCK_QUERIES - 1) // BLOCK_QUERIES
     program = tl.program_id(0)
-    head = program % HEADS
-    tile = program // HEADS % TILES
-    window = program // (HEADS * TILES)
+    head = program % heads
+    tile = program // heads % TILES
+    window = program // (heads * TILES)
 
     queries = tile * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
-    query_spots, query_regions = place(
-        queries, window, head, plan, NO_QUERY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING
-    )
+    query_spots, query_regions = place(queries, window, head, plan, NO_QUERY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
     query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
     query_factors = tl.load(scale + head).to(PRECISE) / norms_of(query, PRECISE)
 
@@ -104,5 +102,5 @@ def attend(
     # What fills up the last tile has seen nothing at all.
     sums = tl.where(queries < TOKENS, sums, 1.0)
     store(attended, attended_strides, query_spots, answer / sums[:, None], HEAD_DIM, BLOCK_DIM)
-    of_tokens = (window.to(tl.int64) * HEADS + head) * TOKENS + queries
+    of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
     tl.store(log_sums + of_tokens, highest + tl.log(sums), mask=queries < TOKENS)

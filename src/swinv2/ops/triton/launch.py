@@ -8,6 +8,7 @@ Compilers see operations, and what shapes they return; activation checkpointing,
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from swinv2.ops.precision import precise
 from swinv2.ops.triton import backward, forward
+from swinv2.ops.triton.table import TableGradient
 from swinv2.ops.windows import WindowPlan
 
 SMALLEST_BLOCK = 16
@@ -69,12 +71,12 @@ def attend_fused(
     attended, log_sums = _empty_answer(q, k, v, bias_table, scale, padded_value, plan_numbers)
     if attended.numel():
         queries, keys = _blocks(plan, v, 128)
-        tiles = -(-plan.tokens // queries)
-        forward.attend[(len(log_sums) * tiles * len(scale),)](
-            *(q, k, v, bias_table.contiguous(), scale.contiguous(), padded_value, attended, log_sums),
-            *(strides, attended.stride()[:4], _numbers(plan)),
-            **_constants(plan, v, queries, keys),
-            **_options(queries, keys, 1),
+        _start(
+            forward.attend,
+            len(log_sums) * -(-plan.tokens // queries) * len(scale),
+            (q, k, v, bias_table.contiguous(), scale.contiguous(), padded_value, attended, log_sums),
+            (strides, attended.stride()[:4], _numbers(plan), len(scale)),
+            _constants(plan, v, queries, keys) | _options(queries, keys, 1),
         )
     return attended, log_sums
 
@@ -123,17 +125,25 @@ def attend_fused_backward(
     plan = WindowPlan.of_numbers(plan_numbers)
     (q, k, v), strides = _with_equal_strides(q, k, v)
     grad, attended = grad.contiguous(), attended.contiguous()
-    grad_maps = tuple(torch.empty_like(attended) for _ in range(3))
-    if not attended.numel():
-        sums = (torch.zeros_like(bias_table), torch.zeros_like(scale), v.new_zeros(v.shape[3:]))
-        return *grad_maps, *sums
-    inputs = (q, k, v, bias_table.contiguous(), scale.contiguous(), padded_value)
-    where = (strides, attended.stride()[:4], _numbers(plan))
-    compute = _backward_of_whole_windows if plan.tokens <= WHOLE_WINDOW else _backward_by_tiles
-    grad_table, grad_scale, grad_padded = compute(
-        inputs, (attended, log_sums, grad), grad_maps, where, wants_bias, plan
+    gradients = _empty_gradients(
+        grad, q, k, v, bias_table, scale, padded_value, attended, log_sums, wants_bias, plan_numbers
     )
-    return *grad_maps, grad_table.to(bias_table.dtype), grad_scale.to(scale.dtype), grad_padded.to(v.dtype)
+    if not attended.numel():
+        for each in gradients:
+            each.zero_()
+        return gradients
+    backward_pass = _BackwardPass(
+        (q, k, v, bias_table.contiguous(), scale.contiguous(), padded_value),
+        (attended, log_sums, grad),
+        (strides, attended.stride()[:4], _numbers(plan)),
+        plan,
+        wants_bias,
+    )
+    compute = backward_pass.whole_windows if plan.tokens <= WHOLE_WINDOW else backward_pass.by_tiles
+    for room, sums in zip(gradients[3:], compute(gradients[:3]), strict=True):
+        if sums is not None:
+            room.copy_(sums)
+    return gradients
 
 
 @attend_fused_backward.register_fake
@@ -150,11 +160,10 @@ def _empty_gradients(
     wants_bias: bool,
     plan_numbers: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grad_table = bias_table.new_empty(bias_table.shape) if wants_bias else bias_table.new_empty(0)
-    return (
-        *(v.new_empty(v.shape) for _ in range(3)),
-        *(grad_table, scale.new_empty(scale.shape), v.new_empty(v.shape[3:] if padded_value is not None else 0)),
-    )
+    grad_q, grad_k, grad_v = v.new_empty(v.shape), v.new_empty(v.shape), v.new_empty(v.shape)
+    grad_table = bias_table.new_empty(bias_table.shape if wants_bias else 0)
+    grad_padded = v.new_empty(v.shape[3:] if padded_value is not None else 0)
+    return grad_q, grad_k, grad_v, grad_table, scale.new_empty(scale.shape), grad_padded
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -171,131 +180,97 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 
 attend_fused.register_autograd(_backward, setup_context=_keep_for_backward)
 
-Tensors = tuple[Any, ...]
+Sums = tuple[Tensor | None, Tensor, Tensor | None]
+"""Gradients of the bias table, the scale and the padded value."""
 
 
-def _backward_of_whole_windows(
-    inputs: Tensors, results: Tensors, grad_maps: Tensors, where: Tensors, wants_bias: bool, plan: WindowPlan
-) -> tuple[Tensor, Tensor, Tensor]:
-    v, heads = inputs[2], len(inputs[4])
-    block = _block(plan.tokens, WHOLE_WINDOW)
-    table = _TableGradient(inputs[3], plan, block, block, wants_bias)
-    all_windows = len(results[1])
-    splits = _splits(v.device, all_windows, heads)
-    parts = (splits, heads)
-    grad_scale = results[1].new_empty(parts)
-    grad_padded = results[1].new_empty(*parts, v.shape[-1]) if inputs[5] is not None else None
-    constants = _constants(plan, v, block, block)
-    backward.whole_windows[(splits * heads,)](
-        *(*inputs, *results, *grad_maps, table.room(splits), grad_scale, grad_padded, *where, all_windows, splits),
-        **(constants | table.constants | {"WANTS_BIAS": wants_bias}),
-        **_options(block, block, 2),
-    )
-    return table.total(), grad_scale.sum(0), _sum_of_parts(grad_padded, v)
+@dataclass(frozen=True)
+class _BackwardPass:
+    """One backward pass, by either set of kernels.
 
-
-def _backward_by_tiles(
-    inputs: Tensors, results: Tensors, grad_maps: Tensors, where: Tensors, wants_bias: bool, plan: WindowPlan
-) -> tuple[Tensor, Tensor, Tensor]:
-    (v, heads), (attended, log_sums, grad), (grad_q, grad_k, grad_v) = (inputs[2], len(inputs[4])), results, grad_maps
-    queries, keys = _blocks(plan, v, 64)
-    query_tiles, key_tiles = -(-plan.tokens // queries), -(-plan.tokens // keys)
-    all_windows = len(log_sums)
-    constants = _constants(plan, v, queries, keys)
-    deltas = torch.empty_like(log_sums)
-    options = _options(queries, keys, 2)
-
-    grad_scale = log_sums.new_empty(all_windows, query_tiles, heads)
-    backward.to_queries[(all_windows * query_tiles * heads,)](
-        *(*inputs, attended, log_sums, grad, grad_q, grad_scale, deltas, *where), **constants, **options
-    )
-    grad_padded = None
-    if inputs[5] is not None:
-        grad_padded = log_sums.new_empty(all_windows, key_tiles, heads, v.shape[-1])
-    backward.to_keys[(all_windows * key_tiles * heads,)](
-        *(*inputs, log_sums, grad, grad_k, grad_v, grad_padded, deltas, *where), **constants, **options
-    )
-    table = _TableGradient(inputs[3], plan, queries, keys, wants_bias)
-    if wants_bias:
-        pairs = query_tiles * key_tiles
-        splits = _splits(v.device, all_windows, heads * pairs)
-        backward.to_bias[(splits * pairs * heads,)](
-            *(*inputs, log_sums, grad, table.room(splits), deltas, *where, all_windows, splits),
-            **(constants | table.constants),
-            **options,
-        )
-    return table.total(), grad_scale.sum((0, 1)), _sum_of_parts(grad_padded, v)
-
-
-class _TableGradient:
-    """Where programs add up the gradient of the bias table.
-
-    Args:
-        bias_table: The table.
+    Attributes:
+        inputs: q, k, v, bias table, scale, padded value.
+        results: The attended map, the logarithms of the sums of weights, the gradient of the map.
+        where: Strides of the inputs and of all other maps, numbers of the plan.
         plan: The plan.
-        queries, keys: Tokens of a tile.
-        wanted: Whether there is to be a gradient.
+        wants_bias: Whether the bias table has a gradient.
     """
 
-    def __init__(self, bias_table: Tensor, plan: WindowPlan, queries: int, keys: int, wanted: bool) -> None:
-        self.bias_table, self.plan, self.wanted = bias_table, plan, wanted
-        self.queries, self.keys = queries, keys
-        self.deterministic = torch.are_deterministic_algorithms_enabled()
-        self.sums: Tensor | None = None
+    inputs: tuple[Any, ...]
+    results: tuple[Tensor, Tensor, Tensor]
+    where: tuple[Any, ...]
+    plan: WindowPlan
+    wants_bias: bool
 
     @property
-    def constants(self) -> dict[str, Any]:
-        """Of the kernels that add to it."""
-        return {"SPAN": self._span(self.queries) + self._span(self.keys) - 1, "DETERMINISTIC": self.deterministic}
+    def heads(self) -> int:
+        """Number of heads."""
+        return len(self.inputs[4])
 
-    def room(self, splits: int) -> Tensor | None:
-        """What programs write into."""
-        dtype = precise(self.bias_table.dtype)
-        if not self.wanted:
-            return None
-        if self.deterministic:
-            parts = splits * len(self._firsts())
-            shape = (parts, len(self.bias_table), self.constants["SPAN"])
-            self.sums = self.bias_table.new_empty(shape, dtype=dtype)
-        else:
-            self.sums = torch.zeros_like(self.bias_table, dtype=dtype)
-        return self.sums
+    def parts(self, *shape: int) -> tuple[Tensor, Tensor | None]:
+        """Room for the parts of the gradients of the scale, and of the padded value if there is one; not summed."""
+        log_sums, padded_value = self.results[1], self.inputs[5]
+        grad_scale = log_sums.new_empty(*shape, self.heads)
+        if padded_value is None:
+            return grad_scale, None
+        return grad_scale, log_sums.new_empty(*shape, *padded_value.shape)
 
-    def total(self) -> Tensor:
-        """The gradient; empty if it is not wanted."""
-        if self.sums is None:
-            return self.bias_table.new_empty(0)
-        if not self.deterministic:
-            return self.sums
-        firsts = torch.tensor(self._firsts(), device=self.sums.device)
-        of_pairs = self.sums.unflatten(0, (-1, len(firsts))).sum(0).transpose(0, 1)
-        entries = firsts[:, None] + torch.arange(self.sums.shape[-1], device=self.sums.device)
-        flat = self.sums.new_zeros(len(self.bias_table), self.bias_table[0].numel() + self.sums.shape[-1])
-        heads = torch.arange(len(flat), device=flat.device)[:, None, None]
-        flat.index_put_((heads, entries), of_pairs, accumulate=True)
-        return flat[:, : self.bias_table[0].numel()].reshape(self.bias_table.shape)
+    def whole_windows(self, grad_maps: Sequence[Tensor]) -> Sums:
+        """Where a window is one tile; writes the gradients of q, k and v, and returns the others."""
+        block = _block(self.plan.tokens, WHOLE_WINDOW)
+        table = TableGradient(self.inputs[3], self.plan, block, block, self.wants_bias)
+        all_windows = len(self.results[1])
+        splits = _splits(self.inputs[2].device, all_windows, self.heads)
+        grad_scale, grad_padded = self.parts(splits)
+        _start(
+            backward.whole_windows,
+            splits * self.heads,
+            (*self.inputs, *self.results, *grad_maps, table.room(splits), grad_scale, grad_padded),
+            (*self.where, all_windows, splits, self.heads),
+            _constants(self.plan, self.inputs[2], block, block)
+            | table.constants
+            | {"WANTS_BIAS": self.wants_bias}
+            | _options(block, block, 2),
+        )
+        return table.total(), grad_scale.sum(0), None if grad_padded is None else grad_padded.sum(0)
 
-    def _entry(self, token: int) -> int:
-        width = self.plan.window[1]
-        return token // width * (2 * width - 1) + token % width
+    def by_tiles(self, grad_maps: Sequence[Tensor]) -> Sums:
+        """Where a window is several tiles; as above."""
+        attended, log_sums, grad = self.results
+        queries, keys = _blocks(self.plan, self.inputs[2], 64)
+        query_tiles, key_tiles = -(-self.plan.tokens // queries), -(-self.plan.tokens // keys)
+        all_windows = len(log_sums)
+        constants = _constants(self.plan, self.inputs[2], queries, keys) | _options(queries, keys, 2)
+        deltas = torch.empty_like(log_sums)
+        where = (*self.where, self.heads)
 
-    def _tiles(self, block: int) -> list[tuple[int, int]]:
-        """The first and the last token's part of an entry, of every tile."""
-        tokens = self.plan.tokens
-        starts = range(0, tokens, block)
-        return [(self._entry(start), self._entry(min(start + block, tokens) - 1)) for start in starts]
+        grad_scale, _ = self.parts(all_windows, query_tiles)
+        maps = (attended, log_sums, grad, grad_maps[0], grad_scale, deltas)
+        _start(backward.to_queries, grad_scale.numel(), (*self.inputs, *maps), where, constants)
 
-    def _span(self, block: int) -> int:
-        return max(last - first for first, last in self._tiles(block)) + 1
+        parts, grad_padded = self.parts(all_windows, key_tiles)
+        maps = (log_sums, grad, grad_maps[1], grad_maps[2], grad_padded, deltas)
+        _start(backward.to_keys, parts.numel(), (*self.inputs, *maps), where, constants)
 
-    def _firsts(self) -> list[int]:
-        """The first entry of every pair of tiles, tiles of keys running fastest."""
-        middle = self._entry(self.plan.tokens - 1)
-        return [first - last + middle for first, _ in self._tiles(self.queries) for _, last in self._tiles(self.keys)]
+        table = TableGradient(self.inputs[3], self.plan, queries, keys, self.wants_bias)
+        if self.wants_bias:
+            pairs = query_tiles * key_tiles
+            splits = _splits(self.inputs[2].device, all_windows, self.heads * pairs)
+            _start(
+                backward.to_bias,
+                splits * pairs * self.heads,
+                (*self.inputs, log_sums, grad, table.room(splits), deltas),
+                (*self.where, all_windows, splits, self.heads),
+                constants | table.constants,
+            )
+        return table.total(), grad_scale.sum((0, 1)), None if grad_padded is None else grad_padded.sum((0, 1))
 
 
-def _sum_of_parts(parts: Tensor | None, v: Tensor) -> Tensor:
-    return v.new_empty(0) if parts is None else parts.flatten(0, -3).sum(0)
+def _start(
+    kernel: Any, programs: int, tensors: tuple[Any, ...], numbers: tuple[Any, ...], constants: dict[str, Any]
+) -> None:
+    """Starts so many programs of a kernel."""
+    kernel[(programs,)](*tensors, *numbers, **constants)
 
 
 def _with_equal_strides(*maps: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -313,7 +288,6 @@ def _constants(plan: WindowPlan, v: Tensor, queries: int, keys: int) -> dict[str
     """What all kernels are compiled for."""
     relaxed = torch.get_float32_matmul_precision() != "highest"
     return {
-        "HEADS": v.shape[3],
         "HEAD_DIM": v.shape[4],
         "WINDOW_HEIGHT": plan.window[0],
         "WINDOW_WIDTH": plan.window[1],

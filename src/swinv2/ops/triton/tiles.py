@@ -3,8 +3,8 @@
 In: pointers, strides and plain integers. Out: tiles in registers. A tile is a run of tokens of one window and one head;
 it is read from the unshifted map: the cyclic shift, its wrap-around and the filling tokens are index arithmetic.
 
-What is written in capitals is known when a kernel is compiled. `plan` is (height and width of the map, number of windows
-down and across, shift down and across); `strides` are those of images, rows, columns and heads.
+What is written in capitals is known when a kernel is compiled. `plan` is (height and width of the map, number of
+windows down and across, shift down and across); `strides` are those of images, rows, columns and heads.
 """
 
 import triton
@@ -34,7 +34,7 @@ def multiply(left, right, PRECISE: tl.constexpr, INPUT_PRECISION: tl.constexpr):
 @triton.jit
 def rounded(numbers, DTYPE: tl.constexpr):
     """Numbers in a dtype, the nearest."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == DTYPE:
         # It cuts the last bits off.
         bits = numbers.to(tl.float32).to(tl.int32, bitcast=True)
         numbers = (bits + 0x7FFF + (bits >> 16 & 1)).to(tl.float32, bitcast=True)
@@ -108,9 +108,7 @@ def load(feature_map, strides, spots, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.cons
 
 
 @triton.jit
-def load_values(
-    v, strides, padded_value, spots, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, PADDED: tl.constexpr
-):
+def load_values(v, strides, padded_value, spots, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, PADDED: tl.constexpr):
     """Values of tokens; those that fill up a window carry `padded_value` (heads, HEAD_DIM)."""
     values = load(v, strides, spots, HEAD_DIM, BLOCK_DIM)
     if PADDED:

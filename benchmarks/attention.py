@@ -1,0 +1,283 @@
+"""How fast window attention is, forward and backward, beside what other implementations do in its place.
+
+    python benchmarks/attention.py --device cuda
+    python benchmarks/attention.py --shapes tiny-256-w8-stage1 --precisions fp32
+
+Each form goes from a map to the attended map. The time of the product for queries, keys and values, the same for all,
+is measured too and taken off. Before anything is measured the answers are compared, on a GPU after the tests of the
+kernels; if they differ nothing is printed. Progress goes to stderr, the table to stdout. Results go to
+benchmarks/results/attention_<machine>_<yyyy-mm>.csv, .md and .png (a roofline).
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import report
+import torch
+import typer
+from attention_forms import FORMS, OURS, Inputs, Shape, draw, product_only, shapes
+from model import Device
+from torch import Tensor
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PASSES = ("forward", "both")
+"""A forward pass without gradients; a forward and a backward pass."""
+
+MAP_BYTES = {"cuda": 2**27, "cpu": 2**23}
+"""Size of the maps: on a GPU more than its cache holds."""
+
+LEAST_SECONDS = {"cuda": 0.02, "cpu": 0.1}
+"""A measurement repeats a call until it has lasted about as long."""
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2, "fp16": 5e-3}
+"""Largest distance of two forms' answers, relative to the answer: the tests are far stricter."""
+
+MAPS_MOVED = {"forward": 4, "both": 12}
+"""Maps that must be read or written at least: q, k, v and the answer; and then these, three of them again, what
+arrives from above, and three gradients."""
+
+PRODUCTS = {"forward": 2, "both": 7}
+"""Matrix products of a window's size that must be computed at least."""
+
+
+def main(
+    device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.CPU,
+    only: Annotated[str, typer.Option("--shapes", help="Shapes whose names begin so, separated by commas.")] = "",
+    forms: Annotated[str, typer.Option(help=f"Of {', '.join(FORMS)}.")] = "",
+    precisions: Annotated[str, typer.Option(help=f"Of {', '.join(DTYPES)}.")] = "bf16",
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each form, taken in turns.")] = 5,
+    tested: Annotated[bool, typer.Option(help="Whether the kernels' tests ran already, on this machine.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write to this path, with endings.")] = None,
+) -> None:
+    """Compares forms of window attention."""
+    if device == Device.CUDA and not torch.cuda.is_available():
+        raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
+    names = [name for name in FORMS if name in (forms.split(",") if forms else FORMS)]
+    if device == Device.CPU and not forms:
+        names.remove("triton")
+    chosen = [shape for name, shape in shapes().items() if name.startswith(tuple(only.split(",")))]
+    if not chosen or not names:
+        raise typer.BadParameter(f"nothing of that name; shapes are {', '.join(shapes())}", param_hint="--shapes")
+    if device == Device.CUDA and "triton" in names and not tested:
+        _progress("the kernels' tests first")
+        tests = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "tests/ops"]
+        if subprocess.run(tests, cwd=report.REPOSITORY, stdout=sys.stderr).returncode:
+            raise SystemExit("The kernels' tests fail here; nothing was measured.")
+    facts = report.describe_run(device)
+    limits = {name: measure_limits(device, DTYPES[name]) for name in precisions.split(",")}
+    stem = output or report.default_stem("attention" if not (only or forms) else "attention-part", device)
+    rows: list[report.Row] = []
+    for precision, (rate, bandwidth) in limits.items():
+        _progress(f"{precision}: matrix products at {rate / 1e12:.2f} TFLOP/s, copies at {bandwidth / 1e9:.0f} GB/s")
+        for shape in chosen:
+            for direction in PASSES:
+                found = measure_shape(shape, names, direction, precision, device, rounds, rate, bandwidth)
+                rows += [{**row, **facts} for row in found]
+                report.write_csv(stem.with_name(stem.name + ".csv"), rows)
+    tables = _tables(rows, names)
+    title = f"Window attention on {facts['machine']}"
+    report.write_markdown(stem.with_name(stem.name + ".md"), title, tables, facts)
+    _draw_roofline(rows, limits, stem.with_name(stem.name + ".png"))
+    print("\n\n".join(tables))
+
+
+def _progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def measure_limits(device: str, dtype: torch.dtype) -> tuple[float, float]:
+    """What the machine can do: operations per second in a large matrix product, bytes per second in a copy."""
+    side = 8192 if device == "cuda" else 2048
+    square = torch.randn(side, side, device=device).to(dtype)
+    numbers = torch.empty(2 ** (29 if device == "cuda" else 26), dtype=torch.uint8, device=device)
+    target = torch.empty_like(numbers)
+    product = min(_time(lambda: square @ square, device) for _ in range(5))
+    copy = min(_time(lambda: target.copy_(numbers), device) for _ in range(5))
+    return 2 * side**3 / product, 2 * len(numbers) / copy
+
+
+def _time(call: Callable[[], object], device: str) -> float:
+    """Seconds of a call, of so many in a row that a timer is exact enough."""
+    synchronize = torch.cuda.synchronize if device == "cuda" else torch.cpu.synchronize
+    repeats = 1
+    while True:
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        synchronize()
+        seconds = time.perf_counter() - start
+        if seconds >= LEAST_SECONDS[device]:
+            return seconds / repeats
+        repeats = max(repeats + 1, min(2 * repeats, int(1.2 * repeats * LEAST_SECONDS[device] / seconds)))
+
+
+def measure_shape(
+    shape: Shape,
+    names: list[str],
+    direction: str,
+    precision: str,
+    device: str,
+    rounds: int,
+    rate: float,
+    bandwidth: float,
+) -> list[report.Row]:
+    """Measures all forms at one shape.
+
+    Returns:
+        A row for each form; one that runs out of memory has a note in place of numbers.
+    """
+    dtype = DTYPES[precision]
+    batch = shape.batch(MAP_BYTES[device], dtype.itemsize)
+    inputs = draw(shape, batch, dtype, device)
+    grad = torch.randn_like(inputs.feature_map)
+    calls = {"product": _make_call(product_only, inputs, direction, torch.cat([grad] * 3, -1))}
+    peaks, notes = {}, {}
+    expected: Tensor | None = None
+    for name in names:
+        try:
+            answer, peaks[name] = _answer_and_peak(FORMS[name], inputs, direction, grad, device)
+        except torch.OutOfMemoryError:
+            notes[name] = "out of memory"
+            continue
+        calls[name] = _make_call(FORMS[name], inputs, direction, grad)
+        expected = answer if expected is None else expected
+        distance = ((answer - expected).float().norm() / expected.float().norm()).item()
+        if not distance <= TOLERANCE[precision]:
+            raise SystemExit(f"{shape.name}: {name} differs from {names[0]} by {distance:.1e}; nothing was measured.")
+        del answer
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        order = list(calls)
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            seconds[name].append(_time(calls[name], device))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    product = medians.pop("product")
+    fastest = min((medians[name] - product for name in medians if name not in OURS), default=float("nan"))
+    moved = MAPS_MOVED[direction] * inputs.feature_map.numel() * dtype.itemsize
+    operations = PRODUCTS[direction] / 2 * shape.flops(batch)
+    rows: list[report.Row] = []
+    for name in names:
+        alone = medians[name] - product if name in medians else float("nan")
+        rows.append(
+            {
+                "shape": shape.name,
+                "pass": direction,
+                "precision": precision,
+                "form": name,
+                "batch": batch,
+                "milliseconds": round(1e3 * alone, 4) if name in medians else "",
+                "with_product_milliseconds": round(1e3 * medians[name], 4) if name in medians else "",
+                "fastest_peer_over_this": round(fastest / alone, 3) if name in medians else "",
+                "share_of_products": round(operations / alone / rate, 3) if name in medians else "",
+                "share_of_copies": round(moved / alone / bandwidth, 3) if name in medians else "",
+                "peak_mib": round(peaks[name] / 2**20, 1) if name in peaks else "",
+                "operations_per_byte": round(operations / moved, 1),
+                "operations_per_second": round(operations / alone) if name in medians else "",
+                "note": notes.get(name, ""),
+            }
+        )
+    ours = next((row for row in rows if row["form"] in OURS), rows[0])
+    _progress(
+        f"{shape.name} {direction} {precision} batch {batch}: {ours['form']} {ours['milliseconds']} ms, "
+        f"{ours['fastest_peer_over_this']} times the fastest peer"
+    )
+    return rows
+
+
+def _make_call(form: Callable[[Inputs], Tensor], inputs: Inputs, direction: str, grad: Tensor) -> Callable[[], object]:
+    if direction == "forward":
+        return lambda: _forward(form, inputs)
+    leaves = inputs.leaves[:2] if form is product_only else inputs.leaves
+    return lambda: torch.autograd.grad(form(inputs), leaves, grad)
+
+
+@torch.no_grad()
+def _forward(form: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
+    return form(inputs)
+
+
+def _answer_and_peak(
+    form: Callable[[Inputs], Tensor], inputs: Inputs, direction: str, grad: Tensor, device: str
+) -> tuple[Tensor, float]:
+    """The answer; on a GPU also the bytes that a call takes beside what was there."""
+    call = _make_call(form, inputs, direction, grad)
+    if device != "cuda":
+        return _forward(form, inputs), float("nan")
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    peak = torch.cuda.max_memory_allocated() - before
+    return _forward(form, inputs), peak
+
+
+def _tables(rows: list[report.Row], names: list[str]) -> list[str]:
+    """Milliseconds of every form, by pass and precision."""
+    tables = []
+    kinds = dict.fromkeys((str(row["pass"]), str(row["precision"])) for row in rows)
+    for direction, precision in kinds:
+        lines = []
+        some = [row for row in rows if (row["pass"], row["precision"]) == (direction, precision)]
+        for shape in dict.fromkeys(str(row["shape"]) for row in some):
+            of_shape = {str(row["form"]): row for row in some if row["shape"] == shape}
+            ours = of_shape[next(name for name in names if name in of_shape)]
+            lines.append(
+                [
+                    shape,
+                    str(ours["batch"]),
+                    *(str(of_shape[name]["milliseconds"] or of_shape[name]["note"]) for name in names),
+                    str(ours["fastest_peer_over_this"]),
+                    str(ours["share_of_products"]),
+                    str(ours["share_of_copies"]),
+                ]
+            )
+        what = {"forward": "forward", "both": "forward and backward"}[direction]
+        caption = (
+            f"{what}, {precision}, milliseconds, without the product for q, k, v. `times` is the fastest peer's time "
+            f"over that of `{names[0]}`, the shares are of the machine's measured matrix products and copies."
+        )
+        columns = ["shape", "batch", *names, "times", "of products", "of copies"]
+        tables.append(report.table(caption, columns, lines))
+    return tables
+
+
+def _draw_roofline(rows: list[report.Row], limits: dict[str, tuple[float, float]], path: Path) -> None:
+    """What is reached of what can be reached, over operations per byte."""
+    from swinv2.train.drawing.paper import open_figure, save
+
+    figure = open_figure(8, 5)
+    axes = figure.subplots()
+    intensities = sorted({float(row["operations_per_byte"]) for row in rows})
+    for precision, (rate, bandwidth) in limits.items():
+        axes.plot(
+            intensities,
+            [min(rate, bandwidth * intensity) / 1e12 for intensity in intensities],
+            label=f"{precision}: what the machine can do",
+            color="#444444",
+        )
+    colours = ("#2166ac", "#67a9cf", "#d6604d", "#f4a582", "#999999")
+    names = dict.fromkeys(str(row["form"]) for row in rows)
+    for form, colour in zip(names, colours, strict=False):
+        points = [
+            (float(row["operations_per_byte"]), float(row["operations_per_second"]) / 1e12)
+            for row in rows
+            if row["form"] == form and row["operations_per_second"] != ""
+        ]
+        if points:
+            axes.scatter(*zip(*points, strict=True), s=14, color=colour, label=form)
+    axes.set(xscale="log", yscale="log", xlabel="operations for each byte that must move", ylabel="TFLOP/s")
+    axes.legend(frameon=False, fontsize=9)
+    axes.grid(True, color="#e4e4e4", linewidth=0.7)
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    typer.run(main)
