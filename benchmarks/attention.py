@@ -4,8 +4,9 @@
     python benchmarks/attention.py --shapes tiny-256-w8-stage1 --precisions fp32
 
 Each form goes from a map to the attended map. The time of the product for queries, keys and values, the same for all,
-is measured too and taken off. Before anything is measured the answers are compared, on a GPU after the tests of the
-kernels; if they differ nothing is printed. Progress goes to stderr, the table to stdout. Results go to
+is measured too and taken off. On a GPU the tests of the kernels come first, and if they fail nothing is measured. At
+each shape the answers are compared with the plain form's; a form whose answer differs gets a note in place of numbers,
+and the exit status is 1 if it is one of this package. Progress goes to stderr, the table to stdout. Results go to
 benchmarks/results/attention_<machine>_<yyyy-mm>.csv, .md and .png (a roofline).
 """
 
@@ -13,14 +14,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
 import report
 import torch
 import typer
-from attention_forms import FORMS, OURS, Inputs, Shape, draw, product_only, shapes
+from attention_forms import FORMS, OURS, Inputs, Shape, draw, plain_form, product_only, shapes
 from model import Device
 from torch import Tensor
 
@@ -34,15 +35,16 @@ MAP_BYTES = {"cuda": 2**27, "cpu": 2**23}
 LEAST_SECONDS = {"cuda": 0.02, "cpu": 0.1}
 """A measurement repeats a call until it has lasted about as long."""
 
-TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2, "fp16": 5e-3}
-"""Largest distance of two forms' answers, relative to the answer: the tests are far stricter."""
+TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2}
+"""Largest distance from the plain form's answer, relative to it: cosines rounded to 16 bits and multiplied by 100 leave
+much, in the plain form too. The tests are far stricter."""
 
-MAPS_MOVED = {"forward": 4, "both": 12}
-"""Maps that must be read or written at least: q, k, v and the answer; and then these, three of them again, what
-arrives from above, and three gradients."""
+MAPS_MOVED = {"forward": 4, "both": 11}
+"""Maps that must be read or written at least: q, k, v and the answer; then q, k, v again, the answer's gradient, and
+three gradients."""
 
-PRODUCTS = {"forward": 2, "both": 7}
-"""Matrix products of a window's size that must be computed at least."""
+PRODUCTS = {"forward": 2, "both": 6}
+"""Matrix products of a window's size that must be computed at least: two, and four for the gradients."""
 
 
 def main(
@@ -57,6 +59,8 @@ def main(
     """Compares forms of window attention."""
     if device == Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
+    _check("forms", forms, FORMS)
+    _check("precisions", precisions, DTYPES)
     names = [name for name in FORMS if name in (forms.split(",") if forms else FORMS)]
     if device == Device.CPU and not forms:
         names.remove("triton")
@@ -84,6 +88,14 @@ def main(
     report.write_markdown(stem.with_name(stem.name + ".md"), title, tables, facts)
     _draw_roofline(rows, limits, stem.with_name(stem.name + ".png"))
     print("\n\n".join(tables))
+    if any(row["note"] and row["form"] in OURS for row in rows):
+        raise typer.Exit(1)
+
+
+def _check(option: str, given: str, known: Iterable[str]) -> None:
+    for name in given.split(",") if given else ():
+        if name not in known:
+            raise typer.BadParameter(f"there is no {name!r}; choose from {', '.join(known)}", param_hint=f"--{option}")
 
 
 def _progress(message: str) -> None:
@@ -138,19 +150,20 @@ def measure_shape(
     grad = torch.randn_like(inputs.feature_map)
     calls = {"product": _make_call(product_only, inputs, direction, torch.cat([grad] * 3, -1))}
     peaks, notes = {}, {}
-    expected: Tensor | None = None
+    expected = _forward(plain_form, draw(shape, 1, dtype, device)).float()
     for name in names:
         try:
-            answer, peaks[name] = _answer_and_peak(FORMS[name], inputs, direction, grad, device)
+            distance = (
+                (_forward(FORMS[name], draw(shape, 1, dtype, device)) - expected).norm() / expected.norm()
+            ).item()
+            if not distance <= TOLERANCE[precision]:
+                notes[name] = f"its answer is off by {distance:.1e}"
+                continue
+            peaks[name] = _peak(FORMS[name], inputs, direction, grad, device)
         except torch.OutOfMemoryError:
             notes[name] = "out of memory"
             continue
         calls[name] = _make_call(FORMS[name], inputs, direction, grad)
-        expected = answer if expected is None else expected
-        distance = ((answer - expected).float().norm() / expected.float().norm()).item()
-        if not distance <= TOLERANCE[precision]:
-            raise SystemExit(f"{shape.name}: {name} differs from {names[0]} by {distance:.1e}; nothing was measured.")
-        del answer
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds):
         order = list(calls)
@@ -164,6 +177,9 @@ def measure_shape(
     rows: list[report.Row] = []
     for name in names:
         alone = medians[name] - product if name in medians else float("nan")
+        if alone <= 0:
+            notes[name] = "too short beside the product"
+        known = alone > 0
         rows.append(
             {
                 "shape": shape.name,
@@ -171,14 +187,14 @@ def measure_shape(
                 "precision": precision,
                 "form": name,
                 "batch": batch,
-                "milliseconds": round(1e3 * alone, 4) if name in medians else "",
-                "with_product_milliseconds": round(1e3 * medians[name], 4) if name in medians else "",
-                "fastest_peer_over_this": round(fastest / alone, 3) if name in medians else "",
-                "share_of_products": round(operations / alone / rate, 3) if name in medians else "",
-                "share_of_copies": round(moved / alone / bandwidth, 3) if name in medians else "",
-                "peak_mib": round(peaks[name] / 2**20, 1) if name in peaks else "",
+                "milliseconds": round(1e3 * alone, 4) if known else "",
+                "with_product_milliseconds": round(1e3 * medians[name], 4) if known else "",
+                "fastest_peer_over_this": round(fastest / alone, 3) if known else "",
+                "share_of_products": round(operations / alone / rate, 3) if known else "",
+                "share_of_copies": round(moved / alone / bandwidth, 3) if known else "",
+                "peak_mib": round(peaks[name] / 2**20, 1) if peaks.get(name, float("nan")) > 0 else "",
                 "operations_per_byte": round(operations / moved, 1),
-                "operations_per_second": round(operations / alone) if name in medians else "",
+                "operations_per_second": round(operations / alone) if known else "",
                 "note": notes.get(name, ""),
             }
         )
@@ -202,21 +218,18 @@ def _forward(form: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
     return form(inputs)
 
 
-def _answer_and_peak(
-    form: Callable[[Inputs], Tensor], inputs: Inputs, direction: str, grad: Tensor, device: str
-) -> tuple[Tensor, float]:
-    """The answer; on a GPU also the bytes that a call takes beside what was there."""
+def _peak(form: Callable[[Inputs], Tensor], inputs: Inputs, direction: str, grad: Tensor, device: str) -> float:
+    """Bytes that a call takes beside what was there; known on a GPU only."""
     call = _make_call(form, inputs, direction, grad)
-    if device != "cuda":
-        return _forward(form, inputs), float("nan")
     call()
+    if device != "cuda":
+        return float("nan")
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()
-    peak = torch.cuda.max_memory_allocated() - before
-    return _forward(form, inputs), peak
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _tables(rows: list[report.Row], names: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2.ops import sdpa
+from swinv2.ops import reference, sdpa
 from swinv2.ops.windows import WindowPlan, merge, partition, shift, unshift
 
 HEAD_DIM = 32
@@ -141,6 +141,11 @@ def _maps(inputs: Inputs) -> tuple[Tensor, ...]:
     return product_only(inputs).unflatten(-1, (3, inputs.heads, -1)).unbind(3)
 
 
+def plain_form(inputs: Inputs) -> Tensor:
+    """This package's specification, which is what all others must answer."""
+    return reference.window_attention(*_maps(inputs), inputs.bias_table, inputs.scale, inputs.plan)[0].flatten(-2)
+
+
 def ours_triton(inputs: Inputs) -> Tensor:
     """This package's kernels."""
     from swinv2.ops.triton import launch
@@ -184,29 +189,40 @@ def _back(attended: Tensor, inputs: Inputs) -> Tensor:
     return unshift(merge(windows, inputs.plan.window, inputs.plan.grid), inputs.plan)
 
 
+@cache
+def _additive_mask(plan: WindowPlan, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    """-100 where a pair is hidden (windows, 1, T, T); libraries keep it too."""
+    hidden = _mask(plan, device)
+    if hidden is None:
+        return None
+    return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, -100.0)[:, None]
+
+
 def plain_sdpa(inputs: Inputs) -> Tensor:
-    """torch's scaled_dot_product_attention as one would use it: a mask for each window, bias included."""
+    """torch's scaled_dot_product_attention as one would use it: windows beside heads, a mask for each, bias included,
+    which serves all images."""
     query, key, value = _windows(inputs)
     query = F.normalize(query, dim=-1) * inputs.scale[:, None, None].to(query.dtype)
-    added = _bias(inputs, query.dtype)[None]
-    hidden = _mask(inputs.plan, query.device)
-    if hidden is not None:
-        added = added.masked_fill(hidden[:, None], float("-inf")).repeat(len(query) // len(hidden), 1, 1, 1)
-    return _back(
-        F.scaled_dot_product_attention(query, F.normalize(key, dim=-1), value, attn_mask=added, scale=1.0), inputs
-    )
+    added, hidden = _bias(inputs, query.dtype), _mask(inputs.plan, query.device)
+    if hidden is None:
+        return _back(
+            F.scaled_dot_product_attention(query, F.normalize(key, dim=-1), value, added[None], scale=1.0), inputs
+        )
+    added = added.masked_fill(hidden[:, None], float("-inf")).flatten(0, 1)[None]
+    maps = (each.unflatten(0, (-1, len(hidden))).flatten(1, 2) for each in (query, F.normalize(key, dim=-1), value))
+    attended = F.scaled_dot_product_attention(*maps, attn_mask=added, scale=1.0)
+    return _back(attended.unflatten(1, (len(hidden), -1)).flatten(0, 1), inputs)
 
 
 def _as_a_library(inputs: Inputs, times_mask: int) -> Tensor:
     query, key, value = _windows(inputs)
     logits = F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).transpose(-2, -1)
     logits = logits * inputs.scale[:, None, None].to(query.dtype) + _bias(inputs, query.dtype)
-    hidden = _mask(inputs.plan, query.device)
-    if hidden is not None:
-        added = torch.zeros_like(hidden, dtype=logits.dtype).masked_fill(hidden, -100.0)
-        logits = logits.view(-1, len(hidden), *logits.shape[1:])
+    added = _additive_mask(inputs.plan, query.device, query.dtype)
+    if added is not None:
+        logits = logits.unflatten(0, (-1, len(added)))
         for _ in range(times_mask):
-            logits = logits + added[None, :, None]
+            logits = logits + added
         logits = logits.flatten(0, 1)
     return _back(logits.softmax(-1) @ value, inputs)
 

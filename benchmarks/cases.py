@@ -21,7 +21,8 @@ DROP_PATH_RATE = 0.1
 SEED = 0
 MODES = ("inference", "training")
 PRECISIONS = ("fp32", "bf16")
-EXECUTIONS = ("eager", "compiled")
+EXECUTIONS = ("eager", "compiled", "graphs")
+ON_GPUS_ONLY = ("graphs",)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Case:
         depths: Blocks of each stage.
         num_heads: Heads of each stage.
         pretrained_windows: Window of each stage in which the position bias counts as learned; 0 for `window`.
-        batch_sizes: Images at once, by device and mode: enough to fill the device, and no peer runs out of memory.
+        batch_sizes: Images at once, by device and mode: enough to fill the device, and no peer runs out of memory. A
+            case without a device's sizes is not for it.
         optional: Whether the case runs only when it is named.
     """
 
@@ -79,6 +81,26 @@ CASES = {
                 ("cuda", "training"): 16,
             },
         ),
+        Case(
+            "base-w16-256",
+            image_size=256,
+            window=16,
+            embed_dim=128,
+            depths=(2, 2, 18, 2),
+            num_heads=(4, 8, 16, 32),
+            pretrained_windows=(0, 0, 0, 0),
+            batch_sizes={("cuda", "inference"): 128, ("cuda", "training"): 64},
+        ),
+        Case(
+            "large-w24-384",
+            image_size=384,
+            window=24,
+            embed_dim=192,
+            depths=(2, 2, 18, 2),
+            num_heads=(6, 12, 24, 48),
+            pretrained_windows=(12, 12, 12, 6),
+            batch_sizes={("cuda", "inference"): 32, ("cuda", "training"): 8},
+        ),
     )
 }
 
@@ -92,7 +114,8 @@ class Setting:
         mode: One of `MODES`.
         precision: One of `PRECISIONS`. bf16 means weights and images in bf16 for inference, and fp32 weights under
             autocast for training: what one does in practice.
-        execution: One of `EXECUTIONS`; compiled is torch.compile in its default mode.
+        execution: One of `EXECUTIONS`; compiled is torch.compile in its default mode, graphs its mode
+            "reduce-overhead", which replays CUDA graphs.
         device: "cpu" or "cuda".
         batch_size: Images in a step.
     """
@@ -210,16 +233,19 @@ def draw_weights(model: nn.Module) -> None:
                 normal(parameter, 0.0, parameter[0].numel() ** -0.5)
 
 
-def build_model(library: str, case: Case) -> nn.Module:
-    """One library's model of a size, with drawn weights, in fp32 on the CPU.
+def build_model(library: str, case: Case, device: str) -> nn.Module:
+    """One library's model of a size, with drawn weights, in fp32.
 
     Args:
         library: A name in `LIBRARIES`.
         case: The size.
+        device: Where it is to work; our model asks for the kernels on a GPU.
     """
     model = LIBRARIES[library](case)
     draw_weights(model)
-    return model
+    if library == OURS and device == "cuda":
+        model.set_attn_implementation("triton")
+    return model.to(device)
 
 
 def draw_images(case: Case, batch_size: int) -> Tensor:
@@ -250,7 +276,7 @@ def make_step(library: str, setting: Setting) -> tuple[Callable[[], None], int]:
         The function that does one step of work, and the number of the model's parameters.
     """
     case = CASES[setting.case]
-    model = build_model(library, case).to(setting.device)
+    model = build_model(library, case, setting.device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     images = draw_images(case, setting.batch_size).to(setting.device)
     bf16 = setting.precision == "bf16"
@@ -258,7 +284,9 @@ def make_step(library: str, setting: Setting) -> tuple[Callable[[], None], int]:
     model.train(training)
     if bf16 and not training:
         model, images = model.to(torch.bfloat16), images.to(torch.bfloat16)
-    forward = torch.compile(model) if setting.execution == "compiled" else model
+    forward = model
+    if setting.execution != "eager":
+        forward = torch.compile(model, mode="reduce-overhead" if setting.execution == "graphs" else "default")
 
     if not training:
 
@@ -294,10 +322,10 @@ def disagreement(case: Case, device: str) -> float:
         a difference counts against what distinguishes images, not against what all of them share. NaN if any logit
         is.
     """
-    theirs = build_model("transformers", case)
-    ours = build_model(OURS, case)
+    theirs = build_model("transformers", case, device)
+    ours = build_model(OURS, case, device)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     images = draw_images(case, 2).to(device)
     with torch.inference_mode():
-        expected, actual = (model.eval().to(device)(images).logits for model in (theirs, ours))
+        expected, actual = (model.eval()(images).logits for model in (theirs, ours))
     return ((actual - expected).abs().max() / (expected[0] - expected[1]).abs().max()).item()

@@ -2,9 +2,10 @@
 
     python benchmarks/kernels.py --output benchmarks/results/kernels
 
-For compute capabilities 8.0 (A100) and 9.0 (H100, H200), dtypes and the windows of the published checkpoints: threads,
-registers of a thread, bytes that did not fit the registers, shared memory. It says that the kernels compile and how
-they fit, not how fast they are. OUTPUT.csv and OUTPUT.md have the table.
+For compute capabilities 8.0 (A100), 8.6 (consumer cards, with less shared memory) and 9.0 (H100, H200), dtypes, and
+windows of the published checkpoints: threads, registers of a thread, bytes of a thread's local memory (what did not fit
+the registers, mostly), shared memory. It says that the kernels compile and how they fit, not how fast they are.
+OUTPUT.csv and OUTPUT.md have the table.
 """
 
 import csv
@@ -12,6 +13,7 @@ import os
 import re
 import subprocess
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,12 +29,29 @@ from triton.runtime.jit import JITFunction
 from swinv2.ops.triton import launch
 from swinv2.ops.windows import WindowPlan
 
-CAPABILITIES = (80, 90)
+CAPABILITIES = {80: 163, 86: 99, 90: 227}
+"""With the KiB of shared memory that a program may take."""
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-WINDOWS = (8, 12, 16, 24, 32, 48)
-HEAD_DIMS = (32, 64)
+WINDOWS = (8, 16, 24)
+HEAD_DIMS = (32, 64, 128)
+VARIANTS = ("shifted", "one window", "deterministic", "frozen bias")
+"""Shifted and padded, several windows; one window and one head, so that most numbers are 1; sums in a fixed order; no
+gradient of the bias."""
+
 WARP = 32
-COLUMNS = ("capability", "dtype", "head_dim", "window", "kernel", "threads", "registers", "spilled", "shared_kib")
+COLUMNS = (
+    "capability",
+    "dtype",
+    "head_dim",
+    "window",
+    "variant",
+    "kernel",
+    "threads",
+    "registers",
+    "local",
+    "shared_kib",
+)
 
 
 class AbsentGpu:
@@ -58,8 +77,8 @@ class AbsentGpu:
         return 0
 
 
-def compile_kernels(capability: int, dtype: torch.dtype, window: int, head_dim: int) -> dict[str, Any]:
-    """Compiles the kernels of one attention, forward and backward, with padding and shift; by name."""
+def compile_kernels(capability: int, dtype: torch.dtype, window: int, head_dim: int, variant: str) -> dict[str, Any]:
+    """Compiles the kernels of one attention, forward and backward; by name."""
     triton.runtime.driver.set_active(AbsentGpu(capability))
     compiled: dict[str, Any] = {}
 
@@ -72,13 +91,18 @@ def compile_kernels(capability: int, dtype: torch.dtype, window: int, head_dim: 
     start = JITFunction.__getitem__
     JITFunction.__getitem__ = compile_only
     try:
-        plan = WindowPlan((2 * window + 1, 2 * window + 1), (window, window), (window // 2, window // 2))
-        feature_map = torch.zeros(1, *plan.grid, 3, head_dim, dtype=dtype)
-        table, scale = torch.zeros(3, 2 * window - 1, 2 * window - 1), torch.ones(3)
-        inputs = (feature_map, feature_map, feature_map, table, scale, torch.zeros(3, head_dim, dtype=dtype))
+        heads, plan = 3, WindowPlan((2 * window + 1, 2 * window + 1), (window, window), (window // 2, window // 2))
+        if variant == "one window":
+            heads, plan = 1, WindowPlan((window, window), (window, window))
+        feature_map = torch.zeros(1, *plan.grid, heads, head_dim, dtype=dtype)
+        table, scale = torch.zeros(heads, 2 * window - 1, 2 * window - 1), torch.ones(heads)
+        filling = torch.zeros(heads, head_dim, dtype=dtype) if plan.grid != plan.padded_grid else None
+        inputs = (feature_map, feature_map, feature_map, table, scale, filling)
+        torch.use_deterministic_algorithms(variant == "deterministic")
         # Below torch's operations, which would look for a form for tensors on a CPU; they are only described here.
         attended, log_sums = launch.attend_fused._init_fn(*inputs, plan.numbers)
-        launch.attend_fused_backward._init_fn(attended, *inputs, attended, log_sums, True, plan.numbers)
+        wants_bias = variant != "frozen bias"
+        launch.attend_fused_backward._init_fn(attended, *inputs, attended, log_sums, wants_bias, plan.numbers)
     finally:
         JITFunction.__getitem__ = start
     return compiled
@@ -97,27 +121,31 @@ def measure(kernel: Any) -> dict[str, Any]:
     return {
         "threads": WARP * kernel.metadata.num_warps,
         "registers": int(found[1]),
-        "spilled": int(found[2]),
+        "local": int(found[2]),
         "shared_kib": round(kernel.metadata.shared / 1024, 1),
     }
 
 
 def main(
     output: Annotated[Path, typer.Option(help="Where to write, without the ending.")] = Path("kernels"),
-    windows: Annotated[list[int] | None, typer.Option("--window", help="Windows; those of the checkpoints.")] = None,
+    windows: Annotated[list[int] | None, typer.Option("--window", help="Windows: 8, 16, 24 unless told.")] = None,
     dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="bf16, fp16, fp32; all of them.")] = None,
-    capabilities: Annotated[list[int] | None, typer.Option("--capability", help="80 and 90.")] = None,
+    capabilities: Annotated[list[int] | None, typer.Option("--capability", help="80, 86 and 90.")] = None,
 ) -> None:
     """Compiles and reports."""
     rows = []
-    for capability in capabilities or CAPABILITIES:
-        for name in dtypes or DTYPES:
-            for head_dim in HEAD_DIMS:
-                for window in windows or WINDOWS:
-                    for kernel, compiled in compile_kernels(capability, DTYPES[name], window, head_dim).items():
-                        row = (capability, name, head_dim, window, kernel, *measure(compiled).values())
-                        rows.append(dict(zip(COLUMNS, row, strict=True)))
-                        print(*row, flush=True)
+    wanted = product(capabilities or CAPABILITIES, dtypes or DTYPES, HEAD_DIMS, windows or WINDOWS, VARIANTS)
+    for capability, dtype, head_dim, window, variant in wanted:
+        # What the variants change does not depend on the size of vectors.
+        if variant != VARIANTS[0] and (head_dim != HEAD_DIMS[0] or dtype != "bf16"):
+            continue
+        for kernel, compiled in compile_kernels(capability, DTYPES[dtype], window, head_dim, variant).items():
+            found = measure(compiled)
+            row = (capability, dtype, head_dim, window, variant, kernel, *found.values())
+            rows.append(dict(zip(COLUMNS, row, strict=True)))
+            print(*row, sep=",", flush=True)
+            if found["shared_kib"] > CAPABILITIES[capability]:
+                raise SystemExit(f"{kernel} takes more shared memory than a GPU of {capability / 10} has.")
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -22,7 +22,7 @@ from typing import Annotated
 import report
 import torch
 import typer
-from cases import CASES, EXECUTIONS, LIBRARIES, MODES, OURS, PRECISIONS, Setting, disagreement
+from cases import CASES, EXECUTIONS, LIBRARIES, MODES, ON_GPUS_ONLY, OURS, PRECISIONS, Setting, disagreement
 from memory import ALLOCATOR, MIB, Memory
 from worker import Timing, Worker
 
@@ -63,11 +63,13 @@ def main(
     ] = None,
 ) -> None:
     """Compares swinv2 with transformers, timm and torchvision: images per second and peak memory."""
-    selected = _select("cases", cases, CASES, [name for name, case in CASES.items() if not case.optional])
+    for_device = [name for name, case in CASES.items() if (device.value, MODES[0]) in case.batch_sizes]
+    selected = _select("cases", cases, for_device, [name for name in for_device if not CASES[name].optional])
     names = _select("libraries", libraries, LIBRARIES)
     chosen_modes = _select("modes", modes, MODES)
     chosen_precisions = _select("precisions", precisions, PRECISIONS)
-    chosen_executions = _select("executions", executions, EXECUTIONS)
+    possible = [name for name in EXECUTIONS if device == Device.CUDA or name not in ON_GPUS_ONLY]
+    chosen_executions = _select("executions", executions, possible)
     if device == Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
     # A part must not take the place of the whole.

@@ -9,12 +9,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if not torch.cuda.is_available():
-    # Before anything imports kernels: they then run on the CPU.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 CHECKS_SIGNATURES = os.environ.get("SWINV2_TYPECHECK", "1") != "0" and importlib.util.find_spec("beartype") is not None
 
@@ -31,6 +27,12 @@ if CHECKS_SIGNATURES:
         for name in ("bias", "cpu", "dispatch", "reference", "sdpa", "windows", "triton.launch", "triton.table")
     ]
     jaxtyping.install_import_hook([*ops, "swinv2.layers", "swinv2.model", "swinv2.heads"], "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has kernels run on the CPU, before anything imports them, unless the tests are those for a GPU."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

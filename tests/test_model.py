@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from swinv2.layers.attention import CosineWindowAttention, WindowGeometry
 from swinv2.layers.block import DropPath, SwinTransformerBlock
 from swinv2.layers.position import ContinuousPositionBias, relative_coordinates
 from swinv2.layers.stage import Encoder
+from swinv2.ops import dispatch
+from swinv2.ops.triton import launch
 
 FORMS = ("eager", "sdpa")
 SMALL = {
@@ -379,6 +382,13 @@ class TestNothingChanges:
 class TestFusedForm:
     """attn_implementation="triton", in Triton's interpreter where there is no GPU."""
 
+    @pytest.fixture
+    def kernels(self, monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
+        """Counts the calls that reach the kernels; another form would give the same numbers."""
+        spy = mock.Mock(side_effect=launch.window_attention)
+        monkeypatch.setattr(launch, "window_attention", spy)
+        return spy
+
     @staticmethod
     def gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         """The answer, and all gradients."""
@@ -390,7 +400,7 @@ class TestFusedForm:
         }
 
     @pytest.mark.parametrize("fields", [{}, {"mask_padding": True}], ids=str)
-    def test_it_is_the_network(self, fields: dict[str, Any]) -> None:
+    def test_it_is_the_network(self, fields: dict[str, Any], kernels: mock.Mock) -> None:
         """Answer and gradients are the plain form's, on a map that needs padding; recomputed, they are the same."""
         fields = {"depths": [2, 1], "drop_path_rate": 0.0, **fields}
         images = peers.images((28, 20))
@@ -398,14 +408,16 @@ class TestFusedForm:
         model = build(attn_implementation="triton", **fields).train()
         with np.errstate(over="ignore", invalid="ignore"):
             results = self.gradients(model, images)
+            assert kernels.call_count == 3
             switch_checkpointing(model, "enable")
             recomputed = self.gradients(model, images)
+            assert kernels.call_count == 3 + 2 * 3
         assert results.keys() == expected.keys()
         for name, result in results.items():
             assert (result - expected[name]).norm() <= 1e-4 * expected[name].norm() + 1e-6, name
             torch.testing.assert_close(recomputed[name], result, rtol=1e-5, atol=1e-6)
 
-    def test_it_can_be_chosen_later_and_has_no_weights(self) -> None:
+    def test_it_can_be_chosen_later(self, kernels: mock.Mock) -> None:
         """As the other forms; attention weights come from the plain one."""
         model, images = build(), peers.images((32, 32))
         expected = model(images).logits
@@ -413,7 +425,23 @@ class TestFusedForm:
         model.set_attn_implementation("triton")
         with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
             torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-5)
+            assert kernels.call_count == 4
             assert model(images, output_attentions=True).attentions
+            assert kernels.call_count == 4
+
+    def test_what_it_cannot_do_is_done_by_another_form_and_said(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kernels: mock.Mock
+    ) -> None:
+        """A model that was loaded for a GPU still answers on a CPU."""
+        images = peers.images((32, 32))
+        model = build(attn_implementation="triton")
+        monkeypatch.delenv("TRITON_INTERPRET")
+        dispatch._warn_once.cache_clear()
+        with caplog.at_level("WARNING", "swinv2.ops.dispatch"), torch.no_grad():
+            answer = model(images).logits
+        assert torch.equal(answer, build(attn_implementation="sdpa")(images).logits)
+        assert caplog.messages == ["sdpa runs in place of triton: the maps are on cpu; it needs a GPU"]
+        assert not kernels.called
 
     def test_without_a_gpu_it_is_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
         """At once, with the reason, by every door."""

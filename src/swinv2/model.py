@@ -172,8 +172,9 @@ class Swinv2PreTrainedModel(PreTrainedModel):
 
     def _attention_backend(self, output_attentions: bool) -> str:
         requested, call = self.config._attn_implementation or "eager", Call(wants_weights=output_attentions)
-        chosen = choose_backend(requested, call)
-        if output_attentions and chosen != requested and not torch.compiler.is_compiling():
+        # Whether the kernels can run depends on the maps, and is asked for each of them.
+        chosen = requested if requested == TRITON and not output_attentions else choose_backend(requested, call)
+        if chosen != requested and not torch.compiler.is_compiling():
             logger.warning_once(
                 f"Attention weights were asked for. {explain_backend(requested, call)}. The answer is "
                 'the same, the memory is not; load the model with attn_implementation="eager" to say that you know.'

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import cache
+from unittest import mock
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attention_cases import CASES, FAST_FORMS, FORMS, FORMS_WITH_DROPOUT, Case, Form, draw, error
-from swinv2.ops import reference
+from swinv2.ops import reference, sdpa
 from swinv2.ops.cpu import attention, pieces
 from swinv2.ops.dispatch import BACKENDS, Call, choose_backend, explain_backend, window_attention
+from swinv2.ops.triton import launch
 from swinv2.ops.windows import WindowPlan
 
 
@@ -148,7 +150,7 @@ def test_a_fast_form_is_the_plain_one_on_random_plans(form: str, case: Case, see
 
 
 @given(case=random_cases(), seed=st.integers(0, 1000))
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 def test_the_fused_form_is_the_plain_one_on_random_plans(case: Case, seed: int) -> None:
     """As the other forms; the interpreter is slow."""
     agree("triton", case, seed)
@@ -379,8 +381,10 @@ class TestDispatch:
         arguments.insert(5, case.plan)
         eager, weights = window_attention(*arguments, backend="eager")
         assert weights is not None
-        for form in ("sdpa", "triton"):
-            fast, nothing = window_attention(*arguments, backend=form)
+        for form, door in (("sdpa", sdpa), ("triton", launch)):
+            with mock.patch.object(door, "window_attention", side_effect=door.window_attention) as spy:
+                fast, nothing = window_attention(*arguments, backend=form)
+            assert spy.call_count == 1
             torch.testing.assert_close(fast, eager)
             assert nothing is None
 

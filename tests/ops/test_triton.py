@@ -4,6 +4,8 @@ The table of cases that all forms share is in attention_cases.py.
 """
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -128,6 +130,43 @@ class TestOperations:
         turned = q.transpose(1, 2).contiguous().transpose(1, 2)
         assert torch.equal(launch.attend_fused(turned, k, v, table, scale, padded_value, numbers)[0], expected)
 
+    def test_a_padded_value_of_any_strides(self) -> None:
+        """One vector for all heads, say."""
+        *tensors, padded_value, numbers = arguments(Case("padded", (3, 4), (2, 3), (1, 1)))
+        one = padded_value[:1].expand(2, -1)
+        expected = launch.attend_fused(*tensors, one.clone(), numbers)[0]
+        assert torch.equal(launch.attend_fused(*tensors, one, numbers)[0], expected)
+
+    @pytest.mark.parametrize(
+        "switch", ["torch.set_float32_matmul_precision('high')", "torch.backends.fp32_precision = 'tf32'"]
+    )
+    def test_tf32_is_used_where_torch_may(self, switch: str) -> None:
+        """By the old switch and by the new one, which forbid each other; for fp32 only."""
+        program = f"""
+import torch
+from swinv2.ops.triton import launch
+from swinv2.ops.windows import WindowPlan
+def precision(dtype):
+    v = torch.zeros(1, 2, 2, 1, 16, dtype=dtype)
+    return launch._constants(WindowPlan((2, 2), (2, 2)), v, 16, 16)["INPUT_PRECISION"]
+print(precision(torch.float32))
+{switch}
+print(precision(torch.float32), precision(torch.bfloat16))
+"""
+        said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        assert said.split() == ["ieee", "tf32", "ieee"]
+
+    def test_wide_vectors_go_by_tiles(self) -> None:
+        """What one kernel would need is more than a GPU has beside its cores."""
+        case = replace(self.CASE, head_dim=64)
+        with mock.patch.object(launch._BackwardPass, "whole_windows", side_effect=AssertionError):
+            draw(case).call(FORMS["triton"], case.plan, torch.float32)
+        with (
+            pytest.raises(AssertionError),
+            mock.patch.object(launch._BackwardPass, "whole_windows", side_effect=AssertionError),
+        ):
+            draw(case).call(FORMS["triton"], case.plan, torch.bfloat16)
+
     def test_no_images_at_all(self) -> None:
         """A batch of nothing comes back as nothing, with gradients."""
         case = replace(self.CASE, batch=0)
@@ -196,18 +235,16 @@ class TestOnGpu:
         Case("window 7, heads of 64", (15, 14), (7, 7), (3, 3), head_dim=64, heads=2, batch=3),
         Case("rectangular, heads of 128", (20, 33), (10, 11), (5, 5), head_dim=128, heads=2),
         Case("odd head_dim", (20, 20), (5, 10), (2, 5), head_dim=24, heads=2),
+        Case("window 8, heads of 128", (16, 16), (8, 8), (4, 4), head_dim=128, heads=2),
+        Case("one window, one head", (8, 8), (8, 8), head_dim=32, heads=1),
+        Case("shift by one", (9, 9), (3, 3), (1, 1), head_dim=32, heads=1),
         Case("one token", (3, 3), (1, 1), head_dim=32),
     ]
 
     @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-    @pytest.mark.parametrize("is_deterministic", [False, True])
-    def test_no_less_exact_than_the_plain_form(
-        self, case: Case, dtype: torch.dtype, is_deterministic: bool, request: pytest.FixtureRequest
-    ) -> None:
+    def test_no_less_exact_than_the_plain_form(self, case: Case, dtype: torch.dtype) -> None:
         """Errors against float64 are at most twice those of the plain form, three times for gradients."""
-        if is_deterministic:
-            request.getfixturevalue("deterministic")
         inputs = draw(case)
         tensors = {name: tensor.cuda() for name, tensor in inputs.tensors.items()}
         inputs = replace(inputs, tensors=tensors, direction=inputs.direction.cuda())
@@ -231,6 +268,18 @@ class TestOnGpu:
         inputs[0].copy_(inputs[0].flip(0))
         graph.replay()
         assert torch.equal(answer, launch.attend_fused(*inputs)[0])
+
+    def test_a_backward_pass_can_be_captured(self, deterministic: None) -> None:
+        """With sums in a fixed order too."""
+        *tensors, numbers = [each.cuda() if isinstance(each, Tensor) else each for each in arguments(self.CASES[0])]
+        attended, log_sums = launch.attend_fused(*tensors, numbers)
+        inputs = (torch.ones_like(attended), *tensors, attended, log_sums, True, numbers)
+        expected = launch.attend_fused_backward(*inputs)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = launch.attend_fused_backward(*inputs)
+        graph.replay()
+        assert all(torch.equal(one, other) for one, other in zip(captured, expected, strict=True))
 
     def test_two_passes_are_equal_where_that_is_asked_for(self, deterministic: None) -> None:
         """With torch.use_deterministic_algorithms, to the bit."""

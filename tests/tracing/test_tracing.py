@@ -150,6 +150,17 @@ def test_in_training_the_fused_form_is_two_operations(model):
         assert torch.allclose(parameter.grad, eager[name], atol=1e-5, rtol=1e-3), name
 
 
+def test_a_refusal_of_the_fused_form_is_traced(model, monkeypatch):
+    model.set_attn_implementation("triton")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    images = torch.randn(2, 3, 64, 64)
+    found: set[str] = set()
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend=collecting(found))
+        assert torch.allclose(compiled(images).logits, logits(model, images), atol=1e-5)
+    assert "attend_fused" not in found
+
+
 def test_the_eager_form_and_another_activation_stay_what_they_are(model):
     for change in ("form", "activation"):
         if change == "form":

@@ -5,9 +5,11 @@ every refusal is a sentence; nothing is chosen silently.
 """
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -16,6 +18,8 @@ from torch import Tensor
 from swinv2.ops import reference, sdpa
 from swinv2.ops.cpu.pieces import is_transformed
 from swinv2.ops.windows import Pair, WindowPlan
+
+logger = logging.getLogger(__name__)
 
 EAGER, SDPA, TRITON = "eager", "sdpa", "triton"
 
@@ -81,7 +85,7 @@ def _refuse_fused(call: Call) -> str | None:
     if call.shape is not None and 3 * call.shape[1] * call.shape[2] * call.shape[3] * call.shape[4] >= MOST_NUMBERS:
         return f"a map of {call.shape[1]} x {call.shape[2]} tokens is larger than it can count"
     # torch.compiler.is_exporting() returns it; torch 2.11, tracing, takes that function for True.
-    if torch.compiler._is_exporting_flag:
+    if torch.compiler._is_exporting_flag or torch.jit.is_tracing():
         return "what is exported must run where this package is not"
     if is_transformed():
         return "torch.func and forward-mode differentiation cannot transform it"
@@ -91,7 +95,7 @@ def _refuse_fused(call: Call) -> str | None:
 @torch.compiler.assume_constant_result
 def is_interpreted() -> bool:
     """Whether Triton is told, by TRITON_INTERPRET=1, to run kernels on the CPU, slowly, so that they can be tested."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
 
 
 @torch.compiler.assume_constant_result
@@ -175,6 +179,11 @@ def explain_backend(requested: str, call: Call | None = None) -> str:
     return "\n".join(lines)
 
 
+@lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
 def window_attention(
     q: Float[Tensor, "B H W heads head_dim"],
     k: Float[Tensor, "B H W heads head_dim"],
@@ -199,7 +208,10 @@ def window_attention(
         The attended map, and the attention weights where the form has them.
     """
     if backend == TRITON:
-        backend = choose_backend(backend, Call(False, v.device, v.dtype, tuple(v.shape), plan.window, dropout))
+        call = Call(False, v.device, v.dtype, tuple(v.shape), plan.window, dropout)
+        backend = choose_backend(backend, call)
+        if backend != TRITON and not torch.compiler.is_compiling():
+            _warn_once(f"{backend} runs in place of triton: {_refuse_fused(call)}")
     if backend == EAGER:
         return reference.window_attention(q, k, v, bias_table, scale, plan, padded_value, dropout, padded_query)
     if backend == SDPA:

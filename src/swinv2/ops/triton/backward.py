@@ -151,8 +151,8 @@ def to_queries(
     query_norms = norms_of(query, PRECISE)
     factor = tl.load(scale + head).to(PRECISE)
     answer = load(attended, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
-    above = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
-    delta = tl.sum(above.to(PRECISE) * answer.to(PRECISE), 1)
+    grad_answer = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
+    delta = tl.sum(grad_answer.to(PRECISE) * answer.to(PRECISE), 1)
     of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
     log_sum = tl.load(log_sums + of_tokens, mask=queries < TOKENS, other=0.0)
     tl.store(deltas + of_tokens, delta, mask=queries < TOKENS)
@@ -165,7 +165,7 @@ def to_queries(
         key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
         key_norms = norms_of(key, PRECISE)
         value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
-        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
+        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN, PRECISE)
         cosines, weights = _weigh(
             query,
             factor / query_norms,
@@ -179,7 +179,7 @@ def to_queries(
             PRECISE,
             INPUT_PRECISION,
         )
-        grad_weights = multiply(above, tl.trans(value), PRECISE, INPUT_PRECISION)
+        grad_weights = multiply(grad_answer, tl.trans(value), PRECISE, INPUT_PRECISION)
         grad_logits = weights * (grad_weights - delta[:, None])
         grad_scale += tl.sum(grad_logits * cosines, 1)
         grad_unit += multiply(rounded(grad_logits, key.dtype), _unit(key, key_norms, PRECISE), PRECISE, INPUT_PRECISION)
@@ -245,11 +245,11 @@ def to_keys(
         )
         query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
         query_norms = norms_of(query, PRECISE)
-        above = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
+        grad_answer = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
         of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
         log_sum = tl.load(log_sums + of_tokens, mask=queries < TOKENS, other=0.0)
         delta = tl.load(deltas + of_tokens, mask=queries < TOKENS, other=0.0)
-        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
+        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN, PRECISE)
         _, weights = _weigh(
             query,
             factor / query_norms,
@@ -263,8 +263,8 @@ def to_keys(
             PRECISE,
             INPUT_PRECISION,
         )
-        grad_value += multiply(tl.trans(rounded(weights, above.dtype)), above, PRECISE, INPUT_PRECISION)
-        grad_weights = multiply(above, tl.trans(value), PRECISE, INPUT_PRECISION)
+        grad_value += multiply(tl.trans(rounded(weights, grad_answer.dtype)), grad_answer, PRECISE, INPUT_PRECISION)
+        grad_weights = multiply(grad_answer, tl.trans(value), PRECISE, INPUT_PRECISION)
         grad_logits = rounded(weights * (grad_weights - delta[:, None]), query.dtype)
         grad_unit += multiply(tl.trans(grad_logits), _unit(query, query_norms, PRECISE), PRECISE, INPUT_PRECISION)
 
@@ -323,7 +323,7 @@ def to_bias(
     keys = part % KEY_TILES * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
     split = part // (KEY_TILES * QUERY_TILES)
     factor = tl.load(scale + head).to(PRECISE)
-    bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
+    bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN, PRECISE)
 
     grad_bias = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], PRECISE)
     for step in range(tl.cdiv(all_windows - split, splits)):
@@ -333,7 +333,7 @@ def to_bias(
         )
         key_spots, key_regions = place(keys, window, head, plan, NO_KEY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
         query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
-        above = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
+        grad_answer = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
         key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
         value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
         of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
@@ -352,7 +352,7 @@ def to_bias(
             PRECISE,
             INPUT_PRECISION,
         )
-        grad_bias += weights * (multiply(above, tl.trans(value), PRECISE, INPUT_PRECISION) - delta[:, None])
+        grad_bias += weights * (multiply(grad_answer, tl.trans(value), PRECISE, INPUT_PRECISION) - delta[:, None])
 
     _add_to_table(
         grad_table, grad_bias, part, head, queries, keys, heads, WINDOW_HEIGHT, WINDOW_WIDTH, SPAN, DETERMINISTIC
@@ -406,7 +406,7 @@ def whole_windows(
     split = program // heads
     tokens = tl.arange(0, BLOCK_KEYS)
     factor = tl.load(scale + head).to(PRECISE)
-    bias = load_bias(bias_table, head, tokens, tokens, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
+    bias = load_bias(bias_table, head, tokens, tokens, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN, PRECISE)
 
     grad_bias = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], PRECISE)
     grad_scale = tl.zeros([BLOCK_QUERIES], PRECISE)
@@ -419,7 +419,7 @@ def whole_windows(
         key = load(k, strides, spots, HEAD_DIM, BLOCK_DIM)
         value = load_values(v, strides, padded_value, spots, HEAD_DIM, BLOCK_DIM, PADDED)
         answer = load(attended, attended_strides, spots, HEAD_DIM, BLOCK_DIM)
-        above = load(grad, attended_strides, spots, HEAD_DIM, BLOCK_DIM)
+        grad_answer = load(grad, attended_strides, spots, HEAD_DIM, BLOCK_DIM)
         of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + tokens
         log_sum = tl.load(log_sums + of_tokens, mask=tokens < TOKENS, other=0.0)
         query_norms, key_norms = norms_of(query, PRECISE), norms_of(key, PRECISE)
@@ -437,12 +437,12 @@ def whole_windows(
             INPUT_PRECISION,
         )
 
-        grad_value = multiply(tl.trans(rounded(weights, above.dtype)), above, PRECISE, INPUT_PRECISION)
+        grad_value = multiply(tl.trans(rounded(weights, grad_answer.dtype)), grad_answer, PRECISE, INPUT_PRECISION)
         store(grad_v, attended_strides, spots, grad_value, HEAD_DIM, BLOCK_DIM)
         if PADDED:
             filling += tl.sum(tl.where(spots[4][:, None], 0.0, grad_value), 0)
-        delta = tl.sum(above.to(PRECISE) * answer.to(PRECISE), 1)
-        grad_logits = weights * (multiply(above, tl.trans(value), PRECISE, INPUT_PRECISION) - delta[:, None])
+        delta = tl.sum(grad_answer.to(PRECISE) * answer.to(PRECISE), 1)
+        grad_logits = weights * (multiply(grad_answer, tl.trans(value), PRECISE, INPUT_PRECISION) - delta[:, None])
         grad_scale += tl.sum(grad_logits * cosines, 1)
         if WANTS_BIAS:
             grad_bias += grad_logits

@@ -85,7 +85,7 @@ def attend(
         value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
 
         products = multiply(query, tl.trans(key), PRECISE, INPUT_PRECISION)
-        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
+        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN, PRECISE)
         logits = products * query_factors[:, None] * (1.0 / norms_of(key, PRECISE))[None, :] + bias
         if HAS_REGIONS or UNEVEN:
             logits = tl.where(query_regions[:, None] == key_regions[None, :], logits, float("-inf"))

@@ -1,8 +1,9 @@
 """The fused form as two operations of torch, `swinv2::attend_fused` and its backward, which start the kernels.
 
-In and out: as `reference.py`, without the weights and without dropout. No map is padded, shifted, cut or copied, no
-mask and no T x T tensor exists; beside the answer one number is kept for each token and head. There is no gradient of
-the gradient: for that, load the model with attn_implementation="eager".
+In and out: as `reference.py`, without the weights and without dropout. No map is padded, shifted or cut, and none
+copied as long as queries, keys and values lie alike in memory; no mask and no T x T tensor exists. Beside the answer
+one number is kept for each token and head. There is no gradient of the gradient: for that, load the model with
+attn_implementation="eager".
 
 Compilers see operations, and what shapes they return; activation checkpointing, FSDP and CUDA graphs need no more.
 """
@@ -27,6 +28,9 @@ SMALLEST_BLOCK = 16
 
 WHOLE_WINDOW = 64
 """Tokens of the largest window whose gradients are computed in one piece."""
+
+WHOLE_VECTOR_BYTES = 128
+"""A head's vector of a token may take so much for that: tiles of all maps must fit the shared memory together."""
 
 PROGRAMS_PER_PROCESSOR = 4
 """Of the kernels that go from window to window."""
@@ -74,7 +78,7 @@ def attend_fused(
         _start(
             forward.attend,
             len(log_sums) * -(-plan.tokens // queries) * len(scale),
-            (q, k, v, bias_table.contiguous(), scale.contiguous(), padded_value, attended, log_sums),
+            (q, k, v, bias_table.contiguous(), scale.contiguous(), _in_one_piece(padded_value), attended, log_sums),
             (strides, attended.stride()[:4], _numbers(plan), len(scale)),
             _constants(plan, v, queries, keys) | _options(queries, keys, 1),
         )
@@ -133,13 +137,14 @@ def attend_fused_backward(
             each.zero_()
         return gradients
     backward_pass = _BackwardPass(
-        (q, k, v, bias_table.contiguous(), scale.contiguous(), padded_value),
+        (q, k, v, bias_table.contiguous(), scale.contiguous(), _in_one_piece(padded_value)),
         (attended, log_sums, grad),
         (strides, attended.stride()[:4], _numbers(plan)),
         plan,
         wants_bias,
     )
-    compute = backward_pass.whole_windows if plan.tokens <= WHOLE_WINDOW else backward_pass.by_tiles
+    fits = plan.tokens <= WHOLE_WINDOW and v.element_size() * v.shape[4] <= WHOLE_VECTOR_BYTES
+    compute = backward_pass.whole_windows if fits else backward_pass.by_tiles
     for room, sums in zip(gradients[3:], compute(gradients[:3]), strict=True):
         if sums is not None:
             room.copy_(sums)
@@ -168,12 +173,15 @@ def _empty_gradients(
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.plan_numbers = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*tensors, *output)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    wants = ctx.needs_input_grad
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved, wants = ctx.saved_tensors, ctx.needs_input_grad
+    if grad is None:
+        return (None,) * len(wants)
     gradients = attend_fused_backward(grad, *saved, wants[3], ctx.plan_numbers)
     return *(each if wanted else None for each, wanted in zip(gradients, wants, strict=False)), None
 
@@ -207,13 +215,13 @@ class _BackwardPass:
         """Number of heads."""
         return len(self.inputs[4])
 
-    def parts(self, *shape: int) -> tuple[Tensor, Tensor | None]:
-        """Room for the parts of the gradients of the scale, and of the padded value if there is one; not summed."""
-        log_sums, padded_value = self.results[1], self.inputs[5]
-        grad_scale = log_sums.new_empty(*shape, self.heads)
-        if padded_value is None:
-            return grad_scale, None
-        return grad_scale, log_sums.new_empty(*shape, *padded_value.shape)
+    def room(self, *shape: int) -> Tensor:
+        """Memory for what programs write, in the dtype of sums."""
+        return self.results[1].new_empty(shape)
+
+    def padded_room(self, *shape: int) -> Tensor | None:
+        """As `room`, for parts of the padded value's gradient, if there is such a value."""
+        return None if self.inputs[5] is None else self.room(*shape, *self.inputs[5].shape)
 
     def whole_windows(self, grad_maps: Sequence[Tensor]) -> Sums:
         """Where a window is one tile; writes the gradients of q, k and v, and returns the others."""
@@ -221,7 +229,7 @@ class _BackwardPass:
         table = TableGradient(self.inputs[3], self.plan, block, block, self.wants_bias)
         all_windows = len(self.results[1])
         splits = _splits(self.inputs[2].device, all_windows, self.heads)
-        grad_scale, grad_padded = self.parts(splits)
+        grad_scale, grad_padded = self.room(splits, self.heads), self.padded_room(splits)
         _start(
             backward.whole_windows,
             splits * self.heads,
@@ -244,13 +252,13 @@ class _BackwardPass:
         deltas = torch.empty_like(log_sums)
         where = (*self.where, self.heads)
 
-        grad_scale, _ = self.parts(all_windows, query_tiles)
+        grad_scale = self.room(all_windows, query_tiles, self.heads)
         maps = (attended, log_sums, grad, grad_maps[0], grad_scale, deltas)
         _start(backward.to_queries, grad_scale.numel(), (*self.inputs, *maps), where, constants)
 
-        parts, grad_padded = self.parts(all_windows, key_tiles)
+        grad_padded = self.padded_room(all_windows, key_tiles)
         maps = (log_sums, grad, grad_maps[1], grad_maps[2], grad_padded, deltas)
-        _start(backward.to_keys, parts.numel(), (*self.inputs, *maps), where, constants)
+        _start(backward.to_keys, all_windows * key_tiles * self.heads, (*self.inputs, *maps), where, constants)
 
         table = TableGradient(self.inputs[3], self.plan, queries, keys, self.wants_bias)
         if self.wants_bias:
@@ -269,13 +277,22 @@ class _BackwardPass:
 def _start(
     kernel: Any, programs: int, tensors: tuple[Any, ...], numbers: tuple[Any, ...], constants: dict[str, Any]
 ) -> None:
-    """Starts so many programs of a kernel."""
-    kernel[(programs,)](*tensors, *numbers, **constants)
+    """Starts so many programs of a kernel where its tensors are, which need not be the current device."""
+    with torch.cuda.device_of(tensors[0]):
+        kernel[(programs,)](*tensors, *numbers, **constants)
+
+
+def _in_one_piece(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _with_equal_strides(*maps: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The maps, copied unless one set of strides fits all and vectors lie in one piece; strides without the last."""
-    if any(each.stride() != maps[0].stride() for each in maps) or maps[0].stride(-1) != 1:
+    """The maps, copied unless one set of strides fits all, vectors lie in one piece, and an image's numbers can be
+    counted; strides without the last."""
+    _, height, width, _, _ = maps[0].shape
+    _, down, across, _, along = maps[0].stride()
+    farthest = (height - 1) * down + (width - 1) * across
+    if any(each.stride() != maps[0].stride() for each in maps) or along != 1 or farthest >= 2**31:
         maps = tuple(each.contiguous() for each in maps)
     return maps, maps[0].stride()[:4]
 
@@ -286,7 +303,8 @@ def _numbers(plan: WindowPlan) -> tuple[int, ...]:
 
 def _constants(plan: WindowPlan, v: Tensor, queries: int, keys: int) -> dict[str, Any]:
     """What all kernels are compiled for."""
-    relaxed = torch.get_float32_matmul_precision() != "highest"
+    # Not torch.get_float32_matmul_precision(): it fails where the newer switch was used, as transformers does.
+    relaxed = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return {
         "HEAD_DIM": v.shape[4],
         "WINDOW_HEIGHT": plan.window[0],

@@ -32,7 +32,10 @@ class TableGradient:
     @property
     def constants(self) -> dict[str, Any]:
         """Of the kernels that add to it."""
-        return {"SPAN": self._span(self.queries) + self._span(self.keys) - 1, "DETERMINISTIC": self.deterministic}
+        return {
+            "SPAN": _span(self.plan, self.queries) + _span(self.plan, self.keys),
+            "DETERMINISTIC": self.deterministic,
+        }
 
     def room(self, splits: int) -> Tensor | None:
         """What programs write into."""
@@ -40,8 +43,7 @@ class TableGradient:
         if not self.wanted:
             return None
         if self.deterministic:
-            parts = splits * len(self._firsts())
-            shape = (parts, len(self.bias_table), self.constants["SPAN"])
+            shape = (splits * len(self._firsts()), len(self.bias_table), self.constants["SPAN"])
             self.sums = self.bias_table.new_empty(shape, dtype=dtype)
         else:
             self.sums = torch.zeros_like(self.bias_table, dtype=dtype)
@@ -53,7 +55,7 @@ class TableGradient:
             return None
         if not self.deterministic:
             return self.sums
-        firsts = torch.tensor(self._firsts(), device=self.sums.device)
+        firsts = self._firsts()
         of_pairs = self.sums.unflatten(0, (-1, len(firsts))).sum(0).transpose(0, 1)
         entries = firsts[:, None] + torch.arange(self.sums.shape[-1], device=self.sums.device)
         flat = self.sums.new_zeros(len(self.bias_table), self.bias_table[0].numel() + self.sums.shape[-1])
@@ -61,20 +63,24 @@ class TableGradient:
         flat.index_put_((heads, entries), of_pairs, accumulate=True)
         return flat[:, : self.bias_table[0].numel()].reshape(self.bias_table.shape)
 
-    def _entry(self, token: int) -> int:
+    def _entry(self, tokens: Tensor) -> Tensor:
         width = self.plan.window[1]
-        return token // width * (2 * width - 1) + token % width
+        return tokens // width * (2 * width - 1) + tokens % width
 
-    def _tiles(self, block: int) -> list[tuple[int, int]]:
+    def _tiles(self, block: int) -> tuple[Tensor, Tensor]:
         """The first and the last token's part of an entry, of every tile."""
-        tokens = self.plan.tokens
-        starts = range(0, tokens, block)
-        return [(self._entry(start), self._entry(min(start + block, tokens) - 1)) for start in starts]
+        # On the device from the beginning: a copy to it could not be part of a CUDA graph.
+        starts = torch.arange(0, self.plan.tokens, block, device=self.bias_table.device)
+        return self._entry(starts), self._entry((starts + block).clamp(max=self.plan.tokens) - 1)
 
-    def _span(self, block: int) -> int:
-        return max(last - first for first, last in self._tiles(block)) + 1
-
-    def _firsts(self) -> list[int]:
+    def _firsts(self) -> Tensor:
         """The first entry of every pair of tiles, tiles of keys running fastest."""
-        middle = self._entry(self.plan.tokens - 1)
-        return [first - last + middle for first, _ in self._tiles(self.queries) for _, last in self._tiles(self.keys)]
+        (firsts, _), (_, lasts) = self._tiles(self.queries), self._tiles(self.keys)
+        middle = self.bias_table[0].numel() // 2
+        return (firsts[:, None] - lasts[None, :] + middle).flatten()
+
+
+def _span(plan: WindowPlan, block: int) -> int:
+    """At least as many entries as the tokens of a tile are apart."""
+    rows = min(-(-block // plan.window[1]) + 1, plan.window[0])
+    return rows * (2 * plan.window[1] - 1)

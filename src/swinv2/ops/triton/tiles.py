@@ -156,10 +156,11 @@ def load_bias(
     WINDOW_HEIGHT: tl.constexpr,
     WINDOW_WIDTH: tl.constexpr,
     UNEVEN: tl.constexpr,
+    PRECISE: tl.constexpr,
 ):
     """Bias of every pair of tokens."""
     table = bias_table + head * ((2 * WINDOW_HEIGHT - 1) * (2 * WINDOW_WIDTH - 1))
     entries, exist = pair_entries(queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH)
     if UNEVEN:
-        return tl.load(table + entries, mask=exist, other=0.0)
-    return tl.load(table + entries)
+        return tl.load(table + entries, mask=exist, other=0.0).to(PRECISE)
+    return tl.load(table + entries).to(PRECISE)
