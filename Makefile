@@ -21,7 +21,7 @@ demo: $(VENV)/installed  ## classify twenty real images with the checkpoint that
 	$(BIN)/swinv2 demo
 
 test: $(VENV)/installed-dev  ## the tests, under ten minutes on two cores
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 slow: $(VENV)/installed-dev  ## the long tests
 	$(BIN)/python -m pytest -m slow

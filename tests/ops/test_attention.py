@@ -113,7 +113,7 @@ def test_a_fast_form_is_no_less_exact_than_the_plain_one(form: str, dtype: torch
     Errors are averages, so the maps are more than in the table. The floor: a tensor of a few numbers may by luck be
     exact in one form and rounded in the other.
     """
-    case = replace(case, batch=8, heads=3)
+    case = replace(case, batch=2 if form == "triton" else 8, heads=3)
     inputs = draw(case)
     exact = inputs.call(FORMS["reference"], case.plan, torch.float64)
     plain, fast = (inputs.call(FORMS[name], case.plan, dtype) for name in ("reference", form))

@@ -103,7 +103,8 @@ def test_an_operation_is_its_function(call: str, batch: int, small_pieces: None)
 
 def test_every_operation_is_checked() -> None:
     registered = {name.removeprefix("swinv2::") for name in torch._C._dispatch_get_all_op_names() if "swinv2::" in name}
-    assert registered == {call.split(",")[0] for call in CALLS}
+    # Those that start kernels are checked in test_triton.py.
+    assert registered - {"attend_fused", "attend_fused_backward"} == {call.split(",")[0] for call in CALLS}
 
 
 def test_a_plan_is_its_numbers() -> None:
