@@ -100,9 +100,9 @@ def compile_kernels(capability: int, dtype: torch.dtype, window: int, head_dim: 
         inputs = (feature_map, feature_map, feature_map, table, scale, filling)
         torch.use_deterministic_algorithms(variant == "deterministic")
         # Below torch's operations, which would look for a form for tensors on a CPU; they are only described here.
-        attended, log_sums = launch.attend_fused._init_fn(*inputs, plan.numbers)
+        attended, normalisers = launch.attend_fused._init_fn(*inputs, plan.numbers)
         wants_bias = variant != "frozen bias"
-        launch.attend_fused_backward._init_fn(attended, *inputs, attended, log_sums, wants_bias, plan.numbers)
+        launch.attend_fused_backward._init_fn(attended, *inputs, attended, normalisers, wants_bias, plan.numbers)
     finally:
         JITFunction.__getitem__ = start
     return compiled

@@ -104,8 +104,8 @@ class TestOperations:
     def test_backward_is_a_good_operation(self, wants_bias: bool) -> None:
         """As above."""
         *tensors, numbers = arguments(self.CASE)
-        attended, log_sums = launch.attend_fused(*tensors, numbers)
-        inputs = (torch.ones_like(attended), *tensors, attended, log_sums, wants_bias, numbers)
+        attended, normalisers = launch.attend_fused(*tensors, numbers)
+        inputs = (torch.ones_like(attended), *tensors, attended, normalisers, wants_bias, numbers)
         torch.library.opcheck(torch.ops.swinv2.attend_fused_backward.default, inputs)
 
     def test_what_needs_no_gradient_has_none(self) -> None:
@@ -202,8 +202,8 @@ KERNELS = ("whole_windows", "to_queries", "to_keys", "to_bias")
 
 @pytest.mark.parametrize("window", [8, 16, 32, 48])
 def test_memory_is_linear_in_the_tokens(window: int) -> None:
-    """Beside maps, a forward pass allocates one number for each token and head, a backward pass one more: for the first
-    stage of SwinV2-L on a picture of 1536 pixels less than five maps, and at most two tables of bias."""
+    """Beside maps, a forward pass allocates two numbers for each token and head, a backward pass one more: for the
+    first stage of SwinV2-L on a picture of 1536 pixels less than five maps, and at most two tables of bias."""
     plan = WindowPlan((384, 384), (window, window), (window // 2, window // 2))
     feature_map = torch.empty(1, *plan.grid, 6, 32, dtype=torch.bfloat16, device="meta")
     table, scale = (torch.empty(*shape, device="meta") for shape in ((6, 2 * window - 1, 2 * window - 1), (6,)))
@@ -214,8 +214,8 @@ def test_memory_is_linear_in_the_tokens(window: int) -> None:
         Allocations() as made,
     ):
         inputs = (feature_map, feature_map, feature_map, table, scale, None)
-        attended, log_sums = launch.attend_fused._init_fn(*inputs, plan.numbers)
-        launch.attend_fused_backward._init_fn(attended, *inputs, attended, log_sums, True, plan.numbers)
+        attended, normalisers = launch.attend_fused._init_fn(*inputs, plan.numbers)
+        launch.attend_fused_backward._init_fn(attended, *inputs, attended, normalisers, True, plan.numbers)
     map_bytes = feature_map.numel() * feature_map.element_size()
     assert made.bytes < 5 * map_bytes + 2 * table.numel() * table.element_size()
 
@@ -272,8 +272,8 @@ class TestOnGpu:
     def test_a_backward_pass_can_be_captured(self, deterministic: None) -> None:
         """With sums in a fixed order too."""
         *tensors, numbers = [each.cuda() if isinstance(each, Tensor) else each for each in arguments(self.CASES[0])]
-        attended, log_sums = launch.attend_fused(*tensors, numbers)
-        inputs = (torch.ones_like(attended), *tensors, attended, log_sums, True, numbers)
+        attended, normalisers = launch.attend_fused(*tensors, numbers)
+        inputs = (torch.ones_like(attended), *tensors, attended, normalisers, True, numbers)
         expected = launch.attend_fused_backward(*inputs)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -1,15 +1,15 @@
 """The backward kernels: gradients of cosine window attention, from map to map.
 
-The attention weights are computed again from the logarithms of their sums. Where a window is one tile, `whole_windows`
-does everything; otherwise `to_queries`, `to_keys` and, if the bias learns, `to_bias` each go over the pairs of tiles.
-A program that sums the gradient of the bias keeps to one pair of tiles and goes from window to window, so that sums
-stay in registers and no tensor of T x T exists.
+The attention weights are computed again from what the forward kernel kept of each token. Where a window is one tile,
+`whole_windows` does everything; otherwise `to_queries`, `to_keys` and, if the bias learns, `to_bias` each go over the
+pairs of tiles. A program that sums the gradient of the bias keeps to one pair of tiles and goes from window to window,
+so that sums stay in registers and no tensor of T x T exists.
 
 With x = c / |c| for a query or key c, dc = (dx - x (x dx)) / |c|; what counts as zero has no direction that could turn.
 
 The arguments that all kernels have are those of `forward.attend`, and:
 
-- log_sums: what the forward kernel wrote;
+- normalisers: what the forward kernel wrote;
 - grad: gradient of the attended map, of the strides `attended_strides`, as all gradients of maps;
 - deltas: (windows of all images, heads, T), of each query the sum of `grad` times the answer;
 - grad_scale_parts, grad_padded_parts: room for each program's part of these gradients;
@@ -41,6 +41,7 @@ def _weigh(
     query,
     query_factors,
     query_regions,
+    highest,
     log_sum,
     key,
     key_norms,
@@ -53,10 +54,18 @@ def _weigh(
     """Scaled cosines of pairs of tokens, and their attention weights."""
     products = multiply(query, tl.trans(key), PRECISE, INPUT_PRECISION)
     cosines = products * query_factors[:, None] * (1.0 / key_norms)[None, :]
-    weights = tl.exp2((cosines + bias - log_sum[:, None]) * LOG2_E)
+    weights = tl.exp2((cosines + bias - highest[:, None]) * LOG2_E - log_sum[:, None])
     if MASKED:
         weights = tl.where(query_regions[:, None] == key_regions[None, :], weights, 0.0)
     return cosines, weights
+
+
+@triton.jit
+def _load_normalisers(normalisers, window, head, heads, queries, TOKENS: tl.constexpr):
+    """A token's highest logit, and the logarithm of the sum of its weights."""
+    of_tokens = normalisers + (window.to(tl.int64) * heads + head) * (2 * TOKENS) + queries
+    highest = tl.load(of_tokens, mask=queries < TOKENS, other=0.0)
+    return highest, tl.load(of_tokens + TOKENS, mask=queries < TOKENS, other=0.0)
 
 
 @triton.jit
@@ -115,7 +124,7 @@ def to_queries(
     scale,
     padded_value,
     attended,
-    log_sums,
+    normalisers,
     grad,
     grad_q,
     grad_scale_parts,
@@ -154,7 +163,7 @@ def to_queries(
     grad_answer = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
     delta = tl.sum(grad_answer.to(PRECISE) * answer.to(PRECISE), 1)
     of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
-    log_sum = tl.load(log_sums + of_tokens, mask=queries < TOKENS, other=0.0)
+    highest, log_sum = _load_normalisers(normalisers, window, head, heads, queries, TOKENS)
     tl.store(deltas + of_tokens, delta, mask=queries < TOKENS)
 
     grad_unit = tl.zeros([BLOCK_QUERIES, BLOCK_DIM], PRECISE)
@@ -170,6 +179,7 @@ def to_queries(
             query,
             factor / query_norms,
             query_regions,
+            highest,
             log_sum,
             key,
             key_norms,
@@ -197,7 +207,7 @@ def to_keys(
     bias_table,
     scale,
     padded_value,
-    log_sums,
+    normalisers,
     grad,
     grad_k,
     grad_v,
@@ -247,13 +257,14 @@ def to_keys(
         query_norms = norms_of(query, PRECISE)
         grad_answer = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
         of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
-        log_sum = tl.load(log_sums + of_tokens, mask=queries < TOKENS, other=0.0)
+        highest, log_sum = _load_normalisers(normalisers, window, head, heads, queries, TOKENS)
         delta = tl.load(deltas + of_tokens, mask=queries < TOKENS, other=0.0)
         bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN, PRECISE)
         _, weights = _weigh(
             query,
             factor / query_norms,
             query_regions,
+            highest,
             log_sum,
             key,
             key_norms,
@@ -286,7 +297,7 @@ def to_bias(
     bias_table,
     scale,
     padded_value,
-    log_sums,
+    normalisers,
     grad,
     grad_table,
     deltas,
@@ -337,12 +348,13 @@ def to_bias(
         key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
         value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
         of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
-        log_sum = tl.load(log_sums + of_tokens, mask=queries < TOKENS, other=0.0)
+        highest, log_sum = _load_normalisers(normalisers, window, head, heads, queries, TOKENS)
         delta = tl.load(deltas + of_tokens, mask=queries < TOKENS, other=0.0)
         _, weights = _weigh(
             query,
             factor / norms_of(query, PRECISE),
             query_regions,
+            highest,
             log_sum,
             key,
             norms_of(key, PRECISE),
@@ -367,8 +379,7 @@ def whole_windows(
     bias_table,
     scale,
     padded_value,
-    attended,
-    log_sums,
+    normalisers,
     grad,
     grad_q,
     grad_k,
@@ -418,15 +429,14 @@ def whole_windows(
         query = load(q, strides, spots, HEAD_DIM, BLOCK_DIM)
         key = load(k, strides, spots, HEAD_DIM, BLOCK_DIM)
         value = load_values(v, strides, padded_value, spots, HEAD_DIM, BLOCK_DIM, PADDED)
-        answer = load(attended, attended_strides, spots, HEAD_DIM, BLOCK_DIM)
         grad_answer = load(grad, attended_strides, spots, HEAD_DIM, BLOCK_DIM)
-        of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + tokens
-        log_sum = tl.load(log_sums + of_tokens, mask=tokens < TOKENS, other=0.0)
+        highest, log_sum = _load_normalisers(normalisers, window, head, heads, tokens, TOKENS)
         query_norms, key_norms = norms_of(query, PRECISE), norms_of(key, PRECISE)
         cosines, weights = _weigh(
             query,
             factor / query_norms,
             query_regions,
+            highest,
             log_sum,
             key,
             key_norms,
@@ -441,8 +451,9 @@ def whole_windows(
         store(grad_v, attended_strides, spots, grad_value, HEAD_DIM, BLOCK_DIM)
         if PADDED:
             filling += tl.sum(tl.where(spots[4][:, None], 0.0, grad_value), 0)
-        delta = tl.sum(grad_answer.to(PRECISE) * answer.to(PRECISE), 1)
-        grad_logits = weights * (multiply(grad_answer, tl.trans(value), PRECISE, INPUT_PRECISION) - delta[:, None])
+        # All keys are here, so the sum needs no answer, and is as exact as its terms.
+        grad_weights = multiply(grad_answer, tl.trans(value), PRECISE, INPUT_PRECISION)
+        grad_logits = weights * (grad_weights - tl.sum(weights * grad_weights, 1)[:, None])
         grad_scale += tl.sum(grad_logits * cosines, 1)
         if WANTS_BIAS:
             grad_bias += grad_logits

@@ -32,7 +32,7 @@ def attend(
     scale,
     padded_value,
     attended,
-    log_sums,
+    normalisers,
     strides,
     attended_strides,
     plan,
@@ -50,13 +50,14 @@ def attend(
     PRECISE: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
 ):
-    """Writes the attended map, and for every token of a window the logarithm of the sum of its weights.
+    """Writes the attended map, and what makes weights of every token's logits.
 
     Args:
         q, k, v: Maps (B, H, W, heads, head_dim) of the same strides; vectors lie in one piece.
         bias_table, scale, padded_value: As in `reference.window_attention`, contiguous.
         attended: Map to write.
-        log_sums: (windows of all images, heads, T) to write.
+        normalisers: (windows of all images, heads, 2, T) to write: a token's highest logit, and the logarithm to the
+            base of 2 of the sum of its weights when that one weighs 1. One number would be rounded too much for fp32.
         PADDED: Whether the map is filled up to whole windows.
         HAS_REGIONS: Whether a window has more than one region.
         UNEVEN: Whether tiles reach beyond a window.
@@ -102,5 +103,6 @@ def attend(
     # What fills up the last tile has seen nothing at all.
     sums = tl.where(queries < TOKENS, sums, 1.0)
     store(attended, attended_strides, query_spots, answer / sums[:, None], HEAD_DIM, BLOCK_DIM)
-    of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
-    tl.store(log_sums + of_tokens, highest + tl.log(sums), mask=queries < TOKENS)
+    of_tokens = normalisers + (window.to(tl.int64) * heads + head) * (2 * TOKENS) + queries
+    tl.store(of_tokens, highest, mask=queries < TOKENS)
+    tl.store(of_tokens + TOKENS, tl.log2(sums), mask=queries < TOKENS)

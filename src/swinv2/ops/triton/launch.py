@@ -2,7 +2,7 @@
 
 In and out: as `reference.py`, without the weights and without dropout. No map is padded, shifted or cut, and none
 copied as long as queries, keys and values lie alike in memory; no mask and no T x T tensor exists. Beside the answer
-one number is kept for each token and head. There is no gradient of the gradient: for that, load the model with
+two numbers are kept for each token and head. There is no gradient of the gradient: for that, load the model with
 attn_implementation="eager".
 
 Compilers see operations, and what shapes they return; activation checkpointing, FSDP and CUDA graphs need no more.
@@ -68,21 +68,21 @@ def attend_fused(
     """The forward pass; see `forward.attend`. `padded_value` is given if and only if the map is padded.
 
     Returns:
-        The attended map, and the logarithms of the sums of attention weights (windows of all images, heads, T).
+        The attended map, and what makes weights of logits (windows of all images, heads, 2, T).
     """
     plan = WindowPlan.of_numbers(plan_numbers)
     (q, k, v), strides = _with_equal_strides(q, k, v)
-    attended, log_sums = _empty_answer(q, k, v, bias_table, scale, padded_value, plan_numbers)
+    attended, normalisers = _empty_answer(q, k, v, bias_table, scale, padded_value, plan_numbers)
     if attended.numel():
         queries, keys = _blocks(plan, v, 128)
         _start(
             forward.attend,
-            len(log_sums) * -(-plan.tokens // queries) * len(scale),
-            (q, k, v, bias_table.contiguous(), scale.contiguous(), _in_one_piece(padded_value), attended, log_sums),
+            len(normalisers) * -(-plan.tokens // queries) * len(scale),
+            (q, k, v, bias_table.contiguous(), scale.contiguous(), _in_one_piece(padded_value), attended, normalisers),
             (strides, attended.stride()[:4], _numbers(plan), len(scale)),
             _constants(plan, v, queries, keys) | _options(queries, keys, 1),
         )
-    return attended, log_sums
+    return attended, normalisers
 
 
 @attend_fused.register_fake
@@ -97,8 +97,8 @@ def _empty_answer(
 ) -> tuple[Tensor, Tensor]:
     plan = WindowPlan.of_numbers(plan_numbers)
     batch, heads = v.shape[0], v.shape[3]
-    log_sums = v.new_empty(batch * plan.counts[0] * plan.counts[1], heads, plan.tokens, dtype=precise(v.dtype))
-    return v.new_empty(v.shape), log_sums
+    normalisers = v.new_empty(batch * plan.counts[0] * plan.counts[1], heads, 2, plan.tokens, dtype=precise(v.dtype))
+    return v.new_empty(v.shape), normalisers
 
 
 @torch.library.custom_op("swinv2::attend_fused_backward", mutates_args=())
@@ -111,7 +111,7 @@ def attend_fused_backward(
     scale: Tensor,
     padded_value: Tensor | None,
     attended: Tensor,
-    log_sums: Tensor,
+    normalisers: Tensor,
     wants_bias: bool,
     plan_numbers: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -130,7 +130,7 @@ def attend_fused_backward(
     (q, k, v), strides = _with_equal_strides(q, k, v)
     grad, attended = grad.contiguous(), attended.contiguous()
     gradients = _empty_gradients(
-        grad, q, k, v, bias_table, scale, padded_value, attended, log_sums, wants_bias, plan_numbers
+        grad, q, k, v, bias_table, scale, padded_value, attended, normalisers, wants_bias, plan_numbers
     )
     if not attended.numel():
         for each in gradients:
@@ -138,7 +138,7 @@ def attend_fused_backward(
         return gradients
     backward_pass = _BackwardPass(
         (q, k, v, bias_table.contiguous(), scale.contiguous(), _in_one_piece(padded_value)),
-        (attended, log_sums, grad),
+        (attended, normalisers, grad),
         (strides, attended.stride()[:4], _numbers(plan)),
         plan,
         wants_bias,
@@ -161,7 +161,7 @@ def _empty_gradients(
     scale: Tensor,
     padded_value: Tensor | None,
     attended: Tensor,
-    log_sums: Tensor,
+    normalisers: Tensor,
     wants_bias: bool,
     plan_numbers: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -198,7 +198,7 @@ class _BackwardPass:
 
     Attributes:
         inputs: q, k, v, bias table, scale, padded value.
-        results: The attended map, the logarithms of the sums of weights, the gradient of the map.
+        results: The attended map, what makes weights of logits, the gradient of the map.
         where: Strides of the inputs and of all other maps, numbers of the plan.
         plan: The plan.
         wants_bias: Whether the bias table has a gradient.
@@ -233,7 +233,7 @@ class _BackwardPass:
         _start(
             backward.whole_windows,
             splits * self.heads,
-            (*self.inputs, *self.results, *grad_maps, table.room(splits), grad_scale, grad_padded),
+            (*self.inputs, *self.results[1:], *grad_maps, table.room(splits), grad_scale, grad_padded),
             (*self.where, all_windows, splits, self.heads),
             _constants(self.plan, self.inputs[2], block, block)
             | table.constants
@@ -244,20 +244,20 @@ class _BackwardPass:
 
     def by_tiles(self, grad_maps: Sequence[Tensor]) -> Sums:
         """Where a window is several tiles; as above."""
-        attended, log_sums, grad = self.results
+        attended, normalisers, grad = self.results
         queries, keys = _blocks(self.plan, self.inputs[2], 64)
         query_tiles, key_tiles = -(-self.plan.tokens // queries), -(-self.plan.tokens // keys)
-        all_windows = len(log_sums)
+        all_windows = len(normalisers)
         constants = _constants(self.plan, self.inputs[2], queries, keys) | _options(queries, keys, 2)
-        deltas = torch.empty_like(log_sums)
+        deltas = self.room(all_windows, self.heads, self.plan.tokens)
         where = (*self.where, self.heads)
 
         grad_scale = self.room(all_windows, query_tiles, self.heads)
-        maps = (attended, log_sums, grad, grad_maps[0], grad_scale, deltas)
+        maps = (attended, normalisers, grad, grad_maps[0], grad_scale, deltas)
         _start(backward.to_queries, grad_scale.numel(), (*self.inputs, *maps), where, constants)
 
         grad_padded = self.padded_room(all_windows, key_tiles)
-        maps = (log_sums, grad, grad_maps[1], grad_maps[2], grad_padded, deltas)
+        maps = (normalisers, grad, grad_maps[1], grad_maps[2], grad_padded, deltas)
         _start(backward.to_keys, all_windows * key_tiles * self.heads, (*self.inputs, *maps), where, constants)
 
         table = TableGradient(self.inputs[3], self.plan, queries, keys, self.wants_bias)
@@ -267,7 +267,7 @@ class _BackwardPass:
             _start(
                 backward.to_bias,
                 splits * pairs * self.heads,
-                (*self.inputs, log_sums, grad, table.room(splits), deltas),
+                (*self.inputs, normalisers, grad, table.room(splits), deltas),
                 (*self.where, all_windows, splits, self.heads),
                 constants | table.constants,
             )
