@@ -20,6 +20,7 @@ from typing import Annotated, Any
 # Kernels that are interpreted cannot be compiled.
 os.environ.pop("TRITON_INTERPRET", None)
 
+import report
 import torch
 import triton
 import typer
@@ -151,7 +152,9 @@ def main(
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    lines = [f"torch {torch.__version__}, Triton {triton.__version__}; compiled, not run", ""]
+    facts = report.describe_run("cpu") | {"triton": triton.__version__}
+    lines = ["Compiled, not run.", "", *(f"- {name}: {facts[name]}" for name in ("command", "commit", "torch", "triton"))]
+    lines.append("")
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     lines += ["| " + " | ".join(str(row[column]) for column in COLUMNS) + " |" for row in rows]
     output.with_suffix(".md").write_text("\n".join(lines) + "\n")
