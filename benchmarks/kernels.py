@@ -153,7 +153,11 @@ def main(
         writer.writeheader()
         writer.writerows(rows)
     facts = report.describe_run("cpu") | {"triton": triton.__version__}
-    lines = ["Compiled, not run.", "", *(f"- {name}: {facts[name]}" for name in ("command", "commit", "torch", "triton"))]
+    lines = [
+        "Compiled, not run.",
+        "",
+        *(f"- {name}: {facts[name]}" for name in ("command", "commit", "torch", "triton")),
+    ]
     lines.append("")
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     lines += ["| " + " | ".join(str(row[column]) for column in COLUMNS) + " |" for row in rows]
