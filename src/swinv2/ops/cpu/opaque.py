@@ -50,7 +50,7 @@ def opaque(fake: Callable[..., Any]) -> Callable[[Callable[Arguments, Result]], 
 
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         operation = torch.library.custom_op(
-            f"swinv2::{function.__name__}", _taking_numbers(function, function, _remembered), mutates_args=()
+            f"swinv2::{function.__name__}", _taking_numbers(function, function, remembered_plan), mutates_args=()
         )
         # Its numbers may be symbols, which cannot be remembered.
         operation.register_fake(_taking_numbers(fake, function, WindowPlan.of_numbers))
@@ -91,7 +91,7 @@ def _taking_numbers(
     return run
 
 
-def _remembered(numbers: Sequence[int]) -> WindowPlan:
+def remembered_plan(numbers: Sequence[int]) -> WindowPlan:
     """The same plan for the same numbers: it remembers its kinds of window."""
     return _plan_of(tuple(numbers))
 

@@ -18,6 +18,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from swinv2.ops.cpu.opaque import remembered_plan
 from swinv2.ops.precision import precise
 from swinv2.ops.triton import backward, forward
 from swinv2.ops.triton.table import TableGradient
@@ -70,7 +71,7 @@ def attend_fused(
     Returns:
         The attended map, and what makes weights of logits (windows of all images, heads, 2, T).
     """
-    plan = WindowPlan.of_numbers(plan_numbers)
+    plan = remembered_plan(plan_numbers)
     (q, k, v), strides = _with_equal_strides(q, k, v)
     attended, normalisers = _empty_answer(q, k, v, bias_table, scale, padded_value, plan_numbers)
     if attended.numel():
@@ -126,7 +127,7 @@ def attend_fused_backward(
     Returns:
         Gradients of q, k, v, the bias table, the scale and the padded value; what is not wanted is empty.
     """
-    plan = WindowPlan.of_numbers(plan_numbers)
+    plan = remembered_plan(plan_numbers)
     (q, k, v), strides = _with_equal_strides(q, k, v)
     grad, attended = grad.contiguous(), attended.contiguous()
     gradients = _empty_gradients(
