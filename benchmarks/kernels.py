@@ -3,9 +3,9 @@
     python benchmarks/kernels.py --output benchmarks/results/kernels
 
 For compute capabilities 8.0 (A100), 8.6 (consumer cards, with less shared memory) and 9.0 (H100, H200), dtypes, and
-windows of the published checkpoints: threads, registers of a thread, bytes of a thread's local memory (what did not fit
-the registers, mostly), shared memory. It says that the kernels compile and how they fit, not how fast they are.
-OUTPUT.csv and OUTPUT.md have the table.
+windows and widths of the published checkpoints: threads, registers of a thread, bytes of a thread's local memory (what
+did not fit the registers, mostly), shared memory. It says that the kernels compile and how they fit, not how fast they
+are. OUTPUT.csv and OUTPUT.md have the table.
 """
 
 import csv
@@ -13,6 +13,8 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +29,7 @@ import typer
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from swinv2.ops.triton import launch
+from swinv2.ops.triton import launch, residual
 from swinv2.ops.windows import WindowPlan
 
 CAPABILITIES = {80: 163, 86: 99, 90: 227}
@@ -40,19 +42,12 @@ VARIANTS = ("shifted", "one window", "deterministic", "frozen bias")
 """Shifted and padded, several windows; one window and one head, so that most numbers are 1; sums in a fixed order; no
 gradient of the bias."""
 
+CHANNELS = (96, 512, 4096)
+"""The narrowest map, one in the middle and the widest."""
+
+PARTS = ("attention", "residual")
 WARP = 32
-COLUMNS = (
-    "capability",
-    "dtype",
-    "head_dim",
-    "window",
-    "variant",
-    "kernel",
-    "threads",
-    "registers",
-    "local",
-    "shared_kib",
-)
+COLUMNS = ("capability", "dtype", "case", "kernel", "threads", "registers", "local", "shared_kib")
 
 
 class AbsentGpu:
@@ -78,8 +73,9 @@ class AbsentGpu:
         return 0
 
 
-def compile_kernels(capability: int, dtype: torch.dtype, window: int, head_dim: int, variant: str) -> dict[str, Any]:
-    """Compiles the kernels of one attention, forward and backward; by name."""
+@contextmanager
+def compiling(capability: int) -> Iterator[dict[str, Any]]:
+    """Has kernels compiled where they would be started, and collects them by name."""
     triton.runtime.driver.set_active(AbsentGpu(capability))
     compiled: dict[str, Any] = {}
 
@@ -92,21 +88,56 @@ def compile_kernels(capability: int, dtype: torch.dtype, window: int, head_dim: 
     start = JITFunction.__getitem__
     JITFunction.__getitem__ = compile_only
     try:
-        heads, plan = 3, WindowPlan((2 * window + 1, 2 * window + 1), (window, window), (window // 2, window // 2))
-        if variant == "one window":
-            heads, plan = 1, WindowPlan((window, window), (window, window))
-        feature_map = torch.zeros(1, *plan.grid, heads, head_dim, dtype=dtype)
-        table, scale = torch.zeros(heads, 2 * window - 1, 2 * window - 1), torch.ones(heads)
-        filling = torch.zeros(heads, head_dim, dtype=dtype) if plan.grid != plan.padded_grid else None
-        inputs = (feature_map, feature_map, feature_map, table, scale, filling)
-        torch.use_deterministic_algorithms(variant == "deterministic")
-        # Below torch's operations, which would look for a form for tensors on a CPU; they are only described here.
-        attended, normalisers = launch.attend_fused._init_fn(*inputs, plan.numbers)
-        wants_bias = variant != "frozen bias"
-        launch.attend_fused_backward._init_fn(attended, *inputs, attended, normalisers, wants_bias, plan.numbers)
+        yield compiled
     finally:
         JITFunction.__getitem__ = start
-    return compiled
+
+
+def attend(dtype: torch.dtype, window: int, head_dim: int, variant: str) -> None:
+    """One attention, forward and backward."""
+    heads, plan = 3, WindowPlan((2 * window + 1, 2 * window + 1), (window, window), (window // 2, window // 2))
+    if variant == "one window":
+        heads, plan = 1, WindowPlan((window, window), (window, window))
+    feature_map = torch.zeros(1, *plan.grid, heads, head_dim, dtype=dtype)
+    table, scale = torch.zeros(heads, 2 * window - 1, 2 * window - 1), torch.ones(heads)
+    filling = torch.zeros(heads, head_dim, dtype=dtype) if plan.grid != plan.padded_grid else None
+    inputs = (feature_map, feature_map, feature_map, table, scale, filling)
+    torch.use_deterministic_algorithms(variant == "deterministic")
+    # Below torch's operations, which would look for a form for tensors on a CPU; they are only described here.
+    attended, normalisers = launch.attend_fused._init_fn(*inputs, plan.numbers)
+    wants_bias = variant != "frozen bias"
+    launch.attend_fused_backward._init_fn(attended, *inputs, attended, normalisers, wants_bias, plan.numbers)
+    torch.use_deterministic_algorithms(False)
+
+
+def add(dtype: torch.dtype, channels: int, drops: bool) -> None:
+    """One residual line, forward and backward, as autocast has it: the main branch and the norm in fp32."""
+    x = torch.zeros(2, 5, 3, channels, requires_grad=True)
+    work = torch.zeros(2, 5, 3, channels, dtype=dtype)
+    weight, bias = torch.ones(channels), torch.zeros(channels)
+    residual.add_normalised(x, work, weight, bias, 1e-5, torch.ones(2) if drops else None).sum().backward()
+
+
+def compile_cases(
+    dtypes: list[str], windows: list[int], parts: list[str], capabilities: list[int]
+) -> Iterator[tuple[int, str, str, str, Any]]:
+    """Compiles what is wanted: capability, dtype, case, name of the kernel, kernel."""
+    for capability, dtype in product(capabilities, dtypes):
+        if PARTS[0] in parts:
+            for head_dim, window, variant in product(HEAD_DIMS, windows, VARIANTS):
+                # What the variants change does not depend on the size of vectors.
+                if variant != VARIANTS[0] and (head_dim != HEAD_DIMS[0] or dtype != "bf16"):
+                    continue
+                with compiling(capability) as compiled:
+                    attend(DTYPES[dtype], window, head_dim, variant)
+                for kernel in compiled.items():
+                    yield capability, dtype, f"window {window}, head_dim {head_dim}, {variant}", *kernel
+        if PARTS[1] in parts:
+            for channels, drops in product(CHANNELS, (False, True)):
+                with compiling(capability) as compiled:
+                    add(DTYPES[dtype], channels, drops)
+                for kernel in compiled.items():
+                    yield capability, dtype, f"{channels} channels{', drop path' if drops else ''}", *kernel
 
 
 def measure(kernel: Any) -> dict[str, Any]:
@@ -132,21 +163,18 @@ def main(
     windows: Annotated[list[int] | None, typer.Option("--window", help="Windows: 8, 16, 24 unless told.")] = None,
     dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="bf16, fp16, fp32; all of them.")] = None,
     capabilities: Annotated[list[int] | None, typer.Option("--capability", help="80, 86 and 90.")] = None,
+    parts: Annotated[list[str] | None, typer.Option("--part", help="attention, residual; both.")] = None,
 ) -> None:
     """Compiles and reports."""
     rows = []
-    wanted = product(capabilities or CAPABILITIES, dtypes or DTYPES, HEAD_DIMS, windows or WINDOWS, VARIANTS)
-    for capability, dtype, head_dim, window, variant in wanted:
-        # What the variants change does not depend on the size of vectors.
-        if variant != VARIANTS[0] and (head_dim != HEAD_DIMS[0] or dtype != "bf16"):
-            continue
-        for kernel, compiled in compile_kernels(capability, DTYPES[dtype], window, head_dim, variant).items():
-            found = measure(compiled)
-            row = (capability, dtype, head_dim, window, variant, kernel, *found.values())
-            rows.append(dict(zip(COLUMNS, row, strict=True)))
-            print(*row, sep=",", flush=True)
-            if found["shared_kib"] > CAPABILITIES[capability]:
-                raise SystemExit(f"{kernel} takes more shared memory than a GPU of {capability / 10} has.")
+    wanted = (dtypes or [*DTYPES], windows or [*WINDOWS], parts or [*PARTS], capabilities or [*CAPABILITIES])
+    for *case, compiled in compile_cases(*wanted):
+        found = measure(compiled)
+        row = (*case, *found.values())
+        rows.append(dict(zip(COLUMNS, row, strict=True)))
+        print(*row, sep="; ", flush=True)
+        if found["shared_kib"] > CAPABILITIES[case[0]]:
+            raise SystemExit(f"{case[-1]} takes more shared memory than a GPU of {case[0] / 10} has.")
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -27,7 +27,7 @@ from swinv2.layers.block import DropPath, SwinTransformerBlock
 from swinv2.layers.position import ContinuousPositionBias, relative_coordinates
 from swinv2.layers.stage import Encoder
 from swinv2.ops import dispatch
-from swinv2.ops.triton import launch
+from swinv2.ops.triton import launch, residual
 
 FORMS = ("eager", "sdpa")
 SMALL = {
@@ -393,25 +393,33 @@ class TestFusedForm:
     def gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         """The answer, and all gradients."""
         model.zero_grad()
+        torch.manual_seed(0)
         outputs = model(images, labels=torch.tensor([1, 2]))
         outputs.loss.backward()
         return {"logits": outputs.logits.detach()} | {
             name: each.clone() for name, each in peers.gradients(model).items()
         }
 
-    @pytest.mark.parametrize("fields", [{}, {"mask_padding": True}], ids=str)
-    def test_it_is_the_network(self, fields: dict[str, Any], kernels: mock.Mock) -> None:
+    @pytest.fixture
+    def lines(self, monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
+        """As `kernels`, for the residual lines."""
+        spy = mock.Mock(side_effect=residual.add_normalised)
+        monkeypatch.setattr(residual, "add_normalised", spy)
+        return spy
+
+    @pytest.mark.parametrize("fields", [{}, {"mask_padding": True, "drop_path_rate": 0.5}], ids=str)
+    def test_it_is_the_network(self, fields: dict[str, Any], kernels: mock.Mock, lines: mock.Mock) -> None:
         """Answer and gradients are the plain form's, on a map that needs padding; recomputed, they are the same."""
         fields = {"depths": [2, 1], "drop_path_rate": 0.0, **fields}
         images = peers.images((28, 20))
-        expected = self.gradients(build(attn_implementation="eager", **fields), images)
+        expected = self.gradients(build(attn_implementation="eager", **fields).train(), images)
         model = build(attn_implementation="triton", **fields).train()
         with np.errstate(over="ignore", invalid="ignore"):
             results = self.gradients(model, images)
-            assert kernels.call_count == 3
+            assert (kernels.call_count, lines.call_count) == (3, 6)
             switch_checkpointing(model, "enable")
             recomputed = self.gradients(model, images)
-            assert kernels.call_count == 3 + 2 * 3
+            assert (kernels.call_count, lines.call_count) == (3 + 2 * 3, 6 + 2 * 6)
         assert results.keys() == expected.keys()
         for name, result in results.items():
             assert (result - expected[name]).norm() <= 1e-4 * expected[name].norm() + 1e-6, name
@@ -428,6 +436,17 @@ class TestFusedForm:
             assert kernels.call_count == 4
             assert model(images, output_attentions=True).attentions
             assert kernels.call_count == 4
+
+    def test_a_watched_norm_is_called(self, lines: mock.Mock) -> None:
+        """A hook on one norm of a block sees what it normalises, and that block's lines are not one kernel."""
+        model, images = build(attn_implementation="triton"), peers.images((32, 32))
+        seen = []
+        norm = model.swinv2.encoder.layers[0].blocks[0].layernorm_after
+        norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+            model(images)
+        assert len(seen) == 1
+        assert lines.call_count == 2 * 3
 
     def test_what_it_cannot_do_is_done_by_another_form_and_said(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kernels: mock.Mock

@@ -19,8 +19,8 @@ from swinv2.layers.linear import is_plain, is_unwatched, project_and_activate
 from swinv2.layers.position import ContinuousPositionBias, PreciseLinear
 from swinv2.ops.cpu.mlp import feed_forward, gelu_feed_forward
 from swinv2.ops.cpu.opaque import is_compiled
-from swinv2.ops.cpu.pieces import SMALLEST_PIECE, add_in_pieces, can_run
-from swinv2.ops.dispatch import EAGER
+from swinv2.ops.cpu.pieces import SMALLEST_PIECE, add_in_pieces, can_run, is_plain_call
+from swinv2.ops.dispatch import EAGER, TRITON, refuse_machine
 
 
 class DropPath(nn.Module):
@@ -39,8 +39,11 @@ class DropPath(nn.Module):
     def forward(self, branch: Float[Tensor, "B *rest"]) -> Float[Tensor, "B *rest"]:
         if not self.drops:
             return branch
-        kept = self._draw(branch)
-        return branch * kept.view(-1, *(1,) * (branch.ndim - 1)).to(branch.dtype).div(1 - self.rate)
+        return branch * self.factors(branch).view(-1, *(1,) * (branch.ndim - 1)).to(branch.dtype)
+
+    def factors(self, samples: Float[Tensor, "B *rest"]) -> Float[Tensor, " B"]:
+        """What each sample's branch is multiplied by: drawn anew at each call."""
+        return self._draw(samples).float().div(1 - self.rate)
 
     @property
     def drops(self) -> bool:
@@ -145,7 +148,10 @@ class SwinTransformerBlock(nn.Module):
             return self._mlp_branch(tokens, backend)
 
         weights = None
-        if self._may_run_in_pieces(x, backend):
+        if self._may_add_in_one_kernel(x, backend):
+            x = self._add_in_one_kernel(x, self.attention(x, bias_table, backend)[0], self.layernorm_before)
+            x = self._add_in_one_kernel(x, self._mlp(x, backend), self.layernorm_after)
+        elif self._may_run_in_pieces(x, backend):
             batch, *grid, channels = x.shape
             token_bytes = x.element_size() * max(3 * channels, self.hidden_features)
             x = add_in_pieces(x, attend, token_bytes * math.prod(grid))
@@ -176,6 +182,13 @@ class SwinTransformerBlock(nn.Module):
             return self.output.dropout(feed_forward(x, widen, self.intermediate.activation, narrow))
         return self.output(self.intermediate(x))
 
+    def _add_in_one_kernel(self, x: Tensor, work: Tensor, norm: nn.LayerNorm) -> Tensor:
+        # Triton is there on few machines, and takes a second to import.
+        from swinv2.ops.triton.residual import add_normalised
+
+        factors = self.drop_path.factors(x) if self.drop_path.drops else None
+        return add_normalised(x, work, norm.weight, norm.bias, norm.eps, factors)
+
     def _may_transform_in_pieces(self, x: Tensor, backend: str) -> bool:
         """Whether nobody can tell that the wide features exist for a few tokens at a time. In eager mode without
         gradients the whole branch runs in pieces."""
@@ -205,6 +218,16 @@ class SwinTransformerBlock(nn.Module):
             and self.drop_path.drops
             and can_run(x)
             and are_as_built(*self.children())
+        )
+
+    def _may_add_in_one_kernel(self, x: Tensor, backend: str) -> bool:
+        """Whether norm, drop path and sum may be one kernel: where the attention's kernels run, in eager mode, and
+        nobody sees what lies between."""
+        return (
+            backend == TRITON
+            and refuse_machine(x.device) is None
+            and is_plain_call(x)
+            and are_as_built(self.layernorm_before, self.layernorm_after, self.drop_path)
         )
 
     def _may_run_in_pieces(self, x: Tensor, backend: str) -> bool:

@@ -21,13 +21,16 @@ SMALLEST_PIECE = 256
 
 
 def can_run(tensor: Tensor) -> bool:
-    """Whether the forms of this package are for a tensor in eager mode: a plain one on a CPU, and nobody records or
-    transforms what is computed, as compilers, exporters, torch.func, forward-mode differentiation and dispatch modes
-    (torch's counter of operations) do. Those would not understand the writes into place and the gradients written by
-    hand. For torch.compile there is `opaque.is_compiled`."""
+    """Whether this package's forms for a CPU are for a tensor. For torch.compile there is `opaque.is_compiled`."""
+    return tensor.device.type == "cpu" and is_plain_call(tensor)
+
+
+def is_plain_call(tensor: Tensor) -> bool:
+    """Whether a call is in eager mode, with a plain tensor, and nobody records or transforms what is computed, as
+    compilers, exporters, torch.func, forward-mode differentiation and dispatch modes (torch's counter of operations)
+    do. Those would not understand the writes into place and the gradients written by hand."""
     return (
-        tensor.device.type == "cpu"
-        and type(tensor) in (Tensor, nn.Parameter)
+        type(tensor) in (Tensor, nn.Parameter)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not is_transformed()

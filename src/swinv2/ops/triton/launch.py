@@ -21,6 +21,7 @@ from torch import Tensor
 from swinv2.ops.cpu.opaque import remembered_plan
 from swinv2.ops.precision import precise
 from swinv2.ops.triton import backward, forward
+from swinv2.ops.triton.programs import most_programs, start
 from swinv2.ops.triton.table import TableGradient
 from swinv2.ops.windows import WindowPlan
 
@@ -32,9 +33,6 @@ WHOLE_WINDOW = 64
 
 WHOLE_VECTOR_BYTES = 128
 """A head's vector of a token may take so much for that: tiles of all maps must fit the shared memory together."""
-
-PROGRAMS_PER_PROCESSOR = 4
-"""Of the kernels that go from window to window."""
 
 
 def window_attention(
@@ -76,7 +74,7 @@ def attend_fused(
     attended, normalisers = _empty_answer(q, k, v, bias_table, scale, padded_value, plan_numbers)
     if attended.numel():
         queries, keys = _blocks(plan, v, 128)
-        _start(
+        start(
             forward.attend,
             len(normalisers) * -(-plan.tokens // queries) * len(scale),
             (q, k, v, bias_table.contiguous(), scale.contiguous(), _in_one_piece(padded_value), attended, normalisers),
@@ -231,7 +229,7 @@ class _BackwardPass:
         all_windows = len(self.results[1])
         splits = _splits(self.inputs[2].device, all_windows, self.heads)
         grad_scale, grad_padded = self.room(splits, self.heads), self.padded_room(splits)
-        _start(
+        start(
             backward.whole_windows,
             splits * self.heads,
             (*self.inputs, *self.results[1:], *grad_maps, table.room(splits), grad_scale, grad_padded),
@@ -255,17 +253,17 @@ class _BackwardPass:
 
         grad_scale = self.room(all_windows, query_tiles, self.heads)
         maps = (attended, normalisers, grad, grad_maps[0], grad_scale, deltas)
-        _start(backward.to_queries, grad_scale.numel(), (*self.inputs, *maps), where, constants)
+        start(backward.to_queries, grad_scale.numel(), (*self.inputs, *maps), where, constants)
 
         grad_padded = self.padded_room(all_windows, key_tiles)
         maps = (normalisers, grad, grad_maps[1], grad_maps[2], grad_padded, deltas)
-        _start(backward.to_keys, all_windows * key_tiles * self.heads, (*self.inputs, *maps), where, constants)
+        start(backward.to_keys, all_windows * key_tiles * self.heads, (*self.inputs, *maps), where, constants)
 
         table = TableGradient(self.inputs[3], self.plan, queries, keys, self.wants_bias)
         if self.wants_bias:
             pairs = query_tiles * key_tiles
             splits = _splits(self.inputs[2].device, all_windows, self.heads * pairs)
-            _start(
+            start(
                 backward.to_bias,
                 splits * pairs * self.heads,
                 (*self.inputs, normalisers, grad, table.room(splits), deltas),
@@ -273,14 +271,6 @@ class _BackwardPass:
                 constants | table.constants,
             )
         return table.total(), grad_scale.sum((0, 1)), None if grad_padded is None else grad_padded.sum((0, 1))
-
-
-def _start(
-    kernel: Any, programs: int, tensors: tuple[Any, ...], numbers: tuple[Any, ...], constants: dict[str, Any]
-) -> None:
-    """Starts so many programs of a kernel where its tensors are, which need not be the current device."""
-    with torch.cuda.device_of(tensors[0]):
-        kernel[(programs,)](*tensors, *numbers, **constants)
 
 
 def _in_one_piece(tensor: Tensor | None) -> Tensor | None:
@@ -345,5 +335,4 @@ def _options(queries: int, keys: int, work: int) -> dict[str, Any]:
 
 def _splits(device: torch.device, all_windows: int, programs: int) -> int:
     """Among how many programs the windows are split, if there are so many programs for each part."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-    return max(1, min(all_windows, PROGRAMS_PER_PROCESSOR * processors // programs))
+    return max(1, min(all_windows, most_programs(device) // programs))

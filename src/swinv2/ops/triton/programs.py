@@ -1,0 +1,25 @@
+"""How kernels are started: where their tensors are, by so many programs.
+
+In: a kernel and its arguments. Out: nothing; it writes to its tensors.
+"""
+
+from typing import Any
+
+import torch
+
+PROGRAMS_PER_PROCESSOR = 4
+"""Of kernels whose programs have their own part of a sum and do one piece of the work after another."""
+
+
+def start(
+    kernel: Any, programs: int, tensors: tuple[Any, ...], numbers: tuple[Any, ...], constants: dict[str, Any]
+) -> None:
+    """Starts so many programs of a kernel where its first tensor is, which need not be the current device."""
+    with torch.cuda.device_of(tensors[0]):
+        kernel[(programs,)](*tensors, *numbers, **constants)
+
+
+def most_programs(device: torch.device) -> int:
+    """Programs beyond which more of them would only add parts to the sums."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    return PROGRAMS_PER_PROCESSOR * processors

@@ -1,0 +1,97 @@
+"""The residual line on a GPU in eager mode: x + factors * layer_norm(work), by one kernel each way.
+
+In: maps of tokens and the norm's tensors. Out: the main branch. torch alone reads and writes the map for the norm, for
+drop path and for the sum. torch.compile makes one kernel of the three by itself, so nothing here is for it. There is no
+gradient of the gradient: for that, load the model with attn_implementation="eager".
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from swinv2.ops.precision import precise
+from swinv2.ops.triton import norm
+from swinv2.ops.triton.programs import most_programs, start
+
+NUMBERS_AT_ONCE = 2**12
+"""Of a program's tile: with more, registers run out; one row at least."""
+
+
+def add_normalised(
+    x: Float[Tensor, "B H W C"],
+    work: Float[Tensor, "B H W C"],
+    weight: Float[Tensor, " C"],
+    bias: Float[Tensor, " C"],
+    eps: float,
+    factors: Float[Tensor, " B"] | None,
+) -> Float[Tensor, "B H W C"]:
+    """x + factors * layer_norm(work), summed in fp32 at least and rounded once.
+
+    Args:
+        x: The main branch.
+        work: What the residual branch made of it.
+        weight, bias, eps: Of the norm.
+        factors: What drop path multiplies each image's branch by; None for 1.
+
+    Returns:
+        The sum, in the dtype that torch gives it: autocast norms in fp32.
+    """
+    return _AddNormalised.apply(x, work, weight, bias, eps, factors)
+
+
+class _AddNormalised(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, work: Tensor, weight: Tensor, bias: Tensor, eps: float, factors: Tensor | None
+    ) -> Tensor:
+        normed = precise(work.dtype) if torch.is_autocast_enabled(work.device.type) else work.dtype
+        output = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, normed), device=x.device)
+        work = work.contiguous()
+        count = work.numel() // work.shape[-1]
+        statistics = work.new_empty(2, count, dtype=precise(work.dtype))
+        factors = None if factors is None else factors.contiguous()
+        if count:
+            constants = _constants(work, factors)
+            tensors = (x.contiguous(), work, weight.contiguous(), bias.contiguous(), factors, output, statistics)
+            programs = triton.cdiv(count, constants["BLOCK_ROWS"])
+            start(norm.add_normalised, programs, tensors, (count, count // len(x)), constants | {"EPS": eps})
+        ctx.dtypes = x.dtype, bias.dtype
+        ctx.save_for_backward(work, weight, factors, statistics)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        work, weight, factors, statistics = ctx.saved_tensors
+        dtype, bias_dtype = ctx.dtypes
+        grad, grad_work = grad.contiguous(), torch.empty_like(work)
+        count = statistics.shape[1]
+        constants = _constants(work, factors)
+        blocks = triton.cdiv(count, constants["BLOCK_ROWS"])
+        rounds = max(triton.cdiv(blocks, most_programs(work.device)), 1)
+        programs = triton.cdiv(blocks, rounds)
+        parts = statistics.new_empty(2, programs, work.shape[-1])
+        if count:
+            tensors = (grad, work, weight.contiguous(), factors, statistics, grad_work, parts[0], parts[1])
+            start(norm.add_normalised_backward, programs, tensors, (count, count // len(work), rounds), constants)
+        grad_weight, grad_bias = parts.sum(1)
+        return grad.to(dtype), grad_work, grad_weight.to(weight.dtype), grad_bias.to(bias_dtype), None, None
+
+
+def _constants(work: Tensor, factors: Tensor | None) -> dict[str, Any]:
+    """What both kernels are compiled for."""
+    channels = triton.next_power_of_2(work.shape[-1])
+    rows = max(NUMBERS_AT_ONCE // channels, 1)
+    return {
+        "CHANNELS": work.shape[-1],
+        "BLOCK_ROWS": rows,
+        "BLOCK_CHANNELS": channels,
+        "HAS_FACTORS": factors is not None,
+        "PRECISE": tl.float64 if work.dtype == torch.float64 else tl.float32,
+        "num_warps": 8 if rows * channels > NUMBERS_AT_ONCE // 2 else 4,
+    }
