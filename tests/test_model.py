@@ -215,7 +215,7 @@ class TestPadding:
         geometry = WindowGeometry(window, (0, 0), (0, 0), mask_padding)
         layer = peers.draw_weights(CosineWindowAttention(24, 2, geometry, qkv_bias=True, dropout=0.0))
         with torch.no_grad():
-            return layer(x, layer.bias_table(x.device), form)[0]
+            return layer(x, layer.bias_table(x.device, "eager"), form)[0]
 
     @pytest.mark.parametrize("form", FORMS)
     def test_hidden_padding_is_as_if_there_were_none(self, form: str) -> None:
@@ -229,7 +229,7 @@ class TestPadding:
                 for module in (layer.query, layer.key, layer.value)
             )
             cosine = nn.functional.normalize(q, dim=-1) @ nn.functional.normalize(k, dim=-1).transpose(-2, -1)
-            table = layer.bias_table(x.device)
+            table = layer.bias_table(x.device, "eager")
             places = [(row, column) for row in range(3) for column in range(2)]
             bias = torch.stack(
                 [torch.stack([table[:, a - c + 3, b - d + 3] for c, d in places], -1) for a, b in places], -2

@@ -113,13 +113,26 @@ def collecting(found: set[str]):
     return aot_autograd(fw_compiler=collect, bw_compiler=collect)
 
 
-def test_without_gradients_a_compiled_block_is_two_operations(model):
+def test_without_gradients_a_compiled_block_is_three_operations(model):
     images = torch.randn(2, 3, 50, 70)
     found: set[str] = set()
     with torch.no_grad():
         answer = torch.compile(model, fullgraph=True, backend=collecting(found))(images).logits
-    assert found == {"project_and_attend", "gelu_mlp", "multiply"}
+    assert found == {"project_and_attend", "gelu_mlp", "multiply", "evaluate_field"}
     assert torch.equal(answer, logits(model, images))
+
+
+def test_a_compiled_model_has_the_position_bias_of_its_present_weights(model):
+    images = torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        before = logits(model, images)  # remembers its tables
+        assert torch.allclose(compiled(images).logits, before, atol=1e-5)
+        for block in model.swinv2.encoder.layers[0].blocks:
+            block.attention.self.continuous_position_bias_mlp[2].weight.data.normal_(generator=torch.Generator())
+        after = logits(model, images)
+        assert torch.allclose(compiled(images).logits, after, atol=1e-5)
+    assert not torch.allclose(after, before, atol=1e-4)
 
 
 def test_in_training_no_wide_tensor_is_in_the_graph(model):
@@ -128,7 +141,7 @@ def test_in_training_no_wide_tensor_is_in_the_graph(model):
     compiled(torch.randn(2, 3, 50, 70), labels=torch.tensor([0, 2])).loss.backward()
     assert found == {
         *("to_windows", "to_map", "to_scaled_windows", "scaled_windows_backward", "attend", "attend_backward"),
-        *("multiply", "gelu_mlp_with_hidden", "gelu_mlp_backward"),
+        *("multiply", "gelu_mlp_with_hidden", "gelu_mlp_backward", "evaluate_field", "evaluate_field_backward"),
     }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from swinv2.layers.linear import project
 from swinv2.layers.position import ContinuousPositionBias
 from swinv2.ops.cpu.attention import project_and_attend
-from swinv2.ops.dispatch import window_attention
+from swinv2.ops.dispatch import EAGER, window_attention
 from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Pair, WindowPlan
 
@@ -67,13 +67,17 @@ class CosineWindowAttention(nn.Module):
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=qkv_bias)
 
-    def bias_table(self, device: torch.device) -> Float[Tensor, "heads table_height table_width"]:
+    def bias_table(self, device: torch.device, backend: str) -> Float[Tensor, "heads table_height table_width"]:
         """The position bias of every relative position; the same for all images.
 
         Args:
             device: Where the map is.
+            backend: Form of the attention that runs; beside the plain one the bias may be computed in a faster way too.
         """
-        return self.continuous_position_bias_mlp(self.geometry.window, self.geometry.pretrained_window, device)
+        geometry = self.geometry
+        return self.continuous_position_bias_mlp(
+            geometry.window, geometry.pretrained_window, device, in_pieces=backend != EAGER
+        )
 
     def scale(self) -> Float[Tensor, " heads"]:
         """What the cosine is multiplied by: the reciprocal of the temperature tau."""
@@ -144,9 +148,9 @@ class Attention(nn.Module):
         self.self = CosineWindowAttention(dim, num_heads, geometry, qkv_bias, dropout)
         self.output = Projection(dim, dim, dropout)
 
-    def bias_table(self, device: torch.device) -> Float[Tensor, "heads table_height table_width"]:
+    def bias_table(self, device: torch.device, backend: str) -> Float[Tensor, "heads table_height table_width"]:
         """See `CosineWindowAttention.bias_table`."""
-        return self.self.bias_table(device)
+        return self.self.bias_table(device, backend)
 
     def forward(
         self,

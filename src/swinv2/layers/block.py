@@ -21,6 +21,7 @@ from swinv2.ops.cpu.mlp import feed_forward, gelu_feed_forward
 from swinv2.ops.cpu.opaque import is_compiled
 from swinv2.ops.cpu.pieces import SMALLEST_PIECE, add_in_pieces, can_run, is_plain_call
 from swinv2.ops.dispatch import EAGER, TRITON, refuse_machine
+from swinv2.ops.precision import precise
 
 
 class DropPath(nn.Module):
@@ -43,7 +44,7 @@ class DropPath(nn.Module):
 
     def factors(self, samples: Float[Tensor, "B *rest"]) -> Float[Tensor, " B"]:
         """What each sample's branch is multiplied by: drawn anew at each call."""
-        return self._draw(samples).float().div(1 - self.rate)
+        return self._draw(samples).to(precise(samples.dtype)).div(1 - self.rate)
 
     @property
     def drops(self) -> bool:
@@ -139,7 +140,7 @@ class SwinTransformerBlock(nn.Module):
         return self._residual_branches(feature_map, backend)
 
     def _residual_branches(self, x: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
-        bias_table = self.attention.bias_table(x.device)
+        bias_table = self.attention.bias_table(x.device, backend)
 
         def attend(images: Tensor) -> Tensor:
             return self._attention_branch(images, bias_table, backend)[0]

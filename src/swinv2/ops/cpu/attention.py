@@ -9,8 +9,7 @@ no gradient of the gradient: for that, load the model with attn_implementation="
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from swinv2.ops.cpu.copies import ToMap, ToWindows
 from swinv2.ops.cpu.linear import linear, linear_each
 from swinv2.ops.cpu.opaque import opaque
 from swinv2.ops.cpu.pieces import pieces
-from swinv2.ops.precision import precise
+from swinv2.ops.precision import precise, without_autocast
 from swinv2.ops.windows import WindowPlan, crop, pad
 
 WEIGHTS_BYTES = 2**22
@@ -125,17 +124,6 @@ def _window_groups(query: Tensor, bias: Tensor, plan: WindowPlan) -> Iterator[tu
             yield slice(window, min(window + step, stop)), mask
 
 
-def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Everything has the dtype of the values; autocast would change some of the operations and not others."""
-
-    @wraps(function)
-    def run(*args: Any) -> Any:
-        with torch.autocast("cpu", enabled=False):
-            return function(*args)
-
-    return run
-
-
 def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """left @ right of every window and head of a group, straight into its place. If `out` is flat memory, what it
     begins with is taken."""
@@ -153,7 +141,7 @@ def _weights(query: Tensor, key: Tensor, bias: Tensor, room: Tensor) -> Tensor:
 
 
 @opaque(lambda query, key, value, bias_table, plan: torch.empty_like(value))
-@_without_autocast
+@without_autocast
 def attend(query: Tensor, key: Tensor, value: Tensor, bias_table: Tensor, plan: WindowPlan) -> Tensor:
     """Attention in windows (N, heads, T, head_dim), whose queries and keys have their lengths already.
 
@@ -177,7 +165,7 @@ def _empty_attend_gradients(
 
 
 @opaque(_empty_attend_gradients)
-@_without_autocast
+@without_autocast
 def attend_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias_table: Tensor, wants_bias: bool, plan: WindowPlan
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -223,6 +211,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, bias_table = ctx.saved_tensors
         wants_bias = ctx.needs_input_grad[3]
-        *gradients, grad_table = attend_backward(grad.contiguous(), *ctx.saved_tensors, wants_bias, ctx.plan)
+        *gradients, grad_table = attend_backward(grad.contiguous(), query, key, value, bias_table, wants_bias, ctx.plan)
         return *gradients, grad_table if wants_bias else None, None
