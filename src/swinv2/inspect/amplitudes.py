@@ -118,7 +118,8 @@ def draw_amplitudes(
     axes: Any = figure.subplots()
     for colour, (name, measured) in zip(_COLOURS, models.items(), strict=False):
         lead = f"{printable(name, 40)}: " if len(models) > 1 else ""
-        _line(axes, [each.main for each in measured], f"{lead}map after the block", color=colour, marker="o")
+        label = f"{lead}map after the block" if has_branches else printable(name, 60)
+        _line(axes, [each.main for each in measured], label, color=colour, marker="o")
         if has_branches:
             styles: dict[str, Any] = {"linewidth": 1.1, "color": colour if len(models) > 1 else _COLOURS[1]}
             for branch, options in (("attention", {"marker": "^"}), ("mlp", {"marker": "s"})):
@@ -138,7 +139,8 @@ def draw_amplitudes(
             axes.text(index - 0.4, 1.0, f"stage {stages[index]}", **place)
     if title:
         axes.set_title(printable(title, 100), fontsize=10.5, pad=12, parse_math=False)
-    axes.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(0.0, -0.22), ncols=3, borderaxespad=0.0)
+    columns = 3 if len(models) == 1 else 2
+    figure.legend(frameon=False, fontsize=8.5, loc="outside lower center", ncols=columns)
     save(figure, path)
 
 

@@ -48,7 +48,7 @@ def by_direction(bias_table: Float[Tensor, "heads table_height table_width"]) ->
     return bias_table.detach().float().cpu().flip(1, 2).numpy()
 
 
-def draw_bias(fields: Sequence[BiasField], path: Path, title: str = "") -> None:
+def draw_bias(fields: Sequence[BiasField], path: Path, title: str = "", is_compared: bool = False) -> None:
     """Draws position biases, a tile for each head.
 
     Drawn is the bias less its mean over the head's field: what is added to all keys alike changes no attention weight.
@@ -58,30 +58,34 @@ def draw_bias(fields: Sequence[BiasField], path: Path, title: str = "") -> None:
         fields: The blocks.
         path: The PNG file; one that exists is replaced.
         title: What to write above.
+        is_compared: Whether the fields are those of one block for several windows: then they have one scale of colours,
+            whose zero is the bias of the query itself, the same for every window.
     """
-    save(_figure_of_bias(fields, title), path, cut=True)
+    save(_figure_of_bias(fields, title, is_compared), path, cut=True)
 
 
-def _figure_of_bias(fields: Sequence[BiasField], title: str) -> Figure:
-    side, gap, head, heading, foot = 1.15, 0.16, 0.24, 0.38, 0.36
+def _figure_of_bias(fields: Sequence[BiasField], title: str, is_compared: bool = False) -> Figure:
+    side, gap, head, heading, foot = 1.15, 0.22, 0.24, 0.36, 0.3
     lines = [-(-len(field.values) // HEADS_ACROSS) for field in fields]
     across = max(min(len(field.values), HEADS_ACROSS) for field in fields)
     # Ticks stand left of the first tile.
     indent = 0.5
-    total_width = indent + across * (side + gap) + 0.8
-    total_height = sum(line * (side + head) + heading + foot for line in lines) + 0.5
+    total_width = max(indent + across * (side + gap) + 0.8, 6.2)
+    total_height = sum(line * (side + head) + heading + foot for line in lines) + 0.6
     figure = Figure((total_width, total_height), dpi=DPI, facecolor="white")
     if title:
         figure.text(0, 1, printable(title, 110), va="top", fontsize=11, parse_math=False)
-    note = "how the bias changes the logit of a key so far below and right of its query, less the head's mean"
+    note = "how the bias changes the logit of a key so far below and right of its query, less "
+    note += "what it adds to the query's own" if is_compared else "the head's mean"
     if any(field.window != field.learned_window for field in fields):
-        note += " · dashed: the distances of the window it was learned in"
+        note += "\ndashed: the distances of the window it was learned in"
     figure.text(0, 1 - 0.22 / total_height, note, va="top", fontsize=8.5, color="#555555")
-    top = 0.5
-    for field, line_count in zip(fields, lines, strict=True):
+    top = 0.6
+    reliefs = [_relief(field, is_compared) for field in fields]
+    limits = [max(float(np.abs(relief).max()), 1e-6) for relief in reliefs]
+    for field, relative, limit, line_count in zip(fields, reliefs, limits, lines, strict=True):
         figure.text(0, 1 - (top + 0.04) / total_height, field.title, va="top", fontsize=9.5, weight="bold")
-        relative = field.values - field.values.mean((1, 2), keepdims=True)
-        limit = max(float(np.abs(relative).max()), 1e-6)
+        limit = max(limits) if is_compared else limit
         image: Any = None
         for index, values in enumerate(relative):
             line, column = divmod(index, HEADS_ACROSS)
@@ -109,6 +113,14 @@ def _figure_of_bias(fields: Sequence[BiasField], title: str) -> Figure:
         bar.outline.set_visible(False)
         top += line_count * (side + head) + heading + foot
     return figure
+
+
+def _relief(field: BiasField, is_from_the_query: bool) -> np.ndarray:
+    """The bias of each head, less that of the query itself or less its mean."""
+    if not is_from_the_query:
+        return field.values - field.values.mean((1, 2), keepdims=True)
+    down, right = field.window[0] - 1, field.window[1] - 1
+    return field.values - field.values[:, down : down + 1, right : right + 1]
 
 
 def _show(axes: Any, values: np.ndarray, field: BiasField, limit: float) -> Any:

@@ -59,7 +59,6 @@ class View:
         for places, wanted in ((self.rows, point[1] + 0.5), (self.columns, point[0] + 0.5)):
             nearest = int(np.abs(places - wanted).argmin())
             step = abs(places[-1] - places[0]) / max(len(places) - 1, 1)
-            # At the edges, resizing mixes places: half a pixel of the picture more is still within it.
             if len(places) > 1 and abs(places[nearest] - wanted) > max(step, 1.0):
                 left, top, right, bottom = (round(edge) for edge in self.box)
                 raise UsageError(
@@ -75,7 +74,7 @@ class View:
         """What of the image the model sees: left, top, right, bottom, in pixels of the image."""
         edges: list[tuple[float, float]] = []
         for places, length in ((self.columns, self.size[1]), (self.rows, self.size[0])):
-            half = (places[-1] - places[0]) / max(len(places) - 1, 1) / 2 if len(places) > 1 else length / 2
+            half = (places[-1] - places[0]) / max(len(places) - 1, 1) / 2 or length / 2
             edges.append((max(float(places[0] - half), 0.0), min(float(places[-1] + half), float(length))))
         return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
 
@@ -100,6 +99,13 @@ def look(image: Image.Image, processor: Any) -> View:
     down, across = (torch.arange(length) + 0.5 for length in (image.height, image.width))
     coordinates = torch.stack([*torch.meshgrid(down, across, indexing="ij"), torch.zeros(image.height, image.width)])
     traced = processor(images=coordinates, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
-    # The middle row and column: at the edges an enlargement repeats pixels.
     rows, columns = traced[0, :, traced.shape[2] // 2], traced[1, traced.shape[1] // 2]
-    return View(pixel_values, picture, rows.double().numpy(), columns.double().numpy(), (image.height, image.width))
+    return View(pixel_values, picture, _straight(rows), _straight(columns), (image.height, image.width))
+
+
+def _straight(places: Float[Tensor, "length"]) -> np.ndarray:
+    """Puts places on the straight line through the middle ones: at the edges, resizing has no neighbours to mix."""
+    found = places.double().numpy()
+    middle = len(found) // 2
+    step = float(np.median(np.diff(found))) if len(found) > 1 else 0.0
+    return found[middle] + (np.arange(len(found)) - middle) * step
