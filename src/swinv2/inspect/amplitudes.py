@@ -91,13 +91,11 @@ class Amplitudes:
 
     def measured(self) -> list[Amplitude]:
         """The patches and every block, in their order."""
-        return [
-            Amplitude(stage, block, *(found[name].value() if name in found else None for name in _PARTS))  # type: ignore[arg-type]
-            for (stage, block), found in self._variances.items()
-        ]
-
-
-_PARTS = ("main", "attention", "mlp")
+        measured: list[Amplitude] = []
+        for (stage, block), found in self._variances.items():
+            values = {name: variance.value() for name, variance in found.items()}
+            measured.append(Amplitude(stage, block, values["main"], values.get("attention"), values.get("mlp")))
+        return measured
 
 
 def draw_amplitudes(

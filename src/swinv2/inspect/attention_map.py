@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from swinv2.drawing.paper import DPI, printable, save
+from swinv2.drawing.paper import DPI, axes_at, printable, save
 from swinv2.ops import windows
 from swinv2.ops.windows import Pair, WindowPlan
 
@@ -95,9 +95,12 @@ def token_attention(
 
 
 def overlay(
-    picture: UInt8[np.ndarray, "H W 3"], weights: Float[np.ndarray, "h w"], visible: Bool[np.ndarray, "h w"],
-    token_size: Pair, most: float,
-) -> UInt8[np.ndarray, "H W 3"]:  # fmt: skip
+    picture: UInt8[np.ndarray, "H W 3"],
+    weights: Float[np.ndarray, "h w"],
+    visible: Bool[np.ndarray, "h w"],
+    token_size: Pair,
+    most: float,
+) -> UInt8[np.ndarray, "H W 3"]:
     """Lays attention over a picture: the picture in pale grey, coloured where the token may look.
 
     Args:
@@ -173,20 +176,13 @@ def _figure_of_attention(rows: Sequence[StageRow], picture: np.ndarray, title: s
         tiles += [(f"head {index}", weights, zoom) for index, weights in enumerate(attention.weights, 1)]
         for index, (name, weights, region) in enumerate(tiles):
             line, column = (0, index) if index < 2 else ((index - 2) // HEADS_ACROSS, 2 + (index - 2) % HEADS_ACROSS)
-            below = top + heading + line * (side + head) + side
-            box = (column * (side + gap) / total_width, 1 - below / total_height, side / total_width,
-                   side / total_height)  # fmt: skip
-            axes: Any = figure.add_axes(box)
-            shown = picture if weights is None else overlay(
-                picture, weights, attention.visible, row.token_size, most
-            )  # fmt: skip
-            _show(axes, shown, row, region)
+            below = top + heading + line * (side + head)
+            axes = axes_at(figure, column * (side + gap), below, side, side)
+            laid = picture if weights is None else overlay(picture, weights, attention.visible, row.token_size, most)
+            _show(axes, laid, row, region)
             axes.set_title(name, fontsize=8, pad=2.5)
-        height = line_count * (side + head) - head
-        bottom = 1 - (top + heading + height) / total_height
-        bar_left = min(2 + len(attention.weights), across) * (side + gap) / total_width
-        bar_axes = figure.add_axes((bar_left, bottom + (height - side) / total_height, 0.1 / total_width,
-                                    side / total_height))  # fmt: skip
+        bar_left = min(2 + len(attention.weights), across) * (side + gap)
+        bar_axes = axes_at(figure, bar_left, top + heading, 0.1, side)
         bar: Any = figure.colorbar(ScalarMappable(Normalize(0, 100 * most), _COLOURS), cax=bar_axes)
         bar.set_label("weight, %", fontsize=8)
         bar.ax.tick_params(labelsize=7.5, length=2)

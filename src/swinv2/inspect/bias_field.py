@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from swinv2.drawing.paper import DPI, printable, save
+from swinv2.drawing.paper import DPI, axes_at, printable, save
 from swinv2.ops.windows import Pair
 
 HEADS_ACROSS = 8
@@ -89,10 +89,8 @@ def _figure_of_bias(fields: Sequence[BiasField], title: str, is_compared: bool =
         image: Any = None
         for index, values in enumerate(relative):
             line, column = divmod(index, HEADS_ACROSS)
-            below = top + heading + line * (side + head) + side
-            left = indent + column * (side + gap)
-            axes: Any = figure.add_axes((left / total_width, 1 - below / total_height, side / total_width,
-                                         side / total_height))  # fmt: skip
+            below = top + heading + line * (side + head)
+            axes = axes_at(figure, indent + column * (side + gap), below, side, side)
             image = _show(axes, values, field, limit)
             axes.set_title(f"head {index + 1}", fontsize=8, pad=2.5)
             if column:
@@ -104,9 +102,8 @@ def _figure_of_bias(fields: Sequence[BiasField], title: str, is_compared: bool =
                 axes.set_xlabel("right, tokens", fontsize=7.5, labelpad=1)
             else:
                 axes.set_xticklabels([])
-        bar_left = (indent + min(len(relative), across) * (side + gap)) / total_width
-        bar_axes = figure.add_axes((bar_left, 1 - (top + heading + side) / total_height, 0.1 / total_width,
-                                    side / total_height))  # fmt: skip
+        bar_left = indent + min(len(relative), across) * (side + gap)
+        bar_axes = axes_at(figure, bar_left, top + heading, 0.1, side)
         bar: Any = figure.colorbar(image, cax=bar_axes)
         bar.set_label("logit", fontsize=8)
         bar.ax.tick_params(labelsize=7.5, length=2)

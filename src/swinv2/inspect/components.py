@@ -89,7 +89,7 @@ def draw_components(
     height, width = picture.shape[:2]
     side = 1.5
     tile = (side * min(1.0, width / height), side * min(1.0, height / width))
-    figure = open_figure((tile[0] + 0.15) * (len(maps) + 1) + 0.5, (tile[1] + 0.33) * (1 + len(_ROWS)) + 0.75)
+    figure = open_figure((tile[0] + 0.15) * (len(maps) + 1) + 0.5, (tile[1] + 0.33) * (1 + len(_ROWS)) + 0.9)
     grid: Any = figure.subplots(1 + len(_ROWS), len(maps) + 1, squeeze=False)
     for axes in grid.flat:
         axes.set_xticks([])
@@ -97,7 +97,7 @@ def draw_components(
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
     grid[0, 0].imshow(picture, extent=(0, width, height, 0), interpolation="nearest")
-    grid[0, 0].set_title(f"what the model saw\n{width} x {height} pixels", fontsize=8.5)
+    grid[0, 0].set_title(f"what the\nmodel saw\n{width} x {height} pixels", fontsize=8.5)
     for axes in grid[1:, 0]:
         axes.axis("off")
     for row, name in enumerate(_ROWS, 1):
@@ -108,7 +108,7 @@ def draw_components(
         extent = (0, across * tokens[name][1], down * tokens[name][0], 0)
         options: dict[str, Any] = {"extent": extent, "interpolation": "nearest"}
         grid[0, column].imshow(as_colours(components.scores), **options)
-        heading = f"{name.replace('stage', 'stage ')}\n{across} x {down} tokens, {components.channels} channels"
+        heading = f"{name.replace('stage', 'stage ')}\n{across} x {down} tokens\n{components.channels} channels"
         grid[0, column].set_title(heading, fontsize=8.5)
         for index in range(COMPONENTS):
             scores = components.scores[:, :, index]

@@ -4,7 +4,9 @@ In: a model and pixels. Out: the map after the patches and after every block, wh
 the attention weights of the last block of each stage. Nothing in the model is changed; hooks watch it and go again.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -90,17 +92,17 @@ def observe(model: Swinv2Model, pixel_values: Float[Tensor, "B channels height w
     after: list[Tensor] = []
     branches: list[Tensor] = []
 
-    def keep(kept: list[Tensor]) -> object:
-        def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    def keep(kept: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             kept.append((output[0] if isinstance(output, tuple) else output).detach().float().cpu())
 
         return hook
 
-    handles = [model.embeddings.register_forward_hook(keep(embedded))]  # type: ignore[arg-type]
+    handles = [model.embeddings.register_forward_hook(keep(embedded))]
     for _, _, block in blocks:
-        handles.append(block.register_forward_hook(keep(after)))  # type: ignore[arg-type]
+        handles.append(block.register_forward_hook(keep(after)))
         # Both branches go through it, the attention's first, whatever they consist of.
-        handles.append(block.drop_path.register_forward_hook(keep(branches)))  # type: ignore[arg-type]
+        handles.append(block.drop_path.register_forward_hook(keep(branches)))
     try:
         output = model(pixel_values, output_attentions=True)
     finally:
