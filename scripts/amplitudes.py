@@ -1,13 +1,15 @@
 """Figure 2 of the paper in small: how large activations grow where blocks normalise before their work, and after it.
 
-Two models learn CIFAR-10 from the same seed, the same pictures in the same order: one as this package has it, each
-branch normalised after its work, and one whose branches are normalised before their work, as in the first Swin
-Transformer. Nothing else differs but the norms' first weights: 0 after the work, as in the authors' code, and 1 before
-it, where 0 would let nothing through. Then the average channel variance of every block is measured on test pictures.
+Three models learn CIFAR-10 from the same seed, the same pictures in the same order. One has its branches normalised
+before their work, as the first Swin Transformer; its norms begin with weight 1, since 0 would let nothing through. One
+is this package's, each branch normalised after its work by a norm whose weight begins at 0, as in the authors' code. In
+the last one these weights begin at 1 too. Then the average channel variance of every block is measured on test
+pictures.
 
     python scripts/amplitudes.py --data cifar10 --output runs/amplitudes
 
-OUTPUT/amplitudes.png has the picture, amplitudes.json the numbers.
+OUTPUT/amplitudes.png has the picture, amplitudes.json the numbers. A model whose numbers are there is not trained
+again.
 
 Source: Liu et al., Swin Transformer V2 (arXiv 2111.09883), section 3.2 and figure 2.
 """
@@ -35,7 +37,11 @@ MODEL = {"image_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 48, "
 WARM_UP = 50
 """Steps in which the rate rises."""
 
-POST, PRE = "normalised after (Swin V2)", "normalised before (as Swin V1)"
+PRE, POST, POST_FROM_ONE = (
+    "normalised before (as Swin V1)",
+    "normalised after (Swin V2)",
+    "normalised after, weights of the norms from 1",
+)
 
 
 class PreNormBlock(SwinTransformerBlock):
@@ -49,16 +55,15 @@ class PreNormBlock(SwinTransformerBlock):
 
 
 def build(where: str, depths: list[int], seed: int) -> Swinv2ForImageClassification:
-    """A fresh model; that of the other kind has the same weights."""
+    """A fresh model; those of the other kinds have the same weights but for the norms."""
     torch.manual_seed(seed)
     config = Swinv2Config(**MODEL, depths=depths, drop_path_rate=0.0, num_labels=len(LABELS))
     model = Swinv2ForImageClassification(config)
-    if where == PRE:
-        for module in model.modules():
-            if isinstance(module, SwinTransformerBlock):
-                module.__class__ = PreNormBlock
-            elif isinstance(module, PostNorm):
-                nn.init.ones_(module.weight)
+    for module in model.modules():
+        if isinstance(module, SwinTransformerBlock) and where == PRE:
+            module.__class__ = PreNormBlock
+        elif isinstance(module, PostNorm) and where != POST:
+            nn.init.ones_(module.weight)
     return model
 
 
@@ -118,25 +123,31 @@ def main(
     seed: Annotated[int, typer.Option(help="Of weights and pictures.")] = 0,
     pictures: Annotated[int, typer.Option(min=100, help="Test pictures that are measured, in hundreds.")] = 1000,
 ) -> None:
-    """Trains both models, measures them, and draws their amplitudes."""
-    learned, test = load_cifar10(data, train=True), load_cifar10(data, train=False)
-    found: dict[str, list[Amplitude]] = {}
-    numbers: dict[str, object] = {"steps": steps, "batch_size": batch_size, "rate": rate, "seed": seed}
-    for where in (PRE, POST):
+    """Trains the models, measures them, and draws their amplitudes."""
+    asked = {"steps": steps, "batch_size": batch_size, "depths": depths, "rate": rate, "seed": seed}
+    asked |= {"pictures": pictures}
+    file = output / "amplitudes.json"
+    numbers = json.loads(file.read_text()) if file.is_file() else {"asked": asked}
+    if numbers["asked"] != asked:
+        raise SystemExit(f"{file} is of other settings, {numbers['asked']}; choose another --output, or delete it.")
+    output.mkdir(parents=True, exist_ok=True)
+    kinds = (PRE, POST, POST_FROM_ONE)
+    for where in kinds:
+        if where in numbers:
+            continue
         print(f"branches {where}", flush=True)
         model = build(where, [int(depth) for depth in depths.split(",")], seed)
-        losses = train(model, learned, steps, rate, batch_size, seed)
-        found[where], top1 = measure(model, test, pictures)
-        mains = [amplitude.main for amplitude in found[where]]
+        losses = train(model, load_cifar10(data, train=True), steps, rate, batch_size, seed)
+        measured, top1 = measure(model, load_cifar10(data, train=False), pictures)
+        mains = [amplitude.main for amplitude in measured]
         print(f"  top-1 {top1:.1%}; highest over lowest amplitude {max(mains) / min(mains):.1f}", flush=True)
-        numbers[where] = {
-            "top1": top1,
-            "loss": float(np.mean(losses[-50:])),
-            "amplitudes": [asdict(amplitude) for amplitude in found[where]],
-        }
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "amplitudes.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    title = f"Branches normalised before and after their work: CIFAR-10 after {steps} steps of {batch_size} pictures"
+        loss = float(np.mean(losses[-50:]))
+        numbers[where] = {"top1": top1, "loss": loss, "amplitudes": [asdict(amplitude) for amplitude in measured]}
+        file.write_text(json.dumps(numbers, indent=2) + "\n")
+    found = {
+        where: [Amplitude(**each) for each in numbers[where]["amplitudes"]] for where in numbers if where != "asked"
+    }
+    title = f"Branches normalised before or after their work: after {steps} steps on CIFAR-10"
     draw_amplitudes(found, output / "amplitudes.png", title, has_branches=False)
 
 

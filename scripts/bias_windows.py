@@ -11,6 +11,7 @@ from typing import Annotated
 
 import torch
 import typer
+from transformers.utils.logging import disable_progress_bar
 
 from swinv2 import Swinv2Model
 from swinv2.inspect.bias_field import BiasField, by_direction, draw_bias
@@ -35,6 +36,7 @@ def main(
     scale: Annotated[int, typer.Option(min=2, help="How many times as large image and window become.")] = 3,
 ) -> None:
     """Draws the three fields."""
+    disable_progress_bar()
     network = Swinv2Model.from_pretrained(model or shipped_model())
     size, window = network.config.image_size, network.config.window_size
     larger = scale * size if isinstance(size, int) else (scale * size[0], scale * size[1])

@@ -20,10 +20,11 @@ import torch
 import transformers
 import typer
 from PIL import Image
+from transformers.utils.logging import disable_progress_bar
 
 from swinv2 import Swinv2ForImageClassification
 from swinv2.config import as_pair
-from swinv2.loading import label_names, load_processor
+from swinv2.loading import label_names, load_processor, read_config
 from swinv2.predict.shipped import shipped_model
 from swinv2.train.cifar10 import LABELS, Split, load_cifar10
 
@@ -67,10 +68,11 @@ def main(
     guide: Annotated[Path | None, typer.Option(help="A document with the two marks.")] = None,
 ) -> None:
     """Measures all sizes and writes the table."""
+    disable_progress_bar()
     name = model or str(shipped_model())
     whole, processor = load_cifar10(data, train=False), load_processor(name)
     test = Split(whole.images[:pictures], whole.labels[:pictures])
-    old = Swinv2ForImageClassification.from_pretrained(name).config
+    old = read_config(name)
     if sorted(label_names(old)) != sorted(LABELS):
         raise SystemExit(f"--model {name} does not have the ten labels of CIFAR-10; choose one that was trained on it.")
     before = guide.read_text() if guide is not None else ""
