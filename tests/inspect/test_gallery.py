@@ -44,6 +44,20 @@ def image(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty files in place of pictures: drawing takes its time, and has tests of its own."""
+
+    def touch(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    monkeypatch.setattr(gallery, "draw_attention", lambda rows, picture, path, title: touch(path))
+    monkeypatch.setattr(gallery, "draw_components", lambda maps, picture, tokens, path, title: touch(path))
+    monkeypatch.setattr(gallery, "draw_bias", lambda fields, path, title: touch(path))
+    monkeypatch.setattr(gallery, "draw_amplitudes", lambda models, path, title: touch(path))
+
+
 def test_files_and_numbers(model: Path, image: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "folder"
     result = inspect(image, "--model", model, "-o", output, "--token", "119,0", "--json")
@@ -81,6 +95,7 @@ def test_files_and_numbers(model: Path, image: Path, tmp_path: Path) -> None:
     assert first["on_itself"] == pytest.approx([float(weights[window, 0, place, place])], rel=1e-4)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_stage_and_the_centre(model: Path, image: Path, tmp_path: Path) -> None:
     result = inspect(image, "-m", model, "-o", tmp_path / "out", "--stage", "stage2", "--json")
     found = json.loads(result.stdout)
@@ -91,14 +106,8 @@ def test_one_stage_and_the_centre(model: Path, image: Path, tmp_path: Path) -> N
     assert len(found["amplitudes"]) == 5
 
 
-def test_several_images_of_one_name_and_a_broken_one(
-    model: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Drawing takes its time, and is tested elsewhere.
-    monkeypatch.setattr(gallery, "draw_attention", lambda rows, picture, path, title: _touch(path))
-    monkeypatch.setattr(gallery, "draw_components", lambda maps, picture, tokens, path, title: _touch(path))
-    monkeypatch.setattr(gallery, "draw_bias", lambda fields, path, title: _touch(path))
-    monkeypatch.setattr(gallery, "draw_amplitudes", lambda models, path, title: _touch(path))
+@pytest.mark.usefixtures("undrawn")
+def test_several_images_of_one_name_and_a_broken_one(model: Path, image: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
@@ -121,11 +130,6 @@ def test_several_images_of_one_name_and_a_broken_one(
     assert broken.exit_code == 1
     assert json.loads(broken.stdout)["files"] == []
     assert not (tmp_path / "none").exists()
-
-
-def _touch(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
 
 
 def test_the_same_command_draws_the_same_pictures(model: Path, image: Path, tmp_path: Path) -> None:
@@ -163,6 +167,7 @@ def test_a_point_is_read() -> None:
             parse_token(text)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_inspecting_leaves_the_model_as_it_was(model: Path, image: Path, tmp_path: Path) -> None:
     inspector = Inspector.load(str(model), device="cpu")
     before = {name: value.clone() for name, value in inspector.model.state_dict().items()}
