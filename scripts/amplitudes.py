@@ -39,8 +39,8 @@ WARM_UP = 50
 
 PRE, POST, POST_FROM_ONE = (
     "normalised before (as Swin V1)",
-    "normalised after (Swin V2)",
-    "normalised after, weights of the norms from 1",
+    "normalised after, norms from 0 (Swin V2)",
+    "normalised after, norms from 1",
 )
 
 
@@ -147,7 +147,7 @@ def main(
     found = {
         where: [Amplitude(**each) for each in numbers[where]["amplitudes"]] for where in numbers if where != "asked"
     }
-    title = f"Branches normalised before or after their work: after {steps} steps on CIFAR-10"
+    title = f"Norms before or after a branch's work: {steps} steps on CIFAR-10"
     draw_amplitudes(found, output / "amplitudes.png", title, has_branches=False)
 
 
