@@ -1,8 +1,8 @@
 """The command `swinv2`: describe models, classify images, extract features.
 
 In: what a user types. Out: data on stdout, messages on stderr, and an exit status: 0 when all went well, 1 when files
-were skipped, 2 when nothing could be done as asked. Everything is computed in `swinv2.predict`; this module only asks
-and shows.
+were skipped, 2 when nothing could be done as asked. Everything is computed in `swinv2.predict`, `swinv2.train` and
+`swinv2.inspect`; this module only asks and shows.
 """
 
 import json
