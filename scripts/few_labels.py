@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from runs import SMALL_MODEL, read_log, run_recipe
 
-from swinv2.train.drawing.paper import open_figure, save
+from swinv2.drawing.paper import open_figure, save
 
 LABELLED = {"warmup_steps": 0.13, "eval_steps": 0.2, "save_steps": 0.5, "logging_steps": 0.05}
 """Shares of a training, for steps that its recipe counts for a longer one; whatever it starts from."""

@@ -1,8 +1,8 @@
 """The command `swinv2`: describe models, classify images, extract features.
 
 In: what a user types. Out: data on stdout, messages on stderr, and an exit status: 0 when all went well, 1 when files
-were skipped, 2 when nothing could be done as asked. Everything is computed in `swinv2.predict`; this module only asks
-and shows.
+were skipped, 2 when nothing could be done as asked. Everything is computed in `swinv2.predict`, `swinv2.train` and
+`swinv2.inspect`; this module only asks and shows.
 """
 
 import json
@@ -370,6 +370,54 @@ def reconstruct(
         )
     report.message_console().print(f"mean error over hidden pixels {loss:.4f}; drawn: {report.shown(output)}")
     _finish(len(paths) + len(missing), list(missing))
+
+
+@app.command()
+def inspect(
+    images: _Images = None,
+    model: _Model = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the pictures go.")] = Path(
+        "inspection"
+    ),
+    token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y",
+            help="The token whose attention is drawn: the one that shows this pixel of the image, from its top left.",
+            show_default="the centre",
+        ),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(metavar="NAME", help="stage1, stage2 ...: only this one.", show_default="all")
+    ] = None,
+    device: _Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the pictures and their numbers.")] = False,
+) -> None:
+    """Look inside a model: draw what a token attends to, feature maps, the position bias, amplitudes by block.
+
+    An image that cannot be read is named on stderr and left out; the exit status is then 1.
+    """
+    with _sentences():
+        try:
+            from swinv2.inspect import gallery
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"inspect draws with {error.name}, which is not installed; install swinv2[train], which brings it."
+            ) from error
+        point = gallery.parse_token(token)
+        paths, missing = _find(images, "swinv2 inspect photo.jpg --token 120,80.")
+        name = _model_or_shipped(model)
+        inspector = gallery.Inspector.load(name, stage, device)
+        skipped = list(missing)
+        with _progress(len(paths), "inspecting") as progress:
+            answers = [answer for _, answer in _watched(inspector.inspect(paths, output, point), progress, skipped)]
+        drawn = [answer for answer in answers if not isinstance(answer, BrokenImage)]
+        measured, bias, files = inspector.draw_model(output) if drawn else ([], [], [])
+    if as_json:
+        typer.echo(json.dumps(gallery.summary(name, [*missing, *answers], measured, bias, files), indent=2))
+    for file in [*(file for each in drawn for file in each.files), *files]:
+        report.message_console().print(f"drawn: {report.shown(Path(file))}")
+    _finish(len(paths) + len(missing), skipped)
 
 
 @app.command()

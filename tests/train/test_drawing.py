@@ -8,9 +8,10 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from swinv2.drawing import paper
 from swinv2.simmim import normalise_targets
 from swinv2.train.augment import Pixels
-from swinv2.train.drawing import confusion, curves, mistakes, paper, reconstructions
+from swinv2.train.drawing import confusion, curves, mistakes, reconstructions
 from swinv2.train.drawing.mistakes import Mistake
 
 COLOURS = Pixels((32, 32), (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))

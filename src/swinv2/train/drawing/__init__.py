@@ -4,7 +4,6 @@ In: the log of transformers' Trainer, tensors of images, counts, pictures with t
 whole or not there. This package trains and evaluates nothing, opens no data set, and knows neither a model nor a run's
 folders; what is to be drawn is brought to it.
 
-matplotlib draws, through its object-oriented interface: no window, no pyplot, no state that others would notice. What
-can be computed without it is in functions that return arrays: `curves.curves`, `reconstructions.reconstruction_rows`,
-`confusion.most_confused`.
+All of them are drawn on `swinv2.drawing`. What can be computed without matplotlib is in functions that return arrays:
+`curves.curves`, `reconstructions.reconstruction_rows`, `confusion.most_confused`.
 """

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from swinv2.train.drawing.paper import DPI, open_figure, printable, save
+from swinv2.drawing.paper import DPI, open_figure, printable, save
 
 MOST_NUMBERS, MOST_CLASSES = 20, 50
 """Up to how many classes a confusion matrix has numbers in its cells, and is drawn as a matrix at all."""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from swinv2.train.drawing.paper import open_figure, printable, save
+from swinv2.drawing.paper import open_figure, printable, save
 
 _TRAINING, _EVALUATION = "#2166ac", "#d6604d"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from swinv2.train.drawing.paper import TILE, Sheet, printable, save
+from swinv2.drawing.paper import TILE, Sheet, printable, save
 
 MOST_MISTAKES = 25
 """More mistakes than these are not drawn."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from swinv2.drawing.paper import TILE, Sheet, printable, save
 from swinv2.simmim import local_statistics
 from swinv2.train.augment import Pixels
-from swinv2.train.drawing.paper import TILE, Sheet, printable, save
 
 _GREY = 128
 

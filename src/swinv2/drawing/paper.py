@@ -50,6 +50,12 @@ def open_figure(width: float, height: float) -> Figure:
     return Figure((width, height), dpi=DPI, facecolor="white", layout="constrained")
 
 
+def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Any:
+    """Adds axes at a place in inches from the top left of a figure."""
+    across, down = figure.get_size_inches()
+    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+
+
 def printable(name: str, most: int) -> str:
     """A name on one line, of so many letters at most; what is no text, as in names of files, becomes "?"."""
     name = " ".join(name.encode("utf-8", "replace").decode("utf-8").split())

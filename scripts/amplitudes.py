@@ -1,0 +1,155 @@
+"""Figure 2 of the paper in small: how large activations grow where blocks normalise before their work, and after it.
+
+Three models learn CIFAR-10 from the same seed, the same pictures in the same order. One has its branches normalised
+before their work, as the first Swin Transformer; its norms begin with weight 1, since 0 would let nothing through. One
+is this package's, each branch normalised after its work by a norm whose weight begins at 0, as in the authors' code. In
+the last one these weights begin at 1 too. Then the average channel variance of every block is measured on test
+pictures.
+
+    python scripts/amplitudes.py --data cifar10 --output runs/amplitudes
+
+OUTPUT/amplitudes.png has the picture, amplitudes.json the numbers. A model whose numbers are there is not trained
+again.
+
+Source: Liu et al., Swin Transformer V2 (arXiv 2111.09883), section 3.2 and figure 2.
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+
+from swinv2 import Swinv2Config, Swinv2ForImageClassification
+from swinv2.inspect.amplitudes import Amplitude, Amplitudes, draw_amplitudes
+from swinv2.inspect.observation import observe
+from swinv2.layers.block import PostNorm, SwinTransformerBlock
+from swinv2.train.cifar10 import LABELS, Split, load_cifar10
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+MODEL = {"image_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 48, "num_heads": [2, 4]}
+WARM_UP = 50
+"""Steps in which the rate rises."""
+
+PRE, POST, POST_FROM_ONE = (
+    "normalised before (as Swin V1)",
+    "normalised after, norms from 0 (Swin V2)",
+    "normalised after, norms from 1",
+)
+
+
+class PreNormBlock(SwinTransformerBlock):
+    """A block whose branches are normalised before their work; otherwise the package's."""
+
+    def _attention_branch(self, x: Tensor, bias_table: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
+        return self.attention(self.layernorm_before(x), bias_table, backend)
+
+    def _mlp_branch(self, x: Tensor, backend: str) -> Tensor:
+        return self._mlp(self.layernorm_after(x), backend)
+
+
+def build(where: str, depths: list[int], seed: int) -> Swinv2ForImageClassification:
+    """A fresh model; those of the other kinds have the same weights but for the norms."""
+    torch.manual_seed(seed)
+    config = Swinv2Config(**MODEL, depths=depths, drop_path_rate=0.0, num_labels=len(LABELS))
+    model = Swinv2ForImageClassification(config)
+    for module in model.modules():
+        if isinstance(module, SwinTransformerBlock) and where == PRE:
+            module.__class__ = PreNormBlock
+        elif isinstance(module, PostNorm) and where != POST:
+            nn.init.ones_(module.weight)
+    return model
+
+
+def pixels(images: np.ndarray) -> Tensor:
+    """Normalised images (N, 3, 32, 32)."""
+    values = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    return (values - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
+
+
+def train(model: nn.Module, split: Split, steps: int, rate: float, batch_size: int, seed: int) -> list[float]:
+    """Trains by AdamW with a warm-up and half a cosine; returns the loss of each step."""
+    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)
+    draw = np.random.default_rng(seed)
+    losses: list[float] = []
+    model.train()
+    started = time.monotonic()
+    for step in range(steps):
+        share = min((step + 1) / WARM_UP, 1.0) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * share
+        chosen = draw.integers(0, len(split.labels), batch_size)
+        images = split.images[chosen]
+        images = np.where(draw.random(batch_size)[:, None, None, None] < 0.5, images, images[:, :, ::-1])
+        loss = model(pixels(images), labels=torch.from_numpy(split.labels[chosen]).long()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if (step + 1) % 50 == 0:
+            seconds = time.monotonic() - started
+            print(f"  step {step + 1}, loss {np.mean(losses[-50:]):.3f}, {seconds:.0f} s", flush=True)
+    return losses
+
+
+@torch.no_grad()
+def measure(model: Swinv2ForImageClassification, split: Split, count: int) -> tuple[list[Amplitude], float]:
+    """Amplitudes over the first test pictures, and the share of them that is recognised."""
+    model.eval()
+    # What `observe` needs.
+    model.set_attn_implementation("eager")
+    amplitudes, right = Amplitudes(), 0
+    for start in range(0, count, 100):
+        images, labels = pixels(split.images[start : start + 100]), split.labels[start : start + 100]
+        amplitudes.add(observe(model.swinv2, images))
+        right += int((model(images).logits.argmax(-1).numpy() == labels).sum())
+    return amplitudes.measured(), right / count
+
+
+def main(
+    data: Annotated[str, typer.Option(help="Where CIFAR-10 is: a folder, or a data set's name.")] = "cifar10",
+    output: Annotated[Path, typer.Option(help="Where the picture and the numbers go.")] = Path("runs/amplitudes"),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each training.")] = 400,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 128,
+    depths: Annotated[str, typer.Option(help="Blocks of the two stages.")] = "2,10",
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="Of weights and pictures.")] = 0,
+    pictures: Annotated[int, typer.Option(min=100, help="Test pictures that are measured, in hundreds.")] = 1000,
+) -> None:
+    """Trains the models, measures them, and draws their amplitudes."""
+    asked = {"steps": steps, "batch_size": batch_size, "depths": depths, "rate": rate, "seed": seed}
+    asked |= {"pictures": pictures}
+    file = output / "amplitudes.json"
+    numbers = json.loads(file.read_text()) if file.is_file() else {"asked": asked}
+    if numbers["asked"] != asked:
+        raise SystemExit(f"{file} is of other settings, {numbers['asked']}; choose another --output, or delete it.")
+    output.mkdir(parents=True, exist_ok=True)
+    kinds = (PRE, POST, POST_FROM_ONE)
+    for where in kinds:
+        if where in numbers:
+            continue
+        print(f"branches {where}", flush=True)
+        model = build(where, [int(depth) for depth in depths.split(",")], seed)
+        losses = train(model, load_cifar10(data, train=True), steps, rate, batch_size, seed)
+        measured, top1 = measure(model, load_cifar10(data, train=False), pictures)
+        mains = [amplitude.main for amplitude in measured]
+        print(f"  top-1 {top1:.1%}; highest over lowest amplitude {max(mains) / min(mains):.1f}", flush=True)
+        loss = float(np.mean(losses[-50:]))
+        numbers[where] = {"top1": top1, "loss": loss, "amplitudes": [asdict(amplitude) for amplitude in measured]}
+        file.write_text(json.dumps(numbers, indent=2) + "\n")
+    found = {
+        where: [Amplitude(**each) for each in numbers[where]["amplitudes"]] for where in numbers if where != "asked"
+    }
+    title = f"Norms before or after a branch's work: {steps} steps on CIFAR-10"
+    draw_amplitudes(found, output / "amplitudes.png", title, has_branches=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)

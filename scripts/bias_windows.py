@@ -1,0 +1,52 @@
+"""The position bias of a checkpoint at its own window and at a larger one, extrapolated and stretched.
+
+    python scripts/bias_windows.py --output docs/guides/resolution-bias.png
+
+Drawn is the last block of one stage. The larger window is a change of one call, `set_image_size`; the picture has what
+the model would add to its logits there.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from transformers.utils.logging import disable_progress_bar
+
+from swinv2 import Swinv2Model
+from swinv2.inspect.bias_field import BiasField, by_direction, draw_bias
+from swinv2.inspect.observation import blocks_of
+from swinv2.predict.shipped import shipped_model
+
+
+def field_of(model: Swinv2Model, stage: int, how: str) -> BiasField:
+    """The position bias of a stage's last block, as the model is now."""
+    number, block = [(number, block) for at, number, block in blocks_of(model) if at == stage][-1]
+    spec = model.config.stages()[stage - 1]
+    with torch.no_grad():
+        values = by_direction(block.attention.bias_table(torch.device("cpu"), "eager"))
+    title = f"stage {stage}, block {number}: {how} {spec.window[1]} x {spec.window[0]} tokens"
+    return BiasField(title, values, spec.window, spec.learned_window)
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("resolution-bias.png"),
+    model: Annotated[str, typer.Option(help="A model's folder, or a name; the shipped one unless given.")] = "",
+    stage: Annotated[int, typer.Option(min=1, help="Which stage.")] = 2,
+    scale: Annotated[int, typer.Option(min=2, help="How many times as large image and window become.")] = 3,
+) -> None:
+    """Draws the three fields."""
+    disable_progress_bar()
+    network = Swinv2Model.from_pretrained(model or shipped_model())
+    size, window = network.config.image_size, network.config.window_size
+    larger = scale * size if isinstance(size, int) else (scale * size[0], scale * size[1])
+    fields = [field_of(network, stage, "as it was learned, in windows of")]
+    for stretch, how in ((False, "extrapolated to windows of"), (True, "stretched over windows of")):
+        network = Swinv2Model.from_pretrained(model or shipped_model())
+        network.set_image_size(larger, scale * window, stretch=stretch)
+        fields.append(field_of(network, stage, how))
+    draw_bias(fields, output, "One position bias at two windows", is_compared=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

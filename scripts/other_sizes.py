@@ -1,0 +1,114 @@
+"""How well a CIFAR-10 checkpoint does at sizes that it was not trained at, without training on: windows scaled along
+with the image, their position bias extrapolated or stretched, or windows left as they are.
+
+    python scripts/other_sizes.py --data cifar10 --guide docs/guides/resolution.md
+
+The table goes to stdout, and with --guide into that document, in place of the one between the two marks. Test pictures
+are resized to the size by the model's own processor; to a rectangle they are distorted. The window grows with the
+longer side, so that in the last stage it still covers the whole map.
+"""
+
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import transformers
+import typer
+from PIL import Image
+from transformers.utils.logging import disable_progress_bar
+
+from swinv2 import Swinv2ForImageClassification
+from swinv2.config import as_pair
+from swinv2.loading import label_names, load_processor, read_config
+from swinv2.predict.shipped import shipped_model
+from swinv2.train.cifar10 import LABELS, Split, load_cifar10
+
+BEGIN, END = "<!-- scripts/other_sizes.py: begin -->", "<!-- scripts/other_sizes.py: end -->"
+BATCH_SIZE = 50
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Reads a size, "64" or "64x96", height first."""
+    parts = text.strip().split("x")
+    if len(parts) > 2 or not all(part.isdigit() for part in parts):
+        raise SystemExit(f"--sizes has {text!r}; expected sizes such as 64,64x96, height first.")
+    return int(parts[0]), int(parts[-1])
+
+
+@torch.inference_mode()
+def top1(model: Swinv2ForImageClassification, processor: Any, test: Split, size: tuple[int, int]) -> float:
+    """Share of the test pictures that are recognised at a size."""
+    names = label_names(model.config)
+    truth = torch.tensor([names.index(LABELS[label]) for label in test.labels])
+    right = 0
+    resize = {"size": {"height": size[0], "width": size[1]}, "do_resize": True, "do_center_crop": False}
+    for start in range(0, len(truth), BATCH_SIZE):
+        pictures = [Image.fromarray(image) for image in test.images[start : start + BATCH_SIZE]]
+        answers = model(**processor(pictures, return_tensors="pt", **resize)).logits.argmax(-1)
+        right += int((answers == truth[start : start + BATCH_SIZE]).sum())
+    return right / len(truth)
+
+
+def commit() -> str:
+    """The commit of this checkout."""
+    asked = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or "unknown"
+
+
+def main(
+    data: Annotated[str, typer.Option(help="Where CIFAR-10 is: a folder, or a data set's name.")] = "cifar10",
+    model: Annotated[str, typer.Option(help="A model's folder, or a name; the shipped one unless given.")] = "",
+    sizes: Annotated[str, typer.Option(help="Sizes, height first.")] = "32,40,48,64,96,32x48,48x32,64x96",
+    pictures: Annotated[int, typer.Option(min=1, max=10_000, help="Test pictures, the first ones.")] = 2000,
+    guide: Annotated[Path | None, typer.Option(help="A document with the two marks.")] = None,
+) -> None:
+    """Measures all sizes and writes the table."""
+    disable_progress_bar()
+    name = model or str(shipped_model())
+    whole, processor = load_cifar10(data, train=False), load_processor(name)
+    test = Split(whole.images[:pictures], whole.labels[:pictures])
+    old = read_config(name)
+    if sorted(label_names(old)) != sorted(LABELS):
+        raise SystemExit(f"--model {name} does not have the ten labels of CIFAR-10; choose one that was trained on it.")
+    before = guide.read_text() if guide is not None else ""
+    if guide is not None and not 0 <= before.find(BEGIN) < before.find(END):
+        raise SystemExit(f"--guide {guide} has no marks; put the lines {BEGIN} and {END} where the table shall stand.")
+
+    rows = [
+        f"| size, height x width | window | extrapolated | stretched | window left at {old.window_size} |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for size in map(parse_size, sizes.split(",")):
+        window = max(round(old.window_size * max(size) / max(as_pair("image_size", old.image_size))), 1)
+        cells = []
+        started = time.monotonic()
+        for new_window, stretch in ((window, False), (window, True), (old.window_size, False)):
+            changed = Swinv2ForImageClassification.from_pretrained(name).eval()
+            changed.set_image_size(size, new_window, stretch=stretch)
+            cells.append(f"{top1(changed, processor, test, size):.2%}")
+        rows.append(f"| {size[0]} x {size[1]} | {window} | {' | '.join(cells)} |")
+        print(f"{rows[-1]}  ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
+    error = 100 * float(np.sqrt(0.25 / pictures))
+    shown = "the shipped checkpoint" if not model else f"`{Path(model).name}`"
+    options = f" --model {Path(model).name}" if model else ""
+    rows += [
+        "",
+        f"Top-1 of {shown} on the first {pictures:,} test pictures of CIFAR-10; one standard error is at most "
+        f"{error:.1f} points. `python scripts/other_sizes.py --data cifar10{options} --pictures {pictures}` at commit "
+        f"{commit()}, torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, "
+        f"{platform.machine()} CPU.",
+    ]
+    table = "\n".join(rows)
+    print(table)
+    if guide is not None:
+        head, rest = before.split(BEGIN, 1)
+        guide.write_text(f"{head}{BEGIN}\n\n{table}\n\n{END}{rest.split(END, 1)[1]}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

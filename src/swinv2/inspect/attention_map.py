@@ -1,0 +1,237 @@
+"""What a token attends to, laid over the image.
+
+In: attention weights of all windows, as the "eager" form of the attention returns them, and a token. Out: the token's
+weights on the map, every one in its place, and a picture of them. Where the token's window lies is asked of
+`ops.windows`: the places of the map's tokens go the way of the tokens, through padding, shift and cutting.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from swinv2.drawing.paper import DPI, axes_at, printable, save
+from swinv2.ops import windows
+from swinv2.ops.windows import Pair, WindowPlan
+
+HEADS_ACROSS = 8
+"""So many heads stand in a row of a picture."""
+
+_COLOURS = "viridis"
+_TOKEN, _WINDOW = "#ff2d2d", "#ffd400"
+
+
+@dataclass(frozen=True)
+class TokenAttention:
+    """The attention of one token.
+
+    Attributes:
+        token: Its row and column on the map.
+        weights: How much each head attends to each token of the map.
+        window: The tokens of its window. Under a shift it may lie in up to four pieces at the edges of the map.
+        visible: Those of them that it may attend to: the piece it lies in.
+        on_filling: How much each head attends to tokens that fill up the window beyond the map. With `weights` it sums
+            up to 1.
+    """
+
+    token: Pair
+    weights: Float[np.ndarray, "heads H W"]
+    window: Bool[np.ndarray, "H W"]
+    visible: Bool[np.ndarray, "H W"]
+    on_filling: Float[np.ndarray, "heads"]
+
+
+def token_attention(
+    weights: Float[Tensor, "windows heads tokens tokens"], plan: WindowPlan, token: Pair
+) -> TokenAttention:
+    """Puts the attention of a token back on the map.
+
+    Args:
+        weights: Attention weights of all windows of one image.
+        plan: How its map was cut into windows.
+        token: Row and column on the map.
+
+    Raises:
+        ValueError: The map has no such token, or the weights are not of this plan.
+    """
+    (height, width), (padded_height, padded_width) = plan.grid, plan.padded_grid
+    if not (0 <= token[0] < height and 0 <= token[1] < width):
+        raise ValueError(f"token is {token}; the map has {height} rows and {width} columns, counted from 0.")
+    count = plan.counts[0] * plan.counts[1]
+    if weights.shape[0] != count or weights.shape[2] != plan.tokens:
+        raise ValueError(
+            f"weights are {tuple(weights.shape)}; this plan has {count} windows of {plan.tokens} tokens, one image."
+        )
+    # The places of the padded map, cut into windows as the tokens themselves were.
+    places = torch.arange(padded_height * padded_width).view(1, padded_height, padded_width)
+    places = windows.partition(windows.shift(places, plan), plan.window)
+    index, query = (places == token[0] * padded_width + token[1]).nonzero()[0].tolist()
+
+    hidden = plan.hidden_pairs(torch.device("cpu"))
+    may_see = torch.ones(plan.tokens, dtype=torch.bool) if hidden is None else ~hidden[index, query]
+    padded = torch.zeros(weights.shape[1], padded_height * padded_width, dtype=torch.float64)
+    padded[:, places[index]] = weights[index, :, query].double()
+    in_window = torch.zeros(padded_height * padded_width, dtype=torch.bool)
+    in_window[places[index]] = True
+    is_visible = torch.zeros_like(in_window)
+    is_visible[places[index]] = may_see
+
+    def on_the_map(values: Tensor) -> np.ndarray:
+        return values.unflatten(-1, (padded_height, padded_width))[..., :height, :width].numpy()
+
+    on_map = on_the_map(padded)
+    on_filling = padded.sum(-1).numpy() - on_map.sum((1, 2))
+    return TokenAttention(token, on_map, on_the_map(in_window), on_the_map(is_visible), on_filling)
+
+
+def overlay(
+    picture: UInt8[np.ndarray, "H W 3"],
+    weights: Float[np.ndarray, "h w"],
+    visible: Bool[np.ndarray, "h w"],
+    token_size: Pair,
+    most: float,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Lays attention over a picture: the picture in pale grey, coloured where the token may look.
+
+    Args:
+        picture: What the model saw.
+        weights: Attention to each token of a map.
+        visible: Which of them may be attended to; the others stay grey.
+        token_size: Pixels (height, width) that a token of the map covers.
+        most: The weight that has the last colour.
+    """
+    grey = picture.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    base = np.repeat(grey[..., None], 3, -1)
+    height, width = picture.shape[:2]
+
+    def enlarged(values: np.ndarray) -> np.ndarray:
+        return values.repeat(token_size[0], 0).repeat(token_size[1], 1)[:height, :width]
+
+    colours = 255 * colormaps[_COLOURS](enlarged(np.clip(weights / max(most, 1e-12), 0, 1)))[..., :3]
+    mixed = 0.45 * base + 0.55 * colours
+    pale = 110 + 0.5 * base
+    return np.where(enlarged(visible)[..., None], mixed, pale).round().clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """What is drawn of a stage.
+
+    Attributes:
+        title: Which block, in words.
+        attention: Of the token, in that block.
+        token_size: Pixels (height, width) that a token of this stage covers.
+    """
+
+    title: str
+    attention: TokenAttention
+    token_size: Pair
+
+
+def draw_attention(rows: Sequence[StageRow], picture: np.ndarray, path: Path, title: str = "") -> None:
+    """Draws what a token attends to: for each stage the image with the token and its window, the mean of the heads over
+    the whole image, and each head, enlarged to what lies around the window.
+
+    Args:
+        rows: The stages.
+        picture: What the model saw, (H, W, 3) of eight bits.
+        path: The PNG file; one that exists is replaced.
+        title: What to write above.
+    """
+    figure = _figure_of_attention(rows, picture, title)
+    save(figure, path, cut=True)
+
+
+def _figure_of_attention(rows: Sequence[StageRow], picture: np.ndarray, title: str) -> Figure:
+    side, gap, head, heading = 1.12, 0.12, 0.24, 0.42
+    lines = [-(-len(row.attention.weights) // HEADS_ACROSS) for row in rows]
+    across = 2 + max(min(len(row.attention.weights), HEADS_ACROSS) for row in rows)
+    total_width = across * (side + gap) + 0.7
+    total_height = sum(line * (side + head) + heading for line in lines) + 0.45
+    figure = Figure((total_width, total_height), dpi=DPI, facecolor="white")
+    if title:
+        figure.text(0, 1, printable(title, 130), va="top", fontsize=11, parse_math=False)
+    note = "red: the token · yellow: what it may attend to"
+    if any((row.attention.window != row.attention.visible).any() for row in rows):
+        note += " (dotted: the rest of its window)"
+    note += " · heads are enlarged, each sums to 100% · colours lie half over the image in grey"
+    figure.text(0, 1 - 0.22 / total_height, note, va="top", fontsize=8.5, color="#555555")
+    top = 0.45
+    for row, line_count in zip(rows, lines, strict=True):
+        figure.text(0, 1 - (top + 0.06) / total_height, row.title, va="top", fontsize=9.5, weight="bold")
+        attention = row.attention
+        mean, most = attention.weights.mean(0), float(attention.weights.max())
+        zoom = _around(attention.window if attention.window.all() else attention.visible, row.token_size, picture)
+        tiles = [("image", None, None), ("mean of heads", mean, None)]
+        tiles += [(f"head {index}", weights, zoom) for index, weights in enumerate(attention.weights, 1)]
+        for index, (name, weights, region) in enumerate(tiles):
+            line, column = (0, index) if index < 2 else ((index - 2) // HEADS_ACROSS, 2 + (index - 2) % HEADS_ACROSS)
+            below = top + heading + line * (side + head)
+            axes = axes_at(figure, column * (side + gap), below, side, side)
+            laid = picture if weights is None else overlay(picture, weights, attention.visible, row.token_size, most)
+            _show(axes, laid, row, region)
+            axes.set_title(name, fontsize=8, pad=2.5)
+        bar_left = min(2 + len(attention.weights), across) * (side + gap)
+        bar_axes = axes_at(figure, bar_left, top + heading, 0.1, side)
+        bar: Any = figure.colorbar(ScalarMappable(Normalize(0, 100 * most), _COLOURS), cax=bar_axes)
+        bar.set_label("weight, %", fontsize=8)
+        bar.ax.tick_params(labelsize=7.5, length=2)
+        bar.outline.set_visible(False)
+        top += line_count * (side + head) + heading
+    return figure
+
+
+def _show(axes: Any, shown: np.ndarray, row: StageRow, region: tuple[float, float, float, float] | None) -> None:
+    """Shows a picture with the token and its window; of the picture only a region, if one is given."""
+    height, width = shown.shape[:2]
+    axes.imshow(shown, extent=(0, width, height, 0), interpolation="nearest")
+    attention, (down, across) = row.attention, row.token_size
+    for mask, style in ((attention.window & ~attention.visible, (0, (1, 1.5))), (attention.visible, "-")):
+        for xs, ys in _outline(mask):
+            axes.plot(np.array(xs) * across, np.array(ys) * down, color=_WINDOW, linewidth=1.3, linestyle=style)
+    y, x = attention.token
+    axes.add_patch(Rectangle((x * across, y * down), across, down, fill=False, edgecolor=_TOKEN, linewidth=1.4))
+    left, top, right, bottom = region or (0, 0, width, height)
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_color("#bbbbbb")
+
+
+def _outline(mask: Bool[np.ndarray, "H W"]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The edges between tokens inside and outside a mask: pairs of x and pairs of y, in tokens."""
+    padded = np.pad(mask, 1)
+    lines: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    for y, x in zip(*np.nonzero(padded[:-1] != padded[1:]), strict=True):
+        lines.append(((int(x) - 1, int(x)), (int(y), int(y))))
+    for y, x in zip(*np.nonzero(padded[:, :-1] != padded[:, 1:]), strict=True):
+        lines.append(((int(x), int(x)), (int(y) - 1, int(y))))
+    return lines
+
+
+def _around(mask: Bool[np.ndarray, "H W"], token_size: Pair, picture: np.ndarray) -> tuple[float, float, float, float]:
+    """The square around a mask, half as large again, inside the picture: left, top, right, bottom, in pixels."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, bottom = rows[0] * token_size[0], (rows[-1] + 1) * token_size[0]
+    left, right = columns[0] * token_size[1], (columns[-1] + 1) * token_size[1]
+    height, width = picture.shape[:2]
+    wanted = 1.5 * max(bottom - top, right - left)
+
+    def span(start: float, stop: float, length: int) -> tuple[float, float]:
+        size = min(wanted, length)
+        begin = min(max((start + stop - size) / 2, 0.0), length - size)
+        return begin, begin + size
+
+    (top, bottom), (left, right) = span(top, bottom, height), span(left, right, width)
+    return left, top, right, bottom

@@ -1,0 +1,264 @@
+"""All pictures of a model: what `swinv2 inspect` does.
+
+In: a model's name and image files. Out: a folder of PNG files: for each image what a token attends to
+(`attention-NAME.png`) and its feature maps (`features-NAME.png`); of the model its position bias (`bias.png`) and its
+amplitudes over all images (`amplitudes.png`); and the numbers behind them.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from swinv2.config import as_pair
+from swinv2.errors import UsageError
+from swinv2.images import BrokenImage, read_images
+from swinv2.inspect.amplitudes import Amplitude, Amplitudes, draw_amplitudes
+from swinv2.inspect.attention_map import StageRow, draw_attention, token_attention
+from swinv2.inspect.bias_field import BiasField, by_direction, draw_bias
+from swinv2.inspect.components import draw_components, principal_components
+from swinv2.inspect.observation import Observation, StageAttention, blocks_of, observe
+from swinv2.inspect.view import View, look
+from swinv2.loading import choose_device, load_model, load_processor, read_config
+from swinv2.model import Swinv2Model
+from swinv2.ops.dispatch import EAGER
+from swinv2.ops.windows import Pair
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What was drawn of an image.
+
+    Attributes:
+        image: The file.
+        size: Width and height of the image.
+        seen: What of it the model saw: left, top, right, bottom, in pixels of the image.
+        pixel: The pixel of the picture that the model saw, (x, y), whose token was followed.
+        stages: For each stage: its block, the token's row and column on the map, its window, whether that is shifted,
+            and of each head the share of attention that the token keeps for itself and the share that lies on tokens
+            beyond the map.
+        files: The pictures.
+    """
+
+    image: str
+    size: tuple[int, int]
+    seen: tuple[float, float, float, float]
+    pixel: tuple[int, int]
+    stages: list[dict[str, Any]]
+    files: list[str] = field(default_factory=list)
+
+
+def parse_token(text: str | None) -> tuple[int, int] | None:
+    """Reads a point as it is typed: "X,Y".
+
+    Raises:
+        UsageError: It is no such pair.
+    """
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
+        raise UsageError(
+            f"--token is {text!r}; expected X,Y: pixels from the left and from the top of the image, as in 120,80."
+        )
+    return int(parts[0]), int(parts[1])
+
+
+class Inspector:
+    """Draws pictures of a model.
+
+    Args:
+        model: The network, on its device, with `attn_implementation="eager"`.
+        processor: Its image processor.
+        name: What to call the model.
+        stage: "stage1" and so on for one stage; None for all.
+    """
+
+    def __init__(self, model: Swinv2Model, processor: Any, name: str, stage: str | None = None) -> None:
+        self.model, self.processor, self.name, self.stage = model, processor, name, stage
+        self.amplitudes = Amplitudes()
+        self._names: set[str] = set()
+
+    @classmethod
+    def load(cls, name: str, stage: str | None = None, device: str = "auto") -> Self:
+        """Loads a model and its processor.
+
+        Args:
+            name: A folder, or a name on the hub; what head it has does not matter.
+            stage: See the class.
+            device: See `loading.choose_device`.
+
+        Raises:
+            UsageError: There is no such stage, or something about the model, the device or the processor does not fit.
+        """
+        stages = read_config(name).stage_names[1:]
+        if stage is not None and stage not in stages:
+            raise UsageError(f"--stage is {stage!r}; the model {name!r} has {', '.join(stages)}.")
+        # The eager form is the one that has attention weights.
+        model = load_model(Swinv2Model, name, choose_device(device), torch.float32, attn_implementation="eager")
+        return cls(model, load_processor(name), Path(name).name or name, stage)
+
+    def inspect(
+        self, paths: Iterable[Path], output: Path, point: tuple[int, int] | None = None
+    ) -> Iterator[tuple[Path, Inspected | BrokenImage]]:
+        """Draws what a token attends to, and the feature maps, of images.
+
+        Args:
+            paths: The files.
+            output: The folder to write to.
+            point: The token that shows this point, (x, y) in pixels of each image; None for the centre.
+
+        Returns:
+            For each file, in their order, what was drawn or why it was skipped.
+
+        Raises:
+            UsageError: The point is not in an image, or the folder cannot be written to.
+        """
+        for path, image in read_images(paths):
+            if isinstance(image, BrokenImage):
+                yield path, image
+                continue
+            view = look(image, self.processor)
+            pixel = view.find(point)
+            seen = observe(self.model, view.pixel_values.to(self.model.device, self.model.dtype))
+            self.amplitudes.add(seen)
+            yield path, self._draw_image(path, view, pixel, seen, output)
+
+    def draw_model(self, output: Path) -> tuple[list[Amplitude], list[dict[str, Any]], list[Path]]:
+        """Draws the position bias, and the amplitudes over all images so far.
+
+        Args:
+            output: The folder to write to.
+
+        Returns:
+            The amplitudes; for each stage the range of its bias; the pictures.
+        """
+        fields = self._bias_fields()
+        files = [output / "bias.png", output / "amplitudes.png"]
+        measured = self.amplitudes.measured()
+        with _writing(output):
+            draw_bias(fields, files[0], f"Position bias of {self.name}")
+            draw_amplitudes({self.name: measured}, files[1], f"Amplitude of activations in {self.name}")
+        ranges = [
+            {
+                "block": field.title,
+                "window": list(field.window),
+                "learned_window": list(field.learned_window),
+                "lowest": [float(values.min()) for values in field.values],
+                "highest": [float(values.max()) for values in field.values],
+            }
+            for field in fields
+        ]
+        return measured, ranges, files
+
+    def _wants(self, stage: int) -> bool:
+        return self.stage in (None, f"stage{stage}")
+
+    def _token_size(self, stage: int) -> Pair:
+        """Pixels (height, width) that a token of a stage covers; stage 1 and the patches are the same."""
+        down, across = as_pair("patch_size", self.model.config.patch_size)
+        return down << max(stage - 1, 0), across << max(stage - 1, 0)
+
+    def _draw_image(self, path: Path, view: View, pixel: Pair, seen: Observation, output: Path) -> Inspected:
+        rows: list[StageRow] = []
+        numbers: list[dict[str, Any]] = []
+        for stage in (stage for stage in seen.attentions if self._wants(stage.stage)):
+            size = self._token_size(stage.stage)
+            token = (pixel[0] // size[0], pixel[1] // size[1])
+            attention = token_attention(stage.weights, stage.plan, token)
+            rows.append(StageRow(_in_words(stage), attention, size))
+            numbers.append(
+                {
+                    "stage": stage.stage,
+                    "block": stage.block,
+                    "token": list(token),
+                    "window": list(stage.plan.window),
+                    "shift": list(stage.plan.shift),
+                    "on_itself": attention.weights[:, token[0], token[1]].tolist(),
+                    "beyond_the_map": attention.on_filling.tolist(),
+                }
+            )
+        maps = {name: tokens for name, tokens in seen.stage_maps().items() if self.stage in (None, name)}
+        components = {name: principal_components(tokens[0]) for name, tokens in maps.items()}
+        sizes = {name: self._token_size(int(name.removeprefix("stage") if name != "stem" else 0)) for name in maps}
+        name = self._name_of(path)
+        files = [output / f"attention-{name}.png", output / f"features-{name}.png"]
+        with _writing(output):
+            about = f"{path.name} seen by {self.name}"
+            draw_attention(rows, view.picture, files[0], f"What a token attends to: {about}")
+            draw_components(components, view.picture, sizes, files[1], f"Feature maps by principal components: {about}")
+        return Inspected(
+            str(path),
+            (view.size[1], view.size[0]),
+            view.box,
+            (pixel[1], pixel[0]),
+            numbers,
+            [str(file) for file in files],
+        )
+
+    def _name_of(self, path: Path) -> str:
+        """The file's name without its suffix, numbered if an image before had the same."""
+        name, number = path.stem, 2
+        while name in self._names:
+            name, number = f"{path.stem}-{number}", number + 1
+        self._names.add(name)
+        return name
+
+    def _bias_fields(self) -> list[BiasField]:
+        last = {stage: (number, block) for stage, number, block in blocks_of(self.model)}
+        fields: list[BiasField] = []
+        for spec in self.model.config.stages():
+            stage = spec.index + 1
+            if self._wants(stage):
+                number, block = last[stage]
+                with torch.no_grad():
+                    table = block.attention.bias_table(self.model.device, EAGER)
+                title = f"stage {stage}, block {number}: windows of {spec.window[1]} x {spec.window[0]}"
+                fields.append(BiasField(title, by_direction(table), spec.window, spec.learned_window))
+        return fields
+
+
+def _in_words(stage: StageAttention) -> str:
+    plan = stage.plan
+    shifted = f", shifted by {max(plan.shift)}" if any(plan.shift) else ""
+    return (
+        f"stage {stage.stage}, block {stage.block}: map of {plan.grid[1]} x {plan.grid[0]} tokens, windows of "
+        f"{plan.window[1]} x {plan.window[0]}{shifted}"
+    )
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--output {str(output)!r} cannot be written to: {error}.") from error
+
+
+def summary(
+    name: str,
+    images: list[Inspected | BrokenImage],
+    measured: list[Amplitude],
+    bias: list[dict[str, Any]],
+    files: list[Path],
+) -> dict[str, Any]:
+    """All numbers as one object that JSON can hold.
+
+    Args:
+        name: The model, as the user named it.
+        images: What was drawn of each image, or why it was skipped.
+        measured, bias, files: What `Inspector.draw_model` returned.
+    """
+    return {
+        "model": name,
+        "images": [
+            {"image": str(each.path), "error": each.reason} if isinstance(each, BrokenImage) else asdict(each)
+            for each in images
+        ],
+        "amplitudes": [asdict(amplitude) for amplitude in measured],
+        "bias": bias,
+        "files": [str(file) for file in files],
+    }

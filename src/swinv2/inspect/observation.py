@@ -1,0 +1,126 @@
+"""What one forward pass leaves behind.
+
+In: a model and pixels. Out: the map after the patches and after every block, what each block's two branches added, and
+the attention weights of the last block of each stage. Nothing in the model is changed; hooks watch it and go again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from swinv2.layers.block import SwinTransformerBlock
+from swinv2.model import Swinv2Model
+from swinv2.ops.windows import WindowPlan
+
+
+@dataclass(frozen=True)
+class BlockTrace:
+    """What a block left behind.
+
+    Attributes:
+        stage, block: Which block, both counted from 1.
+        after: The map after it.
+        attention, mlp: What its branches added to the map.
+    """
+
+    stage: int
+    block: int
+    after: Float[Tensor, "B H W C"]
+    attention: Float[Tensor, "B H W C"]
+    mlp: Float[Tensor, "B H W C"]
+
+
+@dataclass(frozen=True)
+class StageAttention:
+    """The attention of a stage's last block.
+
+    Attributes:
+        stage, block: Which block, both counted from 1.
+        plan: How its map was cut into windows.
+        weights: Attention weights of every window, images one after another.
+    """
+
+    stage: int
+    block: int
+    plan: WindowPlan
+    weights: Float[Tensor, "N heads tokens tokens"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a forward pass left behind, on the CPU.
+
+    Attributes:
+        embedded: The map after the patches.
+        blocks: What each block left behind, in their order.
+        attentions: Of each stage, first to last.
+    """
+
+    embedded: Float[Tensor, "B H W C"]
+    blocks: tuple[BlockTrace, ...]
+    attentions: tuple[StageAttention, ...]
+
+    def stage_maps(self) -> dict[str, Float[Tensor, "B H W C"]]:
+        """The map after the patches, "stem", and that of each stage before merging, "stage1" and so on."""
+        return {"stem": self.embedded} | {f"stage{trace.stage}": trace.after for trace in self.blocks}
+
+
+def blocks_of(model: Swinv2Model) -> list[tuple[int, int, SwinTransformerBlock]]:
+    """All blocks in their order, with their stage and their place in it, both counted from 1."""
+    found: list[tuple[int, int, SwinTransformerBlock]] = []
+    for stage_number, stage in enumerate(model.encoder.layers, 1):
+        blocks = [module for module in stage.modules() if isinstance(module, SwinTransformerBlock)]
+        found += [(stage_number, number, block) for number, block in enumerate(blocks, 1)]
+    return found
+
+
+@torch.no_grad()
+def observe(model: Swinv2Model, pixel_values: Float[Tensor, "B channels height width"]) -> Observation:
+    """Runs a model once and keeps what is to be seen.
+
+    Args:
+        model: The network, in evaluation mode, with `attn_implementation="eager"`: only that form has attention
+            weights, and only there a branch is added in one piece.
+        pixel_values: Images, on the model's device and of its type.
+    """
+    blocks = blocks_of(model)
+    embedded: list[Tensor] = []
+    after: list[Tensor] = []
+    branches: list[Tensor] = []
+
+    def keep(kept: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            kept.append((output[0] if isinstance(output, tuple) else output).detach().float().cpu())
+
+        return hook
+
+    handles = [model.embeddings.register_forward_hook(keep(embedded))]
+    for _, _, block in blocks:
+        handles.append(block.register_forward_hook(keep(after)))
+        # Both branches go through it, the attention's first, whatever they consist of.
+        handles.append(block.drop_path.register_forward_hook(keep(branches)))
+    try:
+        output = model(pixel_values, output_attentions=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    traces = tuple(
+        BlockTrace(stage, number, map_after, attention, mlp)
+        for (stage, number, _), map_after, attention, mlp in zip(
+            blocks, after, branches[::2], branches[1::2], strict=True
+        )
+    )
+    last = {stage: (number, block) for stage, number, block in blocks}
+    grids = {trace.stage: trace.after.shape[1:3] for trace in traces}
+    attentions = tuple(
+        StageAttention(
+            stage, number, block.attention.self.geometry.plan((grids[stage][0], grids[stage][1])), weights.float().cpu()
+        )
+        for (stage, (number, block)), weights in zip(last.items(), output.attentions, strict=True)
+    )
+    return Observation(embedded[0], traces, attentions)

@@ -1,0 +1,127 @@
+"""The attention of a token: back in its place on the map, against arithmetic of its own."""
+
+import math
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from swinv2.inspect.attention_map import StageRow, _around, _outline, draw_attention, overlay, token_attention
+from swinv2.ops.windows import WindowPlan
+
+PLANS = [
+    WindowPlan((8, 8), (4, 4)),
+    WindowPlan((8, 12), (4, 4), (2, 2)),
+    WindowPlan((4, 6), (4, 3), (0, 1)),
+    WindowPlan((7, 9), (4, 4), (2, 2)),
+    WindowPlan((7, 5), (4, 3), (2, 1), mask_padding=True),
+    WindowPlan((3, 3), (4, 4)),
+    WindowPlan((1, 1), (1, 1)),
+]
+
+
+def companions(plan: WindowPlan, token: tuple[int, int]) -> list[list[tuple[int, int]]]:
+    """Per axis, the places on the padded map in the token's window, each with its region: plain modular arithmetic."""
+    found = []
+    for axis in (0, 1):
+        length, window, shift = plan.padded_grid[axis], plan.window[axis], plan.shift[axis]
+        shifted = (token[axis] - shift) % length
+        first = shifted // window * window
+        places = []
+        for position in range(first, first + window):
+            place = (position + shift) % length
+            # What the cyclic shift brought from the top or left is no neighbour of the rest.
+            region = 1 if position + shift >= length else 0
+            region = 2 if plan.mask_padding and place >= plan.grid[axis] else region
+            places.append((place, region))
+        found.append(places)
+    return found
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_every_weight_has_its_place(plan: WindowPlan) -> None:
+    """Weights that say which window, query and key they are of land on the key, for every token of the map."""
+    count, tokens = math.prod(plan.counts), plan.tokens
+    weights = torch.rand(count, 2, tokens, tokens, generator=torch.Generator().manual_seed(0))
+    hidden = plan.hidden_pairs(torch.device("cpu"))
+    if hidden is not None:
+        weights = weights.masked_fill(hidden[:, None], 0.0)
+    weights = weights / weights.sum(-1, keepdim=True)
+    for token in product(range(plan.grid[0]), range(plan.grid[1])):
+        attention = token_attention(weights, plan, token)
+        rows, columns = companions(plan, token)
+        window = ((token[0] - plan.shift[0]) % plan.padded_grid[0]) // plan.window[0] * plan.counts[1]
+        window += ((token[1] - plan.shift[1]) % plan.padded_grid[1]) // plan.window[1]
+        keys = list(product(rows, columns))
+        query = [(row[0], column[0]) for row, column in keys].index(token)
+        own = (keys[query][0][1], keys[query][1][1])
+        expected = np.zeros((2, *plan.grid))
+        in_window, visible = np.zeros(plan.grid, bool), np.zeros(plan.grid, bool)
+        filling = np.zeros(2)
+        for key, (row, column) in enumerate(keys):
+            value = weights[window, :, query, key].double().numpy()
+            if row[0] < plan.grid[0] and column[0] < plan.grid[1]:
+                expected[:, row[0], column[0]] = value
+                in_window[row[0], column[0]] = True
+                visible[row[0], column[0]] = (row[1], column[1]) == own
+            else:
+                filling += value
+        np.testing.assert_allclose(attention.weights, expected, atol=1e-7)
+        np.testing.assert_allclose(attention.on_filling, filling, atol=1e-6)
+        np.testing.assert_allclose(attention.weights.sum((1, 2)) + attention.on_filling, 1.0, atol=1e-6)
+        assert np.array_equal(attention.window, in_window)
+        assert np.array_equal(attention.visible, visible)
+        assert (attention.weights[:, ~visible] == 0).all()
+        assert visible[token]
+
+
+def test_a_token_or_weights_that_do_not_fit() -> None:
+    plan = WindowPlan((8, 8), (4, 4))
+    with pytest.raises(ValueError, match="8 rows and 8 columns"):
+        token_attention(torch.zeros(4, 1, 16, 16), plan, (8, 0))
+    with pytest.raises(ValueError, match="4 windows of 16 tokens"):
+        token_attention(torch.zeros(8, 1, 16, 16), plan, (0, 0))
+
+
+def test_the_overlay_colours_the_pixels_of_the_tokens() -> None:
+    picture = np.full((10, 12, 3), 200, np.uint8)
+    weights, visible = np.zeros((3, 3)), np.zeros((3, 3), bool)
+    visible[1, 1:] = True
+    weights[1, 2] = 0.5
+    # Tokens of 4 x 5 pixels; the last row and column of tokens reach beyond the picture.
+    shown = overlay(picture, weights, visible, (4, 5), 0.5)
+    assert shown.shape == picture.shape
+    is_grey = (shown == shown[..., :1]).all(-1)
+    coloured = np.zeros((10, 12), bool)
+    coloured[4:8, 5:12] = True
+    assert np.array_equal(~is_grey, coloured)
+    yellow, purple = shown[5, 11].astype(int), shown[5, 6].astype(int)
+    assert yellow[0] > yellow[2] + 50
+    assert purple[2] > purple[1]
+    assert (shown[is_grey] == 210).all()
+
+
+def test_outlines_and_what_lies_around() -> None:
+    mask = np.zeros((4, 5), bool)
+    mask[1, 2:4] = True
+    lines = _outline(mask)
+    assert len(lines) == 6
+    assert ((2, 3), (1, 1)) in lines
+    assert ((4, 4), (1, 2)) in lines
+    picture = np.zeros((40, 50, 3), np.uint8)
+    assert _around(mask, (10, 10), picture) == (15.0, 0.0, 45.0, 30.0)
+    assert _around(np.ones((4, 5), bool), (10, 10), picture) == (0.0, 0.0, 50.0, 40.0)
+
+
+def test_the_picture_is_of_many_heads(tmp_path: Path) -> None:
+    plan = WindowPlan((8, 8), (4, 4), (2, 2))
+    weights = torch.full((4, 17, 16, 16), 1 / 16)
+    row = StageRow("stage 1", token_attention(weights, plan, (0, 0)), (4, 4))
+    draw_attention([row], np.zeros((32, 32, 3), np.uint8), tmp_path / "attention.png", "$title")
+    with Image.open(tmp_path / "attention.png") as image:
+        # Ten tiles across, three rows of heads.
+        assert 1300 < image.width < 2000
+        assert 450 < image.height < 900
