@@ -680,6 +680,27 @@ class TestSetImageSize:
             assert torch.equal(stretched, self.logits_of_a_new_model(model, images, image_size=128, window_size=16))
         assert peers.difference(stretched, extrapolated) > 1e-2
 
+    def test_loading_at_another_window_extrapolates(self, tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+        """As the method does, and says so; with pre-training windows given, as they say."""
+        model = build(depths=[2, 2, 2], num_heads=[1, 2, 4], window_size=8)
+        model.save_pretrained(tmp_path)
+        images = peers.images((128, 128))
+        fields: dict[str, Any] = {"image_size": 128, "window_size": 16}
+        with torch.no_grad():
+            loaded = Swinv2ForImageClassification.from_pretrained(tmp_path, **fields).eval()
+            config = Swinv2Config.from_pretrained(tmp_path, **fields)
+            stretched = Swinv2ForImageClassification.from_pretrained(
+                tmp_path, **fields, pretrained_window_sizes=[0, 0, 0]
+            )
+            unchanged = Swinv2ForImageClassification.from_pretrained(tmp_path, image_size=64)
+            model.set_image_size(128, window_size=16)
+            assert loaded.config.pretrained_window_sizes == config.pretrained_window_sizes == [8, 8, 4]
+            assert torch.equal(loaded(images).logits, model(images).logits)
+        assert stretched.config.pretrained_window_sizes == unchanged.config.pretrained_window_sizes == [0, 0, 0]
+        said = [message for message in caplog.messages if "extrapolated" in message]
+        assert len(said) == 2
+        assert "16 x 16, 16 x 16, 8 x 8 instead of 8 x 8, 8 x 8, 4 x 4" in said[0]
+
     def test_rectangles(self) -> None:
         """Windows and shifts are clipped axis by axis for the new size; pre-training windows stay square pairs."""
         model = build(depths=[2, 2, 2], num_heads=[1, 2, 4], window_size=8)

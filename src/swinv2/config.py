@@ -5,6 +5,7 @@ Out: a validated `Swinv2Config`, and from it one `StageSpec` for each stage: eve
 integers. This module knows no tensor, no layer and no checkpoint name.
 """
 
+import copy
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -92,6 +93,10 @@ class StageSpec:
     def learned_window(self) -> Pair:
         """The window in which the position bias was learned, on each axis: `pretrained_window`, or `window` for 0."""
         return self.pretrained_window[0] or self.window[0], self.pretrained_window[1] or self.window[1]
+
+
+def _windows(config: "Swinv2Config") -> str:
+    return ", ".join(f"{height} x {width}" for height, width in (spec.window for spec in config.stages()))
 
 
 def _is_int(value: Any) -> bool:
@@ -259,16 +264,68 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
 
         A file may hold more than this class knows (other tools leave their notes there): such keys are kept as
         attributes, with a warning, where the constructor would refuse them.
+
+        Where another `image_size` or `window_size` is asked for, here or at `from_pretrained`, each stage keeps the
+        window in which its position bias was learned, as `resized` says, unless `pretrained_window_sizes` is given too.
         """
         known = cls._known_fields()
         extra = {key: value for key, value in config_dict.items() if key not in known}
-        built = super().from_dict({key: value for key, value in config_dict.items() if key in known}, **kwargs)
+        own = {key: value for key, value in config_dict.items() if key in known}
+        built = super().from_dict(own, **kwargs)
         config = built[0] if isinstance(built, tuple) else built
+        if kwargs.keys() & {"image_size", "window_size"} and "pretrained_window_sizes" not in kwargs:
+            stored = cls(**own)
+            config._keep_learned_windows(stored)
+            if _windows(config) != _windows(stored):
+                logger.warning(
+                    f"The windows of the stages are {_windows(config)} instead of {_windows(stored)}; the position "
+                    "bias is extrapolated from those in which it was learned. To stretch it over the new ones instead, "
+                    f"give pretrained_window_sizes={[0] * len(config.depths)} too."
+                )
         for key, value in extra.items():
             setattr(config, key, value)
         if extra:
             logger.warning(f"{cls.__name__} keeps these unknown keys of the file, without effect: {sorted(extra)}")
         return built
+
+    def resized(self, image_size: Any, window_size: int | None = None, stretch: bool = False) -> "Swinv2Config":
+        """The same network for another image size, and another window if one is given.
+
+        Where a stage's window changes, the window in which its position bias was learned is kept in
+        `pretrained_window_sizes`: the bias is extrapolated.
+
+        Args:
+            image_size: In pixels, one length or (height, width).
+            window_size: In tokens; None keeps the present one.
+            stretch: Stretch the learned bias field over the new window instead.
+
+        Raises:
+            ValueError: The size or the window is impossible.
+
+        Source:
+            Liu et al., Swin Transformer V2, section 3.3 and table 1.
+        """
+        other = copy.deepcopy(self)
+        other.image_size = image_size
+        other.window_size = self.window_size if window_size is None else window_size
+        if stretch:
+            other.pretrained_window_sizes = [0] * len(self.depths)
+            other.stages()  # refuses what is impossible
+        else:
+            other._keep_learned_windows(self)
+        return other
+
+    def _keep_learned_windows(self, before: "Swinv2Config") -> None:
+        """Sets the pre-training windows to those in which the weights of another configuration were learned. With other
+        depths these are other weights, and nothing is kept."""
+        if len(before.depths) != len(self.depths):
+            return
+        kept = []
+        for old, new in zip(before.stages(), self.stages(), strict=True):
+            unchanged = new.window == old.window and not any(old.pretrained_window)
+            kept.append((0, 0) if unchanged else old.learned_window)
+        sizes = [pair[0] if pair[0] == pair[1] else list(pair) for pair in kept]
+        self.pretrained_window_sizes = sizes
 
     @classmethod
     def _known_fields(cls) -> frozenset[str]:

@@ -4,7 +4,6 @@ In: images (B, channels, height, width). Out: transformers' outputs. This module
 composes the layers; it knows no task.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -136,18 +135,7 @@ class Swinv2PreTrainedModel(PreTrainedModel):
             Liu et al., Swin Transformer V2, section 3.3 and table 1.
         """
         old = self.config
-        candidate = copy.deepcopy(old)
-        candidate.image_size = image_size
-        candidate.window_size = old.window_size if window_size is None else window_size
-        if stretch:
-            candidate.pretrained_window_sizes = [0] * len(old.depths)
-        else:
-            kept = []
-            for before, after in zip(old.stages(), candidate.stages(), strict=True):
-                unchanged = after.window == before.window and not any(before.pretrained_window)
-                kept.append([0, 0] if unchanged else list(before.learned_window))
-            candidate.pretrained_window_sizes = [pair[0] if pair[0] == pair[1] else pair for pair in kept]
-        candidate.stages()  # refuses what is impossible
+        candidate = old.resized(image_size, window_size, stretch)
         # A copy takes the old configuration's place: other models may have been built from that object.
         for module in self.modules():
             if isinstance(module, PreTrainedModel) and module.config is old:
