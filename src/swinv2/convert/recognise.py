@@ -124,7 +124,7 @@ def recognise(weights: Weights, given: Known | None = None) -> Recognised:
     notes: list[str] = []
     if isinstance(beside, Swinv2Config):
         config = beside
-        sources = {name: "config.json" for name in ("image size", "window", "pre-training windows")}
+        sources: dict[str, str] = dict.fromkeys(["image size", "window", "pre-training windows"], "config.json")
         _compare(config, fields, "config.json")
         _check_seen(config, examine(reading.buffers, reading.stages), dialect, "config.json")
         _refuse_given(config, given)
@@ -370,8 +370,8 @@ def _plan(
 def _ask(dialect: Dialect, what: str, option: str) -> str:
     return (
         f"{what} that these weights were trained with is not in them: {dialect.title} does not store it, no "
-        f"config.json beside them says it, and the file's name is not a published one. A wrong one gives wrong answers without a "
-        f"sign, so it is not guessed: give {option}. (--image-size and --window-size are for what you want it to be.)"
+        f"config.json beside them says it, and the file's name is not a published one. "
+        f"A wrong one gives wrong answers without a sign, so it is not guessed: give {option}. (--image-size and --window-size are for what you want it to be.)"
     )
 
 
@@ -422,7 +422,7 @@ def _check_seen(config: Swinv2Config, seen: Sequence[Seen], dialect: Dialect, so
         if stage.window is not None and stage.window != spec.window:
             raise UsageError(
                 f"the tables in the file are of windows of {stage.window[0]} x {stage.window[1]} in {where}; "
-                f"image size and window from {source} make them {spec.window[0]} x {spec.window[1]}. One of the two is wrong."
+                f"image size and window from {source} make them {spec.window[0]} x {spec.window[1]}. One is wrong."
             )
         if stage.pretrained is not None and stage.pretrained != spec.learned_window:
             raise UsageError(

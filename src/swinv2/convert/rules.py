@@ -186,8 +186,8 @@ class Dialect:
         templates = [
             Template(text, 0) for rule in self.rules for text in (rule.theirs, *rule.read_as) if "{block}" in text
         ]
-        matches = [match for name in names for template in templates if (match := template.match(name)) is not None]
-        return max((int(match["stage"]) + 1 for match in matches), default=0)
+        matches = [template.match(name) or {} for name in names for template in templates]
+        return max((int(match.get("stage", -1)) + 1 for match in matches), default=0)
 
     def count_known(self, names: Sequence[str]) -> int:
         """How many names it knows."""

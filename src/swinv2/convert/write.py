@@ -13,6 +13,7 @@ timm          config.json with architecture and arguments, model.safetensors: "l
 torchvision   model.pth, a state dict; README.md with the call that builds its network
 microsoft     model.pth, {"model": state dict}; README.md with the settings
 mmpretrain    model.pth, {"meta": {}, "state_dict": state dict}; README.md with the settings
+the last 3    preprocessor_config.json, which says how images are prepared, for whoever goes back
 ============  ==========================================================================================
 """
 
@@ -128,14 +129,12 @@ def _tables(dialect: Dialect, config: Swinv2Config) -> dict[str, Tensor]:
     return tables
 
 
-def write_folder(
-    model: Swinv2PreTrainedModel, processor: Mapping[str, Any] | None, output: Path, form: str
-) -> list[str]:
+def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], output: Path, form: str) -> list[str]:
     """Writes a model in the form of a library.
 
     Args:
         model: The model, of the type its weights are to have.
-        processor: Fields of its image processor; None for none.
+        processor: Fields of its image processor.
         output: The folder; it must not be there.
         form: One of `FORMS`.
 
@@ -150,11 +149,10 @@ def write_folder(
     with _whole_folder(output) as folder:
         if form in (SWINV2, TRANSFORMERS.name):
             model.save_pretrained(folder)
-            if processor is not None:
-                _write_json(folder / PROCESSOR, processor)
+            _write_json(folder / PROCESSOR, processor)
         elif form == TIMM.name:
             save_file(state_dict(model, form), folder / "model.safetensors", {"format": "pt"})
-            _write_json(folder / CONFIG, _timm_config(model.config, processor or {}))
+            _write_json(folder / CONFIG, _timm_config(model.config, processor))
         else:
             tensors = state_dict(model, form)
             wrapped = {
@@ -163,7 +161,8 @@ def write_folder(
                 MMPRETRAIN.name: {"meta": {}, "state_dict": tensors},
             }
             torch.save(wrapped[form], folder / "model.pth")
-            (folder / "README.md").write_text(_readme(model, processor or {}, form), encoding="utf-8")
+            _write_json(folder / PROCESSOR, processor)
+            (folder / "README.md").write_text(_readme(model, form), encoding="utf-8")
         return sorted(path.name for path in folder.iterdir())
 
 
@@ -248,7 +247,7 @@ def _timm_config(config: Swinv2Config, processor: Mapping[str, Any]) -> dict[str
     }
 
 
-def _readme(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], form: str) -> str:
+def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
     config = model.config
     stages = config.stages()
     windows, pretrained = (
@@ -266,7 +265,6 @@ def _readme(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], form: st
         "pre-training windows": pretrained,
         "mlp ratio": config.mlp_ratio,
         "classes": config.num_labels or 0,
-        "images": json.dumps(dict(processor)) if processor else "as in training",
     }
     call = {
         MICROSOFT.name: 'torch.load("model.pth", weights_only=True)["model"]',
