@@ -243,7 +243,7 @@ def test_old_transformers_folders_hold_tables(tmp_path: Path) -> None:
     assert convert(str(tmp_path), None).left_out == 4
     wrong = {name: foreign.coordinates(8, 4) for name in tables}
     torch.save(network.state_dict() | wrong, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UsageError, match="learned in windows of 4 x 4 in stage 1; .* from config.json say 8 x 8"):
+    with pytest.raises(UsageError, match=r"learned in windows of 4 x 4 in stage 1; .* from config.json say 8 x 8"):
         convert(str(tmp_path), None)
 
 

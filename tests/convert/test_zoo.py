@@ -145,5 +145,5 @@ def test_the_authors_and_timm_can_express_every_checkpoint(name: str) -> None:
     if plain:
         check_form(model, "torchvision")
     else:
-        with pytest.raises(ValueError, match="torchvision cannot compute what this model does: .*stage"):
+        with pytest.raises(ValueError, match=r"torchvision cannot compute what this model does: .*stage"):
             check_form(model, "torchvision")

@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import stat
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -180,6 +181,7 @@ def _check_archive(file: Path) -> None:
     # torch does not look at the checksums of its own archives.
     try:
         with zipfile.ZipFile(file) as archive:
+            is_program = any(name.endswith("/constants.pkl") for name in archive.namelist())
             broken = archive.testzip()
     except (
         zipfile.BadZipFile,
@@ -191,6 +193,8 @@ def _check_archive(file: Path) -> None:
         OverflowError,
     ) as error:
         raise UsageError(f"{str(file)!r} is cut off or damaged: {error}.") from error
+    if is_program:
+        raise UsageError(f"{str(file)!r} is a TorchScript program, which is code. {_SAVE_ANEW}")
     if broken is not None:
         raise UsageError(f"{str(file)!r} is damaged: {broken!r} in it does not have its checksum.")
 
@@ -204,14 +208,15 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _read_pickle(file: Path) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        # torch's warnings are about files that are refused, here or by what is checked afterwards.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        needed = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error).partition("WeightsUnpickler error:")[2])
-        if needed is None:
-            raise UsageError(
-                f"{str(file)!r} is damaged, or a pickle that needs more than tensors: {_last_line(error)}. {_SAVE_ANEW}"
-            ) from error
-        raise UsageError(f"{str(file)!r} needs {needed[1]} to be opened, which is code. {_SAVE_ANEW}") from error
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if needed is not None:
+            raise UsageError(f"{str(file)!r} needs {needed[1]} to be opened, which is code. {_SAVE_ANEW}") from error
+        raise UsageError(f"{str(file)!r} is damaged, or a pickle that needs more than tensors. {_SAVE_ANEW}") from error
     # What the readers of a damaged file raise, beside the error of pickle.
     except (
         OSError,
@@ -228,10 +233,10 @@ def _read_pickle(file: Path) -> Any:
         RecursionError,
         UnicodeError,
     ) as error:
-        raise UsageError(f"{str(file)!r} is cut off or damaged: {_last_line(error)}.") from error
+        raise UsageError(f"{str(file)!r} is cut off or damaged: {_first_line(error)}.") from error
 
 
-def _last_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")
 

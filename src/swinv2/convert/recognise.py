@@ -370,8 +370,9 @@ def _plan(
 def _ask(dialect: Dialect, what: str, option: str) -> str:
     return (
         f"{what} that these weights were trained with is not in them: {dialect.title} does not store it, no "
-        f"config.json beside them says it, and the file's name is not a published one. "
-        f"A wrong one gives wrong answers without a sign, so it is not guessed: give {option}. (--image-size and --window-size are for what you want it to be.)"
+        "config.json beside them says it, and the file's name is not a published one. A wrong one gives wrong answers "
+        f"without a sign, so it is not guessed: give {option}. (--image-size and --window-size are for what you want "
+        "it to be.)"
     )
 
 

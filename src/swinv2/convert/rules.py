@@ -11,7 +11,7 @@ written as `{stage+1}` or `{2*stage+1}` where a dialect counts otherwise.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Template:
 
     def match(self, name: str) -> Places | None:
         """What stands at the places of a name; None if it is another name."""
-        pattern, places = _compile(self.text.replace("{last}", str(self.last)))
+        pattern, places = self._compiled
         found = pattern.fullmatch(name)
         if found is None:
             return None
@@ -60,6 +60,10 @@ class Template:
             if values.setdefault(place, value) != value:
                 return None
         return values
+
+    @cached_property
+    def _compiled(self) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
+        return _compile(self.text.replace("{last}", str(self.last)))
 
     def fill(self, values: Places) -> str:
         """The name that has these values at its places."""

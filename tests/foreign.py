@@ -1,8 +1,8 @@
 """Other libraries' networks and files, made without this package.
 
 transformers, timm and torchvision build their own. The authors' and mmpretrain's files are laid out by hand: from the
-recorded names and shapes (`recorded/`), with timm's tensors, whose network computes what the authors' does, and with
-tables in plain loops.
+recorded names and shapes (`convert/recorded/`), with timm's tensors, whose network computes what the authors' does, and
+with tables in plain loops.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import peers
 
-RECORDED = Path(__file__).parent / "recorded"
+RECORDED = Path(__file__).parent / "convert" / "recorded"
 SMALL = {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
 """The network of most tests; at 64 pixels its maps are 16 and 8 tokens wide."""
 
