@@ -4,7 +4,9 @@ In: a configuration. Out: a sentence for each thing of it that a library's netwo
 of the dialects choose from these. This module knows no tensor.
 """
 
-from swinv2.config import StageSpec, Swinv2Config, as_pair
+from collections.abc import Mapping
+
+from swinv2.config import Pair, StageSpec, Swinv2Config, as_pair
 
 
 def extra_norms(config: Swinv2Config) -> list[str]:
@@ -46,48 +48,51 @@ def rectangles(config: Swinv2Config) -> list[str]:
 def rectangular_pretraining(config: Swinv2Config) -> list[str]:
     """Pre-training windows that are not square."""
     odd = [stage for stage in config.stages() if stage.pretrained_window[0] != stage.pretrained_window[1]]
-    return [f"its pre-training windows are square ({_where(stage)} has {stage.pretrained_window})" for stage in odd]
+    return _of_stages("its pre-training windows are square", {stage: _size(stage.pretrained_window) for stage in odd})
 
 
 def pretraining(config: Swinv2Config) -> list[str]:
     """A position bias that was learned in another window."""
-    changed = [stage for stage in config.stages() if any(stage.pretrained_window)]
-    changed = [stage for stage in changed if stage.learned_window != stage.window]
-    return [
-        f"it knows no pre-training windows ({_where(stage)} has windows of {stage.window[0]} x {stage.window[1]} and "
-        f"learned its position bias in {stage.learned_window[0]} x {stage.learned_window[1]})"
-        for stage in changed
-    ]
+    changed = [stage for stage in config.stages() if stage.learned_window != stage.window]
+    return _of_stages(
+        "it knows no pre-training windows",
+        {
+            stage: f"{_size(stage.window)}, its position bias learned in {_size(stage.learned_window)}"
+            for stage in changed
+        },
+    )
 
 
 def clipped_windows(config: Swinv2Config) -> list[str]:
     """A window smaller than the configured one."""
     clipped = [stage for stage in config.stages() if stage.window != (config.window_size, config.window_size)]
-    return [
-        f"its windows have one size in all stages ({_where(stage)} has {stage.window[0]} x {stage.window[1]}, and "
-        f"window_size is {config.window_size})"
-        for stage in clipped
-    ]
+    return _of_stages(
+        f"its windows have one size in all stages, here {config.window_size}",
+        {stage: f"clipped to {_size(stage.window)}" for stage in clipped},
+    )
 
 
 def padding(config: Swinv2Config) -> list[str]:
-    """A map that windows do not cut evenly."""
+    """A map that windows do not cut evenly, or merging does not halve."""
     uneven = [
         stage
         for stage in config.stages()
-        if stage.grid[0] % stage.window[0] or stage.grid[1] % stage.window[1] or (stage.merges and _is_odd(stage))
+        if stage.grid[0] % stage.window[0]
+        or stage.grid[1] % stage.window[1]
+        or (stage.merges and (stage.grid[0] % 2 or stage.grid[1] % 2))
     ]
-    return [
-        f"it does not fill maps up as this package does ({_where(stage)} has {stage.grid[0]} x {stage.grid[1]} tokens "
-        f"and windows of {stage.window[0]} x {stage.window[1]})"
-        for stage in uneven
-    ]
+    return _of_stages(
+        "it does not fill maps up as this package does",
+        {stage: f"{_size(stage.grid)} tokens in windows of {_size(stage.window)}" for stage in uneven},
+    )
 
 
 def one_token(config: Swinv2Config) -> list[str]:
     """Windows of one token, for which a coordinate is zero by zero."""
     single = [stage for stage in config.stages() if 1 in stage.window or 1 in stage.pretrained_window]
-    return [f"in a window of one token it computes zero by zero ({_where(stage)})" for stage in single]
+    return _of_stages(
+        "in a window of one token it computes zero by zero", {stage: _size(stage.window) for stage in single}
+    )
 
 
 def missing_biases(config: Swinv2Config) -> list[str]:
@@ -100,9 +105,11 @@ def other_channels(config: Swinv2Config) -> list[str]:
     return [] if config.num_channels == 3 else [f"it takes three channels (num_channels is {config.num_channels})"]
 
 
-def _is_odd(stage: StageSpec) -> bool:
-    return bool(stage.grid[0] % 2 or stage.grid[1] % 2)
+def _of_stages(sentence: str, stages: Mapping[StageSpec, str]) -> list[str]:
+    """One sentence for all stages of which it is true, none if there are none."""
+    details = [f"stage {stage.index + 1}: {detail}" for stage, detail in stages.items()]
+    return [f"{sentence} ({'; '.join(details)})"] if details else []
 
 
-def _where(stage: StageSpec) -> str:
-    return f"stage {stage.index + 1}"
+def _size(pair: Pair) -> str:
+    return f"{pair[0]} x {pair[1]}"

@@ -17,6 +17,11 @@ def _size(pair: Pair) -> str:
     return f"{pair[0]}x{pair[1]}"
 
 
+def _short(label: str) -> str:
+    """The first of a class's names."""
+    return label.partition(",")[0]
+
+
 def _change(before: Pair, after: Pair) -> str:
     return _size(before) if before == after else f"{_size(before)} -> {_size(after)}"
 
@@ -36,7 +41,9 @@ def print_account(account: Account, console: Console) -> None:
             f"{', '.join(_size(stage.learned_window) for stage in account.stages)} (from "
             f"{account.sources['pre-training windows']})"
         ),
-        "classes": "none" if account.num_labels is None else f"{account.num_labels}: {'; '.join(account.labels)} ...",
+        "classes": "none"
+        if account.num_labels is None
+        else f"{account.num_labels}: {', '.join(_short(label) for label in account.labels)} ...",
         "images": account.processor,
         "left out": f"{account.left_out} tensors that follow from sizes",
     }

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ MERGE = "swinv2.encoder.layers.{merge}.downsample."
 
 Places = dict[str, str]
 """What stands at the places of a template: decimal numbers, "weight" or "bias"."""
+
+Row = TypeVar("Row")
 
 _PLACE = re.compile(r"\{(?:(\d+)\*)?([a-z]+)(?:\+(\d+))?\}")
 
@@ -258,19 +261,26 @@ def read(dialect: Dialect, tensors: Mapping[str, Tensor]) -> Reading:
     rules = [(Template(text, stages - 1), rule) for rule in dialect.rules for text in (rule.theirs, *rule.read_as)]
     buffers = [(Template(text, stages - 1), kind) for kind, texts in dialect.buffers for text in texts]
     for name, tensor in tensors.items():
-        found = next(((rule, places) for template, rule in rules if (places := template.match(name)) is not None), None)
+        found = _find(rules, name)
         if found is not None:
             _take(reading, name, tensor, *found)
             continue
-        known = next(
-            ((kind, places) for template, kind in buffers if (places := template.match(name)) is not None), None
-        )
-        if known is None:
+        buffer = _find(buffers, name)
+        if buffer is None:
             reading.unknown.append(name)
         else:
-            kind, places = known
+            kind, places = buffer
             reading.buffers.append(Buffer(name, kind, int(places["stage"]), int(places["block"]), tensor))
     return reading
+
+
+def _find(rows: Sequence[tuple[Template, Row]], name: str) -> tuple[Row, Places] | None:
+    """The first row whose template a name fits, and what stands at its places."""
+    for template, row in rows:
+        places = template.match(name)
+        if places is not None:
+            return row, places
+    return None
 
 
 def _take(reading: Reading, name: str, tensor: Tensor, rule: Rule, places: Places) -> None:
