@@ -11,6 +11,7 @@ import peers
 import swinv2
 from foreign import small_sizes
 from swinv2.convert import convert
+from swinv2.convert.processors import resize_processor
 from swinv2.errors import UsageError
 
 
@@ -57,6 +58,22 @@ def test_twice_is_as_once(source: str, tmp_path: Path) -> None:
     convert(str(tmp_path / "first"), tmp_path / "second", image_size=128, window_size=16)
     convert(source, tmp_path / "direct", image_size=128, window_size=16)
     assert (tmp_path / "second" / "config.json").read_text() == (tmp_path / "direct" / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"feature_extractor_type": "ViTFeatureExtractor", "size": 256}, {"height": 384, "width": 384}),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, {"shortest_edge": 438}),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, {"height": 384, "width": 384}),
+        ({"size": {"shortest_edge": 280}, "crop_size": {"height": 252, "width": 252}}, {"shortest_edge": 426}),
+    ],
+)
+def test_processors_of_others_keep_their_share(fields: dict[str, object], expected: dict[str, int]) -> None:
+    """An old one of transformers, ConvNeXt's below and from 384 pixels on, and one with a crop."""
+    resized = resize_processor({**fields, "image_mean": [0.5] * 3}, (384, 384))
+    assert (resized["size"], resized["image_mean"]) == (expected, [0.5] * 3)
+    assert not {"feature_extractor_type", "crop_pct"} & set(resized)
 
 
 def test_only_the_size(source: str) -> None:

@@ -94,6 +94,11 @@ def test_simmim(older: bool, tmp_path: Path) -> None:
     assert peers.difference(ours, theirs) < TOLERANCE
     newer = {name.replace("rpe_mlp", "cpb_mlp"): tensor for name, tensor in file.items()}
     equal(state_dict(model, "microsoft"), newer)
+    account = convert(str(tmp_path / "weights.pth"), tmp_path / "transformers", "transformers")
+    assert any("transformers' loss is of plain pixels" in note for note in account.notes)
+    theirs = transformers_swinv2.Swinv2ForMaskedImageModeling.from_pretrained(tmp_path / "transformers").eval()
+    with torch.no_grad():
+        assert torch.equal(theirs(pictures, mask).reconstruction, network(pictures, mask).reconstruction)
 
 
 @pytest.mark.parametrize("pretrained", [(0, 0), (4, 3)], ids=["same", "pretrained-in-others"])
@@ -278,7 +283,9 @@ def test_every_form_is_read_again(form: str, tmp_path: Path) -> None:
     sizes = small_sizes()
     network = foreign.timm_network(sizes)
     source = save({"model": foreign.microsoft_file(sizes, network)}, tmp_path / "weights.pth")
-    convert(source, tmp_path / form, form)
+    account = convert(source, tmp_path / form, form)
+    has_names = form in ("swinv2", "transformers", "timm")
+    assert any("names of the classes are not in the folder" in note for note in account.notes) != has_names
     sized = {"trained_image_size": 64} if form in ("torchvision", "mmpretrain") else {}
     answers_are_equal(swinv2.load(tmp_path / form, **sized), network)
     again = convert(str(tmp_path / form), tmp_path / "again", form, **sized)

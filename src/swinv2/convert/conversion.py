@@ -23,7 +23,7 @@ from swinv2.convert.recognise import Known, Recognised, recognise
 from swinv2.convert.rules import MODEL
 from swinv2.convert.write import SWINV2, check_form, check_output, write_folder
 from swinv2.errors import UsageError
-from swinv2.heads import Swinv2ForImageClassification
+from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.loading import EXAMPLE
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 
@@ -217,6 +217,7 @@ def convert(
         form=form,
         notes=loaded.notes,
     )
+    account.notes += _lost(loaded.model, form)
     if folder is not None:
         account.files = write_folder(loaded.model, loaded.processor, folder, form)
         account.output = str(folder)
@@ -324,6 +325,19 @@ def _replan(loaded: _Loaded, image_size: int | Pair | None, window_size: int | N
     )
     if before.use_absolute_embeddings and new_size != old_size:
         loaded.notes.append("The absolute position embeddings were resampled to the new map (bicubic).")
+
+
+def _lost(model: Swinv2PreTrainedModel, form: str) -> list[str]:
+    """What a form has no place for although the answers do not depend on it."""
+    notes: list[str] = []
+    if form not in (SWINV2, "transformers", "timm") and isinstance(model, Swinv2ForImageClassification):
+        notes.append(f"The names of the classes are not in the folder: the form {form!r} has no place for them.")
+    if form == "transformers" and isinstance(model, Swinv2ForMaskedImageModeling) and model.config.norm_targets:
+        notes.append(
+            "transformers' loss is of plain pixels and not of normalised ones (norm_targets is "
+            f"{model.config.norm_targets}); the reconstruction is the same."
+        )
+    return notes
 
 
 def _stage(old: StageSpec, new: StageSpec) -> StageAccount:

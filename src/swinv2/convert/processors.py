@@ -60,13 +60,18 @@ def resize_processor(fields: Mapping[str, Any], image_size: Pair) -> dict[str, A
         image_size: The new size.
     """
     ratio = crop_ratio(fields)
-    kept = {name: value for name, value in fields.items() if name not in ("size", "crop_size", "do_center_crop")}
+    replaced = ("size", "crop_size", "do_center_crop", "crop_pct", "image_processor_type", "feature_extractor_type")
+    kept = {name: value for name, value in fields.items() if name not in replaced}
     return {**kept, **_sizes(image_size, ratio)}
 
 
 def crop_ratio(fields: Mapping[str, Any]) -> float:
     """Side of the crop over the side of what it is cropped from; 1 without a crop."""
     size, crop = fields.get("size"), fields.get("crop_size")
+    share = fields.get("crop_pct")
+    if isinstance(share, (int, float)) and 0 < share <= 1 and isinstance(size, Mapping):
+        # ConvNeXt's processor, which does not crop from 384 pixels on.
+        return float(share) if size.get("shortest_edge", _UNCROPPED) < _UNCROPPED else 1.0
     if not isinstance(size, Mapping) or not isinstance(crop, Mapping) or not fields.get("do_center_crop", True):
         return 1.0
     edge = size.get("shortest_edge")
