@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import pickle
+import random
 import resource
 import signal
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor
 import foreign
 from foreign import small_sizes
 from swinv2.convert import convert
+from swinv2.convert.files import open_weights
 from swinv2.errors import UsageError
 
 File = dict[str, Tensor]
@@ -199,6 +202,40 @@ def test_cut_off(suffix: str, share: float, file: File, tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     assert "weights" in refused(path, tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "legacy.pth"])
+def test_cut_off_at_every_byte(suffix: str, tmp_path: Path) -> None:
+    """Of a small file, and with random bytes at random places in another run: never another error."""
+    path, draw = tmp_path / f"weights.{suffix}", random.Random(0)
+    tensors = {"first": torch.ones(2, 3), "second": torch.zeros(5)}
+    if suffix == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=suffix == "pth")
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(UsageError):
+            open_weights(path)
+    for _ in range(300):
+        damaged = bytearray(content)
+        for _ in range(draw.randint(1, 8)):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        with suppress(UsageError):
+            open_weights(path)
+
+
+def test_an_archive_that_is_compressed(file: File, tmp_path: Path) -> None:
+    """torch's are not; a small one that is, may hold more than the memory does."""
+    path = saved({"model": file}, tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    assert "something in it is compressed" in refused(path, tmp_path)
 
 
 def test_one_bit_of_a_matrix(file: File, tmp_path: Path) -> None:
