@@ -2,6 +2,7 @@
 
 from swinv2.auto import register
 from swinv2.config import Swinv2Config
+from swinv2.convert import load
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 
@@ -14,5 +15,6 @@ __all__ = [
     "Swinv2ForMaskedImageModeling",
     "Swinv2Model",
     "Swinv2PreTrainedModel",
+    "load",
     "register",
 ]

@@ -1,8 +1,8 @@
-"""The command `swinv2`: describe models, classify images, extract features.
+"""The command `swinv2`: describe models, classify images, extract features, train, convert, look inside.
 
 In: what a user types. Out: data on stdout, messages on stderr, and an exit status: 0 when all went well, 1 when files
-were skipped, 2 when nothing could be done as asked. Everything is computed in `swinv2.predict`, `swinv2.train` and
-`swinv2.inspect`; this module only asks and shows.
+were skipped, 2 when nothing could be done as asked. Everything is computed in `swinv2.predict`, `swinv2.train`,
+`swinv2.inspect` and `swinv2.convert`; this module only asks and shows.
 """
 
 import json
@@ -40,7 +40,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Swin Transformer V2: describe models, classify images, extract features.",
+    help="Swin Transformer V2: describe models, classify images, extract features, train, convert weights.",
 )
 
 
@@ -370,6 +370,83 @@ def reconstruct(
         )
     report.message_console().print(f"mean error over hidden pixels {loss:.4f}; drawn: {report.shown(output)}")
     _finish(len(paths) + len(missing), list(missing))
+
+
+def _read_size(text: str | None, option: str) -> int | tuple[int, int] | None:
+    if text is None:
+        return None
+    lengths = text.lower().split("x")
+    if len(lengths) > 2 or not all(length.isascii() and length.isdigit() and int(length) for length in lengths):
+        raise UsageError(f"{option} is {text!r}; expected pixels such as 256, or height x width such as 384x256.")
+    return int(lengths[0]) if len(lengths) == 1 else (int(lengths[0]), int(lengths[1]))
+
+
+def _read_windows(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    lengths = text.split(",")
+    if not all(length.strip().isascii() and length.strip().isdigit() for length in lengths):
+        raise UsageError(f"--pretrained-window-sizes is {text!r}; expected a number for each stage: 12,12,12,6.")
+    return [int(length) for length in lengths]
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A file, a folder, or a name on the hub.")],
+    output: Annotated[Path | None, typer.Argument(metavar="OUT", help="The folder to make.")] = None,
+    form: Annotated[
+        str,
+        typer.Option("--to", metavar="FORM", help="swinv2, transformers, timm, torchvision, microsoft, mmpretrain."),
+    ] = "swinv2",
+    image_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Plan the windows for this size: 384, or 384x256 (height first).")
+    ] = None,
+    window_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Plan these windows; the position bias is extrapolated.")
+    ] = None,
+    trained_image_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Size it was trained with, where nothing else tells.")
+    ] = None,
+    trained_window_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Window it was trained with, where nothing else tells.")
+    ] = None,
+    pretrained_window_sizes: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,..", help="Each stage's window in which its position bias was learned, 0: its own."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Convert weights of transformers, timm, torchvision, mmpretrain or the authors; plan them for another size.
+
+    The folder appears whole or not at all.
+    """
+    from swinv2.convert import convert as convert_weights
+    from swinv2.convert.report import print_account
+
+    with _sentences():
+        if output is None and not dry_run:
+            raise UsageError(
+                "no folder to make was given; for example: swinv2 convert weights.pth my-model, or --dry-run."
+            )
+        account = convert_weights(
+            source,
+            None if dry_run else output,
+            form,
+            _read_size(image_size, "--image-size"),
+            window_size,
+            trained_image_size=_read_size(trained_image_size, "--trained-image-size"),
+            trained_window_size=trained_window_size,
+            pretrained_window_sizes=_read_windows(pretrained_window_sizes),
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(account), indent=2))
+    else:
+        print_account(account, report.data_console())
+    done = (
+        f"written: {report.shown(output)}" if output is not None and not dry_run else "nothing was written (--dry-run)"
+    )
+    report.message_console().print(done)
 
 
 @app.command()

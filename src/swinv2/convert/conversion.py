@@ -1,0 +1,356 @@
+"""From weights of any library to a model, and to a folder.
+
+In: the name of a file, of a folder or on the hub, and what the caller wants. Out: a model (`load`), or a folder and an
+account of what was recognised and done (`convert`).
+"""
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swinv2.config import Pair, StageSpec, as_pair
+from swinv2.convert.files import CONFIG, PROCESSOR, Weights, check_learned, open_weights
+from swinv2.convert.labels import label_names
+from swinv2.convert.processors import describe_processor, make_processor, resize_processor
+from swinv2.convert.recognise import Known, Recognised, recognise
+from swinv2.convert.rules import MODEL
+from swinv2.convert.write import SWINV2, check_form, check_output, write_folder
+from swinv2.errors import UsageError
+from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.loading import EXAMPLE
+from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageAccount:
+    """The windows of a stage, before and after.
+
+    Attributes:
+        name: "stage1" and so on.
+        blocks: Number of blocks.
+        channels: Channels of its map.
+        heads: Attention heads.
+        grid, window, shift: Of its map, its windows and their shift, as they were trained, in tokens.
+        new_grid, new_window, new_shift: The same as they are now.
+        learned_window: The window in which its position bias was learned, which it keeps.
+    """
+
+    name: str
+    blocks: int
+    channels: int
+    heads: int
+    grid: Pair
+    window: Pair
+    shift: Pair
+    new_grid: Pair
+    new_window: Pair
+    new_shift: Pair
+    learned_window: Pair
+
+
+@dataclass
+class Account:
+    """What was recognised and done.
+
+    Attributes:
+        source: What was converted.
+        dialect: Whose names the tensors had.
+        model_class: The class of this package that they are for.
+        parameters: How many numbers were learned.
+        dtype: Their type.
+        left_out: How many tensors were left out because they follow from sizes.
+        image_size: Image size that the windows were planned for.
+        new_image_size: Image size that they are planned for now.
+        window_size: Window in tokens.
+        new_window_size: Window in tokens now.
+        sources: Where image size, window and pre-training windows were found.
+        num_labels: Classes; None without a classifier.
+        labels: Names of the first classes.
+        processor: How images are prepared, in words.
+        stages: One for each stage.
+        form: Whose form was written.
+        output: The folder; None if nothing was to be written.
+        files: What is in it.
+        notes: What else is worth knowing, in sentences.
+    """
+
+    source: str
+    dialect: str
+    model_class: str
+    parameters: int
+    dtype: str
+    left_out: int
+    image_size: Pair
+    new_image_size: Pair
+    window_size: int
+    new_window_size: int
+    sources: dict[str, str]
+    num_labels: int | None
+    labels: list[str]
+    processor: str
+    stages: list[StageAccount]
+    form: str = SWINV2
+    output: str | None = None
+    files: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
+
+
+@dataclass
+class _Loaded:
+    model: Swinv2PreTrainedModel
+    processor: dict[str, Any]
+    recognised: Recognised
+    notes: list[str]
+
+
+def load(
+    name: str | os.PathLike[str],
+    image_size: int | Pair | None = None,
+    window_size: int | None = None,
+    *,
+    trained_image_size: int | Pair | None = None,
+    trained_window_size: int | None = None,
+    pretrained_window_sizes: Sequence[int] | None = None,
+) -> Swinv2PreTrainedModel:
+    """Loads Swin V2 weights of any library as a model of this package.
+
+    transformers' folders and names on the hub, timm's, torchvision's, mmpretrain's and the authors' files are
+    understood, SimMIM's too; which it is, its sizes and its windows are read from the tensors and what lies beside
+    them. What was taken for granted is logged.
+
+    Args:
+        name: A file (`.pth`, `.bin`, `.safetensors`), a folder with one, or a name on the hub.
+        image_size: Image size in pixels to plan the windows for; None for the one it was trained with.
+        window_size: Window in tokens; None for the one it was trained with. The position bias is extrapolated from the
+            window it was learned in.
+        trained_image_size: Image size it was trained with, where nothing else tells.
+        trained_window_size: Window it was trained with, where nothing else tells.
+        pretrained_window_sizes: For each stage, the window in which its position bias was learned, 0 for its own, where
+            nothing else tells.
+
+    Returns:
+        A classifier, a masked-image model or the network without a head, whatever the weights are of, in evaluation
+        mode on the CPU, of the type of the weights.
+
+    Raises:
+        UsageError: There are no such weights, they are damaged or of another network, or a size cannot be known.
+
+    Example:
+
+        >>> import swinv2
+        >>> swinv2.load("swin_v2_t.pth")
+        Traceback (most recent call last):
+        swinv2.errors.UsageError: there is no file or folder 'swin_v2_t.pth' (no such file or directory).
+    """
+    known = _known(trained_image_size, trained_window_size, pretrained_window_sizes)
+    loaded = _load(os.fspath(name), known)
+    if image_size is not None or window_size is not None:
+        _replan(loaded, image_size, window_size)
+    for note in loaded.notes:
+        logger.info(note)
+    return loaded.model
+
+
+def convert(
+    source: str,
+    output: str | os.PathLike[str] | None,
+    form: str = SWINV2,
+    image_size: int | Pair | None = None,
+    window_size: int | None = None,
+    *,
+    trained_image_size: int | Pair | None = None,
+    trained_window_size: int | None = None,
+    pretrained_window_sizes: Sequence[int] | None = None,
+) -> Account:
+    """Converts weights into a folder.
+
+    Args:
+        source: See `load`.
+        output: The folder to make; None to make none and only say what would be done.
+        form: "swinv2" for this package, "transformers", "timm", "torchvision", "microsoft" or "mmpretrain".
+        image_size, window_size, trained_image_size, trained_window_size, pretrained_window_sizes: See `load`.
+
+    Returns:
+        What was recognised and done.
+
+    Raises:
+        UsageError: See `load`; or the form cannot express the model, or the folder cannot be written. Nothing is
+            written then.
+    """
+    folder = None if output is None else Path(output)
+    if folder is not None:
+        check_output(folder)
+    known = _known(trained_image_size, trained_window_size, pretrained_window_sizes)
+    loaded = _load(source, known)
+    before = loaded.model.config
+    if image_size is not None or window_size is not None:
+        _replan(loaded, image_size, window_size)
+    check_form(loaded.model, form)
+    recognised, config = loaded.recognised, loaded.model.config
+    has_labels = isinstance(loaded.model, Swinv2ForImageClassification)
+    names: dict[Any, str] = dict(config.id2label or {})
+    account = Account(
+        source=source,
+        dialect=recognised.dialect.name,
+        model_class=type(loaded.model).__name__,
+        parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        left_out=recognised.left_out,
+        image_size=as_pair("image_size", before.image_size),
+        new_image_size=as_pair("image_size", config.image_size),
+        window_size=before.window_size,
+        new_window_size=config.window_size,
+        sources=recognised.sources,
+        num_labels=config.num_labels if has_labels else None,
+        labels=[names[index] for index in sorted(names)][:3] if has_labels else [],
+        processor=describe_processor(loaded.processor),
+        stages=[_stage(old, new) for old, new in zip(before.stages(), config.stages(), strict=True)],
+        form=form,
+        notes=loaded.notes,
+    )
+    account.notes += _lost(loaded.model, form)
+    if folder is not None:
+        account.files = write_folder(loaded.model, loaded.processor, folder, form)
+        account.output = str(folder)
+    return account
+
+
+def _known(
+    image_size: int | Pair | None, window_size: int | None, pretrained_window_sizes: Sequence[int] | None
+) -> Known:
+    try:
+        size = None if image_size is None else as_pair("trained_image_size", image_size)
+        window = None if window_size is None else as_pair("trained_window_size", window_size)[0]
+        sizes = pretrained_window_sizes
+        pretrained = None if sizes is None else tuple(as_pair("pretrained_window_sizes", one, 0)[0] for one in sizes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Known(size, window, pretrained)
+
+
+def _load(source: str, known: Known) -> _Loaded:
+    weights = open_weights(_find(source))
+    recognised = recognise(weights, known)
+    dtype = check_learned(recognised.tensors, recognised.their_names)
+    notes = [*weights.notes, *recognised.notes]
+    types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in recognised.tensors.values()})
+    if len(types) > 1:
+        notes.append(f"The weights are of {' and '.join(types)}; all became {str(dtype).removeprefix('torch.')}.")
+    config = recognised.config
+    if recognised.model_class is Swinv2ForImageClassification:
+        notes += _name_labels(recognised, weights)
+    with torch.device("meta"):
+        model = recognised.model_class(config)
+    prefix = MODEL if recognised.model_class is Swinv2Model else ""
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in recognised.tensors.items()}
+    model.load_state_dict({name: _own(tensor, dtype) for name, tensor in tensors.items()}, assign=True)
+    model.eval()
+    model.config.dtype = dtype
+    size = as_pair("image_size", config.image_size)
+    processor = weights.processor
+    if processor is None:
+        processor = make_processor(recognised.dialect.name, size, config.embed_dim, weights.config)
+    return _Loaded(model, processor, recognised, notes)
+
+
+def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor that shares its numbers with no other, and lies in one piece."""
+    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _find(source: str) -> Path:
+    path = Path(source).expanduser()
+    if os.path.lexists(path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    patterns = [CONFIG, PROCESSOR, "model*.safetensors", "model.safetensors.index.json"]
+    try:
+        return Path(snapshot_download(source, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(
+            f"{source!r} is no file or folder here, and the Hugging Face hub did not give it: {lines[0].rstrip('.')}. "
+            f"Check the name and the network, or give a file; a name on the hub looks like {EXAMPLE}."
+        ) from error
+
+
+def _name_labels(recognised: Recognised, weights: Weights) -> list[str]:
+    """Gives the classes their names, and says where these are from."""
+    config = recognised.config
+    stored: Any = (weights.config or {}).get("label_names")
+    if (weights.config or {}).get("model_type") == "swinv2":
+        return []
+    if isinstance(stored, list) and len(stored) == config.num_labels and len(set(map(str, stored))) == len(stored):
+        names, note = [str(name) for name in stored], "The names of its classes are those of config.json."
+    else:
+        names, note = label_names(config.num_labels or 0)
+    if names is not None:
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in reversed(list(enumerate(names)))}
+    return [note]
+
+
+def _replan(loaded: _Loaded, image_size: int | Pair | None, window_size: int | None) -> None:
+    """Plans the windows for another size, and writes down what that did."""
+    model, before = loaded.model, loaded.model.config
+    old_size = as_pair("image_size", before.image_size)
+    try:
+        model.set_image_size(old_size if image_size is None else image_size, window_size)
+        new_size = as_pair("image_size", model.config.image_size)
+    except ValueError as error:
+        raise UsageError(f"the windows cannot be planned so: {error}") from error
+    if new_size != old_size:
+        loaded.processor = resize_processor(loaded.processor, new_size)
+    changed = [
+        f"stage {new.index + 1} from {old.window[0]} x {old.window[1]} to {new.window[0]} x {new.window[1]}"
+        for old, new in zip(before.stages(), model.config.stages(), strict=True)
+        if old.window != new.window
+    ]
+    learned = [spec.learned_window for spec in model.config.stages()]
+    loaded.notes.append(
+        f"Windows: {', '.join(changed) if changed else 'no stage has another one'}. The position bias is computed from "
+        f"the windows it was learned in, {', '.join(f'{height} x {width}' for height, width in learned)}; no weight "
+        "was changed."
+    )
+    if before.use_absolute_embeddings and new_size != old_size:
+        loaded.notes.append("The absolute position embeddings were resampled to the new map (bicubic).")
+
+
+def _lost(model: Swinv2PreTrainedModel, form: str) -> list[str]:
+    """What a form has no place for although the answers do not depend on it."""
+    notes: list[str] = []
+    if form not in (SWINV2, "transformers", "timm") and isinstance(model, Swinv2ForImageClassification):
+        notes.append(f"The names of the classes are not in the folder: the form {form!r} has no place for them.")
+    if form == "transformers" and isinstance(model, Swinv2ForMaskedImageModeling) and model.config.norm_targets:
+        notes.append(
+            "transformers' loss is of plain pixels and not of normalised ones (norm_targets is "
+            f"{model.config.norm_targets}); the reconstruction is the same."
+        )
+    return notes
+
+
+def _stage(old: StageSpec, new: StageSpec) -> StageAccount:
+    return StageAccount(
+        name=f"stage{old.index + 1}",
+        blocks=len(old.extra_norms),
+        channels=old.dim,
+        heads=old.num_heads,
+        grid=old.grid,
+        window=old.window,
+        shift=old.shift,
+        new_grid=new.grid,
+        new_window=new.window,
+        new_shift=new.shift,
+        learned_window=new.learned_window,
+    )

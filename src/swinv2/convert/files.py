@@ -1,0 +1,321 @@
+"""Files of weights, opened without running anything that is in them.
+
+In: a file or a folder. Out: the tensors as they are called there, and what lies beside them: `config.json` and
+`preprocessor_config.json`. A pickle is opened with `weights_only=True`; one that needs more is refused with the reason.
+A file that is cut off, damaged or not of finite numbers is refused. This module knows no network and no dialect.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import stat
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from swinv2.errors import UsageError
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+INDEX = "model.safetensors.index.json"
+WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin", "model.pth")
+"""What is looked for in a folder, in this order."""
+
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "network", "net")
+"""Under what training scripts keep the network, in this order."""
+_OUTER = ("module.", "_orig_mod.", "model.")
+"""What DistributedDataParallel, torch.compile and trainers put before every name."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_SAVE_ANEW = (
+    "It is not opened: a pickle can run anything. Open it where you trust it, keep the tensors only, and convert that: "
+    "torch.save({'model': checkpoint['model']}, 'weights.pth')."
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file or folder holds.
+
+    Attributes:
+        tensors: By the names they have there.
+        name: Name of the file, or of the folder if the file's says nothing.
+        config: What `config.json` beside it says; None without one.
+        processor: What `preprocessor_config.json` beside it says; None without one.
+        notes: What was passed over, in sentences.
+    """
+
+    tensors: dict[str, Tensor]
+    name: str
+    config: dict[str, Any] | None = None
+    processor: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list[str])
+
+
+def open_weights(source: Path) -> Weights:
+    """Opens a file of weights, or a folder with one.
+
+    Args:
+        source: A `.pth`, `.pt`, `.bin` or `.safetensors` file, whatever its suffix; or a folder.
+
+    Raises:
+        UsageError: There is none, it may not be read, is damaged, needs code to be opened, or holds something that is
+            no network.
+    """
+    try:
+        mode = os.stat(source).st_mode
+    except OSError as error:
+        raise UsageError(_why_missing(source, error)) from error
+    if stat.S_ISDIR(mode):
+        file = _inside(source)
+    elif stat.S_ISREG(mode):
+        file = source
+    else:
+        raise UsageError(f"{str(source)!r} is neither a file nor a folder; expected a file of weights.")
+    notes: list[str] = []
+    config = _read_json(source / CONFIG) if file is not source else None
+    processor = _read_json(source / PROCESSOR) if file is not source else None
+    content = _read_shards(source) if file.name == INDEX else _read_file(file)
+    tensors = _check(_without_outer(_unwrap(content, file, notes), notes), file)
+    return Weights(tensors, source.stem if file is source else source.resolve().name, config, processor, notes)
+
+
+def _why_missing(source: Path, error: OSError) -> str:
+    if os.path.islink(source) and not os.path.exists(source):
+        return f"{str(source)!r} is a link to {os.readlink(source)!r}, which is not there."
+    if isinstance(error, PermissionError):
+        return f"{str(source)!r} may not be read: {(error.strerror or str(error)).lower()}."
+    return f"there is no file or folder {str(source)!r} ({(error.strerror or str(error)).lower()})."
+
+
+def _inside(folder: Path) -> Path:
+    try:
+        present = set(os.listdir(folder))
+    except OSError as error:
+        raise UsageError(_why_missing(folder, error)) from error
+    for name in WEIGHTS:
+        if name in present:
+            return folder / name
+    raise UsageError(
+        f"the folder {str(folder)!r} holds no weights: none of {', '.join(WEIGHTS)}. Name the file itself."
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not os.path.lexists(path):
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{str(path)!r} holds {type(content).__name__}; expected an object with fields.")
+    return content
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    index = _read_json(folder / INDEX) or {}
+    where = index.get("weight_map")
+    if not isinstance(where, dict) or not all(
+        isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in where.values()
+    ):
+        raise UsageError(f"{str(folder / INDEX)!r} does not say which file holds which tensor (weight_map).")
+    content: dict[str, Tensor] = {}
+    for name in sorted(set(where.values())):
+        content |= _read_file(folder / name)
+    wrong = sorted(set(where) ^ set(content))
+    if wrong:
+        raise UsageError(f"{str(folder)!r}: {INDEX} and the files beside it differ in {', '.join(wrong)}.")
+    return content
+
+
+def _read_file(file: Path) -> Any:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            beginning = opened.read(16)
+    except OSError as error:
+        raise UsageError(_why_missing(file, error)) from error
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise UsageError(f"{str(file)!r} is not a file.")
+    if not size:
+        raise UsageError(f"{str(file)!r} is empty.")
+    _check_digest_in_name(file)
+    if beginning[:4] == b"PK\x03\x04":
+        _check_archive(file)
+        return _read_pickle(file)
+    if size > 8 and beginning[8:9] == b"{" and int.from_bytes(beginning[:8], "little") < 100_000_000:
+        return _read_safetensors(file)
+    if beginning[:1] == b"\x80":
+        return _read_pickle(file)
+    raise UsageError(
+        f"{str(file)!r} is neither a file of torch.save nor of safetensors: it begins with {beginning[:8]!r}."
+    )
+
+
+def _check_digest_in_name(file: Path) -> None:
+    """torchvision and mmpretrain end a published file's name with the first digits of its SHA-256."""
+    published = re.fullmatch(r"swin_v2_[tsb]-([0-9a-f]{8})|swinv2-.*_\d{8}-([0-9a-f]{8})", file.stem)
+    if published is None:
+        return
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    expected = published[1] or published[2]
+    if not digest.startswith(expected):
+        raise UsageError(
+            f"{str(file)!r} is not the file that was published under this name: its SHA-256 begins with "
+            f"{digest[:8]}, not {expected}. It was cut off, changed or renamed; fetch it again, or rename it."
+        )
+
+
+def _check_archive(file: Path) -> None:
+    # torch does not look at the checksums of its own archives.
+    try:
+        with zipfile.ZipFile(file) as archive:
+            is_program = any(name.endswith("/constants.pkl") for name in archive.namelist())
+            is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+            # What torch does not write is not unpacked: a few bytes may hold more than the memory does.
+            broken = None if is_packed else archive.testzip()
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        EOFError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
+        raise UsageError(f"{str(file)!r} is cut off or damaged: {error}.") from error
+    if is_packed:
+        raise UsageError(f"{str(file)!r} is not an archive as torch writes it: something in it is compressed.")
+    if is_program:
+        raise UsageError(f"{str(file)!r} is a TorchScript program, which is code. {_SAVE_ANEW}")
+    if broken is not None:
+        raise UsageError(f"{str(file)!r} is damaged: {broken!r} in it does not have its checksum.")
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise UsageError(f"{str(file)!r} is cut off or damaged: {error}.") from error
+
+
+def _read_pickle(file: Path) -> Any:
+    try:
+        # torch's warnings are about files that are refused, here or by what is checked afterwards.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if needed is not None:
+            raise UsageError(f"{str(file)!r} needs {needed[1]} to be opened, which is code. {_SAVE_ANEW}") from error
+        raise UsageError(f"{str(file)!r} is damaged, or a pickle that needs more than tensors. {_SAVE_ANEW}") from error
+    # What the readers of a damaged file raise, beside the error of pickle.
+    except (
+        OSError,
+        RuntimeError,
+        struct.error,
+        SafetensorError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        MemoryError,
+        OverflowError,
+        RecursionError,
+        UnicodeError,
+    ) as error:
+        raise UsageError(f"{str(file)!r} is cut off or damaged: {_first_line(error)}.") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+def _unwrap(content: Any, file: Path, notes: list[str]) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{str(file)!r} holds {type(content).__name__}; expected tensors by name.")
+    inner = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
+    if inner is None:
+        return content
+    others = [str(name) for name in content if name != inner]
+    if others:
+        notes.append(f"Of the file only {inner!r} was read; beside it there is {', '.join(map(repr, others))}.")
+    return content[inner]
+
+
+def _without_outer(tensors: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
+    while tensors and all(isinstance(name, str) for name in tensors):
+        outer = next((prefix for prefix in _OUTER if all(name.startswith(prefix) for name in tensors)), None)
+        if outer is None:
+            break
+        notes.append(f"Every name began with {outer!r}, which was taken off.")
+        tensors = {name.removeprefix(outer): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _check(tensors: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
+    if not tensors:
+        raise UsageError(f"{str(file)!r} holds no tensor.")
+    odd = [name for name, tensor in tensors.items() if not isinstance(name, str) or not isinstance(tensor, Tensor)]
+    if odd:
+        raise UsageError(f"{str(file)!r} holds more than tensors by name: {', '.join(map(repr, odd))}.")
+    wrong: list[str] = []
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            wrong.append(f"{name} (a shape without numbers)")
+        elif tensor.layout != torch.strided or tensor.is_quantized:
+            wrong.append(f"{name} (sparse or quantised)")
+    if wrong:
+        raise UsageError(f"{str(file)!r} holds tensors that are not plain numbers: {', '.join(wrong)}.")
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def check_learned(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> torch.dtype:
+    """Makes sure that learned tensors are finite floating-point numbers.
+
+    Args:
+        tensors: Learned tensors.
+        names: What each is called in the file.
+
+    Returns:
+        The type that holds all of them: theirs, or the widest if they differ.
+
+    Raises:
+        UsageError: Some are not; the message names each.
+    """
+    odd = [f"{names[name]} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in _FLOATS]
+    if odd:
+        raise UsageError(
+            f"weights are not of a floating-point type of 16 to 64 bits: {', '.join(odd)}. Quantised weights cannot be "
+            "converted; take the ones they were made of."
+        )
+    broken = [names[name] for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise UsageError(
+            f"weights are not finite numbers (NaN or infinite): {', '.join(broken)}. The file is damaged, or the "
+            "training that wrote it had failed."
+        )
+    dtype = torch.float16
+    types = {tensor.dtype for tensor in tensors.values()}
+    if len(types) == 1:
+        return types.pop()
+    for other in types:
+        dtype = torch.promote_types(dtype, other)
+    return dtype

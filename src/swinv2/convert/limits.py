@@ -1,0 +1,115 @@
+"""What other implementations cannot compute, as sentences.
+
+In: a configuration. Out: a sentence for each thing of it that a library's network would compute otherwise. The tables
+of the dialects choose from these. This module knows no tensor.
+"""
+
+from collections.abc import Mapping
+
+from swinv2.config import Pair, StageSpec, Swinv2Config, as_pair
+
+
+def extra_norms(config: Swinv2Config) -> list[str]:
+    """The norms on the main branch of the largest models."""
+    if not config.extra_norm_period:
+        return []
+    return [f"it has no additional norms on the main branch (extra_norm_period is {config.extra_norm_period})"]
+
+
+def position_embeddings(config: Swinv2Config) -> list[str]:
+    """Absolute position embeddings."""
+    return ["it has no absolute position embeddings that work"] if config.use_absolute_embeddings else []
+
+
+def hidden_padding(config: Swinv2Config) -> list[str]:
+    """Filling tokens that are hidden."""
+    return ["it cannot hide filling tokens (mask_padding is True)"] if config.mask_padding else []
+
+
+def other_norms(config: Swinv2Config) -> list[str]:
+    """An epsilon of the norms that is not everyone's."""
+    if config.layer_norm_eps == 1e-5:
+        return []
+    return [f"the epsilon of its norms is 1e-05 (layer_norm_eps is {config.layer_norm_eps:g})"]
+
+
+def other_activations(config: Swinv2Config) -> list[str]:
+    """An activation that is not everyone's."""
+    return [] if config.hidden_act == "gelu" else [f"its activation is gelu (hidden_act is {config.hidden_act!r})"]
+
+
+def rectangles(config: Swinv2Config) -> list[str]:
+    """Rectangular sizes, for which implementations choose windows in different ways."""
+    sizes = {"image_size": config.image_size, "patch_size": config.patch_size}
+    rectangular = [name for name, size in sizes.items() if len(set(as_pair(name, size))) > 1]
+    return [f"it chooses other windows for a rectangular {name} ({sizes[name]})" for name in rectangular]
+
+
+def rectangular_pretraining(config: Swinv2Config) -> list[str]:
+    """Pre-training windows that are not square."""
+    odd = [stage for stage in config.stages() if stage.pretrained_window[0] != stage.pretrained_window[1]]
+    return _of_stages("its pre-training windows are square", {stage: _size(stage.pretrained_window) for stage in odd})
+
+
+def pretraining(config: Swinv2Config) -> list[str]:
+    """A position bias that was learned in another window."""
+    changed = [stage for stage in config.stages() if stage.learned_window != stage.window]
+    return _of_stages(
+        "it knows no pre-training windows",
+        {
+            stage: f"{_size(stage.window)}, its position bias learned in {_size(stage.learned_window)}"
+            for stage in changed
+        },
+    )
+
+
+def clipped_windows(config: Swinv2Config) -> list[str]:
+    """A window smaller than the configured one."""
+    clipped = [stage for stage in config.stages() if stage.window != (config.window_size, config.window_size)]
+    return _of_stages(
+        f"its windows have one size in all stages, here {config.window_size}",
+        {stage: f"clipped to {_size(stage.window)}" for stage in clipped},
+    )
+
+
+def padding(config: Swinv2Config) -> list[str]:
+    """A map that windows do not cut evenly, or merging does not halve."""
+    uneven = [
+        stage
+        for stage in config.stages()
+        if stage.grid[0] % stage.window[0]
+        or stage.grid[1] % stage.window[1]
+        or (stage.merges and (stage.grid[0] % 2 or stage.grid[1] % 2))
+    ]
+    return _of_stages(
+        "it does not fill maps up as this package does",
+        {stage: f"{_size(stage.grid)} tokens in windows of {_size(stage.window)}" for stage in uneven},
+    )
+
+
+def one_token(config: Swinv2Config) -> list[str]:
+    """Windows of one token, for which a coordinate is zero by zero."""
+    single = [stage for stage in config.stages() if 1 in stage.window or 1 in stage.pretrained_window]
+    return _of_stages(
+        "in a window of one token it computes zero by zero", {stage: _size(stage.window) for stage in single}
+    )
+
+
+def missing_biases(config: Swinv2Config) -> list[str]:
+    """Queries and values without a bias."""
+    return [] if config.qkv_bias else ["its queries and values always have a bias (qkv_bias is False)"]
+
+
+def other_channels(config: Swinv2Config) -> list[str]:
+    """Images of other than three channels."""
+    return [] if config.num_channels == 3 else [f"it takes three channels (num_channels is {config.num_channels})"]
+
+
+def _of_stages(sentence: str, stages: Mapping[StageSpec, str]) -> list[str]:
+    """One sentence for all stages of which it is true, none if there are none."""
+    details = [f"stage {stage.index + 1}: {detail}" for stage, detail in stages.items()]
+    return [f"{sentence} ({'; '.join(details)})"] if details else []
+
+
+def _size(pair: Pair) -> str:
+    return f"{pair[0]} x {pair[1]}"

@@ -1,0 +1,73 @@
+"""An account of a conversion as people read it.
+
+In: an `Account`. Out: text on a console: the facts, a table of stages, and sentences about what was taken for granted.
+This module computes nothing.
+"""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from swinv2.config import Pair
+from swinv2.convert.conversion import Account
+
+
+def _size(pair: Pair) -> str:
+    return f"{pair[0]}x{pair[1]}"
+
+
+def _short(label: str) -> str:
+    """The first of a class's names."""
+    return label.partition(",")[0]
+
+
+def _change(before: Pair, after: Pair) -> str:
+    return _size(before) if before == after else f"{_size(before)} -> {_size(after)}"
+
+
+def print_account(account: Account, console: Console) -> None:
+    """Prints what was recognised and done."""
+    window = f"{account.window_size}"
+    if account.new_window_size != account.window_size:
+        window += f" -> {account.new_window_size}"
+    facts = {
+        "weights of": account.dialect,
+        "class": account.model_class,
+        "parameters": f"{account.parameters:,} ({account.dtype})",
+        "image size": f"{_change(account.image_size, account.new_image_size)} (from {account.sources['image size']})",
+        "window": f"{window} (from {account.sources['window']})",
+        "bias learned in": (
+            f"{', '.join(_size(stage.learned_window) for stage in account.stages)} (from "
+            f"{account.sources['pre-training windows']})"
+        ),
+        "classes": "none"
+        if account.num_labels is None
+        else f"{account.num_labels}: {', '.join(_short(label) for label in account.labels)} ...",
+        "images": account.processor,
+        "left out": f"{account.left_out} tensors that follow from sizes",
+    }
+    width = max(map(len, facts)) + 2
+    for name, fact in facts.items():
+        console.print(Text.assemble((name.ljust(width), "bold"), fact), soft_wrap=True)
+    console.print()
+    is_terminal = console.is_terminal
+    table = Table(box=box.SIMPLE_HEAD if is_terminal else None, show_edge=False, pad_edge=False, header_style="bold")
+    for name in ("stage", "blocks", "channels", "heads", "map", "window", "shift", "learned in"):
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    for stage in account.stages:
+        table.add_row(
+            stage.name,
+            str(stage.blocks),
+            str(stage.channels),
+            str(stage.heads),
+            _change(stage.grid, stage.new_grid),
+            _change(stage.window, stage.new_window),
+            _change(stage.shift, stage.new_shift),
+            _size(stage.learned_window),
+        )
+    console.print(table)
+    if account.notes:
+        console.print()
+    for note in account.notes:
+        console.print(Text(f"- {note}"), soft_wrap=not is_terminal)

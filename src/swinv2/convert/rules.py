@@ -1,0 +1,345 @@
+"""Tables of names, read both ways.
+
+In: a dialect's table, and tensors under the dialect's names or under ours. Out: the same tensors under the other names.
+A name that no rule knows is handed back, never dropped. This module knows no dialect, no file and no configuration.
+
+A template is a name with places: `{stage}` and `{block}` are numbers, `{merge}` is the number of a stage that ends by
+merging (any but the last), `{last}` the number of the last stage, `{part}` is "weight" or "bias". A number may be
+written as `{stage+1}` or `{2*stage+1}` where a dialect counts otherwise.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from swinv2.config import Swinv2Config
+from swinv2.errors import UsageError
+
+MODEL = "swinv2."
+"""What our names of the network begin with; those of a head do not."""
+BLOCK = "swinv2.encoder.layers.{stage}.blocks.{block}."
+"""What our names of a block begin with."""
+MERGE = "swinv2.encoder.layers.{merge}.downsample."
+"""What our names of a merging begin with."""
+
+Places = dict[str, str]
+"""What stands at the places of a template: decimal numbers, "weight" or "bias"."""
+
+Row = TypeVar("Row")
+
+_PLACE = re.compile(r"\{(?:(\d+)\*)?([a-z]+)(?:\+(\d+))?\}")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A name with places.
+
+    Attributes:
+        text: The template, as described above.
+        last: Number of the last stage, which `{last}` and `{merge}` need.
+    """
+
+    text: str
+    last: int
+
+    def match(self, name: str) -> Places | None:
+        """What stands at the places of a name; None if it is another name."""
+        pattern, places = self._compiled
+        found = pattern.fullmatch(name)
+        if found is None:
+            return None
+        values: Places = {}
+        for value, (factor, place, offset) in zip(found.groups(), places, strict=True):
+            if place != "part":
+                number, rest = divmod(int(value) - offset, factor)
+                if rest or number < 0 or (place == "merge" and number >= self.last):
+                    return None
+                value = str(number)
+            if values.setdefault(place, value) != value:
+                return None
+        return values
+
+    @cached_property
+    def _compiled(self) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
+        return _compile(self.text.replace("{last}", str(self.last)))
+
+    def fill(self, values: Places) -> str:
+        """The name that has these values at its places."""
+
+        def value_of(found: re.Match[str]) -> str:
+            value = values[found[2]]
+            return value if found[2] == "part" else str(int(value) * int(found[1] or 1) + int(found[3] or 0))
+
+        return _PLACE.sub(value_of, self.text.replace("{last}", str(self.last)))
+
+
+@cache
+def _compile(text: str) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
+    pattern, places, end = "", [], 0
+    for found in _PLACE.finditer(text):
+        pattern += re.escape(text[end : found.start()])
+        # Four digits: no network has more blocks, and a longer number is an attack on whoever counts to it.
+        pattern += "(weight|bias)" if found[2] == "part" else r"(0|[1-9]\d{0,3})"
+        places.append((int(found[1] or 1), found[2], int(found[3] or 0)))
+        end = found.end()
+    return re.compile(pattern + re.escape(text[end:])), places
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to a tensor on its way, both ways.
+
+    Attributes:
+        apart: A dialect's tensor into ours, one for each of our names.
+        together: Ours into a dialect's.
+        leaves_out: Whether `apart` leaves numbers out that are not zero.
+    """
+
+    apart: Callable[[Tensor], Sequence[Tensor]]
+    together: Callable[[Sequence[Tensor]], Tensor]
+    leaves_out: Callable[[Tensor], bool] = lambda tensor: False
+
+
+def _thirds(tensor: Tensor) -> tuple[Tensor, ...]:
+    if tensor.ndim == 0 or tensor.shape[0] % 3:
+        raise ValueError(f"{list(tensor.shape)} is not three parts of one size")
+    return tensor.chunk(3)
+
+
+def _without_keys(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    query, _, value = _thirds(tensor)
+    return query, value
+
+
+def _with_zero_keys(tensors: Sequence[Tensor]) -> Tensor:
+    query, value = tensors
+    return torch.cat([query, torch.zeros_like(query), value])
+
+
+def _fold(tensor: Tensor) -> tuple[Tensor]:
+    if tensor.ndim != 2 or tensor.shape[1] % 4:
+        raise ValueError(f"{list(tensor.shape)} is no matrix of four neighbours' channels")
+    rows, columns = tensor.shape
+    # Unfolded: channel by channel, in it the four neighbours across first. Ours: neighbour by neighbour, down first.
+    return (tensor.view(rows, columns // 4, 2, 2).permute(0, 3, 2, 1).reshape(rows, columns),)
+
+
+def _unfold(tensors: Sequence[Tensor]) -> Tensor:
+    rows, columns = tensors[0].shape
+    return tensors[0].view(rows, 2, 2, columns // 4).permute(0, 3, 2, 1).reshape(rows, columns)
+
+
+SAME = Change(lambda tensor: (tensor,), lambda tensors: tensors[0])
+"""The tensor as it is."""
+JOINED = Change(_thirds, lambda tensors: torch.cat(list(tensors)))
+"""One matrix of queries, keys and values; three of ours."""
+QUERY_VALUE = Change(_without_keys, _with_zero_keys, lambda tensor: bool(_thirds(tensor)[1].any()))
+"""One bias of queries, keys and values, of which that of the keys is set to zero before each use; two of ours."""
+UNFOLDED = Change(_fold, _unfold)
+"""A merging whose four neighbours are in the order of torch's Unfold."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of a dialect's table.
+
+    Attributes:
+        theirs: Template of the dialect's name.
+        ours: Templates of our names, in the order of the change.
+        change: What happens to the tensor.
+        read_as: Other spellings of the dialect's name, which are read and never written.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    change: Change = SAME
+    read_as: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a library calls the tensors.
+
+    Attributes:
+        name: What it is called here.
+        title: The library, as a sentence names it.
+        rules: Its learned tensors.
+        buffers: What it stores beside them and computes from sizes: kind ("coordinates", "pairs", "regions",
+            "key bias") and templates.
+        flat_pairs: Whether its pair indices are one row of numbers.
+        knows_windows: Whether it writes coordinates and pair indices into a file.
+        knows_regions: Whether it writes a mask of regions for each shifted block, and so the size of its map.
+        takes_any_size: Whether it decides windows and shifts from each image, so that no size belongs to its weights.
+        limits: Sentences about what of a configuration it cannot express; what it returns is refused.
+    """
+
+    name: str
+    title: str
+    rules: tuple[Rule, ...]
+    limits: Callable[[Swinv2Config], list[str]]
+    buffers: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    flat_pairs: bool = False
+    knows_windows: bool = False
+    knows_regions: bool = False
+    takes_any_size: bool = False
+
+    def count_stages(self, names: Sequence[str]) -> int:
+        """Number of stages that the names of blocks show; 0 for none."""
+        templates = [
+            Template(text, 0) for rule in self.rules for text in (rule.theirs, *rule.read_as) if "{block}" in text
+        ]
+        matches = [template.match(name) or {} for name in names for template in templates]
+        return max((int(match.get("stage", -1)) + 1 for match in matches), default=0)
+
+    def count_known(self, names: Sequence[str]) -> int:
+        """How many names it knows."""
+        last = self.count_stages(names) - 1
+        if last < 0:
+            return 0
+        templates = [Template(text, last) for rule in self.rules for text in (rule.theirs, *rule.read_as)]
+        templates += [Template(text, last) for _, texts in self.buffers for text in texts]
+        return sum(any(template.match(name) is not None for template in templates) for name in names)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Something in a file that is not learned.
+
+    Attributes:
+        name: Its name in the file.
+        kind: "coordinates", "pairs", "regions" or "key bias".
+        stage, block: Where it is.
+        tensor: What it holds.
+    """
+
+    name: str
+    kind: str
+    stage: int
+    block: int
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Tensors of a dialect under our names.
+
+    Attributes:
+        tensors: The learned ones.
+        their_names: For each of our names the dialect's.
+        buffers: What is not learned.
+        unknown: Names that no rule knows.
+        twice: Names of tensors that are there under two names.
+        misshapen: Names of tensors that cannot be taken apart, and why.
+        left_out: Names of tensors of which numbers were left out that are not zero.
+        stages: Number of stages.
+    """
+
+    tensors: dict[str, Tensor]
+    their_names: dict[str, str]
+    buffers: list[Buffer]
+    unknown: list[str]
+    twice: list[str]
+    misshapen: dict[str, str]
+    left_out: list[str]
+    stages: int
+
+
+def read(dialect: Dialect, tensors: Mapping[str, Tensor]) -> Reading:
+    """Gives a dialect's tensors our names.
+
+    Args:
+        dialect: The dialect.
+        tensors: Everything a file holds.
+    """
+    stages = dialect.count_stages(list(tensors))
+    reading = Reading({}, {}, [], [], [], {}, [], stages)
+    rules = [(Template(text, stages - 1), rule) for rule in dialect.rules for text in (rule.theirs, *rule.read_as)]
+    buffers = [(Template(text, stages - 1), kind) for kind, texts in dialect.buffers for text in texts]
+    for name, tensor in tensors.items():
+        found = _find(rules, name)
+        if found is not None:
+            _take(reading, name, tensor, *found)
+            continue
+        buffer = _find(buffers, name)
+        if buffer is None:
+            reading.unknown.append(name)
+        else:
+            kind, places = buffer
+            reading.buffers.append(Buffer(name, kind, int(places["stage"]), int(places["block"]), tensor))
+    return reading
+
+
+def _find(rows: Sequence[tuple[Template, Row]], name: str) -> tuple[Row, Places] | None:
+    """The first row whose template a name fits, and what stands at its places."""
+    for template, row in rows:
+        places = template.match(name)
+        if places is not None:
+            return row, places
+    return None
+
+
+def _take(reading: Reading, name: str, tensor: Tensor, rule: Rule, places: Places) -> None:
+    try:
+        pieces = rule.change.apart(tensor)
+        leaves_out = rule.change.leaves_out(tensor)
+    except ValueError as error:
+        reading.misshapen[name] = str(error)
+        pieces, leaves_out = [tensor] * len(rule.ours), False
+    if leaves_out:
+        reading.left_out.append(name)
+    for template, piece in zip(rule.ours, pieces, strict=True):
+        our_name = Template(template, reading.stages - 1).fill(places)
+        if our_name in reading.tensors:
+            reading.twice.append(name)
+        reading.tensors[our_name] = piece
+        reading.their_names[our_name] = name
+
+
+def write(dialect: Dialect, tensors: Mapping[str, Tensor], stages: int) -> dict[str, Tensor]:
+    """Gives our tensors a dialect's names.
+
+    Args:
+        dialect: The dialect.
+        tensors: Ours, with `swinv2.` before the names of the network.
+        stages: Number of stages.
+
+    Returns:
+        The learned tensors in the order of our own.
+
+    Raises:
+        UsageError: The dialect has no name for a tensor; the message names each.
+    """
+    rules = [([Template(text, stages - 1) for text in rule.ours], rule) for rule in dialect.rules]
+    written: dict[str, Tensor] = {}
+    done: set[str] = set()
+    for name in tensors:
+        for templates, rule in rules:
+            places = templates[0].match(name)
+            if places is None:
+                continue
+            names = [template.fill(places) for template in templates]
+            if all(part in tensors for part in names):
+                written[Template(rule.theirs, stages - 1).fill(places)] = rule.change.together(
+                    [tensors[part] for part in names]
+                )
+                done.update(names)
+                break
+    unknown = sorted(set(tensors) - done)
+    if unknown:
+        raise UsageError(f"{dialect.title} has no name for {len(unknown)} of the tensors: {', '.join(unknown)}.")
+    return written
+
+
+def their_name(dialect: Dialect, name: str, stages: int) -> str:
+    """What a dialect calls one of our tensors; our name if it has none."""
+    for rule in dialect.rules:
+        for template in rule.ours:
+            places = Template(template, stages - 1).match(name)
+            if places is not None:
+                return Template(rule.theirs, stages - 1).fill(places)
+    return name

@@ -1,0 +1,77 @@
+"""transformers' names, which are ours.
+
+Data only. transformers has had other names inside its classes since it rewrote them: `attention.q_proj`, `k_proj`,
+`v_proj`, `o_proj` and `mlp.fc1`, `fc2`. Its folders still have the older ones, which every version reads; so these are
+written, and both are read. A network without a head has no `swinv2.` before its names. Old folders also hold
+coordinates and pair indices.
+
+Source: transformers, models/swinv2/modeling_swinv2.py, before and after its rewriting.
+"""
+
+from swinv2.config import Swinv2Config
+from swinv2.convert import limits
+from swinv2.convert.rules import BLOCK, MERGE, MODEL, Dialect, Rule
+
+
+def _limits(config: Swinv2Config) -> list[str]:
+    checks = (
+        limits.extra_norms,
+        limits.position_embeddings,
+        limits.hidden_padding,
+        limits.rectangles,
+        limits.rectangular_pretraining,
+    )
+    return [sentence for check in checks for sentence in check(config)]
+
+
+def _ours(name: str, *newer: str) -> Rule:
+    spellings = (*newer, *(text.removeprefix(MODEL) for text in (name, *newer) if text.startswith(MODEL)))
+    return Rule(name, (name,), read_as=spellings)
+
+
+def _with_and_without(name: str) -> tuple[str, ...]:
+    return name, name.removeprefix(MODEL)
+
+
+_BIAS = "continuous_position_bias_mlp."
+
+TRANSFORMERS = Dialect(
+    name="transformers",
+    title="transformers",
+    rules=(
+        _ours(f"{MODEL}embeddings.patch_embeddings.projection.{{part}}"),
+        _ours(f"{MODEL}embeddings.norm.{{part}}"),
+        _ours(f"{MODEL}embeddings.mask_token"),
+        _ours(f"{MODEL}embeddings.position_embeddings"),
+        _ours(f"{BLOCK}attention.self.logit_scale", f"{BLOCK}attention.logit_scale"),
+        _ours(f"{BLOCK}attention.self.{_BIAS}0.{{part}}", f"{BLOCK}attention.{_BIAS}0.{{part}}"),
+        _ours(f"{BLOCK}attention.self.{_BIAS}2.weight", f"{BLOCK}attention.{_BIAS}2.weight"),
+        _ours(f"{BLOCK}attention.self.query.{{part}}", f"{BLOCK}attention.q_proj.{{part}}"),
+        _ours(f"{BLOCK}attention.self.key.weight", f"{BLOCK}attention.k_proj.weight"),
+        _ours(f"{BLOCK}attention.self.value.{{part}}", f"{BLOCK}attention.v_proj.{{part}}"),
+        _ours(f"{BLOCK}attention.output.dense.{{part}}", f"{BLOCK}attention.o_proj.{{part}}"),
+        _ours(f"{BLOCK}layernorm_before.{{part}}"),
+        _ours(f"{BLOCK}intermediate.dense.{{part}}", f"{BLOCK}mlp.fc1.{{part}}"),
+        _ours(f"{BLOCK}output.dense.{{part}}", f"{BLOCK}mlp.fc2.{{part}}"),
+        _ours(f"{BLOCK}layernorm_after.{{part}}"),
+        _ours(f"{BLOCK}layernorm_extra.{{part}}"),
+        _ours(f"{MERGE}reduction.weight"),
+        _ours(f"{MERGE}norm.{{part}}"),
+        _ours(f"{MODEL}layernorm.{{part}}"),
+        _ours("classifier.{part}"),
+        _ours("decoder.0.{part}"),
+    ),
+    limits=_limits,
+    buffers=(
+        ("coordinates", _with_and_without(f"{BLOCK}attention.self.relative_coords_table")),
+        ("pairs", _with_and_without(f"{BLOCK}attention.self.relative_position_index")),
+        ("regions", _with_and_without(f"{BLOCK}attn_mask")),
+        (
+            "key bias",
+            (
+                *_with_and_without(f"{BLOCK}attention.self.key.bias"),
+                *_with_and_without(f"{BLOCK}attention.k_proj.bias"),
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,285 @@
+"""Folders of weights, whole or not there.
+
+In: a model with its image processor, and whose form it is to have. Out: a folder that this library opens. Everything is
+written beside its place, forced to the disk and only then moved there; what fails on the way leaves nothing behind.
+This module knows no source of weights.
+
+============  ==========================================================================================
+form          what is in the folder
+============  ==========================================================================================
+swinv2        config.json, model.safetensors, preprocessor_config.json
+transformers  the same, of what transformers' own classes can compute
+timm          config.json with architecture and arguments, model.safetensors: "local-dir:" of create_model
+torchvision   model.pth, a state dict; README.md with the call that builds its network
+microsoft     model.pth, {"model": state dict}; README.md with the settings
+mmpretrain    model.pth, {"meta": {}, "state_dict": state dict}; README.md with the settings
+the last 3    preprocessor_config.json, which says how images are prepared, for whoever goes back
+============  ==========================================================================================
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from swinv2.config import Swinv2Config, as_pair
+from swinv2.convert.files import CONFIG, PROCESSOR
+from swinv2.convert.geometry import coordinates, pairs, regions
+from swinv2.convert.microsoft import MICROSOFT, SIMMIM
+from swinv2.convert.mmpretrain import MMPRETRAIN
+from swinv2.convert.processors import crop_ratio, interpolation_name
+from swinv2.convert.rules import MODEL, Dialect, Template, write
+from swinv2.convert.timm import TIMM
+from swinv2.convert.torchvision import TORCHVISION
+from swinv2.convert.transformers import TRANSFORMERS
+from swinv2.errors import UsageError
+from swinv2.heads import Swinv2ForMaskedImageModeling
+from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
+
+SWINV2 = "swinv2"
+"""The form of this package."""
+_DIALECTS = {dialect.name: dialect for dialect in (TRANSFORMERS, TIMM, TORCHVISION, MICROSOFT, MMPRETRAIN)}
+FORMS = (SWINV2, *_DIALECTS)
+"""What weights can be written as."""
+
+_STAGING = ".unfinished-"
+
+
+def check_output(output: Path) -> None:
+    """Makes sure that a folder can be made, before any work is done for it.
+
+    Raises:
+        UsageError: Something is there already, or its place cannot be written to.
+    """
+    if os.path.lexists(output):
+        raise UsageError(f"{str(output)!r} is there already, and is not replaced; name another folder, or remove it.")
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"{str(output)!r} cannot be made: there is no folder {str(folder)!r}.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{str(output)!r} cannot be made: the folder {str(folder)!r} may not be written to.")
+
+
+def check_form(model: Swinv2PreTrainedModel, form: str) -> None:
+    """Makes sure that a library can compute what a model does.
+
+    Args:
+        model: The model.
+        form: One of `FORMS`.
+
+    Raises:
+        UsageError: There is no such form, or its library would compute something else; the message says what.
+    """
+    if form not in FORMS:
+        raise UsageError(f"there is no form {form!r}; expected one of {', '.join(FORMS)}.")
+    if form == SWINV2:
+        return
+    dialect = _dialect(model, form)
+    reasons = dialect.limits(model.config)
+    if isinstance(model, Swinv2ForMaskedImageModeling) and dialect not in (SIMMIM, TRANSFORMERS):
+        reasons.insert(0, "it has no mask token and no decoder for masked-image modelling")
+    if reasons:
+        raise UsageError(
+            f"{dialect.title} cannot compute what this model does: {'; '.join(reasons)}. Nothing was written."
+        )
+
+
+def state_dict(model: Swinv2PreTrainedModel, form: str) -> dict[str, Tensor]:
+    """A model's tensors as a library calls them, with the tables that it stores beside them.
+
+    Args:
+        model: The model.
+        form: One of `FORMS`.
+    """
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if form in (SWINV2, TRANSFORMERS.name):
+        return tensors
+    dialect = _dialect(model, form)
+    prefix = MODEL if isinstance(model, Swinv2Model) else ""
+    written = write(dialect, {prefix + name: tensor for name, tensor in tensors.items()}, len(model.config.depths))
+    written |= _tables(dialect, model.config)
+    return {name: tensor.contiguous() for name, tensor in written.items()}
+
+
+def _dialect(model: Swinv2PreTrainedModel, form: str) -> Dialect:
+    dialect = _DIALECTS[form]
+    return SIMMIM if dialect is MICROSOFT and isinstance(model, Swinv2ForMaskedImageModeling) else dialect
+
+
+def _tables(dialect: Dialect, config: Swinv2Config) -> dict[str, Tensor]:
+    """What a library stores beside learned tensors, made from sizes."""
+    tables: dict[str, Tensor] = {}
+    templates = {kind: Template(texts[0], 0) for kind, texts in dialect.buffers}
+    for spec in config.stages() if dialect.knows_windows else ():
+        for block, _ in enumerate(spec.extra_norms):
+            places = {"stage": str(spec.index), "block": str(block)}
+            table = pairs(spec.window)
+            tables[templates["coordinates"].fill(places)] = coordinates(spec.window, spec.learned_window)
+            tables[templates["pairs"].fill(places)] = table.flatten() if dialect.flat_pairs else table
+            if dialect.knows_regions and block % 2 and any(spec.shift):
+                tables[templates["regions"].fill(places)] = regions(spec.grid, spec.window, spec.shift)
+    return tables
+
+
+def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], output: Path, form: str) -> list[str]:
+    """Writes a model in the form of a library.
+
+    Args:
+        model: The model, of the type its weights are to have.
+        processor: Fields of its image processor.
+        output: The folder; it must not be there.
+        form: One of `FORMS`.
+
+    Returns:
+        Names of the files, sorted.
+
+    Raises:
+        UsageError: It cannot be written, or not in this form; nothing is left behind.
+    """
+    check_output(output)
+    check_form(model, form)
+    with _whole_folder(output) as folder:
+        if form in (SWINV2, TRANSFORMERS.name):
+            model.save_pretrained(folder)
+            _write_json(folder / PROCESSOR, processor)
+        elif form == TIMM.name:
+            save_file(state_dict(model, form), folder / "model.safetensors", {"format": "pt"})
+            _write_json(folder / CONFIG, _timm_config(model.config, processor))
+        else:
+            tensors = state_dict(model, form)
+            wrapped = {
+                MICROSOFT.name: {"model": tensors},
+                TORCHVISION.name: tensors,
+                MMPRETRAIN.name: {"meta": {}, "state_dict": tensors},
+            }
+            torch.save(wrapped[form], folder / "model.pth")
+            _write_json(folder / PROCESSOR, processor)
+            (folder / "README.md").write_text(_readme(model, form), encoding="utf-8")
+        return sorted(path.name for path in folder.iterdir())
+
+
+@contextmanager
+def _whole_folder(output: Path) -> Iterator[Path]:
+    """Lends a folder beside the real one; what was written there gets the real name if nothing failed."""
+    staging = output.with_name(f"{_STAGING}{output.name}.{os.getpid()}")
+    try:
+        staging.mkdir()
+        yield staging
+        for path in (*staging.iterdir(), staging):
+            if path.is_file():
+                # safetensors makes files that only their owner may read.
+                path.chmod(0o666 & ~_umask())
+            _force_to_disk(path)
+        # A file of this name that came meanwhile stops it, and an empty folder is as good as none.
+        os.rename(staging, output)
+    # torch reports a full disk as a RuntimeError, safetensors as an error of its own.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UsageError(f"{str(output)!r} could not be written: {error}. Nothing was left behind.") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    _force_to_disk(output.absolute().parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _force_to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(content), indent=2) + "\n", encoding="utf-8")
+
+
+def _names(config: Swinv2Config) -> list[str]:
+    names: dict[Any, str] = dict(config.id2label or {})
+    return [names[index] for index in sorted(names)]
+
+
+def _timm_config(config: Swinv2Config, processor: Mapping[str, Any]) -> dict[str, Any]:
+    height, width = as_pair("image_size", config.image_size)
+    num_classes = config.num_labels or 0
+    names = _names(config)
+    return {
+        # The arguments below change every size that this architecture has of its own.
+        "architecture": "swinv2_tiny_window8_256",
+        "num_classes": num_classes,
+        **({"label_names": names} if num_classes and len(names) == num_classes else {}),
+        "model_args": {
+            "img_size": [height, width],
+            "patch_size": config.patch_size,
+            "in_chans": config.num_channels,
+            "embed_dim": config.embed_dim,
+            "depths": list(config.depths),
+            "num_heads": list(config.num_heads),
+            "window_size": config.window_size,
+            "pretrained_window_sizes": list(config.pretrained_window_sizes),
+            "mlp_ratio": config.mlp_ratio,
+            "qkv_bias": config.qkv_bias,
+        },
+        "pretrained_cfg": {
+            "num_classes": num_classes,
+            "input_size": [config.num_channels, height, width],
+            "fixed_input_size": True,
+            "interpolation": interpolation_name(processor),
+            "crop_pct": crop_ratio(processor),
+            "crop_mode": "center",
+            "mean": list(processor.get("image_mean", [0.485, 0.456, 0.406])),
+            "std": list(processor.get("image_std", [0.229, 0.224, 0.225])),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head.fc",
+        },
+    }
+
+
+def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
+    config = model.config
+    stages = config.stages()
+    windows, pretrained = (
+        [spec.window[0] for spec in stages],
+        [spec.pretrained_window[0] for spec in stages],
+    )
+    width = {MICROSOFT.name: "EMBED_DIM", TORCHVISION.name: "embed_dim", MMPRETRAIN.name: "embed_dims"}[form]
+    settings = {
+        "image size": config.image_size,
+        "patch size": config.patch_size,
+        width: config.embed_dim,
+        "depths": list(config.depths),
+        "heads": list(config.num_heads),
+        "window size": config.window_size if form != MMPRETRAIN.name else windows,
+        "pre-training windows": pretrained,
+        "mlp ratio": config.mlp_ratio,
+        "classes": config.num_labels or 0,
+    }
+    call = {
+        MICROSOFT.name: 'torch.load("model.pth", weights_only=True)["model"]',
+        TORCHVISION.name: (
+            "from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2\n"
+            "\n"
+            f"network = SwinTransformer(patch_size={list(as_pair('patch_size', config.patch_size))}, "
+            f"embed_dim={config.embed_dim}, depths={list(config.depths)}, num_heads={list(config.num_heads)},\n"
+            f"    window_size=[{config.window_size}, {config.window_size}], mlp_ratio={config.mlp_ratio}, "
+            f"num_classes={config.num_labels or 0},\n"
+            "    block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)\n"
+            'network.load_state_dict(torch.load("model.pth", weights_only=True))'
+        ),
+        MMPRETRAIN.name: 'torch.load("model.pth", weights_only=True)["state_dict"]',
+    }[form]
+    rows = "\n".join(f"- {name}: {value}" for name, value in settings.items())
+    title = _dialect(model, form).title
+    return f"# Swin Transformer V2 for {title}\n\n{rows}\n\n```python\nimport torch\n{call}\n```\n"

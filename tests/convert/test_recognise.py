@@ -1,0 +1,273 @@
+"""What is known of a model without a configuration: asked for where nothing tells it, refused where two disagree."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoImageProcessor
+
+import foreign
+import swinv2
+from foreign import small_sizes
+from swinv2.convert import convert
+from swinv2.convert.labels import label_names
+from swinv2.errors import UsageError
+
+
+def saved(tensors: Any, path: Path) -> str:
+    torch.save(tensors, path)
+    return str(path)
+
+
+def test_windows_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
+    """A timm file by itself: the sentence names the options, and that they are not those for another size."""
+    source = saved(foreign.timm_network(small_sizes()).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UsageError, match=r"the window that these weights .* give --trained-window-size"):
+        convert(source, None)
+    with pytest.raises(UsageError, match=r"the window that these weights .* give --trained-window-size"):
+        convert(source, None, image_size=64, window_size=4)
+    with pytest.raises(UsageError, match=r"the image size .* give --trained-image-size"):
+        convert(source, None, trained_window_size=4)
+    account = convert(source, None, trained_window_size=4, trained_image_size=64)
+    assert account.sources["window"] == "given"
+    assert any("if it was not, give --pretrained-window-sizes" in note for note in account.notes)
+
+
+def test_a_published_name_tells_them(tmp_path: Path) -> None:
+    """The file's, or that of the folder around a name that says nothing."""
+    sizes = small_sizes(image_size=256, window_size=16)
+    tensors = foreign.timm_network(sizes).state_dict()
+    folder = tmp_path / "swinv2_x_window12to16_192to256.mine"
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    for source in (saved(tensors, tmp_path / "swinv2_x_window12to16_192to256.pth"), str(folder)):
+        account = convert(source, None)
+        assert (account.image_size, account.window_size) == ((256, 256), 16)
+        assert [stage.learned_window for stage in account.stages] == [(12, 12), (12, 12)]
+        assert account.sources["window"].startswith("the name 'swinv2_x_window12to16_192to256")
+
+
+def test_the_tables_are_believed_more_than_the_name(tmp_path: Path) -> None:
+    file = foreign.microsoft_file(small_sizes(window_size=8, pretrained=(4, 3)))
+    account = convert(saved(file, tmp_path / "swinv2_tiny_patch4_window16_256.pth"), None)
+    assert (account.image_size, account.window_size) == ((64, 64), 8)
+    assert any("windows of 16 at 256 x 256 pixels; the file does not agree" in note for note in account.notes)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"trained_window_size": 8}, "tables in the file are of windows of 4 x 4 in stage 1"),
+        ({"trained_image_size": 128}, "the mask in the file is of 16 windows in stage 1"),
+        ({"pretrained_window_sizes": [6, 6]}, "learned in windows of 3 x 3 in stage 1"),
+        ({"pretrained_window_sizes": [6]}, "expected one for each of the 2 stages"),
+        ({"trained_image_size": 0}, "trained_image_size"),
+    ],
+)
+def test_what_is_given_must_agree_with_the_file(given: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    file = foreign.microsoft_file(small_sizes(window_size=4, pretrained=(3, 3)))
+    with pytest.raises(UsageError, match=expected):
+        convert(saved(file, tmp_path / "weights.pth"), None, **given)
+
+
+def test_what_is_given_must_agree_with_the_configuration(tmp_path: Path) -> None:
+    """A folder of this package knows what it was trained with; the options for that change nothing."""
+    file = foreign.microsoft_file(small_sizes())
+    convert(saved(file, tmp_path / "weights.pth"), tmp_path / "model")
+    convert(str(tmp_path / "model"), None, trained_window_size=4, trained_image_size=64)
+    with pytest.raises(UsageError, match=r"says what it was trained with .*--image-size and --window-size change"):
+        convert(str(tmp_path / "model"), None, trained_window_size=8)
+
+
+def test_rectangular_windows_are_refused(tmp_path: Path) -> None:
+    network = foreign.peers.torchvision_model(
+        embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=[4, 8], num_classes=5
+    )
+    source = saved(network.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UsageError, match="stage 1 has windows of 4 x 8 tokens"):
+        convert(source, None)
+
+
+def test_a_network_without_a_head(tmp_path: Path) -> None:
+    """timm's and the authors' are told apart by where they merge."""
+    sizes = small_sizes()
+    network = foreign.timm_network(sizes)
+    theirs = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("head.")}
+    authors = foreign.microsoft_file(sizes, network)
+    authors = {name: tensor for name, tensor in authors.items() if not name.startswith("head.")}
+    given = {"trained_image_size": 64, "trained_window_size": 4}
+    first = swinv2.load(saved(theirs, tmp_path / "timm.pth"), **given)
+    second = swinv2.load(saved(authors, tmp_path / "authors.pth"))
+    assert type(first) is type(second) is swinv2.Swinv2Model
+    assert convert(str(tmp_path / "timm.pth"), None, **given).dialect == "timm"
+    assert convert(str(tmp_path / "authors.pth"), None).dialect == "microsoft"
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name])
+    convert(str(tmp_path / "authors.pth"), tmp_path / "out")
+    swinv2.Swinv2Model.from_pretrained(tmp_path / "out")
+
+
+def test_what_training_scripts_put_around_a_network(tmp_path: Path) -> None:
+    """DistributedDataParallel's and torch.compile's prefixes, and averages beside the model: said, and not mixed up."""
+    file = foreign.microsoft_file(small_sizes())
+    wrapped = {"model": {f"module._orig_mod.{name}": tensor for name, tensor in file.items()}, "model_ema": file}
+    account = convert(saved(wrapped, tmp_path / "weights.pth"), None)
+    assert any("only 'model' was read; beside it there is 'model_ema'" in note for note in account.notes)
+    assert sum("which was taken off" in note for note in account.notes) == 2
+
+
+def test_extra_norms_are_counted(tmp_path: Path) -> None:
+    """mmpretrain's largest models have them; the authors' code and timm do not, and say so."""
+    sizes = small_sizes()
+    file = foreign.mmpretrain_file(sizes)
+    norms = {
+        f"backbone.stages.{stage}.blocks.1.norm3.{part}": torch.ones(16 << stage)
+        for stage in range(2)
+        for part in ("weight", "bias")
+    }
+    source = saved({"state_dict": file | norms}, tmp_path / "weights.pth")
+    model = swinv2.load(source, trained_image_size=64)
+    assert model.config.extra_norm_period == 2
+    convert(source, tmp_path / "back", "mmpretrain", trained_image_size=64)
+    for form in ("transformers", "timm", "microsoft", "torchvision"):
+        with pytest.raises(UsageError, match="no additional norms on the main branch"):
+            convert(source, tmp_path / "out", form, trained_image_size=64)
+    del norms["backbone.stages.0.blocks.1.norm3.weight"], norms["backbone.stages.0.blocks.1.norm3.bias"]
+    with pytest.raises(UsageError, match="not every so many blocks"):
+        swinv2.load(saved(file | norms, tmp_path / "odd.pth"), trained_image_size=64)
+
+
+@pytest.mark.parametrize(
+    ("fields", "form", "expected"),
+    [
+        ({"use_absolute_embeddings": True}, "timm", "no absolute position embeddings"),
+        ({"mask_padding": True}, "transformers", "cannot hide filling tokens"),
+        ({"layer_norm_eps": 1e-6}, "timm", "epsilon of its norms is 1e-05"),
+        ({"hidden_act": "relu"}, "torchvision", "its activation is gelu"),
+        ({"image_size": (64, 32)}, "transformers", "chooses other windows for a rectangular image_size"),
+        ({"image_size": 40}, "microsoft", "does not fill maps up as this package does"),
+        ({"pretrained_window_sizes": [3, 3]}, "torchvision", "knows no pre-training windows"),
+        ({"window_size": 16}, "torchvision", "windows have one size in all stages"),
+        ({"qkv_bias": False}, "torchvision", "queries and values always have a bias"),
+        ({"num_channels": 1}, "torchvision", "takes three channels"),
+        ({"image_size": 8, "window_size": 2}, "microsoft", "in a window of one token"),
+        ({}, "nonsense", "there is no form 'nonsense'; expected one of swinv2, transformers, timm"),
+    ],
+)
+def test_what_a_library_cannot_compute_is_refused(
+    fields: dict[str, Any], form: str, expected: str, tmp_path: Path
+) -> None:
+    """Never left out in silence; and nothing is written."""
+    sizes = {"image_size": 64, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
+    model = swinv2.Swinv2ForImageClassification(swinv2.Swinv2Config(**sizes | fields))
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(UsageError, match=expected):
+        convert(str(tmp_path / "model"), tmp_path / "out", form)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_masked_image_model_has_no_form_in_timm(tmp_path: Path) -> None:
+    sizes = {"image_size": 64, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
+    model = swinv2.Swinv2ForMaskedImageModeling(swinv2.Swinv2Config(**sizes, encoder_stride=8))
+    model.save_pretrained(tmp_path / "model")
+    for form in ("timm", "torchvision", "mmpretrain"):
+        with pytest.raises(UsageError, match="no mask token and no decoder"):
+            convert(str(tmp_path / "model"), tmp_path / "out", form)
+
+
+# --- labels and processors --------------------------------------------------------------------------------------------
+
+
+def test_names_of_imagenet() -> None:
+    """Of 22k in the authors' order: rows of their own map from 22k to 1k, data/map22kto1k.txt."""
+    one, _ = label_names(1000)
+    many, note = label_names(21841)
+    assert one is not None
+    assert many is not None
+    assert (len(one), len(many)) == (1000, 21841)
+    assert (one[0], one[388]) == (
+        "tench, Tinca tinca",
+        "giant panda, panda, panda bear, coon bear, Ailuropoda melanoleuca",
+    )
+    # Line of the map, counted from 0, and what is in it: before and after the classes that other lists do not have.
+    for line, index in {717: 9204, 718: 9212, 719: 9221, 729: 9322, 999: 21817}.items():
+        assert many[index] == one[line], line
+    assert "the last 23 names may be off by two" in note
+    assert label_names(10) == (None, "The names of its 10 classes are not known; they are numbered.")
+
+
+def test_without_timm_classes_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert label_names(1000)[0] is None
+    assert "not installed" in label_names(1000)[1]
+
+
+def test_labels_are_written(tmp_path: Path) -> None:
+    sizes = foreign.Sizes(**foreign.SMALL, image_size=64, window_size=4, pretrained=(0, 0), num_labels=1000)
+    convert(saved(foreign.microsoft_file(sizes), tmp_path / "weights.pth"), tmp_path / "out")
+    labels = json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]
+    assert (len(labels), labels["1"]) == (1000, "goldfish, Carassius auratus")
+    # A folder's own names come through, even where there are as many as ImageNet has.
+    convert(str(tmp_path / "out"), tmp_path / "timm", "timm")
+    names = json.loads((tmp_path / "timm" / "config.json").read_text())["label_names"]
+    assert names[1] == "goldfish, Carassius auratus"
+
+
+PROCESSORS = {
+    "microsoft": (256, 16, 96, {"shortest_edge": 292}, {"height": 256, "width": 256}),
+    "mmpretrain": (384, 24, 96, {"height": 384, "width": 384}, None),
+    "timm": (256, 16, 96, {"shortest_edge": 284}, {"height": 256, "width": 256}),
+    "torchvision": (256, 8, 96, {"shortest_edge": 260}, {"height": 256, "width": 256}),
+    "torchvision-base": (256, 8, 128, {"shortest_edge": 272}, {"height": 256, "width": 256}),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_images_are_prepared_as_the_source_does(name: str, tmp_path: Path) -> None:
+    """Sizes of the resized image and of the crop, and that transformers opens it and makes such images."""
+    from swinv2.convert.processors import make_processor
+
+    size, _, embed_dim, resized, crop = PROCESSORS[name]
+    fields = make_processor(name.partition("-")[0], (size, size), embed_dim, None)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert {key: value for key, value in dict(processor.size).items() if value is not None} == resized
+    assert list(processor.image_mean) == [0.485, 0.456, 0.406]
+    assert list(processor.image_std) == [0.229, 0.224, 0.225]
+    assert int(processor.resample) == Image.Resampling.BICUBIC
+    assert (dict(processor.crop_size) if crop else None) == crop
+    picture = Image.new("RGB", (300, 500))
+    assert processor(picture, return_tensors="pt")["pixel_values"].shape == (1, 3, size, size)
+
+
+def test_timms_own_settings_are_kept(tmp_path: Path) -> None:
+    """crop, interpolation, mean and deviation of its config.json."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file(foreign.timm_network(small_sizes()).state_dict(), folder / "model.safetensors")
+    config: dict[str, Any] = {
+        "architecture": "swinv2_tiny_window8_256",
+        "model_args": {"img_size": 64, "window_size": [4, 4]},
+        "pretrained_cfg": {
+            "input_size": [3, 64, 64],
+            "crop_pct": 0.8,
+            "interpolation": "bilinear",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.25, 0.25, 0.25],
+        },
+        "label_names": ["a", "b", "c", "d", "e"],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    convert(str(folder), tmp_path / "out")
+    fields = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert (fields["size"], fields["resample"]) == ({"shortest_edge": 80}, 2)
+    assert (fields["image_mean"], fields["image_std"]) == ([0.5] * 3, [0.25] * 3)
+    assert swinv2.load(tmp_path / "out").config.id2label[4] == "e"
+    config["model_args"]["window_size"] = [4, 8]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="the windows of this package are square"):
+        convert(str(folder), None)
