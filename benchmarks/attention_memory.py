@@ -1,0 +1,158 @@
+"""How much memory one window attention needs at its highest, beside others' operations.
+
+    python benchmarks/attention_memory.py
+
+For the first stage of SwinV2-L on pictures of 1536 pixels, windows of 32 and 48 tokens, from the map to the attended
+map: forward without gradients, and forward with backward. What CPUs run ("sdpa") is measured, as the rise of the
+process's resident memory. The kernels ("triton") and the others' operations are worked out: every tensor that torch
+makes, on the meta device, as long as it lives; the others would need up to 32 GiB here. A check at a small size says
+how far working out and measuring are apart. The table goes to benchmarks/results.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import report
+import torch
+import typer
+from attention_forms import FORMS, Inputs, Shape, draw, shapes
+from memory import ALLOCATOR, MIB, highest_rise
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+WANTED = ("large-1536-w32-stage1", "large-1536-w48-stage1")
+SMALL = "large-256-w16-stage1"
+COMPARED = ("triton", "sdpa", "timm", "transformers")
+MEASURED = ("sdpa",)
+"""What runs on a CPU without T x T tensors: it is measured at every size."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MODES = ("forward", "forward and backward")
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.highest = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        self.now += storage.nbytes()
+        self.highest = max(self.highest, self.now)
+        weakref.finalize(storage, self._forget, storage.nbytes())
+
+    def _forget(self, size: int) -> None:
+        self.now -= size
+
+    def know(self, tensors: tuple[Tensor, ...]) -> None:
+        """What lives before does not count."""
+        for tensor in tensors:
+            self._seen.add(tensor.untyped_storage())
+
+
+def make_step(form: str, inputs: Inputs, mode: str) -> Callable[[], None]:
+    """One attention; its gradients are dropped."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            FORMS[form](inputs)
+
+    def both() -> None:
+        attended = FORMS[form](inputs)
+        torch.autograd.grad(attended, inputs.leaves, torch.empty_like(attended))
+
+    return forward if mode == MODES[0] else both
+
+
+def work_out(form: str, shape: Shape, dtype: torch.dtype, mode: str) -> int:
+    """Bytes at the highest, on the meta device."""
+    with torch.device("meta"):
+        channels, table = shape.channels, 2 * shape.window - 1
+        inputs = Inputs(
+            torch.empty(1, shape.grid, shape.grid, channels, dtype=dtype, requires_grad=True),
+            torch.empty(3 * channels, channels, dtype=dtype, requires_grad=True),
+            torch.empty(shape.heads, table, table, requires_grad=True),
+            torch.empty(shape.heads, requires_grad=True),
+            shape.plan,
+        )
+    step = make_step(form, inputs, mode)
+    step()  # what libraries keep between two calls (masks, indices) is made here
+    with Living() as living:
+        living.know(inputs.leaves)
+        step()
+    return living.highest
+
+
+def measure(form: str, shape: Shape, dtype: str, mode: str) -> int:
+    """Bytes at the highest, on this machine's processors, in a process of its own."""
+    asked = json.dumps({"form": form, "shape": asdict(shape), "dtype": dtype, "mode": mode})
+    command = [sys.executable, str(Path(__file__).resolve()), "--one", asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ALLOCATOR)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return int(done.stdout.split()[-1])
+
+
+def _measure_here(asked: dict[str, Any]) -> None:
+    inputs = draw(Shape(**asked["shape"]), 1, DTYPES[asked["dtype"]], "cpu")
+    step = make_step(asked["form"], inputs, asked["mode"])
+    step()
+    print(highest_rise(step))
+
+
+def main(
+    output: Annotated[Path | None, typer.Option(help="Where to write, without the ending.")] = None,
+    one: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Measures, works out, and writes the table."""
+    if one:
+        _measure_here(json.loads(one))
+        return
+    known = shapes()
+    rows: list[report.Row] = []
+    for name, dtype, mode in product((SMALL, *WANTED), DTYPES, MODES):
+        shape = known[name]
+        map_mib = shape.grid**2 * shape.channels * DTYPES[dtype].itemsize / MIB
+        for form in COMPARED:
+            is_measured = form in MEASURED or (name == SMALL and form != "triton")
+            ways = (("measured", measure(form, shape, dtype, mode)),) if is_measured else ()
+            # On the meta device "sdpa" would be what other devices run.
+            if form not in MEASURED:
+                ways = (*ways, ("worked out", work_out(form, shape, DTYPES[dtype], mode)))
+            for way, found in ways:
+                row = {"shape": name, "dtype": dtype, "mode": mode, "form": form, "way": way}
+                rows.append(row | {"mib": round(found / MIB), "maps": round(found / MIB / map_mib, 1)})
+                print(*rows[-1].values(), sep=",", file=sys.stderr, flush=True)
+    facts = report.describe_run("cpu")
+    stem = output or report.default_stem("attention_memory", "cpu")
+    report.write_csv(stem.with_name(stem.name + ".csv"), [row | facts for row in rows])
+    lines = [[str(value) for value in row.values()] for row in rows]
+    caption = "Memory of one attention at its highest; `maps` counts it in maps of the stage."
+    table = report.table(caption, list(rows[0]), lines)
+    report.write_markdown(stem.with_name(stem.name + ".md"), "Memory of window attention", [table], facts)
+    print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
