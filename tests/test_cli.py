@@ -158,6 +158,9 @@ def test_classify_in_low_precision(model: Path, images: Path, precision: str) ->
         (["info", "giant"], "giant-1b or giant-3b"),
         (["info", "IMAGES"], "it has no config.json"),
         (["info"], "MODEL"),
+        (["info", "tiny", "--batch-size", "2"], "no effect without --memory"),
+        (["info", "tiny", "--image-size", "wide"], "pixels such as 256"),
+        (["info", "MODEL", "--image-size", "0"], "--image-size"),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence(
@@ -208,6 +211,24 @@ def test_info(model: Path) -> None:
     assert description["parameters"] == 27_578_154
     assert [stage["grid"] for stage in description["stages"]] == [[64, 64], [32, 32], [16, 16], [8, 8]]
     assert "87.6%" in swinv2_command("info", "microsoft/swinv2-large-patch4-window12to24-192to384-22kto1k-ft").stdout
+
+
+def test_info_at_another_size(model: Path) -> None:
+    """Windows are planned for it, the position bias extrapolated; memory is worked out for it."""
+    described = json.loads(
+        swinv2_command("info", "tiny", "--image-size", "512x384", "--window-size", "16", "--json").stdout
+    )
+    assert described["stages"][0]["grid"] == [128, 96]
+    assert {(tuple(stage["window"]), tuple(stage["pretrained_window"])) for stage in described["stages"]} == {
+        *(((16, 16), (8, 8)), ((16, 12), (8, 8)))
+    }
+    assert "memory_mib" not in described
+    result = swinv2_command("info", model, "--memory", "--batch-size", "2", "--world-size", "4")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "2 images on each process, shared by 4 processes" in result.stdout
+    assert result.stdout.count("computed again") == 2
+    ways = json.loads(swinv2_command("info", model, "--memory", "--json").stdout)["memory_mib"]
+    assert [way["attention"] for way in ways] == ["fused", "fused", "plain", "plain"]
 
 
 def test_demo_counts_what_is_right(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -437,6 +437,17 @@ class TestFusedForm:
             assert model(images, output_attentions=True).attentions
             assert kernels.call_count == 4
 
+    @pytest.mark.parametrize("part", ["drop_path", "layernorm_before", "layernorm_after"])
+    def test_a_replaced_part_is_called(self, part: str, lines: mock.Mock) -> None:
+        """What has no weights, or another class, is no part of a kernel."""
+        model, images = build(attn_implementation="triton"), peers.images((32, 32))
+        setattr(model.swinv2.encoder.layers[0].blocks[0], part, nn.Identity())
+        with torch.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+            answer = model(images).logits
+        assert lines.call_count == 2 * 3
+        model.set_attn_implementation("eager")
+        torch.testing.assert_close(answer, model(images).logits, rtol=1e-4, atol=1e-5)
+
     def test_a_watched_norm_is_called(self, lines: mock.Mock) -> None:
         """A hook on one norm of a block sees what it normalises, and that block's lines are not one kernel."""
         model, images = build(attn_implementation="triton"), peers.images((32, 32))
@@ -697,9 +708,22 @@ class TestSetImageSize:
             assert loaded.config.pretrained_window_sizes == config.pretrained_window_sizes == [8, 8, 4]
             assert torch.equal(loaded(images).logits, model(images).logits)
         assert stretched.config.pretrained_window_sizes == unchanged.config.pretrained_window_sizes == [0, 0, 0]
-        said = [message for message in caplog.messages if "extrapolated" in message]
+        said = [message for message in caplog.messages if "learned" in message]
         assert len(said) == 2
-        assert "16 x 16, 16 x 16, 8 x 8 instead of 8 x 8, 8 x 8, 4 x 4" in said[0]
+        assert "16 x 16 from 8 x 8 in stage 1, 16 x 16 from 8 x 8 in stage 2, 8 x 8 from 4 x 4 in stage 3" in said[0]
+
+    def test_loading_at_the_learned_window_says_nothing(self, tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+        """Nor does another architecture, whose weights are not these."""
+        model = build(depths=[2, 2, 2], num_heads=[1, 2, 4], window_size=8)
+        model.set_image_size(128, window_size=16)
+        model.save_pretrained(tmp_path)
+        back = Swinv2ForImageClassification.from_pretrained(tmp_path, image_size=64, window_size=8)
+        assert [stage.learned_window for stage in back.config.stages()] == [(8, 8), (8, 8), (4, 4)]
+        other = Swinv2Config.from_pretrained(
+            tmp_path, image_size=64, window_size=8, depths=[1, 1, 1], pretrained_window_sizes=[0, 0, 0], num_labels=5
+        )
+        assert other.pretrained_window_sizes == [0, 0, 0]
+        assert not [message for message in caplog.messages if "learned" in message]
 
     def test_rectangles(self) -> None:
         """Windows and shifts are clipped axis by axis for the new size; pre-training windows stay square pairs."""

@@ -25,7 +25,7 @@ import swinv2
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImage, find_images
 from swinv2.predict import report
-from swinv2.predict.describe import describe
+from swinv2.predict.describe import build_on_meta, describe
 from swinv2.predict.features import check_output, write_features
 from swinv2.predict.predictor import POOLED, Classifier, FeatureExtractor
 from swinv2.predict.shipped import shipped_model, shipped_samples
@@ -174,15 +174,35 @@ def info(
         str,
         typer.Argument(metavar="MODEL", help=f"A size ({', '.join(SIZES)}), a model's folder, or its name on the hub."),
     ],
+    image_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Describe it for this size: 384, or 384x256 (height first).")
+    ] = None,
+    window_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="And for these windows.")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Also what training takes on each process.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Images, for it.")] = 1,
+    world_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Processes that share a model by FSDP2, for --memory.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Describe a model: parameters, stages, windows, attention, labels. Weights are not loaded."""
+    """Describe a model: parameters, stages, windows, attention, labels, memory. Weights are not loaded.
+
+    The memory is worked out for a training in 16 bits with AdamW, whose weights stay in fp32.
+    """
+    from swinv2.train.memory import ways_to_train
+
     with _sentences():
-        description = describe(model)
+        if not memory and (batch_size, world_size) != (1, 1):
+            raise UsageError("--batch-size and --world-size have no effect without --memory; leave them out.")
+        size = _read_size(image_size, "--image-size")
+        description = describe(model, size, window_size)
+        ways = ways_to_train(build_on_meta(model, size, window_size), batch_size, world_size) if memory else []
     if as_json:
-        typer.echo(json.dumps(asdict(description), indent=2))
-    else:
-        report.print_description(description, report.data_console())
+        typer.echo(json.dumps(asdict(description) | ({"memory_mib": ways} if memory else {}), indent=2))
+        return
+    report.print_description(description, report.data_console())
+    if memory:
+        report.print_memory(ways, batch_size, world_size, report.data_console())
 
 
 @app.command()

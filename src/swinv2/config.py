@@ -95,8 +95,12 @@ class StageSpec:
         return self.pretrained_window[0] or self.window[0], self.pretrained_window[1] or self.window[1]
 
 
-def _windows(config: "Swinv2Config") -> str:
-    return ", ".join(f"{height} x {width}" for height, width in (spec.window for spec in config.stages()))
+_OTHER_WEIGHTS = frozenset({"depths", "embed_dim", "num_heads", "patch_size"})
+"""Fields with which weights are not those of the file."""
+
+
+def _pair(lengths: Pair) -> str:
+    return f"{lengths[0]} x {lengths[1]}"
 
 
 def _is_int(value: Any) -> bool:
@@ -267,20 +271,27 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
 
         Where another `image_size` or `window_size` is asked for, here or at `from_pretrained`, each stage keeps the
         window in which its position bias was learned, as `resized` says, unless `pretrained_window_sizes` is given too.
+        For fresh weights give zeros there. Absolute position embeddings of another size do not load: load the model as
+        it is, and call `set_image_size`.
         """
         known = cls._known_fields()
         extra = {key: value for key, value in config_dict.items() if key not in known}
         own = {key: value for key, value in config_dict.items() if key in known}
+        stored_fields = dict(own)  # what follows changes the dictionary
         built = super().from_dict(own, **kwargs)
         config = built[0] if isinstance(built, tuple) else built
-        if kwargs.keys() & {"image_size", "window_size"} and "pretrained_window_sizes" not in kwargs:
-            stored = cls(**own)
-            config._keep_learned_windows(stored)
-            if _windows(config) != _windows(stored):
+        is_resized = kwargs.keys() & {"image_size", "window_size"} and not kwargs.keys() & _OTHER_WEIGHTS
+        if is_resized and "pretrained_window_sizes" not in kwargs:
+            config._keep_learned_windows(cls(**stored_fields))
+            others = [spec for spec in config.stages() if spec.window != spec.learned_window]
+            if others:
+                windows = ", ".join(
+                    f"{_pair(s.window)} from {_pair(s.learned_window)} in stage {s.index + 1}" for s in others
+                )
                 logger.warning(
-                    f"The windows of the stages are {_windows(config)} instead of {_windows(stored)}; the position "
-                    "bias is extrapolated from those in which it was learned. To stretch it over the new ones instead, "
-                    f"give pretrained_window_sizes={[0] * len(config.depths)} too."
+                    f"The position bias of these windows is computed from those in which it was learned: {windows}. To "
+                    "stretch it over them instead, or to begin with fresh weights, give "
+                    f"pretrained_window_sizes={[0] * len(config.depths)} too."
                 )
         for key, value in extra.items():
             setattr(config, key, value)
@@ -316,10 +327,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         return other
 
     def _keep_learned_windows(self, before: "Swinv2Config") -> None:
-        """Sets the pre-training windows to those in which the weights of another configuration were learned. With other
-        depths these are other weights, and nothing is kept."""
-        if len(before.depths) != len(self.depths):
-            return
+        """Sets the pre-training windows to those in which the weights of another configuration were learned."""
         kept = []
         for old, new in zip(before.stages(), self.stages(), strict=True):
             unchanged = new.window == old.window and not any(old.pretrained_window)

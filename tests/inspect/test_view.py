@@ -49,6 +49,7 @@ def test_the_picture_is_what_enters_the_model() -> None:
         ViTImageProcessor(do_normalize=False, do_resize=False),
         ViTImageProcessor(do_normalize=False, do_rescale=False, do_resize=False),
         ViTImageProcessor(rescale_factor=1 / 127.5, do_resize=False),
+        ViTImageProcessor(do_rescale=False, image_mean=[124, 116, 104], image_std=[58, 57, 57], do_resize=False),
     ],
 )
 def test_pictures_of_processors_that_normalise_otherwise(processor: ViTImageProcessor) -> None:

@@ -141,6 +141,28 @@ class TestRemembered:
         network(WINDOW, PRETRAINED, CPU).sum().backward()
         assert network[0].weight.grad.abs().max() > 0
 
+    def test_writing_into_it_changes_nothing_else(self) -> None:
+        """A hook on the network may change its answer in place, again and again."""
+        network = make()
+        with torch.no_grad():
+            expected = network(WINDOW, PRETRAINED, CPU)
+            handle = network.register_forward_hook(lambda module, inputs, output: output.mul_(0.5))
+            for _ in range(2):
+                assert torch.equal(network(WINDOW, PRETRAINED, CPU), expected / 2)
+            handle.remove()
+            assert torch.equal(network(WINDOW, PRETRAINED, CPU), expected)
+
+    def test_a_table_of_inference_mode_is_an_ordinary_one_outside(self) -> None:
+        """Autograd takes it as it takes any tensor."""
+        network = make()
+        with torch.inference_mode():
+            network(WINDOW, PRETRAINED, CPU)
+        with torch.no_grad():
+            table = network(WINDOW, PRETRAINED, CPU)
+        factor = torch.ones((), requires_grad=True)
+        (factor * table).sum().backward()
+        assert factor.grad is not None
+
     def test_it_stays_behind_in_copies_and_files(self) -> None:
         """A copy computes its own."""
         network = make()

@@ -132,6 +132,24 @@ def test_under_autocast_the_norm_is_in_fp32() -> None:
         torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_gradients_have_the_dtypes_of_what_they_are_of() -> None:
+    """Of a bf16 main branch and branch, and a norm in fp32, under autocast; they are those of fp32, rounded."""
+    drawn = draw(SHAPES[2], True).to(torch.float32)
+    half = {name: vars(drawn)[name].bfloat16() for name in ("x", "work")}
+
+    def run(line: Line, **inputs: Tensor) -> tuple[Tensor, ...]:
+        leaves = [each.detach().requires_grad_() for each in (*inputs.values(), drawn.weight, drawn.bias)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=line is not plain):
+            answer = line(*leaves, 1e-5, drawn.factors)
+        return torch.autograd.grad(answer, leaves, drawn.grad)
+
+    found = run(residual.add_normalised, **half)
+    expected = run(plain, **{name: each.float() for name, each in half.items()})
+    assert [each.dtype for each in found] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=1e-2, atol=1e-2 if one.dtype == torch.bfloat16 else 1e-4)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("drops", [False, True])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import swinv2
 from swinv2.train.finetune import make_finetuning
-from swinv2.train.memory import MIB, Training, saved_bytes, training_memory
+from swinv2.train.memory import MIB, Training, activations_of_an_image, saved_bytes, training_memory, ways_to_train
 from swinv2.train.plan import make_plan
 from swinv2.train.pretrain import make_pretraining
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, parse_settings
@@ -161,6 +161,34 @@ class TestMemory:
         width = 2 if precision else 4
         # Inside a block of the first stage: more than its map; the patches and merges outside, less than all of it.
         assert (maps + 256 * 16 * 8) * 4 * width / MIB < some_kept < 0.6 * all_kept
+
+    def test_the_fused_form_keeps_no_weights_of_attention(self) -> None:
+        """So it takes as much at every window; the plain form has T x T weights for each head and window."""
+        found = {}
+        for window in (4, 16):
+            config = swinv2.Swinv2Config(
+                image_size=32, patch_size=2, window_size=window, embed_dim=16, depths=[2], num_heads=[2]
+            )
+            model = swinv2.Swinv2ForImageClassification(config)
+            found[window] = [activations_of_an_image(model, False, fused) for fused in (True, False)]
+        assert found[4][0] == pytest.approx(found[16][0], rel=0.01)
+        assert found[16][1] - found[16][0] > 2 * 2 * 256 * 256
+
+    def test_ways_to_train(self) -> None:
+        """Four of them; what a process has in all is the sum of what it has."""
+        config = swinv2.Swinv2Config(
+            image_size=32, patch_size=2, window_size=4, embed_dim=16, depths=[2], num_heads=[1]
+        )
+        with torch.device("meta"):
+            ways = ways_to_train(swinv2.Swinv2Model(config), batch_size=3, processes=2)
+        assert [(way["attention"], way["checkpointed"]) for way in ways] == [
+            *(("fused", False), ("fused", True), ("plain", False), ("plain", True))
+        ]
+        for way in ways:
+            parts = [value for name, value in way.items() if name not in ("attention", "checkpointed", "all")]
+            assert way["all"] == pytest.approx(sum(parts), abs=0.5)
+            assert "gathered" in way
+        assert ways[0]["activations"] < ways[2]["activations"]
 
     def test_shards(self) -> None:
         config = swinv2.Swinv2Config(

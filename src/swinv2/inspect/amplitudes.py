@@ -13,6 +13,7 @@ propagation to close the performance gap in unnormalized ResNets (arXiv 2101.086
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def draw_amplitudes(
     stages = [amplitude.stage for amplitude in next(iter(models.values()))]
     figure = open_figure(max(6.0, 1.6 + 0.36 * len(places)), 4.2)
     axes: Any = figure.subplots()
-    for colour, (name, measured) in zip(_COLOURS, models.items(), strict=False):
+    for colour, (name, measured) in zip(cycle(_COLOURS), models.items(), strict=False):
         lead = f"{printable(name, 40)}: " if len(models) > 1 else ""
         label = f"{lead}map after the block" if has_branches else printable(name, 60)
         _line(axes, [each.main for each in measured], label, color=colour, marker="o")

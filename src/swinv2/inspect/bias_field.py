@@ -77,7 +77,7 @@ def _figure_of_bias(fields: Sequence[BiasField], title: str, is_compared: bool =
         figure.text(0, 1, printable(title, 110), va="top", fontsize=11, parse_math=False)
     note = "how the bias changes the logit of a key so far below and right of its query, less "
     note += "what it adds to the query's own" if is_compared else "the head's mean"
-    if any(field.window != field.learned_window for field in fields):
+    if any(map(_goes_beyond, fields)):
         note += "\ndashed: the distances of the window it was learned in"
     figure.text(0, 1 - 0.22 / total_height, note, va="top", fontsize=8.5, color="#555555")
     top = 0.6
@@ -112,6 +112,11 @@ def _figure_of_bias(fields: Sequence[BiasField], title: str, is_compared: bool =
     return figure
 
 
+def _goes_beyond(field: BiasField) -> bool:
+    """Whether the field has distances that were not in the window it was learned in."""
+    return any(window > learned for window, learned in zip(field.window, field.learned_window, strict=True))
+
+
 def _relief(field: BiasField, is_from_the_query: bool) -> np.ndarray:
     """The bias of each head, less that of the query itself or less its mean."""
     if not is_from_the_query:
@@ -125,7 +130,7 @@ def _show(axes: Any, values: np.ndarray, field: BiasField, limit: float) -> Any:
     extent = (-right - 0.5, right + 0.5, down + 0.5, -down - 0.5)
     image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=extent, interpolation="nearest")
     learned_down, learned_right = field.learned_window[0] - 1, field.learned_window[1] - 1
-    if learned_down < down or learned_right < right:
+    if _goes_beyond(field):
         corner = (-learned_right - 0.5, -learned_down - 0.5)
         size = (2 * learned_right + 1, 2 * learned_down + 1)
         axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="black", linewidth=1, linestyle=(0, (4, 2))))

@@ -104,7 +104,7 @@ def observe(model: Swinv2Model, pixel_values: Float[Tensor, "B channels height w
         # Both branches go through it, the attention's first, whatever they consist of.
         handles.append(block.drop_path.register_forward_hook(keep(branches)))
     try:
-        output = model(pixel_values, output_attentions=True)
+        output = model(pixel_values, output_attentions=True, return_dict=True)
     finally:
         for handle in handles:
             handle.remove()

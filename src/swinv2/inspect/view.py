@@ -59,7 +59,7 @@ class View:
         for places, wanted in ((self.rows, point[1] + 0.5), (self.columns, point[0] + 0.5)):
             nearest = int(np.abs(places - wanted).argmin())
             step = abs(places[-1] - places[0]) / max(len(places) - 1, 1)
-            if len(places) > 1 and abs(places[nearest] - wanted) > max(step, 1.0):
+            if len(places) > 1 and abs(places[nearest] - wanted) > max(step / 2, 0.5) + 1e-6:
                 left, top, right, bottom = (round(edge) for edge in self.box)
                 raise UsageError(
                     f"--token is {point[0]},{point[1]}, which the image processor cuts off: of {self.size[1]} x "
@@ -91,9 +91,7 @@ def look(image: Image.Image, processor: Any) -> View:
     if getattr(processor, "do_normalize", False):
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
         pixels = pixels * std + mean
-    scale = 255.0 if getattr(processor, "do_normalize", False) else 1.0
-    if getattr(processor, "do_rescale", False):
-        scale = 1 / processor.rescale_factor
+    scale = 1 / processor.rescale_factor if getattr(processor, "do_rescale", False) else 1.0
     picture = (pixels * scale).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
     down, across = (torch.arange(length) + 0.5 for length in (image.height, image.width))
@@ -107,5 +105,7 @@ def _straight(places: Float[Tensor, "length"]) -> np.ndarray:
     """Puts places on the straight line through the middle ones: at the edges, resizing has no neighbours to mix."""
     found = places.double().numpy()
     middle = len(found) // 2
-    step = float(np.median(np.diff(found))) if len(found) > 1 else 0.0
+    # Where a picture is padded, places do not change.
+    steps = np.diff(found)[np.diff(found) != 0]
+    step = float(np.median(steps)) if len(steps) else 0.0
     return found[middle] + (np.arange(len(found)) - middle) * step

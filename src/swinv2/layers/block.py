@@ -222,12 +222,19 @@ class SwinTransformerBlock(nn.Module):
         )
 
     def _may_add_in_one_kernel(self, x: Tensor, backend: str) -> bool:
-        """Whether norm, drop path and sum may be one kernel: where the attention's kernels run, in eager mode, and
-        nobody sees what lies between."""
+        """Whether norm, drop path and sum may be one kernel: on a machine for the attention's kernels, in eager mode,
+        and nobody sees what lies between."""
         return (
             backend == TRITON
+            and not x.is_meta
             and refuse_machine(x.device) is None
             and is_plain_call(x)
+            and type(self.drop_path) is DropPath
+            and all(
+                type(norm) is PostNorm
+                and all(type(p) is nn.Parameter and p.device == x.device for p in norm.parameters())
+                for norm in (self.layernorm_before, self.layernorm_after)
+            )
             and are_as_built(self.layernorm_before, self.layernorm_after, self.drop_path)
         )
 

@@ -86,7 +86,8 @@ class ContinuousPositionBias(nn.Sequential):
     """The network that turns coordinates into a bias for each head.
 
     On a CPU, without gradients, the last table is remembered as long as the weights are the same. Elsewhere one cannot
-    compare weights without waiting for the device, and a version does not tell of every change.
+    compare weights without waiting for the device, and a version does not tell of every change. The table and a copy of
+    the weights, at window 24 with 32 heads 0.3 MB, stay there until the next one.
 
     Args:
         num_heads: Number of heads.
@@ -112,7 +113,7 @@ class ContinuousPositionBias(nn.Sequential):
                 remembered.
 
         Returns:
-            fp32 bias, between 0 and 16, to be added to the logits.
+            Bias between 0 and 16, to be added to the logits, in fp32; in fp64 if the weights are.
         """
         weights = self._plain_weights() if in_pieces else None
         if weights is None or device.type != "cpu":
@@ -125,11 +126,14 @@ class ContinuousPositionBias(nn.Sequential):
 
         if torch.is_grad_enabled() or not is_plain_call(w1):
             return self._table(field, window, pretrained_window, device)
-        geometry = window, pretrained_window
-        if self._remembered is None or not self._remembered.is_of(geometry, weights):
+        # Read once: another thread may put another table there.
+        geometry, remembered = (window, pretrained_window), self._remembered
+        if remembered is None or not remembered.is_of(geometry, weights):
             table = self._table(field, window, pretrained_window, device)
-            self._remembered = _Remembered(geometry, tuple(weight.detach().clone() for weight in weights), table)
-        return self._remembered.table
+            remembered = _Remembered(geometry, tuple(weight.detach().clone() for weight in weights), table)
+            self._remembered = remembered
+        # A copy: whoever writes into it must not write into what is remembered.
+        return remembered.table.clone()
 
     def _plain_weights(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Weight, bias, weight, if nobody can tell that the layers are not called."""

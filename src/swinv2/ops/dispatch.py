@@ -103,14 +103,15 @@ def refuse_machine(device: torch.device | None = None) -> str | None:
     """Why the fused form cannot run on a device.
 
     Args:
-        device: Where the maps are; None for the best this machine has.
+        device: Where the maps are; None for the best this machine has. Maps on "meta" have shapes only, and nothing is
+            run.
 
     Returns:
         The reason; None if it can run.
     """
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if is_interpreted():
+    if is_interpreted() or (device is not None and device.type == "meta"):
         return None
     if device is not None and device.type != "cuda":
         return f"the maps are on {device.type}; it needs a GPU"

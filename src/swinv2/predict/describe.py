@@ -15,11 +15,11 @@ from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.layers.stage import Encoder
 from swinv2.loading import EXAMPLE, label_names, read_config
-from swinv2.model import Swinv2Model
+from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.dispatch import explain_backend
-from swinv2.zoo import CHECKPOINTS, SIZES, find_size
+from swinv2.zoo import CHECKPOINTS, SIZES, Checkpoint, find_size
 
-_CLASSES = {
+_CLASSES: dict[str, type[Swinv2PreTrainedModel]] = {
     model_class.__name__: model_class
     for model_class in (Swinv2Model, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling, Swinv2Backbone)
 }
@@ -87,18 +87,60 @@ class Description:
     stages: list[StageDescription]
 
 
-def describe(name: str) -> Description:
+def describe(name: str, image_size: int | Pair | None = None, window_size: int | None = None) -> Description:
     """Describes a model.
 
     Args:
         name: A size ("tiny" ... "giant-3b"), a folder, or a name on the hub. The published checkpoints and the sizes
             need no network.
+        image_size: Describe it for this size in pixels, one length or (height, width); None for its own.
+        window_size: And for this window in tokens; None for its own.
 
     Raises:
-        UsageError: It is none of these.
+        UsageError: It is none of these, or the size or the window is impossible.
     """
+    found = _find(name)
+    model = _build(name, found, image_size, window_size)
+    config = model.config
+    encoder = next(module for module in model.modules() if isinstance(module, Encoder))
+    return Description(
+        name=name,
+        kind=found.kind,
+        model_class=found.model_class.__name__,
+        parameters=_count(model),
+        quoted=found.quoted,
+        image_size=as_pair("image_size", config.image_size),
+        patch_size=as_pair("patch_size", config.patch_size),
+        num_labels=config.num_labels if found.model_class is Swinv2ForImageClassification else None,
+        labels=found.labels,
+        attention=explain_backend(config._attn_implementation or "eager"),
+        top1=found.checkpoint.top1 if found.checkpoint else None,
+        licence=found.checkpoint.licence if found.checkpoint else None,
+        stages=[_describe_stage(spec, stage) for spec, stage in zip(config.stages(), encoder.layers, strict=True)],
+    )
+
+
+def build_on_meta(
+    name: str, image_size: int | Pair | None = None, window_size: int | None = None
+) -> Swinv2PreTrainedModel:
+    """The model that `describe` describes, without memory for its weights; arguments and errors are the same."""
+    return _build(name, _find(name), image_size, window_size)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a name means."""
+
+    config: Swinv2Config
+    model_class: type[Swinv2PreTrainedModel]
+    kind: str
+    quoted: str | None = None
+    labels: list[str] | None = None
+    checkpoint: Checkpoint | None = None
+
+
+def _find(name: str) -> _Found:
     checkpoint, is_folder = CHECKPOINTS.get(name), Path(name).expanduser().is_dir()
-    labels, quoted = None, None
     if not is_folder and "/" not in name and not Path(name).exists():
         try:
             find_size(name)
@@ -106,39 +148,32 @@ def describe(name: str) -> Description:
             raise UsageError(f"{error} Or give a model's folder, or a name on the hub such as {EXAMPLE}.") from error
     if is_folder or (checkpoint is None and name not in SIZES):
         config = read_config(name)
-        checkpoint = None
-        kind = "model in a folder" if is_folder else "model on the hub"
         model_class = _CLASSES.get((config.architectures or [""])[0], Swinv2Model)
-        if model_class is Swinv2ForImageClassification:
-            labels = label_names(config)
-    elif checkpoint is not None:
-        config = Swinv2Config(**checkpoint.config_fields())
+        labels = label_names(config) if model_class is Swinv2ForImageClassification else None
+        return _Found(config, model_class, "model in a folder" if is_folder else "model on the hub", labels=labels)
+    if checkpoint is not None:
         kind = f"published checkpoint of {SIZES[checkpoint.size].paper_name}, trained on {checkpoint.training}"
-        model_class = Swinv2ForImageClassification
-    else:
-        config = Swinv2Config(**SIZES[name].config_fields())
-        kind = f"size {SIZES[name].paper_name} of the papers, without a head"
-        model_class = Swinv2Model
-        head = "with a classifier of 1000 classes" if SIZES[name].stated_with_classifier else "without a head"
-        quoted = f"{SIZES[name].stated_parameters} million, {head}"
-    with torch.device("meta"):
-        model = model_class(config)
-    encoder = next(module for module in model.modules() if isinstance(module, Encoder))
-    return Description(
-        name=name,
-        kind=kind,
-        model_class=model_class.__name__,
-        parameters=_count(model),
-        quoted=quoted,
-        image_size=as_pair("image_size", config.image_size),
-        patch_size=as_pair("patch_size", config.patch_size),
-        num_labels=config.num_labels if model_class is Swinv2ForImageClassification else None,
-        labels=labels,
-        attention=explain_backend(model.config._attn_implementation or "eager"),
-        top1=checkpoint.top1 if checkpoint else None,
-        licence=checkpoint.licence if checkpoint else None,
-        stages=[_describe_stage(spec, stage) for spec, stage in zip(config.stages(), encoder.layers, strict=True)],
+        config = Swinv2Config(**checkpoint.config_fields())
+        return _Found(config, Swinv2ForImageClassification, kind, checkpoint=checkpoint)
+    size = SIZES[name]
+    head = "with a classifier of 1000 classes" if size.stated_with_classifier else "without a head"
+    return _Found(
+        Swinv2Config(**size.config_fields()),
+        Swinv2Model,
+        f"size {size.paper_name} of the papers, without a head",
+        quoted=f"{size.stated_parameters} million, {head}",
     )
+
+
+def _build(name: str, found: _Found, image_size: int | Pair | None, window_size: int | None) -> Swinv2PreTrainedModel:
+    config = found.config
+    if image_size is not None or window_size is not None:
+        try:
+            config = config.resized(config.image_size if image_size is None else image_size, window_size)
+        except ValueError as error:
+            raise UsageError(f"{name} cannot be planned so: {error}") from error
+    with torch.device("meta"):
+        return found.model_class(config)
 
 
 def _count(module: nn.Module) -> int:

@@ -161,6 +161,19 @@ def print_description(description: Description, console: Console) -> None:
     console.print(stages)
 
 
+def print_memory(ways: list[dict[str, Any]], batch_size: int, processes: int, console: Console) -> None:
+    """Prints what training takes on each process, in GiB."""
+    images = f"{batch_size} image{'s' * (batch_size > 1)} on each process"
+    shared = f", shared by {processes} processes (FSDP2)" if processes > 1 else ""
+    console.print(f"\nGiB of memory to train it: 16 bits, AdamW, {images}{shared}")
+    kinds = [name for name in ways[0] if name not in ("attention", "checkpointed")]
+    table = _table(console, attention={}, blocks={}, **dict.fromkeys(kinds, _RIGHT))
+    for way in ways:
+        blocks = "computed again" if way["checkpointed"] else "kept"
+        table.add_row(way["attention"], blocks, *(f"{way[name] / 1024:.2f}" for name in kinds))
+    console.print(table)
+
+
 def _labels_in_words(description: Description) -> str | None:
     if description.num_labels is None or not description.labels:
         return None if description.num_labels is None else str(description.num_labels)

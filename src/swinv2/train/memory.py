@@ -3,7 +3,9 @@
 In: a model, on any device, and how it would be trained. Out: MiB by what they are for, on each process.
 """
 
+import copy
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from swinv2.config import Swinv2Config, as_pair
 from swinv2.heads import Swinv2ForMaskedImageModeling
 from swinv2.layers.block import SwinTransformerBlock
 from swinv2.model import Swinv2PreTrainedModel
+from swinv2.ops.dispatch import SDPA, TRITON
 
 MIB = 2**20
 FULL_BYTES, HALF_BYTES = 4, 2
@@ -32,6 +35,8 @@ class Training:
         with_average: Whether an average of the weights is kept.
         moments: Numbers that the optimiser keeps of all parameters that learn; two of each for AdamW unless given.
         shards: Processes that share weights, gradients and optimiser under FSDP2; 0 if each has all of them.
+        fused: Whether activations are those of the fused kernels, which keep no weights of attention, instead of those
+            of torch's plain operations, an upper bound for every form.
     """
 
     batch_size: int
@@ -40,11 +45,13 @@ class Training:
     with_average: bool = False
     moments: int | None = None
     shards: int = 0
+    fused: bool = False
 
 
 def training_memory(model: nn.Module, training: Training) -> dict[str, float]:
     """Works out what training takes on each process: the state exactly, if the optimiser is AdamW or Muon; activations
-    as torch's plain operations would keep them, an upper bound where fused forms run and where stages are frozen.
+    as torch's plain operations would keep them, an upper bound where other forms run and where stages are frozen, or as
+    the fused kernels keep them.
 
     Returns:
         MiB of `weights`, `gradients`, `optimizer`, `average`, `activations`, and `gathered` where the rest is sharded.
@@ -61,7 +68,10 @@ def training_memory(model: nn.Module, training: Training) -> dict[str, float]:
         "gradients": learning * share,
         "optimizer": moments * share,
         "average": total * share if training.with_average else 0.0,
-        "activations": activations_of_an_image(plain, training.checkpointed) * training.batch_size * width / MIB,
+        "activations": activations_of_an_image(plain, training.checkpointed, training.fused)
+        * training.batch_size
+        * width
+        / MIB,
     }
     if training.shards:
         blocks = [_count(module) for module in model.modules() if isinstance(module, SwinTransformerBlock)]
@@ -70,26 +80,53 @@ def training_memory(model: nn.Module, training: Training) -> dict[str, float]:
     return found
 
 
-def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool) -> float:
-    """Numbers that a forward pass keeps of each image for the backward pass."""
+def ways_to_train(model: Swinv2PreTrainedModel, batch_size: int, processes: int) -> list[dict[str, Any]]:
+    """What training takes on each process in 16 bits with AdamW, by what decides on the activations.
+
+    Args:
+        model: The model, on any device.
+        batch_size: Images of a forward pass on each process.
+        processes: How many share weights, gradients and optimiser by FSDP2; 1 has all of them.
+
+    Returns:
+        For attention in fused kernels and in plain operations, each without and with checkpointing of blocks: the MiB
+        of `training_memory`, and `all` of them.
+    """
+    ways: list[dict[str, Any]] = []
+    for fused, checkpointed in product((True, False), (False, True)):
+        shards = processes if processes > 1 else 0
+        found = training_memory(model, Training(batch_size, checkpointed=checkpointed, shards=shards, fused=fused))
+        rounded = {name: round(mib, 1) for name, mib in found.items() if name != "average"}
+        ways.append(
+            {"attention": "fused" if fused else "plain", "checkpointed": checkpointed}
+            | rounded
+            | {"all": round(sum(found.values()), 1)}
+        )
+    return ways
+
+
+def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool, fused: bool = False) -> float:
+    """Numbers that a forward pass keeps of each image for the backward pass; see `Training`."""
     config: Any = model.config
-    whole = _kept(type(model), config)
+    whole = _kept(type(model), config, fused)
     if not checkpointed:
         return whole
     stages = config.stages()
     inside: list[float] = []
     for index in range(len(stages)):
         depths = [depth + (stage == index) for stage, depth in enumerate(config.depths)]
-        inside.append(_kept(type(model), Swinv2Config.from_dict(config.to_dict() | {"depths": depths})) - whole)
+        inside.append(_kept(type(model), Swinv2Config.from_dict(config.to_dict() | {"depths": depths}), fused) - whole)
     maps = [stage.grid[0] * stage.grid[1] * stage.dim for stage in stages]
     outside = whole - sum(depth * numbers for depth, numbers in zip(config.depths, inside, strict=True))
     kept = sum(depth * numbers for depth, numbers in zip(config.depths, maps, strict=True))
     return outside + kept + max(inside)
 
 
-def _kept(kind: type[Swinv2PreTrainedModel], config: Swinv2Config) -> float:
+def _kept(kind: type[Swinv2PreTrainedModel], config: Swinv2Config, fused: bool) -> float:
     with torch.device("meta"):
-        twin = kind(config).train()
+        twin = kind(copy.deepcopy(config)).train()
+    # Not set_attn_implementation, which asks whether this machine can run it: nothing is run.
+    twin.config._attn_implementation = TRITON if fused else SDPA
     kept: list[int] = []
     for count in (1, 2):
         inputs = {"pixel_values": torch.empty(count, config.num_channels, *_size(config), device="meta")}
@@ -112,7 +149,7 @@ def saved_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         outputs = model(**inputs)
-        (outputs.logits if hasattr(outputs, "logits") else outputs.reconstruction).sum()
+        next(value for name, value in outputs.items() if name != "loss").sum()
     return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
 
 

@@ -93,8 +93,8 @@ def _fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
         for name in ("image_size", "window_size"):
             if name in given:
                 raise UsageError(
-                    f"--model_fields would change {name} without the windows that the position bias was learned in; "
-                    f"give --{name} instead."
+                    f"--model_fields has {name}, which is a setting of its own for a model that is there already; give "
+                    f"--{name} instead."
                 )
     fields: dict[str, Any] = dict(given) | decided
     if settings.drop_path_rate is not None:

@@ -1,8 +1,8 @@
 """The residual line on a GPU in eager mode: x + factors * layer_norm(work), by one kernel each way.
 
-In: maps of tokens and the norm's tensors. Out: the main branch. torch alone reads and writes the map for the norm, for
-drop path and for the sum. torch.compile makes one kernel of the three by itself, so nothing here is for it. There is no
-gradient of the gradient: for that, load the model with attn_implementation="eager".
+In: maps of tokens and the norm's tensors. Out: the main branch. Otherwise the map is read and written for the norm, for
+drop path and for the sum each. torch.compile makes one kernel of the three by itself, so nothing here is for it. There
+is no gradient of the gradient: for that, load the model with attn_implementation="eager".
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def add_normalised(
     eps: float,
     factors: Float[Tensor, " B"] | None,
 ) -> Float[Tensor, "B H W C"]:
-    """x + factors * layer_norm(work), summed in fp32 at least and rounded once.
+    """x + factors * layer_norm(work), in fp32 (in fp64 if `work` is) and rounded once.
 
     Args:
         x: The main branch.
@@ -93,5 +93,5 @@ def _constants(work: Tensor, factors: Tensor | None) -> dict[str, Any]:
         "BLOCK_CHANNELS": channels,
         "HAS_FACTORS": factors is not None,
         "PRECISE": tl.float64 if work.dtype == torch.float64 else tl.float32,
-        "num_warps": 8 if rows * channels > NUMBERS_AT_ONCE // 2 else 4,
+        "num_warps": 8,
     }
