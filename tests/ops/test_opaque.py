@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2.ops.cpu import attention, copies, linear, mlp, pieces
+from swinv2.ops.cpu import attention, copies, linear, mlp, pieces, position
 from swinv2.ops.windows import WindowPlan
 
 PLAN = WindowPlan((7, 9), (4, 3), (2, 1), mask_padding=True)
@@ -42,6 +42,9 @@ def calls(dtype: torch.dtype, batch: int = 2) -> dict[str, tuple[object, ...]]:
     weights, bias = [features(CHANNELS, CHANNELS) for _ in range(4)], features(CHANNELS)
     w1, b1, w2, b2 = features(HIDDEN, CHANNELS), features(HIDDEN), features(CHANNELS, HIDDEN), features(CHANNELS)
     some = [True, False, False, True, True]
+    # More than are taken at once.
+    field, small = draw(600, HEADS).to(precise), [draw(HIDDEN, 2), draw(HIDDEN), draw(HEADS, HIDDEN)]
+    network = [draw(600, 2).to(precise), *(each.to(precise) for each in small)]
     return {
         "to_windows": (padded_map(), PLAN),
         "to_map": (windows(), PLAN),
@@ -59,6 +62,8 @@ def calls(dtype: torch.dtype, batch: int = 2) -> dict[str, tuple[object, ...]]:
         "gelu_mlp_with_hidden": (tokens, w1, b1, w2, None),
         "gelu_mlp_backward": (grad, tokens, w1, w2, hidden, [True] * 5),
         "gelu_mlp_backward, frozen": (grad, None, w1, w2, hidden, some),
+        "evaluate_field": tuple(network),
+        "evaluate_field_backward": (field, *network),
     }
 
 
@@ -76,7 +81,7 @@ def with_numbers(arguments: tuple[object, ...]) -> tuple[object, ...]:
 
 def function(call: str) -> Callable[..., object]:
     name = call.split(",")[0]
-    return next(getattr(module, name) for module in (copies, mlp, attention, linear) if hasattr(module, name))
+    return next(getattr(module, name) for module in (copies, mlp, attention, linear, position) if hasattr(module, name))
 
 
 @pytest.fixture
