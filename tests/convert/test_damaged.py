@@ -142,6 +142,23 @@ TENSORS = {
         f"{BLOCK}attn.relative_position_index is not the table of pairs",
     ),
     "tampered-mask": (fill(f"{BLOCK}attn_mask", -1), f"{BLOCK}attn_mask is not made of 0 and -100"),
+    "mask-of-zeros": (lambda file: file[f"{BLOCK}attn_mask"].zero_(), f"{BLOCK}attn_mask is not the mask of windows"),
+    "mask-all-hidden": (
+        lambda file: file[f"{BLOCK}attn_mask"].fill_(-100),
+        f"{BLOCK}attn_mask is not the mask of windows of 4 x 4 shifted by 2 x 2",
+    ),
+    "mask-flipped": (
+        lambda file: file[f"{BLOCK}attn_mask"].copy_(file[f"{BLOCK}attn_mask"].flip(0)),
+        f"{BLOCK}attn_mask is not the mask of windows",
+    ),
+    "mask-on-an-even-block": (
+        lambda file: put("layers.0.blocks.0.attn_mask", file[f"{BLOCK}attn_mask"].clone())(file),
+        "layers.0.blocks.0.attn_mask is a mask on a block that is not shifted",
+    ),
+    "mask-missing-in-one-stage": (
+        leave_out("layers.1.blocks.1.attn_mask"),
+        "none in block 1 of stage 2, counted from 0",
+    ),
     "mask-of-another-size": (
         put(f"{BLOCK}attn_mask", foreign.regions(8, 4, 2)),
         "stage 2",

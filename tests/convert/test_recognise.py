@@ -51,6 +51,21 @@ def test_a_published_name_tells_them(tmp_path: Path) -> None:
         assert account.sources["window"].startswith("the name 'swinv2_x_window12to16_192to256")
 
 
+def test_an_authors_file_without_masks(tmp_path: Path) -> None:
+    """The masks show the image size; where all were left out it is asked for, and not made up."""
+    file = foreign.microsoft_file(small_sizes())
+    bare = {name: tensor for name, tensor in file.items() if "attn_mask" not in name}
+    assert len(bare) == len(file) - 2
+    source = saved(bare, tmp_path / "weights.pth")
+    with pytest.raises(UsageError, match=r"only the masks of shifted blocks show it.* give --trained-image-size"):
+        convert(source, None)
+    account = convert(source, None, trained_image_size=64)
+    assert (account.image_size, account.window_size) == ((64, 64), 4)
+    # Clipped windows show it too.
+    file = foreign.microsoft_file(small_sizes(window_size=16))
+    assert convert(saved(file, tmp_path / "clipped.pth"), None).image_size == (64, 64)
+
+
 def test_the_tables_are_believed_more_than_the_name(tmp_path: Path) -> None:
     file = foreign.microsoft_file(small_sizes(window_size=8, pretrained=(4, 3)))
     account = convert(saved(file, tmp_path / "swinv2_tiny_patch4_window16_256.pth"), None)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swinv2.config import Pair, Swinv2Config, as_pair
+from swinv2.config import Pair, StageSpec, Swinv2Config, as_pair
 from swinv2.convert.files import Weights
-from swinv2.convert.geometry import Seen, examine
+from swinv2.convert.geometry import Seen, examine, odd, regions
 from swinv2.convert.microsoft import MICROSOFT, SIMMIM
 from swinv2.convert.mmpretrain import MMPRETRAIN
-from swinv2.convert.rules import MODEL, Dialect, Reading, read, their_name
+from swinv2.convert.rules import MODEL, Buffer, Dialect, Reading, read, their_name
 from swinv2.convert.timm import TIMM
 from swinv2.convert.torchvision import TORCHVISION
 from swinv2.convert.transformers import TRANSFORMERS
@@ -41,7 +41,6 @@ _OTHERS = (
     ),
     (r"\.meta_mlp\.", "they are of timm's swinv2_cr, another network than Swin Transformer V2 as published"),
 )
-_FIRST_BLOCK = f"{MODEL}encoder.layers.{{stage}}.blocks."
 
 
 @dataclass(frozen=True)
@@ -126,12 +125,11 @@ def recognise(weights: Weights, given: Known | None = None) -> Recognised:
         config = beside
         sources: dict[str, str] = dict.fromkeys(["image size", "window", "pre-training windows"], "config.json")
         _compare(config, fields, "config.json")
-        _check_seen(config, examine(reading.buffers, reading.stages), dialect, "config.json")
+        _check_seen(config, examine(reading.buffers, reading.stages), reading.buffers, dialect, "config.json")
         _refuse_given(config, given)
         config.num_labels = fields.get("num_labels", config.num_labels)
     else:
-        seen = examine(reading.buffers, reading.stages)
-        config, sources = _plan(weights, dialect, fields, seen, given or Known(), beside, notes)
+        config, sources = _plan(weights, dialect, fields, reading.buffers, given or Known(), beside, notes)
     _check_tensors(dialect, reading, model_class, config)
     if reading.left_out:
         notes.append(
@@ -298,12 +296,13 @@ def _plan(
     weights: Weights,
     dialect: Dialect,
     fields: dict[str, Any],
-    seen: Sequence[Seen],
+    buffers: Sequence[Buffer],
     given: Known,
     beside: Known | None,
     notes: list[str],
 ) -> tuple[Swinv2Config, dict[str, str]]:
     """Finds image size, window and pre-training windows, each where it is surest, and holds them to the file."""
+    seen = examine(buffers, len(fields["depths"]))
     shown = _read_seen(seen, dialect, fields)
     named = read_name(weights.name, len(seen))
     candidates = (
@@ -355,7 +354,7 @@ def _plan(
         )
     except ValueError as error:
         raise UsageError(f"the tensors describe no possible model: {error}") from error
-    _check_seen(config, seen, dialect, " and ".join(dict.fromkeys(sources.values())))
+    _check_seen(config, seen, buffers, dialect, " and ".join(dict.fromkeys(sources.values())))
     if named.window_size is not None and (named.window_size, named.image_size) != (
         values["window_size"],
         values["image_size"],
@@ -368,8 +367,13 @@ def _plan(
 
 
 def _ask(dialect: Dialect, what: str, option: str) -> str:
+    where = (
+        "only the masks of shifted blocks show it, which are not in the file"
+        if dialect.knows_regions and what == "the image size"
+        else f"{dialect.title} does not store it"
+    )
     return (
-        f"{what} that these weights were trained with is not in them: {dialect.title} does not store it, no "
+        f"{what} that these weights were trained with is not in them: {where}, no "
         "config.json beside them says it, and the file's name is not a published one. A wrong one gives wrong answers "
         f"without a sign, so it is not guessed: give {option}. (--image-size and --window-size are for what you want "
         "it to be.)"
@@ -397,6 +401,7 @@ def _read_seen(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, Any]
         0 if stage.pretrained is None or stage.pretrained == stage.window else stage.pretrained[0] for stage in seen
     )
     patch = as_pair("patch_size", fields["patch_size"])
+    has_masks = any(stage.windows is not None for stage in seen)
     grid = None
     for index, (stage, side) in enumerate(zip(seen, sides, strict=True)):
         if stage.windows is not None:
@@ -406,8 +411,9 @@ def _read_seen(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, Any]
                 break
         # A stage with a smaller window than others has clipped it to its map.
         is_clipped = side < window_size
-        # The authors store a mask for every shifted block, so a stage of several blocks without one is a single window.
-        is_whole = dialect.knows_regions and fields["depths"][index] > 1 and stage.windows is None
+        # The authors store a mask for every shifted block, so a stage of several blocks without one is a single window;
+        # but a file without any mask may have lost them.
+        is_whole = has_masks and dialect.knows_regions and fields["depths"][index] > 1 and stage.windows is None
         if is_clipped or is_whole:
             grid = side << index
             break
@@ -416,8 +422,10 @@ def _read_seen(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, Any]
     return Known(image_size, window_size, pretrained if has_tables else None)
 
 
-def _check_seen(config: Swinv2Config, seen: Sequence[Seen], dialect: Dialect, source: str) -> None:
-    """Holds a configuration to what the tables of a file show."""
+def _check_seen(
+    config: Swinv2Config, seen: Sequence[Seen], buffers: Sequence[Buffer], dialect: Dialect, source: str
+) -> None:
+    """Holds a configuration to what the tables of a file show, and every mask to what the configuration makes of it."""
     for spec, stage in zip(config.stages(), seen, strict=False):
         where = f"stage {spec.index + 1}"
         if stage.window is not None and stage.window != spec.window:
@@ -431,13 +439,41 @@ def _check_seen(config: Swinv2Config, seen: Sequence[Seen], dialect: Dialect, so
                 f"{stage.pretrained[1]} in {where}; pre-training windows from {source} say {spec.learned_window[0]} x "
                 f"{spec.learned_window[1]}. One of the two is wrong."
             )
-        if dialect.knows_regions and stage.windows is not None:
+        if stage.windows is not None:
             expected = math.prod(-(-spec.grid[axis] // spec.window[axis]) for axis in range(2))
             if not any(spec.shift) or stage.windows != expected:
                 raise UsageError(
                     f"the mask in the file is of {stage.windows} windows in {where}; image size and window from "
                     f"{source} make {expected}, {'shifted' if any(spec.shift) else 'not shifted'}. One is wrong."
                 )
+    _check_masks(config, [buffer for buffer in buffers if buffer.kind == "regions"], dialect)
+
+
+def _check_masks(config: Swinv2Config, masks: Sequence[Buffer], dialect: Dialect) -> None:
+    """Every shifted block has its mask, number by number, and no other block has one; or the file has none at all."""
+    stages = config.stages()
+    for mask in masks:
+        spec = stages[mask.stage]
+        if not mask.block % 2:
+            raise odd(mask, "a mask on a block that is not shifted")
+        expected = regions(_filled(spec), spec.window, spec.shift)
+        if mask.tensor.shape != expected.shape or not torch.equal(mask.tensor.to(expected.dtype), expected):
+            raise odd(mask, f"not the mask of windows of {_size(spec.window)} shifted by {_size(spec.shift)}")
+    have = {(mask.stage, mask.block) for mask in masks}
+    shifted = [(spec.index, block) for spec in stages if any(spec.shift) for block in range(1, len(spec.extra_norms), 2)]
+    without = [place for place in shifted if place not in have]
+    if dialect.knows_regions and have and without:
+        raise UsageError(
+            f"the file has masks for some shifted blocks and not for others: none in "
+            f"{', '.join(f'block {block} of stage {stage + 1}' for stage, block in without)}, counted from 0. "
+            "It is damaged, or was put together from two."
+        )
+
+
+def _filled(spec: StageSpec) -> Pair:
+    """Size of a map after it was filled up to whole windows."""
+    down, across = (-(-length // side) * side for length, side in zip(spec.grid, spec.window, strict=True))
+    return down, across
 
 
 def _compare(config: Swinv2Config, fields: Mapping[str, Any], source: str) -> None:
