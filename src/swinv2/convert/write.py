@@ -35,7 +35,7 @@ from swinv2.convert.files import CONFIG, PROCESSOR
 from swinv2.convert.geometry import coordinates, pairs, regions
 from swinv2.convert.microsoft import MICROSOFT, SIMMIM
 from swinv2.convert.mmpretrain import MMPRETRAIN
-from swinv2.convert.processors import crop_ratio, interpolation_name
+from swinv2.convert.processors import crop_of, interpolation_name
 from swinv2.convert.rules import MODEL, Dialect, Template, write
 from swinv2.convert.timm import TIMM
 from swinv2.convert.torchvision import TORCHVISION
@@ -215,6 +215,7 @@ def _timm_config(config: Swinv2Config, processor: Mapping[str, Any]) -> dict[str
     height, width = as_pair("image_size", config.image_size)
     num_classes = config.num_labels or 0
     names = _names(config)
+    crop = crop_of(processor)
     return {
         # The arguments below change every size that this architecture has of its own.
         "architecture": "swinv2_tiny_window8_256",
@@ -237,8 +238,8 @@ def _timm_config(config: Swinv2Config, processor: Mapping[str, Any]) -> dict[str
             "input_size": [config.num_channels, height, width],
             "fixed_input_size": True,
             "interpolation": interpolation_name(processor),
-            "crop_pct": crop_ratio(processor),
-            "crop_mode": "center",
+            "crop_pct": crop.share,
+            "crop_mode": "squash" if crop.squashes else "center",
             "mean": list(processor.get("image_mean", [0.485, 0.456, 0.406])),
             "std": list(processor.get("image_std", [0.229, 0.224, 0.225])),
             "first_conv": "patch_embed.proj",
