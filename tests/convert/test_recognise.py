@@ -317,7 +317,7 @@ def test_pictures_are_prepared_as_timm_does(size: int, stated: dict[str, Any] | 
     assert distance(prepared(fields, picture, tmp_path), expected) < NEAR
     other = {**fields, **_sizes((size, size), Crop(crop_of(fields).share, not crop_of(fields).squashes))}
     assert distance(prepared(other, picture, tmp_path), expected) > FAR
-    back = _timm_config(swinv2.Swinv2Config(image_size=size), fields)["pretrained_cfg"]
+    back = _timm_config(swinv2.Swinv2Config(image_size=size), 1000, fields)["pretrained_cfg"]
     again = create_transform(**resolve_data_config({}, pretrained_cfg=back))(picture)
     assert distance(again, expected) < NEAR
     assert distance(prepared(resize_processor(fields, (size, size)), picture, tmp_path), expected) < NEAR
@@ -337,7 +337,7 @@ def test_pictures_are_prepared_as_torchvision_does(name: str, embed_dim: int, tm
 def test_at_384_pixels_the_authors_squash(source: str) -> None:
     """timm is told so: its own way would cut the longer side."""
     fields = make_processor(source, (384, 384), 96, None)
-    written = _timm_config(swinv2.Swinv2Config(image_size=384), fields)["pretrained_cfg"]
+    written = _timm_config(swinv2.Swinv2Config(image_size=384), 1000, fields)["pretrained_cfg"]
     assert (written["crop_pct"], written["crop_mode"]) == (1.0, "squash")
     assert describe_processor(fields) == "to 384 x 384 (bicubic), nothing cropped"
 

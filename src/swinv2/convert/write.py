@@ -41,7 +41,7 @@ from swinv2.convert.timm import TIMM
 from swinv2.convert.torchvision import TORCHVISION
 from swinv2.convert.transformers import TRANSFORMERS
 from swinv2.errors import UsageError
-from swinv2.heads import Swinv2ForMaskedImageModeling
+from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 
 SWINV2 = "swinv2"
@@ -152,7 +152,7 @@ def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], out
             _write_json(folder / PROCESSOR, processor)
         elif form == TIMM.name:
             save_file(state_dict(model, form), folder / "model.safetensors", {"format": "pt"})
-            _write_json(folder / CONFIG, _timm_config(model.config, processor))
+            _write_json(folder / CONFIG, _timm_config(model.config, _count_classes(model), processor))
         else:
             tensors = state_dict(model, form)
             wrapped = {
@@ -211,9 +211,13 @@ def _names(config: Swinv2Config) -> list[str]:
     return [names[index] for index in sorted(names)]
 
 
-def _timm_config(config: Swinv2Config, processor: Mapping[str, Any]) -> dict[str, Any]:
+def _count_classes(model: Swinv2PreTrainedModel) -> int:
+    """Of its classifier; 0 without one, of which a configuration knows nothing."""
+    return model.config.num_labels or 0 if isinstance(model, Swinv2ForImageClassification) else 0
+
+
+def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str, Any]) -> dict[str, Any]:
     height, width = as_pair("image_size", config.image_size)
-    num_classes = config.num_labels or 0
     names = _names(config)
     crop = crop_of(processor)
     return {
@@ -249,7 +253,7 @@ def _timm_config(config: Swinv2Config, processor: Mapping[str, Any]) -> dict[str
 
 
 def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
-    config = model.config
+    config, num_classes = model.config, _count_classes(model)
     stages = config.stages()
     windows, pretrained = (
         [spec.window[0] for spec in stages],
@@ -265,7 +269,7 @@ def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
         "window size": config.window_size if form != MMPRETRAIN.name else windows,
         "pre-training windows": pretrained,
         "mlp ratio": config.mlp_ratio,
-        "classes": config.num_labels or 0,
+        "classes": num_classes,
     }
     call = {
         MICROSOFT.name: 'torch.load("model.pth", weights_only=True)["model"]',
@@ -275,8 +279,10 @@ def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
             f"network = SwinTransformer(patch_size={list(as_pair('patch_size', config.patch_size))}, "
             f"embed_dim={config.embed_dim}, depths={list(config.depths)}, num_heads={list(config.num_heads)},\n"
             f"    window_size=[{config.window_size}, {config.window_size}], mlp_ratio={config.mlp_ratio}, "
-            f"num_classes={config.num_labels or 0},\n"
-            "    block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)\n"
+            f"{f'num_classes={num_classes}, ' if num_classes else ''}"
+            "block=SwinTransformerBlockV2,\n    downsample_layer=PatchMergingV2)\n"
+            # torchvision cannot leave its classifier out; the weights have none.
+            f"{'' if num_classes else 'network.head = torch.nn.Identity()' + chr(10)}"
             'network.load_state_dict(torch.load("model.pth", weights_only=True))'
         ),
         MMPRETRAIN.name: 'torch.load("model.pth", weights_only=True)["state_dict"]',
