@@ -349,6 +349,40 @@ def test_a_crop_that_no_processor_does_is_refused() -> None:
         make_processor("timm", (384, 384), 96, {"pretrained_cfg": {"crop_pct": 1.2}})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "top", "expected"),
+    [
+        ({"global_pool": "max"}, {}, "'global_pool' is 'max', expected 'avg'"),
+        ({}, {"global_pool": ""}, "'global_pool' is '', expected 'avg'"),
+        ({"act_layer": "relu"}, {}, "'act_layer' is 'relu', expected 'gelu'"),
+        ({"always_partition": True}, {}, "'always_partition' is True, expected False"),
+        ({"dynamic_img_size": True, "dynamic_img_pad": True}, {}, "'dynamic_img_size' is True.*'dynamic_img_pad' is"),
+        ({"norm_layer": "rmsnorm", "window_ratio": 8}, {}, "'norm_layer' is 'rmsnorm'; 'window_ratio' is 8"),
+        (
+            {
+                **{"global_pool": "avg", "act_layer": "gelu", "always_partition": False, "drop_path_rate": 0.2},
+                **{"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "qkv_bias": True, "strict_img_size": True},
+            },
+            {"global_pool": "avg", "num_classes": 5},
+            "",
+        ),
+    ],
+)
+def test_timms_arguments_that_change_the_answers_are_refused(
+    arguments: dict[str, Any], top: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    """By name; those that shapes show and those of training are not."""
+    save_file(foreign.timm_network(small_sizes()).state_dict(), tmp_path / "model.safetensors")
+    sized = {"img_size": 64, "window_size": 4, "pretrained_window_sizes": [0, 0]}
+    config = {"architecture": "swinv2_tiny_window8_256", "model_args": sized | arguments, **top}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if expected:
+        with pytest.raises(UsageError, match=expected):
+            convert(str(tmp_path), None)
+    else:
+        assert convert(str(tmp_path), None).image_size == (64, 64)
+
+
 def test_timms_own_settings_are_kept(tmp_path: Path) -> None:
     """crop, interpolation, mean and deviation of its config.json."""
     folder = tmp_path / "model"

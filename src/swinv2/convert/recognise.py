@@ -42,6 +42,31 @@ _OTHERS = (
     (r"\.meta_mlp\.", "they are of timm's swinv2_cr, another network than Swin Transformer V2 as published"),
 )
 
+_PUBLISHED = re.compile(
+    r"(?:microsoft/|timm/)?swinv2_[a-z]+(?:_patch4)?_window(\d{1,3})(?:to(\d{1,3}))?_(\d{2,4})(?:to(\d{2,4}))?"
+    r"(?:_22k|_22kto1k_ft|_22kft1k)?(?:\.\w+)?"
+)
+"""The authors', the hub's and timm's names with all that may be in them; more makes it somebody's own name."""
+_MMPRETRAIN = re.compile(
+    r"swinv2_[a-z]+_w(\d{1,3})(_in21k_pre)?(?:_3rdparty|_\d+xb\d+)?_in(?:1|21)k_(\d{2,4})px(?:_\d{8}_[0-9a-f]{8})?"
+)
+"""mmpretrain's names of configurations and files."""
+
+_TIMM_SHOWN = (
+    *("embed_dim", "depths", "num_heads", "patch_size", "mlp_ratio", "qkv_bias", "num_classes", "in_chans"),
+    *("drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "strict_img_size"),
+)
+"""Arguments of timm's networks that shapes show, and those that change no answer."""
+_TIMM_READ = ("img_size", "window_size", "pretrained_window_sizes")
+_TIMM_FIXED = {
+    "global_pool": "avg",
+    "act_layer": "gelu",
+    "always_partition": False,
+    "dynamic_img_size": False,
+    "dynamic_img_pad": False,
+}
+"""Arguments that change the computation, with the only value that this package computes."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -241,6 +266,7 @@ def _read_timm(config: Mapping[str, Any], stages: int) -> Known:
     arguments, pretrained_cfg = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
     if not isinstance(arguments, dict) or not isinstance(pretrained_cfg, dict):
         raise UsageError("config.json beside the weights is timm's, but its model_args or pretrained_cfg is no object.")
+    _refuse_arguments({"global_pool": config["global_pool"], **arguments} if "global_pool" in config else arguments)
     size = arguments.get("img_size") or (pretrained_cfg.get("input_size") or [None])[1:] or named.image_size
     window = arguments.get("window_size", named.window_size)
     learned = arguments.get("pretrained_window_sizes", named.pretrained)
@@ -261,6 +287,20 @@ def _read_timm(config: Mapping[str, Any], stages: int) -> Known:
     )
 
 
+def _refuse_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuses what would make timm compute something else than this package does."""
+    odd = [
+        f"{name!r} is {value!r}{f', expected {_TIMM_FIXED[name]!r}' if name in _TIMM_FIXED else ''}"
+        for name, value in arguments.items()
+        if name not in (*_TIMM_SHOWN, *_TIMM_READ) and not (name in _TIMM_FIXED and value == _TIMM_FIXED[name])
+    ]
+    if odd:
+        raise UsageError(
+            f"config.json beside the weights is timm's, with arguments that this package does not know to compute: "
+            f"{'; '.join(odd)}. Give the file of weights itself to leave config.json aside."
+        )
+
+
 def read_name(name: str, stages: int) -> Known:
     """Reads sizes from a published name.
 
@@ -269,13 +309,17 @@ def read_name(name: str, stages: int) -> Known:
             "swinv2_tiny_window8_256.ms_in1k", "swin_v2_t-b137f0e2" or "swinv2-tiny-w8_3rdparty_in1k-256px".
         stages: Number of stages.
 
+    Returns:
+        What it says; nothing if it is not a published name from its beginning to its end. timm's may end with any tag
+        after a dot.
+
     Example:
 
         >>> read_name("swinv2_base_window12to16_192to256.ms_in22k_ft_in1k", 4)
         Known(image_size=(256, 256), window_size=16, pretrained=(12, 12, 12, 6))
     """
     text = name.lower().replace("-", "_")
-    found = re.search(r"window(\d{1,3})(?:to(\d{1,3}))?_(\d{2,4})(?:to(\d{2,4}))?(?!\d)", text)
+    found = _PUBLISHED.fullmatch(text)
     if found is not None:
         window, size = int(found[2] or found[1]), int(found[4] or found[3])
         first, first_size = int(found[1]), int(found[3])
@@ -285,10 +329,10 @@ def read_name(name: str, stages: int) -> Known:
         return Known((size, size), window, pretrained)
     if re.fullmatch(r"swin_v2_[tsb](_[0-9a-f]{8})?", text):
         return Known((256, 256), 8, (0,) * stages)
-    found = re.fullmatch(r"swinv2_\w+_w(\d{1,3})_.*?(\d{2,4})px.*", text)
+    found = _MMPRETRAIN.fullmatch(text)
     if found is not None:
-        size = int(found[2])
-        return Known((size, size), int(found[1]), None if "_pre_" in text else (0,) * stages)
+        size = int(found[3])
+        return Known((size, size), int(found[1]), None if found[2] else (0,) * stages)
     return Known()
 
 
