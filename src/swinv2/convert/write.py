@@ -20,8 +20,9 @@ the last 3    preprocessor_config.json, which says how images are prepared, for 
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +170,14 @@ def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], out
 @contextmanager
 def _whole_folder(output: Path) -> Iterator[Path]:
     """Lends a folder beside the real one; what was written there gets the real name if nothing failed."""
-    staging = output.with_name(f"{_STAGING}{output.name}.{os.getpid()}")
     try:
-        staging.mkdir()
+        # A name that nobody can foresee: what is taken away at the end is what was made here.
+        staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{output.name}.", dir=output.absolute().parent))
+    except OSError as error:
+        raise UsageError(f"{str(output)!r} could not be written: {error}. Nothing was left behind.") from error
+    try:
+        # mkdtemp makes folders that only their owner may open.
+        staging.chmod(0o777 & ~_umask())
         yield staging
         for path in (*staging.iterdir(), staging):
             if path.is_file():
@@ -185,7 +191,9 @@ def _whole_folder(output: Path) -> Iterator[Path]:
         raise UsageError(f"{str(output)!r} could not be written: {error}. Nothing was left behind.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    _force_to_disk(output.absolute().parent)
+    # The folder is there and whole; some file systems cannot force a folder's names to the disk.
+    with suppress(OSError):
+        _force_to_disk(output.absolute().parent)
 
 
 def _umask() -> int:
