@@ -7,11 +7,14 @@ import pickle
 import random
 import resource
 import signal
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,7 +23,7 @@ from torch import Tensor
 
 import foreign
 from foreign import small_sizes
-from swinv2.convert import convert
+from swinv2.convert import convert, write
 from swinv2.convert.files import open_weights
 from swinv2.errors import UsageError
 
@@ -133,6 +136,11 @@ TENSORS = {
         lambda file: put("head.weight", file["head.weight"].to_sparse())(file),
         "head.weight (sparse or quantised)",
     ),
+    "expanded": (
+        lambda file: put("head.weight", torch.ones(1).expand(5, 32))(file),
+        "head.weight (more numbers than the file has: one stands for several)",
+    ),
+    "name-with-a-new-line": (put("first\nsecond\x1b[31m", torch.ones(2)), r"not plain: 'first\nsecond\x1b[31m'"),
     "tampered-coordinates": (
         fill(f"{BLOCK}attn.relative_coords_table", 0.5),
         f"{BLOCK}attn.relative_coords_table is not the coordinates",
@@ -308,6 +316,32 @@ def test_code_in_a_plain_pickle(run_code: Path, tmp_path: Path) -> None:
     assert str(path) in refused(path, tmp_path)
 
 
+def test_the_settings_of_the_authors_trainings(file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their checkpoints hold a CfgNode of yacs in another. It is opened as a dictionary, without yacs, and not run."""
+    ran: list[str] = []
+
+    class CfgNode(dict[str, Any]):
+        __module__, __qualname__ = "yacs.config", "CfgNode"
+
+        def __setstate__(self, state: Any) -> None:
+            ran.append("state")
+
+        def __getstate__(self) -> Any:
+            return {"__immutable__": True, "__deprecated_keys__": set()}
+
+    yacs, config = ModuleType("yacs"), ModuleType("yacs.config")
+    vars(config)["CfgNode"] = CfgNode
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "yacs", yacs)
+        patched.setitem(sys.modules, "yacs.config", config)
+        settings = CfgNode({"MODEL": CfgNode({"NAME": "swinv2"}), "BASE": [""]})
+        path = saved({"model": file, "config": settings, "epoch": 3}, tmp_path)
+        account = convert(str(path), None)
+    again = convert(str(path), tmp_path / "out")
+    assert any("beside it there is 'config', 'epoch'" in note for note in account.notes)
+    assert (account.parameters, ran) == (again.parameters, [])
+
+
 def test_a_whole_module_in_a_pickle(tmp_path: Path) -> None:
     """Somebody saved the network and not its tensors."""
     sentence = refused(saved(torch.nn.Linear(2, 2), tmp_path), tmp_path)
@@ -440,6 +474,63 @@ def test_an_interruption_leaves_nothing(file: File, tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         convert(str(path), tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["weights.pth"]
+
+
+def test_a_folder_of_somebody_else_is_not_taken_away(
+    file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No name for the unfinished folder can be foreseen, and only the one that was made is removed."""
+    path = saved({"model": file}, tmp_path)
+    theirs = tmp_path / f".unfinished-out.{os.getpid()}"
+    theirs.mkdir()
+    (theirs / "precious").touch()
+    monkeypatch.setattr("swinv2.convert.write.tempfile.mkdtemp", Mock(side_effect=OSError(errno.EROFS, "Read-only")))
+    assert "could not be written" in refused(path, tmp_path)
+    monkeypatch.undo()
+    convert(str(path), tmp_path / "out")
+    assert (theirs / "precious").exists()
+    usual = tmp_path / "usual"
+    usual.mkdir()
+    assert (tmp_path / "out").stat().st_mode == usual.stat().st_mode
+
+
+def test_a_file_system_that_cannot_force_names_to_the_disk(
+    file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is whole and has its name then: no failure."""
+    path, force = saved({"model": file}, tmp_path), write._force_to_disk
+
+    def refuse(place: Path) -> None:
+        if place == tmp_path:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        force(place)
+
+    monkeypatch.setattr(write, "_force_to_disk", refuse)
+    convert(str(path), tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_code_that_a_configuration_names_is_not_handed_on(file: File, tmp_path: Path) -> None:
+    """transformers would fetch and run it where it is trusted."""
+    convert(str(saved({"model": file}, tmp_path)), tmp_path / "model")
+    for name in ("config.json", "preprocessor_config.json"):
+        place = tmp_path / "model" / name
+        fields = json.loads(place.read_text())
+        code = {"auto_map": {"AutoModel": "them/their--code.Model"}, "custom_pipelines": {"x": {"impl": "code.X"}}}
+        place.write_text(json.dumps(fields | code))
+    convert(str(tmp_path / "model"), tmp_path / "out")
+    for name in ("config.json", "preprocessor_config.json"):
+        fields = json.loads((tmp_path / "out" / name).read_text())
+        assert "image_size" in fields or "image_mean" in fields
+        assert not {"auto_map", "custom_pipelines"} & set(fields)
+
+
+def test_a_repository_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pickles are not fetched from the hub; the sentence says what to do."""
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *arguments, **named: str(tmp_path))
+    with pytest.raises(UsageError, match=r"no safetensors .*; download the \.pth you want and give its path"):
+        convert("someone/pickles", None)
 
 
 def test_outputs_that_are_there_or_cannot_be(file: File, tmp_path: Path) -> None:
