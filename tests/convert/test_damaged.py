@@ -201,6 +201,56 @@ def test_everything_that_does_not_fit_is_in_one_error(file: File, tmp_path: Path
         assert part in sentence
 
 
+@pytest.mark.parametrize(
+    "first", ["patch_embed.proj.weight", "layers.1.blocks.{0,1}.attn.logit_scale", "layers.0.blocks.{0,1}.mlp.fc1.weight"]
+)
+def test_it_is_one_error_too_where_sizes_are_missing(first: str, file: File, tmp_path: Path) -> None:
+    """Even the tensors that show the sizes may be among them."""
+    missing = [first.replace("{0,1}", block) for block in ("0", "1")]
+    missing += ["norm.bias", f"{BLOCK}attn.q_bias", f"{BLOCK}attn.qkv.weight", "layers.0.downsample.reduction.weight"]
+    for name in dict.fromkeys(missing):
+        del file[name]
+    file["extra"] = torch.ones(1)
+    sentence = refused(saved({"model": file}, tmp_path), tmp_path)
+    named = sentence.partition("missing: ")[2].partition(";")[0].split(", ")
+    assert sorted(named) == sorted(set(missing))
+    assert "unknown: extra" in sentence
+
+
+def test_a_size_of_another_rank(file: File, tmp_path: Path) -> None:
+    """It is there, so it is not called missing."""
+    file["patch_embed.proj.weight"] = torch.ones(16, 48)
+    sentence = refused(saved({"model": file}, tmp_path), tmp_path)
+    assert "patch_embed.proj.weight ([16, 48], expected 4 lengths)" in sentence
+    assert "missing" not in sentence
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "layers.0.blocks.3000.norm1.weight",
+        "layers.9999.blocks.0.norm1.weight",
+        "layers.3.blocks.0.norm1.weight",
+        "layers.0.blocks.2.attn.relative_coords_table",
+        "layers.70.blocks.0.attn_mask",
+    ],
+)
+def test_blocks_with_numbers_of_their_own(
+    stray: str, file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are named, and nothing is built for the numbers between."""
+    file[stray] = torch.ones(16)
+    monkeypatch.setattr("swinv2.convert.recognise.Swinv2Config", Mock(side_effect=AssertionError))
+    sentence = refused(saved({"model": file}, tmp_path), tmp_path)
+    assert f"without a gap: {stray} belongs to none of the 4 blocks" in sentence
+
+
+def test_more_stages_than_any_network_has(file: File, tmp_path: Path) -> None:
+    for stage in range(2, 70):
+        file[f"layers.{stage}.blocks.0.norm1.weight"] = torch.ones(16)
+    assert "layers.69.blocks.0.norm1.weight belong to none" in refused(saved({"model": file}, tmp_path), tmp_path)
+
+
 def test_a_key_bias_that_is_not_zero(tmp_path: Path) -> None:
     """timm's and transformers' keys have none; a file that has one is of another network."""
     file = foreign.timm_network(small_sizes()).state_dict()

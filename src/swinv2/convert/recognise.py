@@ -42,6 +42,10 @@ _OTHERS = (
     (r"\.meta_mlp\.", "they are of timm's swinv2_cr, another network than Swin Transformer V2 as published"),
 )
 
+_BLOCK = re.compile(rf"{re.escape(MODEL)}encoder\.layers\.(\d+)\.blocks\.(\d+)\.(.+)")
+"""Our name of something in a block: stage, block, and the rest."""
+_MOST_STAGES = 12
+"""Channels double from stage to stage, so no network has as many."""
 _PUBLISHED = re.compile(
     r"(?:microsoft/|timm/)?swinv2_[a-z]+(?:_patch4)?_window(\d{1,3})(?:to(\d{1,3}))?_(\d{2,4})(?:to(\d{2,4}))?"
     r"(?:_22k|_22kto1k_ft|_22kft1k)?(?:\.\w+)?"
@@ -142,6 +146,7 @@ def recognise(weights: Weights, given: Known | None = None) -> Recognised:
     """
     dialect = choose_dialect(list(weights.tensors))
     reading = read(dialect, weights.tensors)
+    _check_numbers(reading)
     model_class = _class_of(reading.tensors)
     fields = _sizes(dialect, reading)
     beside = _read_beside(weights, dialect, reading.stages)
@@ -178,6 +183,30 @@ def recognise(weights: Weights, given: Known | None = None) -> Recognised:
     )
 
 
+def _check_numbers(reading: Reading) -> None:
+    """Refuses blocks and stages that are not numbered from 0 on, before anything is built for those between."""
+    names: dict[tuple[int, int], list[str]] = {}
+    for name, theirs in reading.their_names.items():
+        found = _BLOCK.fullmatch(name)
+        if found is not None:
+            names.setdefault((int(found[1]), int(found[2])), []).append(theirs)
+    whole: set[tuple[int, int]] = set()
+    for stage in range(min(reading.stages, _MOST_STAGES)):
+        before = len(whole)
+        while (stage, len(whole) - before) in names:
+            whole.add((stage, len(whole) - before))
+        if len(whole) == before:
+            break
+    stray = [name for place, here in names.items() if place not in whole for name in here]
+    stray += [buffer.name for buffer in reading.buffers if (buffer.stage, buffer.block) not in whole]
+    if stray:
+        raise UsageError(
+            f"the blocks in the file are not numbered from 0 on without a gap: {', '.join(dict.fromkeys(stray))} "
+            f"{'belong' if len(set(stray)) > 1 else 'belongs'} to none of the {len(whole)} blocks that are. The file "
+            "is damaged, or has been added to."
+        )
+
+
 def _class_of(tensors: Mapping[str, Tensor]) -> type[Swinv2PreTrainedModel]:
     if any(name.startswith("decoder.") for name in tensors):
         return Swinv2ForMaskedImageModeling
@@ -189,18 +218,20 @@ def _class_of(tensors: Mapping[str, Tensor]) -> type[Swinv2PreTrainedModel]:
 def _sizes(dialect: Dialect, reading: Reading) -> dict[str, Any]:
     """The fields of a configuration that shapes show."""
     tensors, stages = reading.tensors, reading.stages
-    found = [re.match(rf"{re.escape(MODEL)}encoder\.layers\.(\d+)\.blocks\.(\d+)\.(.+)", name) for name in tensors]
+    found = [_BLOCK.fullmatch(name) for name in tensors]
     blocks = [(int(match[1]), int(match[2]), match[3]) for match in found if match is not None]
     depths = [max((block for stage, block, _ in blocks if stage == index), default=-1) + 1 for index in range(stages)]
 
     def shape_of(pattern: str, rank: int) -> list[int]:
-        matching = (tensor for name, tensor in tensors.items() if re.fullmatch(pattern, name) and tensor.ndim == rank)
-        tensor = next(matching, None)
-        if tensor is None:
-            # Only now is it sure that something is missing; the rest is named with it.
-            example = pattern.replace("\\", "").replace("d+", "0")
-            raise _unfit(reading, [their_name(dialect, example, stages)], {})
-        return list(tensor.shape)
+        matching = [name for name in tensors if re.fullmatch(pattern, name)]
+        fitting = next((name for name in matching if tensors[name].ndim == rank), None)
+        if fitting is None:
+            # Only now is it sure that something is wrong; the rest is named with it.
+            misshapen = {
+                reading.their_names[name]: f"{list(tensors[name].shape)}, expected {rank} lengths" for name in matching
+            }
+            raise _unfit(reading, _missing(dialect, reading, depths), misshapen)
+        return list(tensors[fitting].shape)
 
     layers = rf"{re.escape(MODEL)}encoder\.layers\."
     embed_dim, channels, *patch = shape_of(rf"{re.escape(MODEL)}embeddings\.patch_embeddings\.projection\.weight", 4)
@@ -225,6 +256,32 @@ def _sizes(dialect: Dialect, reading: Reading) -> dict[str, Any]:
     if dialect is SIMMIM:
         fields["norm_targets"] = NORM_TARGETS
     return fields
+
+
+def _missing(dialect: Dialect, reading: Reading, depths: Sequence[int]) -> list[str]:
+    """What a network of as many blocks has and the file has not, where sizes are not known yet."""
+    tensors, stages = reading.tensors, len(depths)
+    # Names do not depend on sizes: the smallest network of these depths has all of them.
+    config = Swinv2Config(
+        image_size=4 << stages,
+        embed_dim=1,
+        depths=list(depths),
+        num_heads=[1] * stages,
+        window_size=1,
+        pretrained_window_sizes=[0] * stages,
+        qkv_bias=any(name.endswith("query.bias") for name in tensors),
+        use_absolute_embeddings=f"{MODEL}embeddings.position_embeddings" in tensors,
+    )
+    names = _names_of(_class_of(tensors), config)
+    return list(dict.fromkeys(their_name(dialect, name, stages) for name in names if name not in tensors))
+
+
+def _names_of(model_class: type[Swinv2PreTrainedModel], config: Swinv2Config) -> dict[str, torch.Size]:
+    """Our names of everything in a network, with their shapes."""
+    with torch.device("meta"):
+        network = model_class(config)
+    prefix = MODEL if model_class is Swinv2Model else ""
+    return {prefix + name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
 def _extra_norm_period(blocks: Sequence[tuple[int, int, str]], depths: Sequence[int]) -> int:
@@ -559,10 +616,7 @@ def _check_tensors(
     dialect: Dialect, reading: Reading, model_class: type[Swinv2PreTrainedModel], config: Swinv2Config
 ) -> None:
     """Holds names and shapes to those of the network that the configuration builds."""
-    with torch.device("meta"):
-        network = model_class(config)
-    prefix = MODEL if model_class is Swinv2Model else ""
-    expected = {prefix + name: tensor.shape for name, tensor in network.state_dict().items()}
+    expected = _names_of(model_class, config)
     missing = [their_name(dialect, name, reading.stages) for name in expected if name not in reading.tensors]
     unknown = [reading.their_names[name] for name in reading.tensors if name not in expected]
     reading.unknown.extend(dict.fromkeys(unknown))
