@@ -202,7 +202,8 @@ def test_everything_that_does_not_fit_is_in_one_error(file: File, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "first", ["patch_embed.proj.weight", "layers.1.blocks.{0,1}.attn.logit_scale", "layers.0.blocks.{0,1}.mlp.fc1.weight"]
+    "first",
+    ["patch_embed.proj.weight", "layers.1.blocks.{0,1}.attn.logit_scale", "layers.0.blocks.{0,1}.mlp.fc1.weight"],
 )
 def test_it_is_one_error_too_where_sizes_are_missing(first: str, file: File, tmp_path: Path) -> None:
     """Even the tensors that show the sizes may be among them."""

@@ -308,7 +308,7 @@ NEAR, FAR = 0.02, 0.2
     ],
 )
 def test_pictures_are_prepared_as_timm_does(size: int, stated: dict[str, Any] | None, tmp_path: Path) -> None:
-    """Against timm's own transforms, of its settings or of those of its published weights; and back in its own words."""
+    """Against timm's own transforms, of its settings or of those of its published weights; and back."""
     picture, published = picture_of_blots(), {256: "swinv2_tiny_window8_256", 384: "swinv2_base_window12to24_192to384"}
     theirs = stated or timm.get_pretrained_cfg(published[size]).to_dict()
     settings = resolve_data_config({}, pretrained_cfg={"interpolation": "bicubic", **theirs})
@@ -345,7 +345,7 @@ def test_at_384_pixels_the_authors_squash(source: str) -> None:
 def test_a_crop_that_no_processor_does_is_refused() -> None:
     with pytest.raises(UsageError, match="crop_mode 'border'"):
         make_processor("timm", (384, 384), 96, {"pretrained_cfg": {"crop_mode": "border"}})
-    with pytest.raises(UsageError, match="crop_pct 1.2"):
+    with pytest.raises(UsageError, match=r"crop_pct 1\.2"):
         make_processor("timm", (384, 384), 96, {"pretrained_cfg": {"crop_pct": 1.2}})
 
 
@@ -360,8 +360,15 @@ def test_a_crop_that_no_processor_does_is_refused() -> None:
         ({"norm_layer": "rmsnorm", "window_ratio": 8}, {}, "'norm_layer' is 'rmsnorm'; 'window_ratio' is 8"),
         (
             {
-                **{"global_pool": "avg", "act_layer": "gelu", "always_partition": False, "drop_path_rate": 0.2},
-                **{"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "qkv_bias": True, "strict_img_size": True},
+                "global_pool": "avg",
+                "act_layer": "gelu",
+                "always_partition": False,
+                "drop_path_rate": 0.2,
+                "embed_dim": 16,
+                "depths": [2, 2],
+                "num_heads": [2, 4],
+                "qkv_bias": True,
+                "strict_img_size": True,
             },
             {"global_pool": "avg", "num_classes": 5},
             "",

@@ -221,7 +221,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UsageError(f"{str(file)!r} is cut off or damaged: {error}.") from error
+        raise UsageError(f"{str(file)!r} is cut off or damaged: {_first_line(error)}.") from error
 
 
 def _read_pickle(file: Path) -> Any:

@@ -561,7 +561,9 @@ def _check_masks(config: Swinv2Config, masks: Sequence[Buffer], dialect: Dialect
         if mask.tensor.shape != expected.shape or not torch.equal(mask.tensor.to(expected.dtype), expected):
             raise odd(mask, f"not the mask of windows of {_size(spec.window)} shifted by {_size(spec.shift)}")
     have = {(mask.stage, mask.block) for mask in masks}
-    shifted = [(spec.index, block) for spec in stages if any(spec.shift) for block in range(1, len(spec.extra_norms), 2)]
+    shifted = [
+        (spec.index, block) for spec in stages if any(spec.shift) for block in range(1, len(spec.extra_norms), 2)
+    ]
     without = [place for place in shifted if place not in have]
     if dialect.knows_regions and have and without:
         raise UsageError(
