@@ -7,11 +7,14 @@ import pickle
 import random
 import resource
 import signal
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,7 +23,7 @@ from torch import Tensor
 
 import foreign
 from foreign import small_sizes
-from swinv2.convert import convert
+from swinv2.convert import convert, write
 from swinv2.convert.files import open_weights
 from swinv2.errors import UsageError
 
@@ -133,6 +136,11 @@ TENSORS = {
         lambda file: put("head.weight", file["head.weight"].to_sparse())(file),
         "head.weight (sparse or quantised)",
     ),
+    "expanded": (
+        lambda file: put("head.weight", torch.ones(1).expand(5, 32))(file),
+        "head.weight (more numbers than the file has: one stands for several)",
+    ),
+    "name-with-a-new-line": (put("first\nsecond\x1b[31m", torch.ones(2)), r"not plain: 'first\nsecond\x1b[31m'"),
     "tampered-coordinates": (
         fill(f"{BLOCK}attn.relative_coords_table", 0.5),
         f"{BLOCK}attn.relative_coords_table is not the coordinates",
@@ -142,6 +150,23 @@ TENSORS = {
         f"{BLOCK}attn.relative_position_index is not the table of pairs",
     ),
     "tampered-mask": (fill(f"{BLOCK}attn_mask", -1), f"{BLOCK}attn_mask is not made of 0 and -100"),
+    "mask-of-zeros": (lambda file: file[f"{BLOCK}attn_mask"].zero_(), f"{BLOCK}attn_mask is not the mask of windows"),
+    "mask-all-hidden": (
+        lambda file: file[f"{BLOCK}attn_mask"].fill_(-100),
+        f"{BLOCK}attn_mask is not the mask of windows of 4 x 4 shifted by 2 x 2",
+    ),
+    "mask-flipped": (
+        lambda file: file[f"{BLOCK}attn_mask"].copy_(file[f"{BLOCK}attn_mask"].flip(0)),
+        f"{BLOCK}attn_mask is not the mask of windows",
+    ),
+    "mask-on-an-even-block": (
+        lambda file: put("layers.0.blocks.0.attn_mask", file[f"{BLOCK}attn_mask"].clone())(file),
+        "layers.0.blocks.0.attn_mask is a mask on a block that is not shifted",
+    ),
+    "mask-missing-in-one-stage": (
+        leave_out("layers.1.blocks.1.attn_mask"),
+        "none in block 1 of stage 2, counted from 0",
+    ),
     "mask-of-another-size": (
         put(f"{BLOCK}attn_mask", foreign.regions(8, 4, 2)),
         "stage 2",
@@ -174,6 +199,57 @@ def test_everything_that_does_not_fit_is_in_one_error(file: File, tmp_path: Path
     sentence = refused(saved({"model": file}, tmp_path), tmp_path)
     for part in ("norm.bias", f"{BLOCK}attn.q_bias", "first.extra", "second.extra", "head.bias ([4], expected [5])"):
         assert part in sentence
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["patch_embed.proj.weight", "layers.1.blocks.{0,1}.attn.logit_scale", "layers.0.blocks.{0,1}.mlp.fc1.weight"],
+)
+def test_it_is_one_error_too_where_sizes_are_missing(first: str, file: File, tmp_path: Path) -> None:
+    """Even the tensors that show the sizes may be among them."""
+    missing = [first.replace("{0,1}", block) for block in ("0", "1")]
+    missing += ["norm.bias", f"{BLOCK}attn.q_bias", f"{BLOCK}attn.qkv.weight", "layers.0.downsample.reduction.weight"]
+    for name in dict.fromkeys(missing):
+        del file[name]
+    file["extra"] = torch.ones(1)
+    sentence = refused(saved({"model": file}, tmp_path), tmp_path)
+    named = sentence.partition("missing: ")[2].partition(";")[0].split(", ")
+    assert sorted(named) == sorted(set(missing))
+    assert "unknown: extra" in sentence
+
+
+def test_a_size_of_another_rank(file: File, tmp_path: Path) -> None:
+    """It is there, so it is not called missing."""
+    file["patch_embed.proj.weight"] = torch.ones(16, 48)
+    sentence = refused(saved({"model": file}, tmp_path), tmp_path)
+    assert "patch_embed.proj.weight ([16, 48], expected 4 lengths)" in sentence
+    assert "missing" not in sentence
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "layers.0.blocks.3000.norm1.weight",
+        "layers.9999.blocks.0.norm1.weight",
+        "layers.3.blocks.0.norm1.weight",
+        "layers.0.blocks.2.attn.relative_coords_table",
+        "layers.70.blocks.0.attn_mask",
+    ],
+)
+def test_blocks_with_numbers_of_their_own(
+    stray: str, file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are named, and nothing is built for the numbers between."""
+    file[stray] = torch.ones(16)
+    monkeypatch.setattr("swinv2.convert.recognise.Swinv2Config", Mock(side_effect=AssertionError))
+    sentence = refused(saved({"model": file}, tmp_path), tmp_path)
+    assert f"without a gap: {stray} belongs to none of the 4 blocks" in sentence
+
+
+def test_more_stages_than_any_network_has(file: File, tmp_path: Path) -> None:
+    for stage in range(2, 70):
+        file[f"layers.{stage}.blocks.0.norm1.weight"] = torch.ones(16)
+    assert "layers.69.blocks.0.norm1.weight belong to none" in refused(saved({"model": file}, tmp_path), tmp_path)
 
 
 def test_a_key_bias_that_is_not_zero(tmp_path: Path) -> None:
@@ -289,6 +365,32 @@ def test_code_in_a_plain_pickle(run_code: Path, tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(pickle.dumps(Hostile(run_code)))
     assert str(path) in refused(path, tmp_path)
+
+
+def test_the_settings_of_the_authors_trainings(file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their checkpoints hold a CfgNode of yacs in another. It is opened as a dictionary, without yacs, and not run."""
+    ran: list[str] = []
+
+    class CfgNode(dict[str, Any]):
+        __module__, __qualname__ = "yacs.config", "CfgNode"
+
+        def __setstate__(self, state: Any) -> None:
+            ran.append("state")
+
+        def __getstate__(self) -> Any:
+            return {"__immutable__": True, "__deprecated_keys__": set()}
+
+    yacs, config = ModuleType("yacs"), ModuleType("yacs.config")
+    vars(config)["CfgNode"] = CfgNode
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "yacs", yacs)
+        patched.setitem(sys.modules, "yacs.config", config)
+        settings = CfgNode({"MODEL": CfgNode({"NAME": "swinv2"}), "BASE": [""]})
+        path = saved({"model": file, "config": settings, "epoch": 3}, tmp_path)
+        account = convert(str(path), None)
+    again = convert(str(path), tmp_path / "out")
+    assert any("beside it there is 'config', 'epoch'" in note for note in account.notes)
+    assert (account.parameters, ran) == (again.parameters, [])
 
 
 def test_a_whole_module_in_a_pickle(tmp_path: Path) -> None:
@@ -423,6 +525,63 @@ def test_an_interruption_leaves_nothing(file: File, tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         convert(str(path), tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["weights.pth"]
+
+
+def test_a_folder_of_somebody_else_is_not_taken_away(
+    file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No name for the unfinished folder can be foreseen, and only the one that was made is removed."""
+    path = saved({"model": file}, tmp_path)
+    theirs = tmp_path / f".unfinished-out.{os.getpid()}"
+    theirs.mkdir()
+    (theirs / "precious").touch()
+    monkeypatch.setattr("swinv2.convert.write.tempfile.mkdtemp", Mock(side_effect=OSError(errno.EROFS, "Read-only")))
+    assert "could not be written" in refused(path, tmp_path)
+    monkeypatch.undo()
+    convert(str(path), tmp_path / "out")
+    assert (theirs / "precious").exists()
+    usual = tmp_path / "usual"
+    usual.mkdir()
+    assert (tmp_path / "out").stat().st_mode == usual.stat().st_mode
+
+
+def test_a_file_system_that_cannot_force_names_to_the_disk(
+    file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is whole and has its name then: no failure."""
+    path, force = saved({"model": file}, tmp_path), write._force_to_disk
+
+    def refuse(place: Path) -> None:
+        if place == tmp_path:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        force(place)
+
+    monkeypatch.setattr(write, "_force_to_disk", refuse)
+    convert(str(path), tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_code_that_a_configuration_names_is_not_handed_on(file: File, tmp_path: Path) -> None:
+    """transformers would fetch and run it where it is trusted."""
+    convert(str(saved({"model": file}, tmp_path)), tmp_path / "model")
+    for name in ("config.json", "preprocessor_config.json"):
+        place = tmp_path / "model" / name
+        fields = json.loads(place.read_text())
+        code = {"auto_map": {"AutoModel": "them/their--code.Model"}, "custom_pipelines": {"x": {"impl": "code.X"}}}
+        place.write_text(json.dumps(fields | code))
+    convert(str(tmp_path / "model"), tmp_path / "out")
+    for name in ("config.json", "preprocessor_config.json"):
+        fields = json.loads((tmp_path / "out" / name).read_text())
+        assert "image_size" in fields or "image_mean" in fields
+        assert not {"auto_map", "custom_pipelines"} & set(fields)
+
+
+def test_a_repository_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pickles are not fetched from the hub; the sentence says what to do."""
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *arguments, **named: str(tmp_path))
+    with pytest.raises(UsageError, match=r"no safetensors .*; download the \.pth you want and give its path"):
+        convert("someone/pickles", None)
 
 
 def test_outputs_that_are_there_or_cannot_be(file: File, tmp_path: Path) -> None:

@@ -131,6 +131,31 @@ def test_names_of_one_published_file_of_each_library() -> None:
     assert read_name("swinv2_base_22k_500k", 4) == read_name("model", 4) == Known()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "run7_window8_256_finetuned_384",
+        "swinv2_tiny_window8_256_finetuned_384",
+        "my_swinv2_tiny_patch4_window8_256",
+        "swinv2_tiny_patch4_window8_256_epoch3",
+        "swinv2_tiny_window8_2560000",
+        "window8_256",
+        "swinv2_tiny_w8_mine_at_384px",
+        "swinv2-tiny-w8_in1k-256px-then-384px",
+    ],
+)
+def test_somebodys_own_name_tells_nothing(name: str) -> None:
+    """Not even if there is a published name in it: what follows may say that it is no longer so."""
+    assert read_name(name, 4) == Known()
+
+
+def test_older_names_of_timm_and_the_configurations_of_mmpretrain() -> None:
+    learned = Known((256, 256), 16, (12, 12, 12, 6))
+    assert read_name("swinv2_base_window12to16_192to256_22kft1k", 4) == learned
+    assert read_name("swinv2-tiny-w8_16xb64_in1k-256px", 4) == Known((256, 256), 8, (0,) * 4)
+    assert read_name("swinv2-base-w16_in21k-pre_16xb64_in1k-256px", 4) == Known((256, 256), 16)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_authors_and_timm_can_express_every_checkpoint(name: str) -> None:
     """And torchvision those whose windows are one size and were learned in place."""

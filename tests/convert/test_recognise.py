@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import save_file
+from timm.data import create_transform, resolve_data_config
 from transformers import AutoImageProcessor
 
 import foreign
@@ -15,6 +18,16 @@ import swinv2
 from foreign import small_sizes
 from swinv2.convert import convert
 from swinv2.convert.labels import label_names
+from swinv2.convert.processors import (
+    SQUASH,
+    Crop,
+    _sizes,
+    crop_of,
+    describe_processor,
+    make_processor,
+    resize_processor,
+)
+from swinv2.convert.write import _timm_config
 from swinv2.errors import UsageError
 
 
@@ -49,6 +62,21 @@ def test_a_published_name_tells_them(tmp_path: Path) -> None:
         assert (account.image_size, account.window_size) == ((256, 256), 16)
         assert [stage.learned_window for stage in account.stages] == [(12, 12), (12, 12)]
         assert account.sources["window"].startswith("the name 'swinv2_x_window12to16_192to256")
+
+
+def test_an_authors_file_without_masks(tmp_path: Path) -> None:
+    """The masks show the image size; where all were left out it is asked for, and not made up."""
+    file = foreign.microsoft_file(small_sizes())
+    bare = {name: tensor for name, tensor in file.items() if "attn_mask" not in name}
+    assert len(bare) == len(file) - 2
+    source = saved(bare, tmp_path / "weights.pth")
+    with pytest.raises(UsageError, match=r"only the masks of shifted blocks show it.* give --trained-image-size"):
+        convert(source, None)
+    account = convert(source, None, trained_image_size=64)
+    assert (account.image_size, account.window_size) == ((64, 64), 4)
+    # Clipped windows show it too.
+    file = foreign.microsoft_file(small_sizes(window_size=16))
+    assert convert(saved(file, tmp_path / "clipped.pth"), None).image_size == (64, 64)
 
 
 def test_the_tables_are_believed_more_than_the_name(tmp_path: Path) -> None:
@@ -221,6 +249,7 @@ PROCESSORS = {
     "microsoft": (256, 16, 96, {"shortest_edge": 292}, {"height": 256, "width": 256}),
     "mmpretrain": (384, 24, 96, {"height": 384, "width": 384}, None),
     "timm": (256, 16, 96, {"shortest_edge": 284}, {"height": 256, "width": 256}),
+    "timm-large": (384, 24, 96, {"shortest_edge": 384}, {"height": 384, "width": 384}),
     "torchvision": (256, 8, 96, {"shortest_edge": 260}, {"height": 256, "width": 256}),
     "torchvision-base": (256, 8, 128, {"shortest_edge": 272}, {"height": 256, "width": 256}),
 }
@@ -229,8 +258,6 @@ PROCESSORS = {
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_images_are_prepared_as_the_source_does(name: str, tmp_path: Path) -> None:
     """Sizes of the resized image and of the crop, and that transformers opens it and makes such images."""
-    from swinv2.convert.processors import make_processor
-
     size, _, embed_dim, resized, crop = PROCESSORS[name]
     fields = make_processor(name.partition("-")[0], (size, size), embed_dim, None)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
@@ -242,6 +269,125 @@ def test_images_are_prepared_as_the_source_does(name: str, tmp_path: Path) -> No
     assert (dict(processor.crop_size) if crop else None) == crop
     picture = Image.new("RGB", (300, 500))
     assert processor(picture, return_tensors="pt")["pixel_values"].shape == (1, 3, size, size)
+
+
+def prepared(fields: dict[str, Any], picture: Image.Image, folder: Path) -> torch.Tensor:
+    """A picture as transformers' processor with these fields prepares it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "preprocessor_config.json").write_text(json.dumps(fields))
+    return AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"][0]
+
+
+def picture_of_blots() -> Image.Image:
+    """300 wide and 500 high, random, smooth enough that interpolations agree and crops do not."""
+    coarse = torch.rand(3, 15, 9, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(coarse[None], (500, 300), mode="bicubic")[0].clamp(0, 1)
+    return Image.fromarray((smooth * 255).byte().permute(1, 2, 0).numpy())
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Mean difference of normalised pixels."""
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().mean())
+
+
+NEAR, FAR = 0.02, 0.2
+"""Of normalised pixels: roundings of two libraries' interpolations; another part of the picture."""
+
+
+@pytest.mark.parametrize(
+    ("size", "stated"),
+    [
+        (256, {"crop_pct": 0.9, "crop_mode": "center"}),
+        (384, {"crop_pct": 1.0}),
+        (384, {"crop_pct": 1.0, "crop_mode": "center"}),
+        (384, {"crop_pct": 1.0, "crop_mode": "squash"}),
+        (256, {"crop_pct": 0.8, "crop_mode": "squash"}),
+        (384, None),
+        (256, None),
+    ],
+)
+def test_pictures_are_prepared_as_timm_does(size: int, stated: dict[str, Any] | None, tmp_path: Path) -> None:
+    """Against timm's own transforms, of its settings or of those of its published weights; and back."""
+    picture, published = picture_of_blots(), {256: "swinv2_tiny_window8_256", 384: "swinv2_base_window12to24_192to384"}
+    theirs = stated or timm.get_pretrained_cfg(published[size]).to_dict()
+    settings = resolve_data_config({}, pretrained_cfg={"interpolation": "bicubic", **theirs})
+    expected = create_transform(**settings | {"input_size": (3, size, size)})(picture)
+    fields = make_processor("timm", (size, size), 96, {"pretrained_cfg": stated} if stated else None)
+    assert distance(prepared(fields, picture, tmp_path), expected) < NEAR
+    other = {**fields, **_sizes((size, size), Crop(crop_of(fields).share, not crop_of(fields).squashes))}
+    assert distance(prepared(other, picture, tmp_path), expected) > FAR
+    back = _timm_config(swinv2.Swinv2Config(image_size=size), 1000, fields)["pretrained_cfg"]
+    again = create_transform(**resolve_data_config({}, pretrained_cfg=back))(picture)
+    assert distance(again, expected) < NEAR
+    assert distance(prepared(resize_processor(fields, (size, size)), picture, tmp_path), expected) < NEAR
+
+
+@pytest.mark.parametrize(("name", "embed_dim"), [("T", 96), ("S", 96), ("B", 128)])
+def test_pictures_are_prepared_as_torchvision_does(name: str, embed_dim: int, tmp_path: Path) -> None:
+    """Against the transforms of torchvision's weights."""
+    picture = picture_of_blots()
+    expected = getattr(torchvision.models, f"Swin_V2_{name}_Weights").DEFAULT.transforms()(picture)
+    fields = make_processor("torchvision", (256, 256), embed_dim, None)
+    assert distance(prepared(fields, picture, tmp_path), expected) < NEAR
+    assert distance(prepared({**fields, **_sizes((256, 256), SQUASH)}, picture, tmp_path), expected) > FAR
+
+
+@pytest.mark.parametrize("source", ["microsoft", "mmpretrain"])
+def test_at_384_pixels_the_authors_squash(source: str) -> None:
+    """timm is told so: its own way would cut the longer side."""
+    fields = make_processor(source, (384, 384), 96, None)
+    written = _timm_config(swinv2.Swinv2Config(image_size=384), 1000, fields)["pretrained_cfg"]
+    assert (written["crop_pct"], written["crop_mode"]) == (1.0, "squash")
+    assert describe_processor(fields) == "to 384 x 384 (bicubic), nothing cropped"
+
+
+def test_a_crop_that_no_processor_does_is_refused() -> None:
+    with pytest.raises(UsageError, match="crop_mode 'border'"):
+        make_processor("timm", (384, 384), 96, {"pretrained_cfg": {"crop_mode": "border"}})
+    with pytest.raises(UsageError, match=r"crop_pct 1\.2"):
+        make_processor("timm", (384, 384), 96, {"pretrained_cfg": {"crop_pct": 1.2}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "top", "expected"),
+    [
+        ({"global_pool": "max"}, {}, "'global_pool' is 'max', expected 'avg'"),
+        ({}, {"global_pool": ""}, "'global_pool' is '', expected 'avg'"),
+        ({"act_layer": "relu"}, {}, "'act_layer' is 'relu', expected 'gelu'"),
+        ({"always_partition": True}, {}, "'always_partition' is True, expected False"),
+        ({"dynamic_img_size": True, "dynamic_img_pad": True}, {}, "'dynamic_img_size' is True.*'dynamic_img_pad' is"),
+        ({"norm_layer": "rmsnorm", "window_ratio": 8}, {}, "'norm_layer' is 'rmsnorm'; 'window_ratio' is 8"),
+        (
+            {
+                "global_pool": "avg",
+                "act_layer": "gelu",
+                "always_partition": False,
+                "drop_path_rate": 0.2,
+                "embed_dim": 16,
+                "depths": [2, 2],
+                "num_heads": [2, 4],
+                "qkv_bias": True,
+                "strict_img_size": True,
+            },
+            {"global_pool": "avg", "num_classes": 5},
+            "",
+        ),
+    ],
+)
+def test_timms_arguments_that_change_the_answers_are_refused(
+    arguments: dict[str, Any], top: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    """By name; those that shapes show and those of training are not."""
+    save_file(foreign.timm_network(small_sizes()).state_dict(), tmp_path / "model.safetensors")
+    sized = {"img_size": 64, "window_size": 4, "pretrained_window_sizes": [0, 0]}
+    config = {"architecture": "swinv2_tiny_window8_256", "model_args": sized | arguments, **top}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if expected:
+        with pytest.raises(UsageError, match=expected):
+            convert(str(tmp_path), None)
+    else:
+        assert convert(str(tmp_path), None).image_size == (64, 64)
 
 
 def test_timms_own_settings_are_kept(tmp_path: Path) -> None:

@@ -67,10 +67,13 @@ def test_twice_is_as_once(source: str, tmp_path: Path) -> None:
         ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, {"shortest_edge": 438}),
         ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, {"height": 384, "width": 384}),
         ({"size": {"shortest_edge": 280}, "crop_size": {"height": 252, "width": 252}}, {"shortest_edge": 426}),
+        ({"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}, {"shortest_edge": 384}),
+        ({"size": {"height": 256, "width": 256}}, {"height": 384, "width": 384}),
     ],
 )
 def test_processors_of_others_keep_their_share(fields: dict[str, object], expected: dict[str, int]) -> None:
-    """An old one of transformers, ConvNeXt's below and from 384 pixels on, and one with a crop."""
+    """An old one of transformers, ConvNeXt's below and from 384 pixels on, those with a crop, and one that
+    squashes."""
     resized = resize_processor({**fields, "image_mean": [0.5] * 3}, (384, 384))
     assert (resized["size"], resized["image_mean"]) == (expected, [0.5] * 3)
     assert not {"feature_extractor_type", "crop_pct"} & set(resized)

@@ -134,6 +134,43 @@ def test_timm_builds_the_folder_that_is_written(tmp_path: Path) -> None:
     equal(state_dict(swinv2.load(tmp_path / "back"), "timm"), network.state_dict())
 
 
+@pytest.mark.parametrize("has_classes", [True, False], ids=["classifier", "no-classifier"])
+def test_the_readme_for_torchvision_builds_the_network(
+    has_classes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code runs as it stands, and the network computes the same."""
+    file = foreign.microsoft_file(small_sizes())
+    kept = {name: tensor for name, tensor in file.items() if has_classes or not name.startswith("head.")}
+    source = save({"model": kept}, tmp_path / "weights.pth")
+    convert(source, tmp_path / "out", "torchvision")
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert f"- classes: {5 if has_classes else 0}\n" in readme
+    code: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path / "out")
+    exec(readme.partition("```python\n")[2].partition("```")[0], code)
+    pictures, ours = peers.images((64, 64)), swinv2.load(source)
+    with torch.no_grad():
+        theirs = code["network"].eval()(pictures)
+        answer = ours(pictures).logits if has_classes else ours(pictures).pooler_output
+        assert peers.difference(answer, theirs) < TOLERANCE
+
+
+def test_timm_builds_a_network_without_a_classifier(tmp_path: Path) -> None:
+    """It has no classes then, and no names of them."""
+    network = foreign.timm_network(small_sizes())
+    file = foreign.microsoft_file(small_sizes(), network)
+    bare = {name: tensor for name, tensor in file.items() if not name.startswith("head.")}
+    convert(save({"model": bare}, tmp_path / "weights.pth"), tmp_path / "timm", "timm")
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert (config["num_classes"], config["pretrained_cfg"]["num_classes"]) == (0, 0)
+    assert "label_names" not in config
+    built = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    pictures = peers.images((64, 64))
+    with torch.no_grad():
+        assert torch.equal(built(pictures), network.forward_head(network.forward_features(pictures), pre_logits=True))
+    assert type(swinv2.load(tmp_path / "timm")) is swinv2.Swinv2Model
+
+
 @pytest.mark.parametrize("size", [64, 96])
 def test_torchvision(size: int, tmp_path: Path) -> None:
     """The window is in the file, the size is given; key biases of zero come back."""

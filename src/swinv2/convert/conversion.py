@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from swinv2.config import Pair, StageSpec, as_pair
-from swinv2.convert.files import CONFIG, PROCESSOR, Weights, check_learned, open_weights
+from swinv2.convert.files import CONFIG, PROCESSOR, WEIGHTS, Weights, check_learned, open_weights
 from swinv2.convert.labels import label_names
 from swinv2.convert.processors import describe_processor, make_processor, resize_processor
 from swinv2.convert.recognise import Known, Recognised, recognise
@@ -276,13 +276,19 @@ def _find(source: str) -> Path:
 
     patterns = [CONFIG, PROCESSOR, "model*.safetensors", "model.safetensors.index.json"]
     try:
-        return Path(snapshot_download(source, allow_patterns=patterns))
+        folder = Path(snapshot_download(source, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(
             f"{source!r} is no file or folder here, and the Hugging Face hub did not give it: {lines[0].rstrip('.')}. "
             f"Check the name and the network, or give a file; a name on the hub looks like {EXAMPLE}."
         ) from error
+    if not any((folder / name).exists() for name in WEIGHTS):
+        raise UsageError(
+            f"the repository {source!r} has no safetensors ({' or '.join(WEIGHTS[:2])}); download the .pth you want "
+            "and give its path."
+        )
+    return folder
 
 
 def _name_labels(recognised: Recognised, weights: Weights) -> list[str]:

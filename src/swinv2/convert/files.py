@@ -1,10 +1,12 @@
 """Files of weights, opened without running anything that is in them.
 
 In: a file or a folder. Out: the tensors as they are called there, and what lies beside them: `config.json` and
-`preprocessor_config.json`. A pickle is opened with `weights_only=True`; one that needs more is refused with the reason.
+`preprocessor_config.json`. A pickle is opened with `weights_only=True`; one that needs more than tensors and plain
+settings is refused with the reason.
 A file that is cut off, damaged or not of finite numbers is refused. This module knows no network and no dialect.
 """
 
+import collections
 import hashlib
 import json
 import os
@@ -36,6 +38,13 @@ _WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "network", "ne
 _OUTER = ("module.", "_orig_mod.", "model.")
 """What DistributedDataParallel, torch.compile and trainers put before every name."""
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_SETTINGS: list[Any] = [(collections.OrderedDict, "yacs.config.CfgNode")]
+"""The settings beside the weights of the authors' trainings, opened as the dictionary that they are: nothing of yacs
+runs, and it need not be installed."""
+
+_CODE = ("auto_map", "custom_pipelines")
+"""Where transformers' configurations name code to fetch and run; nothing here needs it, and it is not handed on."""
 
 _SAVE_ANEW = (
     "It is not opened: a pickle can run anything. Open it where you trust it, keep the tensors only, and convert that: "
@@ -83,8 +92,8 @@ def open_weights(source: Path) -> Weights:
     else:
         raise UsageError(f"{str(source)!r} is neither a file nor a folder; expected a file of weights.")
     notes: list[str] = []
-    config = _read_json(source / CONFIG) if file is not source else None
-    processor = _read_json(source / PROCESSOR) if file is not source else None
+    config = _without_code(_read_json(source / CONFIG)) if file is not source else None
+    processor = _without_code(_read_json(source / PROCESSOR)) if file is not source else None
     content = _read_shards(source) if file.name == INDEX else _read_file(file)
     tensors = _check(_without_outer(_unwrap(content, file, notes), notes), file)
     return Weights(tensors, source.stem if file is source else source.resolve().name, config, processor, notes)
@@ -123,6 +132,10 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content
 
 
+def _without_code(fields: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if fields is None else {name: value for name, value in fields.items() if name not in _CODE}
+
+
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     index = _read_json(folder / INDEX) or {}
     where = index.get("weight_map")
@@ -135,7 +148,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
         content |= _read_file(folder / name)
     wrong = sorted(set(where) ^ set(content))
     if wrong:
-        raise UsageError(f"{str(folder)!r}: {INDEX} and the files beside it differ in {', '.join(wrong)}.")
+        raise UsageError(f"{str(folder)!r}: {INDEX} and the files beside it differ in {', '.join(map(repr, wrong))}.")
     return content
 
 
@@ -208,7 +221,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UsageError(f"{str(file)!r} is cut off or damaged: {error}.") from error
+        raise UsageError(f"{str(file)!r} is cut off or damaged: {_first_line(error)}.") from error
 
 
 def _read_pickle(file: Path) -> Any:
@@ -216,7 +229,8 @@ def _read_pickle(file: Path) -> Any:
         # torch's warnings are about files that are refused, here or by what is checked afterwards.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_SETTINGS):
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         needed = re.search(r"GLOBAL ([\w.]+)", str(error))
         if needed is not None:
@@ -276,12 +290,17 @@ def _check(tensors: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
     odd = [name for name, tensor in tensors.items() if not isinstance(name, str) or not isinstance(tensor, Tensor)]
     if odd:
         raise UsageError(f"{str(file)!r} holds more than tensors by name: {', '.join(map(repr, odd))}.")
+    unprintable = [name for name in tensors if not name.isprintable()]
+    if unprintable:
+        raise UsageError(f"{str(file)!r} holds tensors whose names are not plain: {', '.join(map(repr, unprintable))}.")
     wrong: list[str] = []
     for name, tensor in tensors.items():
         if tensor.is_meta:
             wrong.append(f"{name} (a shape without numbers)")
         elif tensor.layout != torch.strided or tensor.is_quantized:
             wrong.append(f"{name} (sparse or quantised)")
+        elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            wrong.append(f"{name} (more numbers than the file has: one stands for several)")
     if wrong:
         raise UsageError(f"{str(file)!r} holds tensors that are not plain numbers: {', '.join(wrong)}.")
     return {name: tensor.detach() for name, tensor in tensors.items()}

@@ -130,7 +130,13 @@ def _only(found: set[Shown], what: str, buffers: Sequence[Buffer]) -> Shown | No
     return next(iter(found), None)
 
 
-def _odd(buffer: Buffer, reason: str) -> UsageError:
+def odd(buffer: Buffer, reason: str) -> UsageError:
+    """The refusal of a buffer that is not what it must be.
+
+    Args:
+        buffer: The buffer.
+        reason: What it is, to stand after its name.
+    """
     return UsageError(
         f"{buffer.name} is {reason}. It follows from the sizes of a model: the file is damaged, or of another network."
     )
@@ -139,7 +145,7 @@ def _odd(buffer: Buffer, reason: str) -> UsageError:
 def _window(buffer: Buffer) -> Pair:
     shape = tuple(buffer.tensor.shape)
     if len(shape) != 4 or shape[0] != 1 or shape[3] != 2 or not shape[1] % 2 or not shape[2] % 2:
-        raise _odd(buffer, f"of shape {list(shape)}; expected [1, 2 * height - 1, 2 * width - 1, 2] of a window")
+        raise odd(buffer, f"of shape {list(shape)}; expected [1, 2 * height - 1, 2 * width - 1, 2] of a window")
     return (shape[1] + 1) // 2, (shape[2] + 1) // 2
 
 
@@ -147,13 +153,13 @@ def _window_of_pairs(buffer: Buffer) -> Pair:
     tokens = buffer.tensor.numel()
     side = math.isqrt(math.isqrt(tokens))
     if side**4 != tokens or not tokens:
-        raise _odd(buffer, f"of shape {list(buffer.tensor.shape)}; expected a pair of tokens of a square window each")
+        raise odd(buffer, f"of shape {list(buffer.tensor.shape)}; expected a pair of tokens of a square window each")
     return side, side
 
 
 def _pretrained(buffer: Buffer, window: Pair) -> Pair:
     if not buffer.tensor.is_floating_point():
-        raise _odd(buffer, f"of type {buffer.tensor.dtype}; expected numbers with a point")
+        raise odd(buffer, f"of type {buffer.tensor.dtype}; expected numbers with a point")
     table = buffer.tensor.double()
     found: list[int] = []
     for axis, length in enumerate(window):
@@ -167,7 +173,7 @@ def _pretrained(buffer: Buffer, window: Pair) -> Pair:
     read = [axis for axis, length in enumerate(window) if length > 1]
     tolerance = _TOLERANCE.get(buffer.tensor.dtype, 1e-5)
     if not torch.allclose(table[..., read], expected[..., read], rtol=0, atol=tolerance):
-        raise _odd(buffer, f"not the coordinates of a window of {window[0]} x {window[1]}, learned in any other")
+        raise odd(buffer, f"not the coordinates of a window of {window[0]} x {window[1]}, learned in any other")
     return pretrained
 
 
@@ -175,15 +181,15 @@ def _check_pairs(buffer: Buffer, window: Pair) -> None:
     expected = pairs(window)
     tensor = buffer.tensor
     if tensor.is_floating_point() or tensor.is_complex() or tensor.numel() != expected.numel():
-        raise _odd(buffer, f"{tensor.dtype} of shape {list(tensor.shape)}; expected integers {list(expected.shape)}")
+        raise odd(buffer, f"{tensor.dtype} of shape {list(tensor.shape)}; expected integers {list(expected.shape)}")
     if not torch.equal(tensor.long().view(expected.shape), expected):
-        raise _odd(buffer, f"not the table of pairs of a window of {window[0]} x {window[1]}")
+        raise odd(buffer, f"not the table of pairs of a window of {window[0]} x {window[1]}")
 
 
 def _count_windows(buffer: Buffer, window: Pair | None) -> int:
     shape = list(buffer.tensor.shape)
     if len(shape) != 3 or shape[1] != shape[2] or (window is not None and shape[1] != window[0] * window[1]):
-        raise _odd(buffer, f"of shape {shape}; expected windows, tokens of a window, tokens of a window")
+        raise odd(buffer, f"of shape {shape}; expected windows, tokens of a window, tokens of a window")
     if not bool(((buffer.tensor == 0) | (buffer.tensor == OUTSIDE)).all()):
-        raise _odd(buffer, f"not made of 0 and {OUTSIDE:g}")
+        raise odd(buffer, f"not made of 0 and {OUTSIDE:g}")
     return shape[0]

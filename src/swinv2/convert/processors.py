@@ -9,6 +9,7 @@ data/config.py.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from swinv2.config import Pair
@@ -18,7 +19,25 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 _COMMON = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 _UNCROPPED = 384
-"""From this size on the authors, mmpretrain and timm's settings for their weights resize without cropping."""
+"""From this size on the authors and mmpretrain squash a picture to the size, and timm crops no more than it must."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How a picture becomes as large as a model takes it: resized, and its middle cut out.
+
+    Attributes:
+        share: Side of the middle over the side of what it is cut from.
+        squashes: Whether height and width are each resized to the same length, whatever the shape of the picture; else
+            the shorter side is, so that the middle cuts away what the longer has more.
+    """
+
+    share: float
+    squashes: bool
+
+
+SQUASH = Crop(1.0, True)
+"""The whole picture, squashed."""
 
 
 def make_processor(dialect: str, image_size: Pair, embed_dim: int, config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -34,48 +53,69 @@ def make_processor(dialect: str, image_size: Pair, embed_dim: int, config: Mappi
         The fields of an image processor of transformers.
     """
     fields: dict[str, Any] = {**_COMMON, "image_mean": MEAN, "image_std": STD, "resample": _INTERPOLATIONS["bicubic"]}
-    ratio = 224 / 256 if max(image_size) < _UNCROPPED else 1.0
+    crop = Crop(224 / 256, False) if max(image_size) < _UNCROPPED else SQUASH
     if dialect == "timm":
-        ratio = 0.9 if max(image_size) < _UNCROPPED else 1.0
         stated = (config or {}).get("pretrained_cfg") or {}
-        ratio = stated.get("crop_pct", ratio)
+        crop = _timms_crop(stated, 0.9 if max(image_size) < _UNCROPPED else 1.0)
         interpolation = stated.get("interpolation", "bicubic")
         fields["image_mean"], fields["image_std"] = list(stated.get("mean", MEAN)), list(stated.get("std", STD))
-        if interpolation not in _INTERPOLATIONS or not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
+        if interpolation not in _INTERPOLATIONS:
             raise UsageError(
-                f"config.json beside the weights asks for crop_pct {ratio!r} and interpolation {interpolation!r}; "
-                f"expected a share and one of {', '.join(_INTERPOLATIONS)}."
+                f"config.json beside the weights asks for the interpolation {interpolation!r}; "
+                f"expected one of {', '.join(_INTERPOLATIONS)}."
             )
         fields["resample"] = _INTERPOLATIONS[interpolation]
     elif dialect == "torchvision":
-        ratio = 256 / 272 if embed_dim == 128 else 256 / 260
-    return {**fields, **_sizes(image_size, ratio)}
+        crop = Crop(256 / 272 if embed_dim == 128 else 256 / 260, False)
+    return {**fields, **_sizes(image_size, crop)}
+
+
+def _timms_crop(stated: Mapping[str, Any], share: float) -> Crop:
+    share, mode = stated.get("crop_pct", share), stated.get("crop_mode", "center")
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise UsageError(f"config.json beside the weights asks for crop_pct {share!r}; expected a share, such as 0.9.")
+    if mode not in ("center", "squash"):
+        raise UsageError(
+            f"config.json beside the weights asks for crop_mode {mode!r}, which no image processor of transformers "
+            "does; expected center or squash. Give the file of weights itself to leave config.json aside."
+        )
+    return Crop(float(share), mode == "squash")
 
 
 def resize_processor(fields: Mapping[str, Any], image_size: Pair) -> dict[str, Any]:
-    """The same preparation for another image size: the same share of the image is cropped away.
+    """The same preparation for another image size: the same share of the image is cropped away, in the same way.
 
     Args:
         fields: Fields of an image processor.
         image_size: The new size.
     """
-    ratio = crop_ratio(fields)
+    crop = crop_of(fields)
     replaced = ("size", "crop_size", "do_center_crop", "crop_pct", "image_processor_type", "feature_extractor_type")
     kept = {name: value for name, value in fields.items() if name not in replaced}
-    return {**kept, **_sizes(image_size, ratio)}
+    return {**kept, **_sizes(image_size, crop)}
 
 
-def crop_ratio(fields: Mapping[str, Any]) -> float:
-    """Side of the crop over the side of what it is cropped from; 1 without a crop."""
-    size, crop = fields.get("size"), fields.get("crop_size")
+def crop_of(fields: Mapping[str, Any]) -> Crop:
+    """What a processor crops away, and how.
+
+    Args:
+        fields: Fields of an image processor.
+    """
+    size, middle = fields.get("size"), fields.get("crop_size")
     share = fields.get("crop_pct")
-    if isinstance(share, (int, float)) and 0 < share <= 1 and isinstance(size, Mapping):
-        # ConvNeXt's processor, which does not crop from 384 pixels on.
-        return float(share) if size.get("shortest_edge", _UNCROPPED) < _UNCROPPED else 1.0
-    if not isinstance(size, Mapping) or not isinstance(crop, Mapping) or not fields.get("do_center_crop", True):
-        return 1.0
+    if not isinstance(size, Mapping):
+        return SQUASH
     edge = size.get("shortest_edge")
-    return min(crop["height"], crop["width"]) / edge if isinstance(edge, int) and edge else 1.0
+    if isinstance(share, (int, float)) and 0 < share <= 1:
+        # ConvNeXt's processor, which squashes from 384 pixels on.
+        return Crop(float(share), False) if isinstance(edge, int) and edge < _UNCROPPED else SQUASH
+    if not isinstance(middle, Mapping) or not fields.get("do_center_crop", isinstance(edge, int)):
+        return SQUASH
+    shorter = min(middle["height"], middle["width"])
+    if isinstance(edge, int) and edge:
+        return Crop(shorter / edge, False)
+    smaller = min(size.get("height", 0), size.get("width", 0))
+    return Crop(min(shorter / smaller, 1.0), True) if smaller else SQUASH
 
 
 def interpolation_name(fields: Mapping[str, Any]) -> str:
@@ -91,19 +131,22 @@ def describe_processor(fields: Mapping[str, Any]) -> str:
         crop = fields.get("crop_size") or {}
         return f"shorter side to {size['shortest_edge']} ({name}), middle {crop.get('height')} x {crop.get('width')}"
     if isinstance(size, Mapping) and "height" in size:
-        return f"to {size['height']} x {size['width']} ({name}), nothing cropped"
+        crop = fields.get("crop_size") if crop_of(fields).share < 1 else None
+        middle = f"middle {crop['height']} x {crop['width']}" if isinstance(crop, Mapping) else "nothing cropped"
+        return f"to {size['height']} x {size['width']} ({name}), {middle}"
     return "as stored"
 
 
-def _sizes(image_size: Pair, ratio: float) -> dict[str, Any]:
+def _sizes(image_size: Pair, crop: Crop) -> dict[str, Any]:
     height, width = image_size
-    # A crop keeps the ratio of the sides, so it is for squares; another shape is resized to as it is.
-    if ratio == 1.0 or height != width:
+    # A crop of the middle is for squares here; to another shape the whole picture is squashed.
+    if crop == SQUASH or height != width:
         return {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
+    # Rounded down, as everyone does; a little is added since 256 / (256 / 260) is less than 260.
+    side = int(height / crop.share + 1e-6)
     return {
         "image_processor_type": "BitImageProcessor",
-        # Rounded down, as everyone does; a little is added since 256 / (256 / 260) is less than 260.
-        "size": {"shortest_edge": int(height / ratio + 1e-6)},
+        "size": {"height": side, "width": side} if crop.squashes else {"shortest_edge": side},
         "crop_size": {"height": height, "width": width},
         "do_center_crop": True,
         "do_convert_rgb": True,

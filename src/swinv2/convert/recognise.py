@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swinv2.config import Pair, Swinv2Config, as_pair
+from swinv2.config import Pair, StageSpec, Swinv2Config, as_pair
 from swinv2.convert.files import Weights
-from swinv2.convert.geometry import Seen, examine
+from swinv2.convert.geometry import Seen, examine, odd, regions
 from swinv2.convert.microsoft import MICROSOFT, SIMMIM
 from swinv2.convert.mmpretrain import MMPRETRAIN
-from swinv2.convert.rules import MODEL, Dialect, Reading, read, their_name
+from swinv2.convert.rules import MODEL, Buffer, Dialect, Reading, read, their_name
 from swinv2.convert.timm import TIMM
 from swinv2.convert.torchvision import TORCHVISION
 from swinv2.convert.transformers import TRANSFORMERS
@@ -41,7 +41,35 @@ _OTHERS = (
     ),
     (r"\.meta_mlp\.", "they are of timm's swinv2_cr, another network than Swin Transformer V2 as published"),
 )
-_FIRST_BLOCK = f"{MODEL}encoder.layers.{{stage}}.blocks."
+
+_BLOCK = re.compile(rf"{re.escape(MODEL)}encoder\.layers\.(\d+)\.blocks\.(\d+)\.(.+)")
+"""Our name of something in a block: stage, block, and the rest."""
+_MOST_STAGES = 12
+"""Channels double from stage to stage, so no network has as many."""
+_PUBLISHED = re.compile(
+    r"(?:microsoft/|timm/)?swinv2_[a-z]+(?:_patch4)?_window(\d{1,3})(?:to(\d{1,3}))?_(\d{2,4})(?:to(\d{2,4}))?"
+    r"(?:_22k|_22kto1k_ft|_22kft1k)?(?:\.\w+)?"
+)
+"""The authors', the hub's and timm's names with all that may be in them; more makes it somebody's own name."""
+_MMPRETRAIN = re.compile(
+    r"swinv2_[a-z]+_w(\d{1,3})(_in21k_pre)?(?:_3rdparty|_\d+xb\d+)?_in(?:1|21)k_(\d{2,4})px(?:_\d{8}_[0-9a-f]{8})?"
+)
+"""mmpretrain's names of configurations and files."""
+
+_TIMM_SHOWN = (
+    *("embed_dim", "depths", "num_heads", "patch_size", "mlp_ratio", "qkv_bias", "num_classes", "in_chans"),
+    *("drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "strict_img_size"),
+)
+"""Arguments of timm's networks that shapes show, and those that change no answer."""
+_TIMM_READ = ("img_size", "window_size", "pretrained_window_sizes")
+_TIMM_FIXED = {
+    "global_pool": "avg",
+    "act_layer": "gelu",
+    "always_partition": False,
+    "dynamic_img_size": False,
+    "dynamic_img_pad": False,
+}
+"""Arguments that change the computation, with the only value that this package computes."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +146,7 @@ def recognise(weights: Weights, given: Known | None = None) -> Recognised:
     """
     dialect = choose_dialect(list(weights.tensors))
     reading = read(dialect, weights.tensors)
+    _check_numbers(reading)
     model_class = _class_of(reading.tensors)
     fields = _sizes(dialect, reading)
     beside = _read_beside(weights, dialect, reading.stages)
@@ -126,12 +155,11 @@ def recognise(weights: Weights, given: Known | None = None) -> Recognised:
         config = beside
         sources: dict[str, str] = dict.fromkeys(["image size", "window", "pre-training windows"], "config.json")
         _compare(config, fields, "config.json")
-        _check_seen(config, examine(reading.buffers, reading.stages), dialect, "config.json")
+        _check_seen(config, examine(reading.buffers, reading.stages), reading.buffers, dialect, "config.json")
         _refuse_given(config, given)
         config.num_labels = fields.get("num_labels", config.num_labels)
     else:
-        seen = examine(reading.buffers, reading.stages)
-        config, sources = _plan(weights, dialect, fields, seen, given or Known(), beside, notes)
+        config, sources = _plan(weights, dialect, fields, reading.buffers, given or Known(), beside, notes)
     _check_tensors(dialect, reading, model_class, config)
     if reading.left_out:
         notes.append(
@@ -155,6 +183,30 @@ def recognise(weights: Weights, given: Known | None = None) -> Recognised:
     )
 
 
+def _check_numbers(reading: Reading) -> None:
+    """Refuses blocks and stages that are not numbered from 0 on, before anything is built for those between."""
+    names: dict[tuple[int, int], list[str]] = {}
+    for name, theirs in reading.their_names.items():
+        found = _BLOCK.fullmatch(name)
+        if found is not None:
+            names.setdefault((int(found[1]), int(found[2])), []).append(theirs)
+    whole: set[tuple[int, int]] = set()
+    for stage in range(min(reading.stages, _MOST_STAGES)):
+        before = len(whole)
+        while (stage, len(whole) - before) in names:
+            whole.add((stage, len(whole) - before))
+        if len(whole) == before:
+            break
+    stray = [name for place, here in names.items() if place not in whole for name in here]
+    stray += [buffer.name for buffer in reading.buffers if (buffer.stage, buffer.block) not in whole]
+    if stray:
+        raise UsageError(
+            f"the blocks in the file are not numbered from 0 on without a gap: {', '.join(dict.fromkeys(stray))} "
+            f"{'belong' if len(set(stray)) > 1 else 'belongs'} to none of the {len(whole)} blocks that are. The file "
+            "is damaged, or has been added to."
+        )
+
+
 def _class_of(tensors: Mapping[str, Tensor]) -> type[Swinv2PreTrainedModel]:
     if any(name.startswith("decoder.") for name in tensors):
         return Swinv2ForMaskedImageModeling
@@ -166,18 +218,20 @@ def _class_of(tensors: Mapping[str, Tensor]) -> type[Swinv2PreTrainedModel]:
 def _sizes(dialect: Dialect, reading: Reading) -> dict[str, Any]:
     """The fields of a configuration that shapes show."""
     tensors, stages = reading.tensors, reading.stages
-    found = [re.match(rf"{re.escape(MODEL)}encoder\.layers\.(\d+)\.blocks\.(\d+)\.(.+)", name) for name in tensors]
+    found = [_BLOCK.fullmatch(name) for name in tensors]
     blocks = [(int(match[1]), int(match[2]), match[3]) for match in found if match is not None]
     depths = [max((block for stage, block, _ in blocks if stage == index), default=-1) + 1 for index in range(stages)]
 
     def shape_of(pattern: str, rank: int) -> list[int]:
-        matching = (tensor for name, tensor in tensors.items() if re.fullmatch(pattern, name) and tensor.ndim == rank)
-        tensor = next(matching, None)
-        if tensor is None:
-            # Only now is it sure that something is missing; the rest is named with it.
-            example = pattern.replace("\\", "").replace("d+", "0")
-            raise _unfit(reading, [their_name(dialect, example, stages)], {})
-        return list(tensor.shape)
+        matching = [name for name in tensors if re.fullmatch(pattern, name)]
+        fitting = next((name for name in matching if tensors[name].ndim == rank), None)
+        if fitting is None:
+            # Only now is it sure that something is wrong; the rest is named with it.
+            misshapen = {
+                reading.their_names[name]: f"{list(tensors[name].shape)}, expected {rank} lengths" for name in matching
+            }
+            raise _unfit(reading, _missing(dialect, reading, depths), misshapen)
+        return list(tensors[fitting].shape)
 
     layers = rf"{re.escape(MODEL)}encoder\.layers\."
     embed_dim, channels, *patch = shape_of(rf"{re.escape(MODEL)}embeddings\.patch_embeddings\.projection\.weight", 4)
@@ -202,6 +256,32 @@ def _sizes(dialect: Dialect, reading: Reading) -> dict[str, Any]:
     if dialect is SIMMIM:
         fields["norm_targets"] = NORM_TARGETS
     return fields
+
+
+def _missing(dialect: Dialect, reading: Reading, depths: Sequence[int]) -> list[str]:
+    """What a network of as many blocks has and the file has not, where sizes are not known yet."""
+    tensors, stages = reading.tensors, len(depths)
+    # Names do not depend on sizes: the smallest network of these depths has all of them.
+    config = Swinv2Config(
+        image_size=4 << stages,
+        embed_dim=1,
+        depths=list(depths),
+        num_heads=[1] * stages,
+        window_size=1,
+        pretrained_window_sizes=[0] * stages,
+        qkv_bias=any(name.endswith("query.bias") for name in tensors),
+        use_absolute_embeddings=f"{MODEL}embeddings.position_embeddings" in tensors,
+    )
+    names = _names_of(_class_of(tensors), config)
+    return list(dict.fromkeys(their_name(dialect, name, stages) for name in names if name not in tensors))
+
+
+def _names_of(model_class: type[Swinv2PreTrainedModel], config: Swinv2Config) -> dict[str, torch.Size]:
+    """Our names of everything in a network, with their shapes."""
+    with torch.device("meta"):
+        network = model_class(config)
+    prefix = MODEL if model_class is Swinv2Model else ""
+    return {prefix + name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
 def _extra_norm_period(blocks: Sequence[tuple[int, int, str]], depths: Sequence[int]) -> int:
@@ -243,6 +323,7 @@ def _read_timm(config: Mapping[str, Any], stages: int) -> Known:
     arguments, pretrained_cfg = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
     if not isinstance(arguments, dict) or not isinstance(pretrained_cfg, dict):
         raise UsageError("config.json beside the weights is timm's, but its model_args or pretrained_cfg is no object.")
+    _refuse_arguments({"global_pool": config["global_pool"], **arguments} if "global_pool" in config else arguments)
     size = arguments.get("img_size") or (pretrained_cfg.get("input_size") or [None])[1:] or named.image_size
     window = arguments.get("window_size", named.window_size)
     learned = arguments.get("pretrained_window_sizes", named.pretrained)
@@ -263,6 +344,20 @@ def _read_timm(config: Mapping[str, Any], stages: int) -> Known:
     )
 
 
+def _refuse_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuses what would make timm compute something else than this package does."""
+    odd = [
+        f"{name!r} is {value!r}{f', expected {_TIMM_FIXED[name]!r}' if name in _TIMM_FIXED else ''}"
+        for name, value in arguments.items()
+        if name not in (*_TIMM_SHOWN, *_TIMM_READ) and not (name in _TIMM_FIXED and value == _TIMM_FIXED[name])
+    ]
+    if odd:
+        raise UsageError(
+            f"config.json beside the weights is timm's, with arguments that this package does not know to compute: "
+            f"{'; '.join(odd)}. Give the file of weights itself to leave config.json aside."
+        )
+
+
 def read_name(name: str, stages: int) -> Known:
     """Reads sizes from a published name.
 
@@ -271,13 +366,17 @@ def read_name(name: str, stages: int) -> Known:
             "swinv2_tiny_window8_256.ms_in1k", "swin_v2_t-b137f0e2" or "swinv2-tiny-w8_3rdparty_in1k-256px".
         stages: Number of stages.
 
+    Returns:
+        What it says; nothing if it is not a published name from its beginning to its end. timm's may end with any tag
+        after a dot.
+
     Example:
 
         >>> read_name("swinv2_base_window12to16_192to256.ms_in22k_ft_in1k", 4)
         Known(image_size=(256, 256), window_size=16, pretrained=(12, 12, 12, 6))
     """
     text = name.lower().replace("-", "_")
-    found = re.search(r"window(\d{1,3})(?:to(\d{1,3}))?_(\d{2,4})(?:to(\d{2,4}))?(?!\d)", text)
+    found = _PUBLISHED.fullmatch(text)
     if found is not None:
         window, size = int(found[2] or found[1]), int(found[4] or found[3])
         first, first_size = int(found[1]), int(found[3])
@@ -287,10 +386,10 @@ def read_name(name: str, stages: int) -> Known:
         return Known((size, size), window, pretrained)
     if re.fullmatch(r"swin_v2_[tsb](_[0-9a-f]{8})?", text):
         return Known((256, 256), 8, (0,) * stages)
-    found = re.fullmatch(r"swinv2_\w+_w(\d{1,3})_.*?(\d{2,4})px.*", text)
+    found = _MMPRETRAIN.fullmatch(text)
     if found is not None:
-        size = int(found[2])
-        return Known((size, size), int(found[1]), None if "_pre_" in text else (0,) * stages)
+        size = int(found[3])
+        return Known((size, size), int(found[1]), None if found[2] else (0,) * stages)
     return Known()
 
 
@@ -298,12 +397,13 @@ def _plan(
     weights: Weights,
     dialect: Dialect,
     fields: dict[str, Any],
-    seen: Sequence[Seen],
+    buffers: Sequence[Buffer],
     given: Known,
     beside: Known | None,
     notes: list[str],
 ) -> tuple[Swinv2Config, dict[str, str]]:
     """Finds image size, window and pre-training windows, each where it is surest, and holds them to the file."""
+    seen = examine(buffers, len(fields["depths"]))
     shown = _read_seen(seen, dialect, fields)
     named = read_name(weights.name, len(seen))
     candidates = (
@@ -355,7 +455,7 @@ def _plan(
         )
     except ValueError as error:
         raise UsageError(f"the tensors describe no possible model: {error}") from error
-    _check_seen(config, seen, dialect, " and ".join(dict.fromkeys(sources.values())))
+    _check_seen(config, seen, buffers, dialect, " and ".join(dict.fromkeys(sources.values())))
     if named.window_size is not None and (named.window_size, named.image_size) != (
         values["window_size"],
         values["image_size"],
@@ -368,8 +468,13 @@ def _plan(
 
 
 def _ask(dialect: Dialect, what: str, option: str) -> str:
+    where = (
+        "only the masks of shifted blocks show it, which are not in the file"
+        if dialect.knows_regions and what == "the image size"
+        else f"{dialect.title} does not store it"
+    )
     return (
-        f"{what} that these weights were trained with is not in them: {dialect.title} does not store it, no "
+        f"{what} that these weights were trained with is not in them: {where}, no "
         "config.json beside them says it, and the file's name is not a published one. A wrong one gives wrong answers "
         f"without a sign, so it is not guessed: give {option}. (--image-size and --window-size are for what you want "
         "it to be.)"
@@ -397,6 +502,7 @@ def _read_seen(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, Any]
         0 if stage.pretrained is None or stage.pretrained == stage.window else stage.pretrained[0] for stage in seen
     )
     patch = as_pair("patch_size", fields["patch_size"])
+    has_masks = any(stage.windows is not None for stage in seen)
     grid = None
     for index, (stage, side) in enumerate(zip(seen, sides, strict=True)):
         if stage.windows is not None:
@@ -406,8 +512,9 @@ def _read_seen(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, Any]
                 break
         # A stage with a smaller window than others has clipped it to its map.
         is_clipped = side < window_size
-        # The authors store a mask for every shifted block, so a stage of several blocks without one is a single window.
-        is_whole = dialect.knows_regions and fields["depths"][index] > 1 and stage.windows is None
+        # The authors store a mask for every shifted block, so a stage of several blocks without one is a single window;
+        # but a file without any mask may have lost them.
+        is_whole = has_masks and dialect.knows_regions and fields["depths"][index] > 1 and stage.windows is None
         if is_clipped or is_whole:
             grid = side << index
             break
@@ -416,8 +523,10 @@ def _read_seen(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, Any]
     return Known(image_size, window_size, pretrained if has_tables else None)
 
 
-def _check_seen(config: Swinv2Config, seen: Sequence[Seen], dialect: Dialect, source: str) -> None:
-    """Holds a configuration to what the tables of a file show."""
+def _check_seen(
+    config: Swinv2Config, seen: Sequence[Seen], buffers: Sequence[Buffer], dialect: Dialect, source: str
+) -> None:
+    """Holds a configuration to what the tables of a file show, and every mask to what the configuration makes of it."""
     for spec, stage in zip(config.stages(), seen, strict=False):
         where = f"stage {spec.index + 1}"
         if stage.window is not None and stage.window != spec.window:
@@ -431,13 +540,43 @@ def _check_seen(config: Swinv2Config, seen: Sequence[Seen], dialect: Dialect, so
                 f"{stage.pretrained[1]} in {where}; pre-training windows from {source} say {spec.learned_window[0]} x "
                 f"{spec.learned_window[1]}. One of the two is wrong."
             )
-        if dialect.knows_regions and stage.windows is not None:
+        if stage.windows is not None:
             expected = math.prod(-(-spec.grid[axis] // spec.window[axis]) for axis in range(2))
             if not any(spec.shift) or stage.windows != expected:
                 raise UsageError(
                     f"the mask in the file is of {stage.windows} windows in {where}; image size and window from "
                     f"{source} make {expected}, {'shifted' if any(spec.shift) else 'not shifted'}. One is wrong."
                 )
+    _check_masks(config, [buffer for buffer in buffers if buffer.kind == "regions"], dialect)
+
+
+def _check_masks(config: Swinv2Config, masks: Sequence[Buffer], dialect: Dialect) -> None:
+    """Every shifted block has its mask, number by number, and no other block has one; or the file has none at all."""
+    stages = config.stages()
+    for mask in masks:
+        spec = stages[mask.stage]
+        if not mask.block % 2:
+            raise odd(mask, "a mask on a block that is not shifted")
+        expected = regions(_filled(spec), spec.window, spec.shift)
+        if mask.tensor.shape != expected.shape or not torch.equal(mask.tensor.to(expected.dtype), expected):
+            raise odd(mask, f"not the mask of windows of {_size(spec.window)} shifted by {_size(spec.shift)}")
+    have = {(mask.stage, mask.block) for mask in masks}
+    shifted = [
+        (spec.index, block) for spec in stages if any(spec.shift) for block in range(1, len(spec.extra_norms), 2)
+    ]
+    without = [place for place in shifted if place not in have]
+    if dialect.knows_regions and have and without:
+        raise UsageError(
+            f"the file has masks for some shifted blocks and not for others: none in "
+            f"{', '.join(f'block {block} of stage {stage + 1}' for stage, block in without)}, counted from 0. "
+            "It is damaged, or was put together from two."
+        )
+
+
+def _filled(spec: StageSpec) -> Pair:
+    """Size of a map after it was filled up to whole windows."""
+    down, across = (-(-length // side) * side for length, side in zip(spec.grid, spec.window, strict=True))
+    return down, across
 
 
 def _compare(config: Swinv2Config, fields: Mapping[str, Any], source: str) -> None:
@@ -479,10 +618,7 @@ def _check_tensors(
     dialect: Dialect, reading: Reading, model_class: type[Swinv2PreTrainedModel], config: Swinv2Config
 ) -> None:
     """Holds names and shapes to those of the network that the configuration builds."""
-    with torch.device("meta"):
-        network = model_class(config)
-    prefix = MODEL if model_class is Swinv2Model else ""
-    expected = {prefix + name: tensor.shape for name, tensor in network.state_dict().items()}
+    expected = _names_of(model_class, config)
     missing = [their_name(dialect, name, reading.stages) for name in expected if name not in reading.tensors]
     unknown = [reading.their_names[name] for name in reading.tensors if name not in expected]
     reading.unknown.extend(dict.fromkeys(unknown))

@@ -20,8 +20,9 @@ the last 3    preprocessor_config.json, which says how images are prepared, for 
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ from swinv2.convert.files import CONFIG, PROCESSOR
 from swinv2.convert.geometry import coordinates, pairs, regions
 from swinv2.convert.microsoft import MICROSOFT, SIMMIM
 from swinv2.convert.mmpretrain import MMPRETRAIN
-from swinv2.convert.processors import crop_ratio, interpolation_name
+from swinv2.convert.processors import crop_of, interpolation_name
 from swinv2.convert.rules import MODEL, Dialect, Template, write
 from swinv2.convert.timm import TIMM
 from swinv2.convert.torchvision import TORCHVISION
 from swinv2.convert.transformers import TRANSFORMERS
 from swinv2.errors import UsageError
-from swinv2.heads import Swinv2ForMaskedImageModeling
+from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 
 SWINV2 = "swinv2"
@@ -152,7 +153,7 @@ def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], out
             _write_json(folder / PROCESSOR, processor)
         elif form == TIMM.name:
             save_file(state_dict(model, form), folder / "model.safetensors", {"format": "pt"})
-            _write_json(folder / CONFIG, _timm_config(model.config, processor))
+            _write_json(folder / CONFIG, _timm_config(model.config, _count_classes(model), processor))
         else:
             tensors = state_dict(model, form)
             wrapped = {
@@ -169,9 +170,14 @@ def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], out
 @contextmanager
 def _whole_folder(output: Path) -> Iterator[Path]:
     """Lends a folder beside the real one; what was written there gets the real name if nothing failed."""
-    staging = output.with_name(f"{_STAGING}{output.name}.{os.getpid()}")
     try:
-        staging.mkdir()
+        # A name that nobody can foresee: what is taken away at the end is what was made here.
+        staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{output.name}.", dir=output.absolute().parent))
+    except OSError as error:
+        raise UsageError(f"{str(output)!r} could not be written: {error}. Nothing was left behind.") from error
+    try:
+        # mkdtemp makes folders that only their owner may open.
+        staging.chmod(0o777 & ~_umask())
         yield staging
         for path in (*staging.iterdir(), staging):
             if path.is_file():
@@ -185,7 +191,9 @@ def _whole_folder(output: Path) -> Iterator[Path]:
         raise UsageError(f"{str(output)!r} could not be written: {error}. Nothing was left behind.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    _force_to_disk(output.absolute().parent)
+    # The folder is there and whole; some file systems cannot force a folder's names to the disk.
+    with suppress(OSError):
+        _force_to_disk(output.absolute().parent)
 
 
 def _umask() -> int:
@@ -211,10 +219,15 @@ def _names(config: Swinv2Config) -> list[str]:
     return [names[index] for index in sorted(names)]
 
 
-def _timm_config(config: Swinv2Config, processor: Mapping[str, Any]) -> dict[str, Any]:
+def _count_classes(model: Swinv2PreTrainedModel) -> int:
+    """Of its classifier; 0 without one, of which a configuration knows nothing."""
+    return model.config.num_labels or 0 if isinstance(model, Swinv2ForImageClassification) else 0
+
+
+def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str, Any]) -> dict[str, Any]:
     height, width = as_pair("image_size", config.image_size)
-    num_classes = config.num_labels or 0
     names = _names(config)
+    crop = crop_of(processor)
     return {
         # The arguments below change every size that this architecture has of its own.
         "architecture": "swinv2_tiny_window8_256",
@@ -237,8 +250,8 @@ def _timm_config(config: Swinv2Config, processor: Mapping[str, Any]) -> dict[str
             "input_size": [config.num_channels, height, width],
             "fixed_input_size": True,
             "interpolation": interpolation_name(processor),
-            "crop_pct": crop_ratio(processor),
-            "crop_mode": "center",
+            "crop_pct": crop.share,
+            "crop_mode": "squash" if crop.squashes else "center",
             "mean": list(processor.get("image_mean", [0.485, 0.456, 0.406])),
             "std": list(processor.get("image_std", [0.229, 0.224, 0.225])),
             "first_conv": "patch_embed.proj",
@@ -248,7 +261,7 @@ def _timm_config(config: Swinv2Config, processor: Mapping[str, Any]) -> dict[str
 
 
 def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
-    config = model.config
+    config, num_classes = model.config, _count_classes(model)
     stages = config.stages()
     windows, pretrained = (
         [spec.window[0] for spec in stages],
@@ -264,7 +277,7 @@ def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
         "window size": config.window_size if form != MMPRETRAIN.name else windows,
         "pre-training windows": pretrained,
         "mlp ratio": config.mlp_ratio,
-        "classes": config.num_labels or 0,
+        "classes": num_classes,
     }
     call = {
         MICROSOFT.name: 'torch.load("model.pth", weights_only=True)["model"]',
@@ -274,8 +287,10 @@ def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
             f"network = SwinTransformer(patch_size={list(as_pair('patch_size', config.patch_size))}, "
             f"embed_dim={config.embed_dim}, depths={list(config.depths)}, num_heads={list(config.num_heads)},\n"
             f"    window_size=[{config.window_size}, {config.window_size}], mlp_ratio={config.mlp_ratio}, "
-            f"num_classes={config.num_labels or 0},\n"
-            "    block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)\n"
+            f"{f'num_classes={num_classes}, ' if num_classes else ''}"
+            "block=SwinTransformerBlockV2,\n    downsample_layer=PatchMergingV2)\n"
+            # torchvision cannot leave its classifier out; the weights have none.
+            f"{'' if num_classes else 'network.head = torch.nn.Identity()' + chr(10)}"
             'network.load_state_dict(torch.load("model.pth", weights_only=True))'
         ),
         MMPRETRAIN.name: 'torch.load("model.pth", weights_only=True)["state_dict"]',
