@@ -55,7 +55,7 @@ Top-1 by class: {by_class}.
 
 {trained}. Crops after padding by 4 pixels, horizontal flips, label smoothing 0.1; Muon for the matrices, AdamW for
 everything else; bf16 autocast; one seed, the last step's weights. The test images were watched while the recipe was
-made, so the accuracy may be a little flattering. The run began with post-norms of weight 1; the code now begins with 0.
+made, so the accuracy may be a little flattering.
 
 ## How it was measured
 
@@ -100,10 +100,13 @@ def draw_samples(test: Split, folder: Path) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="folder that train_cifar10.py wrote")
+    parser.add_argument("--model", type=Path, required=True, help="folder `final` of the run")
     parser.add_argument("--data", required=True, help="folder of CIFAR-10, or a name for datasets")
     parser.add_argument("--trained", required=True, help="a sentence for the card: machine and time")
-    parser.add_argument("--train-command", default="python scripts/train_cifar10.py --data FOLDER --compile")
+    parser.add_argument(
+        "--train-command",
+        default="swinv2 finetune --config recipes/cifar10-supervised.yaml --data FOLDER --output_dir RUN",
+    )
     args = parser.parse_args()
 
     test = load_cifar10(args.data, train=False)
