@@ -1,7 +1,6 @@
 """The plan of a training: plain numbers, and the right ones."""
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,7 +139,7 @@ class TestMemory:
 
             def forward(self, images: Tensor) -> Any:
                 hidden = self.first(images).relu()
-                return SimpleNamespace(logits=torch.cat([self.left(hidden), self.right(hidden)], 1))
+                return {"logits": torch.cat([self.left(hidden), self.right(hidden)], 1)}
 
         model = Forked().to(device)
         assert saved_bytes(model, {"images": torch.zeros(5, 4, device=device)}) == 4 * (5 * 4 + 5 * 8)
