@@ -43,6 +43,7 @@ from swinv2.convert.torchvision import TORCHVISION
 from swinv2.convert.transformers import TRANSFORMERS
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.loading import label_names
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 
 SWINV2 = "swinv2"
@@ -214,11 +215,6 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(dict(content), indent=2) + "\n", encoding="utf-8")
 
 
-def _names(config: Swinv2Config) -> list[str]:
-    names: dict[Any, str] = dict(config.id2label or {})
-    return [names[index] for index in sorted(names)]
-
-
 def _count_classes(model: Swinv2PreTrainedModel) -> int:
     """Of its classifier; 0 without one, of which a configuration knows nothing."""
     return model.config.num_labels or 0 if isinstance(model, Swinv2ForImageClassification) else 0
@@ -226,7 +222,7 @@ def _count_classes(model: Swinv2PreTrainedModel) -> int:
 
 def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str, Any]) -> dict[str, Any]:
     height, width = as_pair("image_size", config.image_size)
-    names = _names(config)
+    names = label_names(config)
     crop = crop_of(processor)
     return {
         # The arguments below change every size that this architecture has of its own.
