@@ -241,7 +241,7 @@ def test_blocks_with_numbers_of_their_own(
 ) -> None:
     """They are named, and nothing is built for the numbers between."""
     file[stray] = torch.ones(16)
-    monkeypatch.setattr("swinv2.convert.recognise.Swinv2Config", Mock(side_effect=AssertionError))
+    monkeypatch.setattr("swinv2.convert.network.Swinv2Config", Mock(side_effect=AssertionError))
     sentence = refused(saved({"model": file}, tmp_path), tmp_path)
     assert f"without a gap: {stray} belongs to none of the 4 blocks" in sentence
 

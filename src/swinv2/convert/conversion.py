@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from swinv2.config import Pair, StageSpec, as_pair
+from swinv2.convert.beside import Known
 from swinv2.convert.files import CONFIG, PROCESSOR, WEIGHTS, Weights, check_learned, open_weights
 from swinv2.convert.labels import label_names
 from swinv2.convert.processors import describe_processor, make_processor, resize_processor
-from swinv2.convert.recognise import Known, Recognised, recognise
+from swinv2.convert.recognise import Recognised, recognise
 from swinv2.convert.rules import MODEL
 from swinv2.convert.write import SWINV2, check_form, check_output, write_folder
 from swinv2.errors import UsageError

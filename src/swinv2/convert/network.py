@@ -1,0 +1,191 @@
+"""What network learned tensors are: its class, the sizes that shapes show, and whether it is whole.
+
+In: tensors under our names. Out: fields of a configuration; a refusal that names every tensor which is missing, unknown
+or of the wrong shape. This module knows no window and no table.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swinv2.config import Swinv2Config
+from swinv2.convert.rules import MODEL, Dialect, Reading, their_name
+from swinv2.errors import UsageError
+from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
+
+_BLOCK = re.compile(rf"{re.escape(MODEL)}encoder\.layers\.(\d+)\.blocks\.(\d+)\.(.+)")
+"""Our name of something in a block: stage, block, and the rest."""
+_MOST_STAGES = 12
+"""Channels double from stage to stage, so no network has as many."""
+
+
+def check_numbers(reading: Reading) -> None:
+    """Makes sure that blocks and stages are numbered from 0 on, before anything is built for those between.
+
+    Raises:
+        UsageError: They are not; the message names each tensor that belongs to none.
+    """
+    names: dict[tuple[int, int], list[str]] = {}
+    for name, theirs in reading.their_names.items():
+        found = _BLOCK.fullmatch(name)
+        if found is not None:
+            names.setdefault((int(found[1]), int(found[2])), []).append(theirs)
+    whole: set[tuple[int, int]] = set()
+    for stage in range(min(reading.stages, _MOST_STAGES)):
+        before = len(whole)
+        while (stage, len(whole) - before) in names:
+            whole.add((stage, len(whole) - before))
+        if len(whole) == before:
+            break
+    stray = [name for place, here in names.items() if place not in whole for name in here]
+    stray += [buffer.name for buffer in reading.buffers if (buffer.stage, buffer.block) not in whole]
+    if stray:
+        raise UsageError(
+            f"the blocks in the file are not numbered from 0 on without a gap: {', '.join(dict.fromkeys(stray))} "
+            f"{'belong' if len(set(stray)) > 1 else 'belongs'} to none of the {len(whole)} blocks that are. The file "
+            "is damaged, or has been added to."
+        )
+
+
+def class_of(tensors: Mapping[str, Tensor]) -> type[Swinv2PreTrainedModel]:
+    """The class of this package that has these tensors, by its head."""
+    if any(name.startswith("decoder.") for name in tensors):
+        return Swinv2ForMaskedImageModeling
+    if any(name.startswith("classifier.") for name in tensors):
+        return Swinv2ForImageClassification
+    return Swinv2Model
+
+
+def read_sizes(dialect: Dialect, reading: Reading) -> dict[str, Any]:
+    """The fields of a configuration that shapes show.
+
+    Args:
+        dialect: Whose names the tensors had, for the message.
+        reading: The tensors.
+
+    Raises:
+        UsageError: A tensor that would show one is missing, or of another rank.
+    """
+    tensors, stages = reading.tensors, reading.stages
+    found = [_BLOCK.fullmatch(name) for name in tensors]
+    blocks = [(int(match[1]), int(match[2]), match[3]) for match in found if match is not None]
+    depths = [max((block for stage, block, _ in blocks if stage == index), default=-1) + 1 for index in range(stages)]
+
+    def shape_of(pattern: str, rank: int) -> list[int]:
+        matching = [name for name in tensors if re.fullmatch(pattern, name)]
+        fitting = next((name for name in matching if tensors[name].ndim == rank), None)
+        if fitting is None:
+            # Only now is it sure that something is wrong; the rest is named with it.
+            misshapen = {
+                reading.their_names[name]: f"{list(tensors[name].shape)}, expected {rank} lengths" for name in matching
+            }
+            raise _unfit(reading, _missing(dialect, reading, depths), misshapen)
+        return list(tensors[fitting].shape)
+
+    layers = rf"{re.escape(MODEL)}encoder\.layers\."
+    embed_dim, channels, *patch = shape_of(rf"{re.escape(MODEL)}embeddings\.patch_embeddings\.projection\.weight", 4)
+    scale = r"\.blocks\.\d+\.attention\.self\.logit_scale"
+    hidden = shape_of(rf"{layers}0\.blocks\.\d+\.intermediate\.dense\.weight", 2)[0]
+    fields: dict[str, Any] = {
+        "embed_dim": embed_dim,
+        "num_channels": channels,
+        "patch_size": patch[0] if patch[0] == patch[1] else patch,
+        "depths": depths,
+        "num_heads": [shape_of(rf"{layers}{index}{scale}", 3)[0] for index in range(stages)],
+        "mlp_ratio": hidden / embed_dim if hidden % embed_dim else float(hidden // embed_dim),
+        "qkv_bias": any(name.endswith("query.bias") for name in tensors),
+        "use_absolute_embeddings": f"{MODEL}embeddings.position_embeddings" in tensors,
+        "extra_norm_period": _extra_norm_period(blocks, depths),
+    }
+    if "classifier.weight" in tensors:
+        fields["num_labels"] = shape_of(r"classifier\.weight", 2)[0]
+    if "decoder.0.weight" in tensors:
+        fields["encoder_stride"] = math.isqrt(shape_of(r"decoder\.0\.weight", 4)[0] // channels)
+    return fields
+
+
+def _extra_norm_period(blocks: Sequence[tuple[int, int, str]], depths: Sequence[int]) -> int:
+    have = {(stage, block) for stage, block, name in blocks if name.startswith("layernorm_extra.")}
+    if not have:
+        return 0
+    period = min(block for _, block in have) + 1
+    expected = {(s, b) for s, depth in enumerate(depths) for b in range(depth) if (b + 1) % period == 0}
+    if have != expected:
+        raise UsageError(
+            f"the additional norms on the main branch are in the blocks {sorted(have)} (stage, block), which is not "
+            "every so many blocks of each stage; this package has them so, or not at all."
+        )
+    return period
+
+
+def _missing(dialect: Dialect, reading: Reading, depths: Sequence[int]) -> list[str]:
+    """What a network of as many blocks has and the file has not, where sizes are not known yet."""
+    tensors, stages = reading.tensors, len(depths)
+    # Names do not depend on sizes: the smallest network of these depths has all of them.
+    config = Swinv2Config(
+        image_size=4 << stages,
+        embed_dim=1,
+        depths=list(depths),
+        num_heads=[1] * stages,
+        window_size=1,
+        pretrained_window_sizes=[0] * stages,
+        qkv_bias=any(name.endswith("query.bias") for name in tensors),
+        use_absolute_embeddings=f"{MODEL}embeddings.position_embeddings" in tensors,
+    )
+    names = _names_of(class_of(tensors), config)
+    return list(dict.fromkeys(their_name(dialect, name, stages) for name in names if name not in tensors))
+
+
+def _names_of(model_class: type[Swinv2PreTrainedModel], config: Swinv2Config) -> dict[str, torch.Size]:
+    """Our names of everything in a network, with their shapes."""
+    with torch.device("meta"):
+        network = model_class(config)
+    prefix = MODEL if model_class is Swinv2Model else ""
+    return {prefix + name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+def check_whole(dialect: Dialect, reading: Reading, config: Swinv2Config) -> None:
+    """Holds names and shapes to those of the network that a configuration builds.
+
+    Args:
+        dialect: Whose names the tensors had, for the message.
+        reading: The tensors.
+        config: The configuration.
+
+    Raises:
+        UsageError: Tensors are missing, unknown, there twice or of the wrong shape; the message names each.
+    """
+    expected = _names_of(class_of(reading.tensors), config)
+    missing = [their_name(dialect, name, reading.stages) for name in expected if name not in reading.tensors]
+    unknown = [reading.their_names[name] for name in reading.tensors if name not in expected]
+    reading.unknown.extend(dict.fromkeys(unknown))
+    misshapen = {
+        reading.their_names[name]: f"{list(tensor.shape)}, expected {list(expected[name])}"
+        for name, tensor in reading.tensors.items()
+        if name in expected and tensor.shape != expected[name] and reading.their_names[name] not in reading.misshapen
+    }
+    if missing or reading.unknown or reading.twice or misshapen or reading.misshapen:
+        raise _unfit(reading, list(dict.fromkeys(missing)), misshapen)
+
+
+def _unfit(reading: Reading, missing: Sequence[str], misshapen: Mapping[str, str]) -> UsageError:
+    """One error that names everything that does not fit."""
+    parts: list[str] = []
+    shapes = {**reading.misshapen, **misshapen}
+    if missing:
+        parts.append(f"missing: {', '.join(missing)}")
+    if reading.unknown:
+        parts.append(f"unknown: {', '.join(sorted(reading.unknown))}")
+    if reading.twice:
+        parts.append(f"under two names: {', '.join(reading.twice)}")
+    if shapes:
+        parts.append(f"of the wrong shape: {', '.join(f'{name} ({reason})' for name, reason in shapes.items())}")
+    return UsageError(
+        f"the weights are not those of one whole Swin Transformer V2; {'; '.join(parts)}. Nothing was left out or made "
+        "up: mend the file, or take the one it was made of."
+    )
