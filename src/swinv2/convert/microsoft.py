@@ -7,56 +7,25 @@ indices and a mask of regions for each shifted block.
 Source: microsoft/Swin-Transformer, models/swin_transformer_v2.py, models/simmim.py, utils_simmim.py.
 """
 
-from swinv2.config import Swinv2Config
 from swinv2.convert import limits
-from swinv2.convert.rules import BLOCK, JOINED, MERGE, MODEL, Dialect, Rule
+from swinv2.convert.names import network_rules
+from swinv2.convert.rules import MODEL, Dialect, Rule
 
+_LIMITS = (
+    limits.extra_norms,
+    limits.hidden_padding,
+    limits.other_norms,
+    limits.other_activations,
+    limits.rectangles,
+    limits.rectangular_pretraining,
+    limits.padding,
+    limits.one_token,
+)
 
-def _limits(config: Swinv2Config) -> list[str]:
-    checks = (
-        limits.extra_norms,
-        limits.hidden_padding,
-        limits.other_norms,
-        limits.other_activations,
-        limits.rectangles,
-        limits.rectangular_pretraining,
-        limits.padding,
-        limits.one_token,
-    )
-    return [sentence for check in checks for sentence in check(config)]
-
-
-def _simmim_limits(config: Swinv2Config) -> list[str]:
-    return _limits(config) + limits.other_channels(config)
-
-
-def _network(prefix: str) -> tuple[Rule, ...]:
-    block, merge = f"{prefix}layers.{{stage}}.blocks.{{block}}.", f"{prefix}layers.{{merge}}.downsample."
-    bias = "attention.self.continuous_position_bias_mlp."
-    parts = ("query", "key", "value")
-    return (
-        Rule(f"{prefix}patch_embed.proj.{{part}}", (f"{MODEL}embeddings.patch_embeddings.projection.{{part}}",)),
-        Rule(f"{prefix}patch_embed.norm.{{part}}", (f"{MODEL}embeddings.norm.{{part}}",)),
-        Rule(f"{prefix}absolute_pos_embed", (f"{MODEL}embeddings.position_embeddings",)),
-        Rule(f"{block}attn.logit_scale", (f"{BLOCK}attention.self.logit_scale",)),
-        Rule(
-            f"{block}attn.cpb_mlp.0.{{part}}",
-            (f"{BLOCK}{bias}0.{{part}}",),
-            read_as=(f"{block}attn.rpe_mlp.0.{{part}}",),
-        ),
-        Rule(f"{block}attn.cpb_mlp.2.weight", (f"{BLOCK}{bias}2.weight",), read_as=(f"{block}attn.rpe_mlp.2.weight",)),
-        Rule(f"{block}attn.qkv.weight", tuple(f"{BLOCK}attention.self.{part}.weight" for part in parts), JOINED),
-        Rule(f"{block}attn.q_bias", (f"{BLOCK}attention.self.query.bias",)),
-        Rule(f"{block}attn.v_bias", (f"{BLOCK}attention.self.value.bias",)),
-        Rule(f"{block}attn.proj.{{part}}", (f"{BLOCK}attention.output.dense.{{part}}",)),
-        Rule(f"{block}norm1.{{part}}", (f"{BLOCK}layernorm_before.{{part}}",)),
-        Rule(f"{block}mlp.fc1.{{part}}", (f"{BLOCK}intermediate.dense.{{part}}",)),
-        Rule(f"{block}mlp.fc2.{{part}}", (f"{BLOCK}output.dense.{{part}}",)),
-        Rule(f"{block}norm2.{{part}}", (f"{BLOCK}layernorm_after.{{part}}",)),
-        Rule(f"{merge}reduction.weight", (f"{MERGE}reduction.weight",)),
-        Rule(f"{merge}norm.{{part}}", (f"{MERGE}norm.{{part}}",)),
-        Rule(f"{prefix}norm.{{part}}", (f"{MODEL}layernorm.{{part}}",)),
-    )
+_NETWORK = (
+    *network_rules(bias_network=("cpb_mlp.", "rpe_mlp.")),
+    Rule("absolute_pos_embed", (f"{MODEL}embeddings.position_embeddings",)),
+)
 
 
 def _buffers(prefix: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -71,8 +40,8 @@ def _buffers(prefix: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
 MICROSOFT = Dialect(
     name="microsoft",
     title="the authors' code",
-    rules=(*_network(""), Rule("head.{part}", ("classifier.{part}",))),
-    limits=_limits,
+    rules=(*_NETWORK, Rule("head.{part}", ("classifier.{part}",))),
+    limits=_LIMITS,
     buffers=_buffers(""),
     knows_windows=True,
     knows_regions=True,
@@ -82,11 +51,11 @@ SIMMIM = Dialect(
     name="simmim",
     title="the authors' code for SimMIM",
     rules=(
-        *_network("encoder."),
+        *(rule.under("encoder.") for rule in _NETWORK),
         Rule("encoder.mask_token", (f"{MODEL}embeddings.mask_token",)),
         Rule("decoder.0.{part}", ("decoder.0.{part}",)),
     ),
-    limits=_simmim_limits,
+    limits=(*_LIMITS, limits.other_channels),
     buffers=_buffers("encoder."),
     knows_windows=True,
     knows_regions=True,

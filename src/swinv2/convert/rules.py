@@ -10,7 +10,7 @@ written as `{stage+1}` or `{2*stage+1}` where a dialect counts otherwise.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import TypeVar
 
@@ -160,6 +160,11 @@ class Rule:
     change: Change = SAME
     read_as: tuple[str, ...] = ()
 
+    def under(self, *prefixes: str) -> "Rule":
+        """The same with a prefix before the dialect's name; with further ones it is read only."""
+        first, *others = [prefix + name for prefix in prefixes for name in (self.theirs, *self.read_as)]
+        return replace(self, theirs=first, read_as=tuple(others))
+
 
 @dataclass(frozen=True)
 class Dialect:
@@ -175,13 +180,13 @@ class Dialect:
         knows_windows: Whether it writes coordinates and pair indices into a file.
         knows_regions: Whether it writes a mask of regions for each shifted block, and so the size of its map.
         takes_any_size: Whether it decides windows and shifts from each image, so that no size belongs to its weights.
-        limits: Sentences about what of a configuration it cannot express; what it returns is refused.
+        limits: Each says in sentences what of a configuration the dialect's library cannot compute; such is refused.
     """
 
     name: str
     title: str
     rules: tuple[Rule, ...]
-    limits: Callable[[Swinv2Config], list[str]]
+    limits: tuple[Callable[[Swinv2Config], list[str]], ...]
     buffers: tuple[tuple[str, tuple[str, ...]], ...] = ()
     flat_pairs: bool = False
     knows_windows: bool = False

@@ -8,20 +8,8 @@ coordinates and pair indices.
 Source: transformers, models/swinv2/modeling_swinv2.py, before and after its rewriting.
 """
 
-from swinv2.config import Swinv2Config
 from swinv2.convert import limits
 from swinv2.convert.rules import BLOCK, MERGE, MODEL, Dialect, Rule
-
-
-def _limits(config: Swinv2Config) -> list[str]:
-    checks = (
-        limits.extra_norms,
-        limits.position_embeddings,
-        limits.hidden_padding,
-        limits.rectangles,
-        limits.rectangular_pretraining,
-    )
-    return [sentence for check in checks for sentence in check(config)]
 
 
 def _ours(name: str, *newer: str) -> Rule:
@@ -61,7 +49,13 @@ TRANSFORMERS = Dialect(
         _ours("classifier.{part}"),
         _ours("decoder.0.{part}"),
     ),
-    limits=_limits,
+    limits=(
+        limits.extra_norms,
+        limits.position_embeddings,
+        limits.hidden_padding,
+        limits.rectangles,
+        limits.rectangular_pretraining,
+    ),
     buffers=(
         ("coordinates", _with_and_without(f"{BLOCK}attention.self.relative_coords_table")),
         ("pairs", _with_and_without(f"{BLOCK}attention.self.relative_position_index")),

@@ -85,7 +85,7 @@ def check_form(model: Swinv2PreTrainedModel, form: str) -> None:
     if form == SWINV2:
         return
     dialect = _dialect(model, form)
-    reasons = dialect.limits(model.config)
+    reasons = [sentence for limit in dialect.limits for sentence in limit(model.config)]
     if isinstance(model, Swinv2ForMaskedImageModeling) and dialect not in (SIMMIM, TRANSFORMERS):
         reasons.insert(0, "it has no mask token and no decoder for masked-image modelling")
     if reasons:
