@@ -1,0 +1,47 @@
+"""The command `swinv2`: its commands, in the order of its help.
+
+In: what a user types. Out: data on stdout, messages on stderr, and an exit status. Everything is computed in
+`swinv2.predict`, `swinv2.train`, `swinv2.inspect` and `swinv2.convert`; these modules only ask and show.
+"""
+
+from typing import Annotated
+
+import typer
+from transformers.utils import logging as transformers_logging
+
+import swinv2
+from swinv2.cli.models import convert, info
+from swinv2.cli.pictures import classify, demo, features, inspect
+from swinv2.cli.training import evaluate, finetune, pretrain, reconstruct
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Swin Transformer V2: describe models, classify images, extract features, train, convert weights.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"swinv2 {swinv2.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    # Missing weights are refused by this package itself, in one sentence; a progress bar is shown over images only.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h"]}
+"""Flags of trainings, `--help` too, are for `swinv2.train.settings` to read."""
+
+for command in (info, classify, features, pretrain, finetune, evaluate, reconstruct, convert, inspect, demo):
+    app.command(context_settings=_PASS_ON if command in (pretrain, finetune) else None)(command)

@@ -1,0 +1,129 @@
+"""The commands about a model itself: `info` and `convert`.
+
+Computed in `swinv2.predict.describe`, `swinv2.train.memory` and `swinv2.convert`.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swinv2.cli.running import sentences
+from swinv2.errors import UsageError
+from swinv2.predict import report
+from swinv2.predict.describe import build_on_meta, describe
+from swinv2.zoo import SIZES
+
+
+def info(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help=f"A size ({', '.join(SIZES)}), a model's folder, or its name on the hub."),
+    ],
+    image_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Describe it for this size: 384, or 384x256 (height first).")
+    ] = None,
+    window_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="And for these windows.")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Also what training takes on each process.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Images, for it.")] = 1,
+    world_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Processes that share a model by FSDP2, for --memory.")
+    ] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Describe a model: parameters, stages, windows, attention, labels, memory. Weights are not loaded.
+
+    The memory is worked out for a training in 16 bits with AdamW, whose weights stay in fp32.
+    """
+    from swinv2.train.memory import ways_to_train
+
+    with sentences():
+        if not memory and (batch_size, world_size) != (1, 1):
+            raise UsageError("--batch-size and --world-size have no effect without --memory; leave them out.")
+        size = _read_size(image_size, "--image-size")
+        description = describe(model, size, window_size)
+        ways = ways_to_train(build_on_meta(model, size, window_size), batch_size, world_size) if memory else []
+    if as_json:
+        typer.echo(json.dumps(asdict(description) | ({"memory_mib": ways} if memory else {}), indent=2))
+        return
+    report.print_description(description, report.data_console())
+    if memory:
+        report.print_memory(ways, batch_size, world_size, report.data_console())
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A file, a folder, or a name on the hub.")],
+    output: Annotated[Path | None, typer.Argument(metavar="OUT", help="The folder to make.")] = None,
+    form: Annotated[
+        str,
+        typer.Option("--to", metavar="FORM", help="swinv2, transformers, timm, torchvision, microsoft, mmpretrain."),
+    ] = "swinv2",
+    image_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Plan the windows for this size: 384, or 384x256 (height first).")
+    ] = None,
+    window_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Plan these windows; the position bias is extrapolated.")
+    ] = None,
+    trained_image_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Size it was trained with, where nothing else tells.")
+    ] = None,
+    trained_window_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Window it was trained with, where nothing else tells.")
+    ] = None,
+    pretrained_window_sizes: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,..", help="Each stage's window in which its position bias was learned, 0: its own."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Convert weights of transformers, timm, torchvision, mmpretrain or the authors; plan them for another size.
+
+    The folder appears whole or not at all.
+    """
+    from swinv2.convert import convert as convert_weights
+    from swinv2.convert.report import print_account
+
+    with sentences():
+        if output is None and not dry_run:
+            raise UsageError(
+                "no folder to make was given; for example: swinv2 convert weights.pth my-model, or --dry-run."
+            )
+        account = convert_weights(
+            source,
+            None if dry_run else output,
+            form,
+            _read_size(image_size, "--image-size"),
+            window_size,
+            trained_image_size=_read_size(trained_image_size, "--trained-image-size"),
+            trained_window_size=trained_window_size,
+            pretrained_window_sizes=_read_windows(pretrained_window_sizes),
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(account), indent=2))
+    else:
+        print_account(account, report.data_console())
+    done = (
+        f"written: {report.shown(output)}" if output is not None and not dry_run else "nothing was written (--dry-run)"
+    )
+    report.message_console().print(done)
+
+
+def _read_size(text: str | None, option: str) -> int | tuple[int, int] | None:
+    if text is None:
+        return None
+    lengths = text.lower().split("x")
+    if len(lengths) > 2 or not all(length.isascii() and length.isdigit() and int(length) for length in lengths):
+        raise UsageError(f"{option} is {text!r}; expected pixels such as 256, or height x width such as 384x256.")
+    return int(lengths[0]) if len(lengths) == 1 else (int(lengths[0]), int(lengths[1]))
+
+
+def _read_windows(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    lengths = text.split(",")
+    if not all(length.strip().isascii() and length.strip().isdigit() for length in lengths):
+        raise UsageError(f"--pretrained-window-sizes is {text!r}; expected a number for each stage: 12,12,12,6.")
+    return [int(length) for length in lengths]

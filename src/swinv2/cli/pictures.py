@@ -1,0 +1,159 @@
+"""The commands that ask a model about images: `classify`, `features`, `inspect` and `demo`.
+
+Computed in `swinv2.predict` and `swinv2.inspect`.
+"""
+
+import json
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, Precision
+from swinv2.cli.running import find_or_refuse, finish, model_or_shipped, progress_bar, sentences, watch
+from swinv2.errors import UsageError
+from swinv2.images import BrokenImage
+from swinv2.predict import report
+from swinv2.predict.features import check_output, write_features
+from swinv2.predict.predictor import POOLED, Classifier, FeatureExtractor
+from swinv2.predict.shipped import shipped_model, shipped_samples
+
+
+def classify(
+    images: Images = None,
+    model: Model = None,
+    top_k: Annotated[
+        int,
+        typer.Option("--top-k", "-k", metavar="N", min=1, help="Labels an image; all of them if the model has fewer."),
+    ] = 3,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    precision: Dtype = Precision.float32,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON Lines: an object for each image, a skipped one with its error.")
+    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV: image, rank, label, index, probability.")] = False,
+) -> None:
+    """Classify images and print their best labels.
+
+    An image that cannot be read is named on stderr and skipped; the exit status is then 1.
+    """
+    with sentences():
+        if as_json and as_csv:
+            raise UsageError("--json and --csv were both given; choose one.")
+        paths, missing = find_or_refuse(images, "swinv2 classify photo.jpg. To see it at work: swinv2 demo.")
+        classifier = Classifier.load(model_or_shipped(model), device, precision.dtype)
+        skipped = list(missing)
+        # Lines of data in a terminal would run through the bar.
+        has_bar = not ((as_json or as_csv) and sys.stdout.isatty())
+        with progress_bar(len(paths), "classifying", has_bar) as progress:
+            answers = watch(classifier.classify(paths, top_k, batch_size), progress, skipped)
+            if as_json:
+                report.print_json_lines(chain(((image.path, image) for image in missing), answers))
+            elif as_csv:
+                report.print_csv(answers)
+            else:
+                answers = list(answers)
+        if not (as_json or as_csv):
+            report.print_labels(answers, report.data_console())
+    finish(len(paths) + len(missing), skipped)
+
+
+def features(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write: .safetensors or .parquet.")
+    ],
+    images: Images = None,
+    model: Model = None,
+    stage: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="pooled: one vector an image. stem, stage1 ...: that map, before merging."),
+    ] = POOLED,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+    precision: Dtype = Precision.float32,
+) -> None:
+    """Write the features of images to a file.
+
+    The file appears whole or not at all; an old one of that name is replaced.
+
+    An image that cannot be read is named on stderr and left out; the exit status is then 1.
+    """
+    with sentences():
+        check_output(output)
+        paths, missing = find_or_refuse(images, "swinv2 features photos -o photos.safetensors.")
+        name = model_or_shipped(model)
+        extractor = FeatureExtractor.load(name, stage, device, precision.dtype)
+        skipped = list(missing)
+        with progress_bar(len(paths), "extracting") as progress:
+            answers = watch(extractor.extract(paths, batch_size), progress, skipped)
+            sound = ((path, answer) for path, answer in answers if not isinstance(answer, BrokenImage))
+            try:
+                written = write_features(sound, output, {"model": name, "stage": stage})
+            except OSError as error:
+                raise UsageError(f"--output {str(output)!r} cannot be written: {error}.") from error
+    if written:
+        report.message_console().print(f"features of {written} images written to {report.shown(output)}")
+    finish(len(paths) + len(missing), skipped)
+
+
+def inspect(
+    images: Images = None,
+    model: Model = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the pictures go.")] = Path(
+        "inspection"
+    ),
+    token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y",
+            help="The token whose attention is drawn: the one that shows this pixel of the image, from its top left.",
+            show_default="the centre",
+        ),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(metavar="NAME", help="stage1, stage2 ...: only this one.", show_default="all")
+    ] = None,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the pictures and their numbers.")] = False,
+) -> None:
+    """Look inside a model: draw what a token attends to, feature maps, the position bias, amplitudes by block.
+
+    An image that cannot be read is named on stderr and left out; the exit status is then 1.
+    """
+    with sentences():
+        try:
+            from swinv2.inspect import gallery
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"inspect draws with {error.name}, which is not installed; install swinv2[train], which brings it."
+            ) from error
+        point = gallery.parse_token(token)
+        paths, missing = find_or_refuse(images, "swinv2 inspect photo.jpg --token 120,80.")
+        name = model_or_shipped(model)
+        inspector = gallery.Inspector.load(name, stage, device)
+        skipped = list(missing)
+        with progress_bar(len(paths), "inspecting") as progress:
+            answers = [answer for _, answer in watch(inspector.inspect(paths, output, point), progress, skipped)]
+        drawn = [answer for answer in answers if not isinstance(answer, BrokenImage)]
+        measured, bias, files = inspector.draw_model(output) if drawn else ([], [], [])
+    if as_json:
+        typer.echo(json.dumps(gallery.summary(name, [*missing, *answers], measured, bias, files), indent=2))
+    for file in [*(file for each in drawn for file in each.files), *files]:
+        report.message_console().print(f"drawn: {report.shown(Path(file))}")
+    finish(len(paths) + len(missing), skipped)
+
+
+def demo() -> None:
+    """Classify the twenty sample images with the model that both ship with the package."""
+    with sentences():
+        samples = shipped_samples()
+        classifier = Classifier.load(str(shipped_model()), "cpu")
+        predictions = []
+        for path, answer in classifier.classify([sample.path for sample in samples], top_k=1):
+            if isinstance(answer, BrokenImage):
+                raise UsageError(f"the shipped image {path} is {answer.reason}; install the package again.")
+            predictions += answer
+    report.print_demo(samples, predictions, report.data_console())
