@@ -549,14 +549,14 @@ def test_a_file_system_that_cannot_force_names_to_the_disk(
     file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is whole and has its name then: no failure."""
-    path, force = saved({"model": file}, tmp_path), write._force_to_disk
+    path, force = saved({"model": file}, tmp_path), write.force_to_disk
 
     def refuse(place: Path) -> None:
         if place == tmp_path:
             raise OSError(errno.EINVAL, "Invalid argument")
         force(place)
 
-    monkeypatch.setattr(write, "_force_to_disk", refuse)
+    monkeypatch.setattr(write, "force_to_disk", refuse)
     convert(str(path), tmp_path / "out")
     assert (tmp_path / "out" / "config.json").exists()
 

@@ -23,7 +23,7 @@ from swinv2.errors import UsageError
 from swinv2.images import BrokenImage, read_image
 from swinv2.loading import choose_device, read_config
 from swinv2.predict.describe import describe
-from swinv2.predict.features import check_output, whole_file, write_features
+from swinv2.predict.features import check_output, write_features
 from swinv2.predict.predictor import Classifier, FeatureExtractor, Prediction
 
 LABELS = ["ant", "bee", "cat", "dog"]
@@ -186,9 +186,8 @@ def test_an_interrupted_file_leaves_the_old_one(tmp_path: Path, suffix: str) -> 
     assert not (tmp_path / f"none{suffix}").exists()
 
 
-def test_whole_file_has_ordinary_permissions(tmp_path: Path) -> None:
-    with whole_file(tmp_path / "plain") as partial:
-        partial.touch()
+def test_files_have_ordinary_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
     write_features([(Path("a"), torch.zeros(2))], tmp_path / "f.safetensors", {})
     write_features([(Path("a"), torch.zeros(2))], tmp_path / "f.parquet", {})
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1

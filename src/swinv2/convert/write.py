@@ -41,6 +41,7 @@ from swinv2.convert.rules import MODEL, Dialect, Template, write
 from swinv2.convert.timm import TIMM
 from swinv2.convert.torchvision import TORCHVISION
 from swinv2.convert.transformers import TRANSFORMERS
+from swinv2.disk import force_to_disk
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.loading import label_names
@@ -184,7 +185,7 @@ def _whole_folder(output: Path) -> Iterator[Path]:
             if path.is_file():
                 # safetensors makes files that only their owner may read.
                 path.chmod(0o666 & ~_umask())
-            _force_to_disk(path)
+            force_to_disk(path)
         # A file of this name that came meanwhile stops it, and an empty folder is as good as none.
         os.rename(staging, output)
     # torch reports a full disk as a RuntimeError, safetensors as an error of its own.
@@ -194,21 +195,13 @@ def _whole_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
     # The folder is there and whole; some file systems cannot force a folder's names to the disk.
     with suppress(OSError):
-        _force_to_disk(output.absolute().parent)
+        force_to_disk(output.absolute().parent)
 
 
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _force_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

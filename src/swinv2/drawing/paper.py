@@ -3,7 +3,6 @@
 In: pictures and words with their places in pixels, or a figure. Out: a PNG file.
 """
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from swinv2.disk import whole_file
 
 # A power of two: inches are then exact, and no sheet loses its last row of pixels to rounding.
 DPI = 128
@@ -65,17 +66,12 @@ def printable(name: str, most: int) -> str:
 def save(figure: Figure, path: Path, cut: bool = False) -> None:
     """Writes a PNG file, the whole or nothing; `cut` to what is drawn, also beyond the figure's edges."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file, warnings.catch_warnings():
-            # Names may be in a script that the font has not; there are boxes then, which is no reason for a message.
-            warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
-            canvas = FigureCanvasAgg(figure)
-            if cut:
-                canvas.print_figure(file, DPI, "white", format="png", bbox_inches="tight", pad_inches=0.12)
-            else:
-                # Not print_figure, whose margins the user's matplotlibrc may change: pixels are to stay where they are.
-                canvas.print_png(file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("wb") as file, warnings.catch_warnings():
+        # Names may be in a script that the font has not; there are boxes then, which is no reason for a message.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        canvas = FigureCanvasAgg(figure)
+        if cut:
+            canvas.print_figure(file, DPI, "white", format="png", bbox_inches="tight", pad_inches=0.12)
+        else:
+            # Not print_figure, whose margins the user's matplotlibrc may change: pixels are to stay where they are.
+            canvas.print_png(file)

@@ -10,7 +10,6 @@ computed in; the metadata hold "paths", a JSON list in the same order. parquet: 
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from pyarrow.parquet import ParquetWriter
 from safetensors.torch import save_file
 from torch import Tensor
 
+from swinv2.disk import whole_file
 from swinv2.errors import UsageError
 
 SUFFIXES = (".safetensors", ".parquet")
@@ -42,23 +42,6 @@ def check_output(output: Path) -> None:
         raise UsageError(f"--output {str(output)!r}: there is no folder {str(folder)!r}; make it first.")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--output {str(output)!r}: the folder {str(folder)!r} may not be written to.")
-
-
-@contextmanager
-def whole_file(output: Path) -> Iterator[Path]:
-    """Lends a temporary name in the same folder; what was written there gets the real name if nothing failed."""
-    partial = output.with_name(f".{output.name}.{os.getpid()}.part")
-    # safetensors makes files that only their owner may read; a result is to be as open as any other new file.
-    partial.touch()
-    mode = partial.stat().st_mode
-    partial.unlink()
-    try:
-        yield partial
-        if partial.exists():
-            partial.chmod(mode)
-            os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_features(features: Iterable[tuple[Path, Tensor]], output: Path, about: dict[str, str]) -> int:

@@ -9,7 +9,6 @@ knows no model and no trainer.
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from swinv2.disk import force_to_disk
 from swinv2.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def seal(folder: Path) -> None:
     digests = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
     manifest.write_text(json.dumps(digests, indent=2))
     for path in [*files, manifest, *(path for path in inside if path.is_dir()), folder]:
-        _force_to_disk(path)
+        force_to_disk(path)
 
 
 def why_unusable(folder: Path) -> str | None:
@@ -75,14 +75,6 @@ def why_unusable(folder: Path) -> str | None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _force_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -196,7 +188,7 @@ def publish(staging: Path, final: Path) -> None:
         else:
             _delete(final)
     staging.rename(final)
-    _force_to_disk(final.parent)
+    force_to_disk(final.parent)
     _delete(older)
 
 

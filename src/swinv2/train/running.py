@@ -5,14 +5,13 @@ status. `plan.py` says beforehand what would be done.
 """
 
 import json
-import os
 import signal
-from pathlib import Path
 from typing import Any
 
 from transformers import BitImageProcessor, PrinterCallback, ProgressCallback, ViTImageProcessor
 
 from swinv2.config import Swinv2Config, as_pair
+from swinv2.disk import whole_file
 from swinv2.errors import UsageError
 from swinv2.train.augment import Pixels
 from swinv2.train.checkpoints import clear_unfinished, where_to_go_on
@@ -108,12 +107,6 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
         results |= trainer.evaluate()
     trainer.save_final(trainer.run / FINAL)
     if settings.should_save:
-        write_whole(trainer.run / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
+        with whole_file(trainer.run / RESULTS_NAME) as partial:
+            partial.write_text(json.dumps(results, indent=2) + "\n")
     return results, 0
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is the old one or the new one, whatever happens."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text)
-    os.replace(partial, path)

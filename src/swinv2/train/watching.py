@@ -4,11 +4,12 @@ In: what the Trainer tells its callbacks. Out: a progress bar with images per se
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from swinv2.disk import whole_file
 
 LOG_NAME, CURVES_NAME = "log.jsonl", "curves.png"
 
@@ -49,9 +50,8 @@ class Log(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self.run.mkdir(parents=True, exist_ok=True)
-            partial = self.run / f".{LOG_NAME}.part"
-            partial.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
-            os.replace(partial, self.run / LOG_NAME)
+            with whole_file(self.run / LOG_NAME) as partial:
+                partial.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         if state.is_world_process_zero and state.log_history:
