@@ -161,6 +161,17 @@ class TestMemory:
         # Inside a block of the first stage: more than its map; the patches and merges outside, less than all of it.
         assert (maps + 256 * 16 * 8) * 4 * width / MIB < some_kept < 0.6 * all_kept
 
+    def test_few_blocks_show_what_many_keep(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Checkpointed blocks are counted in a network of fewer, whose last ones are of the same kinds."""
+        config = swinv2.Swinv2Config(
+            image_size=32, patch_size=2, window_size=4, embed_dim=16, depths=[10], num_heads=[1], extra_norm_period=3
+        )
+        with torch.device("meta"):
+            model = swinv2.Swinv2Model(config)
+        few = activations_of_an_image(model, checkpointed=True, fused=True)
+        monkeypatch.setattr("swinv2.train.memory.math.lcm", lambda *numbers: 10)
+        assert few == activations_of_an_image(model, checkpointed=True, fused=True)
+
     def test_the_fused_form_keeps_no_weights_of_attention(self) -> None:
         """So it takes as much at every window; the plain form has T x T weights for each head and window."""
         found = {}
@@ -179,7 +190,8 @@ class TestMemory:
             image_size=32, patch_size=2, window_size=4, embed_dim=16, depths=[2], num_heads=[1]
         )
         with torch.device("meta"):
-            ways = ways_to_train(swinv2.Swinv2Model(config), batch_size=3, processes=2)
+            model = swinv2.Swinv2Model(config)
+        ways = ways_to_train(model, batch_size=3, processes=2)
         assert [(way["attention"], way["checkpointed"]) for way in ways] == [
             *(("fused", False), ("fused", True), ("plain", False), ("plain", True))
         ]
@@ -187,6 +199,8 @@ class TestMemory:
             parts = [value for name, value in way.items() if name not in ("attention", "checkpointed", "all")]
             assert way["all"] == pytest.approx(sum(parts), abs=0.5)
             assert "gathered" in way
+            training = Training(3, checkpointed=way["checkpointed"], shards=2, fused=way["attention"] == "fused")
+            assert way["activations"] == round(training_memory(model, training)["activations"], 1)
         assert ways[0]["activations"] < ways[2]["activations"]
 
     def test_shards(self) -> None:

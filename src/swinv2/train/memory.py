@@ -4,8 +4,8 @@ In: a model, on any device, and how it would be trained. Out: MiB by what they a
 """
 
 import copy
+import math
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
@@ -58,6 +58,10 @@ def training_memory(model: nn.Module, training: Training) -> dict[str, float]:
     """
     adapted: Any = model
     plain = adapted.get_base_model() if hasattr(model, "peft_config") else adapted
+    return _add_state(model, training, activations_of_an_image(plain, training.checkpointed, training.fused))
+
+
+def _add_state(model: nn.Module, training: Training, activations: float) -> dict[str, float]:
     total = _count(model)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     moments = 2 * learning if training.moments is None else training.moments
@@ -68,10 +72,7 @@ def training_memory(model: nn.Module, training: Training) -> dict[str, float]:
         "gradients": learning * share,
         "optimizer": moments * share,
         "average": total * share if training.with_average else 0.0,
-        "activations": activations_of_an_image(plain, training.checkpointed, training.fused)
-        * training.batch_size
-        * width
-        / MIB,
+        "activations": activations * training.batch_size * width / MIB,
     }
     if training.shards:
         blocks = [_count(module) for module in model.modules() if isinstance(module, SwinTransformerBlock)]
@@ -93,33 +94,46 @@ def ways_to_train(model: Swinv2PreTrainedModel, batch_size: int, processes: int)
         of `training_memory`, and `all` of them.
     """
     ways: list[dict[str, Any]] = []
-    for fused, checkpointed in product((True, False), (False, True)):
-        shards = processes if processes > 1 else 0
-        found = training_memory(model, Training(batch_size, checkpointed=checkpointed, shards=shards, fused=fused))
-        rounded = {name: round(mib, 1) for name, mib in found.items() if name != "average"}
-        ways.append(
-            {"attention": "fused" if fused else "plain", "checkpointed": checkpointed}
-            | rounded
-            | {"all": round(sum(found.values()), 1)}
-        )
+    shards = processes if processes > 1 else 0
+    for fused in (True, False):
+        whole = activations_of_an_image(model, checkpointed=False, fused=fused)
+        for checkpointed, activations in ((False, whole), (True, _when_checkpointed(model, whole, fused))):
+            training = Training(batch_size, checkpointed=checkpointed, shards=shards, fused=fused)
+            found = _add_state(model, training, activations)
+            rounded = {name: round(mib, 1) for name, mib in found.items() if name != "average"}
+            ways.append(
+                {"attention": "fused" if fused else "plain", "checkpointed": checkpointed}
+                | rounded
+                | {"all": round(sum(found.values()), 1)}
+            )
     return ways
 
 
 def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool, fused: bool = False) -> float:
     """Numbers that a forward pass keeps of each image for the backward pass; see `Training`."""
+    whole = _kept(type(model), model.config, fused)
+    return _when_checkpointed(model, whole, fused) if checkpointed else whole
+
+
+def _when_checkpointed(model: Swinv2PreTrainedModel, whole: float, fused: bool) -> float:
+    """What is left of the `whole` of them when each block keeps its input only, and one is computed again at a time."""
     config: Any = model.config
-    whole = _kept(type(model), config, fused)
-    if not checkpointed:
-        return whole
     stages = config.stages()
-    inside: list[float] = []
-    for index in range(len(stages)):
-        depths = [depth + (stage == index) for stage, depth in enumerate(config.depths)]
-        inside.append(_kept(type(model), Swinv2Config.from_dict(config.to_dict() | {"depths": depths}), fused) - whole)
+    # What the last block of a stage keeps depends on its shift and additional norm, which come again every so many.
+    period = math.lcm(2, config.extra_norm_period or 1)
+    few = [(depth - 1) % period + 1 for depth in config.depths]
+
+    def kept(depths: list[int]) -> float:
+        return _kept(type(model), Swinv2Config.from_dict(config.to_dict() | {"depths": depths}), fused)
+
+    before = kept(few)
+    inside = [
+        kept([depth + (stage == index) for stage, depth in enumerate(few)]) - before for index in range(len(stages))
+    ]
     maps = [stage.grid[0] * stage.grid[1] * stage.dim for stage in stages]
     outside = whole - sum(depth * numbers for depth, numbers in zip(config.depths, inside, strict=True))
-    kept = sum(depth * numbers for depth, numbers in zip(config.depths, maps, strict=True))
-    return outside + kept + max(inside)
+    inputs = sum(depth * numbers for depth, numbers in zip(config.depths, maps, strict=True))
+    return outside + inputs + max(inside)
 
 
 def _kept(kind: type[Swinv2PreTrainedModel], config: Swinv2Config, fused: bool) -> float:
