@@ -27,31 +27,20 @@ from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.loading import EXAMPLE
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
+from swinv2.sizes import StageSizes, sizes_of
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class StageAccount:
-    """The windows of a stage, before and after.
+class StageAccount(StageSizes):
+    """A stage as it was trained, and its windows now.
 
     Attributes:
-        name: "stage1" and so on.
-        blocks: Number of blocks.
-        channels: Channels of its map.
-        heads: Attention heads.
-        grid, window, shift: Of its map, its windows and their shift, as they were trained, in tokens.
-        new_grid, new_window, new_shift: The same as they are now.
+        new_grid, new_window, new_shift: Of its map, its windows and their shift, as they are now.
         learned_window: The window in which its position bias was learned, which it keeps.
     """
 
-    name: str
-    blocks: int
-    channels: int
-    heads: int
-    grid: Pair
-    window: Pair
-    shift: Pair
     new_grid: Pair
     new_window: Pair
     new_shift: Pair
@@ -349,13 +338,7 @@ def _lost(model: Swinv2PreTrainedModel, form: str) -> list[str]:
 
 def _stage(old: StageSpec, new: StageSpec) -> StageAccount:
     return StageAccount(
-        name=f"stage{old.index + 1}",
-        blocks=len(old.extra_norms),
-        channels=old.dim,
-        heads=old.num_heads,
-        grid=old.grid,
-        window=old.window,
-        shift=old.shift,
+        **sizes_of(old),
         new_grid=new.grid,
         new_window=new.window,
         new_shift=new.shift,

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from swinv2.config import Pair, StageSpec, Swinv2Config, as_pair
+from swinv2.config import Pair, Swinv2Config, as_pair
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.layers.stage import Encoder
 from swinv2.loading import EXAMPLE, label_names, read_config
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.dispatch import explain_backend
+from swinv2.sizes import StageSizes, sizes_of
 from swinv2.zoo import CHECKPOINTS, SIZES, Checkpoint, find_size
 
 _CLASSES: dict[str, type[Swinv2PreTrainedModel]] = {
@@ -26,28 +27,14 @@ _CLASSES: dict[str, type[Swinv2PreTrainedModel]] = {
 
 
 @dataclass(frozen=True)
-class StageDescription:
+class StageDescription(StageSizes):
     """One stage, for an image of the configured size.
 
     Attributes:
-        name: "stage1" and so on.
-        blocks: Number of blocks.
-        channels: Channels of its map.
-        heads: Attention heads.
-        grid: Size (height, width) of its map in tokens.
-        window: Size (height, width) of its windows in tokens.
-        shift: Shift (height, width) of every second block in tokens.
         pretrained_window: The window in which its position bias was learned.
         parameters: Number of parameters, merging included.
     """
 
-    name: str
-    blocks: int
-    channels: int
-    heads: int
-    grid: Pair
-    window: Pair
-    shift: Pair
     pretrained_window: Pair
     parameters: int
 
@@ -116,7 +103,10 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: int |
         attention=explain_backend(config._attn_implementation or "eager"),
         top1=found.checkpoint.top1 if found.checkpoint else None,
         licence=found.checkpoint.licence if found.checkpoint else None,
-        stages=[_describe_stage(spec, stage) for spec, stage in zip(config.stages(), encoder.layers, strict=True)],
+        stages=[
+            StageDescription(**sizes_of(spec), pretrained_window=spec.learned_window, parameters=_count(stage))
+            for spec, stage in zip(config.stages(), encoder.layers, strict=True)
+        ],
     )
 
 
@@ -178,17 +168,3 @@ def _build(name: str, found: _Found, image_size: int | Pair | None, window_size:
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _describe_stage(spec: StageSpec, stage: nn.Module) -> StageDescription:
-    return StageDescription(
-        name=f"stage{spec.index + 1}",
-        blocks=len(spec.drop_path_rates),
-        channels=spec.dim,
-        heads=spec.num_heads,
-        grid=spec.grid,
-        window=spec.window,
-        shift=spec.shift,
-        pretrained_window=spec.learned_window,
-        parameters=_count(stage),
-    )
