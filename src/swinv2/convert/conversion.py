@@ -27,7 +27,7 @@ from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.loading import EXAMPLE
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
-from swinv2.sizes import StageSizes, sizes_of
+from swinv2.stages import StageSizes, sizes_of
 
 logger = logging.getLogger(__name__)
 

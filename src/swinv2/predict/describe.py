@@ -17,7 +17,7 @@ from swinv2.layers.stage import Encoder
 from swinv2.loading import EXAMPLE, label_names, read_config
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.dispatch import explain_backend
-from swinv2.sizes import StageSizes, sizes_of
+from swinv2.stages import StageSizes, sizes_of
 from swinv2.zoo import CHECKPOINTS, SIZES, Checkpoint, find_size
 
 _CLASSES: dict[str, type[Swinv2PreTrainedModel]] = {
