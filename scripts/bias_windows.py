@@ -38,12 +38,13 @@ def main(
     """Draws the three fields."""
     disable_progress_bar()
     network = Swinv2Model.from_pretrained(model or shipped_model())
-    size, window = network.config.image_size, network.config.window_size
+    size = network.config.image_size
+    windows = [(scale * height, scale * width) for height, width in network.config.stage_windows]
     larger = scale * size if isinstance(size, int) else (scale * size[0], scale * size[1])
     fields = [field_of(network, stage, "as it was learned, in windows of")]
     for stretch, how in ((False, "extrapolated to windows of"), (True, "stretched over windows of")):
         network = Swinv2Model.from_pretrained(model or shipped_model())
-        network.set_image_size(larger, scale * window, stretch=stretch)
+        network.set_image_size(larger, windows, stretch=stretch)
         fields.append(field_of(network, stage, how))
     draw_bias(fields, output, "One position bias at two windows", is_compared=True)
 

@@ -23,7 +23,7 @@ from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from swinv2 import Swinv2ForImageClassification
-from swinv2.config import as_pair
+from swinv2.config import as_pair, plain_windows
 from swinv2.loading import label_names, load_processor, read_config
 from swinv2.predict.shipped import shipped_model
 from swinv2.train.cifar10 import LABELS, Split, load_cifar10
@@ -84,7 +84,10 @@ def main(
         "| --- | --- | --- | --- | --- |",
     ]
     for size in map(parse_size, sizes.split(",")):
-        window = max(round(old.window_size * max(size) / max(as_pair("image_size", old.image_size))), 1)
+        scale = max(size) / max(as_pair("image_size", old.image_size))
+        window = plain_windows(
+            [(max(round(height * scale), 1), max(round(width * scale), 1)) for height, width in old.stage_windows]
+        )
         cells = []
         started = time.monotonic()
         for new_window, stretch in ((window, False), (window, True), (old.window_size, False)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers.models.swinv2.configuration_swinv2 import Swinv2Config as TransformersConfig
 
 from swinv2 import Swinv2Config
@@ -66,8 +67,17 @@ REFUSALS = [
     ("num_heads", {"num_heads": [3, 6, 12]}),
     ("num_heads[0]", {"num_heads": [5, 6, 12, 24]}),
     ("window_size", {"window_size": 0}),
-    ("window_size", {"window_size": [8, 8]}),
     ("window_size", {"window_size": 7.5}),
+    ("window_size", {"window_size": "8x16"}),
+    ("window_size", {"window_size": True}),
+    ("window_size", {"window_size": []}),
+    ("window_size", {"window_size": [8, 8, 8]}),
+    ("window_size", {"window_size": [[8, 8], [4, 4]]}),
+    ("window_size[0]", {"window_size": (0, 8)}),
+    ("window_size[1]", {"window_size": [8, "16"]}),
+    ("window_size[2]", {"window_size": [8, 8, 0, 8]}),
+    ("window_size[3]", {"window_size": [8, 8, 8, (4, 4, 4)]}),
+    ("window_size[1][0]", {"window_size": [8, (-4, 8), 8, 8]}),
     (FOUR, {FOUR: [12, 12, 12]}),
     (FOUR, {FOUR: 12}),
     (f"{FOUR}[3]", {FOUR: [12, 12, 12, -6]}),
@@ -118,6 +128,16 @@ def test_a_refusal_is_a_sentence_with_what_was_given(name: str, fields: dict[str
     known = {field.name for field in dataclasses.fields(Swinv2Config)}
     numbers = [item for item in plain([given]) if not isinstance(item, list)]
     assert name.partition("[")[0] not in known or "[" in name or all(str(item) in message for item in numbers)
+
+
+def test_a_wrong_window_is_answered_with_all_that_it_may_be() -> None:
+    """The sentence says how many there must be."""
+    with pytest.raises(ValueError) as refusal:
+        Swinv2Config(window_size=[8, 8, 4])
+    assert str(refusal.value) == (
+        "window_size is [8, 8, 4]; expected an integer or a pair (height, width) for all stages, or a list of such "
+        "windows, one for each of the 4 stages."
+    )
 
 
 def test_an_unknown_field_is_answered_with_a_likely_one() -> None:
@@ -199,6 +219,9 @@ ROUND_TRIPS = [
     {"image_size": [96, 128], "patch_size": [4, 2], "encoder_stride": [32, 16]},
     {"depths": [2, 6], "num_heads": [3, 6], "extra_norm_period": 6, "mask_padding": True},
     {"pretrained_window_sizes": [[4, 8], 8, 8, 4], "num_labels": 3, "out_features": ["stem", "stage4"]},
+    {"window_size": [4, 7]},
+    {"window_size": [[4, 7], 7, 7, 4], "image_size": [128, 224]},
+    {"window_size": [[8, 8], [4, 4]], "depths": [2, 2], "num_heads": [3, 6]},
 ]
 
 
@@ -278,6 +301,66 @@ def test_stages_of_a_square_image() -> None:
     assert [stage.shift for stage in stages] == [(8, 8), (8, 8), (0, 0), (0, 0)]
     assert [stage.dim for stage in stages] == [96, 192, 384, 768]
     assert [stage.merges for stage in stages] == [True, True, True, False]
+
+
+WINDOWS = [
+    (8, 4, 8, [(8, 8)] * 4),
+    ((8, 8), 4, 8, [(8, 8)] * 4),
+    ([8, 8, 8, 8], 4, 8, [(8, 8)] * 4),
+    ([8], 1, 8, [(8, 8)]),
+    ((4, 8), 4, [4, 8], [(4, 8)] * 4),
+    ([(4, 8)] * 4, 4, [4, 8], [(4, 8)] * 4),
+    ((8, 8, 8, 4), 4, [8, 8, 8, 4], [(8, 8), (8, 8), (8, 8), (4, 4)]),
+    ([8, (4, 8), [2, 2], 4], 4, [8, [4, 8], 2, 4], [(8, 8), (4, 8), (2, 2), (4, 4)]),
+    ([4, 8], 2, [4, 8], [(4, 8)] * 2),
+    ([[4, 4], [8, 8]], 2, [[4, 4], [8, 8]], [(4, 4), (8, 8)]),
+    ([4, [8, 8]], 2, [[4, 4], [8, 8]], [(4, 4), (8, 8)]),
+    ([4, [8, 2]], 2, [[4, 4], [8, 2]], [(4, 4), (8, 2)]),
+]
+
+
+@pytest.mark.parametrize(("given", "num_stages", "kept", "windows"), WINDOWS, ids=str)
+def test_forms_of_windows(given: Any, num_stages: int, kept: Any, windows: list[tuple[int, int]]) -> None:
+    """One for all stages or one for each; kept in the shortest form, two integers always a pair."""
+    stages = {"depths": [2] * num_stages, "num_heads": [3] * num_stages}
+    config = Swinv2Config(image_size=512, window_size=given, **stages)
+    assert config.window_size == kept
+    assert list(config.stage_windows) == windows
+    assert [stage.window for stage in config.stages()] == windows
+    read = Swinv2Config.from_dict(Swinv2Config(image_size=512, **stages).to_dict(), window_size=given)
+    assert read.window_size == kept
+    assert Swinv2Config(**stages).resized(512, given).window_size == kept
+
+
+def test_stages_with_windows_of_their_own() -> None:
+    """Each is clipped to its map and shifted by half, axis by axis."""
+    stages = Swinv2Config(image_size=(128, 256), window_size=[(4, 16), (16, 5), (8, 4), 8]).stages()
+    assert [stage.grid for stage in stages] == [(32, 64), (16, 32), (8, 16), (4, 8)]
+    assert [stage.window for stage in stages] == [(4, 16), (16, 5), (8, 4), (4, 8)]
+    assert [stage.shift for stage in stages] == [(2, 8), (0, 2), (0, 2), (0, 0)]
+
+
+def test_a_window_of_another_form_keeps_what_was_learned() -> None:
+    """Stages whose window changes on an axis remember the old one, on both."""
+    config = Swinv2Config(image_size=256, window_size=8)
+    wide = config.resized(256, (8, 16))
+    assert wide.pretrained_window_sizes == [8, 8, 8, 0]
+    by_stage = wide.resized(256, [16, 16, (4, 8), 8])
+    assert by_stage.pretrained_window_sizes == [8, 8, 8, 0]
+    assert config.resized(256, [8, 8, 16, 8]).pretrained_window_sizes == [0, 0, 8, 0]
+    learned = Swinv2Config(image_size=256, window_size=[(4, 8), 8, 8, 8]).resized(256, 16)
+    assert learned.pretrained_window_sizes == [[4, 8], 8, 8, 0]
+    assert by_stage.resized(256, (8, 16), stretch=True).pretrained_window_sizes == [0, 0, 0, 0]
+
+
+def test_transformers_refuses_windows_that_it_does_not_have(tmp_path: Path) -> None:
+    """A file with windows of another form is refused there by the field's name, never read as something else."""
+    for window in ([4, 8], [8, 8, 8, 4]):
+        Swinv2Config(window_size=window).save_pretrained(tmp_path)
+        with pytest.raises(StrictDataclassFieldValidationError, match="Field 'window_size' expected int"):
+            TransformersConfig.from_pretrained(tmp_path)
+    Swinv2Config(window_size=[[8, 8]] * 4).save_pretrained(tmp_path)
+    assert TransformersConfig.from_pretrained(tmp_path).window_size == 8
 
 
 def test_stages_of_a_rectangular_image() -> None:

@@ -738,6 +738,30 @@ class TestSetImageSize:
             fields = {"image_size": (32, 128), "window_size": 8, "pretrained_window_sizes": [0, 8, 4]}
             assert torch.equal(model(images).logits, self.logits_of_a_new_model(model, images, **fields))
 
+    @pytest.mark.parametrize(
+        ("given", "windows", "shifts"),
+        [
+            ((4, 8), [(4, 8)] * 3, [(2, 4), (2, 4), (0, 0)]),
+            ([(4, 16), 8, 2], [(4, 16), (8, 8), (2, 2)], [(2, 8), (0, 4), (1, 1)]),
+        ],
+    )
+    def test_windows_of_other_forms(self, tmp_path: Any, given: Any, windows: Any, shifts: Any) -> None:
+        """Rectangular ones, and one for each stage: for a built model, for a new one and at loading."""
+        model = build(depths=[2, 2, 2], num_heads=[1, 2, 4], window_size=8)
+        model.save_pretrained(tmp_path)
+        model.set_image_size((64, 128), window_size=given)
+        geometries = [stage.blocks[1].attention.self.geometry for stage in encoder(model).layers]
+        assert [geometry.window for geometry in geometries] == windows
+        assert [geometry.shift for geometry in geometries] == shifts
+        images = peers.images((64, 128))
+        fields: dict[str, Any] = {"image_size": (64, 128), "window_size": given}
+        loaded = Swinv2ForImageClassification.from_pretrained(tmp_path, **fields).eval()
+        assert loaded.config.pretrained_window_sizes == model.config.pretrained_window_sizes
+        fields["pretrained_window_sizes"] = model.config.pretrained_window_sizes
+        with torch.no_grad():
+            assert torch.equal(model(images).logits, loaded(images).logits)
+            assert torch.equal(model(images).logits, self.logits_of_a_new_model(model, images, **fields))
+
     def test_there_and_back(self) -> None:
         """Returning to the first size returns to the first answers."""
         model = build(window_size=8)

@@ -252,6 +252,25 @@ TIMM_CASES = [
     # Windows and shifts are clipped on each axis for itself: window (4, 8) in the last stage, shift (0, 4) before.
     pytest.param("swinv2_tiny_window8_256", {**NARROW_TIMM, "img_size": (128, 256)}, None, id="wide"),
     pytest.param("swinv2_tiny_window8_256", {**NARROW_TIMM, "img_size": (256, 64)}, None, id="tall"),
+    # A rectangular window for all stages, clipped in the last; and the windows in which they learned.
+    pytest.param(
+        "swinv2_tiny_window8_256",
+        {
+            **NARROW_TIMM,
+            "img_size": (64, 128),
+            "window_size": (4, 8),
+            "pretrained_window_sizes": ((6, 4), 5, 0, (3, 2)),
+        },
+        None,
+        id="window-4x8",
+    ),
+    # A window for each stage.
+    pytest.param(
+        "swinv2_tiny_window8_256",
+        {**NARROW_TIMM, "img_size": (64, 128), "window_size": ((8, 4), (4, 16), 4, 2)},
+        None,
+        id="window-by-stage",
+    ),
     # Another size than the configured one, where no map needs filling up: timm would shift first and pad then.
     pytest.param("swinv2_tiny_window8_256", {**NARROW_TIMM, "dynamic_img_size": True}, (512, 256), id="other-size"),
 ]
@@ -267,8 +286,8 @@ def test_timm(name: str, arguments: dict[str, Any], other_size: tuple[int, int] 
         "embed_dim": theirs.embed_dim,
         "depths": arguments["depths"],
         "num_heads": [stage.blocks[0].num_heads for stage in theirs.layers],
-        "window_size": theirs.layers[0].blocks[0].window_size[1],
-        "pretrained_window_sizes": [stage.blocks[0].attn.pretrained_window_size[0] for stage in theirs.layers],
+        "window_size": arguments.get("window_size", theirs.layers[0].blocks[0].window_size[1]),
+        "pretrained_window_sizes": [stage.blocks[0].attn.pretrained_window_size for stage in theirs.layers],
         "num_labels": 10,
     }
     images = peers.images(other_size or size)
@@ -285,12 +304,15 @@ def test_timm(name: str, arguments: dict[str, Any], other_size: tuple[int, int] 
         check_feature_maps(ours, images, maps)
 
 
-@pytest.mark.parametrize("size", [(256, 256), (224, 224)])
-def test_torchvision(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "image_size", "window"),
+    [((256, 256), 256, (8, 8)), ((224, 224), 256, (8, 8)), ((64, 192), (64, 192), (2, 6))],
+)
+def test_torchvision(size: tuple[int, int], image_size: int | tuple[int, int], window: tuple[int, int]) -> None:
     """Logits and gradients are torchvision's, at the sizes where its windows are those of the other libraries."""
     depths = [1, 2, 2, 1]
     theirs = peers.torchvision_model(
-        embed_dim=96, depths=depths, num_heads=[3, 6, 12, 24], window_size=[8, 8], num_classes=10
+        embed_dim=96, depths=depths, num_heads=[3, 6, 12, 24], window_size=list(window), num_classes=10
     )
     images = peers.images(size)
     expected = theirs(images)
@@ -299,7 +321,11 @@ def test_torchvision(size: tuple[int, int]) -> None:
     expected_gradients = peers.from_torchvision(peers.gradients(theirs))
     for form in FORMS:
         config = swinv2.Swinv2Config(
-            **{**TINY, "depths": depths}, image_size=256, window_size=8, num_labels=10, attn_implementation=form
+            **{**TINY, "depths": depths},
+            image_size=image_size,
+            window_size=window,
+            num_labels=10,
+            attn_implementation=form,
         )
         ours = swinv2.Swinv2ForImageClassification(config).eval()
         ours.load_state_dict(tensors)

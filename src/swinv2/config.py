@@ -7,7 +7,7 @@ integers. This module knows no tensor, no layer and no checkpoint name.
 
 import copy
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -22,6 +22,9 @@ logger = logging.get_logger(__name__)
 
 Pair = tuple[int, int]
 """Two lengths, height first."""
+
+Windows = int | Sequence[int | Sequence[int]]
+"""Windows in tokens as users give them, one for all stages or one for each: see `as_windows`."""
 
 # What transformers passes to any configuration, has stored in it, or stored in it once, beside the fields of
 # PreTrainedConfig; and `path_norm`, which the published Swin V2 configurations carry and no code ever read.
@@ -147,6 +150,57 @@ def as_pair(name: str, value: Any, smallest: int = 1) -> Pair:
     raise ValueError(f"{name} is {value!r}; expected an integer or a pair (height, width).")
 
 
+def as_windows(name: str, value: Any, num_stages: int) -> tuple[Pair, ...]:
+    """Reads the windows of all stages.
+
+    Args:
+        name: The field's name, for the message.
+        value: In tokens: one window for all stages, an integer or a pair (height, width); or a list with such a window
+            for each stage. Two integers are always a pair, in a network of two stages too.
+        num_stages: Number of stages.
+
+    Raises:
+        ValueError: `value` is neither.
+
+    Source:
+        timm's `resolve_stage_window_sizes`, which takes two integers for a pair too.
+
+    Example:
+
+        >>> as_windows("window_size", [4, 8], 2)
+        ((4, 8), (4, 8))
+        >>> as_windows("window_size", [4, [8, 8]], 2)
+        ((4, 4), (8, 8))
+    """
+    is_list = isinstance(value, (list, tuple))
+    if _is_int(value) or (is_list and len(value) == 2 and not any(isinstance(one, (list, tuple)) for one in value)):
+        return (as_pair(name, value),) * num_stages
+    if is_list and len(value) == num_stages:
+        return tuple(as_pair(f"{name}[{index}]", one) for index, one in enumerate(value))
+    raise ValueError(
+        f"{name} is {value!r}; expected an integer or a pair (height, width) for all stages, or a list of such "
+        f"windows, one for each of the {num_stages} stages."
+    )
+
+
+def plain_windows(windows: Sequence[Pair]) -> int | list[Any]:
+    """Windows in the shortest form that `as_windows` reads: an integer where all stages have one square window.
+
+    Args:
+        windows: Size (height, width) in tokens of each stage's window.
+
+    Example:
+
+        >>> plain_windows([(8, 8), (8, 8)]), plain_windows([(4, 8), (4, 8)]), plain_windows([(16, 16), (8, 8)])
+        (8, [4, 8], [[16, 16], [8, 8]])
+    """
+    shortest = [height if height == width else [height, width] for height, width in windows]
+    if len(set(windows)) == 1:
+        return shortest[0]
+    # Two integers would be read as a pair.
+    return [list(window) for window in windows] if len(windows) == 2 else shortest
+
+
 class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of a Swin Transformer V2: transformers' fields and defaults, checked.
 
@@ -161,9 +215,11 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         embed_dim: Channels C of the first stage; each later stage has twice as many.
         depths: Number of blocks of each stage; as many stages as you like.
         num_heads: Attention heads of each stage.
-        window_size: Side of the attention windows in tokens. Clipped, axis by axis, to a stage's map.
+        window_size: Attention windows in tokens: one length, or (height, width); or a list with one of these for each
+            stage. Two integers are always a pair; for two stages write [[16, 16], [8, 8]]. Clipped, axis by axis, to a
+            stage's map. Kept in the shortest form: an integer where one says it all.
         pretrained_window_sizes: For each stage, the window in which its position bias was learned (an integer or a
-            pair), or 0 for `window_size`. Set it to change the window by extrapolating the bias field.
+            pair), or 0 for that of `window_size`. Set it to change the window by extrapolating the bias field.
         mlp_ratio: Hidden features of the MLP over its input features.
         qkv_bias: Whether queries and values have a learned bias (keys never have one).
         hidden_dropout_prob: Dropout after the patch embedding and after the MLP.
@@ -190,6 +246,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         num_layers: Number of stages.
         hidden_size: Channels of the last stage.
         stage_names: "stem", "stage1", ..., "stageN".
+        stage_windows: For each stage, `window_size` as a pair, not clipped.
 
     Raises:
         ValueError: A field is impossible or unknown; the message names it and says what was expected.
@@ -203,6 +260,9 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         >>> config = Swinv2Config(image_size=256, window_size=8)
         >>> [stage.window for stage in config.stages()]
         [(8, 8), (8, 8), (8, 8), (8, 8)]
+        >>> config = Swinv2Config(image_size=(128, 256), window_size=[(8, 16), (8, 16), 8, 4])
+        >>> [stage.window for stage in config.stages()]
+        [(8, 16), (8, 16), (8, 8), (4, 4)]
         >>> Swinv2Config(windows_size=8)
         Traceback (most recent call last):
         ValueError: Swinv2Config has no field 'windows_size'; did you mean 'window_size'?
@@ -217,7 +277,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     embed_dim: int = 96
     depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
     num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
-    window_size: int = 7
+    window_size: int | list[Any] | tuple[Any, ...] = 7
     pretrained_window_sizes: list[Any] | tuple[Any, ...] = (0, 0, 0, 0)
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
@@ -249,6 +309,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         # The default, four zeros, stands for a zero in each stage; transformers writes it whatever their number is.
         self.pretrained_window_sizes = list(sizes) if any(sizes) else [0] * len(self.depths)
         self._check()
+        self.window_size = plain_windows(self.stage_windows)
         for name in ("num_layers", "hidden_size", "stage_names"):
             given = kwargs.pop(name, None)
             if given is not None and given != getattr(self, name):
@@ -280,6 +341,8 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         stored_fields = dict(own)  # what follows changes the dictionary
         built = super().from_dict(own, **kwargs)
         config = built[0] if isinstance(built, tuple) else built
+        if "window_size" in kwargs:
+            config.window_size = plain_windows(config.stage_windows)
         is_resized = kwargs.keys() & {"image_size", "window_size"} and not kwargs.keys() & _OTHER_WEIGHTS
         if is_resized and "pretrained_window_sizes" not in kwargs:
             config._keep_learned_windows(cls(**stored_fields))
@@ -299,7 +362,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             logger.warning(f"{cls.__name__} keeps these unknown keys of the file, without effect: {sorted(extra)}")
         return built
 
-    def resized(self, image_size: Any, window_size: int | None = None, stretch: bool = False) -> "Swinv2Config":
+    def resized(self, image_size: Any, window_size: Windows | None = None, stretch: bool = False) -> "Swinv2Config":
         """The same network for another image size, and another window if one is given.
 
         Where a stage's window changes, the window in which its position bias was learned is kept in
@@ -307,7 +370,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
 
         Args:
             image_size: In pixels, one length or (height, width).
-            window_size: In tokens; None keeps the present one.
+            window_size: In tokens, in any form of the field; None keeps the present one.
             stretch: Stretch the learned bias field over the new window instead.
 
         Raises:
@@ -318,7 +381,8 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         """
         other = copy.deepcopy(self)
         other.image_size = image_size
-        other.window_size = self.window_size if window_size is None else window_size
+        if window_size is not None:
+            other.window_size = plain_windows(as_windows("window_size", window_size, len(self.depths)))
         if stretch:
             other.pretrained_window_sizes = [0] * len(self.depths)
             other.stages()  # refuses what is impossible
@@ -364,6 +428,11 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         return ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
 
     @property
+    def stage_windows(self) -> tuple[Pair, ...]:
+        """Size (height, width) in tokens of each stage's windows, before its map clips them."""
+        return as_windows("window_size", self.window_size, len(self.depths))
+
+    @property
     def patch_grid(self) -> Pair:
         """Size (height, width) in tokens of the first map for an image of the configured size."""
         height, width = as_pair("image_size", self.image_size)
@@ -388,13 +457,14 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         self._check()
         num_blocks = sum(self.depths)
         rates = [self.drop_path_rate * block / max(num_blocks - 1, 1) for block in range(num_blocks)]
+        windows = self.stage_windows
         specs = []
         for index, depth in enumerate(self.depths):
             grid_height, grid_width = (max(1, length >> index) for length in self.patch_grid)
-            window = (min(grid_height, self.window_size), min(grid_width, self.window_size))
+            window = (min(grid_height, windows[index][0]), min(grid_width, windows[index][1]))
             shift = (
-                0 if grid_height <= window[0] else self.window_size // 2,
-                0 if grid_width <= window[1] else self.window_size // 2,
+                0 if grid_height <= window[0] else window[0] // 2,
+                0 if grid_width <= window[1] else window[1] // 2,
             )
             first = sum(self.depths[:index])
             period = self.extra_norm_period
@@ -427,7 +497,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
                 f"image_size {self.image_size} is smaller than patch_size {self.patch_size}; an image must hold at "
                 "least one patch."
             )
-        for name in ("num_channels", "embed_dim", "window_size"):
+        for name in ("num_channels", "embed_dim"):
             _length(name, getattr(self, name))
         as_pair("encoder_stride", self.encoder_stride)
         _length("extra_norm_period", self.extra_norm_period, 0)
@@ -444,6 +514,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             )
         if not self.depths:
             raise ValueError("depths is empty; expected the number of blocks of at least one stage.")
+        as_windows("window_size", self.window_size, len(self.depths))
         for name in ("num_heads", "pretrained_window_sizes"):
             if len(getattr(self, name)) != len(self.depths):
                 raise ValueError(

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
-from swinv2.config import Swinv2Config
+from swinv2.config import Swinv2Config, Windows
 from swinv2.layers.attention import CosineWindowAttention
 from swinv2.layers.block import PostNorm, SwinTransformerBlock
 from swinv2.layers.patches import Embeddings, PatchEmbeddings, resample_positions
@@ -115,7 +115,7 @@ class Swinv2PreTrainedModel(PreTrainedModel):
             block._gradient_checkpointing_func = gradient_checkpointing_func
 
     def set_image_size(
-        self, image_size: int | tuple[int, int], window_size: int | None = None, stretch: bool = False
+        self, image_size: int | tuple[int, int], window_size: Windows | None = None, stretch: bool = False
     ) -> None:
         """Plans the windows for another image size, and another window if one is given.
 
@@ -125,7 +125,8 @@ class Swinv2PreTrainedModel(PreTrainedModel):
 
         Args:
             image_size: New image size in pixels, one length or (height, width).
-            window_size: New window in tokens; None keeps the present one.
+            window_size: New window in tokens, one for all stages or one for each, as in the configuration; None keeps
+                the present one.
             stretch: Stretch the learned bias field over the new window instead of extrapolating it.
 
         Raises:
