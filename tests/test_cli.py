@@ -161,6 +161,8 @@ def test_classify_in_low_precision(model: Path, images: Path, precision: str) ->
         (["info", "tiny", "--batch-size", "2"], "no effect without --memory"),
         (["info", "tiny", "--image-size", "wide"], "pixels such as 256"),
         (["info", "MODEL", "--image-size", "0"], "--image-size"),
+        (["info", "tiny", "--window-size", "0"], "--window-size is '0'; expected tokens such as 8"),
+        (["info", "tiny", "--window-size", "8,8,4"], "one for each of the 4 stages"),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence(
@@ -223,6 +225,13 @@ def test_info_at_another_size(model: Path) -> None:
         *(((16, 16), (8, 8)), ((16, 12), (8, 8)))
     }
     assert "memory_mib" not in described
+    described = json.loads(swinv2_command("info", "tiny", "--window-size", "4x16,8x4,8,4", "--json").stdout)
+    assert [(stage["window"], stage["shift"]) for stage in described["stages"]] == [
+        ([4, 16], [2, 8]),
+        ([8, 4], [4, 2]),
+        ([8, 8], [4, 4]),
+        ([4, 4], [2, 2]),
+    ]
     result = swinv2_command("info", model, "--memory", "--batch-size", "2", "--world-size", "4")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "2 images on each process, shared by 4 processes" in result.stdout

@@ -256,7 +256,7 @@ def config_of(name: str) -> Swinv2Config:
             config = config_of(made_by(settings.model))
         model = Swinv2ForImageClassification(config)
     size = settings.image_size or [config.image_size]
-    model.set_image_size(size[0], settings.window_size, settings.stretch_bias)
+    model.set_image_size(size[0], settings.windows, settings.stretch_bias)
     return model.config
 
 

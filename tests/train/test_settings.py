@@ -81,8 +81,20 @@ class TestRecipes:
         assert settings.lr_scheduler_kwargs == {"num_cycles": 2}
 
     @pytest.mark.parametrize(
+        ("text", "windows"),
+        [("24", 24), ("8x16", (8, 16)), ("16,16,16,8", [(16, 16), (16, 16), (16, 16), (8, 8)]), ("null", None)],
+    )
+    def test_windows(self, needed: dict[str, Any], text: str, windows: Any) -> None:
+        """A recipe says them as a flag does."""
+        settings = parse(needed, recipe=f"window_size: {text}\n")
+        assert settings.windows == windows
+        assert json.loads(json.dumps(settings.given)) == settings.given
+        assert windows is None or parse(needed, "--window_size", text).windows == windows
+
+    @pytest.mark.parametrize(
         ("recipe", "sentence"),
         [
+            ("window_size: wide", "--window_size is 'wide'; expected tokens such as 8"),
             ("wieght_decay: 0.1", r"has a setting 'wieght_decay' that there is not; did you mean 'weight_decay'\?"),
             ("qqqq: 0.1", r"has a setting 'qqqq' that there is not\."),
             ("given: {}", "has a setting 'given'"),

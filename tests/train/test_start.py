@@ -158,6 +158,8 @@ class TestLoaded:
             ({"image_size": [64], "window_size": 8, "stretch_bias": True}, (8, 8), [0, 0]),
             ({"image_size": [64, 48]}, (4, 4), [0, 0]),
             ({"window_size": 8}, (8, 8), [4, 4]),
+            ({"image_size": [32, 64], "window_size": "4x8"}, (4, 8), [4, 4]),
+            ({"window_size": "4,4"}, (4, 4), [0, 0]),
             ({}, (4, 4), [0, 0]),
         ],
         ids=str,
@@ -199,6 +201,7 @@ class TestLoaded:
             ({"model_fields": {"embed_dim": 16}}, "no fitting weights for .* do not belong together"),
             ({"image_size": [1]}, "--image_size or --window_size is impossible: image_size 1 is smaller"),
             ({"window_size": 0}, "impossible: window_size is 0"),
+            ({"window_size": "8,8,4"}, "impossible: window_size is .* one for each of the 2 stages"),
             ({"model": "no/such folder"}, "there is no folder"),
         ],
     )

@@ -14,7 +14,10 @@ from swinv2.cli.running import sentences
 from swinv2.errors import UsageError
 from swinv2.predict import report
 from swinv2.predict.describe import build_on_meta, describe
+from swinv2.sizes import read_learned_windows, read_size, read_windows
 from swinv2.zoo import SIZES
+
+_WINDOWS = "8, 8x16 (height first), or one for each stage: 16,16,16,8"
 
 
 def info(
@@ -25,7 +28,9 @@ def info(
     image_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Describe it for this size: 384, or 384x256 (height first).")
     ] = None,
-    window_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="And for these windows.")] = None,
+    window_size: Annotated[
+        str | None, typer.Option(metavar="WINDOW", help=f"And for these windows: {_WINDOWS}.")
+    ] = None,
     memory: Annotated[bool, typer.Option("--memory", help="Also what training takes on each process.")] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Images, for it.")] = 1,
     world_size: Annotated[
@@ -42,9 +47,10 @@ def info(
     with sentences():
         if not memory and (batch_size, world_size) != (1, 1):
             raise UsageError("--batch-size and --world-size have no effect without --memory; leave them out.")
-        size = _read_size(image_size, "--image-size")
-        description = describe(model, size, window_size)
-        ways = ways_to_train(build_on_meta(model, size, window_size), batch_size, world_size) if memory else []
+        size = read_size(image_size, "--image-size")
+        windows = read_windows(window_size, "--window-size")
+        description = describe(model, size, windows)
+        ways = ways_to_train(build_on_meta(model, size, windows), batch_size, world_size) if memory else []
     if as_json:
         typer.echo(json.dumps(asdict(description) | ({"memory_mib": ways} if memory else {}), indent=2))
         return
@@ -64,13 +70,14 @@ def convert(
         str | None, typer.Option(metavar="SIZE", help="Plan the windows for this size: 384, or 384x256 (height first).")
     ] = None,
     window_size: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Plan these windows; the position bias is extrapolated.")
+        str | None,
+        typer.Option(metavar="WINDOW", help=f"Plan these windows, the position bias extrapolated: {_WINDOWS}."),
     ] = None,
     trained_image_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Size it was trained with, where nothing else tells.")
     ] = None,
     trained_window_size: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Window it was trained with, where nothing else tells.")
+        str | None, typer.Option(metavar="WINDOW", help="Windows it was trained with, where nothing else tells.")
     ] = None,
     pretrained_window_sizes: Annotated[
         str | None,
@@ -95,11 +102,11 @@ def convert(
             source,
             None if dry_run else output,
             form,
-            _read_size(image_size, "--image-size"),
-            window_size,
-            trained_image_size=_read_size(trained_image_size, "--trained-image-size"),
-            trained_window_size=trained_window_size,
-            pretrained_window_sizes=_read_windows(pretrained_window_sizes),
+            read_size(image_size, "--image-size"),
+            read_windows(window_size, "--window-size"),
+            trained_image_size=read_size(trained_image_size, "--trained-image-size"),
+            trained_window_size=read_windows(trained_window_size, "--trained-window-size"),
+            pretrained_window_sizes=read_learned_windows(pretrained_window_sizes, "--pretrained-window-sizes"),
         )
     if as_json:
         typer.echo(json.dumps(asdict(account), indent=2))
@@ -109,21 +116,3 @@ def convert(
         f"written: {report.shown(output)}" if output is not None and not dry_run else "nothing was written (--dry-run)"
     )
     report.message_console().print(done)
-
-
-def _read_size(text: str | None, option: str) -> int | tuple[int, int] | None:
-    if text is None:
-        return None
-    lengths = text.lower().split("x")
-    if len(lengths) > 2 or not all(length.isascii() and length.isdigit() and int(length) for length in lengths):
-        raise UsageError(f"{option} is {text!r}; expected pixels such as 256, or height x width such as 384x256.")
-    return int(lengths[0]) if len(lengths) == 1 else (int(lengths[0]), int(lengths[1]))
-
-
-def _read_windows(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    lengths = text.split(",")
-    if not all(length.strip().isascii() and length.strip().isdigit() for length in lengths):
-        raise UsageError(f"--pretrained-window-sizes is {text!r}; expected a number for each stage: 12,12,12,6.")
-    return [int(length) for length in lengths]

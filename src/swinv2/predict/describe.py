@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from swinv2.config import Pair, Swinv2Config, as_pair
+from swinv2.config import Pair, Swinv2Config, Windows, as_pair
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.layers.stage import Encoder
@@ -74,14 +74,14 @@ class Description:
     stages: list[StageDescription]
 
 
-def describe(name: str, image_size: int | Pair | None = None, window_size: int | None = None) -> Description:
+def describe(name: str, image_size: int | Pair | None = None, window_size: Windows | None = None) -> Description:
     """Describes a model.
 
     Args:
         name: A size ("tiny" ... "giant-3b"), a folder, or a name on the hub. The published checkpoints and the sizes
             need no network.
         image_size: Describe it for this size in pixels, one length or (height, width); None for its own.
-        window_size: And for this window in tokens; None for its own.
+        window_size: And for this window in tokens, one for all stages or one for each; None for its own.
 
     Raises:
         UsageError: It is none of these, or the size or the window is impossible.
@@ -111,7 +111,7 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: int |
 
 
 def build_on_meta(
-    name: str, image_size: int | Pair | None = None, window_size: int | None = None
+    name: str, image_size: int | Pair | None = None, window_size: Windows | None = None
 ) -> Swinv2PreTrainedModel:
     """The model that `describe` describes, without memory for its weights; arguments and errors are the same."""
     return _build(name, _find(name), image_size, window_size)
@@ -155,7 +155,9 @@ def _find(name: str) -> _Found:
     )
 
 
-def _build(name: str, found: _Found, image_size: int | Pair | None, window_size: int | None) -> Swinv2PreTrainedModel:
+def _build(
+    name: str, found: _Found, image_size: int | Pair | None, window_size: Windows | None
+) -> Swinv2PreTrainedModel:
     config = found.config
     if image_size is not None or window_size is not None:
         try:

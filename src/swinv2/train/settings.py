@@ -16,7 +16,9 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from swinv2.config import Windows
 from swinv2.errors import UsageError
+from swinv2.sizes import read_windows
 from swinv2.train.augment import IMAGENET_MEAN, IMAGENET_STD
 from swinv2.train.schedule import MULTISTEP, SHAPES, make_schedule
 
@@ -79,7 +81,9 @@ class RunSettings(TrainingArguments):
     image_size: list[int] = _option(
         [], "Image size in pixels, one length or height and width; the model's unless given."
     )
-    window_size: int | None = _option(None, "Window in tokens; the model's unless given.")
+    window_size: int | str | None = _option(
+        None, "Windows in tokens: 8, 8x16 (height first), or one for each stage: 16,16,16,8; the model's unless given."
+    )
     stretch_bias: bool = _option(False, "Stretch the position bias over a changed window instead of extrapolating it.")
     drop_path_rate: float | None = _option(None, "Stochastic depth of the last block; the model's unless given.")
     frozen_stages: int = _option(0, "First stages that do not learn: 1 the patches, 2 the first stage too ...")
@@ -121,6 +125,9 @@ class RunSettings(TrainingArguments):
             raise UsageError("--train_fraction needs all labels first; leave out --streaming.")
         if len(self.image_size) > 2:
             raise UsageError(f"--image_size is {self.image_size}; expected one length, or height and width.")
+        # Flags are read as text; what is no window is refused here.
+        if isinstance(windows := self.windows, int):
+            self.window_size = windows
         if self.schedule is None:
             for name in ("warmup_learning_rate", "min_learning_rate", "milestones"):
                 if getattr(self, name):
@@ -185,6 +192,13 @@ class RunSettings(TrainingArguments):
             for item in fields(cls)
             if item.init
         }
+
+    @property
+    def windows(self) -> Windows | None:
+        """What `window_size` says: one window for all stages, or one for each."""
+        if isinstance(self.window_size, int):
+            return self.window_size
+        return read_windows(self.window_size, "--window_size")
 
     @property
     def whole_batch(self) -> int:

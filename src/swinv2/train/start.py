@@ -115,7 +115,7 @@ def _new_config(settings: RunSettings, fields: dict[str, Any]) -> Swinv2Config:
         size = _size(settings)
         fields = fields | {"image_size": size if isinstance(size, int) else list(size or ())}
     if settings.window_size is not None:
-        fields = fields | {"window_size": settings.window_size}
+        fields = fields | {"window_size": settings.windows}
     if settings.stretch_bias:
         raise UsageError("--stretch_bias has no effect on a new model: its position bias has not been learned yet.")
     try:
@@ -148,7 +148,7 @@ def _start(kind: type[Model], settings: RunSettings, fields: dict[str, Any], may
     if settings.image_size or settings.window_size is not None:
         size: Any = _size(settings) or model.config.image_size
         try:
-            model.set_image_size(size, settings.window_size, settings.stretch_bias)
+            model.set_image_size(size, settings.windows, settings.stretch_bias)
         except ValueError as error:
             raise UsageError(f"--image_size or --window_size is impossible: {error}") from error
     return model
