@@ -30,7 +30,7 @@ class Sizes:
     depths: tuple[int, ...]
     num_heads: tuple[int, ...]
     image_size: int
-    window_size: int
+    window_size: int | tuple[int, ...]
     pretrained: tuple[int, ...]
     num_labels: int
 
@@ -38,18 +38,23 @@ class Sizes:
         return self.image_size // 4 >> stage
 
     def window(self, stage: int) -> int:
-        return min(self.window_size, self.grid(stage))
+        configured = self.window_size if isinstance(self.window_size, int) else self.window_size[stage]
+        return min(configured, self.grid(stage))
 
 
-def small_sizes(image_size: int = 64, window_size: int = 4, pretrained: tuple[int, ...] = (0, 0)) -> Sizes:
+def small_sizes(
+    image_size: int = 64, window_size: int | tuple[int, ...] = 4, pretrained: tuple[int, ...] = (0, 0)
+) -> Sizes:
     return Sizes(**SMALL, image_size=image_size, window_size=window_size, pretrained=pretrained, num_labels=5)
 
 
 def timm_network(sizes: Sizes) -> nn.Module:
+    windows = sizes.window_size
     return peers.timm_model(
         "swinv2_tiny_window8_256",
         img_size=sizes.image_size,
-        window_size=sizes.window_size,
+        # Two integers would be the height and the width of one window.
+        window_size=windows if isinstance(windows, int) else [(side, side) for side in windows],
         pretrained_window_sizes=sizes.pretrained,
         embed_dim=sizes.embed_dim,
         depths=sizes.depths,
@@ -124,7 +129,7 @@ def _table(shape: str, sizes: Sizes, stage: int, block: int) -> Tensor | None:
         return coordinates(window, sizes.pretrained[stage])
     if shape == "[pairs]":
         return pairs(window)
-    shift = sizes.window_size // 2 if block % 2 and grid > window else 0
+    shift = window // 2 if block % 2 and grid > window else 0
     return regions(grid, window, shift) if shift else None
 
 

@@ -183,6 +183,11 @@ def as_windows(name: str, value: Any, num_stages: int) -> tuple[Pair, ...]:
     )
 
 
+def plain_pair(lengths: Pair) -> int | list[int]:
+    """The shortest form that `as_pair` reads: an integer where height and width are one."""
+    return lengths[0] if lengths[0] == lengths[1] else list(lengths)
+
+
 def plain_windows(windows: Sequence[Pair]) -> int | list[Any]:
     """Windows in the shortest form that `as_windows` reads: an integer where all stages have one square window.
 
@@ -194,11 +199,10 @@ def plain_windows(windows: Sequence[Pair]) -> int | list[Any]:
         >>> plain_windows([(8, 8), (8, 8)]), plain_windows([(4, 8), (4, 8)]), plain_windows([(16, 16), (8, 8)])
         (8, [4, 8], [[16, 16], [8, 8]])
     """
-    shortest = [height if height == width else [height, width] for height, width in windows]
     if len(set(windows)) == 1:
-        return shortest[0]
+        return plain_pair(windows[0])
     # Two integers would be read as a pair.
-    return [list(window) for window in windows] if len(windows) == 2 else shortest
+    return [list(window) if len(windows) == 2 else plain_pair(window) for window in windows]
 
 
 class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
@@ -396,8 +400,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         for old, new in zip(before.stages(), self.stages(), strict=True):
             unchanged = new.window == old.window and not any(old.pretrained_window)
             kept.append((0, 0) if unchanged else old.learned_window)
-        sizes = [pair[0] if pair[0] == pair[1] else list(pair) for pair in kept]
-        self.pretrained_window_sizes = sizes
+        self.pretrained_window_sizes = [plain_pair(pair) for pair in kept]
 
     @classmethod
     def _known_fields(cls) -> frozenset[str]:

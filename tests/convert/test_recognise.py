@@ -93,6 +93,8 @@ def test_the_tables_are_believed_more_than_the_name(tmp_path: Path) -> None:
         ({"trained_image_size": 128}, "the mask in the file is of 16 windows in stage 1"),
         ({"pretrained_window_sizes": [6, 6]}, "learned in windows of 3 x 3 in stage 1"),
         ({"pretrained_window_sizes": [6]}, "expected one for each of the 2 stages"),
+        ({"trained_window_size": [4, 4, 4]}, r"trained_window_size is \[4, 4, 4\]; .* one for each of the 2 stages"),
+        ({"trained_window_size": (4, 8)}, "tables in the file are of windows of 4 x 4 in stage 1"),
         ({"trained_image_size": 0}, "trained_image_size"),
     ],
 )
@@ -109,15 +111,6 @@ def test_what_is_given_must_agree_with_the_configuration(tmp_path: Path) -> None
     convert(str(tmp_path / "model"), None, trained_window_size=4, trained_image_size=64)
     with pytest.raises(UsageError, match=r"says what it was trained with .*--image-size and --window-size change"):
         convert(str(tmp_path / "model"), None, trained_window_size=8)
-
-
-def test_rectangular_windows_are_refused(tmp_path: Path) -> None:
-    network = foreign.peers.torchvision_model(
-        embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=[4, 8], num_classes=5
-    )
-    source = saved(network.state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(UsageError, match="stage 1 has windows of 4 x 8 tokens"):
-        convert(source, None)
 
 
 def test_a_network_without_a_head(tmp_path: Path) -> None:
@@ -180,6 +173,14 @@ def test_extra_norms_are_counted(tmp_path: Path) -> None:
         ({"image_size": 40}, "microsoft", "does not fill maps up as this package does"),
         ({"pretrained_window_sizes": [3, 3]}, "torchvision", "knows no pre-training windows"),
         ({"window_size": 16}, "torchvision", "windows have one size in all stages"),
+        (
+            {"window_size": [[4, 4], [8, 8]]},
+            "torchvision",
+            "here 4 x 4 .stage 2: its map or window_size makes it 8 x 8",
+        ),
+        ({"window_size": (4, 8)}, "transformers", r"windows are square, and of one size .*window_size is \[4, 8\]"),
+        ({"window_size": [[8, 8], [4, 4]]}, "microsoft", "windows are square, and of one size in all stages"),
+        ({"window_size": (4, 8)}, "mmpretrain", "windows are square .stage 1: 4 x 8; stage 2: 4 x 8"),
         ({"qkv_bias": False}, "torchvision", "queries and values always have a bias"),
         ({"num_channels": 1}, "torchvision", "takes three channels"),
         ({"image_size": 8, "window_size": 2}, "microsoft", "in a window of one token"),
@@ -413,7 +414,11 @@ def test_timms_own_settings_are_kept(tmp_path: Path) -> None:
     assert (fields["size"], fields["resample"]) == ({"shortest_edge": 80}, 2)
     assert (fields["image_mean"], fields["image_std"]) == ([0.5] * 3, [0.25] * 3)
     assert swinv2.load(tmp_path / "out").config.id2label[4] == "e"
-    config["model_args"]["window_size"] = [4, 8]
+    config["model_args"]["pretrained_window_sizes"] = [0, [0, 4]]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="the windows of this package are square"):
+    with pytest.raises(UsageError, match="of which one is 0 on one axis only"):
+        convert(str(folder), None)
+    config["model_args"]["window_size"] = [4, 4, 8]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"is timm's, but window_size is \[4, 4, 8\]"):
         convert(str(folder), None)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swinv2.config import Pair, Swinv2Config, as_pair
+from swinv2.config import Pair, Swinv2Config, Windows, as_pair, as_windows, plain_windows
 from swinv2.convert.rules import Dialect
 from swinv2.convert.transformers import TRANSFORMERS
 from swinv2.errors import UsageError
@@ -46,13 +46,13 @@ class Known:
 
     Attributes:
         image_size: Image size (height, width) in pixels.
-        window_size: Window in tokens.
+        window_size: Windows in tokens, one for all stages or one for each.
         pretrained: For each stage, the window in which its position bias was learned; 0 for its own.
     """
 
     image_size: Pair | None = None
-    window_size: int | None = None
-    pretrained: tuple[int, ...] | None = None
+    window_size: Windows | None = None
+    pretrained: tuple[int | Pair, ...] | None = None
 
 
 def read_name(name: str, stages: int) -> Known:
@@ -132,19 +132,16 @@ def _read_timm(config: Mapping[str, Any], stages: int) -> Known:
     learned = arguments.get("pretrained_window_sizes", named.pretrained)
     try:
         image_size = None if size is None else as_pair("img_size", size)
-        sides = None if window is None else set(as_pair("window_size", window))
+        windows = None if window is None else plain_windows(as_windows("window_size", window, stages))
         pretrained = None if learned is None else tuple(as_pair("pretrained_window_sizes", one, 0) for one in learned)
     except (ValueError, TypeError) as error:
         raise UsageError(f"config.json beside the weights is timm's, but {error}") from error
-    if sides is not None and len(sides) > 1:
-        raise UsageError(f"config.json says windows of {window}; the windows of this package are square.")
-    if pretrained is not None and any(one[0] != one[1] for one in pretrained):
-        raise UsageError(f"config.json says pre-training windows of {learned}; expected square ones.")
-    return Known(
-        image_size,
-        None if sides is None else sides.pop(),
-        None if pretrained is None else tuple(one[0] for one in pretrained),
-    )
+    if any(0 in one and any(one) for one in pretrained or ()):
+        raise UsageError(
+            f"config.json says pre-training windows of {learned}, of which one is 0 on one axis only; timm takes only "
+            "the first number for a sign. Give the file of weights itself, and --pretrained-window-sizes."
+        )
+    return Known(image_size, windows, pretrained)
 
 
 def _refuse_arguments(arguments: Mapping[str, Any]) -> None:

@@ -52,17 +52,21 @@ def check_given(config: Swinv2Config, given: Known) -> None:
     Raises:
         UsageError: It is something else.
     """
-    said = Known(
-        as_pair("image_size", config.image_size),
-        config.window_size,
-        tuple(as_pair("pretrained_window_sizes", one, 0)[0] for one in config.pretrained_window_sizes),
-    )
-    for name in ("image_size", "window_size", "pretrained"):
-        if getattr(given, name) not in (None, getattr(said, name)):
+    claims = {
+        "image_size": (given.image_size, as_pair("image_size", config.image_size)),
+        "window_size": (given.window_size, config.window_size),
+        "pretrained_window_sizes": (_as_pairs(given.pretrained), _as_pairs(config.pretrained_window_sizes)),
+    }
+    for name, (claim, said) in claims.items():
+        if claim not in (None, said):
             raise UsageError(
-                f"the model has a config.json, which says what it was trained with ({name} {getattr(said, name)}); "
-                f"{getattr(given, name)} was given. Leave it out; --image-size and --window-size change a model."
+                f"the model has a config.json, which says what it was trained with ({name} {said}); "
+                f"{claim} was given. Leave it out; --image-size and --window-size change a model."
             )
+
+
+def _as_pairs(windows: Sequence[int | Pair] | None) -> list[Pair] | None:
+    return None if windows is None else [as_pair("pretrained_window_sizes", one, 0) for one in windows]
 
 
 def check_tables(

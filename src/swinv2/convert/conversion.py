@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swinv2.config import Pair, StageSpec, as_pair
+from swinv2.config import Pair, StageSpec, Windows, as_pair, plain_windows
 from swinv2.convert.beside import Known
 from swinv2.convert.files import CONFIG, PROCESSOR, WEIGHTS, Weights, check_learned, open_weights
 from swinv2.convert.labels import label_names
@@ -60,8 +60,8 @@ class Account:
         left_out: How many tensors were left out because they follow from sizes.
         image_size: Image size that the windows were planned for.
         new_image_size: Image size that they are planned for now.
-        window_size: Window in tokens.
-        new_window_size: Window in tokens now.
+        window_size: Windows in tokens, in the configuration's form.
+        new_window_size: The same now.
         sources: Where image size, window and pre-training windows were found.
         num_labels: Classes; None without a classifier.
         labels: Names of the first classes.
@@ -81,8 +81,8 @@ class Account:
     left_out: int
     image_size: Pair
     new_image_size: Pair
-    window_size: int
-    new_window_size: int
+    window_size: int | list[Any]
+    new_window_size: int | list[Any]
     sources: dict[str, str]
     num_labels: int | None
     labels: list[str]
@@ -105,11 +105,11 @@ class _Loaded:
 def load(
     name: str | os.PathLike[str],
     image_size: int | Pair | None = None,
-    window_size: int | None = None,
+    window_size: Windows | None = None,
     *,
     trained_image_size: int | Pair | None = None,
-    trained_window_size: int | None = None,
-    pretrained_window_sizes: Sequence[int] | None = None,
+    trained_window_size: Windows | None = None,
+    pretrained_window_sizes: Sequence[int | Pair] | None = None,
 ) -> Swinv2PreTrainedModel:
     """Loads Swin V2 weights of any library as a model of this package.
 
@@ -120,10 +120,10 @@ def load(
     Args:
         name: A file (`.pth`, `.bin`, `.safetensors`), a folder with one, or a name on the hub.
         image_size: Image size in pixels to plan the windows for; None for the one it was trained with.
-        window_size: Window in tokens; None for the one it was trained with. The position bias is extrapolated from the
-            window it was learned in.
+        window_size: Window in tokens, one for all stages or one for each; None for what it was trained with. The
+            position bias is extrapolated from the window it was learned in.
         trained_image_size: Image size it was trained with, where nothing else tells.
-        trained_window_size: Window it was trained with, where nothing else tells.
+        trained_window_size: Window it was trained with, one for all stages or one for each, where nothing else tells.
         pretrained_window_sizes: For each stage, the window in which its position bias was learned, 0 for its own, where
             nothing else tells.
 
@@ -155,11 +155,11 @@ def convert(
     output: str | os.PathLike[str] | None,
     form: str = SWINV2,
     image_size: int | Pair | None = None,
-    window_size: int | None = None,
+    window_size: Windows | None = None,
     *,
     trained_image_size: int | Pair | None = None,
-    trained_window_size: int | None = None,
-    pretrained_window_sizes: Sequence[int] | None = None,
+    trained_window_size: Windows | None = None,
+    pretrained_window_sizes: Sequence[int | Pair] | None = None,
 ) -> Account:
     """Converts weights into a folder.
 
@@ -197,8 +197,8 @@ def convert(
         left_out=recognised.left_out,
         image_size=as_pair("image_size", before.image_size),
         new_image_size=as_pair("image_size", config.image_size),
-        window_size=before.window_size,
-        new_window_size=config.window_size,
+        window_size=plain_windows(before.stage_windows),
+        new_window_size=plain_windows(config.stage_windows),
         sources=recognised.sources,
         num_labels=config.num_labels if has_labels else None,
         labels=[names[index] for index in sorted(names)][:3] if has_labels else [],
@@ -215,16 +215,16 @@ def convert(
 
 
 def _known(
-    image_size: int | Pair | None, window_size: int | None, pretrained_window_sizes: Sequence[int] | None
+    image_size: int | Pair | None, window_size: Windows | None, pretrained_window_sizes: Sequence[int | Pair] | None
 ) -> Known:
     try:
         size = None if image_size is None else as_pair("trained_image_size", image_size)
-        window = None if window_size is None else as_pair("trained_window_size", window_size)[0]
         sizes = pretrained_window_sizes
-        pretrained = None if sizes is None else tuple(as_pair("pretrained_window_sizes", one, 0)[0] for one in sizes)
+        pretrained = None if sizes is None else tuple(as_pair("pretrained_window_sizes", one, 0) for one in sizes)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Known(size, window, pretrained)
+    # Whether there is a window for each stage shows when the stages are known.
+    return Known(size, window_size, pretrained)
 
 
 def _load(source: str, known: Known) -> _Loaded:
@@ -297,7 +297,7 @@ def _name_labels(recognised: Recognised, weights: Weights) -> list[str]:
     return [note]
 
 
-def _replan(loaded: _Loaded, image_size: int | Pair | None, window_size: int | None) -> None:
+def _replan(loaded: _Loaded, image_size: int | Pair | None, window_size: Windows | None) -> None:
     """Plans the windows for another size, and writes down what that did."""
     model, before = loaded.model, loaded.model.config
     old_size = as_pair("image_size", before.image_size)

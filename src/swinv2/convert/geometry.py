@@ -150,11 +150,17 @@ def _window(buffer: Buffer) -> Pair:
 
 
 def _window_of_pairs(buffer: Buffer) -> Pair:
-    tokens = buffer.tensor.numel()
-    side = math.isqrt(math.isqrt(tokens))
-    if side**4 != tokens or not tokens:
-        raise odd(buffer, f"of shape {list(buffer.tensor.shape)}; expected a pair of tokens of a square window each")
-    return side, side
+    if buffer.tensor.is_floating_point() or buffer.tensor.is_complex():
+        raise odd(buffer, f"of type {buffer.tensor.dtype}; expected integers")
+    tokens = math.isqrt(buffer.tensor.numel())
+    if tokens**2 != buffer.tensor.numel() or not tokens:
+        raise odd(buffer, f"of shape {list(buffer.tensor.shape)}; expected a pair of tokens of a window each")
+    sizes = [(tokens // width, width) for width in range(1, tokens + 1) if tokens % width == 0]
+    table = buffer.tensor.reshape(tokens, tokens)
+    for window in sizes:
+        if torch.equal(table[:, 0].long(), pairs(window)[:, 0]):
+            return window
+    raise odd(buffer, "not the table of pairs of any window")
 
 
 def _pretrained(buffer: Buffer, window: Pair) -> Pair:

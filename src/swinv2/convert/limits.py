@@ -63,12 +63,26 @@ def pretraining(config: Swinv2Config) -> list[str]:
     )
 
 
+def several_windows(config: Swinv2Config) -> list[str]:
+    """Configured windows that are not one square for all stages."""
+    if isinstance(config.window_size, int):
+        return []
+    return [f"its windows are square, and of one size in all stages (window_size is {config.window_size})"]
+
+
+def rectangular_windows(config: Swinv2Config) -> list[str]:
+    """Windows that are not square."""
+    odd = [stage for stage in config.stages() if stage.window[0] != stage.window[1]]
+    return _of_stages("its windows are square", {stage: _size(stage.window) for stage in odd})
+
+
 def clipped_windows(config: Swinv2Config) -> list[str]:
-    """A window smaller than the configured one."""
-    clipped = [stage for stage in config.stages() if stage.window != (config.window_size, config.window_size)]
+    """Windows of another size than that of the first stage, or smaller than the configured ones."""
+    first = config.stage_windows[0]
+    others = [stage for stage in config.stages() if stage.window != first]
     return _of_stages(
-        f"its windows have one size in all stages, here {config.window_size}",
-        {stage: f"clipped to {_size(stage.window)}" for stage in clipped},
+        f"its windows have one size in all stages, here {_size(first)}",
+        {stage: f"its map or window_size makes it {_size(stage.window)}" for stage in others},
     )
 
 

@@ -17,6 +17,7 @@ _LIMITS = (
     limits.other_norms,
     limits.other_activations,
     limits.rectangles,
+    limits.several_windows,
     limits.rectangular_pretraining,
     limits.padding,
     limits.one_token,

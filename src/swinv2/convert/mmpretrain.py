@@ -42,6 +42,7 @@ MMPRETRAIN = Dialect(
         limits.other_norms,
         limits.other_activations,
         limits.rectangles,
+        limits.rectangular_windows,
         limits.rectangular_pretraining,
         limits.one_token,
     ),
@@ -51,4 +52,5 @@ MMPRETRAIN = Dialect(
     ),
     knows_windows=True,
     takes_any_size=True,
+    windows_by_stage=True,
 )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from swinv2.config import Pair, Swinv2Config, as_pair
+from swinv2.config import Pair, Swinv2Config, Windows, as_pair, as_windows, plain_pair, plain_windows
 from swinv2.convert.beside import Known, read_name
 from swinv2.convert.checks import check_fields, check_given, check_tables
 from swinv2.convert.files import CONFIG
@@ -56,6 +56,7 @@ def make_plan(
     Raises:
         UsageError: A size is nowhere to be found, or two places contradict each other.
     """
+    given = _settle(given, len(fields["depths"]))
     if isinstance(beside, Known):
         return _plan(dialect, fields, buffers, given, beside, name)
     check_fields(beside, fields, CONFIG)
@@ -63,6 +64,17 @@ def make_plan(
     check_given(beside, given)
     beside.num_labels = fields.get("num_labels", beside.num_labels)
     return Plan(beside, dict.fromkeys(_IN_WORDS.values(), CONFIG), [])
+
+
+def _settle(given: Known, stages: int) -> Known:
+    """What the caller knows, its windows in the configuration's form."""
+    if given.window_size is None:
+        return given
+    try:
+        windows = as_windows("trained_window_size", given.window_size, stages)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return replace(given, window_size=plain_windows(windows))
 
 
 def _plan(
@@ -73,7 +85,7 @@ def _plan(
     named = read_name(name, len(seen))
     candidates = (
         (given, "given"),
-        (_read_tables(seen, dialect, fields), "the file's own tables"),
+        (_read_tables(seen, dialect, fields, given.image_size), "the file's own tables"),
         (beside, CONFIG),
         (named, f"the name {name!r}"),
     )
@@ -104,9 +116,7 @@ def _complete(
     if image_size is None:
         if not dialect.takes_any_size:
             raise UsageError(_ask(dialect, "the image size", "--trained-image-size"))
-        patch = as_pair("patch_size", fields["patch_size"])
-        tokens = known.window_size << stages - 1
-        image_size = (tokens * patch[0], tokens * patch[1])
+        image_size = _smallest_image(known.window_size, fields)
         sources["image size"] = "its windows: the smallest at which none is clipped"
         notes.append(
             f"{dialect.title} stores no image size, since it decides shifts from each image. Windows are planned for "
@@ -125,10 +135,18 @@ def _complete(
             "stages."
         )
     return {
-        "image_size": image_size[0] if image_size[0] == image_size[1] else list(image_size),
+        "image_size": plain_pair(image_size),
         "window_size": known.window_size,
-        "pretrained_window_sizes": list(pretrained),
+        "pretrained_window_sizes": [plain_pair(as_pair("pretrained_window_sizes", one, 0)) for one in pretrained],
     }
+
+
+def _smallest_image(window_size: Windows, fields: Mapping[str, Any]) -> Pair:
+    """The smallest image size in pixels at which no stage clips its windows."""
+    windows = as_windows("window_size", window_size, len(fields["depths"]))
+    patch = as_pair("patch_size", fields["patch_size"])
+    height, width = (max(window[axis] << index for index, window in enumerate(windows)) for axis in range(2))
+    return height * patch[0], width * patch[1]
 
 
 def _configure(fields: Mapping[str, Any]) -> Swinv2Config:
@@ -152,42 +170,60 @@ def _ask(dialect: Dialect, what: str, option: str) -> str:
     )
 
 
-def _read_tables(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, Any]) -> Known:
-    """Sizes that the tables of a file show together."""
-    windows = [stage.window for stage in seen]
-    if not all(windows):
+def _read_tables(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, Any], image_size: Pair | None) -> Known:
+    """Sizes that the tables of a file show together, for an image size that is known better or not at all."""
+    windows = [stage.window for stage in seen if stage.window is not None]
+    if len(windows) < len(seen):
         return Known()
-    sides = [window[0] for window in windows if window is not None]
-    for index, window in enumerate(windows):
-        if window is not None and window[0] != window[1]:
-            raise UsageError(
-                f"stage {index + 1} has windows of {window[0]} x {window[1]} tokens; the windows of this package are "
-                "square, and rectangular only where a rectangular image clips them."
-            )
-    window_size = max(sides)
-    pretrained = tuple(
-        0 if stage.pretrained is None or stage.pretrained == stage.window else stage.pretrained[0] for stage in seen
-    )
     patch = as_pair("patch_size", fields["patch_size"])
+    if image_size is not None:
+        grid: Pair | None = (image_size[0] // patch[0], image_size[1] // patch[1])
+    else:
+        grid = _read_grid(seen, windows, dialect, fields["depths"])
+    largest = max(height for height, _ in windows), max(width for _, width in windows)
+    # One window that small maps clip has tables like windows of several sizes.
+    is_one = len(set(windows)) == 1 or (
+        grid is not None and windows == [_clip(largest, grid, index) for index in range(len(windows))]
+    )
+    if dialect.windows_by_stage and not is_one:
+        grid = None
+    else:
+        windows = [largest] * len(windows)
+    pretrained = tuple(
+        0 if stage.pretrained is None or stage.pretrained == stage.window else stage.pretrained for stage in seen
+    )
+    return Known(
+        None if grid is None else (grid[0] * patch[0], grid[1] * patch[1]),
+        plain_windows(windows),
+        pretrained if all(stage.pretrained is not None for stage in seen) else None,
+    )
+
+
+def _read_grid(seen: Sequence[Seen], windows: Sequence[Pair], dialect: Dialect, depths: Sequence[int]) -> Pair | None:
+    """The first map of a square image, as far as square windows that are clipped, or masks, show it."""
+    if any(height != width for height, width in windows):
+        return None
     has_masks = any(stage.windows is not None for stage in seen)
-    grid = None
-    for index, (stage, side) in enumerate(zip(seen, sides, strict=True)):
+    largest = max(side for side, _ in windows)
+    for index, (stage, (side, _)) in enumerate(zip(seen, windows, strict=True)):
         if stage.windows is not None:
             across = math.isqrt(stage.windows)
             if across * across == stage.windows:
-                grid = across * side << index
-                break
+                return across * side << index, across * side << index
         # A stage with a smaller window than others has clipped it to its map.
-        is_clipped = side < window_size
+        is_clipped = side < largest
         # The authors store a mask for every shifted block, so a stage of several blocks without one is a single window;
         # but a file without any mask may have lost them.
-        is_whole = has_masks and dialect.knows_regions and fields["depths"][index] > 1 and stage.windows is None
+        is_whole = has_masks and dialect.knows_regions and depths[index] > 1 and stage.windows is None
         if is_clipped or is_whole:
-            grid = side << index
-            break
-    image_size = None if grid is None else (grid * patch[0], grid * patch[1])
-    has_tables = all(stage.pretrained is not None for stage in seen)
-    return Known(image_size, window_size, pretrained if has_tables else None)
+            return side << index, side << index
+    return None
+
+
+def _clip(window: Pair, grid: Pair, stage: int) -> Pair:
+    """A window on the map of a stage."""
+    height, width = (min(side, max(1, length >> stage)) for side, length in zip(window, grid, strict=True))
+    return height, width
 
 
 def _size(pair: Pair) -> str:

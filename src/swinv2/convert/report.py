@@ -9,12 +9,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from swinv2.config import Pair
+from swinv2.config import Pair, Windows, as_windows
 from swinv2.convert.conversion import Account
 
 
 def _size(pair: Pair) -> str:
     return f"{pair[0]}x{pair[1]}"
+
+
+def _windows(window_size: Windows, stages: int) -> str:
+    """Windows in the form of --window-size."""
+    windows = as_windows("window_size", window_size, stages)
+    sizes = [str(height) if height == width else f"{height}x{width}" for height, width in windows]
+    return ",".join(sizes[:1] if len(set(sizes)) == 1 else sizes)
 
 
 def _short(label: str) -> str:
@@ -28,9 +35,9 @@ def _change(before: Pair, after: Pair) -> str:
 
 def print_account(account: Account, console: Console) -> None:
     """Prints what was recognised and done."""
-    window = f"{account.window_size}"
+    window = _windows(account.window_size, len(account.stages))
     if account.new_window_size != account.window_size:
-        window += f" -> {account.new_window_size}"
+        window += f" -> {_windows(account.new_window_size, len(account.stages))}"
     facts = {
         "weights of": account.dialect,
         "class": account.model_class,

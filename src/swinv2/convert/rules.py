@@ -180,6 +180,7 @@ class Dialect:
         knows_windows: Whether it writes coordinates and pair indices into a file.
         knows_regions: Whether it writes a mask of regions for each shifted block, and so the size of its map.
         takes_any_size: Whether it decides windows and shifts from each image, so that no size belongs to its weights.
+        windows_by_stage: Whether its windows may have a size of their own in each stage, other than by clipping.
         limits: Each says in sentences what of a configuration the dialect's library cannot compute; such is refused.
     """
 
@@ -192,6 +193,7 @@ class Dialect:
     knows_windows: bool = False
     knows_regions: bool = False
     takes_any_size: bool = False
+    windows_by_stage: bool = False
 
     def count_stages(self, names: Sequence[str]) -> int:
         """Number of stages that the names of blocks show; 0 for none."""

@@ -54,6 +54,7 @@ TRANSFORMERS = Dialect(
         limits.position_embeddings,
         limits.hidden_padding,
         limits.rectangles,
+        limits.several_windows,
         limits.rectangular_pretraining,
     ),
     buffers=(

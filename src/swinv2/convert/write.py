@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swinv2.config import Swinv2Config, as_pair
+from swinv2.config import Swinv2Config, as_pair, plain_pair
 from swinv2.convert.files import CONFIG, PROCESSOR
 from swinv2.convert.geometry import coordinates, pairs, regions
 from swinv2.convert.microsoft import MICROSOFT, SIMMIM
@@ -230,7 +230,10 @@ def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str,
             "depths": list(config.depths),
             "num_heads": list(config.num_heads),
             "window_size": config.window_size,
-            "pretrained_window_sizes": list(config.pretrained_window_sizes),
+            # A pair with one zero means something else there.
+            "pretrained_window_sizes": [
+                plain_pair(spec.learned_window) if any(spec.pretrained_window) else 0 for spec in config.stages()
+            ],
             "mlp_ratio": config.mlp_ratio,
             "qkv_bias": config.qkv_bias,
         },
@@ -275,7 +278,7 @@ def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
             "\n"
             f"network = SwinTransformer(patch_size={list(as_pair('patch_size', config.patch_size))}, "
             f"embed_dim={config.embed_dim}, depths={list(config.depths)}, num_heads={list(config.num_heads)},\n"
-            f"    window_size=[{config.window_size}, {config.window_size}], mlp_ratio={config.mlp_ratio}, "
+            f"    window_size={list(config.stage_windows[0])}, mlp_ratio={config.mlp_ratio}, "
             f"{f'num_classes={num_classes}, ' if num_classes else ''}"
             "block=SwinTransformerBlockV2,\n    downsample_layer=PatchMergingV2)\n"
             # torchvision cannot leave its classifier out; the weights have none.

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from swinv2.config import Pair, Swinv2Config, as_pair
+from swinv2.config import Pair, Swinv2Config, as_pair, plain_pair
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.loading import read_config
@@ -36,8 +36,7 @@ def start_pretraining(settings: PretrainSettings) -> Swinv2ForMaskedImageModelin
     fields = _fields(settings, norm_targets=settings.norm_targets)
     config = _new_config(settings, fields) if _is_new(settings) else read_config(settings.model)
     patch, merges = as_pair("patch_size", config.patch_size), 2 ** (config.num_layers - 1)
-    stride = patch[0] * merges, patch[1] * merges
-    fields["encoder_stride"] = stride[0] if stride[0] == stride[1] else list(stride)
+    fields["encoder_stride"] = plain_pair((patch[0] * merges, patch[1] * merges))
     return _start(Swinv2ForMaskedImageModeling, settings, fields, ("decoder.", "swinv2.embeddings.mask_token"))
 
 

@@ -1,0 +1,173 @@
+"""Rectangular windows, and one for each stage: from the libraries that have them, and back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import foreign
+import peers
+import swinv2
+from foreign import small_sizes
+from swinv2.cli import app
+from swinv2.convert import convert
+from swinv2.convert.write import state_dict
+from swinv2.errors import UsageError
+
+TOLERANCE = 1e-5
+"""Of an answer, in units of the distance between two images' answers."""
+
+WIDE = (64, 128)
+"""Pixels; maps of 16 x 32 and 8 x 16 tokens."""
+
+
+def saved(tensors: Any, path: Path) -> str:
+    torch.save(tensors, path)
+    return str(path)
+
+
+def check_answers(ours: nn.Module, theirs: nn.Module, size: tuple[int, int]) -> None:
+    pictures = peers.images(size)
+    with torch.no_grad():
+        assert peers.difference(ours(pictures).logits, theirs(pictures)) < TOLERANCE
+
+
+def check_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """The same names with the same numbers, to the bit."""
+    assert sorted(ours) == sorted(theirs)
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def timm_network(window: Any, pretrained: Any = (0, 0)) -> nn.Module:
+    return peers.timm_model(
+        "swinv2_tiny_window8_256",
+        **foreign.SMALL,
+        img_size=WIDE,
+        window_size=window,
+        pretrained_window_sizes=pretrained,
+        num_classes=5,
+    )
+
+
+def torchvision_network(window: tuple[int, int]) -> nn.Module:
+    network = peers.torchvision_model(
+        embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=list(window), num_classes=5
+    )
+    for name, parameter in network.named_parameters():
+        if name.endswith("qkv.bias"):
+            parameter.data.view(3, -1)[1].zero_()
+    return network
+
+
+@pytest.mark.parametrize(
+    ("window", "pretrained", "kept"),
+    [
+        ((4, 8), (0, 0), [4, 8]),
+        ((4, 8), ((3, 6), 5), [4, 8]),
+        (((8, 4), (4, 8)), (0, 0), [[8, 4], [4, 8]]),
+        (((4, 4), (8, 8)), (0, (6, 5)), [[4, 4], [8, 8]]),
+    ],
+)
+def test_timm(window: Any, pretrained: Any, kept: Any, tmp_path: Path) -> None:
+    """Given by the caller, then in the config.json that timm itself reads, then read from there again."""
+    network = timm_network(window, pretrained)
+    known = {"trained_image_size": WIDE, "trained_window_size": window, "pretrained_window_sizes": pretrained}
+    source = saved(network.state_dict(), tmp_path / "weights.pth")
+    account = convert(source, tmp_path / "timm", "timm", **known)
+    assert account.window_size == kept
+    model = swinv2.load(tmp_path / "timm")
+    assert model.config.window_size == kept
+    check_answers(model, network, WIDE)
+    check_tensors(state_dict(model, "timm"), network.state_dict())
+    built = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    pictures = peers.images(WIDE)
+    with torch.no_grad():
+        assert torch.equal(built(pictures), network(pictures))
+
+
+def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window is in its tables; the call in the README builds the network again."""
+    network = torchvision_network((4, 8))
+    source = saved(network.state_dict(), tmp_path / "weights.pth")
+    model = swinv2.load(source, trained_image_size=WIDE)
+    assert model.config.window_size == [4, 8]
+    check_answers(model, network, WIDE)
+    check_tensors(state_dict(model, "torchvision"), network.state_dict())
+    smallest = convert(source, tmp_path / "out", "torchvision")
+    assert (smallest.image_size, smallest.sources["window"]) == ((32, 64), "the file's own tables")
+    code: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path / "out")
+    exec((tmp_path / "out" / "README.md").read_text().partition("```python\n")[2].partition("```")[0], code)
+    check_answers(model, code["network"].eval(), WIDE)
+
+
+@pytest.mark.parametrize(
+    ("windows", "given", "size", "kept"),
+    [
+        ((8, 4), 64, 64, [[8, 8], [4, 4]]),
+        ((4, 8), 64, 64, [[4, 4], [8, 8]]),
+        # Nothing contradicts that the second one was clipped, as mmpretrain's published ones are.
+        ((8, 4), None, 32, 8),
+        # A larger one in a later stage was not clipped before it.
+        ((4, 8), None, 64, [[4, 4], [8, 8]]),
+    ],
+)
+def test_mmpretrain(windows: tuple[int, int], given: int | None, size: int, kept: Any, tmp_path: Path) -> None:
+    """Its tables show the window of each stage."""
+    sizes = small_sizes(image_size=size, window_size=windows)
+    network = foreign.timm_network(sizes)
+    file = foreign.mmpretrain_file(sizes, network)
+    source = saved({"state_dict": file}, tmp_path / "weights.pth")
+    model = swinv2.load(source, trained_image_size=given)
+    assert (model.config.image_size, model.config.window_size) == (size, kept)
+    check_answers(model, network, (size, size))
+    check_tensors(state_dict(model, "mmpretrain"), file)
+
+
+def test_rectangles_under_the_authors_names(tmp_path: Path) -> None:
+    """Their code has none; a file whose tables and masks prove them is read, its image size asked for."""
+    config = swinv2.Swinv2Config(
+        embed_dim=16, depths=[2, 2], num_heads=[2, 4], image_size=WIDE, window_size=(4, 8), num_labels=5
+    )
+    model = peers.draw_weights(swinv2.Swinv2ForImageClassification(config).eval())
+    file = state_dict(model, "microsoft")
+    source = saved({"model": file}, tmp_path / "weights.pth")
+    with pytest.raises(UsageError, match="give --trained-image-size"):
+        convert(source, None)
+    with pytest.raises(UsageError, match="the mask in the file is of 16 windows in stage 1"):
+        convert(source, None, trained_image_size=128)
+    again = swinv2.load(source, trained_image_size=WIDE)
+    assert again.config.window_size == [4, 8]
+    pictures = peers.images(WIDE)
+    with torch.no_grad():
+        assert torch.equal(again(pictures).logits, model(pictures).logits)
+    # The table of pairs alone shows the window too, its width and height not confused.
+    pairs = {name: tensor for name, tensor in file.items() if not name.endswith("relative_coords_table")}
+    source = saved({"model": pairs}, tmp_path / "pairs.pth")
+    assert swinv2.load(source, trained_image_size=WIDE).config.window_size == [4, 8]
+
+
+def test_the_command_plans_them(tmp_path: Path) -> None:
+    """Each stage keeps the window it learned in, and what was done is said in the words of the options."""
+    source = saved(timm_network((4, 8)).state_dict(), tmp_path / "weights.pth")
+    known = ["--trained-image-size", "64x128", "--trained-window-size", "4x8"]
+    planned = ["--image-size", "64", "--window-size", "8,4x2"]
+    result = CliRunner().invoke(app, ["convert", source, str(tmp_path / "out"), *known, *planned])
+    assert result.exit_code == 0, result.output
+    assert "4x8 -> 8,4x2 (from given)" in result.stdout
+    assert "stage 1 from 4 x 8 to 8 x 8, stage 2 from 4 x 8 to 4 x 2" in " ".join(result.stdout.split())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["window_size"] == [[8, 8], [4, 2]]
+    assert config["pretrained_window_sizes"] == [[4, 8], [4, 8]]
+    # What was given must agree with a config.json, in whatever form it is written.
+    agreed = ["--trained-window-size", "8x8,4x2", "--pretrained-window-sizes", "4x8,4x8", "--dry-run"]
+    assert CliRunner().invoke(app, ["convert", str(tmp_path / "out"), *agreed]).exit_code == 0
+    differing = ["--trained-window-size", "4x2", "--dry-run"]
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "out"), *differing])
+    assert result.exit_code == 2
+    assert "(window_size [[8, 8], [4, 2]]); [4, 2] was given" in " ".join(result.stderr.split())
