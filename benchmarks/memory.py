@@ -85,8 +85,8 @@ def held_tensors() -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def highest_rise(step: Callable[[], None]) -> int:
-    """Bytes by which the resident memory of this process rises during a step, at its highest.
+def highest_rise(step: Callable[[], None], steps: int = MEASURED_STEPS) -> int:
+    """Bytes by which the resident memory of this process rises during so many steps, at its highest.
 
     The kernel keeps the highest resident size exactly, in VmHWM, and starts anew when 5 is written to clear_refs: no
     sampling, so no peak is missed, however short. Mapped files (code that is loaded late) do not count.
@@ -96,7 +96,7 @@ def highest_rise(step: Callable[[], None]) -> int:
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident()
-    for _ in range(MEASURED_STEPS):
+    for _ in range(steps):
         step()
     after = _resident()
     return (after["VmHWM"] - after["RssFile"]) - (before["VmRSS"] - before["RssFile"])

@@ -205,6 +205,20 @@ def plain_windows(windows: Sequence[Pair]) -> int | list[Any]:
     return [list(window) if len(windows) == 2 else plain_pair(window) for window in windows]
 
 
+def as_chunk_size(value: Any) -> int | None:
+    """Reads `attention_chunk_size`.
+
+    Raises:
+        ValueError: `value` is neither None nor an integer of at least 1.
+    """
+    if value is not None and (not _is_int(value) or value < 1):
+        raise ValueError(
+            f"attention_chunk_size is {value!r}; expected how many windows attend at a time, an integer of at least 1, "
+            "or None for all of them."
+        )
+    return value
+
+
 class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of a Swin Transformer V2: transformers' fields and defaults, checked.
 
@@ -243,6 +257,10 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         norm_targets: 0: the masked-image decoder draws pixels. An odd number: it draws pixels normalised by the mean
             and deviation of the square of so many pixels around each; the authors' Swin V2 models were pre-trained
             with 47.
+        attention_chunk_size: How many windows attend at a time, those of all images counted together; None for all at
+            once. It says how a machine computes and changes no answer and no weight: where neither the fused kernels
+            nor the form for a CPU run, the T x T weights of so many windows exist at a time, and the backward pass
+            computes them again. It may be changed at any time; a file keeps it, and transformers leaves it unused.
         out_features: Names of the maps that the backbone returns: "stem", "stage1", ...
         out_indices: The same by index; give one of the two.
 
@@ -296,6 +314,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     extra_norm_period: int = 0
     mask_padding: bool = False
     norm_targets: int = 0
+    attention_chunk_size: int | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -510,6 +529,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
                 f"norm_targets is {self.norm_targets}; expected 0, or an odd number of at least 3: the side of a "
                 "square around each pixel."
             )
+        as_chunk_size(self.attention_chunk_size)
         if self.extra_norm_period > max(self.depths, default=0):
             raise ValueError(
                 f"extra_norm_period is {self.extra_norm_period}, but no stage of depths {self.depths} has so many "

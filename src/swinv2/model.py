@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
-from swinv2.config import Swinv2Config, Windows
+from swinv2.config import Swinv2Config, Windows, as_chunk_size
 from swinv2.layers.attention import CosineWindowAttention
 from swinv2.layers.block import PostNorm, SwinTransformerBlock
 from swinv2.layers.patches import Embeddings, PatchEmbeddings, resample_positions
@@ -159,7 +159,9 @@ class Swinv2PreTrainedModel(PreTrainedModel):
             )
         return pixel_values
 
-    def _attention_backend(self, output_attentions: bool) -> str:
+    def _attention_form(self, output_attentions: bool) -> tuple[str, int | None]:
+        """Which form of attention a call runs, and in how many windows at a time: all of them for their weights."""
+        chunk_size = None if output_attentions else as_chunk_size(self.config.attention_chunk_size)
         requested, call = self.config._attn_implementation or "eager", Call(wants_weights=output_attentions)
         # Whether the kernels can run depends on the maps, and is asked for each of them.
         chosen = requested if requested == TRITON and not output_attentions else choose_backend(requested, call)
@@ -168,7 +170,7 @@ class Swinv2PreTrainedModel(PreTrainedModel):
                 f"Attention weights were asked for. {explain_backend(requested, call)}. The answer is "
                 'the same, the memory is not; load the model with attn_implementation="eager" to say that you know.'
             )
-        return chosen
+        return chosen, chunk_size
 
 
 def as_tokens(feature_map: Float[Tensor, "B H W C"]) -> Float[Tensor, "B patches C"]:
@@ -247,10 +249,9 @@ class Swinv2Model(Swinv2PreTrainedModel):
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
-        backend = self._attention_backend(bool(output_attentions))
 
         embedded = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
-        stages = self.encoder(embedded, backend)
+        stages = self.encoder(embedded, *self._attention_form(bool(output_attentions)))
         tokens = as_tokens(self.layernorm(stages[-1].after_merging))
         maps = [embedded, *(stage.after_merging for stage in stages)] if output_hidden_states else None
 

@@ -29,7 +29,11 @@ def model() -> Swinv2ForImageClassification:
     config = Swinv2Config(
         image_size=64, window_size=4, embed_dim=24, depths=[2, 2], num_heads=[2, 4], num_labels=3, drop_path_rate=0.0
     )
-    model = Swinv2ForImageClassification(config).eval()
+    return draw_norms(Swinv2ForImageClassification(config).eval())
+
+
+def draw_norms(model: Swinv2ForImageClassification) -> Swinv2ForImageClassification:
+    """With fresh ones, zeros, a block would do nothing."""
     for name, parameter in model.named_parameters():
         if "layernorm" in name:
             nn.init.normal_(parameter, 1.0 if name.endswith("weight") else 0.0, 0.3)
@@ -71,6 +75,37 @@ def test_compiled_training_step_equals_eager(model):
     torch.compile(model, fullgraph=True)(images, labels=labels).loss.backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter.grad, eager[name], atol=1e-5, rtol=1e-3), name
+
+
+def few_windows() -> Swinv2ForImageClassification:
+    """One plain block and one shifted, for maps of 7 x 6 tokens; two windows attend at a time."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    fields = {"image_size": 64, "window_size": 4, "embed_dim": 8, "depths": [2], "num_heads": [2], "num_labels": 3}
+    config = Swinv2Config(**fields, attention_chunk_size=2, attn_implementation="eager")
+    return draw_norms(Swinv2ForImageClassification(config).eval())
+
+
+@pytest.mark.slow
+def test_in_chunks_of_windows_compiled_equals_eager():
+    model, images, results = few_windows(), torch.randn(1, 3, 28, 24), []
+    for form in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        answer = form(images).logits
+        answer.square().sum().backward()
+        results.append([answer.detach(), *(parameter.grad for parameter in model.parameters())])
+    assert all(torch.allclose(a, b, atol=1e-5, rtol=1e-3) for a, b in zip(*results, strict=True))
+
+
+def test_what_is_exported_attends_in_all_windows():
+    """So it takes any number of images."""
+    model, batch = few_windows(), torch.export.Dim("batch", min=1, max=64)
+    with torch.no_grad():
+        dynamic = ({0: batch},)
+        exported = torch.export.export(model, (torch.randn(2, 3, 28, 24),), dynamic_shapes=dynamic).module()
+    for count in (1, 3):
+        pixels = torch.randn(count, 3, 28, 24)
+        assert torch.allclose(exported(pixels).logits, logits(model, pixels), atol=1e-5)
 
 
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -88,6 +88,7 @@ class CosineWindowAttention(nn.Module):
         feature_map: Float[Tensor, "B H W C"],
         bias_table: Float[Tensor, "heads table_height table_width"],
         backend: str,
+        chunk_size: int | None = None,
     ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"] | None]:
         """Attends inside every window.
 
@@ -95,6 +96,7 @@ class CosineWindowAttention(nn.Module):
             feature_map: The map.
             bias_table: What `bias_table` returned.
             backend: Form of the attention that runs; see `ops.dispatch`.
+            chunk_size: Windows that attend at a time, where the form would hold the weights of all; None for all.
 
         Returns:
             The attended map before the output projection, and the attention weights if the form has them.
@@ -119,6 +121,7 @@ class CosineWindowAttention(nn.Module):
             self.dropout if self.training else 0.0,
             backend,
             padded_query,
+            chunk_size,
         )
         return attended.flatten(-2), weights
 
@@ -157,9 +160,10 @@ class Attention(nn.Module):
         feature_map: Float[Tensor, "B H W C"],
         bias_table: Float[Tensor, "heads table_height table_width"],
         backend: str,
+        chunk_size: int | None = None,
     ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"] | None]:
         """See `CosineWindowAttention.forward`."""
-        attended, weights = self.self(feature_map, bias_table, backend)
+        attended, weights = self.self(feature_map, bias_table, backend, chunk_size)
         return self.output(attended), weights
 
     def as_one_operation(

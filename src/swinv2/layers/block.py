@@ -124,33 +124,34 @@ class SwinTransformerBlock(nn.Module):
         self._gradient_checkpointing_func: Callable[..., Any] | None = None
 
     def forward(
-        self, feature_map: Float[Tensor, "B H W C"], backend: str
+        self, feature_map: Float[Tensor, "B H W C"], backend: str, chunk_size: int | None = None
     ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"] | None]:
         """Runs the block, recomputing it in the backward pass if gradient checkpointing is on.
 
         Args:
             feature_map: The map.
             backend: Form of the attention that runs.
+            chunk_size: Windows that attend at a time; see `CosineWindowAttention.forward`.
 
         Returns:
             The map, and the attention weights if the form has them.
         """
         if self.gradient_checkpointing and self.training and self._gradient_checkpointing_func is not None:
-            return self._gradient_checkpointing_func(self._residual_branches, feature_map, backend)
-        return self._residual_branches(feature_map, backend)
+            return self._gradient_checkpointing_func(self._residual_branches, feature_map, backend, chunk_size)
+        return self._residual_branches(feature_map, backend, chunk_size)
 
-    def _residual_branches(self, x: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
+    def _residual_branches(self, x: Tensor, backend: str, chunk_size: int | None) -> tuple[Tensor, Tensor | None]:
         bias_table = self.attention.bias_table(x.device, backend)
 
         def attend(images: Tensor) -> Tensor:
-            return self._attention_branch(images, bias_table, backend)[0]
+            return self._attention_branch(images, bias_table, backend, chunk_size)[0]
 
         def transform(tokens: Tensor) -> Tensor:
             return self._mlp_branch(tokens, backend)
 
         weights = None
         if self._may_add_in_one_kernel(x, backend):
-            x = self._add_in_one_kernel(x, self.attention(x, bias_table, backend)[0], self.layernorm_before)
+            x = self._add_in_one_kernel(x, self.attention(x, bias_table, backend, chunk_size)[0], self.layernorm_before)
             x = self._add_in_one_kernel(x, self._mlp(x, backend), self.layernorm_after)
         elif self._may_run_in_pieces(x, backend):
             batch, *grid, channels = x.shape
@@ -161,15 +162,17 @@ class SwinTransformerBlock(nn.Module):
             x = self.drop_path.add(x, attend)
             x = self.drop_path.add(x, transform)
         else:
-            branch, weights = self._attention_branch(x, bias_table, backend)
+            branch, weights = self._attention_branch(x, bias_table, backend, chunk_size)
             x = x + self.drop_path(branch)
             x = x + self.drop_path(transform(x))
         return self.layernorm_extra(x), weights
 
-    def _attention_branch(self, x: Tensor, bias_table: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
+    def _attention_branch(
+        self, x: Tensor, bias_table: Tensor, backend: str, chunk_size: int | None
+    ) -> tuple[Tensor, Tensor | None]:
         if self._may_attend_in_one_operation(x, backend):
             return self.layernorm_before(self.attention.as_one_operation(x, bias_table)), None
-        attended, weights = self.attention(x, bias_table, backend)
+        attended, weights = self.attention(x, bias_table, backend, chunk_size)
         return self.layernorm_before(attended), weights
 
     def _mlp_branch(self, x: Tensor, backend: str) -> Tensor:

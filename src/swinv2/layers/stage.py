@@ -42,10 +42,12 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(SwinTransformerBlock(config, spec, index) for index in range(depth))
         self.downsample = PatchMerging(spec) if spec.merges else None
 
-    def forward(self, feature_map: Float[Tensor, "B H W C"], backend: str) -> StageOutput:
+    def forward(
+        self, feature_map: Float[Tensor, "B H W C"], backend: str, chunk_size: int | None = None
+    ) -> StageOutput:
         weights = None
         for block in self.blocks:
-            feature_map, weights = block(feature_map, backend)
+            feature_map, weights = block(feature_map, backend, chunk_size)
         merged = feature_map if self.downsample is None else self.downsample(feature_map)
         return StageOutput(feature_map, merged, weights)
 
@@ -61,10 +63,12 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Stage(config, spec) for spec in config.stages())
 
-    def forward(self, feature_map: Float[Tensor, "B H W C"], backend: str) -> list[StageOutput]:
+    def forward(
+        self, feature_map: Float[Tensor, "B H W C"], backend: str, chunk_size: int | None = None
+    ) -> list[StageOutput]:
         outputs = []
         for stage in self.layers:
-            outputs.append(stage(feature_map, backend))
+            outputs.append(stage(feature_map, backend, chunk_size))
             feature_map = outputs[-1].after_merging
         return outputs
 

@@ -10,12 +10,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swinv2.ops import reference, sdpa
+from swinv2.ops import chunks, reference, sdpa
 from swinv2.ops.cpu.pieces import is_transformed
 from swinv2.ops.windows import Pair, WindowPlan
 
@@ -40,6 +41,7 @@ class Call:
         shape: Of the maps, (B, H, W, heads, head_dim).
         window: Size of the windows.
         dropout: Probability of dropping an attention weight.
+        chunk_size: Windows that attend at a time; None for all of them.
     """
 
     wants_weights: bool = False
@@ -48,6 +50,7 @@ class Call:
     shape: tuple[int, ...] | None = None
     window: Pair | None = None
     dropout: float = 0.0
+    chunk_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,7 @@ def _refuse_fused(call: Call) -> str | None:
         return f"windows are {call.window[0]} x {call.window[1]}; it takes {LARGEST_WINDOW} x {LARGEST_WINDOW} at most"
     if call.shape is not None and 3 * call.shape[1] * call.shape[2] * call.shape[3] * call.shape[4] >= MOST_NUMBERS:
         return f"a map of {call.shape[1]} x {call.shape[2]} tokens is larger than it can count"
-    # torch.compiler.is_exporting() returns it; torch 2.11, tracing, takes that function for True.
-    if torch.compiler._is_exporting_flag or torch.jit.is_tracing():
+    if _is_exported():
         return "what is exported must run where this package is not"
     if is_transformed():
         return "torch.func and forward-mode differentiation cannot transform it"
@@ -173,11 +175,34 @@ def explain_backend(requested: str, call: Call | None = None) -> str:
     """
     call = call or Call()
     chosen = choose_backend(requested, call)
-    lines = [f"{backend.name} runs: {backend.summary}" for backend in BACKENDS if backend.name == chosen]
+    how = _explain_chunks(chosen, call.chunk_size)
+    lines = [f"{backend.name} runs{how}: {backend.summary}" for backend in BACKENDS if backend.name == chosen]
     for backend in BACKENDS:
         if backend.name != chosen:
             lines.append(f"{backend.name} does not: {backend.refuse(call) or 'it was not asked for'}")
     return "\n".join(lines)
+
+
+def _explain_chunks(chosen: str, chunk_size: int | None) -> str:
+    if chunk_size is None or chosen == TRITON:
+        return ""
+    windows = f"{chunk_size} window{'s' if chunk_size > 1 else ''} at a time"
+    return f", {windows}" if chosen == EAGER else f", torch's operation {windows}"
+
+
+def _is_exported() -> bool:
+    # torch.compiler.is_exporting() returns it; torch 2.11, tracing, takes that function for True.
+    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
+
+
+def _attends_at_once(backend: str, v: Tensor, dropout: float) -> bool:
+    """Whether a form holds, or may hold, the weights of all windows that it is given, and runs where it was chosen."""
+    whole = backend == EAGER or (backend == SDPA and not sdpa.runs_in_pieces(v, dropout))
+    return whole and not _is_exported()
+
+
+def _plain_map(*arguments: Any) -> Tensor:
+    return reference.window_attention(*arguments)[0]
 
 
 @lru_cache(maxsize=64)
@@ -196,6 +221,7 @@ def window_attention(
     dropout: float = 0.0,
     backend: str = SDPA,
     padded_query: Float[Tensor, "heads head_dim"] | None = None,
+    chunk_size: int | None = None,
 ) -> tuple[Float[Tensor, "B H W heads head_dim"], Float[Tensor, "N heads tokens tokens"] | None]:
     """Runs cosine window attention in the chosen form; arguments as in `reference.window_attention`.
 
@@ -204,15 +230,21 @@ def window_attention(
             and size are not known before), the next one that can does.
         padded_query: The query of a filling token. It decides the attention weights of the filling tokens, which are
             part of the weights that are returned, and nothing of the map; zeros if None.
+        chunk_size: Windows that attend at a time, so that the weights of no more exist together; None for all of them.
+            It changes the memory of the plain form and of torch's operation, and no answer. The kernels and the form
+            for a CPU hold less by themselves; what is exported attends in all windows.
 
     Returns:
-        The attended map, and the attention weights where the form has them.
+        The attended map, and the attention weights where the form has them: the plain one, not in chunks.
     """
     if backend == TRITON:
         call = Call(False, v.device, v.dtype, tuple(v.shape), plan.window, dropout)
         backend = choose_backend(backend, call)
         if backend != TRITON and not torch.compiler.is_compiling():
             _warn_once(f"{backend} runs in place of triton: {_refuse_fused(call)}")
+    if chunk_size is not None and _attends_at_once(backend, v, dropout):
+        form = _plain_map if backend == EAGER else sdpa.window_attention
+        return chunks.window_attention(form, chunk_size, q, k, v, bias_table, scale, plan, padded_value, dropout), None
     if backend == EAGER:
         return reference.window_attention(q, k, v, bias_table, scale, plan, padded_value, dropout, padded_query)
     if backend == SDPA:

@@ -34,13 +34,18 @@ def window_attention(
     if torch._C._are_functorch_transforms_active():
         # torch.func hides from torch's attention that the bias wants a gradient, and it then has none.
         return reference.window_attention(q, k, v, bias_table, scale, plan, padded_value, dropout)[0]
-    if dropout == 0.0 and (can_run(v) or is_compiled(v)):
+    if runs_in_pieces(v, dropout):
         return cpu.window_attention(q, k, v, bias_table, scale, plan, padded_value)
     query = windows.pad(_with_length(q, scale[:, None]), plan)
     key = windows.pad(_with_length(k, 1.0), plan)
     value = windows.pad(v, plan, padded_value)
     bias = expand_bias(bias_table.to(v.dtype), plan.window)
     return windows.crop(_attend(query, key, value, bias, plan, dropout), plan)
+
+
+def runs_in_pieces(v: Float[Tensor, "B H W heads head_dim"], dropout: float) -> bool:
+    """Whether `cpu/attention.py` does the attention, which by itself holds the weights of a few windows at a time."""
+    return dropout == 0.0 and (can_run(v) or is_compiled(v))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, plan: WindowPlan, dropout: float) -> Tensor:
