@@ -161,15 +161,24 @@ class TestMemory:
         # Inside a block of the first stage: more than its map; the patches and merges outside, less than all of it.
         assert (maps + 256 * 16 * 8) * 4 * width / MIB < some_kept < 0.6 * all_kept
 
-    def test_few_blocks_show_what_many_keep(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(("depths", "period"), [([7], 0), ([14], 3), ([2, 8], 6), ([7, 2], 6)])
+    def test_few_blocks_show_what_many_keep(
+        self, depths: list[int], period: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Checkpointed blocks are counted in a network of fewer, whose last ones are of the same kinds."""
         config = swinv2.Swinv2Config(
-            image_size=32, patch_size=2, window_size=4, embed_dim=16, depths=[10], num_heads=[1], extra_norm_period=3
+            image_size=32,
+            patch_size=2,
+            window_size=4,
+            embed_dim=16,
+            depths=depths,
+            num_heads=[1] * len(depths),
+            extra_norm_period=period,
         )
         with torch.device("meta"):
             model = swinv2.Swinv2Model(config)
         few = activations_of_an_image(model, checkpointed=True, fused=True)
-        monkeypatch.setattr("swinv2.train.memory.math.lcm", lambda *numbers: 10)
+        monkeypatch.setattr("swinv2.train.memory.math.lcm", lambda *numbers: max(depths))
         assert few == activations_of_an_image(model, checkpointed=True, fused=True)
 
     def test_the_fused_form_keeps_no_weights_of_attention(self) -> None:
@@ -185,7 +194,7 @@ class TestMemory:
         assert found[16][1] - found[16][0] > 2 * 2 * 256 * 256
 
     def test_ways_to_train(self) -> None:
-        """Four of them; what a process has in all is the sum of what it has."""
+        """Two of each form; what a process has in all is the sum of what it has."""
         config = swinv2.Swinv2Config(
             image_size=32, patch_size=2, window_size=4, embed_dim=16, depths=[2], num_heads=[1]
         )
@@ -193,15 +202,35 @@ class TestMemory:
             model = swinv2.Swinv2Model(config)
         ways = ways_to_train(model, batch_size=3, processes=2)
         assert [(way["attention"], way["checkpointed"]) for way in ways] == [
-            *(("fused", False), ("fused", True), ("plain", False), ("plain", True))
+            (kind, checkpointed)
+            for kind in ("fused", "plain", "plain, 1 window at a time")
+            for checkpointed in (False, True)
         ]
         for way in ways:
             parts = [value for name, value in way.items() if name not in ("attention", "checkpointed", "all")]
             assert way["all"] == pytest.approx(sum(parts), abs=0.5)
             assert "gathered" in way
-            training = Training(3, checkpointed=way["checkpointed"], shards=2, fused=way["attention"] == "fused")
+            fused, chunk_size = way["attention"] == "fused", 1 if "at a time" in way["attention"] else None
+            training = Training(3, checkpointed=way["checkpointed"], shards=2, fused=fused, chunk_size=chunk_size)
             assert way["activations"] == round(training_memory(model, training)["activations"], 1)
         assert ways[0]["activations"] < ways[2]["activations"]
+        assert ways[4]["activations"] < ways[2]["activations"]
+        config.attention_chunk_size = 5
+        assert ways_to_train(swinv2.Swinv2Model(config), 3, 2)[4]["attention"] == "plain, 5 windows at a time"
+
+    def test_chunks_of_windows_keep_maps(self) -> None:
+        """As much at every window, but for the chunk at work: three T x T tensors of its windows, and the bias."""
+        kept, at_work = {}, {}
+        for window in (4, 16):
+            config = swinv2.Swinv2Config(
+                image_size=32, patch_size=2, window_size=window, embed_dim=16, depths=[2], num_heads=[2]
+            )
+            model = swinv2.Swinv2ForImageClassification(config)
+            kept[window] = activations_of_an_image(model, False, in_chunks=True)
+            found = training_memory(model, Training(3, in_half=False, chunk_size=2))["activations"]
+            at_work[window] = found * MIB / 4 - 3 * kept[window]
+        assert kept[4] == pytest.approx(kept[16], rel=0.01)
+        assert at_work == pytest.approx({window: (3 * 2 + 1) * 2 * window**4 for window in (4, 16)})
 
     def test_shards(self) -> None:
         config = swinv2.Swinv2Config(

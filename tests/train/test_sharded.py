@@ -78,6 +78,71 @@ def test_the_same_losses_and_checkpoints_for_any_number_of_processes(flags: list
             assert all(torch.allclose(final[name], expected[name], atol=1e-5) for name in expected)
 
 
+MATERIALISE = """
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from swinv2 import Swinv2Config, Swinv2ForImageClassification
+from swinv2.layers.block import SwinTransformerBlock
+
+dist.init_process_group("gloo")
+torch.manual_seed(dist.get_rank())
+config = Swinv2Config(image_size=32, patch_size=2, window_size=4, embed_dim=32, depths=[2, 2], num_heads=[1, 2])
+with torch.device("meta"):
+    model = Swinv2ForImageClassification(config)
+for module in model.modules():
+    if isinstance(module, SwinTransformerBlock):
+        fully_shard(module)
+fully_shard(model)
+assert all(parameter.is_meta for parameter in model.parameters())
+assert not list(model.buffers())
+
+model.to_empty(device="cpu")
+for parameter in model.parameters():
+    parameter.data.fill_(7.0)
+model.initialize_weights()
+shards = [parameter.to_local() for parameter in model.parameters()]
+assert not any((shard == 7).any() for shard in shards)
+here, whole = sum(shard.numel() for shard in shards), sum(parameter.numel() for parameter in model.parameters())
+assert 0.4 < here / whole < 0.6, (here, whole)
+for name, parameter in model.named_parameters():
+    value = parameter.full_tensor().detach()
+    if name.endswith("dense.weight"):
+        assert 0.018 < value.std() < 0.022, name
+    if "layernorm_after" in name:
+        assert not value.any(), name
+
+torch.manual_seed(0)
+expected = Swinv2ForImageClassification(config).state_dict() if dist.get_rank() == 0 else {}
+options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+set_model_state_dict(model, dict(expected), options=options)
+loaded = {name: parameter.full_tensor() for name, parameter in model.named_parameters()}
+assert all(torch.equal(loaded[name], value) for name, value in expected.items())
+model(torch.randn(1, 3, 32, 32), labels=torch.tensor([1])).loss.backward()
+assert all(parameter.grad is not None for parameter in model.parameters())
+print("DONE")
+dist.destroy_process_group()
+"""
+
+
+def test_shards_are_materialised_from_the_meta_device(tmp_path: Path) -> None:
+    """No process ever holds the whole model: fresh weights are drawn shard by shard, or come from the first process."""
+    program = tmp_path / "materialise.py"
+    program.write_text(MATERIALISE)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, str(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("DONE") == 2
+
+
 def test_replicas_take_the_same_steps(flags: list[str], tmp_path: Path) -> None:
     """Without sharding, too: each process has its part of the batch."""
     train([*flags, *STEADY], tmp_path / "one", processes=0, batch_size=8)

@@ -16,12 +16,20 @@ from swinv2.heads import Swinv2ForMaskedImageModeling
 from swinv2.layers.block import SwinTransformerBlock
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.ops.dispatch import SDPA, TRITON
+from swinv2.ops.windows import WindowPlan
 
 MIB = 2**20
 FULL_BYTES, HALF_BYTES = 4, 2
 GATHERED_BLOCKS = 3
 """Blocks that a process holds whole under FSDP2: the weights of the one at work and of the next, and the gradients of
 the one at work."""
+
+CHUNK_TENSORS = 3
+"""T x T tensors of a window that live while a chunk is differentiated: its weights, their gradient, that of the logits.
+The bias of all pairs comes once to each chunk."""
+
+ALL_WINDOWS = 2**62
+"""More than there are: what chunks keep for the backward pass does not depend on their size."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Training:
         shards: Processes that share weights, gradients and optimiser under FSDP2; 0 if each has all of them.
         fused: Whether activations are those of the fused kernels, which keep no weights of attention, instead of those
             of torch's plain operations, an upper bound for every form.
+        chunk_size: Windows that attend at a time in plain operations; None for all of them.
     """
 
     batch_size: int
@@ -46,6 +55,7 @@ class Training:
     moments: int | None = None
     shards: int = 0
     fused: bool = False
+    chunk_size: int | None = None
 
 
 def training_memory(model: nn.Module, training: Training) -> dict[str, float]:
@@ -58,7 +68,9 @@ def training_memory(model: nn.Module, training: Training) -> dict[str, float]:
     """
     adapted: Any = model
     plain = adapted.get_base_model() if hasattr(model, "peft_config") else adapted
-    return _add_state(model, training, activations_of_an_image(plain, training.checkpointed, training.fused))
+    in_chunks = training.chunk_size is not None
+    kept = activations_of_an_image(plain, training.checkpointed, training.fused, in_chunks)
+    return _add_state(model, training, kept * training.batch_size + _chunk(plain.config, training))
 
 
 def _add_state(model: nn.Module, training: Training, activations: float) -> dict[str, float]:
@@ -72,7 +84,7 @@ def _add_state(model: nn.Module, training: Training, activations: float) -> dict
         "gradients": learning * share,
         "optimizer": moments * share,
         "average": total * share if training.with_average else 0.0,
-        "activations": activations * training.batch_size * width / MIB,
+        "activations": activations * width / MIB,
     }
     if training.shards:
         blocks = [_count(module) for module in model.modules() if isinstance(module, SwinTransformerBlock)]
@@ -90,41 +102,64 @@ def ways_to_train(model: Swinv2PreTrainedModel, batch_size: int, processes: int)
         processes: How many share weights, gradients and optimiser by FSDP2; 1 has all of them.
 
     Returns:
-        For attention in fused kernels and in plain operations, each without and with checkpointing of blocks: the MiB
-        of `training_memory`, and `all` of them.
+        For attention in fused kernels, in plain operations, and in these some windows at a time (as many as the model's
+        configuration says, or one), each without and with checkpointing of blocks: the MiB of `training_memory`, and
+        `all` of them.
     """
-    ways: list[dict[str, Any]] = []
+    config: Any = model.config
+    chunk_size: int = config.attention_chunk_size or 1
     shards = processes if processes > 1 else 0
-    for fused in (True, False):
-        whole = activations_of_an_image(model, checkpointed=False, fused=fused)
-        for checkpointed, activations in ((False, whole), (True, _when_checkpointed(model, whole, fused))):
-            training = Training(batch_size, checkpointed=checkpointed, shards=shards, fused=fused)
-            found = _add_state(model, training, activations)
+    kinds = {
+        "fused": Training(batch_size, shards=shards, fused=True),
+        "plain": Training(batch_size, shards=shards),
+        f"plain, {chunk_size} window{'s' * (chunk_size > 1)} at a time": Training(
+            batch_size, shards=shards, chunk_size=chunk_size
+        ),
+    }
+    ways: list[dict[str, Any]] = []
+    for kind, training in kinds.items():
+        form = training.fused, training.chunk_size is not None
+        whole = _kept(type(model), config, *form)
+        for checkpointed, kept in ((False, whole), (True, _when_checkpointed(model, whole, *form))):
+            found = _add_state(model, training, kept * batch_size + _chunk(config, training))
             rounded = {name: round(mib, 1) for name, mib in found.items() if name != "average"}
             ways.append(
-                {"attention": "fused" if fused else "plain", "checkpointed": checkpointed}
-                | rounded
-                | {"all": round(sum(found.values()), 1)}
+                {"attention": kind, "checkpointed": checkpointed} | rounded | {"all": round(sum(found.values()), 1)}
             )
     return ways
 
 
-def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool, fused: bool = False) -> float:
+def _chunk(config: Any, training: Training) -> int:
+    """Numbers that a chunk of windows holds while it is differentiated, in the stage where these are most."""
+    if training.chunk_size is None:
+        return 0
+    found: list[int] = []
+    for stage in config.stages():
+        plan = WindowPlan(stage.grid, stage.window)
+        windows = min(training.chunk_size, training.batch_size * plan.counts[0] * plan.counts[1])
+        found.append((CHUNK_TENSORS * windows + 1) * stage.num_heads * plan.tokens**2)
+    return max(found)
+
+
+def activations_of_an_image(
+    model: Swinv2PreTrainedModel, checkpointed: bool, fused: bool = False, in_chunks: bool = False
+) -> float:
     """Numbers that a forward pass keeps of each image for the backward pass; see `Training`."""
-    whole = _kept(type(model), model.config, fused)
-    return _when_checkpointed(model, whole, fused) if checkpointed else whole
+    whole = _kept(type(model), model.config, fused, in_chunks)
+    return _when_checkpointed(model, whole, fused, in_chunks) if checkpointed else whole
 
 
-def _when_checkpointed(model: Swinv2PreTrainedModel, whole: float, fused: bool) -> float:
+def _when_checkpointed(model: Swinv2PreTrainedModel, whole: float, fused: bool, in_chunks: bool) -> float:
     """What is left of the `whole` of them when each block keeps its input only, and one is computed again at a time."""
     config: Any = model.config
     stages = config.stages()
     # What the last block of a stage keeps depends on its shift and additional norm, which come again every so many.
     period = math.lcm(2, config.extra_norm_period or 1)
-    few = [(depth - 1) % period + 1 for depth in config.depths]
+    # More than one period is left, or the extra norms would be in no stage.
+    few = [depth if depth <= period else (depth - 1) % period + 1 + period for depth in config.depths]
 
     def kept(depths: list[int]) -> float:
-        return _kept(type(model), Swinv2Config.from_dict(config.to_dict() | {"depths": depths}), fused)
+        return _kept(type(model), Swinv2Config.from_dict(config.to_dict() | {"depths": depths}), fused, in_chunks)
 
     before = kept(few)
     inside = [
@@ -136,11 +171,12 @@ def _when_checkpointed(model: Swinv2PreTrainedModel, whole: float, fused: bool) 
     return outside + inputs + max(inside)
 
 
-def _kept(kind: type[Swinv2PreTrainedModel], config: Swinv2Config, fused: bool) -> float:
+def _kept(kind: type[Swinv2PreTrainedModel], config: Swinv2Config, fused: bool, in_chunks: bool) -> float:
     with torch.device("meta"):
         twin = kind(copy.deepcopy(config)).train()
     # Not set_attn_implementation, which asks whether this machine can run it: nothing is run.
     twin.config._attn_implementation = TRITON if fused else SDPA
+    twin.config.attention_chunk_size = ALL_WINDOWS if in_chunks else None
     kept: list[int] = []
     for count in (1, 2):
         inputs = {"pixel_values": torch.empty(count, config.num_channels, *_size(config), device="meta")}
