@@ -5,7 +5,7 @@ In: a model, on any device, and how it would be trained. Out: MiB by what they a
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -108,13 +108,11 @@ def ways_to_train(model: Swinv2PreTrainedModel, batch_size: int, processes: int)
     """
     config: Any = model.config
     chunk_size: int = config.attention_chunk_size or 1
-    shards = processes if processes > 1 else 0
+    plain = Training(batch_size, shards=processes if processes > 1 else 0)
     kinds = {
-        "fused": Training(batch_size, shards=shards, fused=True),
-        "plain": Training(batch_size, shards=shards),
-        f"plain, {chunk_size} window{'s' * (chunk_size > 1)} at a time": Training(
-            batch_size, shards=shards, chunk_size=chunk_size
-        ),
+        "fused": replace(plain, fused=True),
+        "plain": plain,
+        f"plain, {chunk_size} window{'s' * (chunk_size > 1)} at a time": replace(plain, chunk_size=chunk_size),
     }
     ways: list[dict[str, Any]] = []
     for kind, training in kinds.items():
