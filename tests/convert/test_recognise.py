@@ -17,6 +17,7 @@ import foreign
 import swinv2
 from foreign import small_sizes
 from swinv2.convert import convert
+from swinv2.convert.beside import Known, read_name
 from swinv2.convert.labels import label_names
 from swinv2.convert.processors import (
     SQUASH,
@@ -62,6 +63,11 @@ def test_a_published_name_tells_them(tmp_path: Path) -> None:
         assert (account.image_size, account.window_size) == ((256, 256), 16)
         assert [stage.learned_window for stage in account.stages] == [(12, 12), (12, 12)]
         assert account.sources["window"].startswith("the name 'swinv2_x_window12to16_192to256")
+
+
+@pytest.mark.parametrize("name", ["swinv2_x_window0_64", "swinv2_x_window8to00_64", "swinv2-x-w0_3rdparty_in1k-64px"])
+def test_a_size_of_zero_is_no_published_name(name: str) -> None:
+    assert read_name(name, 4) == Known()
 
 
 def test_an_authors_file_without_masks(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Rectangular windows, and one for each stage: from the libraries that have them, and back."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+import transformers
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -16,7 +18,8 @@ import swinv2
 from foreign import small_sizes
 from swinv2.cli import app
 from swinv2.convert import convert
-from swinv2.convert.write import state_dict
+from swinv2.convert.windows import one_square
+from swinv2.convert.write import _timm_config, state_dict
 from swinv2.errors import UsageError
 
 TOLERANCE = 1e-5
@@ -31,7 +34,7 @@ def saved(tensors: Any, path: Path) -> str:
     return str(path)
 
 
-def check_answers(ours: nn.Module, theirs: nn.Module, size: tuple[int, int]) -> None:
+def check_answers(ours: nn.Module, theirs: Callable[[Tensor], Tensor], size: tuple[int, int]) -> None:
     pictures = peers.images(size)
     with torch.no_grad():
         assert peers.difference(ours(pictures).logits, theirs(pictures)) < TOLERANCE
@@ -80,6 +83,10 @@ def test_timm(window: Any, pretrained: Any, kept: Any, tmp_path: Path) -> None:
     source = saved(network.state_dict(), tmp_path / "weights.pth")
     account = convert(source, tmp_path / "timm", "timm", **known)
     assert account.window_size == kept
+    written = json.loads((tmp_path / "timm" / "config.json").read_text())["model_args"]["window_size"]
+    # timm before 1.0.31 reads a list of integers as the height and the width of one window; at pairs it fails.
+    assert written == kept
+    assert any("timm opens the folder from 1.0.31 on" in note for note in account.notes) is (kept != [4, 8])
     model = swinv2.load(tmp_path / "timm")
     assert model.config.window_size == kept
     check_answers(model, network, WIDE)
@@ -104,6 +111,79 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "out")
     exec((tmp_path / "out" / "README.md").read_text().partition("```python\n")[2].partition("```")[0], code)
     check_answers(model, code["network"].eval(), WIDE)
+
+
+def model_with(
+    window: Any, image_size: int = 64, depths: Sequence[int] = (1, 1)
+) -> swinv2.Swinv2ForImageClassification:
+    """At 64 pixels its maps are 16 and 8 tokens wide, and 4 and 2."""
+    heads = [2 << index for index in range(len(depths))]
+    config = swinv2.Swinv2Config(
+        embed_dim=16, depths=depths, num_heads=heads, image_size=image_size, window_size=window, num_labels=5,
+        pretrained_window_sizes=[0] * len(depths),
+    )  # fmt: skip
+    return peers.draw_weights(swinv2.Swinv2ForImageClassification(config).eval())
+
+
+@pytest.mark.parametrize(
+    ("window", "side"),
+    [([16, 4, 4, 2], None), ([16, 8, 4, 2], 16), ([[32, 16], 9, 8, 2], 16), ([8, 8, 4, 8], 8), ([(4, 8)] * 4, None)],
+)
+def test_one_square(window: Any, side: int | None) -> None:
+    """What each stage has counts, not the form in which it is written."""
+    config = swinv2.Swinv2Config(
+        image_size=64, embed_dim=16, depths=[1] * 4, num_heads=[1, 2, 4, 8], window_size=window
+    )
+    assert one_square(config) == side
+
+
+def test_timm_is_told_windows_as_pairs() -> None:
+    """Integers, one for each stage, would be another network without a sign in timm before 1.0.31."""
+    config = swinv2.Swinv2Config(image_size=256, window_size=[16, 16, 8, 8])
+    told = _timm_config(config, 1000, {})["model_args"]["window_size"]
+    assert told == [[16, 16], [16, 16], [8, 8], [8, 8]]
+
+
+def test_windows_that_one_square_gives(tmp_path: Path) -> None:
+    """The authors' form, transformers and timm are told the one square; their networks compute the same."""
+    model = model_with([[16, 16], [8, 8]])
+    model.save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["window_size"] == [[16, 16], [8, 8]]
+    for form in ("transformers", "timm", "microsoft"):
+        account = convert(str(tmp_path / "model"), tmp_path / form, form)
+        assert not any("1.0.31" in note for note in account.notes)
+    assert "- window size: 16\n" in (tmp_path / "microsoft" / "README.md").read_text()
+    assert json.loads((tmp_path / "transformers" / "config.json").read_text())["window_size"] == 16
+    assert json.loads((tmp_path / "timm" / "config.json").read_text())["model_args"]["window_size"] == 16
+    theirs = transformers.Swinv2ForImageClassification.from_pretrained(tmp_path / "transformers").eval()
+    built = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    check_answers(model, lambda pictures: theirs(pictures).logits, (64, 64))
+    check_answers(model, built, (64, 64))
+    assert swinv2.load(tmp_path / "microsoft").config.window_size == 16
+
+
+def test_another_form_of_the_same_windows_is_no_contradiction(tmp_path: Path) -> None:
+    """Given beside a config.json, and beside a published name."""
+    model = model_with(16)
+    model.save_pretrained(tmp_path / "model")
+    convert(str(tmp_path / "model"), None, trained_window_size=[(16, 16), (8, 8)])
+    with pytest.raises(UsageError, match=r"window_size 16\); \[\[16, 16\], \[4, 4\]\] was given"):
+        convert(str(tmp_path / "model"), None, trained_window_size=[(16, 16), (4, 4)])
+    source = saved(state_dict(model, "timm"), tmp_path / "swinv2_tiny_window16_64.pth")
+    for windows, notes in (([(16, 16), (8, 8)], 0), ([(16, 16), (4, 4)], 1)):
+        account = convert(source, None, trained_window_size=windows)
+        assert sum("the file does not agree" in note for note in account.notes) == notes
+
+
+def test_the_readme_for_torchvision_has_the_window_of_its_call(tmp_path: Path) -> None:
+    """One that small maps clip differs from what was configured; torchvision knows no pre-training windows."""
+    model = model_with([[8, 8], [16, 16]])
+    model.save_pretrained(tmp_path / "model")
+    convert(str(tmp_path / "model"), tmp_path / "out", "torchvision")
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "- window size: [8, 8]\n" in readme
+    assert "window_size=[8, 8], " in readme
+    assert "pre-training" not in readme
 
 
 @pytest.mark.parametrize(

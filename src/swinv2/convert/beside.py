@@ -15,12 +15,13 @@ from swinv2.convert.transformers import TRANSFORMERS
 from swinv2.errors import UsageError
 
 _PUBLISHED = re.compile(
-    r"(?:microsoft/|timm/)?swinv2_[a-z]+(?:_patch4)?_window(\d{1,3})(?:to(\d{1,3}))?_(\d{2,4})(?:to(\d{2,4}))?"
-    r"(?:_22k|_22kto1k_ft|_22kft1k)?(?:\.\w+)?"
+    r"(?:microsoft/|timm/)?swinv2_[a-z]+(?:_patch4)?_window([1-9]\d{0,2})(?:to([1-9]\d{0,2}))?_([1-9]\d{1,3})"
+    r"(?:to([1-9]\d{1,3}))?(?:_22k|_22kto1k_ft|_22kft1k)?(?:\.\w+)?"
 )
 """The authors', the hub's and timm's names with all that may be in them; more makes it somebody's own name."""
 _MMPRETRAIN = re.compile(
-    r"swinv2_[a-z]+_w(\d{1,3})(_in21k_pre)?(?:_3rdparty|_\d+xb\d+)?_in(?:1|21)k_(\d{2,4})px(?:_\d{8}_[0-9a-f]{8})?"
+    r"swinv2_[a-z]+_w([1-9]\d{0,2})(_in21k_pre)?(?:_3rdparty|_\d+xb\d+)?_in(?:1|21)k_([1-9]\d{1,3})px"
+    r"(?:_\d{8}_[0-9a-f]{8})?"
 )
 """mmpretrain's names of configurations and files."""
 

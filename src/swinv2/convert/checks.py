@@ -14,6 +14,7 @@ from swinv2.config import Pair, StageSpec, Swinv2Config, as_pair
 from swinv2.convert.beside import Known
 from swinv2.convert.geometry import Seen, odd, regions
 from swinv2.convert.rules import Buffer, Dialect
+from swinv2.convert.windows import same_windows
 from swinv2.errors import UsageError
 
 
@@ -54,7 +55,11 @@ def check_given(config: Swinv2Config, given: Known) -> None:
     """
     claims = {
         "image_size": (given.image_size, as_pair("image_size", config.image_size)),
-        "window_size": (given.window_size, config.window_size),
+        "window_size": (
+            # Another form of the same windows is no contradiction.
+            None if given.window_size is None or same_windows(config, given.window_size) else given.window_size,
+            config.window_size,
+        ),
         "pretrained_window_sizes": (_as_pairs(given.pretrained), _as_pairs(config.pretrained_window_sizes)),
     }
     for name, (claim, said) in claims.items():

@@ -22,6 +22,7 @@ from swinv2.convert.labels import label_names
 from swinv2.convert.processors import describe_processor, make_processor, resize_processor
 from swinv2.convert.recognise import Recognised, recognise
 from swinv2.convert.rules import MODEL
+from swinv2.convert.windows import in_one_square
 from swinv2.convert.write import SWINV2, check_form, check_output, write_folder
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
@@ -324,10 +325,12 @@ def _replan(loaded: _Loaded, image_size: int | Pair | None, window_size: Windows
 
 
 def _lost(model: Swinv2PreTrainedModel, form: str) -> list[str]:
-    """What a form has no place for although the answers do not depend on it."""
+    """What a form has no place for although the answers do not depend on it, and what a library must be new for."""
     notes: list[str] = []
     if form not in (SWINV2, "transformers", "timm") and isinstance(model, Swinv2ForImageClassification):
         notes.append(f"The names of the classes are not in the folder: the form {form!r} has no place for them.")
+    if form == "timm" and len(set(in_one_square(model.config).stage_windows)) > 1:
+        notes.append("Each stage has its own window: timm opens the folder from 1.0.31 on, and fails at it before.")
     if form == "transformers" and isinstance(model, Swinv2ForMaskedImageModeling) and model.config.norm_targets:
         notes.append(
             "transformers' loss is of plain pixels and not of normalised ones (norm_targets is "

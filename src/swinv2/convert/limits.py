@@ -7,6 +7,7 @@ of the dialects choose from these. This module knows no tensor.
 from collections.abc import Mapping
 
 from swinv2.config import Pair, StageSpec, Swinv2Config, as_pair
+from swinv2.convert.windows import one_square
 
 
 def extra_norms(config: Swinv2Config) -> list[str]:
@@ -64,8 +65,8 @@ def pretraining(config: Swinv2Config) -> list[str]:
 
 
 def several_windows(config: Swinv2Config) -> list[str]:
-    """Configured windows that are not one square for all stages."""
-    if isinstance(config.window_size, int):
+    """Windows that no one square for all stages gives."""
+    if one_square(config) is not None:
         return []
     return [f"its windows are square, and of one size in all stages (window_size is {config.window_size})"]
 

@@ -15,6 +15,7 @@ from swinv2.convert.checks import check_fields, check_given, check_tables
 from swinv2.convert.files import CONFIG
 from swinv2.convert.geometry import Seen, examine
 from swinv2.convert.rules import Buffer, Dialect
+from swinv2.convert.windows import same_windows
 from swinv2.errors import UsageError
 
 _IN_WORDS = {"image_size": "image size", "window_size": "window", "pretrained": "pre-training windows"}
@@ -97,13 +98,18 @@ def _plan(
                 break
     config = _configure(dict(fields) | _complete(known, dialect, fields, sources, notes))
     check_tables(config, seen, buffers, dialect, " and ".join(dict.fromkeys(sources.values())))
-    planned = (config.window_size, as_pair("image_size", config.image_size))
-    if named.image_size is not None and (named.window_size, named.image_size) != planned:
+    if named.image_size is not None and not _agrees(named, config):
         notes.append(
             f"The name {name!r} speaks of windows of {named.window_size} at {_size(named.image_size)} pixels; "
             f"the file does not agree, and it was believed."
         )
     return Plan(config, sources, notes)
+
+
+def _agrees(named: Known, config: Swinv2Config) -> bool:
+    """Whether a name says the image size and the windows that were found."""
+    is_same_size = named.image_size == as_pair("image_size", config.image_size)
+    return is_same_size and named.window_size is not None and same_windows(config, named.window_size)
 
 
 def _complete(

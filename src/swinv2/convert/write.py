@@ -41,6 +41,7 @@ from swinv2.convert.rules import MODEL, Dialect, Template, write
 from swinv2.convert.timm import TIMM
 from swinv2.convert.torchvision import TORCHVISION
 from swinv2.convert.transformers import TRANSFORMERS
+from swinv2.convert.windows import in_one_square, one_square
 from swinv2.disk import force_to_disk
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
@@ -152,6 +153,8 @@ def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], out
     with _whole_folder(output) as folder:
         if form in (SWINV2, TRANSFORMERS.name):
             model.save_pretrained(folder)
+            if form == TRANSFORMERS.name:
+                in_one_square(model.config).save_pretrained(folder)
             _write_json(folder / PROCESSOR, processor)
         elif form == TIMM.name:
             save_file(state_dict(model, form), folder / "model.safetensors", {"format": "pt"})
@@ -213,6 +216,16 @@ def _count_classes(model: Swinv2PreTrainedModel) -> int:
     return model.config.num_labels or 0 if isinstance(model, Swinv2ForImageClassification) else 0
 
 
+def _timm_windows(config: Swinv2Config) -> int | list[Any]:
+    """The shortest form that means the same to every release of timm, or that a release without it refuses.
+
+    Releases before 1.0.31 take the first two numbers of a list for the height and the width of one window, and fail at
+    a list of pairs.
+    """
+    windows = in_one_square(config).stage_windows
+    return plain_pair(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows]
+
+
 def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str, Any]) -> dict[str, Any]:
     height, width = as_pair("image_size", config.image_size)
     names = label_names(config)
@@ -229,7 +242,7 @@ def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str,
             "embed_dim": config.embed_dim,
             "depths": list(config.depths),
             "num_heads": list(config.num_heads),
-            "window_size": config.window_size,
+            "window_size": _timm_windows(config),
             # A pair with one zero means something else there.
             "pretrained_window_sizes": [
                 plain_pair(spec.learned_window) if any(spec.pretrained_window) else 0 for spec in config.stages()
@@ -255,10 +268,12 @@ def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str,
 def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
     config, num_classes = model.config, _count_classes(model)
     stages = config.stages()
-    windows, pretrained = (
-        [spec.window[0] for spec in stages],
-        [spec.pretrained_window[0] for spec in stages],
-    )
+    pretrained = [spec.pretrained_window[0] for spec in stages]
+    windows = {
+        MICROSOFT.name: one_square(config),
+        TORCHVISION.name: list(config.stage_windows[0]),
+        MMPRETRAIN.name: [spec.window[0] for spec in stages],
+    }[form]
     width = {MICROSOFT.name: "EMBED_DIM", TORCHVISION.name: "embed_dim", MMPRETRAIN.name: "embed_dims"}[form]
     settings = {
         "image size": config.image_size,
@@ -266,8 +281,8 @@ def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
         width: config.embed_dim,
         "depths": list(config.depths),
         "heads": list(config.num_heads),
-        "window size": config.window_size if form != MMPRETRAIN.name else windows,
-        "pre-training windows": pretrained,
+        "window size": windows,
+        **({} if form == TORCHVISION.name else {"pre-training windows": pretrained}),
         "mlp ratio": config.mlp_ratio,
         "classes": num_classes,
     }
@@ -278,7 +293,7 @@ def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
             "\n"
             f"network = SwinTransformer(patch_size={list(as_pair('patch_size', config.patch_size))}, "
             f"embed_dim={config.embed_dim}, depths={list(config.depths)}, num_heads={list(config.num_heads)},\n"
-            f"    window_size={list(config.stage_windows[0])}, mlp_ratio={config.mlp_ratio}, "
+            f"    window_size={windows}, mlp_ratio={config.mlp_ratio}, "
             f"{f'num_classes={num_classes}, ' if num_classes else ''}"
             "block=SwinTransformerBlockV2,\n    downsample_layer=PatchMergingV2)\n"
             # torchvision cannot leave its classifier out; the weights have none.
