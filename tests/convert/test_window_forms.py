@@ -209,6 +209,57 @@ def test_mmpretrain(windows: tuple[int, int], given: int | None, size: int, kept
     check_tensors(state_dict(model, "mmpretrain"), file)
 
 
+def mmpretrain_weights(path: Path, windows: tuple[int, int]) -> str:
+    return saved({"state_dict": foreign.mmpretrain_file(small_sizes(window_size=windows))}, path)
+
+
+def test_windows_taken_for_clipped_ones_are_named(tmp_path: Path) -> None:
+    """Two windows of their own, and one that the second map clips, have the same tables."""
+    source = mmpretrain_weights(tmp_path / "weights.pth", (8, 4))
+    account = convert(source, None)
+    assert account.sources["window"] == "the file's own tables, taken for one clipped window"
+    assert account.sources["image size"] == account.sources["window"]
+    assert any(
+        "Windows 8, 4 are taken for one window of 8, clipped at 32 x 32 pixels" in note for note in account.notes
+    )
+    # What is given, or a published name, leaves nothing to take for something.
+    given = convert(source, None, trained_image_size=64)
+    named = convert(mmpretrain_weights(tmp_path / "swinv2-x-w8_3rdparty_in1k-32px.pth", (8, 4)), None)
+    for known in (given, named):
+        assert known.sources["window"] == "the file's own tables"
+        assert not any("taken for one window" in note for note in known.notes)
+    assert given.sources["image size"] == "given"
+    assert named.sources["image size"] == "the file's own tables"
+
+
+@pytest.mark.parametrize(
+    ("windows", "size", "source"),
+    [
+        # Nothing is clipped, so the tables show no size.
+        ([(8, 8), (4, 4)], 32, "its windows: the smallest at which none is clipped"),
+        (8, 32, "the file's own tables"),
+        ([(8, 8), (5, 5)], 32, "the file's own tables"),
+    ],
+)
+def test_given_windows_decide_what_was_clipped(windows: Any, size: int, source: str, tmp_path: Path) -> None:
+    account = convert(mmpretrain_weights(tmp_path / "weights.pth", (8, 4)), None, trained_window_size=windows)
+    assert (account.image_size, account.sources["image size"]) == ((size, size), source)
+    assert account.sources["window"] == "given"
+    assert not any("taken for one window" in note for note in account.notes)
+
+
+def test_mmpretrain_has_no_place_for_the_image_size(tmp_path: Path) -> None:
+    """Whoever writes windows of each stage for it is told how they are read back."""
+    model = model_with([[8, 8], [4, 4]])
+    model.save_pretrained(tmp_path / "model")
+    account = convert(str(tmp_path / "model"), tmp_path / "out", "mmpretrain")
+    assert any("give --trained-image-size 64x64" in note for note in account.notes)
+    again = swinv2.load(tmp_path / "out", trained_image_size=64)
+    check_answers(again, lambda pictures: model(pictures).logits, (64, 64))
+    account = convert(str(tmp_path / "model"), None, "mmpretrain", window_size=8)
+    assert not any("--trained-image-size" in note for note in account.notes)
+
+
 def test_rectangles_under_the_authors_names(tmp_path: Path) -> None:
     """Their code has none; a file whose tables and masks prove them is read, its image size asked for."""
     config = swinv2.Swinv2Config(

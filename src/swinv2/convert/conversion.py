@@ -22,7 +22,7 @@ from swinv2.convert.labels import label_names
 from swinv2.convert.processors import describe_processor, make_processor, resize_processor
 from swinv2.convert.recognise import Recognised, recognise
 from swinv2.convert.rules import MODEL
-from swinv2.convert.windows import in_one_square
+from swinv2.convert.windows import in_one_square, one_square
 from swinv2.convert.write import SWINV2, check_form, check_output, write_folder
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
@@ -331,6 +331,12 @@ def _lost(model: Swinv2PreTrainedModel, form: str) -> list[str]:
         notes.append(f"The names of the classes are not in the folder: the form {form!r} has no place for them.")
     if form == "timm" and len(set(in_one_square(model.config).stage_windows)) > 1:
         notes.append("Each stage has its own window: timm opens the folder from 1.0.31 on, and fails at it before.")
+    if form == "mmpretrain" and one_square(model.config) is None:
+        height, width = as_pair("image_size", model.config.image_size)
+        notes.append(
+            "Each stage has its own window, and mmpretrain has no place for the image size: to read the folder back, "
+            f"give --trained-image-size {height}x{width}."
+        )
     if form == "transformers" and isinstance(model, Swinv2ForMaskedImageModeling) and model.config.norm_targets:
         notes.append(
             "transformers' loss is of plain pixels and not of normalised ones (norm_targets is "

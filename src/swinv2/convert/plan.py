@@ -18,6 +18,7 @@ from swinv2.convert.rules import Buffer, Dialect
 from swinv2.convert.windows import same_windows
 from swinv2.errors import UsageError
 
+_TABLES = "the file's own tables"
 _IN_WORDS = {"image_size": "image size", "window_size": "window", "pretrained": "pre-training windows"}
 
 
@@ -86,7 +87,7 @@ def _plan(
     named = read_name(name, len(seen))
     candidates = (
         (given, "given"),
-        (_read_tables(seen, dialect, fields, given.image_size), "the file's own tables"),
+        (_read_tables(seen, dialect, fields, given), _TABLES),
         (beside, CONFIG),
         (named, f"the name {name!r}"),
     )
@@ -98,7 +99,10 @@ def _plan(
                 break
     config = _configure(dict(fields) | _complete(known, dialect, fields, sources, notes))
     check_tables(config, seen, buffers, dialect, " and ".join(dict.fromkeys(sources.values())))
-    if named.image_size is not None and not _agrees(named, config):
+    is_named = _agrees(named, config)
+    if dialect.windows_by_stage and given.image_size is None and given.window_size is None and not is_named:
+        _admit_clipping(seen, dialect, config, sources, notes)
+    if named.image_size is not None and not is_named:
         notes.append(
             f"The name {name!r} speaks of windows of {named.window_size} at {_size(named.image_size)} pixels; "
             f"the file does not agree, and it was believed."
@@ -110,6 +114,21 @@ def _agrees(named: Known, config: Swinv2Config) -> bool:
     """Whether a name says the image size and the windows that were found."""
     is_same_size = named.image_size == as_pair("image_size", config.image_size)
     return is_same_size and named.window_size is not None and same_windows(config, named.window_size)
+
+
+def _admit_clipping(
+    seen: Sequence[Seen], dialect: Dialect, config: Swinv2Config, sources: dict[str, str], notes: list[str]
+) -> None:
+    """Says so where windows of several sizes were taken for one that small maps clip, and nothing else shows it."""
+    windows = [stage.window[0] for stage in seen if stage.window is not None]
+    if sources["window"] != _TABLES or not isinstance(config.window_size, int) or len(set(windows)) == 1:
+        return
+    sources["image size"] = sources["window"] = f"{_TABLES}, taken for one clipped window"
+    notes.append(
+        f"{dialect.title} may have a window of its own in each stage. Windows {', '.join(map(str, windows))} are taken "
+        f"for one window of {config.window_size}, clipped at {_size(as_pair('image_size', config.image_size))} pixels; "
+        "if each stage has its own, give --trained-image-size."
+    )
 
 
 def _complete(
@@ -176,20 +195,22 @@ def _ask(dialect: Dialect, what: str, option: str) -> str:
     )
 
 
-def _read_tables(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, Any], image_size: Pair | None) -> Known:
-    """Sizes that the tables of a file show together, for an image size that is known better or not at all."""
+def _read_tables(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, Any], given: Known) -> Known:
+    """Sizes that the tables of a file show together, beside what is known better."""
     windows = [stage.window for stage in seen if stage.window is not None]
     if len(windows) < len(seen):
         return Known()
     patch = as_pair("patch_size", fields["patch_size"])
-    if image_size is not None:
-        grid: Pair | None = (image_size[0] // patch[0], image_size[1] // patch[1])
-    else:
-        grid = _read_grid(seen, windows, dialect, fields["depths"])
     largest = max(height for height, _ in windows), max(width for _, width in windows)
+    is_told = dialect.windows_by_stage and given.window_size is not None
+    configured = as_windows("window_size", given.window_size if is_told else largest, len(windows))
+    if given.image_size is not None:
+        grid: Pair | None = (given.image_size[0] // patch[0], given.image_size[1] // patch[1])
+    else:
+        grid = _read_grid(seen, windows, configured, dialect, fields["depths"])
     # One window that small maps clip has tables like windows of several sizes.
     is_one = len(set(windows)) == 1 or (
-        grid is not None and windows == [_clip(largest, grid, index) for index in range(len(windows))]
+        grid is not None and windows == [_clip(window, grid, index) for index, window in enumerate(configured)]
     )
     if dialect.windows_by_stage and not is_one:
         grid = None
@@ -205,19 +226,20 @@ def _read_tables(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, An
     )
 
 
-def _read_grid(seen: Sequence[Seen], windows: Sequence[Pair], dialect: Dialect, depths: Sequence[int]) -> Pair | None:
+def _read_grid(
+    seen: Sequence[Seen], windows: Sequence[Pair], configured: Sequence[Pair], dialect: Dialect, depths: Sequence[int]
+) -> Pair | None:
     """The first map of a square image, as far as square windows that are clipped, or masks, show it."""
     if any(height != width for height, width in windows):
         return None
     has_masks = any(stage.windows is not None for stage in seen)
-    largest = max(side for side, _ in windows)
     for index, (stage, (side, _)) in enumerate(zip(seen, windows, strict=True)):
         if stage.windows is not None:
             across = math.isqrt(stage.windows)
             if across * across == stage.windows:
                 return across * side << index, across * side << index
-        # A stage with a smaller window than others has clipped it to its map.
-        is_clipped = side < largest
+        # A stage with a smaller window than it was given has clipped it to its map.
+        is_clipped = side < max(configured[index])
         # The authors store a mask for every shifted block, so a stage of several blocks without one is a single window;
         # but a file without any mask may have lost them.
         is_whole = has_masks and dialect.knows_regions and depths[index] > 1 and stage.windows is None
