@@ -283,6 +283,18 @@ def test_rectangles_under_the_authors_names(tmp_path: Path) -> None:
     assert swinv2.load(source, trained_image_size=WIDE).config.window_size == [4, 8]
 
 
+def test_a_table_of_pairs_that_fits_a_row_and_a_column(tmp_path: Path) -> None:
+    """It does not show which, so neither is taken; with coordinates it is read."""
+    network = torchvision_network((1, 8))
+    file = network.state_dict()
+    source = saved(file, tmp_path / "weights.pth")
+    assert swinv2.load(source, trained_image_size=WIDE).config.window_size == [1, 8]
+    pairs = {name: tensor for name, tensor in file.items() if not name.endswith("relative_coords_table")}
+    source = saved(pairs, tmp_path / "pairs.pth")
+    with pytest.raises(UsageError, match=r"is the table of pairs of windows of 8 x 1 and of 1 x 8.*relative_coords"):
+        swinv2.load(source, trained_image_size=WIDE)
+
+
 def test_the_command_plans_them(tmp_path: Path) -> None:
     """Each stage keeps the window it learned in, and what was done is said in the words of the options."""
     source = saved(timm_network((4, 8)).state_dict(), tmp_path / "weights.pth")

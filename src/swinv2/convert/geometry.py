@@ -95,7 +95,7 @@ def examine(buffers: Sequence[Buffer], stages: int) -> list[Seen]:
         stages: Number of stages.
 
     Raises:
-        UsageError: A buffer is not what it must be, or two of a stage disagree.
+        UsageError: A buffer is not what it must be or does not show which window it is of, or two of a stage disagree.
     """
     seen: list[Seen] = []
     for stage in range(stages):
@@ -157,10 +157,16 @@ def _window_of_pairs(buffer: Buffer) -> Pair:
         raise odd(buffer, f"of shape {list(buffer.tensor.shape)}; expected a pair of tokens of a window each")
     sizes = [(tokens // width, width) for width in range(1, tokens + 1) if tokens % width == 0]
     table = buffer.tensor.reshape(tokens, tokens)
-    for window in sizes:
-        if torch.equal(table[:, 0].long(), pairs(window)[:, 0]):
-            return window
-    raise odd(buffer, "not the table of pairs of any window")
+    fitting = [window for window in sizes if torch.equal(table[:, 0].long(), pairs(window)[:, 0])]
+    if len(fitting) > 1:
+        raise UsageError(
+            f"{buffer.name} is the table of pairs of windows of {' and of '.join(f'{h} x {w}' for h, w in fitting)}: a "
+            "row of tokens and a column have the same, and no coordinates beside it tell them apart. Give a file with "
+            "the coordinates, relative_coords_table."
+        )
+    if not fitting:
+        raise odd(buffer, "not the table of pairs of any window")
+    return fitting[0]
 
 
 def _pretrained(buffer: Buffer, window: Pair) -> Pair:
