@@ -82,14 +82,35 @@ class TestRecipes:
 
     @pytest.mark.parametrize(
         ("text", "windows"),
-        [("24", 24), ("8x16", (8, 16)), ("16,16,16,8", [(16, 16), (16, 16), (16, 16), (8, 8)]), ("null", None)],
+        [
+            ("8", 8),
+            ("'8'", 8),
+            ("8x16", [8, 16]),
+            ("[8, 16]", [8, 16]),
+            ("16,16,16,8", [[16, 16], [16, 16], [16, 16], [8, 8]]),
+            ("[16, 16, 16, 8]", [16, 16, 16, 8]),
+            ("[[8, 16], 8]", [[8, 16], 8]),
+            ("null", None),
+        ],
     )
-    def test_windows(self, needed: dict[str, Any], text: str, windows: Any) -> None:
-        """A recipe says them as a flag does."""
+    def test_windows(self, text: str, windows: Any, needed: dict[str, Any]) -> None:
+        """A recipe says them as a flag does, or as a list; in the configuration's form in what is told of settings."""
         settings = parse(needed, recipe=f"window_size: {text}\n")
-        assert settings.windows == windows
+        assert settings.window_size == settings.windows == settings.given.get("window_size") == windows
         assert json.loads(json.dumps(settings.given)) == settings.given
-        assert windows is None or parse(needed, "--window_size", text).windows == windows
+        if text[0].isdigit():
+            assert parse(needed, "--window_size", text).given["window_size"] == windows
+
+    def test_windows_from_python(self, needed: dict[str, Any]) -> None:
+        assert FinetuneSettings(**needed, window_size=(8, 16)).windows == [8, 16]
+        assert FinetuneSettings(**needed, window_size=[(8, 16), 8]).windows == [[8, 16], 8]
+        with pytest.raises(UsageError, match=r"--window_size is \(\); expected tokens such as 8"):
+            FinetuneSettings(**needed, window_size=())
+
+    @pytest.mark.parametrize("text", ["[]", "{}", "[0, 8]", "[8, 16, wide]", "[[8]]", "true", "8.5", "{8: 16}"])
+    def test_no_windows(self, text: str, needed: dict[str, Any]) -> None:
+        with pytest.raises(UsageError, match=r"--window_size is .* expected tokens such as 8"):
+            parse(needed, recipe=f"window_size: {text}\n")
 
     @pytest.mark.parametrize(
         ("recipe", "sentence"),

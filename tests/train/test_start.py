@@ -200,7 +200,7 @@ class TestLoaded:
             ({"model_fields": {"image_size": 64}}, "give --image_size instead"),
             ({"model_fields": {"embed_dim": 16}}, "no fitting weights for .* do not belong together"),
             ({"image_size": [1]}, "--image_size or --window_size is impossible: image_size 1 is smaller"),
-            ({"window_size": 0}, "impossible: window_size is 0"),
+            ({"window_size": 0}, "--window_size is 0; expected tokens such as 8"),
             ({"window_size": "8,8,4"}, "impossible: window_size is .* one for each of the 2 stages"),
             ({"model": "no/such folder"}, "there is no folder"),
         ],

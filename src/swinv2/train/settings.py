@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from swinv2.config import Windows
+from swinv2.config import as_windows
 from swinv2.errors import UsageError
 from swinv2.sizes import read_windows
 from swinv2.train.augment import IMAGENET_MEAN, IMAGENET_STD
@@ -81,7 +81,7 @@ class RunSettings(TrainingArguments):
     image_size: list[int] = _option(
         [], "Image size in pixels, one length or height and width; the model's unless given."
     )
-    window_size: int | str | None = _option(
+    window_size: int | str | list[Any] | tuple[Any, ...] | None = _option(
         None, "Windows in tokens: 8, 8x16 (height first), or one for each stage: 16,16,16,8; the model's unless given."
     )
     stretch_bias: bool = _option(False, "Stretch the position bias over a changed window instead of extrapolating it.")
@@ -126,8 +126,7 @@ class RunSettings(TrainingArguments):
         if len(self.image_size) > 2:
             raise UsageError(f"--image_size is {self.image_size}; expected one length, or height and width.")
         # Flags are read as text; what is no window is refused here.
-        if isinstance(windows := self.windows, int):
-            self.window_size = windows
+        self.window_size = self.windows
         if self.schedule is None:
             for name in ("warmup_learning_rate", "min_learning_rate", "milestones"):
                 if getattr(self, name):
@@ -194,11 +193,9 @@ class RunSettings(TrainingArguments):
         }
 
     @property
-    def windows(self) -> Windows | None:
-        """What `window_size` says: one window for all stages, or one for each."""
-        if isinstance(self.window_size, int):
-            return self.window_size
-        return read_windows(self.window_size, "--window_size")
+    def windows(self) -> int | list[Any] | None:
+        """What `window_size` says, as the configuration takes it; how many stages there are, the model shows."""
+        return _settle_windows(self.window_size)
 
     @property
     def whole_batch(self) -> int:
@@ -208,6 +205,21 @@ class RunSettings(TrainingArguments):
     @classmethod
     def _help(cls, name: str) -> str:
         return next(str(item.metadata["help"]) for item in fields(cls) if item.name == name)
+
+
+def _settle_windows(said: Any) -> int | list[Any] | None:
+    """Reads windows from text, and holds those of Python and YAML to the forms that the configuration takes."""
+    windows = read_windows(said, "--window_size") if said is None or isinstance(said, str) else said
+    if windows is None:
+        return None
+    try:
+        as_windows("window_size", windows, len(windows) if isinstance(windows, (list, tuple)) and windows else 1)
+    except ValueError as error:
+        raise UsageError(
+            f"--window_size is {windows!r}; expected tokens such as 8, 8x16 (height first), or one of these for each "
+            "stage, 16,16,16,8; from Python and in a recipe also [8, 16] (height, width) or [16, 16, 16, 8]."
+        ) from error
+    return windows if isinstance(windows, int) else [list(one) if isinstance(one, tuple) else one for one in windows]
 
 
 Settings = TypeVar("Settings", bound=RunSettings)
@@ -254,7 +266,8 @@ def parse_settings(kind: type[Settings], flags: Sequence[str], command: str) -> 
     values = {name: getattr(namespace, name) for name in kind.defaults()}
     try:
         settings = kind(**values)
-        settings.given = {name: value for name, value in values.items() if value != getattr(untold, name)}
+        told = {name: value for name, value in values.items() if value != getattr(untold, name)}
+        settings.given = told | ({"window_size": settings.window_size} if "window_size" in told else {})
         return settings
     except UsageError:
         raise
@@ -290,8 +303,15 @@ def read_recipe(path: Path, kind: type[RunSettings]) -> dict[str, Any]:
 
 def _understand(recipe: dict[str, Any], parser: _Parser, path: Path) -> argparse.Namespace:
     """Reads what a recipe says as if it were flags: YAML takes 1e-3, without a point, for text."""
-    # What no flag can say, null and mappings, is taken as it is.
-    bare = {name: value for name, value in recipe.items() if value is None or isinstance(value, dict) or value == []}
+    # What no flag can say, null, mappings and a list of windows, is taken as it is.
+    bare = {
+        name: value
+        for name, value in recipe.items()
+        if value is None
+        or isinstance(value, dict)
+        or value == []
+        or (name == "window_size" and isinstance(value, list))
+    }
     flags: list[str] = []
     for name, value in recipe.items():
         if name in bare:
