@@ -34,14 +34,16 @@ def test_windows(text: str, stages: int, windows: Any) -> None:
     assert read_windows(None, "--window-size") is None
 
 
-@pytest.mark.parametrize("text", ["", "x", "8x", "0", "-8", "8.0", "wide", "8x8x8", "8,", "8,0", "16;8", "8,x", "٣"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "8x", "0", "-8", "8.0", "wide", "8x8x8", "8,", "8,0", "16;8", "8,x", "٣", "9" * 10]
+)
 def test_no_windows(text: str) -> None:
     expected = re.escape(f"--window-size is {text!r}; expected tokens such as 8, height x width such as 8x16, or one")
     with pytest.raises(UsageError, match=expected):
         read_windows(text, "--window-size")
 
 
-@pytest.mark.parametrize("text", ["", "0", "256x", "x256", "1x2x3", "256,256", "large"])
+@pytest.mark.parametrize("text", ["", "0", "256x", "x256", "1x2x3", "256,256", "large", "9" * 4400])
 def test_no_image_sizes(text: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"--image-size is {text!r}; expected pixels such as 256")):
         read_size(text, "--image-size")

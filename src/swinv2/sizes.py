@@ -4,6 +4,8 @@ In: the text of an option. Out: lengths, pairs (height first) and windows, as th
 knows no network: whether a size is possible is decided in `swinv2.config`.
 """
 
+import re
+
 from swinv2.config import Pair
 from swinv2.errors import UsageError
 
@@ -78,7 +80,8 @@ def read_learned_windows(text: str | None, option: str) -> list[int | Pair] | No
 
 def _read_one(text: str, smallest: int = 1) -> int | Pair | None:
     lengths = text.strip().lower().split("x")
-    if len(lengths) > 2 or not all(length.isascii() and length.isdigit() for length in lengths):
+    # No size has ten digits, and Python refuses to read numbers of thousands.
+    if len(lengths) > 2 or not all(re.fullmatch("[0-9]{1,9}", length) for length in lengths):
         return None
     if min(map(int, lengths)) < smallest:
         return None
