@@ -42,6 +42,22 @@ def test_what_fails_on_the_way_leaves_the_old_one(file: Path) -> None:
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_what_a_killed_process_left_is_gone_with_the_next_write(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one process writes a file alone; otherwise each has a temporary name of its own."""
+    with whole_file(file, alone=True) as left, whole_file(file) as another:
+        pass
+    left.write_text("half of it")
+    monkeypatch.setattr("os.getpid", lambda: 0)
+    with whole_file(file) as partial:
+        assert partial not in (left, another)
+    with whole_file(file, alone=True) as partial:
+        assert partial == left
+        assert not partial.exists()
+        partial.write_text("new")
+    assert file.read_text() == "new"
+    assert list(file.parent.iterdir()) == [file]
+
+
 def test_nothing_written_changes_nothing(file: Path) -> None:
     with whole_file(file):
         pass

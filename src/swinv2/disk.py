@@ -10,13 +10,17 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(output: Path) -> Iterator[Path]:
+def whole_file(output: Path, alone: bool = False) -> Iterator[Path]:
     """Lends a temporary name in the same folder; what was written there gets the real name if nothing failed.
 
     Args:
         output: The file. An old one of that name is replaced, unless nothing was written.
+        alone: Whether no other process writes this file meanwhile. The temporary name is then always the same, so that
+            what a killed process left there is gone with the next one's.
     """
-    partial = output.with_name(f".{output.name}.{os.getpid()}.part")
+    writer = "" if alone else f".{os.getpid()}"
+    partial = output.with_name(f".{output.name}{writer}.part")
+    partial.unlink(missing_ok=True)
     # safetensors makes files that only their owner may read; a result is to be as open as any other new file.
     partial.touch()
     mode = partial.stat().st_mode

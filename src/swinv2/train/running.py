@@ -107,6 +107,6 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
         results |= trainer.evaluate()
     trainer.save_final(trainer.run / FINAL)
     if settings.should_save:
-        with whole_file(trainer.run / RESULTS_NAME) as partial:
+        with whole_file(trainer.run / RESULTS_NAME, alone=True) as partial:
             partial.write_text(json.dumps(results, indent=2) + "\n")
     return results, 0

@@ -50,7 +50,7 @@ class Log(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self.run.mkdir(parents=True, exist_ok=True)
-            with whole_file(self.run / LOG_NAME) as partial:
+            with whole_file(self.run / LOG_NAME, alone=True) as partial:
                 partial.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
