@@ -1,7 +1,8 @@
 """The names inside a network, as the authors chose them and as other libraries changed them.
 
-In: what a library calls the parts of a network. Out: the rules for everything that all of them have; the tables of the
-dialects add what is theirs alone. This module knows no dialect.
+In: what a library calls the parts of a network, where it is not what the authors call them. Out: the rules for
+everything that all of them have; the tables of the dialects add what is theirs alone. The authors' names are the
+defaults; this module knows no other library's.
 """
 
 from swinv2.convert.rules import BLOCK, JOINED, MERGE, MODEL, QUERY_VALUE, SAME, Change, Rule
