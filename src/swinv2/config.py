@@ -261,6 +261,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             once. It says how a machine computes and changes no answer and no weight: where neither the fused kernels
             nor the form for a CPU run, the T x T weights of so many windows exist at a time, and the backward pass
             computes them again. It may be changed at any time; a file keeps it, and transformers leaves it unused.
+            torch.compile writes every chunk into its graph: many small chunks take long to compile.
         out_features: Names of the maps that the backbone returns: "stem", "stage1", ...
         out_indices: The same by index; give one of the two.
 

@@ -161,7 +161,7 @@ class Swinv2PreTrainedModel(PreTrainedModel):
 
     def _attention_form(self, output_attentions: bool) -> tuple[str, int | None]:
         """Which form of attention a call runs, and in how many windows at a time: all of them for their weights."""
-        chunk_size = None if output_attentions else as_chunk_size(self.config.attention_chunk_size)
+        chunk_size = as_chunk_size(self.config.attention_chunk_size)
         requested, call = self.config._attn_implementation or "eager", Call(wants_weights=output_attentions)
         # Whether the kernels can run depends on the maps, and is asked for each of them.
         chosen = requested if requested == TRITON and not output_attentions else choose_backend(requested, call)
@@ -170,7 +170,7 @@ class Swinv2PreTrainedModel(PreTrainedModel):
                 f"Attention weights were asked for. {explain_backend(requested, call)}. The answer is "
                 'the same, the memory is not; load the model with attn_implementation="eager" to say that you know.'
             )
-        return chosen, chunk_size
+        return chosen, None if output_attentions else chunk_size
 
 
 def as_tokens(feature_map: Float[Tensor, "B H W C"]) -> Float[Tensor, "B patches C"]:

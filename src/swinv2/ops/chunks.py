@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from swinv2.ops.cpu.pieces import is_transformed
+from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Span, WindowPlan, merge, partition
 
 
@@ -39,6 +40,8 @@ def window_attention(
         form: Takes them too, and returns the attended map.
         chunk_size: Windows that it attends in at a time, those of all images counted together.
     """
+    # Their gradients are sums over the chunks: they must not be rounded at each.
+    shared = tuple(None if t is None else at_least_fp32(t) for t in (bias_table, scale, padded_value))
     # Windows with filling tokens are maps of their own size, whether these are hidden or not.
     rows, columns = (replace(plan, mask_padding=True).spans(axis) for axis in (0, 1))
     bands = []
@@ -49,20 +52,35 @@ def window_attention(
             part = _plan_of_one(plan, down, across)
             maps = [partition(area, part.grid).unflatten(1, part.grid) for area in areas]
             chunks = zip(*(m.split(chunk_size) for m in maps), strict=True)
-            attended = [_run(form, *chunk, bias_table, scale, part, padded_value, dropout) for chunk in chunks]
+            attended = [_run(form, *chunk, *shared, part, dropout) for chunk in chunks]
             band.append(merge(torch.cat(attended).flatten(1, 2), part.grid, (areas[0].shape[1], areas[0].shape[2])))
         bands.append(_join(band, plan, 1))
     return _join(bands, plan, 0)
 
 
 def _run(form: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """form(*arguments), computed again in the backward pass if there is one."""
+    """_attend(form, *arguments), computed again in the backward pass if there is one."""
     wanted = any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments)
     # torch.func and forward-mode differentiation cannot transform checkpoints.
     if not (wanted and torch.is_grad_enabled()) or is_transformed():
-        return form(*arguments)
+        return _attend(form, *arguments)
     dropout = arguments[-1]
-    return checkpoint(form, *arguments, use_reentrant=False, preserve_rng_state=dropout > 0)
+    return checkpoint(_attend, form, *arguments, use_reentrant=False, preserve_rng_state=dropout > 0)
+
+
+def _attend(
+    form: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_table: Tensor,
+    scale: Tensor,
+    padded_value: Tensor | None,
+    plan: WindowPlan,
+    dropout: float,
+) -> Tensor:
+    padded_value = None if padded_value is None else padded_value.to(v.dtype)
+    return form(q, k, v, bias_table, scale, plan, padded_value, dropout)
 
 
 def _plan_of_one(plan: WindowPlan, down: Span, across: Span) -> WindowPlan:
@@ -70,8 +88,9 @@ def _plan_of_one(plan: WindowPlan, down: Span, across: Span) -> WindowPlan:
     height, width = (span.unmoved + span.wrapped for span in (down, across))
     shift = (plan.shift[0] if down.wrapped else 0, plan.shift[1] if across.wrapped else 0)
     part = WindowPlan((height, width), plan.window, shift, plan.mask_padding)
-    # It remembers them now: torch.compile lets nothing be remembered inside a checkpoint.
-    _ = part.kinds
+    if torch.compiler.is_compiling():
+        # It remembers them now: torch.compile lets nothing be remembered inside a checkpoint.
+        _ = part.kinds
     return part
 
 

@@ -175,7 +175,7 @@ def explain_backend(requested: str, call: Call | None = None) -> str:
     """
     call = call or Call()
     chosen = choose_backend(requested, call)
-    how = _explain_chunks(chosen, call.chunk_size)
+    how = "" if call.wants_weights else _explain_chunks(chosen, call.chunk_size)
     lines = [f"{backend.name} runs{how}: {backend.summary}" for backend in BACKENDS if backend.name == chosen]
     for backend in BACKENDS:
         if backend.name != chosen:

@@ -5,15 +5,20 @@ In: a model, on any device, and how it would be trained. Out: MiB by what they a
 
 import copy
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from swinv2.config import Swinv2Config, as_pair
+from swinv2.config import StageSpec, as_pair
 from swinv2.heads import Swinv2ForMaskedImageModeling
 from swinv2.layers.block import SwinTransformerBlock
+from swinv2.layers.stage import Stage
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.ops.dispatch import SDPA, TRITON
 from swinv2.ops.windows import WindowPlan
@@ -24,9 +29,9 @@ GATHERED_BLOCKS = 3
 """Blocks that a process holds whole under FSDP2: the weights of the one at work and of the next, and the gradients of
 the one at work."""
 
-CHUNK_TENSORS = 3
-"""T x T tensors of a window that live while a chunk is differentiated: its weights, their gradient, that of the logits.
-The bias of all pairs comes once to each chunk."""
+CHUNK_TENSORS_IN_FULL, CHUNK_TENSORS_IN_HALF = 4, 6
+"""T x T tensors of a window that live at most while a chunk is differentiated, counted in the chunk's precision; in 16
+bits torch's attention computes in fp32. The bias of all pairs comes twice to each chunk."""
 
 ALL_WINDOWS = 2**62
 """More than there are: what chunks keep for the backward pass does not depend on their size."""
@@ -70,10 +75,7 @@ def training_memory(model: nn.Module, training: Training) -> dict[str, float]:
     plain = adapted.get_base_model() if hasattr(model, "peft_config") else adapted
     in_chunks = training.chunk_size is not None
     kept = activations_of_an_image(plain, training.checkpointed, training.fused, in_chunks)
-    return _add_state(model, training, kept * training.batch_size + _chunk(plain.config, training))
-
-
-def _add_state(model: nn.Module, training: Training, activations: float) -> dict[str, float]:
+    activations = kept * training.batch_size + _chunk(plain.config, training)
     total = _count(model)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     moments = 2 * learning if training.moments is None else training.moments
@@ -115,79 +117,96 @@ def ways_to_train(model: Swinv2PreTrainedModel, batch_size: int, processes: int)
         f"plain, {chunk_size} window{'s' * (chunk_size > 1)} at a time": replace(plain, chunk_size=chunk_size),
     }
     ways: list[dict[str, Any]] = []
-    for kind, training in kinds.items():
-        form = training.fused, training.chunk_size is not None
-        whole = _kept(type(model), config, *form)
-        for checkpointed, kept in ((False, whole), (True, _when_checkpointed(model, whole, *form))):
-            found = _add_state(model, training, kept * batch_size + _chunk(config, training))
-            rounded = {name: round(mib, 1) for name, mib in found.items() if name != "average"}
-            ways.append(
-                {"attention": kind, "checkpointed": checkpointed} | rounded | {"all": round(sum(found.values()), 1)}
-            )
+    for (kind, training), checkpointed in product(kinds.items(), (False, True)):
+        found = training_memory(model, replace(training, checkpointed=checkpointed))
+        rounded = {name: round(mib, 1) for name, mib in found.items() if name != "average"}
+        ways.append(
+            {"attention": kind, "checkpointed": checkpointed} | rounded | {"all": round(sum(found.values()), 1)}
+        )
     return ways
 
 
 def _chunk(config: Any, training: Training) -> int:
     """Numbers that a chunk of windows holds while it is differentiated, in the stage where these are most."""
-    if training.chunk_size is None:
+    if training.chunk_size is None or training.fused:
         return 0
+    tensors = CHUNK_TENSORS_IN_HALF if training.in_half else CHUNK_TENSORS_IN_FULL
     found: list[int] = []
     for stage in config.stages():
         plan = WindowPlan(stage.grid, stage.window)
         windows = min(training.chunk_size, training.batch_size * plan.counts[0] * plan.counts[1])
-        found.append((CHUNK_TENSORS * windows + 1) * stage.num_heads * plan.tokens**2)
+        found.append((tensors * windows + 2) * stage.num_heads * plan.tokens**2)
     return max(found)
 
 
 def activations_of_an_image(
     model: Swinv2PreTrainedModel, checkpointed: bool, fused: bool = False, in_chunks: bool = False
 ) -> float:
-    """Numbers that a forward pass keeps of each image for the backward pass; see `Training`."""
-    whole = _kept(type(model), model.config, fused, in_chunks)
-    return _when_checkpointed(model, whole, fused, in_chunks) if checkpointed else whole
-
-
-def _when_checkpointed(model: Swinv2PreTrainedModel, whole: float, fused: bool, in_chunks: bool) -> float:
-    """What is left of the `whole` of them when each block keeps its input only, and one is computed again at a time."""
+    """Numbers that a forward pass keeps of each image for the backward pass; see `Training`. Of checkpointed blocks it
+    keeps the inputs; the largest block is added, which the backward pass computes again."""
     config: Any = model.config
-    stages = config.stages()
-    # What the last block of a stage keeps depends on its shift and additional norm, which come again every so many.
-    period = math.lcm(2, config.extra_norm_period or 1)
-    # More than one period is left, or the extra norms would be in no stage.
-    few = [depth if depth <= period else (depth - 1) % period + 1 + period for depth in config.depths]
-
-    def kept(depths: list[int]) -> float:
-        return _kept(type(model), Swinv2Config.from_dict(config.to_dict() | {"depths": depths}), fused, in_chunks)
-
-    before = kept(few)
-    inside = [
-        kept([depth + (stage == index) for stage, depth in enumerate(few)]) - before for index in range(len(stages))
-    ]
-    maps = [stage.grid[0] * stage.grid[1] * stage.dim for stage in stages]
-    outside = whole - sum(depth * numbers for depth, numbers in zip(config.depths, inside, strict=True))
-    inputs = sum(depth * numbers for depth, numbers in zip(config.depths, maps, strict=True))
-    return outside + inputs + max(inside)
-
-
-def _kept(kind: type[Swinv2PreTrainedModel], config: Swinv2Config, fused: bool, in_chunks: bool) -> float:
     with torch.device("meta"):
-        twin = kind(copy.deepcopy(config)).train()
+        twin = type(model)(copy.deepcopy(config)).train()
     # Not set_attn_implementation, which asks whether this machine can run it: nothing is run.
-    twin.config._attn_implementation = TRITON if fused else SDPA
-    twin.config.attention_chunk_size = ALL_WINDOWS if in_chunks else None
-    kept: list[int] = []
-    for count in (1, 2):
-        inputs = {"pixel_values": torch.empty(count, config.num_channels, *_size(config), device="meta")}
-        if issubclass(kind, Swinv2ForMaskedImageModeling):
-            patches = config.patch_grid[0] * config.patch_grid[1]
-            inputs["bool_masked_pos"] = torch.zeros(count, patches, dtype=torch.bool, device="meta")
-        kept.append(saved_bytes(twin, inputs))
-    return (kept[1] - kept[0]) / FULL_BYTES
+    form = TRITON if fused else SDPA
+    chunk_size = ALL_WINDOWS if in_chunks else None
+    twin.config._attn_implementation, twin.config.attention_chunk_size = form, chunk_size
+    inside = 0.0
+    if checkpointed:
+        blocks = _kinds_of_block(twin)
+        inside = max(_of_an_image(partial(_kept_inside, block, spec, form, chunk_size)) for block, spec in blocks)
+        twin._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+    return inside + _of_an_image(partial(_kept_by_all, twin))
+
+
+def _of_an_image(kept: Callable[[int], int]) -> float:
+    """Numbers that one image more costs, given bytes by the number of images."""
+    return (kept(2) - kept(1)) / FULL_BYTES
+
+
+def _kept_by_all(model: Swinv2PreTrainedModel, count: int) -> int:
+    config: Any = model.config
+    height, width = as_pair("image_size", config.image_size)
+    inputs = {"pixel_values": torch.empty(count, config.num_channels, height, width, device="meta")}
+    if isinstance(model, Swinv2ForMaskedImageModeling):
+        patches = config.patch_grid[0] * config.patch_grid[1]
+        inputs["bool_masked_pos"] = torch.zeros(count, patches, dtype=torch.bool, device="meta")
+    return saved_bytes(model, inputs)
+
+
+def _kept_inside(block: SwinTransformerBlock, spec: StageSpec, form: str, chunk_size: int | None, count: int) -> int:
+    """Bytes that a block keeps beside its input."""
+    feature_map = torch.empty(count, *spec.grid, spec.dim, device="meta", requires_grad=True)
+    known = (*block.parameters(), feature_map)
+    return _kept_beside(known, lambda: block(feature_map, form, chunk_size))
+
+
+def _kinds_of_block(model: Swinv2PreTrainedModel) -> list[tuple[SwinTransformerBlock, StageSpec]]:
+    """The blocks that keep most of each stage are among its last: they drop paths, and one in a period has the extra
+    norm, every second one a shift."""
+    config: Any = model.config
+    period = math.lcm(2, config.extra_norm_period or 1)
+    stages = [module for module in model.modules() if isinstance(module, Stage)]
+    return [
+        (block, spec)
+        for stage, spec in zip(stages, config.stages(), strict=True)
+        for block in list(stage.blocks)[-period:]
+    ]
 
 
 def saved_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
     """Bytes that a forward pass keeps for the backward pass, weights left out; nothing is computed on meta."""
-    weights = {_storage(parameter) for parameter in model.parameters()}
+
+    def run() -> None:
+        outputs = model(**inputs)
+        next(value for name, value in outputs.items() if name != "loss").sum()
+
+    return _kept_beside(model.parameters(), run)
+
+
+def _kept_beside(known: Iterable[Tensor], run: Callable[[], Any]) -> int:
+    """Bytes of what is kept for the backward pass, and is none of what is known."""
+    there = {_storage(tensor) for tensor in known}
     # By storage: what two operations keep, or views of it, lies in memory once.
     kept: dict[int, Tensor] = {}
 
@@ -196,9 +215,8 @@ def saved_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        outputs = model(**inputs)
-        next(value for name, value in outputs.items() if name != "loss").sum()
-    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
+        run()
+    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in there)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -208,7 +226,3 @@ def _storage(tensor: Tensor) -> int:
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _size(config: Swinv2Config) -> tuple[int, int]:
-    return as_pair("image_size", config.image_size)
