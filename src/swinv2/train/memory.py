@@ -191,6 +191,7 @@ def _kinds_of_block(model: Swinv2PreTrainedModel) -> list[tuple[SwinTransformerB
         (block, spec)
         for stage, spec in zip(stages, config.stages(), strict=True)
         for block in list(stage.blocks)[-period:]
+        if isinstance(block, SwinTransformerBlock)
     ]
 
 
