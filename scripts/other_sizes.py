@@ -23,7 +23,7 @@ from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from swinv2 import Swinv2ForImageClassification
-from swinv2.config import as_pair, plain_windows
+from swinv2.lengths import as_pair, plain_windows
 from swinv2.loading import label_names, load_processor, read_config
 from swinv2.predict.shipped import shipped_model
 from swinv2.train.cifar10 import LABELS, Split, load_cifar10

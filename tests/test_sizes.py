@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from swinv2.config import as_windows
 from swinv2.errors import UsageError
+from swinv2.lengths import as_windows
 from swinv2.sizes import read_learned_windows, read_size, read_windows
 
 

@@ -7,7 +7,6 @@ integers. This module knows no tensor, no layer and no checkpoint name.
 
 import copy
 import difflib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,13 +17,19 @@ from transformers.activations import ACT2FN, GELUActivation
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import logging
 
+from swinv2.lengths import (
+    Pair,
+    Windows,
+    as_length,
+    as_lengths,
+    as_pair,
+    as_windows,
+    is_integer,
+    plain_pair,
+    plain_windows,
+)
+
 logger = logging.get_logger(__name__)
-
-Pair = tuple[int, int]
-"""Two lengths, height first."""
-
-Windows = int | Sequence[int | Sequence[int]]
-"""Windows in tokens as users give them, one for all stages or one for each: see `as_windows`."""
 
 # What transformers passes to any configuration, has stored in it, or stored in it once, beside the fields of
 # PreTrainedConfig; and `path_norm`, which the published Swin V2 configurations carry and no code ever read.
@@ -106,103 +111,13 @@ def _pair(lengths: Pair) -> str:
     return f"{lengths[0]} x {lengths[1]}"
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _length(name: str, value: Any, smallest: int = 1) -> int:
-    if not _is_int(value) or value < smallest:
-        raise ValueError(f"{name} is {value!r}; expected an integer of at least {smallest}.")
-    return value
-
-
-def _lengths(name: str, value: Any) -> list[int]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ValueError(f"{name} is {value!r}; expected a list of integers, one for each stage.")
-    return [_length(f"{name}[{index}]", item) for index, item in enumerate(value)]
 
 
 def _probability(name: str, value: Any) -> None:
     if not _is_number(value) or not 0.0 <= value < 1.0:
         raise ValueError(f"{name} is {value!r}; expected a probability: at least 0 and less than 1.")
-
-
-def as_pair(name: str, value: Any, smallest: int = 1) -> Pair:
-    """Reads a length, or a pair of them, as (height, width).
-
-    Args:
-        name: The field's name, for the message.
-        value: An integer, which counts for both axes, or two of them, height first.
-        smallest: The least that is accepted.
-
-    Raises:
-        ValueError: `value` is neither.
-    """
-    if _is_int(value):
-        length = _length(name, value, smallest)
-        return length, length
-    if isinstance(value, (list, tuple)) and len(value) == 2:
-        return _length(f"{name}[0]", value[0], smallest), _length(f"{name}[1]", value[1], smallest)
-    raise ValueError(f"{name} is {value!r}; expected an integer or a pair (height, width).")
-
-
-def as_windows(name: str, value: Any, num_stages: int) -> tuple[Pair, ...]:
-    """Reads the windows of all stages.
-
-    Args:
-        name: The field's name, for the message.
-        value: In tokens: one window for all stages, an integer or a pair (height, width); or a list with such a window
-            for each stage. Two integers are always a pair, in a network of two stages too.
-        num_stages: Number of stages.
-
-    Raises:
-        ValueError: `value` is neither.
-
-    Source:
-        timm's `resolve_stage_window_sizes`, which takes two integers for a pair too.
-
-    Example:
-
-        >>> as_windows("window_size", [4, 8], 2)
-        ((4, 8), (4, 8))
-        >>> as_windows("window_size", [4, [8, 8]], 2)
-        ((4, 4), (8, 8))
-    """
-    is_list = isinstance(value, (list, tuple))
-    if _is_int(value) or (is_list and len(value) == 2 and not any(isinstance(one, (list, tuple)) for one in value)):
-        return (as_pair(name, value),) * num_stages
-    if is_list and len(value) == num_stages:
-        return tuple(as_pair(f"{name}[{index}]", one) for index, one in enumerate(value))
-    raise ValueError(
-        f"{name} is {value!r}; expected an integer or a pair (height, width) for all stages, or a list of such "
-        f"windows, one for each of the {num_stages} stages."
-    )
-
-
-def plain_pair(lengths: Pair) -> int | list[int]:
-    """The shortest form that `as_pair` reads: an integer where height and width are one."""
-    return lengths[0] if lengths[0] == lengths[1] else list(lengths)
-
-
-def plain_windows(windows: Sequence[Pair]) -> int | list[Any]:
-    """Windows in the shortest form that `as_windows` reads: an integer where all stages have one square window.
-
-    Args:
-        windows: Size (height, width) in tokens of each stage's window.
-
-    Example:
-
-        >>> plain_windows([(8, 8), (8, 8)]), plain_windows([(4, 8), (4, 8)]), plain_windows([(16, 16), (8, 8)])
-        (8, [4, 8], [[16, 16], [8, 8]])
-    """
-    if len(set(windows)) == 1:
-        return plain_pair(windows[0])
-    # Two integers would be read as a pair.
-    return [list(window) if len(windows) == 2 else plain_pair(window) for window in windows]
 
 
 def as_chunk_size(value: Any) -> int | None:
@@ -211,7 +126,7 @@ def as_chunk_size(value: Any) -> int | None:
     Raises:
         ValueError: `value` is neither None nor an integer of at least 1.
     """
-    if value is not None and (not _is_int(value) or value < 1):
+    if value is not None and (not is_integer(value) or value < 1):
         raise ValueError(
             f"attention_chunk_size is {value!r}; expected how many windows attend at a time, an integer of at least 1, "
             "or None for all of them."
@@ -325,8 +240,8 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
                 kwargs[name] = kwargs.pop(alias)
         if "num_heads" in kwargs:
             self.num_heads = kwargs.pop("num_heads")
-        self.depths = _lengths("depths", self.depths)
-        self.num_heads = _lengths("num_heads", self.num_heads)
+        self.depths = as_lengths("depths", self.depths)
+        self.num_heads = as_lengths("num_heads", self.num_heads)
         sizes = self.pretrained_window_sizes
         if not isinstance(sizes, (list, tuple)):
             raise ValueError(f"pretrained_window_sizes is {sizes!r}; expected a list, one entry for each stage.")
@@ -521,10 +436,10 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
                 "least one patch."
             )
         for name in ("num_channels", "embed_dim"):
-            _length(name, getattr(self, name))
+            as_length(name, getattr(self, name))
         as_pair("encoder_stride", self.encoder_stride)
-        _length("extra_norm_period", self.extra_norm_period, 0)
-        _length("norm_targets", self.norm_targets, 0)
+        as_length("extra_norm_period", self.extra_norm_period, 0)
+        as_length("norm_targets", self.norm_targets, 0)
         if self.norm_targets and (self.norm_targets < 3 or self.norm_targets % 2 == 0):
             raise ValueError(
                 f"norm_targets is {self.norm_targets}; expected 0, or an odd number of at least 3: the side of a "

@@ -13,9 +13,10 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import ModelOutput
 
-from swinv2.config import Swinv2Config, as_pair
+from swinv2.config import Swinv2Config
 from swinv2.layers.patches import Embeddings, PatchEmbeddings
 from swinv2.layers.stage import Encoder
+from swinv2.lengths import as_pair
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel, as_channels_first, as_tokens, stage_attentions
 from swinv2.ops.windows import Pair
 from swinv2.outputs import Swinv2ImageClassifierOutput, Swinv2MaskedImageModelingOutput

@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
-from swinv2.config import Swinv2Config, Windows, as_chunk_size
+from swinv2.config import Swinv2Config, as_chunk_size
 from swinv2.layers.attention import CosineWindowAttention
 from swinv2.layers.block import PostNorm, SwinTransformerBlock
 from swinv2.layers.patches import Embeddings, PatchEmbeddings, resample_positions
 from swinv2.layers.stage import Encoder, StageOutput
+from swinv2.lengths import Windows
 from swinv2.ops.dispatch import TRITON, Call, choose_backend, explain_backend, refuse_machine
 from swinv2.outputs import Swinv2ModelOutput
 

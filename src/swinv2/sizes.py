@@ -6,8 +6,8 @@ knows no network: whether a size is possible is decided in `swinv2.config`.
 
 import re
 
-from swinv2.config import Pair
 from swinv2.errors import UsageError
+from swinv2.lengths import Pair
 
 
 def read_size(text: str | None, option: str) -> int | Pair | None:

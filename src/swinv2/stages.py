@@ -6,7 +6,8 @@ In: a `StageSpec`. Out: plain numbers under the names that people read; an accou
 from dataclasses import dataclass
 from typing import Any
 
-from swinv2.config import Pair, StageSpec
+from swinv2.config import StageSpec
+from swinv2.lengths import Pair
 
 
 @dataclass(frozen=True)

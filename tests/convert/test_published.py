@@ -17,11 +17,11 @@ from transformers.models.swinv2.modeling_swinv2 import Swinv2ForImageClassificat
 
 import foreign
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
-from swinv2.config import as_pair
 from swinv2.convert.beside import Known, read_name
 from swinv2.convert.files import Weights
 from swinv2.convert.recognise import recognise
 from swinv2.convert.write import check_form
+from swinv2.lengths import as_pair
 from swinv2.zoo import CHECKPOINTS, SIZES, Checkpoint
 
 NAMES = list(CHECKPOINTS)

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swinv2.config import Pair, Swinv2Config, Windows, as_pair, as_windows, plain_windows
+from swinv2.config import Swinv2Config
 from swinv2.convert.rules import Dialect
 from swinv2.convert.transformers import TRANSFORMERS
 from swinv2.errors import UsageError
+from swinv2.lengths import Pair, Windows, as_pair, as_windows, plain_windows
 
 _PUBLISHED = re.compile(
     r"(?:microsoft/|timm/)?swinv2_[a-z]+(?:_patch4)?_window([1-9]\d{0,2})(?:to([1-9]\d{0,2}))?_([1-9]\d{1,3})"

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from swinv2.config import Pair, StageSpec, Swinv2Config, as_pair
+from swinv2.config import StageSpec, Swinv2Config
 from swinv2.convert.beside import Known
 from swinv2.convert.geometry import Seen, odd, regions
 from swinv2.convert.rules import Buffer, Dialect
 from swinv2.convert.windows import same_windows
 from swinv2.errors import UsageError
+from swinv2.lengths import Pair, as_pair
 
 
 def check_fields(config: Swinv2Config, fields: Mapping[str, Any], source: str) -> None:

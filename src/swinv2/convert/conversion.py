@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swinv2.config import Pair, StageSpec, Windows, as_pair, plain_windows
+from swinv2.config import StageSpec
 from swinv2.convert.beside import Known
 from swinv2.convert.files import CONFIG, PROCESSOR, WEIGHTS, Weights, check_learned, open_weights
 from swinv2.convert.labels import label_names
@@ -26,6 +26,7 @@ from swinv2.convert.windows import in_one_square, one_square
 from swinv2.convert.write import SWINV2, check_form, check_output, write_folder
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.lengths import Pair, Windows, as_pair, plain_windows
 from swinv2.loading import EXAMPLE
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.stages import StageSizes, sizes_of

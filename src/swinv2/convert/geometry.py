@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from swinv2.config import Pair
 from swinv2.convert.rules import Buffer
 from swinv2.errors import UsageError
+from swinv2.lengths import Pair
 
 _TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Of stored coordinates, absolute; 1e-5 for wider types."""

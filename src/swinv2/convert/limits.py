@@ -6,8 +6,9 @@ of the dialects choose from these. This module knows no tensor.
 
 from collections.abc import Mapping
 
-from swinv2.config import Pair, StageSpec, Swinv2Config, as_pair
+from swinv2.config import StageSpec, Swinv2Config
 from swinv2.convert.windows import one_square
+from swinv2.lengths import Pair, as_pair
 
 
 def extra_norms(config: Swinv2Config) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from swinv2.config import Pair, Swinv2Config, Windows, as_pair, as_windows, plain_pair, plain_windows
+from swinv2.config import Swinv2Config
 from swinv2.convert.beside import Known, read_name
 from swinv2.convert.checks import check_fields, check_given, check_tables
 from swinv2.convert.files import CONFIG
@@ -17,6 +17,7 @@ from swinv2.convert.geometry import Seen, examine
 from swinv2.convert.rules import Buffer, Dialect
 from swinv2.convert.windows import same_windows
 from swinv2.errors import UsageError
+from swinv2.lengths import Pair, Windows, as_pair, as_windows, plain_pair, plain_windows
 
 _TABLES = "the file's own tables"
 _IN_WORDS = {"image_size": "image size", "window_size": "window", "pretrained": "pre-training windows"}

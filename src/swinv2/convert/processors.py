@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swinv2.config import Pair
 from swinv2.errors import UsageError
+from swinv2.lengths import Pair
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from swinv2.config import Pair, Windows, as_windows
 from swinv2.convert.conversion import Account
+from swinv2.lengths import Pair, Windows, as_windows
 
 
 def _size(pair: Pair) -> str:

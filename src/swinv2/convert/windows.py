@@ -6,7 +6,8 @@ whether two ways to say windows come to the same. What counts is what each stage
 
 import copy
 
-from swinv2.config import Swinv2Config, Windows, as_windows, plain_windows
+from swinv2.config import Swinv2Config
+from swinv2.lengths import Windows, as_windows, plain_windows
 
 
 def one_square(config: Swinv2Config) -> int | None:

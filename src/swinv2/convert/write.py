@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swinv2.config import Swinv2Config, as_pair, plain_pair
+from swinv2.config import Swinv2Config
 from swinv2.convert.files import CONFIG, PROCESSOR
 from swinv2.convert.geometry import coordinates, pairs, regions
 from swinv2.convert.microsoft import MICROSOFT, SIMMIM
@@ -45,6 +45,7 @@ from swinv2.convert.windows import in_one_square, one_square
 from swinv2.disk import force_to_disk
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.lengths import as_pair, plain_pair
 from swinv2.loading import label_names
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 

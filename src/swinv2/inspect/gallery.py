@@ -13,7 +13,6 @@ from typing import Any, Self
 
 import torch
 
-from swinv2.config import as_pair
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImage, read_images
 from swinv2.inspect.amplitudes import Amplitude, Amplitudes, draw_amplitudes
@@ -22,6 +21,7 @@ from swinv2.inspect.bias_field import BiasField, by_direction, draw_bias
 from swinv2.inspect.components import draw_components, principal_components
 from swinv2.inspect.observation import Observation, StageAttention, blocks_of, observe
 from swinv2.inspect.view import View, look
+from swinv2.lengths import as_pair
 from swinv2.loading import choose_device, load_model, load_processor, read_config
 from swinv2.model import Swinv2Model
 from swinv2.ops.dispatch import EAGER

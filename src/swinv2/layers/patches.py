@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from swinv2.config import StageSpec, Swinv2Config, as_pair
+from swinv2.config import StageSpec, Swinv2Config
 from swinv2.layers.linear import project
+from swinv2.lengths import as_pair
 from swinv2.ops.windows import Pair
 
 

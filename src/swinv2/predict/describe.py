@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from swinv2.config import Pair, Swinv2Config, Windows, as_pair
+from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.layers.stage import Encoder
+from swinv2.lengths import Pair, Windows, as_pair
 from swinv2.loading import EXAMPLE, label_names, read_config
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.dispatch import Call, explain_backend

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from swinv2.config import StageSpec, as_pair
+from swinv2.config import StageSpec
 from swinv2.heads import Swinv2ForMaskedImageModeling
 from swinv2.layers.block import SwinTransformerBlock
 from swinv2.layers.stage import Stage
+from swinv2.lengths import as_pair
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.ops.dispatch import SDPA, TRITON
 from swinv2.ops.windows import WindowPlan

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from swinv2.config import Swinv2Config, as_pair
+from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
+from swinv2.lengths import as_pair
 from swinv2.simmim import average_distance, draw_mask, grid_of, mask_of_pixels
 from swinv2.train.augment import Pixels, for_evaluation, for_pretraining
 from swinv2.train.examples import EvaluationExamples, Recipe, collate

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swinv2.config import as_pair
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForMaskedImageModeling
 from swinv2.images import BrokenImageError, read_image
+from swinv2.lengths import as_pair
 from swinv2.loading import choose_device, load_model, load_processor
 from swinv2.simmim import mask_of_pixels
 from swinv2.train.augment import Pixels, for_evaluation

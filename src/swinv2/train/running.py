@@ -10,9 +10,10 @@ from typing import Any
 
 from transformers import BitImageProcessor, PrinterCallback, ProgressCallback, ViTImageProcessor
 
-from swinv2.config import Swinv2Config, as_pair
+from swinv2.config import Swinv2Config
 from swinv2.disk import whole_file
 from swinv2.errors import UsageError
+from swinv2.lengths import as_pair
 from swinv2.train.augment import Pixels
 from swinv2.train.checkpoints import clear_unfinished, where_to_go_on
 from swinv2.train.data import has_one_split, open_pictures

@@ -16,8 +16,8 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from swinv2.config import as_windows
 from swinv2.errors import UsageError
+from swinv2.lengths import as_windows
 from swinv2.sizes import read_windows
 from swinv2.train.augment import IMAGENET_MEAN, IMAGENET_STD
 from swinv2.train.schedule import MULTISTEP, SHAPES, make_schedule

@@ -14,9 +14,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from swinv2.config import Pair, Swinv2Config, as_pair, plain_pair
+from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.lengths import Pair, as_pair, plain_pair
 from swinv2.loading import read_config
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.train.groups import freeze_stages

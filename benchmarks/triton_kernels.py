@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for GPUs that need not be there, and reports what each takes of them.
 
-    python benchmarks/kernels.py --output benchmarks/results/kernels
+    python benchmarks/triton_kernels.py --output benchmarks/results/kernels
 
 For compute capabilities 8.0 (A100), 8.6 (consumer cards, with less shared memory) and 9.0 (H100, H200), dtypes, and
 windows and widths of the published checkpoints: threads, registers of a thread, bytes of a thread's local memory (what

@@ -1,0 +1,116 @@
+"""Lengths, pairs and windows as fields hold them.
+
+In: a field's value, and its name for the message. Out: integers and pairs (height, width); and back again, the shortest
+form that says the same. This module knows no field. How users type them is in `sizes.py`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Pair = tuple[int, int]
+"""Two lengths, height first."""
+
+Windows = int | Sequence[int | Sequence[int]]
+"""Windows in tokens as users give them, one for all stages or one for each: see `as_windows`."""
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def as_length(name: str, value: Any, smallest: int = 1) -> int:
+    """Reads a length.
+
+    Args:
+        name: The field's name, for the message.
+        value: An integer.
+        smallest: The least that is accepted.
+
+    Raises:
+        ValueError: `value` is something else.
+    """
+    if not is_integer(value) or value < smallest:
+        raise ValueError(f"{name} is {value!r}; expected an integer of at least {smallest}.")
+    return value
+
+
+def as_lengths(name: str, value: Any) -> list[int]:
+    """Reads a list of lengths, each at least 1; see `as_length`."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} is {value!r}; expected a list of integers, one for each stage.")
+    return [as_length(f"{name}[{index}]", item) for index, item in enumerate(value)]
+
+
+def as_pair(name: str, value: Any, smallest: int = 1) -> Pair:
+    """Reads a length, or a pair of them, as (height, width).
+
+    Args:
+        name: The field's name, for the message.
+        value: An integer, which counts for both axes, or two of them, height first.
+        smallest: The least that is accepted.
+
+    Raises:
+        ValueError: `value` is neither.
+    """
+    if is_integer(value):
+        length = as_length(name, value, smallest)
+        return length, length
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return as_length(f"{name}[0]", value[0], smallest), as_length(f"{name}[1]", value[1], smallest)
+    raise ValueError(f"{name} is {value!r}; expected an integer or a pair (height, width).")
+
+
+def as_windows(name: str, value: Any, num_stages: int) -> tuple[Pair, ...]:
+    """Reads the windows of all stages.
+
+    Args:
+        name: The field's name, for the message.
+        value: In tokens: one window for all stages, an integer or a pair (height, width); or a list with such a window
+            for each stage. Two integers are always a pair, in a network of two stages too.
+        num_stages: Number of stages.
+
+    Raises:
+        ValueError: `value` is neither.
+
+    Source:
+        timm's `resolve_stage_window_sizes`, which takes two integers for a pair too.
+
+    Example:
+
+        >>> as_windows("window_size", [4, 8], 2)
+        ((4, 8), (4, 8))
+        >>> as_windows("window_size", [4, [8, 8]], 2)
+        ((4, 4), (8, 8))
+    """
+    is_list = isinstance(value, (list, tuple))
+    if is_integer(value) or (is_list and len(value) == 2 and not any(isinstance(one, (list, tuple)) for one in value)):
+        return (as_pair(name, value),) * num_stages
+    if is_list and len(value) == num_stages:
+        return tuple(as_pair(f"{name}[{index}]", one) for index, one in enumerate(value))
+    raise ValueError(
+        f"{name} is {value!r}; expected an integer or a pair (height, width) for all stages, or a list of such "
+        f"windows, one for each of the {num_stages} stages."
+    )
+
+
+def plain_pair(lengths: Pair) -> int | list[int]:
+    """The shortest form that `as_pair` reads: an integer where height and width are one."""
+    return lengths[0] if lengths[0] == lengths[1] else list(lengths)
+
+
+def plain_windows(windows: Sequence[Pair]) -> int | list[Any]:
+    """Windows in the shortest form that `as_windows` reads: an integer where all stages have one square window.
+
+    Args:
+        windows: Size (height, width) in tokens of each stage's window.
+
+    Example:
+
+        >>> plain_windows([(8, 8), (8, 8)]), plain_windows([(4, 8), (4, 8)]), plain_windows([(16, 16), (8, 8)])
+        (8, [4, 8], [[16, 16], [8, 8]])
+    """
+    if len(set(windows)) == 1:
+        return plain_pair(windows[0])
+    # Two integers would be read as a pair.
+    return [list(window) if len(windows) == 2 else plain_pair(window) for window in windows]
