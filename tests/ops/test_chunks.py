@@ -1,5 +1,6 @@
 """Attention some windows at a time: the same answers and gradients, in the memory of a few windows."""
 
+import weakref
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from attention_cases import CASES, FORMS, NAMES, Case, draw, error
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.ops import chunks
 from swinv2.ops.dispatch import Call, explain_backend, window_attention
+from swinv2.train.memory import CHUNK_TENSORS_IN_FULL
 
 IN_CHUNKS = ("reference", "sdpa-by-torch")
 SIZES = (1, 2, 5, 1000)
@@ -86,48 +88,51 @@ def test_a_chunk_has_so_many_windows(chunk_size: int) -> None:
     assert sum(seen) == 2 * ODD.plan.counts[0] * ODD.plan.counts[1]
 
 
-class Largest(TorchDispatchMode):
-    """Notes how many numbers the largest tensor has that an operation makes."""
+class Living(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make, as long as they live."""
 
-    numbers = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.highest = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        sizes = [
-            each.untyped_storage().nbytes() // each.itemsize for each in tree_leaves(result) if torch.is_tensor(each)
-        ]
-        self.numbers = max([self.numbers, *sizes])
+        for storage in [each.untyped_storage() for each in tree_leaves(result) if torch.is_tensor(each)]:
+            if storage not in self._seen:
+                self._seen.add(storage)
+                self.now += storage.nbytes()
+                self.highest = max(self.highest, self.now)
+                weakref.finalize(storage, self._forget, storage.nbytes())
         return result
 
+    def _forget(self, size: int) -> None:
+        self.now -= size
 
-def memory(form: Callable[..., Tensor], case: Case) -> tuple[int, int]:
-    """How many numbers the forward pass keeps, and how many the largest tensor of both passes has."""
-    kept: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.itemsize
-        return tensor
-
+def memory(form: Callable[..., Tensor], case: Case) -> tuple[float, float]:
+    """How many numbers the forward pass keeps, and how many live together at the highest of both passes."""
     leaves = [tensor.float().requires_grad_() for tensor in draw(case).tensors.values()]
-    with Largest() as largest:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            attended = form(*leaves[:5], case.plan, leaves[5])
+    with Living() as living:
+        attended = form(*leaves[:5], case.plan, leaves[5])
+        kept = living.now
         attended.sum().backward()
-    return sum(kept.values()), largest.numbers
+    return kept / attended.itemsize, living.highest / attended.itemsize
 
 
 @pytest.mark.parametrize("form", IN_CHUNKS)
 def test_the_weights_of_a_chunk_exist_at_a_time(form: str) -> None:
-    """And none of them wait for the backward pass: what is kept are queries, keys and values."""
+    """And none of them wait for the backward pass: what is kept are maps. A window at work has four T x T tensors at
+    most, as `train.memory` reckons."""
     tokens, count = LARGE.plan.tokens, LARGE.plan.counts[0] * LARGE.plan.counts[1]
     weights, maps = LARGE.heads * tokens**2, LARGE.heads * LARGE.head_dim * tokens * count
-    kept, largest = memory(FORMS[form], LARGE)
+    kept, highest = memory(FORMS[form], LARGE)
     assert kept > count * weights
-    assert largest > count * weights / 2
-    for chunk_size in (1, 4):
-        kept, largest = memory(in_chunks(form, chunk_size), LARGE)
-        assert kept < 3.5 * maps
-        assert largest <= max(chunk_size * weights, 3 * maps) < count * weights / 2
+    found = {size: memory(in_chunks(form, size), LARGE) for size in (1, 4)}
+    for kept, _ in found.values():
+        assert kept < 7.5 * maps
+    assert found[4][1] < 0.7 * highest
+    assert found[4][1] - found[1][1] < (CHUNK_TENSORS_IN_FULL + 0.5) * 3 * weights
 
 
 def test_without_gradients_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
