@@ -24,6 +24,7 @@ from swinv2.lengths import (
     as_lengths,
     as_pair,
     as_windows,
+    in_words,
     is_integer,
     plain_pair,
     plain_windows,
@@ -105,10 +106,6 @@ class StageSpec:
 
 _OTHER_WEIGHTS = frozenset({"depths", "embed_dim", "num_heads", "patch_size"})
 """Fields with which weights are not those of the file."""
-
-
-def _pair(lengths: Pair) -> str:
-    return f"{lengths[0]} x {lengths[1]}"
 
 
 def _is_number(value: Any) -> bool:
@@ -288,7 +285,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             others = [spec for spec in config.stages() if spec.window != spec.learned_window]
             if others:
                 windows = ", ".join(
-                    f"{_pair(s.window)} from {_pair(s.learned_window)} in stage {s.index + 1}" for s in others
+                    f"{in_words(s.window)} from {in_words(s.learned_window)} in stage {s.index + 1}" for s in others
                 )
                 logger.warning(
                     f"The position bias of these windows is computed from those in which it was learned: {windows}. To "

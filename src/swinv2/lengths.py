@@ -114,3 +114,8 @@ def plain_windows(windows: Sequence[Pair]) -> int | list[Any]:
         return plain_pair(windows[0])
     # Two integers would be read as a pair.
     return [list(window) if len(windows) == 2 else plain_pair(window) for window in windows]
+
+
+def in_words(lengths: Pair) -> str:
+    """Height and width as messages have them: "8 x 16"."""
+    return f"{lengths[0]} x {lengths[1]}"

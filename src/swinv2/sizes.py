@@ -28,6 +28,11 @@ def read_size(text: str | None, option: str) -> int | Pair | None:
     return size
 
 
+def as_typed(lengths: Pair) -> str:
+    """Height and width as users type them: "8x16"."""
+    return f"{lengths[0]}x{lengths[1]}"
+
+
 def read_windows(text: str | None, option: str) -> int | Pair | list[Pair] | None:
     """Reads windows: one for all stages, or one for each stage.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from swinv2.config import StageSpec, Swinv2Config
 from swinv2.convert.windows import one_square
-from swinv2.lengths import Pair, as_pair
+from swinv2.lengths import as_pair, in_words
 
 
 def extra_norms(config: Swinv2Config) -> list[str]:
@@ -50,7 +50,9 @@ def rectangles(config: Swinv2Config) -> list[str]:
 def rectangular_pretraining(config: Swinv2Config) -> list[str]:
     """Pre-training windows that are not square."""
     odd = [stage for stage in config.stages() if stage.pretrained_window[0] != stage.pretrained_window[1]]
-    return _of_stages("its pre-training windows are square", {stage: _size(stage.pretrained_window) for stage in odd})
+    return _of_stages(
+        "its pre-training windows are square", {stage: in_words(stage.pretrained_window) for stage in odd}
+    )
 
 
 def pretraining(config: Swinv2Config) -> list[str]:
@@ -59,7 +61,7 @@ def pretraining(config: Swinv2Config) -> list[str]:
     return _of_stages(
         "it knows no pre-training windows",
         {
-            stage: f"{_size(stage.window)}, its position bias learned in {_size(stage.learned_window)}"
+            stage: f"{in_words(stage.window)}, its position bias learned in {in_words(stage.learned_window)}"
             for stage in changed
         },
     )
@@ -75,7 +77,7 @@ def several_windows(config: Swinv2Config) -> list[str]:
 def rectangular_windows(config: Swinv2Config) -> list[str]:
     """Windows that are not square."""
     odd = [stage for stage in config.stages() if stage.window[0] != stage.window[1]]
-    return _of_stages("its windows are square", {stage: _size(stage.window) for stage in odd})
+    return _of_stages("its windows are square", {stage: in_words(stage.window) for stage in odd})
 
 
 def clipped_windows(config: Swinv2Config) -> list[str]:
@@ -83,8 +85,8 @@ def clipped_windows(config: Swinv2Config) -> list[str]:
     first = config.stage_windows[0]
     others = [stage for stage in config.stages() if stage.window != first]
     return _of_stages(
-        f"its windows have one size in all stages, here {_size(first)}",
-        {stage: f"its map or window_size makes it {_size(stage.window)}" for stage in others},
+        f"its windows have one size in all stages, here {in_words(first)}",
+        {stage: f"its map or window_size makes it {in_words(stage.window)}" for stage in others},
     )
 
 
@@ -99,7 +101,7 @@ def padding(config: Swinv2Config) -> list[str]:
     ]
     return _of_stages(
         "it does not fill maps up as this package does",
-        {stage: f"{_size(stage.grid)} tokens in windows of {_size(stage.window)}" for stage in uneven},
+        {stage: f"{in_words(stage.grid)} tokens in windows of {in_words(stage.window)}" for stage in uneven},
     )
 
 
@@ -107,7 +109,7 @@ def one_token(config: Swinv2Config) -> list[str]:
     """Windows of one token, for which a coordinate is zero by zero."""
     single = [stage for stage in config.stages() if 1 in stage.window or 1 in stage.pretrained_window]
     return _of_stages(
-        "in a window of one token it computes zero by zero", {stage: _size(stage.window) for stage in single}
+        "in a window of one token it computes zero by zero", {stage: in_words(stage.window) for stage in single}
     )
 
 
@@ -125,7 +127,3 @@ def _of_stages(sentence: str, stages: Mapping[StageSpec, str]) -> list[str]:
     """One sentence for all stages of which it is true, none if there are none."""
     details = [f"stage {stage.index + 1}: {detail}" for stage, detail in stages.items()]
     return [f"{sentence} ({'; '.join(details)})"] if details else []
-
-
-def _size(pair: Pair) -> str:
-    return f"{pair[0]} x {pair[1]}"

@@ -17,7 +17,7 @@ from swinv2.convert.geometry import Seen, examine
 from swinv2.convert.rules import Buffer, Dialect
 from swinv2.convert.windows import same_windows
 from swinv2.errors import UsageError
-from swinv2.lengths import Pair, Windows, as_pair, as_windows, plain_pair, plain_windows
+from swinv2.lengths import Pair, Windows, as_pair, as_windows, in_words, plain_pair, plain_windows
 
 _TABLES = "the file's own tables"
 _IN_WORDS = {"image_size": "image size", "window_size": "window", "pretrained": "pre-training windows"}
@@ -105,7 +105,7 @@ def _plan(
         _admit_clipping(seen, dialect, config, sources, notes)
     if named.image_size is not None and not is_named:
         notes.append(
-            f"The name {name!r} speaks of windows of {named.window_size} at {_size(named.image_size)} pixels; "
+            f"The name {name!r} speaks of windows of {named.window_size} at {in_words(named.image_size)} pixels; "
             f"the file does not agree, and it was believed."
         )
     return Plan(config, sources, notes)
@@ -122,13 +122,14 @@ def _admit_clipping(
 ) -> None:
     """Says so where windows of several sizes were taken for one that small maps clip, and nothing else shows it."""
     windows = [stage.window[0] for stage in seen if stage.window is not None]
+    size = as_pair("image_size", config.image_size)
     if sources["window"] != _TABLES or not isinstance(config.window_size, int) or len(set(windows)) == 1:
         return
     sources["image size"] = sources["window"] = f"{_TABLES}, taken for one clipped window"
     notes.append(
         f"{dialect.title} may have a window of its own in each stage. Windows {', '.join(map(str, windows))} are taken "
-        f"for one window of {config.window_size}, clipped at {_size(as_pair('image_size', config.image_size))} pixels; "
-        "if each stage has its own, give --trained-image-size."
+        f"for one window of {config.window_size}, clipped at {in_words(size)} pixels; if each "
+        "stage has its own, give --trained-image-size."
     )
 
 
@@ -146,7 +147,7 @@ def _complete(
         sources["image size"] = "its windows: the smallest at which none is clipped"
         notes.append(
             f"{dialect.title} stores no image size, since it decides shifts from each image. Windows are planned for "
-            f"{_size(image_size)} pixels, the smallest size at which no stage clips its windows."
+            f"{in_words(image_size)} pixels, the smallest size at which no stage clips its windows."
         )
     if pretrained is None:
         pretrained = (0,) * stages
@@ -253,7 +254,3 @@ def _clip(window: Pair, grid: Pair, stage: int) -> Pair:
     """A window on the map of a stage."""
     height, width = (min(side, max(1, length >> stage)) for side, length in zip(window, grid, strict=True))
     return height, width
-
-
-def _size(pair: Pair) -> str:
-    return f"{pair[0]} x {pair[1]}"

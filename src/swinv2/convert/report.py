@@ -11,16 +11,13 @@ from rich.text import Text
 
 from swinv2.convert.conversion import Account
 from swinv2.lengths import Pair, Windows, as_windows
-
-
-def _size(pair: Pair) -> str:
-    return f"{pair[0]}x{pair[1]}"
+from swinv2.sizes import as_typed
 
 
 def _windows(window_size: Windows, stages: int) -> str:
     """Windows in the form of --window-size."""
     windows = as_windows("window_size", window_size, stages)
-    sizes = [str(height) if height == width else f"{height}x{width}" for height, width in windows]
+    sizes = [str(height) if height == width else as_typed((height, width)) for height, width in windows]
     return ",".join(sizes[:1] if len(set(sizes)) == 1 else sizes)
 
 
@@ -30,7 +27,7 @@ def _short(label: str) -> str:
 
 
 def _change(before: Pair, after: Pair) -> str:
-    return _size(before) if before == after else f"{_size(before)} -> {_size(after)}"
+    return as_typed(before) if before == after else f"{as_typed(before)} -> {as_typed(after)}"
 
 
 def print_account(account: Account, console: Console) -> None:
@@ -45,7 +42,7 @@ def print_account(account: Account, console: Console) -> None:
         "image size": f"{_change(account.image_size, account.new_image_size)} (from {account.sources['image size']})",
         "window": f"{window} (from {account.sources['window']})",
         "bias learned in": (
-            f"{', '.join(_size(stage.learned_window) for stage in account.stages)} (from "
+            f"{', '.join(as_typed(stage.learned_window) for stage in account.stages)} (from "
             f"{account.sources['pre-training windows']})"
         ),
         "classes": "none"
@@ -71,7 +68,7 @@ def print_account(account: Account, console: Console) -> None:
             _change(stage.grid, stage.new_grid),
             _change(stage.window, stage.new_window),
             _change(stage.shift, stage.new_shift),
-            _size(stage.learned_window),
+            as_typed(stage.learned_window),
         )
     console.print(table)
     if account.notes:

@@ -22,6 +22,7 @@ from swinv2.images import BrokenImage
 from swinv2.predict.describe import Description
 from swinv2.predict.predictor import Prediction
 from swinv2.predict.shipped import Sample
+from swinv2.sizes import as_typed
 
 Answers = Iterable[tuple[Path, list[Prediction] | BrokenImage]]
 
@@ -70,10 +71,6 @@ def _table(console: Console, **columns: dict[str, Any]) -> Table:
 
 def _percent(probability: float) -> str:
     return f"{probability:.1%}"
-
-
-def _size(pair: tuple[int, int]) -> str:
-    return f"{pair[0]}x{pair[1]}"
 
 
 def print_labels(answers: Answers, console: Console) -> None:
@@ -155,7 +152,7 @@ def print_description(description: Description, console: Console) -> None:
         stages.add_row(
             stage.name.removeprefix("stage"),
             *(str(number) for number in (stage.blocks, stage.channels, stage.heads)),
-            *(_size(pair) for pair in (stage.grid, stage.window, stage.shift, stage.pretrained_window)),
+            *(as_typed(pair) for pair in (stage.grid, stage.window, stage.shift, stage.pretrained_window)),
             f"{stage.parameters:,}",
         )
     console.print(stages)
