@@ -10,10 +10,7 @@ how far working out and measuring are apart. The table goes to benchmarks/result
 """
 
 import json
-import os
-import subprocess
 import sys
-import weakref
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import product
@@ -24,10 +21,8 @@ import report
 import torch
 import typer
 from attention_forms import FORMS, Inputs, Shape, draw, shapes
-from memory import ALLOCATOR, MIB, highest_rise
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from living import Living
+from memory import MIB, highest_rise, run_alone
 
 WANTED = ("large-1536-w32-stage1", "large-1536-w48-stage1")
 SMALL = "large-256-w16-stage1"
@@ -37,38 +32,6 @@ MEASURED = ("sdpa",)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODES = ("forward", "forward and backward")
-
-
-class Living(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make, as long as they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.highest = 0
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._seen:
-            return
-        self._seen.add(storage)
-        self.now += storage.nbytes()
-        self.highest = max(self.highest, self.now)
-        weakref.finalize(storage, self._forget, storage.nbytes())
-
-    def _forget(self, size: int) -> None:
-        self.now -= size
-
-    def know(self, tensors: tuple[Tensor, ...]) -> None:
-        """What lives before does not count."""
-        for tensor in tensors:
-            self._seen.add(tensor.untyped_storage())
 
 
 def make_step(form: str, inputs: Inputs, mode: str) -> Callable[[], None]:
@@ -107,11 +70,7 @@ def work_out(form: str, shape: Shape, dtype: torch.dtype, mode: str) -> int:
 def measure(form: str, shape: Shape, dtype: str, mode: str) -> int:
     """Bytes at the highest, on this machine's processors, in a process of its own."""
     asked = json.dumps({"form": form, "shape": asdict(shape), "dtype": dtype, "mode": mode})
-    command = [sys.executable, str(Path(__file__).resolve()), "--one", asked]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ALLOCATOR)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    return int(done.stdout.split()[-1])
+    return int(run_alone(__file__, asked)[-1])
 
 
 def _measure_here(asked: dict[str, Any]) -> None:

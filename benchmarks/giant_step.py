@@ -10,8 +10,6 @@ it lives. What would take more than --limit is only worked out. The table goes t
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,8 +21,8 @@ from typing import Annotated, Any
 import report
 import torch
 import typer
-from attention_memory import Living
-from memory import ALLOCATOR, MIB, highest_rise
+from living import Living
+from memory import MIB, highest_rise, run_alone
 from torch.utils.checkpoint import checkpoint
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
@@ -83,11 +81,7 @@ def work_out(asked: dict[str, Any]) -> int:
 
 def measure(asked: dict[str, Any]) -> tuple[int, float]:
     """Bytes at the highest and seconds, in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--one", json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ALLOCATOR)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    rise, seconds = done.stdout.split()[-2:]
+    rise, seconds = run_alone(__file__, json.dumps(asked))[-2:]
     return int(rise), float(seconds)
 
 

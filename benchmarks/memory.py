@@ -6,6 +6,9 @@ two steps and the rise during a step, in bytes; the peak is the sum.
 
 import ctypes
 import gc
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +103,23 @@ def highest_rise(step: Callable[[], None], steps: int = MEASURED_STEPS) -> int:
         step()
     after = _resident()
     return (after["VmHWM"] - after["RssFile"]) - (before["VmRSS"] - before["RssFile"])
+
+
+def run_alone(script: str, asked: str) -> list[str]:
+    """Runs `script --one asked` in a process of its own, whose resident memory is that of its tensors.
+
+    Args:
+        script: The benchmark's own file.
+        asked: What it is to do.
+
+    Returns:
+        The words that it wrote to stdout.
+    """
+    command = [sys.executable, str(Path(script).resolve()), "--one", asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ALLOCATOR)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return done.stdout.split()
 
 
 def _resident() -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Attention some windows at a time: the same answers and gradients, in the memory of a few windows."""
 
-import weakref
+import runpy
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -11,8 +11,6 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import peers
@@ -25,6 +23,8 @@ from swinv2.train.memory import CHUNK_TENSORS_IN_FULL
 IN_CHUNKS = ("reference", "sdpa-by-torch")
 SIZES = (1, 2, 5, 1000)
 """One window at a time, two, a number that divides few counts of windows, more than there are."""
+
+Living = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "living.py"))["Living"]
 
 ODD = Case("odd", (5, 7), (3, 3), (1, 1), batch=2)
 LARGE = Case("large", (32, 32), (8, 8), (4, 4), heads=2, head_dim=4)
@@ -88,32 +88,11 @@ def test_a_chunk_has_so_many_windows(chunk_size: int) -> None:
     assert sum(seen) == 2 * ODD.plan.counts[0] * ODD.plan.counts[1]
 
 
-class Living(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make, as long as they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.highest = 0
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for storage in [each.untyped_storage() for each in tree_leaves(result) if torch.is_tensor(each)]:
-            if storage not in self._seen:
-                self._seen.add(storage)
-                self.now += storage.nbytes()
-                self.highest = max(self.highest, self.now)
-                weakref.finalize(storage, self._forget, storage.nbytes())
-        return result
-
-    def _forget(self, size: int) -> None:
-        self.now -= size
-
-
 def memory(form: Callable[..., Tensor], case: Case) -> tuple[float, float]:
     """How many numbers the forward pass keeps, and how many live together at the highest of both passes."""
     leaves = [tensor.float().requires_grad_() for tensor in draw(case).tensors.values()]
     with Living() as living:
+        living.know(tuple(leaves))
         attended = form(*leaves[:5], case.plan, leaves[5])
         kept = living.now
         attended.sum().backward()

@@ -23,6 +23,20 @@ SHARDED = [
 ]
 
 
+def run_python(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Runs Python on one thread for each process; it must end well."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
 def train(flags: list[str], run: Path, processes: int, batch_size: int) -> None:
     """Fine-tunes in so many processes."""
     rest = [*flags, "--output_dir", str(run), "--per_device_train_batch_size", str(batch_size)]
@@ -33,16 +47,7 @@ def train(flags: list[str], run: Path, processes: int, batch_size: int) -> None:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         program = [*launcher, str(script)]
         rest += ["--ddp_backend", "gloo"]
-    done = subprocess.run(
-        [sys.executable, *program, "finetune", *rest],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "returned a view tensor" not in done.stderr
+    assert "returned a view tensor" not in run_python(*program, "finetune", *rest).stderr
 
 
 def losses(run: Path) -> list[float]:
@@ -130,17 +135,8 @@ def test_shards_are_materialised_from_the_meta_device(tmp_path: Path) -> None:
     """No process ever holds the whole model: fresh weights are drawn shard by shard, or come from the first process."""
     program = tmp_path / "materialise.py"
     program.write_text(MATERIALISE)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launcher, str(program)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("DONE") == 2
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    assert run_python(*launcher, str(program)).stdout.count("DONE") == 2
 
 
 def test_replicas_take_the_same_steps(flags: list[str], tmp_path: Path) -> None:
