@@ -280,7 +280,7 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
         embedded = self.embeddings(pixel_values, None, interpolate_pos_encoding)
-        stages = self.encoder(embedded, *self._attention_form(bool(output_attentions)))
+        stages = self.encoder(embedded, *self._attention_form(embedded, bool(output_attentions)))
         maps = dict(zip(self.stage_names, [embedded, *(stage.before_merging for stage in stages)], strict=True))
         output = BackboneOutput(
             feature_maps=tuple(as_channels_first(maps[name]) for name in self.out_features),  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ TILED = [
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of few tokens in tiles of fewer, each kernel by itself."""
     monkeypatch.setattr(launch, "WHOLE_WINDOW", 0)
-    monkeypatch.setattr(launch, "_blocks", lambda plan, v, largest: request.param)
+    monkeypatch.setattr(launch, "_blocks", lambda plan, v: request.param)
 
 
 @pytest.fixture
@@ -244,17 +244,23 @@ class TestOnGpu:
     @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
     def test_no_less_exact_than_the_plain_form(self, case: Case, dtype: torch.dtype) -> None:
-        """Errors against float64 are at most twice those of the plain form, three times for gradients."""
-        inputs = draw(case)
-        tensors = {name: tensor.cuda() for name, tensor in inputs.tensors.items()}
-        inputs = replace(inputs, tensors=tensors, direction=inputs.direction.cuda())
-        exact = inputs.call(FORMS["reference"], case.plan, torch.float64)
-        plain, fused = (inputs.call(FORMS[form], case.plan, dtype) for form in ("reference", "triton"))
+        """Errors against float64 are at most twice those of the plain form, three times for gradients, in the mean of
+        some draws: the scale's gradient is a few numbers, and how well one of them is met is luck."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for seed in range(4):
+            inputs = draw(case, seed)
+            tensors = {name: tensor.cuda() for name, tensor in inputs.tensors.items()}
+            inputs = replace(inputs, tensors=tensors, direction=inputs.direction.cuda())
+            exact = inputs.call(FORMS["reference"], case.plan, torch.float64)
+            plain, fused = (inputs.call(FORMS[form], case.plan, dtype) for form in ("reference", "triton"))
+            for name, expected in exact.items():
+                found.setdefault(name, []).append((error(fused[name], expected), error(plain[name], expected)))
         too_much = {}
-        for name, expected in exact.items():
-            allowed = (2 if name == "output" else 3) * error(plain[name], expected) + torch.finfo(dtype).eps
-            if not error(fused[name], expected) <= allowed:
-                too_much[name] = (error(fused[name], expected), allowed)
+        for name, errors in found.items():
+            ours, plain_ones = (sum(each) / len(errors) for each in zip(*errors, strict=True))
+            allowed = (2 if name == "output" else 3) * plain_ones + torch.finfo(dtype).eps
+            if not ours <= allowed:
+                too_much[name] = (ours, allowed)
         assert too_much == {}
 
     def test_replayed_as_a_cuda_graph(self) -> None:

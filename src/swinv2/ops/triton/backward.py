@@ -20,17 +20,19 @@ import triton
 import triton.language as tl
 
 from swinv2.ops.triton.tiles import (
+    COUNTS,
     LOG2_E,
-    NO_KEY,
-    NO_QUERY,
-    SMALLEST_NORM,
+    SMALLEST_SQUARE,
+    hide,
     load,
     load_bias,
     load_values,
+    may_be_mixed,
     multiply,
-    norms_of,
     pair_entries,
     place,
+    reciprocal_norms,
+    reciprocal_of_root,
     rounded,
     store,
 )
@@ -40,46 +42,58 @@ from swinv2.ops.triton.tiles import (
 def _weigh(
     query,
     query_factors,
-    query_regions,
     highest,
     log_sum,
     key,
-    key_norms,
-    key_regions,
+    key_factors,
     bias,
-    MASKED: tl.constexpr,
+    queries,
+    keys,
+    window,
+    plan,
+    WINDOW_HEIGHT: tl.constexpr,
+    WINDOW_WIDTH: tl.constexpr,
+    MASK_PADDING: tl.constexpr,
+    HAS_REGIONS: tl.constexpr,
+    UNEVEN: tl.constexpr,
     PRECISE: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
 ):
-    """Scaled cosines of pairs of tokens, and their attention weights."""
+    """Attention weights of pairs of tokens."""
     products = multiply(query, tl.trans(key), PRECISE, INPUT_PRECISION)
-    cosines = products * query_factors[:, None] * (1.0 / key_norms)[None, :]
-    weights = tl.exp2((cosines + bias - highest[:, None]) * LOG2_E - log_sum[:, None])
-    if MASKED:
-        weights = tl.where(query_regions[:, None] == key_regions[None, :], weights, 0.0)
-    return cosines, weights
+    logits = products * key_factors[None, :] * query_factors[:, None] + bias
+    mixed = may_be_mixed(window, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+    logits = hide(
+        logits, queries, keys, window, mixed, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING, HAS_REGIONS, UNEVEN
+    )
+    return tl.exp2((logits - highest[:, None]) * LOG2_E - log_sum[:, None])
 
 
 @triton.jit
 def _load_normalisers(normalisers, window, head, heads, queries, TOKENS: tl.constexpr):
-    """A token's highest logit, and the logarithm of the sum of its weights."""
+    """A token's highest logit, and the logarithm of the sum of its weights; with them what only fills up a tile
+    weighs nothing."""
     of_tokens = normalisers + (window.to(tl.int64) * heads + head) * (2 * TOKENS) + queries
-    highest = tl.load(of_tokens, mask=queries < TOKENS, other=0.0)
+    highest = tl.load(of_tokens, mask=queries < TOKENS, other=float("inf"))
     return highest, tl.load(of_tokens + TOKENS, mask=queries < TOKENS, other=0.0)
 
 
 @triton.jit
-def _unit(vectors, norms, PRECISE: tl.constexpr):
+def _unit(vectors, factors, PRECISE: tl.constexpr):
     """Unit vectors in the vectors' dtype. Factors after a product would do, but in fp16 they could be too large."""
-    return rounded(vectors.to(PRECISE) / norms[:, None], vectors.dtype)
+    return rounded(vectors.to(PRECISE) * factors[:, None], vectors.dtype)
 
 
 @triton.jit
-def _turn(grad_unit, vectors, norms, PRECISE: tl.constexpr):
-    """From the gradient of unit vectors to that of the vectors."""
-    unit = vectors.to(PRECISE) / norms[:, None]
-    along = tl.where(norms > SMALLEST_NORM, tl.sum(unit * grad_unit, 1), 0.0)
-    return (grad_unit - unit * along[:, None]) / norms[:, None]
+def _turn(grad_unit, vectors, PRECISE: tl.constexpr):
+    """From the gradient of unit vectors to that of the vectors, and how long the former is along each of them."""
+    precise = vectors.to(PRECISE)
+    square = tl.sum(precise * precise, 1)
+    factors = reciprocal_of_root(tl.maximum(square, SMALLEST_SQUARE), vectors.dtype)
+    unit = precise * factors[:, None]
+    along = tl.sum(unit * grad_unit, 1)
+    turning = tl.where(square > SMALLEST_SQUARE, along, 0.0)
+    return (grad_unit - unit * turning[:, None]) * factors[:, None], along
 
 
 @triton.jit
@@ -115,7 +129,7 @@ def _add_to_table(
         tl.atomic_add(grad_table + head * TABLE + entries, grad_bias, mask=exist, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def to_queries(
     q,
     k,
@@ -155,10 +169,10 @@ def to_queries(
     window = program // (heads * TILES)
 
     queries = tile * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
-    query_spots, query_regions = place(queries, window, head, plan, NO_QUERY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+    query_spots = place(queries, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
     query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
-    query_norms = norms_of(query, PRECISE)
     factor = tl.load(scale + head).to(PRECISE)
+    query_factors = factor * reciprocal_norms(query, PRECISE)
     answer = load(attended, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
     grad_answer = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
     delta = tl.sum(grad_answer.to(PRECISE) * answer.to(PRECISE), 1)
@@ -167,39 +181,43 @@ def to_queries(
     tl.store(deltas + of_tokens, delta, mask=queries < TOKENS)
 
     grad_unit = tl.zeros([BLOCK_QUERIES, BLOCK_DIM], PRECISE)
-    grad_scale = tl.zeros([BLOCK_QUERIES], PRECISE)
     for start in range(0, TOKENS, BLOCK_KEYS):
         keys = start + tl.arange(0, BLOCK_KEYS)
-        key_spots, key_regions = place(keys, window, head, plan, NO_KEY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+        key_spots = place(keys, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
         key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
-        key_norms = norms_of(key, PRECISE)
+        key_factors = reciprocal_norms(key, PRECISE)
         value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
-        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN, PRECISE)
-        cosines, weights = _weigh(
+        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
+        weights = _weigh(
             query,
-            factor / query_norms,
-            query_regions,
+            query_factors,
             highest,
             log_sum,
             key,
-            key_norms,
-            key_regions,
+            key_factors,
             bias,
-            HAS_REGIONS or UNEVEN,
+            queries,
+            keys,
+            window,
+            plan,
+            WINDOW_HEIGHT,
+            WINDOW_WIDTH,
+            MASK_PADDING,
+            HAS_REGIONS,
+            UNEVEN,
             PRECISE,
             INPUT_PRECISION,
         )
         grad_weights = multiply(grad_answer, tl.trans(value), PRECISE, INPUT_PRECISION)
-        grad_logits = weights * (grad_weights - delta[:, None])
-        grad_scale += tl.sum(grad_logits * cosines, 1)
-        grad_unit += multiply(rounded(grad_logits, key.dtype), _unit(key, key_norms, PRECISE), PRECISE, INPUT_PRECISION)
+        grad_logits = rounded(weights * (grad_weights - delta[:, None]), key.dtype)
+        grad_unit += multiply(grad_logits, _unit(key, key_factors, PRECISE), PRECISE, INPUT_PRECISION)
 
-    grad_query = _turn(grad_unit * factor, query, query_norms, PRECISE)
+    grad_query, grad_scale = _turn(grad_unit * factor, query, PRECISE)
     store(grad_q, attended_strides, query_spots, grad_query, HEAD_DIM, BLOCK_DIM)
     tl.store(grad_scale_parts + (window * TILES + tile) * heads + head, tl.sum(grad_scale) / factor)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def to_keys(
     q,
     k,
@@ -240,9 +258,9 @@ def to_keys(
     window = program // (heads * TILES)
 
     keys = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
-    key_spots, key_regions = place(keys, window, head, plan, NO_KEY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+    key_spots = place(keys, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
     key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
-    key_norms = norms_of(key, PRECISE)
+    key_factors = reciprocal_norms(key, PRECISE)
     value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
     factor = tl.load(scale + head).to(PRECISE)
 
@@ -250,36 +268,40 @@ def to_keys(
     grad_value = tl.zeros([BLOCK_KEYS, BLOCK_DIM], PRECISE)
     for start in range(0, TOKENS, BLOCK_QUERIES):
         queries = start + tl.arange(0, BLOCK_QUERIES)
-        query_spots, query_regions = place(
-            queries, window, head, plan, NO_QUERY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING
-        )
+        query_spots = place(queries, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
         query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
-        query_norms = norms_of(query, PRECISE)
+        query_factors = reciprocal_norms(query, PRECISE)
         grad_answer = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
         of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
         highest, log_sum = _load_normalisers(normalisers, window, head, heads, queries, TOKENS)
         delta = tl.load(deltas + of_tokens, mask=queries < TOKENS, other=0.0)
-        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN, PRECISE)
-        _, weights = _weigh(
+        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
+        weights = _weigh(
             query,
-            factor / query_norms,
-            query_regions,
+            factor * query_factors,
             highest,
             log_sum,
             key,
-            key_norms,
-            key_regions,
+            key_factors,
             bias,
-            HAS_REGIONS or UNEVEN,
+            queries,
+            keys,
+            window,
+            plan,
+            WINDOW_HEIGHT,
+            WINDOW_WIDTH,
+            MASK_PADDING,
+            HAS_REGIONS,
+            UNEVEN,
             PRECISE,
             INPUT_PRECISION,
         )
         grad_value += multiply(tl.trans(rounded(weights, grad_answer.dtype)), grad_answer, PRECISE, INPUT_PRECISION)
         grad_weights = multiply(grad_answer, tl.trans(value), PRECISE, INPUT_PRECISION)
         grad_logits = rounded(weights * (grad_weights - delta[:, None]), query.dtype)
-        grad_unit += multiply(tl.trans(grad_logits), _unit(query, query_norms, PRECISE), PRECISE, INPUT_PRECISION)
+        grad_unit += multiply(tl.trans(grad_logits), _unit(query, query_factors, PRECISE), PRECISE, INPUT_PRECISION)
 
-    grad_key = _turn(grad_unit * factor, key, key_norms, PRECISE)
+    grad_key, _ = _turn(grad_unit * factor, key, PRECISE)
     store(grad_k, attended_strides, key_spots, grad_key, HEAD_DIM, BLOCK_DIM)
     store(grad_v, attended_strides, key_spots, grad_value, HEAD_DIM, BLOCK_DIM)
     if PADDED:
@@ -289,7 +311,7 @@ def to_keys(
         tl.store(grad_padded_parts + part * HEAD_DIM + dims, filling, mask=dims < HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def to_bias(
     q,
     k,
@@ -334,15 +356,13 @@ def to_bias(
     keys = part % KEY_TILES * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
     split = part // (KEY_TILES * QUERY_TILES)
     factor = tl.load(scale + head).to(PRECISE)
-    bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN, PRECISE)
+    bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
 
     grad_bias = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], PRECISE)
     for step in range(tl.cdiv(all_windows - split, splits)):
         window = split + step * splits
-        query_spots, query_regions = place(
-            queries, window, head, plan, NO_QUERY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING
-        )
-        key_spots, key_regions = place(keys, window, head, plan, NO_KEY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+        query_spots = place(queries, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
+        key_spots = place(keys, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
         query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
         grad_answer = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
         key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
@@ -350,17 +370,23 @@ def to_bias(
         of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
         highest, log_sum = _load_normalisers(normalisers, window, head, heads, queries, TOKENS)
         delta = tl.load(deltas + of_tokens, mask=queries < TOKENS, other=0.0)
-        _, weights = _weigh(
+        weights = _weigh(
             query,
-            factor / norms_of(query, PRECISE),
-            query_regions,
+            factor * reciprocal_norms(query, PRECISE),
             highest,
             log_sum,
             key,
-            norms_of(key, PRECISE),
-            key_regions,
+            reciprocal_norms(key, PRECISE),
             bias,
-            HAS_REGIONS or UNEVEN,
+            queries,
+            keys,
+            window,
+            plan,
+            WINDOW_HEIGHT,
+            WINDOW_WIDTH,
+            MASK_PADDING,
+            HAS_REGIONS,
+            UNEVEN,
             PRECISE,
             INPUT_PRECISION,
         )
@@ -371,7 +397,7 @@ def to_bias(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def whole_windows(
     q,
     k,
@@ -417,32 +443,37 @@ def whole_windows(
     split = program // heads
     tokens = tl.arange(0, BLOCK_KEYS)
     factor = tl.load(scale + head).to(PRECISE)
-    bias = load_bias(bias_table, head, tokens, tokens, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN, PRECISE)
+    bias = load_bias(bias_table, head, tokens, tokens, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
 
     grad_bias = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], PRECISE)
     grad_scale = tl.zeros([BLOCK_QUERIES], PRECISE)
     filling = tl.zeros([BLOCK_DIM], PRECISE)
     for step in range(tl.cdiv(all_windows - split, splits)):
         window = split + step * splits
-        spots, key_regions = place(tokens, window, head, plan, NO_KEY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
-        query_regions = tl.where(tokens < TOKENS, key_regions, NO_QUERY)
+        spots = place(tokens, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
         query = load(q, strides, spots, HEAD_DIM, BLOCK_DIM)
         key = load(k, strides, spots, HEAD_DIM, BLOCK_DIM)
         value = load_values(v, strides, padded_value, spots, HEAD_DIM, BLOCK_DIM, PADDED)
         grad_answer = load(grad, attended_strides, spots, HEAD_DIM, BLOCK_DIM)
         highest, log_sum = _load_normalisers(normalisers, window, head, heads, tokens, TOKENS)
-        query_norms, key_norms = norms_of(query, PRECISE), norms_of(key, PRECISE)
-        cosines, weights = _weigh(
+        query_factors, key_factors = reciprocal_norms(query, PRECISE), reciprocal_norms(key, PRECISE)
+        weights = _weigh(
             query,
-            factor / query_norms,
-            query_regions,
+            factor * query_factors,
             highest,
             log_sum,
             key,
-            key_norms,
-            key_regions,
+            key_factors,
             bias,
-            HAS_REGIONS or UNEVEN,
+            tokens,
+            tokens,
+            window,
+            plan,
+            WINDOW_HEIGHT,
+            WINDOW_WIDTH,
+            MASK_PADDING,
+            HAS_REGIONS,
+            UNEVEN,
             PRECISE,
             INPUT_PRECISION,
         )
@@ -454,15 +485,15 @@ def whole_windows(
         # All keys are here, so the sum needs no answer, and is as exact as its terms.
         grad_weights = multiply(grad_answer, tl.trans(value), PRECISE, INPUT_PRECISION)
         grad_logits = weights * (grad_weights - tl.sum(weights * grad_weights, 1)[:, None])
-        grad_scale += tl.sum(grad_logits * cosines, 1)
         if WANTS_BIAS:
             grad_bias += grad_logits
         grad_rounded = rounded(grad_logits, query.dtype)
-        grad_unit = multiply(grad_rounded, _unit(key, key_norms, PRECISE), PRECISE, INPUT_PRECISION)
-        grad_query = _turn(grad_unit * factor, query, query_norms, PRECISE)
+        grad_unit = multiply(grad_rounded, _unit(key, key_factors, PRECISE), PRECISE, INPUT_PRECISION)
+        grad_query, grad_factors = _turn(grad_unit * factor, query, PRECISE)
+        grad_scale += grad_factors
         store(grad_q, attended_strides, spots, grad_query, HEAD_DIM, BLOCK_DIM)
-        grad_unit = multiply(tl.trans(grad_rounded), _unit(query, query_norms, PRECISE), PRECISE, INPUT_PRECISION)
-        grad_key = _turn(grad_unit * factor, key, key_norms, PRECISE)
+        grad_unit = multiply(tl.trans(grad_rounded), _unit(query, query_factors, PRECISE), PRECISE, INPUT_PRECISION)
+        grad_key, _ = _turn(grad_unit * factor, key, PRECISE)
         store(grad_k, attended_strides, spots, grad_key, HEAD_DIM, BLOCK_DIM)
 
     tl.store(grad_scale_parts + split * heads + head, tl.sum(grad_scale) / factor)

@@ -9,21 +9,22 @@ import triton
 import triton.language as tl
 
 from swinv2.ops.triton.tiles import (
+    COUNTS,
     LOG2_E,
-    NO_KEY,
-    NO_QUERY,
+    hide,
     load,
     load_bias,
     load_values,
+    may_be_mixed,
     multiply,
-    norms_of,
     place,
+    reciprocal_norms,
     rounded,
     store,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def attend(
     q,
     k,
@@ -66,42 +67,53 @@ def attend(
     """
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     TILES: tl.constexpr = (TOKENS + BLOCK_QUERIES - 1) // BLOCK_QUERIES
+    IN_16_BITS: tl.constexpr = q.dtype.element_ty.primitive_bitwidth == 16
     program = tl.program_id(0)
     head = program % heads
     tile = program // heads % TILES
     window = program // (heads * TILES)
 
+    mixed = may_be_mixed(window, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+
     queries = tile * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
-    query_spots, query_regions = place(queries, window, head, plan, NO_QUERY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+    query_spots = place(queries, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
     query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
-    query_factors = tl.load(scale + head).to(PRECISE) / norms_of(query, PRECISE)
+    query_factors = tl.load(scale + head).to(PRECISE) * reciprocal_norms(query, PRECISE)
 
     highest = tl.full([BLOCK_QUERIES], float("-inf"), PRECISE)
     sums = tl.zeros([BLOCK_QUERIES], PRECISE)
     answer = tl.zeros([BLOCK_QUERIES, BLOCK_DIM], PRECISE)
     for start in range(0, TOKENS, BLOCK_KEYS):
         keys = start + tl.arange(0, BLOCK_KEYS)
-        key_spots, key_regions = place(keys, window, head, plan, NO_KEY, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+        key_spots = place(keys, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
         key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
         value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
 
         products = multiply(query, tl.trans(key), PRECISE, INPUT_PRECISION)
-        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN, PRECISE)
-        logits = products * query_factors[:, None] * (1.0 / norms_of(key, PRECISE))[None, :] + bias
-        if HAS_REGIONS or UNEVEN:
-            logits = tl.where(query_regions[:, None] == key_regions[None, :], logits, float("-inf"))
+        bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
+        logits = products * reciprocal_norms(key, PRECISE)[None, :] * query_factors[:, None] + bias
+        logits = hide(
+            logits, queries, keys, window, mixed, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING, HAS_REGIONS, UNEVEN
+        )
 
         now_highest = tl.maximum(highest, tl.max(logits, 1))
-        # Whoever sees none of the keys so far has seen nothing yet.
-        origin = tl.where(now_highest == float("-inf"), 0.0, now_highest)
-        weights = tl.exp2((logits - origin[:, None]) * LOG2_E)
+        origin = now_highest
+        if HAS_REGIONS:
+            # Whoever sees none of the keys so far has seen nothing yet.
+            origin = tl.where(now_highest == float("-inf"), 0.0, now_highest)
+        if IN_16_BITS:
+            # In one step, whose rounding of the origin would be seen in fp32.
+            weights = tl.exp2(logits * LOG2_E - (origin * LOG2_E)[:, None])
+        else:
+            weights = tl.exp2((logits - origin[:, None]) * LOG2_E)
         kept = tl.exp2((highest - origin) * LOG2_E)
         sums = sums * kept + tl.sum(weights, 1)
         answer = answer * kept[:, None] + multiply(rounded(weights, value.dtype), value, PRECISE, INPUT_PRECISION)
         highest = now_highest
 
-    # What fills up the last tile has seen nothing at all.
-    sums = tl.where(queries < TOKENS, sums, 1.0)
+    if UNEVEN:
+        # What fills up the last tile may have seen nothing at all.
+        sums = tl.where(queries < TOKENS, sums, 1.0)
     store(attended, attended_strides, query_spots, answer / sums[:, None], HEAD_DIM, BLOCK_DIM)
     of_tokens = normalisers + (window.to(tl.int64) * heads + head) * (2 * TOKENS) + queries
     tl.store(of_tokens, highest, mask=queries < TOKENS)

@@ -31,6 +31,9 @@ SMALLEST_BLOCK = 16
 WHOLE_WINDOW = 64
 """Tokens of the largest window whose gradients are computed in one piece."""
 
+FEW_TOKENS = 256
+"""Of windows whose loops are too short for copies ahead."""
+
 WHOLE_VECTOR_BYTES = 128
 """A head's vector of a token may take so much for that: tiles of all maps must fit the shared memory together."""
 
@@ -73,13 +76,13 @@ def attend_fused(
     (q, k, v), strides = _with_equal_strides(q, k, v)
     attended, normalisers = _empty_answer(q, k, v, bias_table, scale, padded_value, plan_numbers)
     if attended.numel():
-        queries, keys = _blocks(plan, v, 128)
+        queries, keys = _blocks(plan, v)
         start(
             forward.attend,
             len(normalisers) * -(-plan.tokens // queries) * len(scale),
-            (q, k, v, bias_table.contiguous(), scale.contiguous(), _in_one_piece(padded_value), attended, normalisers),
+            (q, k, v, _exact(bias_table, v), scale.contiguous(), _in_one_piece(padded_value), attended, normalisers),
             (strides, attended.stride()[:4], _numbers(plan), len(scale)),
-            _constants(plan, v, queries, keys) | _options(queries, keys, 1),
+            _constants(plan, v, queries, keys) | _options(plan.tokens > FEW_TOKENS),
         )
     return attended, normalisers
 
@@ -136,7 +139,7 @@ def attend_fused_backward(
             each.zero_()
         return gradients
     backward_pass = _BackwardPass(
-        (q, k, v, bias_table.contiguous(), scale.contiguous(), _in_one_piece(padded_value)),
+        (q, k, v, _exact(bias_table, v), scale.contiguous(), _in_one_piece(padded_value)),
         (attended, normalisers, grad),
         (strides, attended.stride()[:4], _numbers(plan)),
         plan,
@@ -237,23 +240,25 @@ class _BackwardPass:
             _constants(self.plan, self.inputs[2], block, block)
             | table.constants
             | {"WANTS_BIAS": self.wants_bias}
-            | _options(block, block, 2),
+            | _options(),
         )
         return table.total(), grad_scale.sum(0), None if grad_padded is None else grad_padded.sum(0)
 
     def by_tiles(self, grad_maps: Sequence[Tensor]) -> Sums:
         """Where a window is several tiles; as above."""
         attended, normalisers, grad = self.results
-        queries, keys = _blocks(self.plan, self.inputs[2], 64)
+        queries, keys = _blocks(self.plan, self.inputs[2])
         query_tiles, key_tiles = -(-self.plan.tokens // queries), -(-self.plan.tokens // keys)
         all_windows = len(normalisers)
-        constants = _constants(self.plan, self.inputs[2], queries, keys) | _options(queries, keys, 2)
+        constants = _constants(self.plan, self.inputs[2], queries, keys) | _options()
         deltas = self.room(all_windows, self.heads, self.plan.tokens)
         where = (*self.where, self.heads)
 
         grad_scale = self.room(all_windows, query_tiles, self.heads)
         maps = (attended, normalisers, grad, grad_maps[0], grad_scale, deltas)
-        start(backward.to_queries, grad_scale.numel(), (*self.inputs, *maps), where, constants)
+        # With fewer keys at a time its tiles take half the registers, and more programs run beside each other.
+        few_keys = _constants(self.plan, self.inputs[2], queries, min(keys, 32)) | _options()
+        start(backward.to_queries, grad_scale.numel(), (*self.inputs, *maps), where, few_keys)
 
         grad_padded = self.padded_room(all_windows, key_tiles)
         maps = (normalisers, grad, grad_maps[1], grad_maps[2], grad_padded, deltas)
@@ -271,6 +276,11 @@ class _BackwardPass:
                 constants | table.constants,
             )
         return table.total(), grad_scale.sum((0, 1)), None if grad_padded is None else grad_padded.sum((0, 1))
+
+
+def _exact(bias_table: Tensor, v: Tensor) -> Tensor:
+    """The table in the dtype of sums, in one piece."""
+    return bias_table.to(precise(v.dtype)).contiguous()
 
 
 def _in_one_piece(tensor: Tensor | None) -> Tensor | None:
@@ -318,19 +328,21 @@ def _block(tokens: int, largest: int) -> int:
     return min(reversed(sizes), key=lambda size: -(-tokens // size) * (size + SMALLEST_BLOCK))
 
 
-def _blocks(plan: WindowPlan, v: Tensor, largest: int) -> tuple[int, int]:
+def _blocks(plan: WindowPlan, v: Tensor) -> tuple[int, int]:
     """Tokens of a tile of queries, and of one of keys: half as many where vectors take twice as much room."""
-    halves = 1 if v.element_size() <= 2 and v.shape[4] <= 64 else 2
-    return _block(plan.tokens, largest // halves), _block(plan.tokens, 64 // halves)
+    largest = 64 if v.element_size() <= 2 and v.shape[4] <= 64 else 32
+    block = _block(plan.tokens, largest)
+    return block, block
 
 
-def _options(queries: int, keys: int, work: int) -> dict[str, Any]:
-    """How kernels are compiled: with so many threads that tiles stay in registers.
+def _options(copies_ahead: bool = False) -> dict[str, Any]:
+    """How kernels are compiled: four warps, as many as multiply 64 rows at a time.
 
     Args:
-        work: Tiles of pairs that a program holds at a time.
+        copies_ahead: Whether a loop's next tiles are copied while it computes. It takes memory, which keeps programs
+            away that would hide more, unless loops are long.
     """
-    return {"num_warps": 8 if work * queries * keys > 64 * 64 else 4, "num_stages": 2, "enable_fp_fusion": True}
+    return {"num_warps": 4, "num_stages": 2 if copies_ahead else 1, "enable_fp_fusion": True}
 
 
 def _splits(device: torch.device, all_windows: int, programs: int) -> int:

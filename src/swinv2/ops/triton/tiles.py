@@ -13,10 +13,10 @@ import triton.language as tl
 from swinv2.ops import precision
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-SMALLEST_NORM = tl.constexpr(precision.SMALLEST_NORM)
+SMALLEST_SQUARE = tl.constexpr(precision.SMALLEST_NORM**2)
 
-NO_QUERY, NO_KEY = tl.constexpr(-1), tl.constexpr(-2)
-"""Regions of what fills up the last tile of a window: they see nothing, and nothing sees them."""
+COUNTS = ("heads", "all_windows", "splits")
+"""Arguments of kernels that are not compiled anew where they happen to be multiples of 16."""
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on the CPU."""
@@ -42,52 +42,92 @@ def rounded(numbers, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _place_along(window, offset, size, windows, shift, WINDOW: tl.constexpr, MASK_PADDING: tl.constexpr):
-    """Along one axis: where tokens of a window lie in the unshifted map, and their regions."""
-    padded = windows * WINDOW
-    shifted = window * WINDOW + offset
-    token = shifted + shift
-    token = tl.where(token >= padded, token - padded, token)
-    region = tl.where(shifted >= padded - shift, 1, 0)
-    if MASK_PADDING:
-        region = tl.where(token >= size, 2, region)
-    return token, region
+def _place_along(window, offset, windows, shift, WINDOW: tl.constexpr):
+    """Along one axis: where tokens of a window lie in the unshifted map."""
+    token = window * WINDOW + offset + shift
+    return tl.where(token >= windows * WINDOW, token - windows * WINDOW, token)
 
 
 @triton.jit
-def place(
-    tokens,
-    window,
-    head,
-    plan,
-    NOBODY: tl.constexpr,
-    WINDOW_HEIGHT: tl.constexpr,
-    WINDOW_WIDTH: tl.constexpr,
-    MASK_PADDING: tl.constexpr,
-):
+def place(tokens, window, head, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr):
     """Where tokens of a window lie.
 
     Args:
         tokens: Their numbers in the window.
         window: Number of the window, through all images.
         head: Number of the head.
-        NOBODY: Region of what is no token of the window.
 
     Returns:
-        Their spots (image, head, rows, columns, whether they are the map's own), and their regions.
+        Image, head, rows, columns, and whether they are the map's own.
     """
     down, across = plan[2], plan[3]
-    rows, row_regions = _place_along(
-        window // across % down, tokens // WINDOW_WIDTH, plan[0], down, plan[4], WINDOW_HEIGHT, MASK_PADDING
-    )
-    columns, column_regions = _place_along(
-        window % across, tokens % WINDOW_WIDTH, plan[1], across, plan[5], WINDOW_WIDTH, MASK_PADDING
-    )
-    exist = tokens < WINDOW_HEIGHT * WINDOW_WIDTH
-    own = exist & (rows < plan[0]) & (columns < plan[1])
-    return (window // (down * across), head, rows, columns, own), tl.where(
-        exist, row_regions * 3 + column_regions, NOBODY
-    )
+    rows = _place_along(window // across % down, tokens // WINDOW_WIDTH, down, plan[4], WINDOW_HEIGHT)
+    columns = _place_along(window % across, tokens % WINDOW_WIDTH, across, plan[5], WINDOW_WIDTH)
+    own = (tokens < WINDOW_HEIGHT * WINDOW_WIDTH) & (rows < plan[0]) & (columns < plan[1])
+    return window // (down * across), head, rows, columns, own
+
+
+@triton.jit
+def _region_along(window, offset, size, windows, shift, WINDOW: tl.constexpr, MASK_PADDING: tl.constexpr):
+    """Along one axis: 0, or 1 for what the shift brought to the other end, or 2 for what fills up the map."""
+    shifted = window * WINDOW + offset
+    region = tl.where(shifted >= windows * WINDOW - shift, 1, 0)
+    if MASK_PADDING:
+        region = tl.where(_place_along(window, offset, windows, shift, WINDOW) >= size, 2, region)
+    return region
+
+
+@triton.jit
+def _regions(tokens, window, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr, MASK_PADDING: tl.constexpr):
+    """Regions of tokens of a window."""
+    down, across = plan[2], plan[3]
+    offsets = tokens // WINDOW_WIDTH, tokens % WINDOW_WIDTH
+    row = _region_along(window // across % down, offsets[0], plan[0], down, plan[4], WINDOW_HEIGHT, MASK_PADDING)
+    column = _region_along(window % across, offsets[1], plan[1], across, plan[5], WINDOW_WIDTH, MASK_PADDING)
+    return row * 3 + column
+
+
+@triton.jit
+def _may_be_mixed_along(window, size, windows, shift, WINDOW: tl.constexpr, MASK_PADDING: tl.constexpr):
+    """Along one axis: whether a window reaches to where another region begins."""
+    end = windows * WINDOW
+    if MASK_PADDING:
+        end = tl.minimum(end, size)
+    return (window + 1) * WINDOW > end - shift
+
+
+@triton.jit
+def may_be_mixed(window, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr, MASK_PADDING: tl.constexpr):
+    """Whether a window may have more than one region: most have one."""
+    down, across = plan[2], plan[3]
+    return _may_be_mixed_along(
+        window // across % down, plan[0], down, plan[4], WINDOW_HEIGHT, MASK_PADDING
+    ) | _may_be_mixed_along(window % across, plan[1], across, plan[5], WINDOW_WIDTH, MASK_PADDING)
+
+
+@triton.jit
+def hide(
+    logits,
+    queries,
+    keys,
+    window,
+    mixed,
+    plan,
+    WINDOW_HEIGHT: tl.constexpr,
+    WINDOW_WIDTH: tl.constexpr,
+    MASK_PADDING: tl.constexpr,
+    HAS_REGIONS: tl.constexpr,
+    UNEVEN: tl.constexpr,
+):
+    """Minus infinity for pairs of different regions, and for keys that only fill up a tile."""
+    if UNEVEN:
+        logits = tl.where((keys < WINDOW_HEIGHT * WINDOW_WIDTH)[None, :], logits, float("-inf"))
+    if HAS_REGIONS:
+        if mixed:
+            of_queries = _regions(queries, window, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+            of_keys = _regions(keys, window, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+            logits = tl.where(of_queries[:, None] == of_keys[None, :], logits, float("-inf"))
+    return logits
 
 
 @triton.jit
@@ -126,24 +166,43 @@ def store(feature_map, strides, spots, vectors, HEAD_DIM: tl.constexpr, BLOCK_DI
 
 
 @triton.jit
-def norms_of(vectors, PRECISE: tl.constexpr):
-    """Lengths of vectors; what counts as zero has the smallest length."""
+def reciprocal_of_root(squares, DTYPE: tl.constexpr):
+    """1 / sqrt(squares), as exact as what comes of numbers in a dtype deserves."""
+    if DTYPE == tl.float32:
+        return tl.div_rn(1.0, tl.sqrt_rn(squares))
+    if DTYPE == tl.float64:
+        return 1.0 / tl.sqrt(squares)
+    return tl.rsqrt(squares)
+
+
+@triton.jit
+def reciprocal_norms(vectors, PRECISE: tl.constexpr):
+    """Reciprocal lengths of vectors; what counts as zero has the smallest length."""
     precise = vectors.to(PRECISE)
-    return tl.maximum(tl.sqrt(tl.sum(precise * precise, 1)), SMALLEST_NORM)
+    return reciprocal_of_root(tl.maximum(tl.sum(precise * precise, 1), SMALLEST_SQUARE), vectors.dtype)
 
 
 @triton.jit
 def _entries_of(tokens, WINDOW_WIDTH: tl.constexpr):
-    """A query's part of the entry that a pair has in the bias table; a key's is taken from it."""
-    return tokens // WINDOW_WIDTH * (2 * WINDOW_WIDTH - 1) + tokens % WINDOW_WIDTH
+    """A query's part of the entry that a pair has in the bias table; a key's is taken from it. In two terms: what
+    neighbours in a run differ by, and what all of them share, which is the same for all threads."""
+    # As Triton lays products out, neighbours among the columns of a thread are in one run.
+    RUN: tl.constexpr = 8
+    if WINDOW_WIDTH % RUN == 0:
+        # Unsigned, which is divided in two steps; runs // RUNS * (2 * WINDOW_WIDTH - 1) + runs % RUNS * RUN.
+        runs = tokens.to(tl.uint32) // RUN
+        return tokens % RUN, (runs * RUN + runs // (WINDOW_WIDTH // RUN) * (WINDOW_WIDTH - 1)).to(tl.int32)
+    return tokens % WINDOW_WIDTH, tokens // WINDOW_WIDTH * (2 * WINDOW_WIDTH - 1)
 
 
 @triton.jit
 def pair_entries(queries, keys, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr):
     """Entry of every pair of tokens in one head's bias table, row by row, and whether there is such a pair."""
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
-    middle = _entries_of(TOKENS - 1, WINDOW_WIDTH)
-    entries = _entries_of(queries, WINDOW_WIDTH)[:, None] - _entries_of(keys, WINDOW_WIDTH)[None, :] + middle
+    MIDDLE: tl.constexpr = (2 * WINDOW_HEIGHT - 1) * (2 * WINDOW_WIDTH - 1) // 2
+    own, shared = _entries_of(queries, WINDOW_WIDTH)
+    key_own, key_shared = _entries_of(keys, WINDOW_WIDTH)
+    entries = (own + shared + MIDDLE)[:, None] - (key_own + key_shared)[None, :]
     return entries, (queries < TOKENS)[:, None] & (keys < TOKENS)[None, :]
 
 
@@ -156,11 +215,19 @@ def load_bias(
     WINDOW_HEIGHT: tl.constexpr,
     WINDOW_WIDTH: tl.constexpr,
     UNEVEN: tl.constexpr,
-    PRECISE: tl.constexpr,
 ):
-    """Bias of every pair of tokens."""
-    table = bias_table + head * ((2 * WINDOW_HEIGHT - 1) * (2 * WINDOW_WIDTH - 1))
-    entries, exist = pair_entries(queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH)
+    """Bias of every pair of tokens, in the dtype of the table; whatever of one for what only fills up a tile."""
+    TABLE: tl.constexpr = (2 * WINDOW_HEIGHT - 1) * (2 * WINDOW_WIDTH - 1)
+    TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     if UNEVEN:
-        return tl.load(table + entries, mask=exist, other=0.0).to(PRECISE)
-    return tl.load(table + entries).to(PRECISE)
+        queries, keys = tl.minimum(queries, TOKENS - 1), tl.minimum(keys, TOKENS - 1)
+    own, shared = _entries_of(queries, WINDOW_WIDTH)
+    pointers = (bias_table + head * TABLE + TABLE // 2 + (own + shared))[:, None]
+    own, shared = _entries_of(keys, WINDOW_WIDTH)
+    pointers = pointers - own[None, :] - shared[None, :]
+    if INTERPRETED:
+        return tl.load(pointers)
+    # A load would be laid out for itself, and what is computed with it too, through shared memory and twice.
+    return tl.inline_asm_elementwise(
+        "ld.global.nc.f32 $0, [$1];", "=f,l", [pointers.to(tl.int64)], dtype=tl.float32, is_pure=True, pack=1
+    )
