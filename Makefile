@@ -7,7 +7,7 @@ export NO_MKDOCS_2_WARNING ?= 1
 
 .PHONY: demo test slow hub check bench bench-gpu docs format clean
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml hatch_build.py $(wildcard src/swinv2/ops/cpu/sources/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable .
@@ -45,8 +45,8 @@ bench: $(VENV)/installed-dev  ## speed and memory beside transformers, timm and 
 	$(BIN)/python benchmarks/model.py
 
 bench-gpu: $(VENV)/installed-dev  ## the kernels' tests and all speeds, on a GPU
-	$(BIN)/python benchmarks/attention.py --device cuda
-	$(BIN)/python benchmarks/model.py --device cuda
+	$(BIN)/python benchmarks/attention.py --device cuda --rounds 3
+	$(BIN)/python benchmarks/model.py --device cuda --precisions bf16 --executions compiled,graphs --together 16 --rounds 3
 
 docs: $(VENV)/installed-dev  ## the documentation, served on this machine
 	$(BIN)/mkdocs serve

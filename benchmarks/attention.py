@@ -10,6 +10,7 @@ and the exit status is 1 if it is one of this package. Progress goes to stderr, 
 benchmarks/results/attention_<machine>_<yyyy-mm>.csv, .md and .png (a roofline).
 """
 
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -32,8 +33,11 @@ PASSES = ("forward", "both")
 MAP_BYTES = {"cuda": 2**27, "cpu": 2**23}
 """Size of the maps: on a GPU more than its cache holds."""
 
-LEAST_SECONDS = {"cuda": 0.02, "cpu": 0.1}
+LEAST_SECONDS = {"cuda": 0.01, "cpu": 0.1}
 """A measurement repeats a call until it has lasted about as long."""
+
+COMPILERS = 8
+"""Processes that compile kernels before anything is measured."""
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2}
 """Largest distance from the plain form's answer, relative to it: cosines rounded to 16 bits and multiplied by 100 leave
@@ -72,6 +76,9 @@ def main(
         tests = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "tests/ops"]
         if subprocess.run(tests, cwd=report.REPOSITORY, stdout=sys.stderr).returncode:
             raise SystemExit("The kernels' tests fail here; nothing was measured.")
+    if device == Device.CUDA and "triton" in names:
+        _progress(f"compiling kernels for {len(chosen)} shapes")
+        compile_ahead(chosen, precisions.split(","))
     facts = report.describe_run(device)
     limits = {name: measure_limits(device, DTYPES[name]) for name in precisions.split(",")}
     stem = output or report.default_stem("attention" if not (only or forms) else "attention-part", device)
@@ -108,25 +115,33 @@ def measure_limits(device: str, dtype: torch.dtype) -> tuple[float, float]:
     square = torch.randn(side, side, device=device).to(dtype)
     numbers = torch.empty(2 ** (29 if device == "cuda" else 26), dtype=torch.uint8, device=device)
     target = torch.empty_like(numbers)
-    product = min(_time(lambda: square @ square, device) for _ in range(5))
-    copy = min(_time(lambda: target.copy_(numbers), device) for _ in range(5))
+    product = min(_time(lambda: square @ square, device, 5) for _ in range(5))
+    copy = min(_time(lambda: target.copy_(numbers), device, 5) for _ in range(5))
     return 2 * side**3 / product, 2 * len(numbers) / copy
 
 
-def _time(call: Callable[[], object], device: str) -> float:
-    """Seconds of a call, of so many in a row that a timer is exact enough."""
+def compile_ahead(chosen: list[Shape], precisions: list[str]) -> None:
+    """Compiles the kernels for all shapes, in several processes: Triton keeps them on the disk."""
+    jobs = {(shape.window, shape.grid > shape.window, precision): shape for shape in chosen for precision in precisions}
+    with multiprocessing.get_context("spawn").Pool(COMPILERS) as pool:
+        pool.starmap(_compile, [(shape, precision) for (*_, precision), shape in jobs.items()], chunksize=1)
+
+
+def _compile(shape: Shape, precision: str) -> None:
+    inputs = draw(shape, 1, DTYPES[precision], "cuda")
+    _forward(FORMS["triton"], inputs)
+    FORMS["triton"](inputs).sum().backward()
+
+
+def _time(call: Callable[[], object], device: str, repeats: int) -> float:
+    """Seconds of a call, of so many in a row."""
     synchronize = torch.cuda.synchronize if device == "cuda" else torch.cpu.synchronize
-    repeats = 1
-    while True:
-        synchronize()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        synchronize()
-        seconds = time.perf_counter() - start
-        if seconds >= LEAST_SECONDS[device]:
-            return seconds / repeats
-        repeats = max(repeats + 1, min(2 * repeats, int(1.2 * repeats * LEAST_SECONDS[device] / seconds)))
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    synchronize()
+    return (time.perf_counter() - start) / repeats
 
 
 def measure_shape(
@@ -165,10 +180,13 @@ def measure_shape(
             continue
         calls[name] = _make_call(FORMS[name], inputs, direction, grad)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():  # takes the memory that the allocator gave back
+        call()
+    repeats = {name: max(1, round(LEAST_SECONDS[device] / _time(call, device, 2))) for name, call in calls.items()}
     for turn in range(rounds):
         order = list(calls)
         for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            seconds[name].append(_time(calls[name], device))
+            seconds[name].append(_time(calls[name], device, repeats[name]))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     product = medians.pop("product")
     fastest = min((medians[name] - product for name in medians if name not in OURS), default=float("nan"))
@@ -264,7 +282,7 @@ def _tables(rows: list[report.Row], names: list[str]) -> list[str]:
 
 def _draw_roofline(rows: list[report.Row], limits: dict[str, tuple[float, float]], path: Path) -> None:
     """What is reached of what can be reached, over operations per byte."""
-    from swinv2.train.drawing.paper import open_figure, save
+    from swinv2.drawing.paper import open_figure, save
 
     figure = open_figure(8, 5)
     axes = figure.subplots()

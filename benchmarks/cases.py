@@ -58,14 +58,14 @@ TINY_BATCHES = {
     ("cpu", "inference"): 8,
     ("cpu", "training"): 8,
     ("cuda", "inference"): 256,
-    ("cuda", "training"): 128,
+    ("cuda", "training"): 64,
 }
 
 CASES = {
     case.name: case
     for case in (
         Case("tiny-w8-256", image_size=256, window=8, **TINY, batch_sizes=TINY_BATCHES),
-        Case("tiny-w16-256", image_size=256, window=16, **TINY, batch_sizes=TINY_BATCHES, optional=True),
+        Case("tiny-w16-256", image_size=256, window=16, **TINY, batch_sizes=TINY_BATCHES),
         Case(
             "base-w24-384",
             image_size=384,
@@ -78,7 +78,7 @@ CASES = {
                 ("cpu", "inference"): 2,
                 ("cpu", "training"): 1,
                 ("cuda", "inference"): 64,
-                ("cuda", "training"): 16,
+                ("cuda", "training"): 8,
             },
         ),
         Case(
@@ -89,7 +89,7 @@ CASES = {
             depths=(2, 2, 18, 2),
             num_heads=(4, 8, 16, 32),
             pretrained_windows=(0, 0, 0, 0),
-            batch_sizes={("cuda", "inference"): 128, ("cuda", "training"): 64},
+            batch_sizes={("cuda", "inference"): 128, ("cuda", "training"): 32},
         ),
         Case(
             "large-w24-384",
@@ -99,7 +99,7 @@ CASES = {
             depths=(2, 2, 18, 2),
             num_heads=(6, 12, 24, 48),
             pretrained_windows=(12, 12, 12, 6),
-            batch_sizes={("cuda", "inference"): 32, ("cuda", "training"): 8},
+            batch_sizes={("cuda", "inference"): 32, ("cuda", "training"): 4},
         ),
     )
 }

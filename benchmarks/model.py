@@ -13,8 +13,9 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +58,9 @@ def main(
         bool, typer.Option("--go-on", help="Keep the rows that the file has already, and measure the missing ones.")
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each library, taken in turns.")] = 7,
+    together: Annotated[
+        int, typer.Option(min=1, help="Processes that prepare themselves at the same time, for all rows of a mode.")
+    ] = 1,
     batch_size: Annotated[int, typer.Option(min=0, help="Images in a step; 0 takes each case's own.")] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Write to this path with the endings .csv and .md, not to benchmarks/results.")
@@ -85,7 +89,7 @@ def main(
     missing = [
         setting
         for setting in wanted
-        if not {row["library"] for row in rows if _is_of(row, setting) and not row["note"]} >= set(names)
+        if not {row["library"] for row in rows if _is_of(row, setting) and not row["note"]} >= set(_of(names, setting))
     ]
     # What failed, or lacks a library, is measured anew.
     rows = [row for row in rows if not any(_is_of(row, setting) for setting in missing)]
@@ -100,8 +104,10 @@ def main(
             raise typer.Exit(1)
 
     tables = _tables(rows, names, memory_too) if rows else []
-    for setting in missing:
-        rows += [{**row, **facts} for row in measure_row(setting, names, rounds, memory_too)]
+    for setting, measured in measure(missing, names, rounds, memory_too, together):
+        rows += [{**row, **facts} for row in measured]
+        if setting.execution in ON_GPUS_ONLY:
+            _compare([row for row in rows if _is_of(row, setting)], [row for row in rows if _is_compiled(row, setting)])
         rows.sort(key=_place)
         # After every row: what has been measured stays, should a later one fail.
         report.write_csv(table, rows)
@@ -123,54 +129,114 @@ def _is_of(row: report.Row, setting: Setting) -> bool:
     return all(row[name] == value for name, value in asdict(setting).items())
 
 
+def _is_compiled(row: report.Row, setting: Setting) -> bool:
+    return _is_of(row, replace(setting, execution="compiled"))
+
+
+def _of(libraries: Iterable[str], setting: Setting) -> list[str]:
+    """The libraries that a setting is for: a peer's fastest is its compiled form."""
+    return [name for name in libraries if name == OURS or setting.execution not in ON_GPUS_ONLY]
+
+
 def _place(row: report.Row) -> tuple[int, ...]:
     """Where a row stands among others."""
     orders = {"case": list(CASES), "mode": list(MODES), "precision": list(PRECISIONS), "execution": list(EXECUTIONS)}
     return tuple(order.index(str(row[name])) for name, order in orders.items())
 
 
-def measure_row(setting: Setting, libraries: list[str], rounds: int, memory_too: bool) -> list[report.Row]:
-    """Measures every library at one setting.
+def measure(
+    settings: list[Setting], libraries: list[str], rounds: int, memory_too: bool, together: int
+) -> Iterator[tuple[Setting, list[report.Row]]]:
+    """Measures every library at every setting, one setting after the other.
 
     Args:
-        setting: What to measure.
+        settings: What to measure.
         libraries: Names in `cases.LIBRARIES`.
         rounds: Measurements of each library.
         memory_too: Whether to measure memory.
+        together: Processes that prepare themselves at the same time. With more than one, those for all settings of a
+            mode do before any of them is measured: compiling takes longer than measuring, and uses one core each.
 
-    Returns:
-        A result for each library. One that fails (no such library, out of memory, a compiler's error) has a note
-        instead of numbers, and the others are measured all the same.
+    Yields:
+        A setting and a result for each library. One that fails (no such library, out of memory, a compiler's error)
+        has a note instead of numbers, and the others are measured all the same.
     """
-    workers: dict[str, Worker] = {}
-    needs: dict[str, Memory] = {}
-    notes: dict[str, str] = {}
-    timings: dict[str, list[Timing]] = {}
+    groups = [[setting] for setting in settings]
+    if together > 1:
+        groups = [[setting for setting in settings if setting.mode == mode] for mode in MODES]
+    for group in filter(None, groups):
+        prepared: dict[Setting, dict[str, Prepared]] = {setting: {} for setting in group}
+        try:
+            with ThreadPoolExecutor(together) as pool:
+                wanted = [(setting, library) for setting in group for library in _of(libraries, setting)]
+                found = pool.map(lambda each: prepare(*each, memory_too), wanted)
+                for (setting, library), each in zip(wanted, found, strict=True):
+                    prepared[setting][library] = each
+            for setting in group:
+                yield setting, _measure_row(setting, prepared[setting], rounds, memory_too)
+        finally:
+            for each in (each for of_setting in prepared.values() for each in of_setting.values()):
+                each.close()
+
+
+@dataclass
+class Prepared:
+    """A library's process at one setting, before it is measured.
+
+    Attributes:
+        worker: The process; None if it failed.
+        memory: What a step needs, where that is known already.
+        note: Why it failed.
+    """
+
+    worker: Worker | None = None
+    memory: Memory | None = None
+    note: str = ""
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self.worker is not None:
+            self.worker.close()
+            self.worker = None
+
+
+def prepare(setting: Setting, library: str, memory_too: bool) -> Prepared:
+    """Starts a library's process; a CPU's memory is measured in one of its own."""
+    _progress(f"{setting}: preparing {library}")
+    prepared = Prepared()
     try:
-        for library in libraries:
-            _progress(f"{setting}: preparing {library}")
+        if memory_too and setting.device == "cpu":
+            prepared.memory = _cpu_memory(library, setting)
+        prepared.worker = Worker(library, setting)
+    # A peer may fail in any way, and its failure is a result.
+    except RuntimeError as error:
+        prepared.note = _note(library, error)
+    return prepared
+
+
+def _measure_row(setting: Setting, prepared: dict[str, Prepared], rounds: int, memory_too: bool) -> list[report.Row]:
+    workers = {name: each.worker for name, each in prepared.items() if each.worker is not None}
+    needs = {name: each.memory for name, each in prepared.items() if each.memory is not None}
+    notes = {name: each.note for name, each in prepared.items() if each.note}
+    if memory_too and setting.device == "cuda":
+        for name, worker in workers.items():
             try:
-                if memory_too and setting.device == "cpu":
-                    needs[library] = _cpu_memory(library, setting)
-                workers[library] = Worker(library, setting)
-                if memory_too and setting.device == "cuda":
-                    needs[library] = workers[library].memory()
-            # A peer may fail in any way, and its failure is a result.
+                needs[name] = worker.memory()
             except RuntimeError as error:
-                notes[library] = _note(library, error)
-        _progress(f"{setting}: timing {', '.join(workers)}")
-        timings = time_in_turns(workers, rounds, notes)
-    finally:
-        for worker in workers.values():
-            worker.close()
+                notes[name] = _note(name, error)
+    alive = {name: worker for name, worker in workers.items() if name not in notes}
+    _progress(f"{setting}: timing {', '.join(alive)}")
+    timings = time_in_turns(alive, rounds, notes)
+    for each in prepared.values():
+        each.close()
     parameters = {name: worker.parameters for name, worker in workers.items()}
     results = [
         _result(
             setting, name, rounds, parameters.get(name), timings.get(name, []), needs.get(name), notes.get(name, "")
         )
-        for name in libraries
+        for name in prepared
     ]
-    _compare(results)
+    _compare(results, results)
     return results
 
 
@@ -257,10 +323,10 @@ def _field(value: float | None) -> float | int | str:
     return value if isinstance(value, int) else float(f"{value:.5g}")
 
 
-def _compare(results: list[report.Row]) -> None:
-    """Adds to each result what it is of the fastest and the leanest peer, and of transformers."""
-    peers = [row for row in results if row["library"] != OURS]
-    theirs = [row for row in results if row["library"] == "transformers"]
+def _compare(results: list[report.Row], others: list[report.Row]) -> None:
+    """Adds to each result what it is of the fastest and the leanest peer, and of transformers, among others."""
+    peers = [row for row in others if row["library"] != OURS]
+    theirs = [row for row in others if row["library"] == "transformers"]
     for measure, best, title in (
         ("images_per_second", max, "fastest_peer"),
         ("peak_mib", min, "leanest_peer"),
@@ -281,10 +347,13 @@ def _tables(rows: list[report.Row], libraries: list[str], memory_too: bool) -> l
         keys = ("case", "mode", "precision", "execution", "batch_size")
         for key, group in itertools.groupby(rows, lambda row: tuple(str(row[name]) for name in keys)):
             by_library = {row["library"]: row for row in group}
-            cells = ["failed" if row["note"] else form(row) for row in by_library.values()]
+            cells = [_cell(by_library.get(library), form) for library in libraries]
             ours = by_library.get(OURS, {})
             lines.append([*key, *cells, *(f"{ours[r]:.2f}" if ours.get(r, "") != "" else "-" for r in ratios.values())])
         return report.table(caption, ["case", "mode", "precision", "execution", "batch", *libraries, *ratios], lines)
+
+    def _cell(row: report.Row | None, form: Callable[[report.Row], str]) -> str:
+        return "" if row is None else "failed" if row["note"] else form(row)
 
     speed = build(
         f"Images per second (median of {rows[0]['rounds']} rounds); more is better.",

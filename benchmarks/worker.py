@@ -30,6 +30,9 @@ WARM_STEPS = 2
 RECOMPILE_LIMIT = 128
 """A peer that must compile one function for many shapes would fall back to eager execution at the default limit."""
 
+MEMORY_ATTEMPTS, MEMORY_SECONDS = 10, 4.0
+"""How often a step is tried anew that found too little memory, and after how long."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -144,12 +147,17 @@ def work(library: str, setting: Setting, answer: Callable[..., None]) -> None:
     before = torch.cuda.memory_allocated() if on_cuda else 0
     step, parameters = make_step(library, setting)
     for _ in range(WARM_STEPS):
-        step()
+        step() if not on_cuda else _step_when_there_is_memory(step)
     synchronize()
+    if on_cuda:
+        torch.cuda.empty_cache()
     answer(parameters=parameters)
     for line in sys.stdin:
         if line.strip() == "memory":
-            answer(**asdict(memory.measure_on_cuda(before, step) if on_cuda else memory.measure_on_cpu(step)))
+            needs = memory.measure_on_cuda(before, step) if on_cuda else memory.measure_on_cpu(step)
+            if on_cuda:
+                torch.cuda.empty_cache()
+            answer(**asdict(needs))
             continue
         repeats = int(line)
         if on_cuda:
@@ -165,6 +173,20 @@ def work(library: str, setting: Setting, answer: Callable[..., None]) -> None:
             # The others need the memory now: all of them wait with a model on the device.
             torch.cuda.empty_cache()
         answer(seconds=seconds / repeats, cpu_seconds=cpu_seconds / repeats)
+
+
+def _step_when_there_is_memory(step: Callable[[], None]) -> None:
+    """Takes a step on a GPU on which others, who are preparing themselves too, may hold the memory for a moment."""
+    for attempt in range(MEMORY_ATTEMPTS):
+        try:
+            step()
+            return
+        except torch.OutOfMemoryError:
+            if attempt == MEMORY_ATTEMPTS - 1:
+                raise
+        # After the handler: what it raised holds the step's tensors.
+        torch.cuda.empty_cache()
+        time.sleep(MEMORY_SECONDS)
 
 
 if __name__ == "__main__":
