@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from swinv2.ops import reference, sdpa
@@ -89,6 +90,22 @@ CASES = [
     Case("heads of 64", (5, 5), (3, 3), (1, 1), head_dim=64, heads=1),
     Case("sharpest scale", (4, 4), (3, 3), (1, 1), largest_scale=100.0),
 ]
+
+
+@st.composite
+def random_cases(draw_value: st.DrawFn) -> Case:
+    """Any small case."""
+    window = (draw_value(st.integers(1, 5)), draw_value(st.integers(1, 5)))
+    return Case(
+        "random",
+        grid=(draw_value(st.integers(1, 11)), draw_value(st.integers(1, 11))),
+        window=window,
+        shift=(draw_value(st.integers(0, window[0] - 1)), draw_value(st.integers(0, window[1] - 1))),
+        mask_padding=draw_value(st.booleans()),
+        head_dim=draw_value(st.sampled_from([4, 16])),
+        heads=draw_value(st.integers(1, 3)),
+        batch=draw_value(st.integers(1, 2)),
+    )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,11 @@ import swinv2
 from swinv2.layers.attention import CosineWindowAttention, WindowGeometry
 
 TOLERANCE = 5e-6
-"""Of an answer, in units of the distance between two images' answers. Measured: at most 2.2e-6."""
+"""Of an answer, in units of the distance between two images' answers. Measured: at most 3.3e-6."""
+
+WEIGHTS_TOLERANCE = 1e-5
+"""The same of attention weights, which a scale of up to 100 makes less exact: transformers' own in fp32 are
+off by up to 4.1e-6 from its own in fp64, ours by up to 5.3e-6, with products by another library."""
 
 GRADIENT_TOLERANCE = 1e-4
 """Of each gradient, in units of its own norm. Gradients of logit_scale, of biases and of the position bias are sums
@@ -142,7 +146,8 @@ def test_transformers(peer: Peer, form: str) -> None:
     for name in names:
         for index, (ours, theirs) in enumerate(zip(outputs[name], peer.outputs[name], strict=True)):
             differences[f"{name}[{index}]"] = peers.difference(ours, theirs)
-    assert {name: value for name, value in differences.items() if not value < TOLERANCE} == {}
+    allowed = {name: WEIGHTS_TOLERANCE if name.startswith("attentions") else TOLERANCE for name in differences}
+    assert {name: value for name, value in differences.items() if not value < allowed[name]} == {}
 
     if peer.case.wants_gradients:
         weigh(outputs.logits).backward()

@@ -47,21 +47,6 @@ _COMMON_FIELDS = frozenset(GenerationConfig().to_dict()) | frozenset(
 )
 
 
-# What transformers offers as hidden_act, without the two that learn.
-_POINTWISE = frozenset(type(ACT2FN[name]) for name in ACT2FN if name not in ("prelu", "xielu"))
-
-
-def is_pointwise(module: nn.Module) -> bool:
-    """Whether a module is an activation that works on each number by itself, not in place, and learns nothing."""
-    return (
-        type(module) in _POINTWISE
-        and not getattr(module, "inplace", False)
-        # An activation that a newer transformers offers may learn too.
-        and next(module.parameters(), None) is None
-        and next(module.children(), None) is None
-    )
-
-
 def is_exact_gelu(module: nn.Module) -> bool:
     """Whether a module is the GELU that is computed with the error function, in torch's own operation."""
     return (type(module) is nn.GELU and module.approximate == "none") or (

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attention_cases import CASES, FAST_FORMS, FORMS, FORMS_WITH_DROPOUT, Case, Form, draw, error
+from attention_cases import CASES, FAST_FORMS, FORMS, FORMS_WITH_DROPOUT, Case, Form, draw, error, random_cases
 from swinv2.ops import reference, sdpa
-from swinv2.ops.cpu import attention, pieces
 from swinv2.ops.dispatch import BACKENDS, Call, choose_backend, explain_backend, window_attention
 from swinv2.ops.triton import launch
 from swinv2.ops.windows import WindowPlan
@@ -110,35 +109,23 @@ def test_the_definition(form: str, case: Case) -> None:
 def test_a_fast_form_is_no_less_exact_than_the_plain_one(form: str, dtype: torch.dtype, case: Case) -> None:
     """In lower precision a fast form's error is at most twice that of the plain form, three times for gradients.
 
-    Errors are averages, so the maps are more than in the table. The floor: a tensor of a few numbers may by luck be
-    exact in one form and rounded in the other.
+    Errors are averages over many numbers: the maps are more than in the table, and as a scale's gradient has but a few
+    numbers, which may by luck be exact, so are the draws. The floor: every number is rounded once.
     """
     case = replace(case, batch=2 if form == "triton" else 8, heads=3)
-    inputs = draw(case)
-    exact = inputs.call(FORMS["reference"], case.plan, torch.float64)
-    plain, fast = (inputs.call(FORMS[name], case.plan, dtype) for name in ("reference", form))
+    errors = {}
+    for seed in range(1 if form == "triton" else 4):
+        inputs = draw(case, seed)
+        exact = inputs.call(FORMS["reference"], case.plan, torch.float64)
+        for name in ("reference", form):
+            for tensor, result in inputs.call(FORMS[name], case.plan, dtype).items():
+                errors[name, tensor] = errors.get((name, tensor), 0.0) + error(result, exact[tensor])
     excess = {}
-    for name, expected in exact.items():
-        allowed = (2 if name == "output" else 3) * error(plain[name], expected) + torch.finfo(dtype).eps
-        if not error(fast[name], expected) <= allowed:
-            excess[name] = (error(fast[name], expected), allowed)
+    for tensor in exact:
+        allowed = (2 if tensor == "output" else 3) * errors["reference", tensor] + (seed + 1) * torch.finfo(dtype).eps
+        if not errors[form, tensor] <= allowed:
+            excess[tensor] = (errors[form, tensor], allowed)
     assert excess == {}
-
-
-@st.composite
-def random_cases(draw_value: st.DrawFn) -> Case:
-    """Any small case."""
-    window = (draw_value(st.integers(1, 5)), draw_value(st.integers(1, 5)))
-    return Case(
-        "random",
-        grid=(draw_value(st.integers(1, 11)), draw_value(st.integers(1, 11))),
-        window=window,
-        shift=(draw_value(st.integers(0, window[0] - 1)), draw_value(st.integers(0, window[1] - 1))),
-        mask_padding=draw_value(st.booleans()),
-        head_dim=draw_value(st.sampled_from([4, 16])),
-        heads=draw_value(st.integers(1, 3)),
-        batch=draw_value(st.integers(1, 2)),
-    )
 
 
 @pytest.mark.parametrize("form", [form for form in FAST_FORMS if form != "triton"])
@@ -163,20 +150,6 @@ def agree(form: str, case: Case, seed: int) -> None:
     for name, expected in plain.items():
         # Absolute: the gradient of a scale is a sum that may cancel to nothing (a window of one token).
         torch.testing.assert_close(fast[name], expected, rtol=1e-10, atol=1e-11)
-
-
-@pytest.mark.parametrize("cache_bytes", [1, 3000, 20_000])
-@pytest.mark.parametrize("case", CASES[::3], ids=lambda case: case.name)
-def test_a_small_cache_changes_nothing(case: Case, cache_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads and windows in other groups: some heads of one window at a time, or all heads of several."""
-    case = replace(case, heads=5, batch=3)
-    inputs = draw(case)
-    expected = inputs.call(FORMS["reference"], case.plan, torch.float64)
-    monkeypatch.setattr(pieces, "CACHE_BYTES", cache_bytes)
-    monkeypatch.setattr(attention, "WEIGHTS_BYTES", cache_bytes)
-    results = inputs.call(FORMS["sdpa"], case.plan, torch.float64)
-    errors = {name: error(result, expected[name]) for name, result in results.items()}
-    assert {name: value for name, value in errors.items() if not value < 1e-12} == {}
 
 
 def test_no_images_at_all() -> None:

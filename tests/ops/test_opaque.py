@@ -5,15 +5,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2.ops.cpu import attention, copies, linear, mlp, pieces, position
+from swinv2.ops.cpu import attention, branches, library, linear, pieces, position
+from swinv2.ops.cpu.attention import attend_map
+from swinv2.ops.cpu.branches import attention_branch, mlp_branch
+from swinv2.ops.precision import precise
 from swinv2.ops.windows import WindowPlan
+
+needs_kernels = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
 
 PLAN = WindowPlan((7, 9), (4, 3), (2, 1), mask_padding=True)
 HEADS, HEAD_DIM = 2, 4
-CHANNELS, HIDDEN, TOKENS = HEADS * HEAD_DIM, 24, 700
+CHANNELS, HIDDEN = HEADS * HEAD_DIM, 24
 
 
 def calls(dtype: torch.dtype, batch: int = 2) -> dict[str, tuple[object, ...]]:
@@ -26,48 +30,60 @@ def calls(dtype: torch.dtype, batch: int = 2) -> dict[str, tuple[object, ...]]:
     def features(*shape: int) -> Tensor:
         return draw(*shape).to(dtype)
 
-    def windows() -> Tensor:
-        return features(batch * PLAN.counts[0] * PLAN.counts[1], HEADS, PLAN.tokens, HEAD_DIM)
+    def feature_map() -> Tensor:
+        return features(batch, *PLAN.grid, CHANNELS)
 
-    def padded_map() -> Tensor:
-        # As it comes out of one product for queries, keys and values.
-        return features(batch, *PLAN.padded_grid, 3 * CHANNELS)[..., :CHANNELS].unflatten(-1, (HEADS, HEAD_DIM))
+    def vectors() -> Tensor:
+        # As they come out of one product for queries, keys and values.
+        return features(batch, *PLAN.grid, 3 * CHANNELS)[..., :CHANNELS].unflatten(-1, (HEADS, HEAD_DIM))
 
-    precise = torch.promote_types(torch.float32, dtype)
-    factors = [draw(*windows().shape[:-1], 1).to(precise) for _ in range(2)]
-    length = draw(HEADS, 1, 1).to(precise)
-    table = draw(HEADS, 2 * PLAN.window[0] - 1, 2 * PLAN.window[1] - 1)
-    feature_map, tokens = features(batch, *PLAN.grid, CHANNELS), features(batch * TOKENS, CHANNELS)
-    grad, hidden = features(batch * TOKENS, CHANNELS), features(batch * TOKENS, HIDDEN)
-    weights, bias = [features(CHANNELS, CHANNELS) for _ in range(4)], features(CHANNELS)
-    w1, b1, w2, b2 = features(HIDDEN, CHANNELS), features(HIDDEN), features(CHANNELS, HIDDEN), features(CHANNELS)
-    some = [True, False, False, True, True]
+    table = draw(HEADS, 2 * PLAN.window[0] - 1, 2 * PLAN.window[1] - 1).to(precise(dtype))
+    scale = torch.tensor([5.0, 20.0], dtype=precise(dtype))
+    maps = (vectors(), vectors(), vectors(), table, scale)
+    filling = features(HEADS, HEAD_DIM)
+
+    weights, biases = [features(CHANNELS, CHANNELS) for _ in range(4)], [features(CHANNELS) for _ in range(4)]
+    biases[1] = None
+    norm = (features(CHANNELS), features(CHANNELS), 1e-5)
+    kept = torch.arange(batch) % 2 == 0
+    x, grad = feature_map(), feature_map()
+    everything, nothing = (None, 1.0), (kept, 1.25)
+
+    def attention_backward(end: tuple[object, ...], wants: list[bool]) -> tuple[object, ...]:
+        _, *saved = attention_branch(x, weights, biases, table, scale, *norm, *end, True, dtype, PLAN)
+        rest = (biases[2], table, scale, norm[0], norm[2])
+        return (grad, x, saved, weights, *rest, *end, wants, dtype, PLAN)
+
+    layers = (features(HIDDEN, CHANNELS), features(HIDDEN), features(CHANNELS, HIDDEN), features(CHANNELS))
+
+    def mlp_backward(end: tuple[object, ...], wants: list[bool]) -> tuple[object, ...]:
+        _, hidden, work = mlp_branch(x, *layers, *norm, *end, True, dtype)
+        return (grad, x, hidden, work, layers[0], layers[2], norm[0], norm[2], *end, wants, dtype)
+
     # More than are taken at once.
-    field, small = draw(600, HEADS).to(precise), [draw(HIDDEN, 2), draw(HIDDEN), draw(HEADS, HIDDEN)]
-    network = [draw(600, 2).to(precise), *(each.to(precise) for each in small)]
+    field, small = draw(600, HEADS).to(precise(dtype)), [draw(HIDDEN, 2), draw(HIDDEN), draw(HEADS, HIDDEN)]
+    network = [draw(600, 2).to(precise(dtype)), *(each.to(precise(dtype)) for each in small)]
     return {
-        "to_windows": (padded_map(), PLAN),
-        "to_map": (windows(), PLAN),
-        "to_scaled_windows": (padded_map(), length, PLAN),
-        "scaled_windows_backward": (windows(), windows(), length, *factors, True, PLAN),
-        "scaled_windows_backward, frozen": (windows(), windows(), length, *factors, False, PLAN),
-        "attend": (windows(), windows(), windows(), table, PLAN),
-        "attend_backward": (windows(), windows(), windows(), windows(), table, True, PLAN),
-        "attend_backward, frozen": (windows(), windows(), windows(), windows(), table, False, PLAN),
-        "project_and_attend": (feature_map, weights, [bias, None, b2, bias], table, length.flatten(), PLAN),
-        "multiply": (feature_map, w1, b1, False),
-        "multiply, turned weight": (feature_map, w2.T, None, False),
-        "multiply, gelu": (feature_map, w1, None, True),
-        "gelu_mlp": (feature_map, w1, b1, w2, b2),
-        "gelu_mlp_with_hidden": (tokens, w1, b1, w2, None),
-        "gelu_mlp_backward": (grad, tokens, w1, w2, hidden, [True] * 5),
-        "gelu_mlp_backward, frozen": (grad, None, w1, w2, hidden, some),
+        "attend_map": (*maps, filling, PLAN),
+        "attend_map, no filling": (*maps, None, PLAN),
+        "attend_map_backward": (vectors(), *maps, filling, True, PLAN),
+        "attend_map_backward, frozen": (vectors(), *maps, None, False, PLAN),
+        "attention_branch": (x, weights, biases, table, scale, *norm, *everything, False, dtype, PLAN),
+        "attention_branch, training": (x, weights, biases, table, scale, *norm, *nothing, True, dtype, PLAN),
+        "attention_branch_backward": attention_backward(everything, [True] * 4),
+        "attention_branch_backward, frozen": attention_backward(nothing, [False, True, False, False]),
+        "mlp_branch": (x, *layers, *norm, *everything, False, dtype),
+        "mlp_branch, training": (x, layers[0], None, layers[2], None, *norm, *nothing, True, dtype),
+        "mlp_branch_backward": mlp_backward(everything, [True] * 3),
+        "mlp_branch_backward, frozen": mlp_backward(nothing, [True, False, False]),
+        "multiply": (x, layers[0], layers[1]),
+        "multiply, turned weight": (x, layers[2].T, None),
         "evaluate_field": tuple(network),
         "evaluate_field_backward": (field, *network),
     }
 
 
-CALLS = list(calls(torch.float32))
+CALLS = list(calls(torch.float32)) if library.refuse() is None else []
 
 
 def operation(call: str) -> Callable[..., object]:
@@ -81,13 +97,12 @@ def with_numbers(arguments: tuple[object, ...]) -> tuple[object, ...]:
 
 def function(call: str) -> Callable[..., object]:
     name = call.split(",")[0]
-    return next(getattr(module, name) for module in (copies, mlp, attention, linear, position) if hasattr(module, name))
+    return next(getattr(module, name) for module in (attention, branches, linear, position) if hasattr(module, name))
 
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**14)
-    monkeypatch.setattr(attention, "WEIGHTS_BYTES", 2**12)
+    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**12)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -99,36 +114,38 @@ def test_an_operation_is_what_a_compiler_is_told(call: str, dtype: torch.dtype, 
     torch.library.opcheck(run, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
+@needs_kernels
+@pytest.mark.parametrize("call", ["attention_branch, training", "mlp_branch, training"])
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
+def test_so_it_is_under_autocast(call: str, autocast: torch.dtype) -> None:
+    arguments = tuple(autocast if each == torch.float32 else each for each in with_numbers(calls(torch.float32)[call]))
+    run = getattr(torch.ops.swinv2, call.split(",")[0])
+    torch.library.opcheck(run, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_an_operation_is_its_function(call: str, batch: int, small_pieces: None) -> None:
     arguments = calls(torch.float32, batch)[call]
-    torch.testing.assert_close(operation(call)(*arguments), function(call)(*arguments), rtol=0, atol=0)
+    results = operation(call)(*arguments), function(call)(*arguments)
+    # What belongs to dropped images is never written.
+    torch.testing.assert_close(*results, rtol=0, atol=0, equal_nan="training" in call)
 
 
+@needs_kernels
 def test_every_operation_is_checked() -> None:
     registered = {name.removeprefix("swinv2::") for name in torch._C._dispatch_get_all_op_names() if "swinv2::" in name}
     # Those that start kernels are checked in test_triton.py.
     assert registered - {"attend_fused", "attend_fused_backward"} == {call.split(",")[0] for call in CALLS}
 
 
+@needs_kernels
+def test_in_eager_mode_nothing_stands_between_the_caller_and_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = calls(torch.float32)["attend_map"]
+    with torch.profiler.profile() as profile:
+        attend_map(*arguments)
+    assert not [event.key for event in profile.key_averages() if "swinv2::" in event.key]
+
+
 def test_a_plan_is_its_numbers() -> None:
     assert WindowPlan.of_numbers(PLAN.numbers) == PLAN
-
-
-@pytest.mark.parametrize(
-    "frozen", [(), (0,), (1,), (2,), (3, 4), (0, 1, 2), (1, 2, 3, 4), (0, 3, 4)], ids=lambda frozen: f"without{frozen}"
-)
-def test_the_mlp_of_compiled_graphs_has_the_right_gradients(frozen: tuple[int, ...], small_pieces: None) -> None:
-    leaves = [tensor.double().requires_grad_() for tensor in calls(torch.float64)["gelu_mlp"]]
-    for index in frozen:
-        leaves[index].requires_grad_(False)
-    x, w1, b1, w2, b2 = leaves
-    results = []
-    for output in (mlp.gelu_feed_forward(x, (w1, b1), (w2, b2)), F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)):
-        for leaf in leaves:
-            leaf.grad = None
-        output.square().sum().backward()
-        results.append([output.detach(), *(leaf.grad for leaf in leaves)])
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)

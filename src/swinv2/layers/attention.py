@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from swinv2.layers.linear import project
 from swinv2.layers.position import ContinuousPositionBias
-from swinv2.ops.cpu.attention import project_and_attend
 from swinv2.ops.dispatch import EAGER, window_attention
 from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Pair, WindowPlan
@@ -165,13 +164,3 @@ class Attention(nn.Module):
         """See `CosineWindowAttention.forward`."""
         attended, weights = self.self(feature_map, bias_table, backend, chunk_size)
         return self.output(attended), weights
-
-    def as_one_operation(
-        self, feature_map: Float[Tensor, "B H W C"], bias_table: Float[Tensor, "heads table_height table_width"]
-    ) -> Float[Tensor, "B H W C"]:
-        """What `forward` returns, as one operation of a compiled graph, a few images at a time; without gradients, for
-        plain linear layers, on a CPU."""
-        layers = [self.self.query, self.self.key, self.self.value, self.output.dense]
-        plan = self.self.geometry.plan((feature_map.shape[1], feature_map.shape[2]))
-        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        return project_and_attend(feature_map, weights, biases, bias_table, self.self.scale(), plan)

@@ -5,22 +5,21 @@ In and out: a map (B, H, W, C).
 Source: Liu et al., Swin Transformer V2, section 3.2 (res-post-norm) and figure 1; section 3.6 for the extra norm.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from swinv2.config import StageSpec, Swinv2Config, is_exact_gelu, is_pointwise
-from swinv2.layers.attention import Attention, CosineWindowAttention, Projection, WindowGeometry
-from swinv2.layers.linear import is_plain, is_unwatched, project_and_activate
-from swinv2.layers.position import ContinuousPositionBias, PreciseLinear
-from swinv2.ops.cpu.mlp import feed_forward, gelu_feed_forward
+from swinv2.config import StageSpec, Swinv2Config, is_exact_gelu
+from swinv2.layers.attention import Attention, Projection, WindowGeometry
+from swinv2.layers.linear import is_plain, is_unwatched, project
+from swinv2.ops.cpu import library
+from swinv2.ops.cpu.branches import Ending, add_attention, add_mlp
 from swinv2.ops.cpu.opaque import is_compiled
-from swinv2.ops.cpu.pieces import SMALLEST_PIECE, add_in_pieces, can_run, is_plain_call
-from swinv2.ops.dispatch import EAGER, TRITON, refuse_machine
+from swinv2.ops.cpu.pieces import can_run, is_plain_call
+from swinv2.ops.dispatch import SDPA, TRITON, refuse_machine
 from swinv2.ops.precision import precise
 
 
@@ -44,34 +43,21 @@ class DropPath(nn.Module):
 
     def factors(self, samples: Float[Tensor, "B *rest"]) -> Float[Tensor, " B"]:
         """What each sample's branch is multiplied by: drawn anew at each call."""
-        return self._draw(samples).to(precise(samples.dtype)).div(1 - self.rate)
+        return self.keeps(samples).to(precise(samples.dtype)).mul(self.factor)
+
+    def keeps(self, samples: Float[Tensor, "B *rest"]) -> Bool[Tensor, " B"]:
+        """Which samples' branches are not dropped: drawn anew at each call."""
+        return torch.rand(len(samples), device=samples.device) < 1 - self.rate
+
+    @property
+    def factor(self) -> float:
+        """What the branches that are not dropped are multiplied by."""
+        return 1 / (1 - self.rate) if self.drops else 1.0
 
     @property
     def drops(self) -> bool:
         """Whether anything is dropped, now."""
         return self.training and self.rate > 0
-
-    def _draw(self, samples: Tensor) -> Tensor:
-        return torch.rand(len(samples), device=samples.device) < 1 - self.rate
-
-    def add(self, x: Float[Tensor, "B *rest"], branch: Callable[[Tensor], Tensor]) -> Float[Tensor, "B *rest"]:
-        """x + self(branch(x)) with the same draws, without computing the branch of what is dropped.
-
-        Args:
-            x: The main branch.
-            branch: Works on each sample by itself.
-        """
-        kept = self._draw(x)
-        some = kept.nonzero().flatten()
-        # If nothing is kept, one sample is computed and added zero times: every parameter needs a gradient.
-        scale = 1 / (1 - self.rate) if len(some) else 0.0
-        some = some if len(some) else torch.zeros(1, dtype=torch.long, device=x.device)
-        everything = len(some) == len(x)
-        computed = branch(x if everything else x.index_select(0, some))
-        if everything:
-            return torch.add(x, computed, alpha=scale)
-        dtype = torch.promote_types(x.dtype, computed.dtype)
-        return x.to(dtype).index_add(0, some, computed.to(dtype), alpha=scale)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
@@ -86,7 +72,7 @@ class Intermediate(nn.Module):
         self.activation = activation
 
     def forward(self, features: Tensor) -> Tensor:
-        return project_and_activate(features, self.dense, self.activation)
+        return self.activation(project(features, self.dense)[0])
 
 
 class PostNorm(nn.LayerNorm):
@@ -120,6 +106,7 @@ class SwinTransformerBlock(nn.Module):
         self.layernorm_extra = (
             nn.LayerNorm(spec.dim, eps=config.layer_norm_eps) if spec.extra_norms[index] else nn.Identity()
         )
+        self._built = {name: _types(part) for name, part in self.named_children()}
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] | None = None
 
@@ -141,90 +128,56 @@ class SwinTransformerBlock(nn.Module):
         return self._residual_branches(feature_map, backend, chunk_size)
 
     def _residual_branches(self, x: Tensor, backend: str, chunk_size: int | None) -> tuple[Tensor, Tensor | None]:
+        x, weights = self._add_attention(x, backend, chunk_size)
+        return self.layernorm_extra(self._add_mlp(x, backend)), weights
+
+    def _add_attention(self, x: Tensor, backend: str, chunk_size: int | None) -> tuple[Tensor, Tensor | None]:
+        attention = self.attention.self
         bias_table = self.attention.bias_table(x.device, backend)
-
-        def attend(images: Tensor) -> Tensor:
-            return self._attention_branch(images, bias_table, backend, chunk_size)[0]
-
-        def transform(tokens: Tensor) -> Tensor:
-            return self._mlp_branch(tokens, backend)
-
-        weights = None
-        if self._may_add_in_one_kernel(x, backend):
-            x = self._add_in_one_kernel(x, self.attention(x, bias_table, backend, chunk_size)[0], self.layernorm_before)
-            x = self._add_in_one_kernel(x, self._mlp(x, backend), self.layernorm_after)
-        elif self._may_run_in_pieces(x, backend):
-            batch, *grid, channels = x.shape
-            token_bytes = x.element_size() * max(3 * channels, self.hidden_features)
-            x = add_in_pieces(x, attend, token_bytes * math.prod(grid))
-            x = add_in_pieces(x.flatten(0, 2), transform, token_bytes, SMALLEST_PIECE).view(batch, *grid, channels)
-        elif self._may_leave_out_dropped(x, backend):
-            x = self.drop_path.add(x, attend)
-            x = self.drop_path.add(x, transform)
-        else:
-            branch, weights = self._attention_branch(x, bias_table, backend, chunk_size)
-            x = x + self.drop_path(branch)
-            x = x + self.drop_path(transform(x))
-        return self.layernorm_extra(x), weights
-
-    def _attention_branch(
-        self, x: Tensor, bias_table: Tensor, backend: str, chunk_size: int | None
-    ) -> tuple[Tensor, Tensor | None]:
-        if self._may_attend_in_one_operation(x, backend):
-            return self.layernorm_before(self.attention.as_one_operation(x, bias_table)), None
+        if self._may_be_one_function(x, backend, "attention", "layernorm_before", "drop_path"):
+            qkv = [(layer.weight, layer.bias) for layer in (attention.query, attention.key, attention.value)]
+            last, plan = self.attention.output.dense, attention.geometry.plan((x.shape[1], x.shape[2]))
+            end = self._ending(x, self.layernorm_before)
+            return add_attention(x, qkv, (last.weight, last.bias), bias_table, attention.scale(), plan, end), None
         attended, weights = self.attention(x, bias_table, backend, chunk_size)
-        return self.layernorm_before(attended), weights
+        return self._add(x, attended, self.layernorm_before, backend), weights
 
-    def _mlp_branch(self, x: Tensor, backend: str) -> Tensor:
-        return self.layernorm_after(self._mlp(x, backend))
-
-    def _mlp(self, x: Tensor, backend: str) -> Tensor:
-        if self._may_transform_in_pieces(x, backend):
+    def _add_mlp(self, x: Tensor, backend: str) -> Tensor:
+        parts = ("intermediate", "output", "layernorm_after", "drop_path")
+        if self._may_be_one_function(x, backend, *parts) and is_exact_gelu(self.intermediate.activation):
             widen, narrow = ((layer.weight, layer.bias) for layer in (self.intermediate.dense, self.output.dense))
-            if is_compiled(x):
-                return self.output.dropout(gelu_feed_forward(x, widen, narrow))
-            return self.output.dropout(feed_forward(x, widen, self.intermediate.activation, narrow))
-        return self.output(self.intermediate(x))
+            return add_mlp(x, widen, narrow, self._ending(x, self.layernorm_after))
+        return self._add(x, self.output(self.intermediate(x)), self.layernorm_after, backend)
 
-    def _add_in_one_kernel(self, x: Tensor, work: Tensor, norm: nn.LayerNorm) -> Tensor:
-        # Triton is there on few machines, and takes a second to import.
-        from swinv2.ops.triton.residual import add_normalised
+    def _add(self, x: Tensor, work: Tensor, norm: nn.Module, backend: str) -> Tensor:
+        if isinstance(norm, nn.LayerNorm) and self._may_add_in_one_kernel(x, norm, backend):
+            # Triton is there on few machines, and takes a second to import.
+            from swinv2.ops.triton.residual import add_normalised
 
-        factors = self.drop_path.factors(x) if self.drop_path.drops else None
-        return add_normalised(x, work, norm.weight, norm.bias, norm.eps, factors)
+            factors = self.drop_path.factors(x) if self.drop_path.drops else None
+            return add_normalised(x, work, norm.weight, norm.bias, norm.eps, factors)
+        return x + self.drop_path(norm(work))
 
-    def _may_transform_in_pieces(self, x: Tensor, backend: str) -> bool:
-        """Whether nobody can tell that the wide features exist for a few tokens at a time. In eager mode without
-        gradients the whole branch runs in pieces."""
-        compiled = is_compiled(x) and is_exact_gelu(self.intermediate.activation)
+    def _ending(self, x: Tensor, norm: nn.LayerNorm) -> Ending:
+        kept = self.drop_path.keeps(x) if self.drop_path.drops else None
+        return Ending(norm.weight, norm.bias, norm.eps, kept, self.drop_path.factor)
+
+    def _may_be_one_function(self, x: Tensor, backend: str, *names: str) -> bool:
+        """Whether a residual branch may be computed as a whole on a CPU, with its compiled kernels: nobody can tell
+        that its parts are not called."""
+        if backend != SDPA or not (can_run(x) or is_compiled(x)):
+            return False
+        modules = [module for name in names for module in self.get_submodule(name).modules()]
         return (
-            backend != EAGER
-            and (compiled or (torch.is_grad_enabled() and can_run(x)))
-            and are_as_built(self.intermediate, self.output)
+            x.dtype in library.TYPES
+            and library.refuse() is None
+            and all(_types(self.get_submodule(name)) == self._built[name] for name in names)
+            and all(is_plain(module) or (type(module) is not nn.Linear and is_unwatched(module)) for module in modules)
+            and not any(isinstance(module, nn.Dropout) and module.training and module.p > 0 for module in modules)
+            and not (self.attention.self.training and self.attention.self.dropout > 0)
         )
 
-    def _may_attend_in_one_operation(self, x: Tensor, backend: str) -> bool:
-        """Whether the attention branch is one operation for a compiler: without gradients."""
-        return (
-            backend != EAGER
-            and is_compiled(x)
-            and not torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")
-            and not any(module.training for module in self.attention.modules())
-            and are_as_built(self.attention)
-        )
-
-    def _may_leave_out_dropped(self, x: Tensor, backend: str) -> bool:
-        """Whether nobody can tell that the branches are not computed for the samples that drop path drops."""
-        return (
-            backend != EAGER
-            and type(self.drop_path) is DropPath
-            and self.drop_path.drops
-            and can_run(x)
-            and are_as_built(*self.children())
-        )
-
-    def _may_add_in_one_kernel(self, x: Tensor, backend: str) -> bool:
+    def _may_add_in_one_kernel(self, x: Tensor, norm: nn.LayerNorm, backend: str) -> bool:
         """Whether norm, drop path and sum may be one kernel: on a machine for the attention's kernels, in eager mode,
         and nobody sees what lies between."""
         return (
@@ -233,42 +186,16 @@ class SwinTransformerBlock(nn.Module):
             and refuse_machine(x.device) is None
             and is_plain_call(x)
             and type(self.drop_path) is DropPath
-            and all(
-                type(norm) is PostNorm
-                and all(type(p) is nn.Parameter and p.device == x.device for p in norm.parameters())
-                for norm in (self.layernorm_before, self.layernorm_after)
-            )
-            and are_as_built(self.layernorm_before, self.layernorm_after, self.drop_path)
-        )
-
-    def _may_run_in_pieces(self, x: Tensor, backend: str) -> bool:
-        """Whether nobody can tell that the branches are computed for a few images, and a few tokens, at a time."""
-        return (
-            backend != EAGER
-            and not torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")
-            and can_run(x)
-            and not any(module.training for module in self.modules())
-            and are_as_built(*self.children())
+            and type(norm) is PostNorm
+            and all(type(p) is nn.Parameter and p.device == x.device for p in norm.parameters())
+            and is_unwatched(norm)
+            and is_unwatched(self.drop_path)
         )
 
 
-BUILT_OF = frozenset(
-    {
-        *(Attention, CosineWindowAttention, ContinuousPositionBias, PreciseLinear, Projection, Intermediate),
-        *(PostNorm, DropPath, nn.LayerNorm, nn.Dropout, nn.Identity),
-    }
-)
-"""What a block consists of, beside plain linear layers and the activation."""
-
-
-def are_as_built(*parts: nn.Module) -> bool:
-    """Whether parts of a block, and all their parts, are what this file made them: not replaced and not watched."""
-    return all(
-        is_plain(module) or ((type(module) in BUILT_OF or is_pointwise(module)) and is_unwatched(module))
-        for part in parts
-        for module in part.modules()
-    )
+def _types(part: nn.Module) -> list[type[nn.Module]]:
+    """Of a module and all its parts: what it was built of, or what somebody has made of it."""
+    return [type(module) for module in part.modules()]
 
 
 def block_geometry(config: Swinv2Config, spec: StageSpec, index: int) -> WindowGeometry:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from swinv2.config import is_exact_gelu
-from swinv2.ops.cpu.linear import linear, linear_each, linear_gelu
+from swinv2.ops.cpu.linear import linear, linear_each
 from swinv2.ops.cpu.opaque import is_compiled
 from swinv2.ops.cpu.pieces import can_run
 
@@ -33,25 +32,6 @@ def project(features: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     if len(plain) == len(layers) and _learn_alike(plain):
         return linear_each(features, [(layer.weight, layer.bias) for layer in plain])
     return tuple(linear(features, layer.weight, layer.bias) if is_plain(layer) else layer(features) for layer in layers)
-
-
-def project_and_activate(features: Tensor, layer: nn.Module, activation: nn.Module) -> Tensor:
-    """activation(layer(features)), in one operation where that is allowed.
-
-    Args:
-        features: (..., C).
-        layer: A linear layer, or what took its place.
-        activation: What follows it.
-    """
-    if (
-        not torch.is_grad_enabled()
-        and can_run(features)
-        and is_plain(layer)
-        and is_exact_gelu(activation)
-        and is_unwatched(activation)
-    ):
-        return linear_gelu(features, layer.weight, layer.bias)
-    return activation(project(features, layer)[0])
 
 
 def _learn_alike(layers: list[nn.Linear]) -> bool:

@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from swinv2.config import StageSpec, Swinv2Config
-from swinv2.layers.linear import project
+from swinv2.layers.linear import is_unwatched, project
 from swinv2.lengths import as_pair
+from swinv2.ops.cpu.linear import project_patches
+from swinv2.ops.cpu.pieces import can_run
 from swinv2.ops.windows import Pair
 
 
@@ -31,8 +33,11 @@ class PatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Float[Tensor, "B channels height width"]) -> Float[Tensor, "B H W C"]:
         bottom, right = (-length % patch for length, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True))
-        patches = self.projection(F.pad(pixel_values, (0, right, 0, bottom)))
-        # The norm that follows would make it contiguous; FSDP, which may wrap this module, warns of views.
+        # Channels last: the convolution then writes the map as it is wanted.
+        padded = F.pad(pixel_values, (0, right, 0, bottom)).contiguous(memory_format=torch.channels_last)
+        is_plain = type(self.projection) is nn.Conv2d and is_unwatched(self.projection)
+        patches = project_patches(padded, self.projection) if is_plain and can_run(padded) else self.projection(padded)
+        # FSDP, which may wrap this module, warns of views.
         return patches.permute(0, 2, 3, 1).contiguous()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from swinv2.ops import reference, windows
 from swinv2.ops.bias import expand_bias
 from swinv2.ops.cpu import attention as cpu
+from swinv2.ops.cpu import library
 from swinv2.ops.cpu.opaque import is_compiled
 from swinv2.ops.cpu.pieces import can_run
 from swinv2.ops.precision import SMALLEST_NORM, precise
@@ -45,7 +46,7 @@ def window_attention(
 
 def runs_in_pieces(v: Float[Tensor, "B H W heads head_dim"], dropout: float) -> bool:
     """Whether `cpu/attention.py` does the attention, which by itself holds the weights of a few windows at a time."""
-    return dropout == 0.0 and (can_run(v) or is_compiled(v))
+    return dropout == 0.0 and (can_run(v) or is_compiled(v)) and v.dtype in library.TYPES and library.refuse() is None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, plan: WindowPlan, dropout: float) -> Tensor:

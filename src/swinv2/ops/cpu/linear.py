@@ -1,6 +1,7 @@
 """Linear layers on a CPU.
 
-In: features (..., C) and weights. Out: features. The same matrix products by a faster library.
+In: features (..., C) and weights. Out: features. The same matrix products, by the compiled kernels where they are the
+faster: in fp32, and in 16 bits where the processor has no instructions for them.
 """
 
 from collections.abc import Sequence
@@ -9,20 +10,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from swinv2.ops.cpu import kernels, library
+from swinv2.ops.cpu.kernels import Weights
 from swinv2.ops.cpu.opaque import is_compiled, opaque
 from swinv2.ops.cpu.pieces import can_run
-
-Weights = tuple[Tensor, Tensor | None]
-"""Weight (out, in) and bias, if there is one, of a linear layer."""
+from swinv2.ops.precision import without_autocast
 
 TOKENS_TO_JOIN = 8
 """Tokens for each channel from which one product is faster than several: joining the weights copies them."""
 
 
 def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What F.linear returns, by oneDNN: torch hands fp32 products to MKL, which is slower on many processors.
+    """What F.linear returns, by the faster library.
 
     Args:
         features: (..., in).
@@ -33,24 +34,9 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (..., out), in the dtype of autocast where that is on.
     """
     tensors = in_autocast_dtype(features, weight, bias)
-    if _is_for_onednn(*tensors):
+    if _is_for_kernels(*tensors):
         return _Linear.apply(*tensors)
     return F.linear(*tensors)
-
-
-def linear_gelu(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.gelu(linear(features, weight, bias)) without gradients: oneDNN writes the wide tensor once, activated already.
-
-    Args:
-        features, weight, bias: See `linear`.
-
-    Returns:
-        As `linear`.
-    """
-    features, weight, bias = in_autocast_dtype(features, weight, bias)
-    if _is_for_onednn(features, weight, bias):
-        return multiply(features, weight, bias, True)
-    return F.gelu(F.linear(features, weight, bias))
 
 
 def linear_each(features: Tensor, layers: Sequence[Weights]) -> tuple[Tensor, ...]:
@@ -67,43 +53,57 @@ def linear_each(features: Tensor, layers: Sequence[Weights]) -> tuple[Tensor, ..
     channels = features.shape[-1]
     if len(layers) == 1 or is_compiled(features) or features.numel() < TOKENS_TO_JOIN * channels**2:
         return tuple(linear(features, weight, bias) for weight, bias in layers)
-    bias = None
-    if any(bias is not None for _, bias in layers):
-        bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in layers])
-    joined = linear(features, torch.cat([weight for weight, _ in layers]), bias)
+    joined = linear(features, *join([weight for weight, _ in layers], [bias for _, bias in layers]))
     return joined.split([len(weight) for weight, _ in layers], dim=-1)
 
 
-def _empty_product(features: Tensor, weight: Tensor, bias: Tensor | None, with_gelu: bool) -> Tensor:
+def join(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Weights:
+    """Layers that take the same features as one layer."""
+    if all(bias is None for bias in biases):
+        return torch.cat(list(weights)), None
+    pairs = zip(weights, biases, strict=True)
+    return torch.cat(list(weights)), torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in pairs])
+
+
+def project_patches(pixels: Tensor, projection: nn.Conv2d) -> Tensor:
+    """What a plain convolution without overlap returns, in a dtype that torch is fast in on this processor.
+
+    Args:
+        pixels: (B, channels, height, width).
+        projection: The convolution.
+    """
+    pixels, weight, bias = in_autocast_dtype(pixels, projection.weight, projection.bias)
+    fast = torch.float32 if _is_slow_in(pixels.dtype) else pixels.dtype
+    bias = None if bias is None else bias.to(fast)
+    with torch.autocast("cpu", enabled=False):
+        return F.conv2d(pixels.to(fast), weight.to(fast), bias, projection.stride).to(pixels.dtype)
+
+
+def _empty_product(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return features.new_empty(*features.shape[:-1], len(weight))
 
 
 @opaque(_empty_product)
-def multiply(features: Tensor, weight: Tensor, bias: Tensor | None, with_gelu: bool) -> Tensor:
-    """A linear layer without gradients, by oneDNN if it can.
+@without_autocast
+def multiply(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer without gradients, by the kernels.
 
     Args:
-        features, weight, bias: See `linear`; all of one dtype.
-        with_gelu: Whether an exact GELU follows.
+        features, weight, bias: See `linear`.
     """
-    if not _onednn_can_run(features, weight, bias):
-        product = F.linear(features, weight, bias)
-        return F.gelu(product) if with_gelu else product
-    # The op reads a bias as if it were contiguous. "none" beside "gelu" is the exact one, by the error function.
-    bias = None if bias is None else bias.contiguous()
-    activation = "gelu" if with_gelu else "none"
-    return torch.ops.mkldnn._linear_pointwise(features, weight, bias, activation, [], "none")
+    product, tokens = _empty_product(features, weight, bias), math.prod(features.shape[:-1])
+    kernels.matmul(features.reshape(tokens, -1), weight.T, bias, out=product.view(tokens, -1))
+    return product
 
 
 class _Linear(torch.autograd.Function):
-    """The gradient of the features is a product by oneDNN too; of the weight's, MKL is the faster. The backward pass
-    consists of what torch can differentiate again."""
+    """The backward pass consists of what torch can differentiate again."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         wants_features, wants_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(features if wants_weight else None, weight if wants_features else None)
-        return multiply(features, weight, bias, False)
+        return multiply(features, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -111,14 +111,61 @@ class _Linear(torch.autograd.Function):
         tokens = grad.reshape(-1, grad.shape[-1])
         return (
             None if weight is None else linear(grad, weight.T, None),
-            None if features is None else tokens.T @ features.reshape(-1, features.shape[-1]),
+            None if features is None else linear(tokens.T, features.reshape(-1, features.shape[-1]).T, None),
             sum_of_tokens(tokens) if ctx.needs_input_grad[2] else None,
         )
 
 
+def product(
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    base: Tensor | None = None,
+    out: Tensor | None = None,
+    after: Tensor | None = None,
+) -> Tensor:
+    """tokens @ weight.T + bias + base, of matrices, without gradients.
+
+    Args:
+        tokens: (N, in).
+        weight, bias: (out, in) and (out).
+        dtype: What is multiplied may be rounded to it.
+        base: (N, out).
+        out: Gets the sum, (N, out); may be `base`. None for new memory, in `working_dtype(dtype)`.
+        after: Gets the sum's GELU, if it is given.
+
+    Returns:
+        The sum; the GELU if that is all that is wanted.
+    """
+    if uses_kernels(dtype):
+        answer = after if out is None else out
+        if answer is None:
+            answer = out = tokens.new_empty(len(tokens), len(weight), dtype=working_dtype(dtype))
+        kernels.matmul(tokens, weight.T, bias, base, out, after)
+        return answer
+    answer = F.linear(tokens.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    if base is not None:
+        answer = base + answer
+    if after is not None:
+        kernels.gelu(answer, after)
+    return answer if out is None else out.copy_(answer)
+
+
+def add_turned_product(sums: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
+    """sums += left.T @ right, of matrices; what is multiplied may be rounded to a dtype, the sums are in fp32 at least.
+    Of long sums torch's library makes more."""
+    if sums.dtype == left.dtype == right.dtype:
+        sums.addmm_(left.T, right)
+    elif uses_kernels(dtype):
+        kernels.matmul(left.T, right, base=sums, out=sums)
+    else:
+        sums += left.to(dtype).T @ right.to(dtype)
+
+
 def sum_of_tokens(tokens: Tensor) -> Tensor:
-    """The sum of all tokens (N, C). In bf16 oneDNN adds with a product by ones, in half the time."""
-    if tokens.dtype == torch.bfloat16 and _onednn_can_run(tokens, tokens, None):
+    """The sum of all tokens (N, C). In bf16 a product by ones is the faster, where the processor has it."""
+    if tokens.dtype == torch.bfloat16 and len(tokens) and can_run(tokens) and not _is_slow_in(tokens.dtype):
         return tokens.new_ones(len(tokens)) @ tokens
     return tokens.sum(0)
 
@@ -131,29 +178,35 @@ def in_autocast_dtype(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
-def _is_for_onednn(features: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN is to multiply; in a compiled graph, whether it is to be asked at every call."""
-    if is_compiled(features):
-        return features.dtype in (torch.float32, torch.bfloat16)
-    return _onednn_can_run(features, weight, bias)
-
-
-def _onednn_can_run(features: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def _is_for_kernels(features: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
-        # Asked again here: a backward pass may be watched where the forward pass was not.
-        can_run(features)
+        # Asked again in the backward pass: it may be watched where the forward pass was not.
+        (can_run(features) or is_compiled(features))
         and features.dtype == weight.dtype
         and (bias is None or (bias.dtype == weight.dtype and bias.shape == weight.shape[:1]))
-        and features.dtype in _onednn_dtypes()
-        and features.numel() > 0
-        and torch._C._get_mkldnn_enabled()
+        and uses_kernels(features.dtype)
     )
 
 
+@torch.compiler.assume_constant_result
+def uses_kernels(dtype: torch.dtype) -> bool:
+    """Whether the compiled kernels multiply matrices of a dtype."""
+    return library.refuse() is None and dtype in library.TYPES and (dtype.itemsize > 2 or _is_slow_in(dtype))
+
+
+@torch.compiler.assume_constant_result
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what lies between the products of a branch whose features have a dtype."""
+    return torch.float32 if _is_slow_in(dtype) else dtype
+
+
 @cache
-def _onednn_dtypes() -> tuple[torch.dtype, ...]:
-    """What oneDNN multiplies here. The op is not public: a torch without it has none."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return ()
-    has_bf16 = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)
+def _is_slow_in(dtype: torch.dtype) -> bool:
+    """Whether the processor has no instructions for a dtype of 16 bits. Torch then multiplies number by number, and
+    rounds sums on the way."""
+    questions = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if dtype not in questions:
+        return False
+    # Not public: a torch without them is taken for one that knows.
+    ask = getattr(torch.ops.mkldnn, questions[dtype], None)
+    return ask is not None and not (torch.backends.mkldnn.is_available() and ask())

@@ -1,0 +1,89 @@
+"""Compiles the kernels for CPUs while the package is installed: `pip install` and `make` call this.
+
+One library for each kind of processor that may run the package, so that what is built on one machine runs on another.
+They call nothing of Python or torch, so a new version of either needs no new ones. Without a C compiler the package is
+installed without them, and runs on torch alone; `swinv2 info` says so.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+FOLDER = Path("src/swinv2/ops/cpu")
+LEVELS = {
+    "x86_64": {
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+    },
+    "aarch64": {"neon": []},
+}
+"""By architecture, then by the processor's ability as torch calls it: what the compiler is told."""
+
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-fopenmp", "-fPIC", "-shared"]
+
+
+class KernelsHook(BuildHookInterface):
+    """Compiles what is in `sources` to libraries beside it, and has them packed."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Called by hatchling before it packs."""
+        libraries = compile_kernels(Path(self.root) / FOLDER)
+        if not libraries:
+            return
+        for library in libraries:
+            relative = library.relative_to(self.root).as_posix()
+            build_data["artifacts"].append(relative)
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+
+
+def compile_kernels(folder: Path) -> list[Path]:
+    """Compiles the kernels for every level of this machine's architecture.
+
+    Args:
+        folder: Has the folder `sources`, and gets the libraries.
+
+    Returns:
+        The libraries; none if this system has no C compiler that can.
+    """
+    if sys.platform != "linux":
+        return _give_up(f"they are not for {sys.platform}")
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        return _give_up("there is no C compiler; install gcc and then this package again")
+    libraries, mark = [], fingerprint(folder / "sources")
+    for level, flags in LEVELS.get(platform.machine(), {}).items():
+        library = folder / f"kernels-{level}.so"
+        libraries.append(library)
+        if library.exists() and mark.encode() in library.read_bytes():
+            continue
+        source = [f'-DSOURCES="{mark}"', str(folder / "sources/kernels.c"), "-lm", "-o"]
+        # Under another name first: a running program may have the library open.
+        made = library.with_suffix(".new")
+        run = subprocess.run([*compiler.split(), *FLAGS, *flags, *source, str(made)], capture_output=True, text=True)
+        if run.returncode:
+            return _give_up(f"the compiler refused: {run.stderr.strip() or run.stdout.strip()}")
+        made.replace(library)
+    return libraries or _give_up(f"they are not for {platform.machine()}")
+
+
+def fingerprint(sources: Path) -> str:
+    """What tells these sources from others; the library has it, and is refused beside other sources."""
+    digest = sha256()
+    for source in sorted(sources.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _give_up(reason: str) -> list[Path]:
+    print(f"swinv2: installed without its kernels for CPUs: {reason}.", file=sys.stderr)
+    return []

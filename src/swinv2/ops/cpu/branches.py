@@ -1,0 +1,465 @@
+"""The two residual branches of a block on a CPU, a cacheful at a time.
+
+In: a map (B, H, W, C) and the weights of a branch. Out: the map with the branch's normalised work added. A branch is
+computed for some windows, or some tokens, at a time: what lies between its products stays in the cache, and only what
+the gradients need is written to memory. The backward pass goes the same way. There is no gradient of the gradient: for
+that, load the model with attn_implementation="eager".
+
+Each function marked `opaque` is one operation of the graph under torch.compile.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from swinv2.ops.cpu import kernels
+from swinv2.ops.cpu.kernels import Weights
+from swinv2.ops.cpu.linear import (
+    add_turned_product,
+    join,
+    product,
+    sum_of_tokens,
+    uses_kernels,
+    working_dtype,
+)
+from swinv2.ops.cpu.opaque import opaque
+from swinv2.ops.cpu.pieces import SMALLEST_PIECE, bands, pieces
+from swinv2.ops.precision import precise, without_autocast
+from swinv2.ops.windows import WindowPlan
+
+TOKENS_TO_PACK = 256
+"""From which the whole MLP is one call of a kernel, which packs all its weights first."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a branch ends: what its work goes through before it is added.
+
+    Attributes:
+        weight, bias, eps: Of the layer norm.
+        kept: Which images the branch is computed for, (B); the others stay as they are. None for all.
+        factor: What the norm's answer is multiplied by.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    kept: Tensor | None = None
+    factor: float = 1.0
+
+
+def add_attention(
+    x: Tensor, qkv: Sequence[Weights], last: Weights, bias_table: Tensor, scale: Tensor, plan: WindowPlan, end: Ending
+) -> Tensor:
+    """x + factor * norm(last(attention(q(x), k(x), v(x)))).
+
+    Args:
+        x: The map (B, H, W, C).
+        qkv: The linear layers of queries, keys and values; that of the keys has no bias.
+        last: The linear layer after the attention.
+        bias_table, scale, plan: See `reference.window_attention`.
+        end: The norm and the drop path.
+    """
+    weights, biases = [weight for weight, _ in (*qkv, last)], [bias for _, bias in (*qkv, last)]
+    shared = (bias_table, scale, end.weight, end.bias, end.eps, end.kept, end.factor)
+    if _wants_gradients(x, *weights, *biases, *shared[:4]):
+        return _AddAttention.apply(x, *weights, *biases, *shared, _stored_dtype(x), plan)
+    return attention_branch(x, weights, biases, *shared, False, _stored_dtype(x), plan)[0]
+
+
+def add_mlp(x: Tensor, widen: Weights, narrow: Weights, end: Ending) -> Tensor:
+    """x + factor * norm(narrow(GELU(widen(x)))).
+
+    Args:
+        x: The map (B, H, W, C).
+        widen, narrow: The two linear layers.
+        end: The norm and the drop path.
+    """
+    shared = (*widen, *narrow, end.weight, end.bias, end.eps, end.kept, end.factor)
+    if _wants_gradients(x, *shared[:6]):
+        return _AddMlp.apply(x, *shared, _stored_dtype(x))
+    return mlp_branch(x, *shared, False, _stored_dtype(x))[0]
+
+
+def _wants_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _stored_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of what a branch leaves for its gradients: autocast's, where that is on."""
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+        return torch.get_autocast_dtype("cpu")
+    return x.dtype
+
+
+def _empty_attention_branch(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    keeps, dtype = rest[-3], rest[-2]
+    batch, height, width, channels = x.shape
+    saved = [x.new_empty(batch if keeps else 0, height, width, wide * channels, dtype=dtype) for wide in (3, 1, 1)]
+    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype)), saved[0], saved[1], saved[2]
+
+
+@opaque(_empty_attention_branch)
+@without_autocast
+def attention_branch(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    bias_table: Tensor,
+    scale: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    kept: Tensor | None,
+    factor: float,
+    keeps: bool,
+    dtype: torch.dtype,
+    plan: WindowPlan,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`add_attention` without gradients.
+
+    Args:
+        x, bias_table, scale, plan: See `add_attention`.
+        weights, biases: Of the layers of queries, keys and values, and of the last one.
+        norm_weight, norm_bias, eps, kept, factor: See `Ending`.
+        keeps: Whether to return what the gradients need.
+        dtype: What that is stored in.
+
+    Returns:
+        The sum; queries, keys and values (B, H, W, 3 C); the attended map (B, H, W, C), and the norm's input, likewise.
+        Those begin with the images kept; beyond these is nothing. They are empty unless `keeps`.
+    """
+    out, qkv, attended, work = _empty_attention_branch(x, keeps, dtype, plan)
+    index = _images_kept(kept)
+    images = x.contiguous() if index is None else x[index]
+    sums = out if index is None else out.new_empty(images.shape)
+    heads, filling = len(scale), _as_vectors(biases[2], len(scale))
+    into, last = join(weights[:3], biases[:3]), (weights[3], biases[3])
+    norm = (norm_weight, norm_bias, eps, factor)
+    if uses_kernels(dtype) and _keep_busy(len(images) * math.prod(plan.counts)):
+        saved = (qkv, attended, work) if keeps else ()
+        kernels.add_attention(images, into, last, bias_table, scale, plan, norm, sums, *saved)
+        todo = []
+    else:
+        todo = bands(plan, len(images), _token_bytes(x, dtype))
+    for band in todo:
+        tokens = band.take(images)
+        some_qkv = product(tokens, *into, dtype, out=band.room(qkv) if keeps else None)
+        some_attended = band.room(attended) if keeps else some_qkv.new_empty(tokens.shape)
+        q, k, v, answer = (band.as_map(part, heads) for part in (*some_qkv.chunk(3, -1), some_attended))
+        kernels.attend(q, k, v, bias_table, scale, filling, band.plan, answer)
+        some_work = product(some_attended, *last, dtype, out=band.room(work) if keeps else None)
+        some_sums = band.room(sums)
+        kernels.add_normalised(tokens, some_work, *norm, some_sums)
+        band.put(sums, some_sums)
+        if keeps:
+            for whole, part in ((qkv, some_qkv), (attended, some_attended), (work, some_work)):
+                band.put(whole, part)
+    if index is not None:
+        out.copy_(x)[index] = sums
+    return out, qkv, attended, work
+
+
+def _empty_attention_gradients(
+    grad: Tensor,
+    x: Tensor,
+    saved: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    value_bias: Tensor | None,
+    bias_table: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    wants_x, wants_weights, wants_last, wants_table = rest[-3]
+    channels, dtype = x.shape[3], precise(x.dtype)
+    return (
+        x.new_empty(x.shape if wants_x else (0,)),
+        x.new_empty(3 * channels if wants_weights else 0, channels, dtype=dtype),
+        x.new_empty(3 * channels, dtype=dtype),
+        x.new_empty(channels if wants_last else 0, channels, dtype=dtype),
+        bias_table.new_empty(bias_table.shape if wants_table else (0,), dtype=dtype),
+        x.new_empty(rest[0].shape, dtype=dtype),
+        x.new_empty(3, channels, dtype=torch.float64),
+    )
+
+
+@opaque(_empty_attention_gradients)
+@without_autocast
+def attention_branch_backward(
+    grad: Tensor,
+    x: Tensor,
+    saved: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    value_bias: Tensor | None,
+    bias_table: Tensor,
+    scale: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    kept: Tensor | None,
+    factor: float,
+    wants: Sequence[bool],
+    dtype: torch.dtype,
+    plan: WindowPlan,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `attention_branch`.
+
+    Args:
+        grad: Of the sum.
+        x, weights, bias_table, scale, norm_weight, eps, kept, factor, dtype, plan: What it was given.
+        saved: What it returned beside the sum.
+        value_bias: The bias of the values.
+        wants: Whether the gradients of x, of the joined weight, of the last layer's weight and of the bias table are
+            wanted; they are empty where they are not.
+
+    Returns:
+        The gradients of x; of weight (3 C, C) and bias (3 C) of the joined layers of queries, keys and values; of the
+        last layer's weight; of the bias table; of the scale; and of the norm's weight, of its bias and of the last
+        layer's bias, (3, C) in fp64.
+    """
+    arguments = (grad, x, saved, weights, value_bias, bias_table, scale, wants, dtype, plan)
+    grad_x, *sums = _empty_attention_gradients(*arguments)
+    grad_into, grad_bias, grad_last, grad_table, grad_scale, grad_end = (each.zero_() for each in sums)
+    qkv, attended, work = saved
+    index = _images_kept(kept)
+    images, grads = (x.contiguous(), grad.contiguous()) if index is None else (x[index], grad[index])
+    grad_images = grad_x if index is None else torch.empty_like(images)
+    heads, filling = len(scale), _as_vectors(value_bias, len(scale))
+    into, last = torch.cat(list(weights[:3])), weights[3]
+    for band in bands(plan, len(images), _token_bytes(x, dtype)):
+        some_grad, some_qkv = band.take(grads), band.take(qkv)
+        grad_work = some_grad.new_empty(some_grad.shape, dtype=working_dtype(dtype))
+        kernels.add_normalised_backward(some_grad, band.take(work), norm_weight, eps, factor, grad_work, grad_end)
+        if wants[2]:
+            add_turned_product(grad_last, grad_work, band.take(attended), dtype)
+        grad_attended, grad_qkv = product(grad_work, last.T, None, dtype), grad_work.new_empty(some_qkv.shape)
+        turned, q, k, v = (band.as_map(part, heads) for part in (grad_attended, *some_qkv.chunk(3, -1)))
+        made = [band.as_map(part, heads) for part in grad_qkv.chunk(3, -1)]
+        arguments = (turned, q, k, v, bias_table, scale, filling, band.plan, made, wants[3])
+        some_table, some_scale, some_filling = kernels.attend_backward(*arguments)
+        grad_scale += some_scale
+        if some_table is not None:
+            grad_table += some_table
+        grad_bias += sum_of_tokens(grad_qkv)
+        grad_bias.chunk(3)[2].add_(some_filling.flatten())
+        if wants[1]:
+            add_turned_product(grad_into, grad_qkv, band.take(images), dtype)
+        if wants[0]:
+            room = band.room(grad_images)
+            product(grad_qkv, into.T, None, dtype, base=some_grad, out=room)
+            band.put(grad_images, room)
+    if index is not None and wants[0]:
+        grad_x.copy_(grad)[index] = grad_images
+    return grad_x, grad_into, grad_bias, grad_last, grad_table, grad_scale, grad_end
+
+
+class _AddAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+        weights, biases, (bias_table, scale, norm_weight, norm_bias) = rest[:4], rest[4:8], rest[8:12]
+        eps, kept, factor, dtype, plan = rest[12:]
+        shared = (bias_table, scale, norm_weight, norm_bias, eps, kept, factor)
+        out, *saved = attention_branch(x, weights, biases, *shared, True, dtype, plan)
+        ctx.save_for_backward(x, *saved, *weights, biases[2], bias_table, scale, norm_weight, kept)
+        ctx.rest = eps, factor, dtype, plan
+        ctx.dtypes = _dtypes(x, *rest)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        saved, weights, (value_bias, bias_table, scale, norm_weight, kept) = tensors[:3], tensors[3:7], tensors[7:]
+        eps, factor, dtype, plan = ctx.rest
+        asked = ctx.needs_input_grad
+        wants = [asked[0], any(asked[1:4]), asked[4], asked[9]]
+        rest = (value_bias, bias_table, scale, norm_weight, eps, kept, factor, wants, dtype, plan)
+        grad_x, into, bias, last, table, grad_scale, end = attention_branch_backward(grad, x, saved, weights, *rest)
+        gradients = [grad_x, *into.chunk(3), last, *bias.chunk(3), end[2], table, grad_scale, end[0], end[1]]
+        return *_as_asked(gradients, asked, ctx.dtypes), *[None] * 5
+
+
+def _empty_mlp_branch(x: Tensor, w1: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    keeps, dtype = rest[-2:]
+    tokens = x.shape[0] * x.shape[1] * x.shape[2] if keeps else 0
+    saved = [x.new_empty(tokens, channels, dtype=dtype) for channels in (w1.shape[0], x.shape[3])]
+    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype)), saved[0], saved[1]
+
+
+@opaque(_empty_mlp_branch)
+@without_autocast
+def mlp_branch(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    kept: Tensor | None,
+    factor: float,
+    keeps: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`add_mlp` without gradients.
+
+    Args:
+        x: The map (B, H, W, C).
+        w1, b1, w2, b2: Of the two linear layers.
+        norm_weight, norm_bias, eps, kept, factor: See `Ending`.
+        keeps: Whether to return what the gradients need.
+        dtype: What that is stored in.
+
+    Returns:
+        The sum; the GELU's input (N, hidden) and the norm's input (N, C), of the tokens of the images kept; beyond them
+        is nothing. They are empty unless `keeps`.
+    """
+    out, hidden, work = _empty_mlp_branch(x, w1, keeps, dtype)
+    index = _images_kept(kept)
+    images = x.contiguous() if index is None else x[index]
+    sums = out if index is None else out.new_empty(images.shape)
+    tokens, rooms = images.flatten(0, 2), sums.flatten(0, 2)
+    norm = (norm_weight, norm_bias, eps, factor)
+    if uses_kernels(dtype) and len(tokens) >= TOKENS_TO_PACK:
+        kernels.add_mlp(tokens, (w1, b1), (w2, b2), norm, rooms, *((hidden, work) if keeps else ()))
+        todo = []
+    else:
+        todo = _token_pieces(tokens, w1, dtype)
+    for piece in todo:
+        some = tokens[piece]
+        after = some.new_empty(len(some), len(w1), dtype=working_dtype(dtype))
+        product(some, w1, b1, dtype, out=hidden[piece] if keeps else None, after=after)
+        some_work = product(after, w2, b2, dtype, out=work[piece] if keeps else None)
+        kernels.add_normalised(some, some_work, *norm, rooms[piece])
+    if index is not None:
+        out.copy_(x)[index] = sums
+    return out, hidden, work
+
+
+def _empty_mlp_gradients(
+    grad: Tensor, x: Tensor, hidden: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    wants_x, wants_widen, wants_narrow = rest[-2]
+    channels, wide, dtype = x.shape[3], hidden.shape[1], precise(x.dtype)
+    return (
+        x.new_empty(x.shape if wants_x else (0,)),
+        x.new_empty(wide if wants_widen else 0, channels, dtype=dtype),
+        x.new_empty(wide, dtype=torch.float64),
+        x.new_empty(channels if wants_narrow else 0, wide, dtype=dtype),
+        x.new_empty(3, channels, dtype=torch.float64),
+    )
+
+
+@opaque(_empty_mlp_gradients)
+@without_autocast
+def mlp_branch_backward(
+    grad: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    work: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    kept: Tensor | None,
+    factor: float,
+    wants: Sequence[bool],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `mlp_branch`.
+
+    Args:
+        grad: Of the sum.
+        x, w1, w2, norm_weight, eps, kept, factor, dtype: What it was given.
+        hidden, work: What it returned beside the sum.
+        wants: Whether the gradients of x, w1 and w2 are wanted; they are empty where they are not.
+
+    Returns:
+        The gradients of x; of w1 and b1; of w2; and of the norm's weight, of its bias and of b2, (3, C) in fp64.
+    """
+    grad_x, *sums = _empty_mlp_gradients(grad, x, hidden, wants, dtype)
+    grad_w1, grad_b1, grad_w2, grad_end = (each.zero_() for each in sums)
+    index = _images_kept(kept)
+    images, grads = (x.contiguous(), grad.contiguous()) if index is None else (x[index], grad[index])
+    grad_images = grad_x if index is None else torch.empty_like(images)
+    tokens, grads = images.flatten(0, 2), grads.flatten(0, 2)
+    rooms = grad_images.flatten(0, 2) if wants[0] else tokens
+    for piece in _token_pieces(tokens, w1, dtype):
+        some_grad, before = grads[piece], hidden[piece]
+        grad_work = some_grad.new_empty(some_grad.shape, dtype=working_dtype(dtype))
+        kernels.add_normalised_backward(some_grad, work[piece], norm_weight, eps, factor, grad_work, grad_end)
+        grad_hidden, after = product(grad_work, w2.T, None, dtype), grad_work.new_empty(before.shape)
+        kernels.gelu_backward(before, grad_hidden, after, grad_hidden, grad_b1)
+        if wants[2]:
+            add_turned_product(grad_w2, grad_work, after, dtype)
+        if wants[1]:
+            add_turned_product(grad_w1, grad_hidden, tokens[piece], dtype)
+        if wants[0]:
+            product(grad_hidden, w1.T, None, dtype, base=some_grad, out=rooms[piece])
+    if index is not None and wants[0]:
+        grad_x.copy_(grad)[index] = grad_images
+    return grad_x, grad_w1, grad_b1, grad_w2, grad_end
+
+
+class _AddMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+        w1, b1, w2, b2, norm_weight, norm_bias, eps, kept, factor, dtype = rest
+        out, *saved = mlp_branch(x, w1, b1, w2, b2, norm_weight, norm_bias, eps, kept, factor, True, dtype)
+        ctx.save_for_backward(x, *saved, w1, w2, norm_weight, kept)
+        ctx.rest = eps, factor, dtype
+        ctx.dtypes = _dtypes(x, *rest)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, hidden, work, w1, w2, norm_weight, kept = ctx.saved_tensors
+        eps, factor, dtype = ctx.rest
+        asked = ctx.needs_input_grad
+        wants = [asked[0], asked[1], asked[3]]
+        arguments = (grad, x, hidden, work, w1, w2, norm_weight, eps, kept, factor, wants, dtype)
+        grad_x, grad_w1, grad_b1, grad_w2, end = mlp_branch_backward(*arguments)
+        gradients = [grad_x, grad_w1, grad_b1, grad_w2, end[2], end[0], end[1]]
+        return *_as_asked(gradients, asked, ctx.dtypes), *[None] * 4
+
+
+def _dtypes(*arguments: Any) -> list[torch.dtype | None]:
+    return [argument.dtype if isinstance(argument, Tensor) else None for argument in arguments]
+
+
+def _as_asked(
+    gradients: Sequence[Tensor], asked: Sequence[bool], dtypes: Sequence[torch.dtype | None]
+) -> list[Tensor | None]:
+    """Gradients in their tensors' dtypes; None where none was asked for."""
+    triples = zip(gradients, asked, dtypes, strict=False)
+    return [gradient.to(dtype) if wanted else None for gradient, wanted, dtype in triples]
+
+
+def _images_kept(kept: Tensor | None) -> Tensor | None:
+    """Numbers of the images that drop path keeps; None for all."""
+    return None if kept is None or kept.all() else kept.nonzero().flatten()
+
+
+def _as_vectors(bias: Tensor | None, heads: int) -> Tensor | None:
+    """The value of a filling token, which is a token of zeros, for each head."""
+    return None if bias is None else bias.view(heads, -1)
+
+
+def _keep_busy(windows: int) -> bool:
+    """Whether windows can be shared out among the threads so that none waits for long."""
+    threads = torch.get_num_threads()
+    return -(-windows // threads) * threads <= 1.2 * windows
+
+
+def _token_bytes(x: Tensor, dtype: torch.dtype) -> int:
+    """Of the queries, keys and values of a token and what follows them."""
+    return 5 * x.shape[3] * working_dtype(dtype).itemsize
+
+
+def _token_pieces(tokens: Tensor, w1: Tensor, dtype: torch.dtype) -> list[slice]:
+    return pieces(len(tokens), 2 * len(w1) * working_dtype(dtype).itemsize, SMALLEST_PIECE)

@@ -1,0 +1,129 @@
+"""The compiled kernels for CPUs: which library is for this processor, and what its functions take.
+
+In: nothing but the machine. Out: functions of C, or the reason why there are none. `kernels.py` calls them; nobody else
+does. How they are compiled is in `hatch_build.py` beside this package's sources, what they compute in `sources`.
+"""
+
+import ctypes
+import platform
+from ctypes import c_double, c_int64, c_long, c_void_p
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+"""As `sources/numbers.h` counts them."""
+
+
+class Map(ctypes.Structure):
+    """A map of tokens: `Map` of `sources/numbers.h`."""
+
+    _fields_ = [("data", c_void_p), ("stride", c_int64), ("type", c_int64)]
+
+
+class Matrix(ctypes.Structure):
+    """A matrix: `Matrix` of `sources/numbers.h`."""
+
+    _fields_ = [("data", c_void_p), ("row", c_int64), ("column", c_int64), ("type", c_int64)]
+
+
+class Plan(ctypes.Structure):
+    """How maps are cut: `Plan` of `sources/windows.h`."""
+
+    _fields_ = [
+        (name, c_int64)
+        for name in (
+            *("images", "height", "width", "window_height", "window_width", "shift_height", "shift_width"),
+            *("mask_padding", "heads", "dim"),
+        )
+    ]
+
+
+_PLAN, _MAP, _MATRIX = ctypes.POINTER(Plan), ctypes.POINTER(Map), ctypes.POINTER(Matrix)
+
+_CALL = [c_long, c_void_p, c_long]
+"""Number of threads, memory to work in, its bytes: the last arguments of each kernel."""
+
+SIGNATURES = {
+    "attend": [_PLAN, *[_MAP] * 3, *[c_void_p] * 3, _MAP, *_CALL],
+    "attend_backward": [_PLAN, *[_MAP] * 4, *[c_void_p] * 3, *[_MAP] * 3, *[c_void_p] * 3, *_CALL],
+    "add_normalised": [*[c_long] * 2, *[_MAP] * 2, *[c_void_p] * 2, *[c_double] * 2, _MAP, *_CALL],
+    "add_normalised_backward": [*[c_long] * 2, *[_MAP] * 2, c_void_p, *[c_double] * 2, _MAP, c_void_p, *_CALL],
+    "matmul": [*[c_long] * 3, *[_MATRIX] * 2, c_void_p, *[_MATRIX] * 3, *_CALL],
+    "add_mlp": [
+        *[c_long] * 3,
+        *[_MAP, _MATRIX, c_void_p, _MATRIX, c_void_p],
+        *[c_void_p] * 2,
+        *[c_double] * 2,
+        *[_MAP] * 3,
+        *_CALL,
+    ],
+    "add_attention": [
+        *[_PLAN, _MAP],
+        *[_MATRIX, c_void_p, _MATRIX, c_void_p],
+        *[c_void_p] * 4,
+        *[c_double] * 2,
+        *[_MAP] * 4,
+        *_CALL,
+    ],
+    "gelu": [*[c_long] * 2, *[_MAP] * 2, *_CALL],
+    "gelu_backward": [*[c_long] * 2, *[_MAP] * 4, c_void_p, *_CALL],
+}
+"""Arguments of each kernel. Each returns 0, or the bytes that it needs if it was given too few, and did nothing."""
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The kernels for this processor; None where `refuse` says why."""
+    if refuse() is not None:
+        return None
+    library = ctypes.CDLL(str(_path()))
+    for name, arguments in SIGNATURES.items():
+        for precision in ("f32", "f64"):
+            function = getattr(library, f"{name}_{precision}")
+            function.argtypes, function.restype = arguments, c_long
+    return library
+
+
+@torch.compiler.assume_constant_result
+def refuse() -> str | None:
+    """Why there are no compiled kernels here; None if there are."""
+    return _reason()
+
+
+@cache
+def _reason() -> str | None:
+    path = _path()
+    if path is None:
+        return f"this package's compiled kernels are not for this processor ({torch.backends.cpu.get_cpu_capability()})"
+    if not path.exists():
+        return "this package was installed without its compiled kernels; install it again where there is a C compiler"
+    if _fingerprint(FOLDER / "sources").encode() not in path.read_bytes():
+        return "this package's compiled kernels were made of other sources; install it again"
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as error:
+        return f"this package's compiled kernels cannot be loaded: {error}"
+    return None
+
+
+def _path() -> Path | None:
+    """Where the library for this processor is if it was compiled; None if there is none for such a processor."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if platform.machine() == "x86_64":
+        level = {"AVX2": "avx2", "AVX512": "avx512"}.get(capability)
+    else:
+        level = "neon" if platform.machine() == "aarch64" else None
+    return None if level is None else FOLDER / f"kernels-{level}.so"
+
+
+def _fingerprint(sources: Path) -> str:
+    """As in `hatch_build.py`, which this package cannot import."""
+    digest = sha256()
+    for source in sorted(sources.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,304 @@
+"""The residual branches of a block on a CPU, by bands, pieces and gradients written by hand, against torch's layers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attention_cases import CASES, Case, error, random_cases
+from swinv2.ops import reference
+from swinv2.ops.cpu import branches, library, linear, pieces
+from swinv2.ops.cpu.branches import Ending, add_attention, add_mlp
+from swinv2.ops.precision import precise
+from swinv2.ops.windows import WindowPlan
+
+pytestmark = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
+
+HIDDEN = 20
+SMALL_CACHE = 4000
+"""Bytes: with it an image takes several bands, and its tokens several pieces, of which none is large."""
+
+
+@pytest.fixture(params=[SMALL_CACHE, pieces.CACHE_BYTES], ids=["in pieces", "whole"])
+def cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "CACHE_BYTES", request.param)
+    monkeypatch.setattr(branches, "SMALLEST_PIECE", 10)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Leaves by name, `x` first, and how they become an answer: by hand, and by torch's layers."""
+
+    leaves: dict[str, Tensor]
+    ours: Callable[..., Tensor]
+    plain: Callable[..., Tensor]
+
+    def results(
+        self,
+        form: Callable[..., Tensor],
+        dtype: torch.dtype = torch.float64,
+        autocast: torch.dtype | None = None,
+        frozen: tuple[str, ...] = (),
+    ) -> dict[str, Tensor | None]:
+        """The answer, and all gradients by name."""
+        leaves = {
+            # Bias and scale are never in 16 bits.
+            name: leaf.detach().to(precise(dtype) if name in ("bias_table", "scale") else dtype, copy=True)
+            for name, leaf in self.leaves.items()
+        }
+        for name, leaf in leaves.items():
+            leaf.requires_grad_(name not in frozen)
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            answer = form(**leaves)
+        answer.backward(random(*answer.shape, seed=99).to(answer.dtype))
+        return {"answer": answer.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16().double()
+
+
+def parameters(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    return {name: random(*shape, seed=seed) / shape[-1] ** 0.5 for seed, (name, shape) in enumerate(shapes.items(), 1)}
+
+
+def finish(
+    x: Tensor, work: Tensor, norm_weight: Tensor, norm_bias: Tensor, kept: Tensor | None, factor: float
+) -> Tensor:
+    """The residual line as a block has it."""
+    branch = F.layer_norm(work, work.shape[-1:], norm_weight, norm_bias, 1e-5) * factor
+    return x + (branch if kept is None else torch.where(kept[:, None, None, None], branch, 0.0))
+
+
+def attention_branch(case: Case, kept: Tensor | None = None, factor: float = 1.0, has_bias: bool = True) -> Branch:
+    """Of a case's plan, batch and heads."""
+    channels, table = case.heads * case.head_dim, [2 * length - 1 for length in case.window]
+    shapes: dict[str, tuple[int, ...]] = {f"w_{name}": (channels, channels) for name in ("q", "k", "v", "last")}
+    shapes |= {f"b_{name}": (channels,) for name in ("q", "v", "last") if has_bias or name == "last"}
+    shapes |= {"bias_table": (case.heads, *table), "norm_weight": (channels,), "norm_bias": (channels,)}
+    leaves = {"x": random(case.batch, *case.grid, channels)} | parameters(shapes)
+    leaves["scale"] = torch.linspace(5, 20, case.heads).double()
+
+    def layers(leaves: dict[str, Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+        return [(leaves[f"w_{name}"], leaves.get(f"b_{name}")) for name in ("q", "k", "v", "last")]
+
+    def ours(**leaves: Tensor) -> Tensor:
+        *qkv, last = layers(leaves)
+        end = Ending(leaves["norm_weight"], leaves["norm_bias"], 1e-5, kept, factor)
+        return add_attention(leaves["x"], qkv, last, leaves["bias_table"], leaves["scale"], case.plan, end)
+
+    def plain(**leaves: Tensor) -> Tensor:
+        x, heads = leaves["x"], (case.heads, -1)
+        *qkv, last = layers(leaves)
+        q, k, v = (F.linear(x, *each).unflatten(-1, heads) for each in qkv)
+        filling = None if qkv[2][1] is None else qkv[2][1].to(v.dtype).unflatten(-1, heads)
+        attended, _ = reference.window_attention(q, k, v, leaves["bias_table"], leaves["scale"], case.plan, filling)
+        work = F.linear(attended.flatten(-2), *last)
+        return finish(x, work, leaves["norm_weight"], leaves["norm_bias"], kept, factor)
+
+    return Branch(leaves, ours, plain)
+
+
+def mlp_branch(
+    grid: tuple[int, int] = (5, 7),
+    batch: int = 3,
+    kept: Tensor | None = None,
+    factor: float = 1.0,
+    has_bias: bool = True,
+) -> Branch:
+    """The same of an MLP."""
+    shapes: dict[str, tuple[int, ...]] = {"w1": (HIDDEN, 8), "w2": (8, HIDDEN), "norm_weight": (8,), "norm_bias": (8,)}
+    shapes |= {"b1": (HIDDEN,), "b2": (8,)} if has_bias else {}
+    leaves = {"x": random(batch, *grid, 8)} | parameters(shapes)
+
+    def ours(**leaves: Tensor) -> Tensor:
+        end = Ending(leaves["norm_weight"], leaves["norm_bias"], 1e-5, kept, factor)
+        return add_mlp(leaves["x"], (leaves["w1"], leaves.get("b1")), (leaves["w2"], leaves.get("b2")), end)
+
+    def plain(**leaves: Tensor) -> Tensor:
+        hidden = F.gelu(F.linear(leaves["x"], leaves["w1"], leaves.get("b1")))
+        work = F.linear(hidden, leaves["w2"], leaves.get("b2"))
+        return finish(leaves["x"], work, leaves["norm_weight"], leaves["norm_bias"], kept, factor)
+
+    return Branch(leaves, ours, plain)
+
+
+CASE = Case("shifted", (7, 9), (3, 4), (1, 2), heads=2, head_dim=4, batch=3)
+KINDS: dict[str, Callable[..., Branch]] = {
+    "attention": lambda **rest: attention_branch(CASE, **rest),
+    "mlp": mlp_branch,
+}
+BOTH = pytest.mark.parametrize("kind", KINDS)
+
+
+def agree(branch: Branch, **how: Any) -> None:
+    """Holds answer and gradients to torch's, in fp64."""
+    ours, theirs = branch.results(branch.ours, **how), branch.results(branch.plain, **how)
+    for name, expected in theirs.items():
+        result = ours[name]
+        assert (result is None) == (expected is None), name
+        if expected is not None:
+            assert result.dtype == expected.dtype
+            torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("case", CASES[::2], ids=lambda case: case.name)
+def test_the_attention_is_torchs_layers(case: Case) -> None:
+    agree(attention_branch(replace(case, batch=3)))
+
+
+@given(case=random_cases(), cache_bytes=st.sampled_from([1, SMALL_CACHE, 40_000]), has_bias=st.booleans())
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_attention_on_random_plans(
+    case: Case, cache_bytes: int, has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "CACHE_BYTES", cache_bytes)
+        agree(attention_branch(case, has_bias=has_bias))
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("grid", [(1, 1), (5, 7), (30, 20)], ids=str)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_the_mlp_is_torchs_layers(grid: tuple[int, int], has_bias: bool) -> None:
+    """Of few tokens, and of as many as one kernel is for."""
+    agree(mlp_branch(grid, has_bias=has_bias))
+
+
+@pytest.mark.usefixtures("cache")
+@BOTH
+@pytest.mark.parametrize("kept", [[True, True, True], [True, False, True], [False, False, True], [False] * 3], ids=str)
+def test_dropped_images_pass_by(kind: str, kept: list[bool]) -> None:
+    """As they are, to the bit; the others as without them."""
+    branch = KINDS[kind](kept=torch.tensor(kept), factor=1.25)
+    agree(branch)
+    answer = branch.results(branch.ours)["answer"]
+    for image, is_kept in enumerate(kept):
+        assert torch.equal(answer[image], branch.leaves["x"][image]) is not is_kept
+
+
+@pytest.mark.usefixtures("cache")
+@BOTH
+def test_what_is_frozen_gets_no_gradient_and_changes_no_other(kind: str) -> None:
+    branch = KINDS[kind]()
+    for name in branch.leaves:
+        agree(branch, frozen=(name,))
+        agree(branch, frozen=tuple(other for other in branch.leaves if other != name))
+
+
+@pytest.mark.usefixtures("cache")
+@BOTH
+def test_without_gradients_the_answer_is_the_same(kind: str) -> None:
+    branch = KINDS[kind]()
+    with torch.no_grad():
+        torch.testing.assert_close(branch.ours(**branch.leaves), branch.plain(**branch.leaves), rtol=1e-9, atol=1e-9)
+
+
+@pytest.fixture(params=[True, False], ids=["kernels", "products by torch"])
+def multiplies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the processor is one without instructions for 16 bits."""
+    monkeypatch.setattr(linear, "_is_slow_in", lambda dtype: request.param and dtype.itemsize == 2)
+
+
+@pytest.mark.usefixtures("cache", "multiplies")
+@BOTH
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [
+        *[(torch.float32, None), (torch.bfloat16, None), (torch.float16, None)],
+        *[(torch.float32, torch.bfloat16), (torch.float32, torch.float16), (torch.bfloat16, torch.bfloat16)],
+    ],
+    ids=str,
+)
+def test_in_lower_precision_it_is_no_less_exact_than_torch(
+    kind: str, dtype: torch.dtype, autocast: torch.dtype | None
+) -> None:
+    """And of torch's dtypes."""
+    branch = KINDS[kind](kept=torch.tensor([True, False, True]), factor=1.25)
+    exact = branch.results(branch.plain)
+    ours, theirs = (branch.results(form, dtype, autocast) for form in (branch.ours, branch.plain))
+    for name, expected in exact.items():
+        assert ours[name].dtype == theirs[name].dtype, name
+        allowed = (2 if name == "answer" else 3) * error(theirs[name], expected) + torch.finfo(autocast or dtype).eps
+        assert error(ours[name], expected) <= allowed, name
+
+
+@BOTH
+def test_of_the_norm_only_the_input_is_kept(kind: str) -> None:
+    """And of what else lies between the products, their results: nothing that was computed from them."""
+    branch = KINDS[kind]()
+    leaves = {name: leaf.requires_grad_() for name, leaf in branch.leaves.items()}
+    saved = branch.ours(**leaves).grad_fn.saved_tensors
+    own = {leaf.data_ptr() for leaf in leaves.values()}
+    tokens = leaves["x"][..., 0].numel()
+    kept = sorted(tensor.numel() / tokens for tensor in saved if tensor is not None and tensor.data_ptr() not in own)
+    assert kept == ([8, 8, 3 * 8] if kind == "attention" else [8, HIDDEN])
+
+
+@BOTH
+def test_no_images_at_all(kind: str) -> None:
+    branch = KINDS[kind]()
+    branch.leaves["x"] = branch.leaves["x"][:0]
+    for name, result in branch.results(branch.ours).items():
+        assert result.shape == branch.leaves[name if name != "answer" else "x"].shape
+        assert not result.any(), name
+
+
+@BOTH
+def test_features_may_lie_in_any_way(kind: str) -> None:
+    branch = KINDS[kind]()
+    expected = branch.results(branch.ours)["answer"]
+    x = branch.leaves["x"].permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(branch.ours(**{**branch.leaves, "x": x}), expected)
+
+
+@BOTH
+def test_there_is_no_gradient_of_the_gradient_and_it_says_so(kind: str) -> None:
+    branch = KINDS[kind]()
+    x = branch.leaves["x"].requires_grad_()
+    (slope,) = torch.autograd.grad(branch.ours(**branch.leaves).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+class TestBands:
+    """Parts of a map whose windows are whole."""
+
+    @given(case=random_cases(), token_bytes=st.integers(1, 200), cache_bytes=st.sampled_from([1, 300, 4000, 2**24]))
+    @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_attending_band_by_band_is_attending(
+        self, case: Case, token_bytes: int, cache_bytes: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plan, heads, channels = case.plan, case.heads, case.heads * case.head_dim
+
+        def attend(maps: Tensor, plan: WindowPlan) -> Tensor:
+            q, k, v = maps.flatten(-2).unflatten(-1, (3, heads, -1)).unbind(-3)
+            table = random(heads, 2 * plan.window[0] - 1, 2 * plan.window[1] - 1)
+            return reference.window_attention(q, k, v, table, torch.ones(heads).double(), plan)[0].flatten(-2)
+
+        maps = random(case.batch, *plan.grid, 3 * channels)
+        out = torch.full((case.batch, *plan.grid, channels), torch.nan, dtype=torch.float64)
+        with monkeypatch.context() as patch:
+            patch.setattr(pieces, "CACHE_BYTES", cache_bytes)
+            bands = pieces.bands(plan, case.batch, token_bytes)
+        for band in bands:
+            room = band.room(out)
+            room.copy_(attend(band.as_map(band.take(maps), 1), band.plan).flatten(0, 2))
+            band.put(out, room)
+        torch.testing.assert_close(out, attend(maps.unsqueeze(-2), plan), rtol=1e-12, atol=1e-12)
+        # Side by side in memory of their own, they fill it.
+        ends = [0, *(band.tokens.stop for band in bands)]
+        assert [band.tokens.start for band in bands] == ends[:-1]
+        assert ends[-1] == out[..., 0].numel()
+        for band in bands:
+            images = band.images.stop - band.images.start
+            is_smallest = images == 1 and band.plan.counts[0] == 1
+            assert images * band.plan.grid[0] * plan.grid[1] * token_bytes <= cache_bytes or is_smallest

@@ -1,0 +1,451 @@
+"""The compiled kernels for CPUs, each against the same sums in float64."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attention_cases import CASES, FORMS, Case, draw
+from swinv2.ops.cpu import kernels, library
+from swinv2.ops.precision import precise
+
+pytestmark = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+ANY_THREADS = pytest.mark.usefixtures("threads")
+
+BOUNDS = {torch.float32: 5e-6, torch.float64: 1e-13}
+"""Of the error of each number, in units of the largest one."""
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    """Numbers that every dtype can hold, so that the truth starts from the same."""
+    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return numbers.bfloat16().to(dtype)
+
+
+def holds(result: Tensor, truth: Tensor, times: float = 1.0, computed_in: torch.dtype = torch.float64) -> bool:
+    """Whether a result is exact: computed in fp32 at least, and rounded once if it is stored in 16 bits.
+
+    Args:
+        times: How much larger than usual its error may be.
+        computed_in: A dtype, if it is not the result's, in which the kernel computed.
+    """
+    assert result.shape == truth.shape
+    bound = times * max(BOUNDS[precise(result.dtype)], BOUNDS[precise(computed_in)])
+    # To the nearest number of 16 bits it is half a unit in the last place.
+    rounding = 0.501 * torch.finfo(result.dtype).eps if result.dtype.itemsize == 2 else 0.0
+    largest = truth.abs().max() if truth.numel() else 0.0
+    return bool(
+        ((result.double() - truth).abs() <= rounding * truth.abs() + bound * largest + 3e-8 * (rounding > 0)).all()
+    )
+
+
+LAYOUTS = {
+    "rows": lambda matrix: matrix,
+    "columns": lambda matrix: matrix.T.contiguous().T,
+    "part of wider rows": lambda matrix: torch.cat([matrix, matrix.new_full((len(matrix), 5), torch.nan)], 1)[
+        :, : matrix.shape[1]
+    ],
+    "every second column": lambda matrix: matrix.repeat_interleave(2, 1)[:, ::2],
+}
+
+
+class TestProduct:
+    """left @ right, with what may follow."""
+
+    # Ends of panels and blocks, axes of length 1 and 0, the left or the right one much larger, sums in two parts.
+    SIZES = [(1, 1, 1), (5, 7, 3), (1, 40, 33), (33, 1, 20), (3, 5, 0), (0, 4, 3), (4, 0, 3), (9, 17, 1100)]
+    SIZES += [(700, 24, 16), (24, 700, 16), (96, 64, 32)]
+
+    @ANY_THREADS
+    @ALL_DTYPES
+    @pytest.mark.parametrize("size", SIZES, ids=str)
+    def test_bias_base_and_gelu(self, size: tuple[int, int, int], dtype: torch.dtype) -> None:
+        m, n, k = size
+        left, right = random(m, k, dtype=dtype), random(k, n, dtype=dtype, seed=1)
+        bias, base = random(n, dtype=dtype, seed=2), random(m, n, dtype=dtype, seed=3)
+        wanted = [(True, False), (False, True), (True, True)]
+        for has_bias, has_base, (wants_sum, wants_gelu) in product([False, True], [False, True], wanted):
+            out = torch.empty(m, n, dtype=dtype) if wants_sum else None
+            after = torch.empty(m, n, dtype=dtype) if wants_gelu else None
+            kernels.matmul(left, right, bias if has_bias else None, base if has_base else None, out, after)
+            truth = left.double() @ right.double() + has_bias * bias.double() + has_base * base.double()
+            assert out is None or holds(out, truth)
+            assert after is None or holds(after, F.gelu(truth))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("size", [(1, 1, 1), (1, 9, 70), (70, 1, 9), (9, 70, 1), (100, 19, 50)], ids=str)
+    def test_matrices_may_lie_in_any_way(self, size: tuple[int, int, int], dtype: torch.dtype) -> None:
+        m, n, k = size
+        left, right, out = random(m, k, dtype=dtype), random(k, n, dtype=dtype, seed=1), torch.empty(m, n, dtype=dtype)
+        truth = left.double() @ right.double()
+        for first, second in product(LAYOUTS.values(), repeat=2):
+            kernels.matmul(first(left), second(right), out=out.fill_(torch.nan))
+            assert holds(out, truth)
+
+    @ALL_DTYPES
+    @pytest.mark.parametrize("size", [(100, 19, 50), (19, 100, 50), (48, 64, 50)], ids=str)
+    def test_it_writes_into_its_place_only(self, size: tuple[int, int, int], dtype: torch.dtype) -> None:
+        m, n, k = size
+        left, right = random(m, k, dtype=dtype), random(k, n, dtype=dtype, seed=1)
+        rooms = [torch.full((m, n + 3), 7, dtype=dtype) for _ in range(2)]
+        kernels.matmul(left, right, out=rooms[0][:, 1:-2], after=rooms[1][:, 1:-2])
+        for room, truth in zip(
+            rooms, (left.double() @ right.double(), F.gelu(left.double() @ right.double())), strict=True
+        ):
+            assert holds(room[:, 1:-2], truth)
+            assert (room[:, [0, -2, -1]] == 7).all()
+
+    @pytest.mark.parametrize("size", [(9, 70, 2500), (70, 9, 30), (48, 64, 50)], ids=str)
+    def test_the_sum_may_be_added_to_its_base(self, size: tuple[int, int, int]) -> None:
+        m, n, k = size
+        left, right = random(m, k, dtype=torch.bfloat16), random(k, n, dtype=torch.bfloat16, seed=1)
+        sums = random(m, n, dtype=torch.float32, seed=2)
+        truth = sums.double() + left.double() @ right.double()
+        kernels.matmul(left, right, base=sums, out=sums)
+        assert holds(sums, truth)
+
+    @pytest.mark.parametrize("out", DTYPES, ids=str)
+    def test_every_matrix_has_a_dtype_of_its_own(self, out: torch.dtype) -> None:
+        for left, right, base in product(DTYPES, repeat=3):
+            matrices = random(9, 5, dtype=left), random(5, 30, dtype=right, seed=1), random(9, 30, dtype=base, seed=2)
+            answer = torch.empty(9, 30, dtype=out)
+            kernels.matmul(*matrices[:2], base=matrices[2], out=answer)
+            truth = matrices[0].double() @ matrices[1].double() + matrices[2].double()
+            assert holds(answer, truth, computed_in=left)
+
+    def test_a_number_that_is_none_spoils_its_row_or_column_only(self) -> None:
+        for spoiled in (0, 1):
+            matrices = [random(40, 30, dtype=torch.float32), random(30, 70, dtype=torch.float32, seed=1)]
+            matrices[spoiled][20, 20] = torch.nan
+            out, after = torch.zeros(40, 70), torch.zeros(40, 70)
+            kernels.matmul(*matrices, out=out, after=after)
+            expected = torch.zeros(40, 70, dtype=torch.bool)
+            expected[20 if spoiled == 0 else slice(None), 20 if spoiled else slice(None)] = True
+            assert torch.equal(out.isnan(), expected)
+            assert torch.equal(after.isnan(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+class TestNumbersOf16Bits:
+    """They are read and written as torch does: every number, infinity, what is smaller than normal, what is none."""
+
+    ONE = torch.ones(1, 1)
+
+    def test_they_are_read(self, dtype: torch.dtype) -> None:
+        every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+        read = torch.empty(len(every), 1)
+        kernels.matmul(every[:, None], self.ONE, out=read)
+        torch.testing.assert_close(read[:, 0], every.float(), rtol=0, atol=0, equal_nan=True)
+
+    def test_they_are_written(self, dtype: torch.dtype) -> None:
+        every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
+        every = every[every.isfinite()].sort().values
+        halfway = (every[1:] + every[:-1]) / 2
+        beside = [torch.nextafter(halfway, halfway + sign) for sign in (-1, 1)]
+        largest = torch.tensor([torch.finfo(torch.float32).max, torch.inf, torch.nan, 1e-40, 65519.9, 65520.0])
+        numbers = torch.cat([halfway, *beside, largest, -largest])
+        written = torch.empty(len(numbers), 1, dtype=dtype)
+        kernels.matmul(numbers[:, None], self.ONE, out=written)
+        torch.testing.assert_close(written[:, 0], numbers.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+WIDTHS = [(1, 1), (3, 7), (130, 33), (70, 96), (0, 8)]
+"""Tokens and channels."""
+
+
+class TestGelu:
+    """The exact one."""
+
+    @ANY_THREADS
+    @ALL_DTYPES
+    @pytest.mark.parametrize("size", WIDTHS, ids=str)
+    def test_it_and_its_gradient(self, size: tuple[int, int], dtype: torch.dtype) -> None:
+        before, grad = 3 * random(*size, dtype=dtype), random(*size, dtype=dtype, seed=1)
+        exact = before.double().requires_grad_()
+        F.gelu(exact).backward(grad.double())
+        out, after, grad_before = (torch.empty_like(before) for _ in range(3))
+        sums = torch.ones(size[1], dtype=torch.float64)
+        kernels.gelu(before, out)
+        kernels.gelu_backward(before, grad, after, grad_before, sums)
+        assert holds(out, F.gelu(exact.detach()))
+        assert holds(after, F.gelu(exact.detach()))
+        assert holds(grad_before, exact.grad)
+        assert holds(sums, 1 + exact.grad.sum(0), computed_in=dtype)
+
+    def test_it_is_exact_for_every_number(self) -> None:
+        before = torch.cat([torch.linspace(-12, 12, 9999), torch.tensor([1e4, -1e4, 1e-30, 0.0])]).float()[None]
+        exact, out, after, slope = before.double().requires_grad_(), *(torch.empty_like(before) for _ in range(3))
+        F.gelu(exact).sum().backward()
+        kernels.gelu(before, out)
+        kernels.gelu_backward(before, torch.ones_like(before), after, slope, torch.zeros(before.numel()).double())
+        for ours, truth in ((out, F.gelu(exact.detach())), (after, F.gelu(exact.detach())), (slope, exact.grad)):
+            assert ((ours - truth).abs() <= 2e-7 * exact.detach().abs().clamp(min=1)).all()
+
+    def test_it_may_be_done_in_place(self) -> None:
+        before, grad = random(70, 33, dtype=torch.float32), random(70, 33, dtype=torch.float32, seed=1)
+        out, after, slope = (torch.empty_like(before) for _ in range(3))
+        kernels.gelu_backward(before, grad, after, slope, torch.zeros(33).double())
+        kernels.gelu_backward(before, grad, after, grad, torch.zeros(33).double())
+        assert torch.equal(grad, slope)
+        kernels.gelu(before, out)
+        kernels.gelu(before, before)
+        assert torch.equal(before, out)
+
+    def test_a_number_that_is_none_stays_none(self) -> None:
+        before, grad = random(5, 19, dtype=torch.float32), torch.ones(5, 19)
+        before[2, 3] = torch.nan
+        out, after, slope, sums = torch.zeros(5, 19), torch.zeros(5, 19), torch.zeros(5, 19), torch.zeros(19).double()
+        kernels.gelu(before, out)
+        kernels.gelu_backward(before, grad, after, slope, sums)
+        for result in (out, after, slope):
+            assert torch.equal(result.isnan(), before.isnan())
+        assert torch.equal(sums.isnan(), before.isnan().any(0))
+
+
+class TestResidualLine:
+    """x + factor * norm(work)."""
+
+    @ANY_THREADS
+    @ALL_DTYPES
+    @pytest.mark.parametrize("size", WIDTHS[1:], ids=str)
+    def test_it_and_its_gradients(self, size: tuple[int, int], dtype: torch.dtype) -> None:
+        x, work, grad = (random(*size, dtype=dtype, seed=seed) for seed in range(3))
+        weight, bias = random(size[1], dtype=dtype, seed=3), random(size[1], dtype=dtype, seed=4)
+        leaves = [tensor.double().requires_grad_() for tensor in (work, weight, bias)]
+        truth = x.double() + 1.25 * F.layer_norm(leaves[0], size[1:], *leaves[1:], 1e-5)
+        truth.backward(grad.double())
+        out, grad_work = torch.empty_like(x), torch.empty_like(x)
+        sums = torch.ones(3, size[1], dtype=torch.float64)
+        kernels.add_normalised(x, work, weight, bias, 1e-5, 1.25, out)
+        kernels.add_normalised_backward(grad, work, weight, 1e-5, 1.25, grad_work, sums)
+        assert holds(out, truth.detach())
+        assert holds(grad_work, leaves[0].grad)
+        expected = torch.stack([leaves[1].grad, leaves[2].grad, leaves[0].grad.sum(0)])
+        assert holds(sums, 1 + expected, computed_in=dtype)
+
+    def test_it_may_be_done_in_place_on_tokens_apart(self) -> None:
+        wide, work = random(70, 40, dtype=torch.float32), random(70, 60, dtype=torch.float32, seed=1)[:, 20:53]
+        x, weight, bias = wide[:, :33], random(33, dtype=torch.float32), random(33, dtype=torch.float32, seed=1)
+        truth, beyond = (
+            x.double() + F.layer_norm(work.double(), (33,), weight.double(), bias.double()),
+            wide[:, 33:].clone(),
+        )
+        kernels.add_normalised(x, work, weight, bias, 1e-5, 1.0, x)
+        assert holds(x, truth)
+        assert torch.equal(wide[:, 33:], beyond)
+
+    def test_tokens_that_do_not_lie_at_equal_distances_are_refused(self) -> None:
+        x, weight = torch.zeros(4, 3, 6), torch.ones(6)
+        with pytest.raises(ValueError, match="equal distances"):
+            kernels.gelu(x.transpose(0, 1).flatten(1), x[:, :2].unflatten(-1, (3, 2))[..., 0].reshape(4, 6)[:, ::2])
+        with pytest.raises(ValueError, match="equal distances"):
+            kernels.add_normalised(weight[None].expand(2, 6), x[0, :2, ::2], weight, weight, 1e-5, 1.0, x[0, :2])
+
+    def test_a_number_that_is_none_spoils_its_token_only(self) -> None:
+        x, work, weight = torch.zeros(90, 33), random(90, 33, dtype=torch.float32), torch.ones(33)
+        work[40, 7] = torch.nan
+        out, grad_work, sums = torch.zeros(90, 33), torch.zeros(90, 33), torch.zeros(3, 33).double()
+        kernels.add_normalised(x, work, weight, weight, 1e-5, 1.0, out)
+        kernels.add_normalised_backward(torch.ones(90, 33), work, weight, 1e-5, 1.0, grad_work, sums)
+        spoiled = torch.arange(90) == 40
+        assert torch.equal(out.isnan().all(1), spoiled)
+        assert torch.equal(out.isnan().any(1), spoiled)
+        assert torch.equal(grad_work.isnan().any(1), spoiled)
+
+
+class TestAttention:
+    """Alone; in the network `test_attention.py` holds it to the definition."""
+
+    @staticmethod
+    def results(case: Case, dtype: torch.dtype, is_strided: bool = False) -> dict[str, Tensor]:
+        """Answer and gradients by name."""
+        inputs = draw(case)
+        q, k, v, table, scale, filling = (tensor.to(dtype) for tensor in inputs.tensors.values())
+        grad = inputs.direction.to(dtype)
+        if is_strided:
+            # As they come out of one product.
+            q, k, v, grad = torch.stack([q, k, v, grad], 3).unbind(3)
+        table, scale = table.to(precise(dtype)), scale.to(precise(dtype))
+        out, maps = torch.empty_like(q), torch.empty(*q.shape[:3], 3, *q.shape[3:], dtype=dtype).unbind(3)
+        kernels.attend(q, k, v, table, scale, filling, case.plan, out)
+        sums = kernels.attend_backward(grad, q, k, v, table, scale, filling, case.plan, maps, True)
+        return dict(
+            zip(("output", "q", "k", "v", "bias_table", "scale", "padded_value"), (out, *maps, *sums), strict=True)
+        )
+
+    @ANY_THREADS
+    @ALL_DTYPES
+    @pytest.mark.parametrize("is_strided", [False, True])
+    @pytest.mark.parametrize("case", [CASES[2], CASES[3], *CASES[13::3]], ids=lambda case: case.name)
+    def test_it_and_its_gradients(self, case: Case, is_strided: bool, dtype: torch.dtype) -> None:
+        case = replace(case, batch=3)
+        truth = draw(case).call(FORMS["reference"], case.plan, torch.float64)
+        for name, result in self.results(case, dtype, is_strided).items():
+            assert holds(result, truth[name], times=4, computed_in=dtype), name
+
+    def test_no_images_at_all(self) -> None:
+        case = replace(CASES[11], batch=0)
+        for name, result in self.results(case, torch.float32).items():
+            assert not result.any(), name
+
+    def test_a_table_that_wants_no_gradient_gets_none(self) -> None:
+        case = CASES[11]
+        q, k, v, table, scale, filling = (tensor.float() for tensor in draw(case).tensors.values())
+        maps = [torch.empty_like(q) for _ in range(3)]
+        with_table = self.results(case, torch.float32)
+        grad = draw(case).direction.float()
+        nothing, *_ = kernels.attend_backward(grad, q, k, v, table, scale, filling, case.plan, maps, False)
+        assert nothing is None
+        for name, result in zip("qkv", maps, strict=True):
+            assert torch.equal(result, with_table[name])
+
+    @pytest.mark.parametrize("spoiled", ["q", "k", "v"])
+    def test_a_number_that_is_none_spoils_its_window_and_head_only(self, spoiled: str) -> None:
+        case = Case("two by two windows", (6, 6), (3, 3))
+        tensors = {name: tensor.float() for name, tensor in draw(case).tensors.items()}
+        tensors[spoiled][0, 4, 1, 1, 5] = torch.nan
+        q, k, v, table, scale, filling = tensors.values()
+        out = torch.zeros_like(q)
+        kernels.attend(q, k, v, table, scale, filling, case.plan, out)
+        expected = torch.zeros_like(q, dtype=torch.bool)
+        area = expected[0, 4:5, 1:2, 1] if spoiled == "q" else expected[0, 3:, :3, 1]
+        area[..., 5 if spoiled == "v" else slice(None)] = True
+        assert torch.equal(out.isnan(), expected)
+
+
+CHANNELS, HIDDEN = 24, 100
+
+
+def layer(out: int, into: int, dtype: torch.dtype, seed: int, has_bias: bool = True) -> kernels.Weights:
+    """Weight and bias of a linear layer."""
+    weight = (random(out, into, dtype=dtype, seed=seed) / 4).to(dtype)
+    return weight, random(out, dtype=dtype, seed=seed + 1) if has_bias else None
+
+
+def apply(layer: kernels.Weights, features: Tensor) -> Tensor:
+    weight, bias = layer
+    return F.linear(features, weight.double(), None if bias is None else bias.double())
+
+
+@ALL_DTYPES
+class TestBranches:
+    """A whole branch in one call."""
+
+    @staticmethod
+    def norm(dtype: torch.dtype) -> kernels.Norm:
+        return random(CHANNELS, dtype=dtype, seed=7), random(CHANNELS, dtype=dtype, seed=8), 1e-5, 1.25
+
+    @staticmethod
+    def normalised(work: Tensor, norm: kernels.Norm) -> Tensor:
+        return norm[3] * F.layer_norm(work, (CHANNELS,), norm[0].double(), norm[1].double(), norm[2])
+
+    @ANY_THREADS
+    @pytest.mark.parametrize("tokens", [0, 1, 49, 300])
+    @pytest.mark.parametrize("has_bias", [False, True])
+    def test_the_mlp(self, has_bias: bool, tokens: int, dtype: torch.dtype) -> None:
+        x, norm = random(tokens, CHANNELS, dtype=dtype), self.norm(dtype)
+        widen, narrow = layer(HIDDEN, CHANNELS, dtype, 1, has_bias), layer(CHANNELS, HIDDEN, dtype, 3, has_bias)
+        out, before, work = torch.empty_like(x), x.new_empty(tokens, HIDDEN), torch.empty_like(x)
+        kernels.add_mlp(x, widen, narrow, norm, out, before, work)
+        hidden = apply(widen, x.double())
+        worked = apply(narrow, F.gelu(hidden))
+        assert holds(before, hidden)
+        assert holds(work, worked)
+        assert holds(out, x.double() + self.normalised(worked, norm))
+        kernels.add_mlp(x, widen, narrow, norm, x)
+        assert torch.equal(x, out)
+
+    @ANY_THREADS
+    @pytest.mark.parametrize("batch", [0, 3])
+    @pytest.mark.parametrize("has_bias", [False, True])
+    @pytest.mark.parametrize("case", [CASES[2], *CASES[13::4]], ids=lambda case: case.name)
+    def test_the_attention(self, case: Case, has_bias: bool, batch: int, dtype: torch.dtype) -> None:
+        plan, norm = case.plan, self.norm(dtype)
+        x = random(batch, *plan.grid, CHANNELS, dtype=dtype)
+        into, last = layer(3 * CHANNELS, CHANNELS, dtype, 1, has_bias), layer(CHANNELS, CHANNELS, dtype, 3, has_bias)
+        table = random(2, 2 * plan.window[0] - 1, 2 * plan.window[1] - 1, dtype=precise(dtype), seed=5)
+        scale = torch.tensor([5.0, 20.0], dtype=precise(dtype))
+        qkv, attended, work, out = (x.new_empty(*x.shape[:3], wide * CHANNELS) for wide in (3, 1, 1, 1))
+        kernels.add_attention(x, into, last, table, scale, plan, norm, out, qkv, attended, work)
+        joined = apply(into, x.double())
+        q, k, v = (part.unflatten(-1, (2, -1)) for part in joined.chunk(3, -1))
+        filling = into[1].double().chunk(3)[2].view(2, -1) if has_bias else None
+        answer = FORMS["reference"](q, k, v, table.double(), scale.double(), plan, filling).flatten(-2)
+        worked = apply(last, answer)
+        truths = {"qkv": joined, "attended": answer, "work": worked, "out": x.double() + self.normalised(worked, norm)}
+        for (name, truth), result in zip(truths.items(), (qkv, attended, work, out), strict=True):
+            assert holds(result, truth, times=4), name
+        kernels.add_attention(x, into, last, table, scale, plan, norm, x)
+        assert torch.equal(x, out)
+
+    def test_a_number_that_is_none_spoils_no_other_token_or_window(self, dtype: torch.dtype) -> None:
+        norm, table, scale = self.norm(dtype), torch.zeros(2, 5, 5), torch.ones(2)
+        widen, narrow = layer(HIDDEN, CHANNELS, dtype, 1), layer(CHANNELS, HIDDEN, dtype, 3)
+        into, last = layer(3 * CHANNELS, CHANNELS, dtype, 1), layer(CHANNELS, CHANNELS, dtype, 3)
+        x = random(1, 6, 6, CHANNELS, dtype=dtype)
+        x[0, 4, 1, 3] = torch.nan
+        out = torch.zeros_like(x)
+        kernels.add_mlp(x.flatten(0, 2), widen, narrow, norm, out.flatten(0, 2))
+        expected = torch.zeros(1, 6, 6, dtype=torch.bool)
+        expected[0, 4, 1] = True
+        assert torch.equal(out.isnan().any(-1), expected)
+        plan = Case("two by two windows", (6, 6), (3, 3)).plan
+        kernels.add_attention(x, into, last, table, scale, plan, norm, out)
+        expected[0, 3:, :3] = True
+        assert torch.equal(out.isnan().all(-1), expected)
+        assert torch.equal(out.isnan().any(-1), expected)
+
+
+class TestTokenStep:
+    """Where tokens lie, whatever torch calls the strides of axes of length 1."""
+
+    def test_it_is_known_where_tokens_lie_at_equal_distances(self) -> None:
+        x = torch.zeros(2, 3, 5, 4, 6)
+        assert kernels.token_step(x, 2) == 24
+        assert kernels.token_step(x[..., :2, :], 2) == 24
+        assert kernels.token_step(x.flatten(-2), 1) == 24
+        assert kernels.token_step(x[:1, :1, :1], 2) == 24
+        assert kernels.token_step(x[:1, :1, :1].transpose(0, 1), 2) == 24
+        assert kernels.token_step(x[:1, :1].as_strided((1, 1, 5, 4, 6), (7, 9, 24, 6, 1)), 2) == 24
+        assert kernels.token_step(x[..., :1].transpose(-1, -2)[..., 0, :1], 1) == 24
+
+    def test_it_is_none_where_they_do_not(self) -> None:
+        x = torch.zeros(2, 3, 5, 4, 6)
+        assert kernels.token_step(x[:, :, :4], 2) is None
+        assert kernels.token_step(x.transpose(1, 2), 2) is None
+        assert kernels.token_step(x[..., :3], 2) is None
+        assert kernels.token_step(x[..., ::2], 1) is None
+
+
+def test_threads_of_a_program_do_not_disturb_each_other() -> None:
+    """Each has memory of its own to work in."""
+    left, right = random(300, 200, dtype=torch.float32), random(200, 100, dtype=torch.float32, seed=1)
+
+    def multiply(rows: int) -> Tensor:
+        out = torch.empty(rows, 100)
+        for _ in range(50):
+            kernels.matmul(left[:rows], right, out=out)
+        return out
+
+    sizes = [300, 7, 100, 300]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(multiply, sizes))
+    for rows, answer in zip(sizes, answers, strict=True):
+        assert holds(answer, (left.double() @ right.double())[:rows])
