@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from swinv2.ops import chunks, reference, sdpa
+from swinv2.ops.cpu import library
 from swinv2.ops.cpu.pieces import is_transformed
 from swinv2.ops.windows import Pair, WindowPlan
 
@@ -180,6 +181,8 @@ def explain_backend(requested: str, call: Call | None = None) -> str:
     for backend in BACKENDS:
         if backend.name != chosen:
             lines.append(f"{backend.name} does not: {backend.refuse(call) or 'it was not asked for'}")
+    if chosen == SDPA and library.refuse() is not None:
+        lines.append(f"on a CPU it is torch's operation: {library.refuse()}")
     return "\n".join(lines)
 
 
