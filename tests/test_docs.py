@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "swinv2"
 TOUR, PARITY, README = ROOT / "docs" / "tour.md", ROOT / "docs" / "concepts" / "parity.md", ROOT / "README.md"
 DOCUMENTS = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md"]
+CODE = (".py", ".c", ".h")
 HUB_NAME = "microsoft/swinv2-tiny-patch4-window8-256"
 
 
@@ -36,17 +37,21 @@ def in_backticks(text: str) -> list[str]:
 
 
 def find_file(name: str) -> Path | None:
-    """A file as a document names it: below the package, or below the repository."""
-    return next((folder / name for folder in (PACKAGE, ROOT) if (folder / name).is_file()), None)
+    """A file as a document names it: below the package, the repository, or the folder of the kernels in C."""
+    return next(
+        (folder / name for folder in (PACKAGE, ROOT, PACKAGE / "ops/cpu/sources") if (folder / name).is_file()), None
+    )
 
 
 def is_file_name(quoted: str) -> bool:
-    return re.fullmatch(r"[\w./-]+\.(py|md|toml|yml|yaml|cff)", quoted) is not None
+    return re.fullmatch(r"[\w./-]+\.(py|c|h|md|toml|yml|yaml|cff)", quoted) is not None
 
 
 @cache
 def names_in(file: Path) -> frozenset[str]:
-    """Every name that a Python file binds or uses, and its strings that are names."""
+    """Every name that a Python file binds or uses, and its strings that are names; every word of one in C."""
+    if file.suffix != ".py":
+        return frozenset(re.findall(r"\w+", read(file)))
     names: set[str] = set()
     for node in ast.walk(ast.parse(read(file))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -117,7 +122,7 @@ def test_names_of_the_tour_are_in_the_files_beside_them() -> None:
     for passage in passages(read(TOUR)):
         quoted = in_backticks(passage)
         files = [find_file(name) for name in quoted if is_file_name(name)]
-        known = frozenset[str]().union(*(names_in(file) for file in files if file is not None and file.suffix == ".py"))
+        known = frozenset[str]().union(*(names_in(file) for file in files if file and file.suffix in CODE))
         for name in quoted:
             parts = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_0-9]+)*", name)
             if parts is None or is_file_name(name):

@@ -22,7 +22,7 @@ from swinv2.layers.block import PostNorm, SwinTransformerBlock
 from swinv2.layers.patches import Embeddings, PatchEmbeddings, resample_positions
 from swinv2.layers.stage import Encoder, StageOutput
 from swinv2.lengths import Windows
-from swinv2.ops.dispatch import TRITON, Call, choose_backend, explain_backend, is_interpreted, refuse_machine
+from swinv2.ops.dispatch import SDPA, TRITON, Call, choose_backend, explain_backend, is_interpreted, refuse_machine
 from swinv2.outputs import Swinv2ModelOutput
 
 logger = logging.get_logger(__name__)
@@ -58,7 +58,6 @@ class Swinv2PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SwinTransformerBlock"]
-    _attention_is_by_default = False
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """Which form of attention the model asks for; see `swinv2.ops.dispatch`.
@@ -71,7 +70,6 @@ class Swinv2PreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: The fused form is asked for where it cannot run, or there is no form of that name.
         """
-        self._attention_is_by_default = requested_attention is None
         if requested_attention is None and refuse_machine() is None and not is_interpreted():
             return TRITON
         if requested_attention != TRITON:
@@ -169,10 +167,9 @@ class Swinv2PreTrainedModel(PreTrainedModel):
         """Which form of attention a call runs, and in how many windows at a time: all of them for their weights."""
         chunk_size = as_chunk_size(self.config.attention_chunk_size)
         requested, call = self.config._attn_implementation or "eager", Call(wants_weights=output_attentions)
-        if requested == TRITON and self._attention_is_by_default:
-            # Nobody asked for the kernels, so where they cannot run there is nothing to warn of.
-            dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-            requested = choose_backend(requested, Call(device=embedded.device, dtype=embedded.dtype, dropout=dropout))
+        if requested == TRITON and refuse_machine(embedded.device) is not None:
+            # The machine has a GPU that can, or the model would not have been loaded so: it was put elsewhere.
+            requested = SDPA
         # Whether the kernels can run depends on the maps, and is asked for each of them.
         chosen = requested if requested == TRITON and not output_attentions else choose_backend(requested, call)
         if chosen != requested and not torch.compiler.is_compiling():

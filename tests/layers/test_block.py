@@ -1,4 +1,4 @@
-"""A block that works in pieces and in joined products is the block that does not."""
+"""A block whose branches are functions of their own is the block whose parts are called."""
 
 import copy
 
@@ -11,9 +11,10 @@ from transformers.activations import ACT2FN
 import peers
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.layers.block import SwinTransformerBlock
-from swinv2.layers.linear import is_plain, project, project_and_activate
-from swinv2.ops.cpu import pieces
+from swinv2.layers.linear import is_plain, project
+from swinv2.ops.cpu import kernels, library, pieces
 
+needs_kernels = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
 SMALL = {"image_size": 64, "window_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "num_labels": 6}
 
 
@@ -47,38 +48,6 @@ def test_in_pieces_half_precision_is_about_as_exact(
     assert errors[0] <= 2 * errors[1]
 
 
-def test_pieces_are_made(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without gradients, and with a small cache, the MLP sees a few tokens at a time; with gradients all of them."""
-    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**17)
-    seen: list[int] = []
-    block = build().swinv2.encoder.layers[0].blocks[0]
-    plain = block._mlp_branch
-    monkeypatch.setattr(block, "_mlp_branch", lambda x, backend: (seen.append(x.numel()), plain(x, backend))[1])
-    x = torch.randn(6, 16, 16, 24)
-    block(x, "sdpa")
-    assert seen == [x.numel()]
-    with torch.no_grad():
-        seen.clear()
-        block(x, "eager")
-        assert seen == [x.numel()]
-        seen.clear()
-        block(x, "sdpa")
-    assert len(seen) > 2
-    assert sum(seen) == x.numel()
-
-
-def test_the_attention_branch_sees_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**17)
-    seen: list[int] = []
-    block = build().swinv2.encoder.layers[0].blocks[0]
-    plain = block._attention_branch
-    monkeypatch.setattr(block, "_attention_branch", lambda x, *rest: (seen.append(len(x)), plain(x, *rest))[1])
-    with torch.no_grad():
-        block(torch.randn(6, 16, 16, 24), "sdpa")
-    assert len(seen) > 1
-    assert sum(seen) == 6
-
-
 def functions(output: Tensor) -> set[str]:
     """Names of the functions that the gradient will pass through."""
     names, todo = set(), [output.grad_fn]
@@ -90,11 +59,33 @@ def functions(output: Tensor) -> set[str]:
     return {name for name, _ in names}
 
 
-def test_the_mlp_keeps_little_in_training() -> None:
+def one_function(block: SwinTransformerBlock, form: str = "sdpa") -> set[str]:
+    """Which of a block's branches are functions of their own."""
+    found = functions(block(torch.randn(2, 16, 16, block.layernorm_before.normalized_shape[0]), form)[0])
+    return {name for name in ("Attention", "Mlp") if f"_Add{name}Backward" in found}
+
+
+@needs_kernels
+def test_each_branch_is_one_function_in_the_fast_form_only() -> None:
     block = build().swinv2.encoder.layers[0].blocks[0]
-    x = torch.randn(2, 16, 16, 24)
-    assert "_FeedForwardBackward" in functions(block(x, "sdpa")[0])
-    assert "_FeedForwardBackward" not in functions(block(x, "eager")[0])
+    assert one_function(block) == {"Attention", "Mlp"}
+    assert one_function(block, "eager") == set()
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        ({"hidden_act": "silu"}, {"Attention"}),
+        ({"hidden_act": "gelu_pytorch_tanh"}, {"Attention"}),
+        ({"hidden_dropout_prob": 0.1}, {"Attention"}),
+        ({"attention_probs_dropout_prob": 0.1}, {"Mlp"}),
+        ({"drop_path_rate": 0.5}, {"Attention", "Mlp"}),
+    ],
+    ids=str,
+)
+def test_what_the_kernels_cannot_do_in_training_is_done_by_the_parts(change: dict[str, object], left: set[str]) -> None:
+    assert one_function(build(**change).train().swinv2.encoder.layers[1].blocks[0]) == left
 
 
 def test_queries_keys_and_values_share_a_product_if_it_is_large() -> None:
@@ -135,24 +126,21 @@ def test_a_hook_sees_the_whole_map_once(
     assert peers.difference(hooked, expected) < 1e-5
 
 
+@needs_kernels
 @pytest.mark.parametrize(
     ("activation", "joined"),
     [(nn.GELU(), True), (nn.GELU("tanh"), False), (ACT2FN["gelu"], True), (ACT2FN["gelu_python"], False)],
     ids=["exact", "tanh", "transformers", "python"],
 )
-@pytest.mark.parametrize("with_gradients", [False, True])
-def test_only_an_exact_gelu_without_gradients_joins_the_product(
-    activation: nn.Module, joined: bool, with_gradients: bool
+def test_only_an_exact_gelu_is_part_of_the_function(
+    activation: nn.Module, joined: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer, x = nn.Linear(8, 32), torch.randn(5, 8)
-    calls: list[Tensor] = []
-    # On the class: a hook, or a forward of its own, would keep the activation out of the product.
-    with pytest.MonkeyPatch.context() as patch, torch.set_grad_enabled(with_gradients):
-        forward = type(activation).forward
-        patch.setattr(type(activation), "forward", lambda self, input: calls.append(input) or forward(self, input))
-        result = project_and_activate(x, layer, activation)
-        assert len(calls) == (0 if joined and not with_gradients else 1)
-        torch.testing.assert_close(result, activation(layer(x)))
+    monkeypatch.setattr(Swinv2Config, "make_activation", lambda config: activation)
+    block = build().swinv2.encoder.layers[0].blocks[0]
+    assert ("Mlp" in one_function(block)) is joined
+    x = torch.randn(2, 16, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x, "sdpa")[0], block(x, "eager")[0], rtol=1e-4, atol=1e-5)
 
 
 class Counting(nn.Module):
@@ -184,11 +172,36 @@ def test_a_module_in_anothers_place_is_called_once_with_the_whole_map(
     assert [shape[:3] for shape in counting.shapes] == [(6, 13, 18)]
 
 
-def test_a_random_activation_has_its_own_gradient() -> None:
-    """What is not computed twice the same way is not computed twice."""
-    block = build().swinv2.encoder.layers[0].blocks[0]
-    block.intermediate.activation = nn.Sequential(nn.GELU(), nn.Dropout(0.5))
-    assert "_FeedForwardBackward" not in functions(block.train()(torch.randn(2, 16, 16, 24), "sdpa")[0])
+REPLACED = {
+    "layernorm_before": nn.Identity(),
+    "layernorm_after": nn.LayerNorm(24, elementwise_affine=False),
+    "drop_path": nn.Identity(),
+    "attention.output": nn.Identity(),
+    "attention.self.query": nn.Identity(),
+    "attention.self.value": nn.LayerNorm(24),
+    "attention.output.dropout": nn.GELU(),
+    "intermediate": nn.LayerNorm(24),
+    "intermediate.activation": nn.Sequential(nn.GELU(), nn.Tanh()),
+    "output.dropout": nn.Tanh(),
+    "output": nn.Linear(96, 24),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_whatever_stands_in_a_parts_place_is_called(name: str, images: Tensor) -> None:
+    """Things too that a block consists of in other places."""
+    answers = []
+    for form in ("sdpa", "eager"):
+        model = build(attn_implementation=form)
+        block = model.swinv2.encoder.layers[0].blocks[0]
+        if name == "intermediate":
+            block.output = nn.Identity()
+        block.set_submodule(name, peers.draw_weights(copy.deepcopy(REPLACED[name])))
+        with torch.no_grad():
+            answers.append(model(images).logits)
+    assert peers.difference(*answers) < 1e-5
+    with torch.no_grad():
+        assert peers.difference(answers[0], build()(images).logits) > 1e-4 or name == "drop_path"
 
 
 def test_drop_path_alone_in_training_mode_still_drops_whole_images() -> None:
@@ -286,31 +299,33 @@ def test_the_fast_form_says_that_it_has_none(images: Tensor) -> None:
         slope.square().sum().backward()
 
 
-def test_operations_are_counted_in_full(images: Tensor) -> None:
-    """torch's counter of floating-point operations gives what it gives for transformers' model."""
+@pytest.mark.parametrize("form", ["eager", "sdpa"])
+def test_operations_are_counted_in_full(form: str) -> None:
+    """torch's counter of floating-point operations gives what it gives for transformers' model.
+
+    Its table has no line for torch's attention on a CPU: in the fast form, what is left is all but the attention.
+    """
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import Swinv2Config as TheirConfig
     from transformers import Swinv2ForImageClassification as TheirModel
 
     counts = []
-    for model in (build(), TheirModel(TheirConfig(**SMALL)).eval()):
+    for model in (build(attn_implementation=form), TheirModel(TheirConfig(**SMALL)).eval()):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, 64, 64))
-        counts.append(counter.get_total_flops())
-    assert counts[0] == counts[1]
+        by_operation = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+        counts.append({name: n for name, n in by_operation.items() if form == "eager" or "bmm" not in name})
+    assert {name: n for name, n in counts[0].items() if "attention" not in name} == counts[1]
 
 
 class TestDroppedSamples:
     """Branches of samples that drop path drops are not computed; nothing else changes."""
 
     @staticmethod
-    def run(form: str, seed: int, rate: float) -> tuple[int, list[Tensor]]:
-        """Samples that the attention branch saw, and the answer with the gradients of input and parameters."""
+    def run(form: str, seed: int, rate: float) -> list[Tensor]:
+        """The answer with the gradients of input and parameters."""
         block = build(drop_path_rate=0.5, attn_implementation=form).double().train().swinv2.encoder.layers[1].blocks[1]
         block.drop_path.rate = rate
-        seen: list[int] = []
-        plain = block._attention_branch
-        block._attention_branch = lambda x, *rest: (seen.append(len(x)), plain(x, *rest))[1]
         x = torch.randn(6, 8, 8, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
         torch.manual_seed(seed)
         answer, _ = block(x, form)
@@ -318,23 +333,29 @@ class TestDroppedSamples:
         answer.square().sum().backward()
         gradients = [parameter.grad for parameter in block.parameters()]
         assert all(gradient is not None for gradient in gradients)
-        return seen[0], [answer.detach(), after, x.grad, *gradients]
+        return [answer.detach(), after, x.grad, *gradients]
 
     @pytest.mark.parametrize("rate", [0.1, 0.5, 1 - 1e-9], ids=["few", "half", "all"])
     @pytest.mark.parametrize("seed", range(3))
     def test_answer_gradients_and_draws_are_the_same(self, rate: float, seed: int) -> None:
-        _, plain = self.run("eager", seed, rate)
-        _, fast = self.run("sdpa", seed, rate)
-        for ours, expected in zip(fast, plain, strict=True):
+        for ours, expected in zip(self.run("sdpa", seed, rate), self.run("eager", seed, rate), strict=True):
             torch.testing.assert_close(ours, expected)
 
-    def test_they_are_left_out(self) -> None:
+    @needs_kernels
+    def test_they_are_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[int] = []
+        for name in ("add_attention", "attend"):
+            kernel = getattr(kernels, name)
+            monkeypatch.setattr(
+                kernels, name, lambda x, *rest, kernel=kernel: (seen.append(len(x)), kernel(x, *rest))[1]
+            )
         torch.manual_seed(0)
         kept = int((torch.rand(6) < 0.5).sum())
         assert 0 < kept < 6
-        assert self.run("sdpa", 0, 0.5)[0] == kept
-        assert self.run("eager", 0, 0.5)[0] == 6
-        assert self.run("sdpa", 0, 1 - 1e-9)[0] == 1
+        self.run("sdpa", 0, 0.5)
+        assert seen == [kept]
+        self.run("sdpa", 0, 1 - 1e-9)
+        assert sum(seen) == kept
 
     @pytest.mark.parametrize("autocast", [False, True])
     def test_the_answers_dtype(self, autocast: bool) -> None:

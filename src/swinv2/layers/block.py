@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from swinv2.config import StageSpec, Swinv2Config, is_exact_gelu
-from swinv2.layers.attention import Attention, Projection, WindowGeometry
+from swinv2.layers.attention import Attention, CosineWindowAttention, Projection, WindowGeometry
 from swinv2.layers.linear import is_plain, is_unwatched, project
 from swinv2.ops.cpu import library
 from swinv2.ops.cpu.branches import Ending, add_attention, add_mlp
@@ -173,8 +173,7 @@ class SwinTransformerBlock(nn.Module):
             and library.refuse() is None
             and all(_types(self.get_submodule(name)) == self._built[name] for name in names)
             and all(is_plain(module) or (type(module) is not nn.Linear and is_unwatched(module)) for module in modules)
-            and not any(isinstance(module, nn.Dropout) and module.training and module.p > 0 for module in modules)
-            and not (self.attention.self.training and self.attention.self.dropout > 0)
+            and not any(_drops(module) for module in modules)
         )
 
     def _may_add_in_one_kernel(self, x: Tensor, norm: nn.LayerNorm, backend: str) -> bool:
@@ -191,6 +190,13 @@ class SwinTransformerBlock(nn.Module):
             and is_unwatched(norm)
             and is_unwatched(self.drop_path)
         )
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module drops numbers or attention weights, now."""
+    if isinstance(module, nn.Dropout):
+        return module.training and module.p > 0
+    return isinstance(module, CosineWindowAttention) and module.training and module.dropout > 0
 
 
 def _types(part: nn.Module) -> list[type[nn.Module]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
 
 from swinv2.ops.windows import WindowPlan
 
@@ -39,7 +40,7 @@ def is_plain_call(tensor: Tensor) -> bool:
         and not is_transformed()
         and torch._C._len_torch_dispatch_stack() == 0
         # Of torch.autograd.grad with is_grads_batched, which is no transform of torch.func.
-        and not torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Batched)
+        and not is_legacy_batchedtensor(tensor)
     )
 
 

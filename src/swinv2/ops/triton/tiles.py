@@ -122,7 +122,7 @@ def hide(
     """Minus infinity for pairs of different regions, and for keys that only fill up a tile."""
     if UNEVEN:
         logits = tl.where((keys < WINDOW_HEIGHT * WINDOW_WIDTH)[None, :], logits, float("-inf"))
-    if HAS_REGIONS:
+    if HAS_REGIONS:  # noqa: SIM102 - one is known when a kernel is compiled, the other when it runs
         if mixed:
             of_queries = _regions(queries, window, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
             of_keys = _regions(keys, window, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
@@ -168,9 +168,9 @@ def store(feature_map, strides, spots, vectors, HEAD_DIM: tl.constexpr, BLOCK_DI
 @triton.jit
 def reciprocal_of_root(squares, DTYPE: tl.constexpr):
     """1 / sqrt(squares), as exact as what comes of numbers in a dtype deserves."""
-    if DTYPE == tl.float32:
+    if tl.float32 == DTYPE:
         return tl.div_rn(1.0, tl.sqrt_rn(squares))
-    if DTYPE == tl.float64:
+    if tl.float64 == DTYPE:
         return 1.0 / tl.sqrt(squares)
     return tl.rsqrt(squares)
 
