@@ -71,7 +71,11 @@ def compile_kernels(folder: Path) -> list[Path]:
         made = library.with_suffix(".new")
         run = subprocess.run([*compiler.split(), *FLAGS, *flags, *source, str(made)], capture_output=True, text=True)
         if run.returncode:
-            return _give_up(f"the compiler refused: {run.stderr.strip() or run.stdout.strip()}")
+            for each in libraries:
+                each.unlink(missing_ok=True)
+            return _give_up(
+                f"{compiler} refused: {run.stderr.strip() or run.stdout.strip()}; it must understand gcc's C"
+            )
         made.replace(library)
     return libraries or _give_up(f"they are not for {platform.machine()}")
 

@@ -76,16 +76,49 @@ def test_each_branch_is_one_function_in_the_fast_form_only() -> None:
 @pytest.mark.parametrize(
     ("change", "left"),
     [
-        ({"hidden_act": "silu"}, {"Attention"}),
-        ({"hidden_act": "gelu_pytorch_tanh"}, {"Attention"}),
-        ({"hidden_dropout_prob": 0.1}, {"Attention"}),
-        ({"attention_probs_dropout_prob": 0.1}, {"Mlp"}),
-        ({"drop_path_rate": 0.5}, {"Attention", "Mlp"}),
+        ({"hidden_act": "silu"}, ["Attention"]),
+        ({"hidden_act": "gelu_pytorch_tanh"}, ["Attention"]),
+        ({"hidden_dropout_prob": 0.1}, ["Attention"]),
+        ({"attention_probs_dropout_prob": 0.1}, ["Mlp"]),
+        ({"drop_path_rate": 0.5}, ["Attention", "Mlp"]),
     ],
     ids=str,
 )
-def test_what_the_kernels_cannot_do_in_training_is_done_by_the_parts(change: dict[str, object], left: set[str]) -> None:
-    assert one_function(build(**change).train().swinv2.encoder.layers[1].blocks[0]) == left
+def test_what_the_kernels_cannot_do_in_training_is_done_by_the_parts(
+    change: dict[str, object], left: list[str]
+) -> None:
+    assert sorted(one_function(build(**change).train().swinv2.encoder.layers[1].blocks[0])) == left
+
+
+@pytest.mark.parametrize("channels", [12, 20, 48])
+def test_a_map_of_other_channels_is_refused(channels: int) -> None:
+    """As torch refuses it: a kernel would read what is not there."""
+    block = build().swinv2.encoder.layers[0].blocks[0]
+    with torch.no_grad(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        block(torch.randn(1, 8, 8, channels), "sdpa")
+
+
+def test_a_weight_that_is_elsewhere_is_refused() -> None:
+    """Not read, as torch refuses it."""
+    block = build().swinv2.encoder.layers[0].blocks[0]
+    block.layernorm_after.to("meta")
+    with torch.no_grad(), pytest.raises(RuntimeError, match="meta"):
+        block(torch.randn(1, 8, 8, 24), "sdpa")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"kernel_size": 7, "padding": 3}, {"kernel_size": 4, "dilation": 2}, {"kernel_size": 4, "groups": 3}],
+    ids=str,
+)
+def test_a_replaced_patch_projection_is_what_it_is(change: dict[str, int], dtype: torch.dtype) -> None:
+    """Overlapping, padded or grouped, it is called as a module."""
+    embeddings = build().swinv2.embeddings.patch_embeddings.to(dtype)
+    embeddings.projection = nn.Conv2d(3, 24, stride=4, dtype=dtype, **change)
+    images = torch.randn(2, 3, 32, 32).to(dtype)
+    expected = embeddings.projection(images).permute(0, 2, 3, 1)
+    torch.testing.assert_close(embeddings(images), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_queries_keys_and_values_share_a_product_if_it_is_large() -> None:

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from swinv2.ops.cpu import library, linear, pieces
-from swinv2.ops.cpu.linear import add_turned_product, join, linear_each, product, project_patches, sum_of_tokens
+from swinv2.ops.cpu.linear import (
+    add_turned_product,
+    join,
+    linear_each,
+    may_project_patches,
+    product,
+    project_patches,
+    sum_of_tokens,
+)
 from swinv2.ops.cpu.pieces import can_run
 
 needs_kernels = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
@@ -213,9 +221,14 @@ def test_the_sum_of_many_in_bf16_is_as_exact_as_torchs(processor: bool) -> None:
 def test_patches_are_projected_as_by_torch(
     dtype: torch.dtype, with_bias: bool, autocast: bool, processor: bool
 ) -> None:
+    """In fp32 where the processor has no instructions for 16 bits, and elsewhere not at all."""
     projection = nn.Conv2d(3, 8, (4, 2), (4, 2), bias=with_bias).to(dtype)
     pixels = draw(2, 3, 16, 10, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        multiplied = torch.bfloat16 if autocast and dtype != torch.float64 else dtype
+        assert may_project_patches(pixels, projection) == linear._is_slow_in(multiplied)
+        if not may_project_patches(pixels, projection):
+            return
         ours, theirs = project_patches(pixels, projection), projection(pixels)
     assert ours.dtype == theirs.dtype
     torch.testing.assert_close(ours, theirs)

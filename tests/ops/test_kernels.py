@@ -1,6 +1,6 @@
 """The compiled kernels for CPUs, each against the same sums in float64."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
@@ -13,6 +13,7 @@ from torch import Tensor
 from attention_cases import CASES, FORMS, Case, draw
 from swinv2.ops.cpu import kernels, library
 from swinv2.ops.precision import precise
+from swinv2.ops.windows import WindowPlan
 
 pytestmark = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
 
@@ -252,11 +253,11 @@ class TestResidualLine:
         assert torch.equal(wide[:, 33:], beyond)
 
     def test_tokens_that_do_not_lie_at_equal_distances_are_refused(self) -> None:
-        x, weight = torch.zeros(4, 3, 6), torch.ones(6)
+        x, weight = torch.zeros(4, 6), torch.ones(3)
         with pytest.raises(ValueError, match="equal distances"):
-            kernels.gelu(x.transpose(0, 1).flatten(1), x[:, :2].unflatten(-1, (3, 2))[..., 0].reshape(4, 6)[:, ::2])
+            kernels.gelu(x[:, ::2], torch.zeros(4, 3))
         with pytest.raises(ValueError, match="equal distances"):
-            kernels.add_normalised(weight[None].expand(2, 6), x[0, :2, ::2], weight, weight, 1e-5, 1.0, x[0, :2])
+            kernels.add_normalised(torch.zeros(4, 3), x[:, ::2], weight, weight, 1e-5, 1.0, torch.zeros(4, 3))
 
     def test_a_number_that_is_none_spoils_its_token_only(self) -> None:
         x, work, weight = torch.zeros(90, 33), random(90, 33, dtype=torch.float32), torch.ones(33)
@@ -449,3 +450,38 @@ def test_threads_of_a_program_do_not_disturb_each_other() -> None:
         answers = list(pool.map(multiply, sizes))
     for rows, answer in zip(sizes, answers, strict=True):
         assert holds(answer, (left.double() @ right.double())[:rows])
+
+
+ONES = {size: torch.ones(size) for size in ((4, 8), (4, 6), (8, 6), (7, 6), (8,), (6,), (5,), (3, 8), (2, 8))}
+MAP, PLAN = torch.ones(1, 4, 4, 2, 3), WindowPlan((4, 4), (2, 2))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: kernels.matmul(ONES[4, 8], ONES[7, 6], out=ONES[4, 6]),
+        lambda: kernels.matmul(ONES[4, 8], ONES[8, 6], ONES[5,], out=ONES[4, 6]),
+        lambda: kernels.matmul(ONES[4, 8], ONES[8, 6], out=ONES[7, 6]),
+        lambda: kernels.gelu(ONES[4, 8], ONES[4, 6]),
+        lambda: kernels.gelu_backward(*[ONES[4, 8]] * 4, ONES[6,]),
+        lambda: kernels.add_normalised(ONES[4, 8], ONES[4, 8], ONES[6,], ONES[8,], 1e-5, 1.0, ONES[4, 8]),
+        lambda: kernels.add_normalised_backward(*[ONES[4, 8]] * 2, ONES[8,], 1e-5, 1.0, ONES[4, 8], ONES[2, 8]),
+        lambda: kernels.add_mlp(
+            ONES[4, 8], (ONES[3, 8], None), (ONES[8, 6], None), (ONES[8,], ONES[8,], 1e-5, 1.0), ONES[4, 8]
+        ),
+        lambda: kernels.attend(MAP, MAP, MAP, torch.ones(2, 3, 5), torch.ones(2), None, PLAN, MAP),
+        lambda: kernels.attend(MAP, MAP[:, :2], MAP, torch.ones(2, 3, 3), torch.ones(2), None, PLAN, MAP),
+        lambda: kernels.attend(
+            MAP, MAP, MAP, torch.ones(2, 3, 3), torch.ones(2), None, WindowPlan((4, 6), (2, 2)), MAP
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(call: Callable[[], None]) -> None:
+    """A kernel would read or write beyond a tensor."""
+    with pytest.raises(ValueError, match=r"has shape .*; expected"):
+        call()
+
+
+def test_what_is_elsewhere_is_refused() -> None:
+    with pytest.raises(ValueError, match="is on meta; the kernels for CPUs"):
+        kernels.gelu(ONES[4, 8], ONES[4, 8].to("meta"))

@@ -5,7 +5,7 @@ In and out: a map (B, H, W, C).
 Source: Liu et al., Swin Transformer V2, section 3.2 (res-post-norm) and figure 1; section 3.6 for the extra norm.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -106,7 +106,8 @@ class SwinTransformerBlock(nn.Module):
         self.layernorm_extra = (
             nn.LayerNorm(spec.dim, eps=config.layer_norm_eps) if spec.extra_norms[index] else nn.Identity()
         )
-        self._built = {name: _types(part) for name, part in self.named_children()}
+        self._channels = spec.dim
+        self._built = {name: _make_up(part.modules()) for name, part in self.named_children()}
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] | None = None
 
@@ -167,12 +168,18 @@ class SwinTransformerBlock(nn.Module):
         that its parts are not called."""
         if backend != SDPA or not (can_run(x) or is_compiled(x)):
             return False
-        modules = [module for name in names for module in self.get_submodule(name).modules()]
+        parts = {name: list(self.get_submodule(name).modules()) for name in names}
+        modules = [module for part in parts.values() for module in part]
+        weights = [module.weight for module in modules if type(module) is nn.Linear]
         return (
             x.dtype in library.TYPES
             and library.refuse() is None
-            and all(_types(self.get_submodule(name)) == self._built[name] for name in names)
+            and x.shape[-1] == self._channels
+            and all(_make_up(part) == self._built[name] for name, part in parts.items())
             and all(is_plain(module) or (type(module) is not nn.Linear and is_unwatched(module)) for module in modules)
+            and all(p is None or p.device.type == "cpu" for module in modules for p in module._parameters.values())
+            # Otherwise torch refuses to multiply them.
+            and (torch.is_autocast_enabled("cpu") or all(weight.dtype == x.dtype for weight in weights))
             and not any(_drops(module) for module in modules)
         )
 
@@ -199,9 +206,9 @@ def _drops(module: nn.Module) -> bool:
     return isinstance(module, CosineWindowAttention) and module.training and module.dropout > 0
 
 
-def _types(part: nn.Module) -> list[type[nn.Module]]:
-    """Of a module and all its parts: what it was built of, or what somebody has made of it."""
-    return [type(module) for module in part.modules()]
+def _make_up(modules: Iterable[nn.Module]) -> list[Any]:
+    """Types of modules and shapes of their weights: what a part was built of, or what somebody has made of it."""
+    return [(type(module), [None if p is None else p.shape for p in module._parameters.values()]) for module in modules]
 
 
 def block_geometry(config: Swinv2Config, spec: StageSpec, index: int) -> WindowGeometry:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from swinv2.config import StageSpec, Swinv2Config
 from swinv2.layers.linear import is_unwatched, project
 from swinv2.lengths import as_pair
-from swinv2.ops.cpu.linear import project_patches
-from swinv2.ops.cpu.pieces import can_run
+from swinv2.ops.cpu.linear import may_project_patches, project_patches
 from swinv2.ops.windows import Pair
 
 
@@ -36,7 +35,8 @@ class PatchEmbeddings(nn.Module):
         # Channels last: the convolution then writes the map as it is wanted.
         padded = F.pad(pixel_values, (0, right, 0, bottom)).contiguous(memory_format=torch.channels_last)
         is_plain = type(self.projection) is nn.Conv2d and is_unwatched(self.projection)
-        patches = project_patches(padded, self.projection) if is_plain and can_run(padded) else self.projection(padded)
+        by_us = is_plain and may_project_patches(padded, self.projection)
+        patches = project_patches(padded, self.projection) if by_us else self.projection(padded)
         # FSDP, which may wrap this module, warns of views.
         return patches.permute(0, 2, 3, 1).contiguous()
 

@@ -24,18 +24,3 @@ def expand_bias(
     columns = torch.stack([backwards[:, :, width - 1 - x : 2 * width - 1 - x] for x in range(width)], dim=1)
     rows = torch.stack([columns[:, :, height - 1 - y : 2 * height - 1 - y] for y in range(height)], dim=1)
     return rows.reshape(bias_table.shape[0], height * width, height * width)
-
-
-def collect_bias(
-    pairs: Float[Tensor, "heads tokens tokens"], window: Pair
-) -> Float[Tensor, "heads table_height table_width"]:
-    """Sums over all pairs of tokens of the same relative position: the gradient of `expand_bias`."""
-    height, width = window
-    rows = pairs.view(-1, height, width, height, width)
-    columns = pairs.new_zeros(len(rows), width, 2 * height - 1, width)
-    for y in range(height):
-        columns[:, :, height - 1 - y : 2 * height - 1 - y] += rows[:, y]
-    backwards = pairs.new_zeros(len(rows), 2 * height - 1, 2 * width - 1)
-    for x in range(width):
-        backwards[:, :, width - 1 - x : 2 * width - 1 - x] += columns[:, x]
-    return backwards.flip(1, 2)

@@ -137,7 +137,7 @@ BACKENDS = (
     Backend(
         SDPA,
         "one pass for each kind of window, no T x T weights kept: torch's scaled_dot_product_attention, or on a CPU "
-        "this package's own form, a cacheful of windows at a time",
+        "this package's own kernels, a window at a time",
         _refuse_weights,
     ),
     Backend(EAGER, "plain PyTorch, the specification", lambda call: None),

@@ -45,7 +45,7 @@ def window_attention(
 
 
 def runs_in_pieces(v: Float[Tensor, "B H W heads head_dim"], dropout: float) -> bool:
-    """Whether `cpu/attention.py` does the attention, which by itself holds the weights of a few windows at a time."""
+    """Whether `cpu/attention.py` does the attention, which holds the weights of a few rows at a time."""
     return dropout == 0.0 and (can_run(v) or is_compiled(v)) and v.dtype in library.TYPES and library.refuse() is None
 
 

@@ -112,7 +112,7 @@ class WindowPlan:
     @property
     def kinds(self) -> tuple[WindowKind, ...]:
         """All kinds of window, row by row; together they cover every window once."""
-        # Remembered: the copies to windows and back and the attention all ask. (A cached_property has a lock, which
+        # Remembered: every attention asks. (A cached_property has a lock, which
         # torch.compile cannot trace.)
         if "_kinds" not in self.__dict__:
             kinds = tuple(WindowKind(rows, columns) for rows, columns in product(self.spans(0), self.spans(1)))

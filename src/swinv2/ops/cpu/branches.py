@@ -142,7 +142,7 @@ def attention_branch(
     into, last = join(weights[:3], biases[:3]), (weights[3], biases[3])
     norm = (norm_weight, norm_bias, eps, factor)
     if uses_kernels(dtype) and _keep_busy(len(images) * math.prod(plan.counts)):
-        saved = (qkv, attended, work) if keeps else ()
+        saved = [each[: len(images)] for each in (qkv, attended, work)] if keeps else []
         kernels.add_attention(images, into, last, bias_table, scale, plan, norm, sums, *saved)
         todo = []
     else:
@@ -325,7 +325,8 @@ def mlp_branch(
     tokens, rooms = images.flatten(0, 2), sums.flatten(0, 2)
     norm = (norm_weight, norm_bias, eps, factor)
     if uses_kernels(dtype) and len(tokens) >= TOKENS_TO_PACK:
-        kernels.add_mlp(tokens, (w1, b1), (w2, b2), norm, rooms, *((hidden, work) if keeps else ()))
+        saved = [each[: len(tokens)] for each in (hidden, work)] if keeps else []
+        kernels.add_mlp(tokens, (w1, b1), (w2, b2), norm, rooms, *saved)
         todo = []
     else:
         todo = _token_pieces(tokens, w1, dtype)

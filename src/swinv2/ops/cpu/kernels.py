@@ -1,7 +1,8 @@
 """The compiled kernels for CPUs as functions of tensors.
 
-In: tensors on a CPU; features lie side by side. Out: tensors, mostly written into place. Nothing here is differentiable
-or checked again; `library.py` says where the kernels are there.
+In: tensors on a CPU; features lie side by side. Out: tensors, mostly written into place. Nothing here is
+differentiable. Kernels trust what they are told, so sizes and devices that do not fit are refused here. `library.py`
+says where the kernels are there.
 """
 
 import ctypes
@@ -40,7 +41,8 @@ def attend(
         bias_table, scale, padded_value, plan: See `reference.window_attention`.
         out: Gets the attended map.
     """
-    table, scale, filling = (_precise(t, v.dtype) for t in (bias_table, scale, padded_value))
+    table, scale, filling = _fit_attention(v, bias_table, scale, padded_value, plan)
+    _fit(v.shape, q=q, k=k, out=out)
     arguments = [*(_map(m) for m in (q, k, v)), _at(table), _at(scale), _at(filling), _map(out)]
     _run("attend", v.dtype, _plan(plan, v), *arguments)
 
@@ -69,7 +71,8 @@ def attend_backward(
         The gradients of the bias table (None unless wanted), of the scale and of the filling tokens' value, summed in
         fp64 and in fp32 at least.
     """
-    table, scale, filling = (_precise(t, v.dtype) for t in (bias_table, scale, padded_value))
+    table, scale, filling = _fit_attention(v, bias_table, scale, padded_value, plan)
+    _fit(v.shape, grad=grad, q=q, k=k, **{f"gradient {i}": each for i, each in enumerate(out)})
     grad_table = torch.empty_like(table) if wants_table else None
     grad_scale, grad_filling = torch.empty_like(scale), torch.empty(v.shape[-2:], dtype=scale.dtype)
     _run(
@@ -104,6 +107,10 @@ def matmul(
     left, right, bias = _lined_up(left), _lined_up(right), _precise(bias, left.dtype)
     matrices = [_matrix(m) for m in (base, out, after)]
     sizes = (left.shape[0], right.shape[1], left.shape[1])
+    _fit(sizes[::2], left=left)
+    _fit(sizes[:0:-1], right=right)
+    _fit(sizes[1:2], bias=bias)
+    _fit(sizes[:2], base=base, out=out, after=after)
     _run("matmul", left.dtype, *sizes, _matrix(left), _matrix(right), _at(bias), *matrices)
 
 
@@ -119,6 +126,8 @@ def add_normalised(
         out: Gets the sums; may be x.
     """
     weight, bias = _precise(weight, x.dtype), _precise(bias, x.dtype)
+    _fit(x.shape, x=x, work=work, out=out)
+    _fit(x.shape[1:], weight=weight, bias=bias)
     _run("add_normalised", x.dtype, *x.shape, _map(x), _map(work), _at(weight), _at(bias), eps, factor, _map(out))
 
 
@@ -134,6 +143,9 @@ def add_normalised_backward(
         sums: (3, C) in fp64: to these are added the gradients of weight and bias, and all tokens of `out`.
     """
     weight = _precise(weight, grad.dtype)
+    _fit(grad.shape, grad=grad, work=work, out=out)
+    _fit(grad.shape[1:], weight=weight)
+    _fit((3, grad.shape[1]), sums=sums)
     norm = (_at(weight), eps, factor)
     _run("add_normalised_backward", grad.dtype, *grad.shape, _map(grad), _map(work), *norm, _map(out), _at(sums))
 
@@ -159,6 +171,13 @@ def add_mlp(
     """
     (w1, b1), (w2, b2) = (_layer(layer, x.dtype) for layer in (widen, narrow))
     weight, bias = _precise(norm[0], x.dtype), _precise(norm[1], x.dtype)
+    channels, hidden = x.shape[1], len(w1)
+    _fit((hidden, channels), widen=w1)
+    _fit((channels, hidden), narrow=w2)
+    _fit((hidden,), **{"bias of widen": b1})
+    _fit((channels,), **{"bias of narrow": b2, "weight of the norm": weight, "bias of the norm": bias})
+    _fit((len(x), hidden), before=before)
+    _fit(x.shape, x=x, work=work, out=out)
     layers = (_matrix(w1), _at(b1), _matrix(w2), _at(b2), _at(weight), _at(bias), *norm[2:])
     _run("add_mlp", x.dtype, *x.shape, len(w1), _map(x), *layers, *(_map(t) for t in (before, work, out)))
 
@@ -189,15 +208,23 @@ def add_attention(
             the norm's input, if they are given.
     """
     (w1, b1), (w2, b2) = (_layer(layer, x.dtype) for layer in (into, last))
-    table, scale, weight, bias = (_precise(t, x.dtype) for t in (bias_table, scale, norm[0], norm[1]))
+    weight, bias = _precise(norm[0], x.dtype), _precise(norm[1], x.dtype)
+    vectors, channels = x.unflatten(-1, (len(scale), -1)), x.shape[-1]
+    table, scale, _ = _fit_attention(vectors, bias_table, scale, None, plan)
+    _fit((3 * channels, channels), into=w1)
+    _fit((channels, channels), last=w2)
+    _fit((3 * channels,), **{"bias of into": b1})
+    _fit((channels,), **{"bias of last": b2, "weight of the norm": weight, "bias of the norm": bias})
+    _fit((*x.shape[:-1], 3 * channels), qkv=qkv)
+    _fit(x.shape, x=x, attended=attended, work=work, out=out)
     layers = (_matrix(w1), _at(b1), _matrix(w2), _at(b2), *(_at(t) for t in (table, scale, weight, bias)), *norm[2:])
-    vectors = x.unflatten(-1, (len(scale), -1))
     maps = (_map(t) for t in (qkv, attended, work, out))
     _run("add_attention", x.dtype, _plan(plan, vectors), _map(x), *layers, *maps)
 
 
 def gelu(before: Tensor, out: Tensor) -> None:
     """The exact GELU of tokens (N, C); `out` may be what is given."""
+    _fit(before.shape, before=before, out=out)
     _run("gelu", before.dtype, *before.shape, _map(before), _map(out))
 
 
@@ -211,6 +238,8 @@ def gelu_backward(before: Tensor, grad: Tensor, after: Tensor, out: Tensor, sums
         out: Gets their gradient; may be `grad`.
         sums: (C) in fp64: to these are added all tokens of `out`.
     """
+    _fit(before.shape, before=before, grad=grad, after=after, out=out)
+    _fit(before.shape[1:], sums=sums)
     _run("gelu_backward", before.dtype, *before.shape, *(_map(t) for t in (before, grad, after, out)), _at(sums))
 
 
@@ -230,6 +259,29 @@ def _run(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     if needed:
         room = _memory.room = torch.empty(needed, dtype=torch.uint8)
         kernel(*arguments, threads, room.data_ptr(), needed)
+
+
+def _fit(expected: Sequence[int], **tensors: Tensor | None) -> None:
+    """Refuses tensors of another size, or on another device."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != tuple(expected):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(expected)}.")
+        if tensor.device.type != "cpu":
+            raise ValueError(f"{name} is on {tensor.device}; the kernels for CPUs take tensors on a CPU only.")
+
+
+def _fit_attention(
+    v: Tensor, bias_table: Tensor, scale: Tensor, padded_value: Tensor | None, plan: WindowPlan
+) -> tuple[Any, Any, Any]:
+    """As `_fit`, what attention is given beside maps; in the dtype that kernels take."""
+    _fit((len(v), *plan.grid, *v.shape[-2:]), **{"the map": v})
+    heads, head_dim = v.shape[-2:]
+    _fit((heads, *(2 * length - 1 for length in plan.window)), bias_table=bias_table)
+    _fit((heads,), scale=scale)
+    _fit((heads, head_dim), padded_value=padded_value)
+    return _precise(bias_table, v.dtype), _precise(scale, v.dtype), _precise(padded_value, v.dtype)
 
 
 def _precise(tensor: Any, dtype: torch.dtype) -> Any:

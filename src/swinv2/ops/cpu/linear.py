@@ -66,18 +66,30 @@ def join(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Weights:
     return torch.cat(list(weights)), torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in pairs])
 
 
+def may_project_patches(pixels: Tensor, projection: nn.Conv2d) -> bool:
+    """Whether `project_patches` is for a convolution: one without overlap and padding, in 16 bits that the processor
+    has no instructions for."""
+    pixels, weight, bias = in_autocast_dtype(pixels, projection.weight, projection.bias)
+    return (
+        can_run(pixels)
+        and _is_slow_in(pixels.dtype)
+        and all(each.dtype == pixels.dtype for each in (weight, bias) if each is not None)
+        and projection.stride == projection.kernel_size
+        and (projection.padding, projection.dilation, projection.groups) == ((0, 0), (1, 1), 1)
+    )
+
+
 def project_patches(pixels: Tensor, projection: nn.Conv2d) -> Tensor:
-    """What a plain convolution without overlap returns, in a dtype that torch is fast in on this processor.
+    """What such a convolution returns, computed in fp32.
 
     Args:
         pixels: (B, channels, height, width).
         projection: The convolution.
     """
     pixels, weight, bias = in_autocast_dtype(pixels, projection.weight, projection.bias)
-    fast = torch.float32 if _is_slow_in(pixels.dtype) else pixels.dtype
-    bias = None if bias is None else bias.to(fast)
+    bias = None if bias is None else bias.float()
     with torch.autocast("cpu", enabled=False):
-        return F.conv2d(pixels.to(fast), weight.to(fast), bias, projection.stride).to(pixels.dtype)
+        return F.conv2d(pixels.float(), weight.float(), bias, projection.stride).to(pixels.dtype)
 
 
 def _empty_product(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -113,9 +125,20 @@ class _Linear(torch.autograd.Function):
         tokens = grad.reshape(-1, grad.shape[-1])
         return (
             None if weight is None else linear(grad, weight.T, None),
-            None if features is None else linear(tokens.T, features.reshape(-1, features.shape[-1]).T, None),
+            None if features is None else _turned_product(tokens, features.reshape(-1, features.shape[-1])),
             sum_of_tokens(tokens) if ctx.needs_input_grad[2] else None,
         )
+
+
+def _turned_product(left: Tensor, right: Tensor) -> Tensor:
+    """left.T @ right, of matrices in 16 bits by sums in fp32: they are long, and kernels cut them only if there is a
+    place for what they have so far."""
+    in_16_bits = left.dtype == right.dtype and left.dtype.itemsize == 2 and uses_kernels(left.dtype)
+    if not in_16_bits or not can_run(left) or (torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)):
+        return linear(left.T, right.T, None)
+    sums = left.new_zeros(left.shape[1], right.shape[1], dtype=torch.float32)
+    kernels.matmul(left.T, right, base=sums, out=sums)
+    return sums.to(left.dtype)
 
 
 def product(
@@ -185,6 +208,8 @@ def _is_for_kernels(features: Tensor, weight: Tensor, bias: Tensor | None) -> bo
         # Asked again in the backward pass: it may be watched where the forward pass was not.
         (can_run(features) or is_compiled(features))
         and features.dtype == weight.dtype
+        # What does not fit is torch's to refuse.
+        and features.shape[-1:] == weight.shape[1:]
         and (bias is None or (bias.dtype == weight.dtype and bias.shape == weight.shape[:1]))
         and uses_kernels(features.dtype)
     )

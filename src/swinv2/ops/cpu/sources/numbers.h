@@ -35,42 +35,27 @@ static inline uint16_t to_bf16(float x) {
     return x != x ? 0x7fc0 : rounded;
 }
 
-/* Numbers of 16 bits with 5 of them for the exponent, by the usual tricks with bits (Maratyszcza, FP16): compilers know a
-   type for them on some machines only. */
-static inline float from_f16(uint16_t half) {
-    uint32_t wide = (uint32_t)half << 16, twice = wide + wide, bits = (twice >> 4) + (0xE0u << 23), small_bits;
-    float normal, small;
-    memcpy(&normal, &bits, sizeof normal);
-    normal *= 0x1.0p-112f;
-    small_bits = (twice >> 17) | (126u << 23);
-    memcpy(&small, &small_bits, sizeof small);
-    small -= 0.5f;
-    float size = twice < (1u << 27) ? small : normal;
-    memcpy(&bits, &size, sizeof bits);
-    bits |= wide & 0x80000000u;
-    memcpy(&size, &bits, sizeof size);
-    return size;
+/* Numbers of 16 bits with 5 of them for the exponent: processors know them. */
+#ifdef __F16C__
+#include <immintrin.h>
+
+static inline float from_f16(uint16_t bits) { return _cvtsh_ss(bits); }
+
+static inline uint16_t to_f16(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+#else
+static inline float from_f16(uint16_t bits) {
+    __fp16 half;
+    memcpy(&half, &bits, sizeof half);
+    return half;
 }
 
 static inline uint16_t to_f16(float x) {
-    uint32_t bits, sign, bias, result;
-    memcpy(&bits, &x, sizeof bits);
-    sign = bits & 0x80000000u;
-    uint32_t twice = bits + bits;
-    float size, base;
-    uint32_t magnitude = bits & 0x7fffffffu;
-    memcpy(&size, &magnitude, sizeof size);
-    base = size * 0x1.0p+112f * 0x1.0p-110f;
-    bias = twice & 0xFF000000u;
-    bias = bias < 0x71000000u ? 0x71000000u : bias;
-    uint32_t shifted = (bias >> 1) + 0x07800000u;
-    float shift;
-    memcpy(&shift, &shifted, sizeof shift);
-    base += shift;
-    memcpy(&result, &base, sizeof result);
-    uint32_t nonsign = ((result >> 13) & 0x7c00u) + (result & 0x0fffu);
-    return (sign >> 16) | (twice > 0xFF000000u ? 0x7e00u : nonsign);
+    __fp16 half = x;
+    uint16_t bits;
+    memcpy(&bits, &half, sizeof bits);
+    return bits;
 }
+#endif
 
 static inline long round_up(long n, long step) { return (n + step - 1) / step * step; }
 
