@@ -29,7 +29,7 @@ TILED = [
 ]
 
 
-@pytest.fixture(params=[(32, 16), (16, 32)], ids=str)
+@pytest.fixture(params=[(32, 16), pytest.param((16, 32), marks=pytest.mark.slow)], ids=str)
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of few tokens in tiles of fewer, each kernel by itself."""
     monkeypatch.setattr(launch, "WHOLE_WINDOW", 0)

@@ -249,9 +249,9 @@ class TestGoingOn:
         ("command", "more", "step"),
         [
             ("pretrain", [], 6),
-            ("finetune", AUGMENTED, 3),
+            pytest.param("finetune", AUGMENTED, 3, marks=pytest.mark.slow),
             ("finetune", AUGMENTED, 4),
-            ("finetune", AUGMENTED, 11),
+            pytest.param("finetune", AUGMENTED, 11, marks=pytest.mark.slow),
             ("finetune", [*MUON, *ACCUMULATED], 7),
         ],
         ids=["pretrain", "before the first save", "between a save and the next step", "in the last epoch", "muon"],
@@ -275,6 +275,7 @@ class TestGoingOn:
         train("finetune", [*flags, "--dataloader_num_workers", "2", "--output_dir", str(tmp_path / "other")])
         assert losses(tmp_path / "run") == losses(tmp_path / "other")
 
+    @pytest.mark.slow
     def test_a_finished_run_stays_as_it_is(self, flags: list[str], tmp_path: Path) -> None:
         flags = [*flags, "--max_steps", "6", "--eval_strategy", "no"]  # within an epoch
         train("finetune", flags)
@@ -391,6 +392,7 @@ class TestTrouble:
         evaluated = [entry["step"] for entry in log(tmp_path / "run") if "eval_loss" in entry]
         assert all(step % 5 == 0 for step in evaluated)
 
+    @pytest.mark.slow
     def test_a_signal_during_an_evaluation(self, flags: list[str], tmp_path: Path) -> None:
         """The processes that read pictures for it must stay, and the step that follows is the last."""
         draw_colours(tmp_path / "more", 200)
