@@ -279,15 +279,8 @@ CHANGES = {
 }
 
 
-QUICK = {"frozen end", "another module"}
-"""What is tried in every run of the tests; the rest takes a minute."""
-
-
-def quick_and_slow(changes):
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in changes]
-
-
-@pytest.mark.parametrize("change", quick_and_slow(CHANGES))
+@pytest.mark.slow
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_compiled_training_step_is_the_eager_one(model, change):
     images, labels = torch.randn(2, 3, 50, 70), torch.tensor([0, 2])
     CHANGES[change](model.train())
@@ -306,6 +299,7 @@ def test_a_compiled_training_step_is_the_eager_one(model, change):
             assert (actual - expected).norm() <= tolerance * expected.norm() + 1e-7, name
 
 
+@pytest.mark.slow
 def test_sizes_of_images_may_change_in_a_compiled_model(model):
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad():
@@ -314,6 +308,7 @@ def test_sizes_of_images_may_change_in_a_compiled_model(model):
             assert torch.allclose(compiled(images).logits, model(images).logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_batch_needs_no_other_graph_in_training(model):
     """On both sides of the number of tokens from which products are joined in eager mode."""
     graphs = 0
@@ -357,8 +352,9 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("compiled_before", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("change", quick_and_slow(CHANGED))
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled_before", [True, False])
+@pytest.mark.parametrize("change", CHANGED)
 def test_who_watches_or_replaces_a_layer_is_heard_in_a_compiled_model(model, change, compiled_before):
     if change == "hook" and compiled_before:
         pytest.skip("torch.compile does not look for hooks again, unless skip_nnmodule_hook_guards is off")

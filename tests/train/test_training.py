@@ -270,6 +270,7 @@ class TestGoingOn:
         one, other = (weights(tmp_path / name / "final") for name in ("run", "whole"))
         assert all(torch.equal(one[name], other[name]) for name in other)
 
+    @pytest.mark.slow
     def test_data_order_does_not_depend_on_workers(self, flags: list[str], tmp_path: Path) -> None:
         train("finetune", flags)
         train("finetune", [*flags, "--dataloader_num_workers", "2", "--output_dir", str(tmp_path / "other")])
@@ -288,6 +289,7 @@ class TestGoingOn:
         assert all(torch.equal(after[name], before[name]) for name in before)
         assert json.loads((tmp_path / "run" / "results.json").read_text())["loss"] == curve[-1][1]
 
+    @pytest.mark.slow
     def test_another_learning_rate_is_followed(self, flags: list[str], tmp_path: Path) -> None:
         flags = [*flags, "--schedule", "linear", "--eval_strategy", "no"]
         with pytest.raises(CrashError):
@@ -306,6 +308,7 @@ class TestGoingOn:
         with pytest.raises(UsageError, match="--resume_from_checkpoint"):
             train("finetune", [*flags, "--resume_from_checkpoint", str(tmp_path / where)])
 
+    @pytest.mark.slow
     def test_a_corrupt_checkpoint_is_passed_over(
         self, flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
