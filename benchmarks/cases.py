@@ -39,7 +39,6 @@ class Case:
         pretrained_windows: Window of each stage in which the position bias counts as learned; 0 for `window`.
         batch_sizes: Images at once, by device and mode: enough to fill the device, and no peer runs out of memory. A
             case without a device's sizes is not for it.
-        optional: Whether the case runs only when it is named.
     """
 
     name: str
@@ -50,7 +49,6 @@ class Case:
     num_heads: tuple[int, ...]
     pretrained_windows: tuple[int, ...]
     batch_sizes: dict[tuple[str, str], int]
-    optional: bool = False
 
 
 TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "pretrained_windows": (0, 0, 0, 0)}

@@ -68,7 +68,7 @@ def main(
 ) -> None:
     """Compares swinv2 with transformers, timm and torchvision: images per second and peak memory."""
     for_device = [name for name, case in CASES.items() if (device.value, MODES[0]) in case.batch_sizes]
-    selected = _select("cases", cases, for_device, [name for name in for_device if not CASES[name].optional])
+    selected = _select("cases", cases, for_device)
     names = _select("libraries", libraries, LIBRARIES)
     chosen_modes = _select("modes", modes, MODES)
     chosen_precisions = _select("precisions", precisions, PRECISIONS)
@@ -380,13 +380,13 @@ def _tables(rows: list[report.Row], libraries: list[str], memory_too: bool) -> l
     return [speed, weight]
 
 
-def _select(option: str, given: str, known: Iterable[str], default: list[str] | None = None) -> list[str]:
-    """Reads names separated by commas; none means the default, or all that are known."""
+def _select(option: str, given: str, known: Iterable[str]) -> list[str]:
+    """Reads names separated by commas; none means all that are known."""
     names = [name.strip() for name in given.split(",") if name.strip()]
     for name in names:
         if name not in known:
             raise typer.BadParameter(f"there is no {name!r}; choose from {', '.join(known)}", param_hint=f"--{option}")
-    return names or default or list(known)
+    return names or list(known)
 
 
 STARTED = time.perf_counter()

@@ -147,7 +147,7 @@ def work(library: str, setting: Setting, answer: Callable[..., None]) -> None:
     before = torch.cuda.memory_allocated() if on_cuda else 0
     step, parameters = make_step(library, setting)
     for _ in range(WARM_STEPS):
-        step() if not on_cuda else _step_when_there_is_memory(step)
+        _step_when_there_is_memory(step)
     synchronize()
     if on_cuda:
         torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
 """Which form of window attention runs, and why.
 
 In: the name a user asked for and what the call needs. Out: the form to run. The table is in order of preference and
-every refusal is a sentence; nothing is chosen silently.
+every refusal is a sentence, which `explain_backend` says.
 """
 
 import importlib.util
