@@ -407,7 +407,9 @@ class TestFusedForm:
         monkeypatch.setattr(residual, "add_normalised", spy)
         return spy
 
-    @pytest.mark.parametrize("fields", [{}, {"mask_padding": True, "drop_path_rate": 0.5}], ids=str)
+    @pytest.mark.parametrize(
+        "fields", [pytest.param({}, marks=pytest.mark.slow), {"mask_padding": True, "drop_path_rate": 0.5}], ids=str
+    )
     def test_it_is_the_network(self, fields: dict[str, Any], kernels: mock.Mock, lines: mock.Mock) -> None:
         """Answer and gradients are the plain form's, on a map that needs padding; recomputed, they are the same."""
         fields = {"depths": [2, 1], "drop_path_rate": 0.0, **fields}

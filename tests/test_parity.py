@@ -158,7 +158,7 @@ def test_transformers(peer: Peer, form: str) -> None:
         assert {name: error for name, error in errors.items() if not error < GRADIENT_TOLERANCE} == {}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [pytest.param("eager", marks=pytest.mark.slow), *FORMS[1:]])
 def test_gradients_in_double_precision(peer: Peer, form: str) -> None:
     """Where nothing is rounded away, every gradient is transformers' own."""
     if not peer.case.wants_gradients:

@@ -48,7 +48,7 @@ def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         return model(images).logits
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", [pytest.param("eager", marks=pytest.mark.slow), "sdpa"])
 def test_compile_has_no_break_and_follows_the_batch(model, implementation):
     model.set_attn_implementation(implementation)
     count = 0
@@ -112,7 +112,7 @@ def test_what_is_exported_attends_in_all_windows():
 
 
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("size", [(64, 64), (50, 70)])
+@pytest.mark.parametrize("size", [pytest.param((64, 64), marks=pytest.mark.slow), (50, 70)])
 def test_export_with_dynamic_batch(model, size, strict):
     class Logits(nn.Module):
         def __init__(self) -> None:

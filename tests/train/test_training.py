@@ -248,11 +248,11 @@ class TestGoingOn:
     @pytest.mark.parametrize(
         ("command", "more", "step"),
         [
-            ("pretrain", [], 6),
+            pytest.param("pretrain", [], 6, marks=pytest.mark.slow),
             pytest.param("finetune", AUGMENTED, 3, marks=pytest.mark.slow),
             ("finetune", AUGMENTED, 4),
             pytest.param("finetune", AUGMENTED, 11, marks=pytest.mark.slow),
-            ("finetune", [*MUON, *ACCUMULATED], 7),
+            pytest.param("finetune", [*MUON, *ACCUMULATED], 7, marks=pytest.mark.slow),
         ],
         ids=["pretrain", "before the first save", "between a save and the next step", "in the last epoch", "muon"],
     )
