@@ -29,6 +29,10 @@ SMALL_CACHE = 4000
 def cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "CACHE_BYTES", request.param)
     monkeypatch.setattr(branches, "SMALLEST_PIECE", 10)
+    if request.param == SMALL_CACHE:
+        # No branch is one call of a kernel.
+        monkeypatch.setattr(branches, "PACKED_BYTES", 0)
+        monkeypatch.setattr(branches, "_pays_to_pack", lambda *_: False)
 
 
 @dataclass(frozen=True)

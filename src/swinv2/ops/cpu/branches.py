@@ -23,17 +23,22 @@ from swinv2.ops.cpu.linear import (
     add_turned_product,
     join,
     product,
+    product_each,
     sum_of_tokens,
     uses_kernels,
     working_dtype,
 )
 from swinv2.ops.cpu.opaque import opaque
-from swinv2.ops.cpu.pieces import SMALLEST_PIECE, bands, pieces
+from swinv2.ops.cpu.pieces import CACHE_BYTES, SMALLEST_PIECE, bands, pieces
 from swinv2.ops.precision import precise, without_autocast
 from swinv2.ops.windows import WindowPlan
 
 TOKENS_TO_PACK = 256
 """From which the whole MLP is one call of a kernel, which packs all its weights first."""
+
+PACKED_BYTES = CACHE_BYTES // 2
+"""What the packed weights of an MLP may take: for each few tokens the kernel reads them all, so they must stay in the
+cache."""
 
 
 @dataclass(frozen=True)
@@ -139,17 +144,19 @@ def attention_branch(
     images = x.contiguous() if index is None else x[index]
     sums = out if index is None else out.new_empty(images.shape)
     heads, filling = len(scale), _as_vectors(biases[2], len(scale))
-    into, last = join(weights[:3], biases[:3]), (weights[3], biases[3])
-    norm = (norm_weight, norm_bias, eps, factor)
-    if uses_kernels(dtype) and _keep_busy(len(images) * math.prod(plan.counts)):
-        saved = [each[: len(images)] for each in (qkv, attended, work)] if keeps else []
-        kernels.add_attention(images, into, last, bias_table, scale, plan, norm, sums, *saved)
-        todo = []
+    last, norm = (weights[3], biases[3]), (norm_weight, norm_bias, eps, factor)
+    packs = uses_kernels(dtype) and _pays_to_pack(plan, *images.shape)
+    if packs or not uses_kernels(dtype):
+        into = [join(weights[:3], biases[:3])]
     else:
-        todo = bands(plan, len(images), _token_bytes(x, dtype))
-    for band in todo:
+        # Joining copies them, which takes more than one product saves where tokens are few.
+        into = list(zip(weights[:3], biases[:3], strict=True))
+    if packs:
+        saved = [each[: len(images)] for each in (qkv, attended, work)] if keeps else []
+        kernels.add_attention(images, *into, last, bias_table, scale, plan, norm, sums, *saved)
+    for band in [] if packs else bands(plan, len(images), _token_bytes(x, dtype)):
         tokens = band.take(images)
-        some_qkv = product(tokens, *into, dtype, out=band.room(qkv) if keeps else None)
+        some_qkv = product_each(tokens, into, dtype, out=band.room(qkv) if keeps else None)
         some_attended = band.room(attended) if keeps else some_qkv.new_empty(tokens.shape)
         q, k, v, answer = (band.as_map(part, heads) for part in (*some_qkv.chunk(3, -1), some_attended))
         kernels.attend(q, k, v, bias_table, scale, filling, band.plan, answer)
@@ -324,7 +331,8 @@ def mlp_branch(
     sums = out if index is None else out.new_empty(images.shape)
     tokens, rooms = images.flatten(0, 2), sums.flatten(0, 2)
     norm = (norm_weight, norm_bias, eps, factor)
-    if uses_kernels(dtype) and len(tokens) >= TOKENS_TO_PACK:
+    packed_bytes = (w1.numel() + w2.numel()) * precise(dtype).itemsize
+    if uses_kernels(dtype) and len(tokens) >= TOKENS_TO_PACK and packed_bytes <= PACKED_BYTES:
         saved = [each[: len(tokens)] for each in (hidden, work)] if keeps else []
         kernels.add_mlp(tokens, (w1, b1), (w2, b2), norm, rooms, *saved)
         todo = []
@@ -451,10 +459,11 @@ def _as_vectors(bias: Tensor | None, heads: int) -> Tensor | None:
     return None if bias is None else bias.view(heads, -1)
 
 
-def _keep_busy(windows: int) -> bool:
-    """Whether windows can be shared out among the threads so that none waits for long."""
-    threads = torch.get_num_threads()
-    return -(-windows // threads) * threads <= 1.2 * windows
+def _pays_to_pack(plan: WindowPlan, batch: int, height: int, width: int, channels: int) -> bool:
+    """Whether attention is to be one call of a kernel, which packs all weights first and gives each thread windows: if
+    tokens are enough, and none waits for long."""
+    windows, threads = batch * math.prod(plan.counts), torch.get_num_threads()
+    return batch * height * width >= channels and -(-windows // threads) * threads <= 1.2 * windows
 
 
 def _token_bytes(x: Tensor, dtype: torch.dtype) -> int:

@@ -177,6 +177,23 @@ def product(
     return answer if out is None else out.copy_(answer)
 
 
+def product_each(tokens: Tensor, layers: Sequence[Weights], dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """`product` with several layers, their answers side by side.
+
+    Args:
+        tokens, dtype, out: See `product`.
+        layers: Weight and bias of each.
+    """
+    if len(layers) == 1:
+        return product(tokens, *layers[0], dtype, out=out)
+    widths = [len(weight) for weight, _ in layers]
+    if out is None:
+        out = tokens.new_empty(len(tokens), sum(widths), dtype=working_dtype(dtype))
+    for layer, part in zip(layers, out.split(widths, 1), strict=True):
+        product(tokens, *layer, dtype, out=part)
+    return out
+
+
 def add_turned_product(sums: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
     """sums += left.T @ right, of matrices; what is multiplied may be rounded to a dtype, the sums are in fp32 at least.
     Of long sums torch's library makes more."""
