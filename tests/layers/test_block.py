@@ -12,7 +12,7 @@ import peers
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.layers.block import SwinTransformerBlock
 from swinv2.layers.linear import is_plain, project
-from swinv2.ops.cpu import kernels, library, pieces
+from swinv2.ops.cpu import branches, kernels, library, pieces
 
 needs_kernels = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
 SMALL = {"image_size": 64, "window_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "num_labels": 6}
@@ -22,13 +22,20 @@ def build(**fields: object) -> Swinv2ForImageClassification:
     return peers.draw_weights(Swinv2ForImageClassification(Swinv2Config(**SMALL, **fields))).eval()
 
 
+def cut(patch: pytest.MonkeyPatch) -> None:
+    """Has branches be computed in several pieces."""
+    patch.setattr(pieces, "CACHE_BYTES", 2**17)
+    for name in ("_packs_attention", "_packs_mlp"):
+        patch.setattr(branches, name, lambda *_: False)
+
+
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(6, 3, 50, 70, generator=torch.Generator().manual_seed(1))
 
 
 def test_in_pieces_nothing_changes(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**17)
+    cut(monkeypatch)
     with torch.no_grad():
         answers = [build(attn_implementation=form)(images).logits for form in ("sdpa", "eager")]
     assert peers.difference(*answers) < 1e-5
@@ -38,7 +45,7 @@ def test_in_pieces_nothing_changes(images: Tensor, monkeypatch: pytest.MonkeyPat
 def test_in_pieces_half_precision_is_about_as_exact(
     dtype: torch.dtype, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**17)
+    cut(monkeypatch)
     with torch.no_grad():
         truth = build(attn_implementation="eager")(images).logits
         errors = [
@@ -146,7 +153,7 @@ def test_queries_keys_and_values_share_a_product_if_it_is_large() -> None:
 def test_a_hook_sees_the_whole_map_once(
     name: str, channels: int, with_gradients: bool, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**17)
+    cut(monkeypatch)
     model = build()
     block = model.swinv2.encoder.layers[0].blocks[1]
     seen: list[torch.Size] = []
@@ -194,7 +201,7 @@ class Counting(nn.Module):
 def test_a_module_in_anothers_place_is_called_once_with_the_whole_map(
     name: str, with_gradients: bool, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**17)
+    cut(monkeypatch)
     model = build()
     block = model.swinv2.encoder.layers[0].blocks[1]
     counting = Counting(block.get_submodule(name))
@@ -250,7 +257,7 @@ def test_drop_path_alone_in_training_mode_still_drops_whole_images() -> None:
 
 
 def test_a_hook_on_all_modules_is_heeded(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**17)
+    cut(monkeypatch)
     calls: list[nn.Module] = []
     handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: calls.append(module))
     model = build()

@@ -101,9 +101,11 @@ def function(call: str) -> Callable[..., object]:
     return next(getattr(module, name) for module in (attention, branches, linear, position) if hasattr(module, name))
 
 
-@pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[False, True], ids=["in pieces", "whole"])
+def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "CACHE_BYTES", 2**12)
+    for name in ("_packs_attention", "_packs_mlp"):
+        monkeypatch.setattr(branches, name, lambda *_: request.param)
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -22,6 +22,7 @@ from swinv2.ops.cpu.kernels import Weights
 from swinv2.ops.cpu.linear import (
     add_turned_product,
     join,
+    pays_to_join,
     product,
     product_each,
     sum_of_tokens,
@@ -34,11 +35,11 @@ from swinv2.ops.precision import precise, without_autocast
 from swinv2.ops.windows import WindowPlan
 
 TOKENS_TO_PACK = 256
-"""From which the whole MLP is one call of a kernel, which packs all its weights first."""
+"""From which packing all weights of an MLP pays."""
 
 PACKED_BYTES = CACHE_BYTES // 2
-"""What the packed weights of an MLP may take: for each few tokens the kernel reads them all, so they must stay in the
-cache."""
+"""What they may take when packed: the two layers of 512 and 2048 features in fp32 do. A kernel reads them all for each
+few tokens, so they must stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +146,14 @@ def attention_branch(
     sums = out if index is None else out.new_empty(images.shape)
     heads, filling = len(scale), _as_vectors(biases[2], len(scale))
     last, norm = (weights[3], biases[3]), (norm_weight, norm_bias, eps, factor)
-    packs = uses_kernels(dtype) and _pays_to_pack(plan, *images.shape)
-    if packs or not uses_kernels(dtype):
+    packs = uses_kernels(dtype) and _packs_attention(plan, *images.shape)
+    if packs or not uses_kernels(dtype) or pays_to_join(images):
         into = [join(weights[:3], biases[:3])]
     else:
-        # Joining copies them, which takes more than one product saves where tokens are few.
         into = list(zip(weights[:3], biases[:3], strict=True))
     if packs:
         saved = [each[: len(images)] for each in (qkv, attended, work)] if keeps else []
-        kernels.add_attention(images, *into, last, bias_table, scale, plan, norm, sums, *saved)
+        kernels.add_attention(images, into[0], last, bias_table, scale, plan, norm, sums, *saved)
     for band in [] if packs else bands(plan, len(images), _token_bytes(x, dtype)):
         tokens = band.take(images)
         some_qkv = product_each(tokens, into, dtype, out=band.room(qkv) if keeps else None)
@@ -331,8 +331,7 @@ def mlp_branch(
     sums = out if index is None else out.new_empty(images.shape)
     tokens, rooms = images.flatten(0, 2), sums.flatten(0, 2)
     norm = (norm_weight, norm_bias, eps, factor)
-    packed_bytes = (w1.numel() + w2.numel()) * precise(dtype).itemsize
-    if uses_kernels(dtype) and len(tokens) >= TOKENS_TO_PACK and packed_bytes <= PACKED_BYTES:
+    if uses_kernels(dtype) and _packs_mlp(len(tokens), w1, w2):
         saved = [each[: len(tokens)] for each in (hidden, work)] if keeps else []
         kernels.add_mlp(tokens, (w1, b1), (w2, b2), norm, rooms, *saved)
         todo = []
@@ -459,11 +458,17 @@ def _as_vectors(bias: Tensor | None, heads: int) -> Tensor | None:
     return None if bias is None else bias.view(heads, -1)
 
 
-def _pays_to_pack(plan: WindowPlan, batch: int, height: int, width: int, channels: int) -> bool:
-    """Whether attention is to be one call of a kernel, which packs all weights first and gives each thread windows: if
-    tokens are enough, and none waits for long."""
+def _packs_attention(plan: WindowPlan, batch: int, height: int, width: int, channels: int) -> bool:
+    """Whether the attention is to be one call of a kernel, which packs all weights first and then gives threads whole
+    windows: if tokens are enough, and no thread waits for long."""
     windows, threads = batch * math.prod(plan.counts), torch.get_num_threads()
     return batch * height * width >= channels and -(-windows // threads) * threads <= 1.2 * windows
+
+
+def _packs_mlp(tokens: int, *weights: Tensor) -> bool:
+    """The same of the MLP: if tokens are enough, and the packed weights stay in the cache."""
+    packed_bytes = sum(weight.numel() * precise(weight.dtype).itemsize for weight in weights)
+    return tokens >= TOKENS_TO_PACK and packed_bytes <= PACKED_BYTES
 
 
 def _token_bytes(x: Tensor, dtype: torch.dtype) -> int:

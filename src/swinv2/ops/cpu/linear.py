@@ -51,11 +51,15 @@ def linear_each(features: Tensor, layers: Sequence[Weights]) -> tuple[Tensor, ..
     Returns:
         The result of each; they may be views of one tensor.
     """
-    channels = features.shape[-1]
-    if len(layers) == 1 or is_compiled(features) or features.numel() < TOKENS_TO_JOIN * channels**2:
+    if len(layers) == 1 or is_compiled(features) or not pays_to_join(features):
         return tuple(linear(features, weight, bias) for weight, bias in layers)
     joined = linear(features, *join([weight for weight, _ in layers], [bias for _, bias in layers]))
     return joined.split([len(weight) for weight, _ in layers], dim=-1)
+
+
+def pays_to_join(features: Tensor) -> bool:
+    """Whether one product of features (..., C) is faster than one for each of several layers."""
+    return features.numel() >= TOKENS_TO_JOIN * features.shape[-1] ** 2
 
 
 def join(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Weights:
