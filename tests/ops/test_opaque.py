@@ -101,16 +101,23 @@ def function(call: str) -> Callable[..., object]:
     return next(getattr(module, name) for module in (attention, branches, linear, position) if hasattr(module, name))
 
 
-@pytest.fixture(params=[False, True], ids=["in pieces", "whole"])
-def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+WAYS = [(call, False) for call in CALLS] + [
+    (call, True) for call in CALLS if "branch" in call and "backward" not in call
+]
+"""Calls, and whether a branch is one call of a kernel or goes in pieces."""
+
+
+@pytest.fixture
+def small_pieces(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "CACHE_BYTES", 2**12)
     for name in ("_packs_attention", "_packs_mlp"):
-        monkeypatch.setattr(branches, name, lambda *_: request.param)
+        monkeypatch.setattr(branches, name, lambda *_: packs)
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize(("call", "packs"), WAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_an_operation_is_what_a_compiler_is_told(call: str, dtype: torch.dtype, small_pieces: None) -> None:
+def test_an_operation_is_what_a_compiler_is_told(call: str, packs: bool, dtype: torch.dtype) -> None:
     """Shapes, dtypes and strides of the results; no argument is written to, or shares memory with a result."""
     arguments = with_numbers(calls(dtype)[call])
     run = getattr(torch.ops.swinv2, call.split(",")[0])
@@ -135,9 +142,10 @@ def written(call: str, arguments: tuple[object, ...], results: object) -> object
     return [answer, *(each[: kept * (1 if each.ndim == 4 else math.prod(answer.shape[1:3]))] for each in saved)]
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize(("call", "packs"), WAYS)
 @pytest.mark.parametrize("batch", [0, 1, 3])
-def test_an_operation_is_its_function(call: str, batch: int, small_pieces: None) -> None:
+def test_an_operation_is_its_function(call: str, packs: bool, batch: int) -> None:
     arguments = calls(torch.float32, batch)[call]
     results = [written(call, arguments, run(*arguments)) for run in (operation(call), function(call))]
     torch.testing.assert_close(*results, rtol=0, atol=0)

@@ -62,7 +62,9 @@ class TestTiles:
         assert excess(case) == {}
 
     @pytest.mark.usefixtures("tiles", "deterministic")
-    @pytest.mark.parametrize("case", TILED[:2], ids=lambda case: case.name)
+    @pytest.mark.parametrize(
+        "case", [pytest.param(TILED[0], marks=pytest.mark.slow), TILED[1]], ids=lambda case: case.name
+    )
     def test_sums_in_a_fixed_order(self, case: Case) -> None:
         """The deterministic sum over programs' parts is the same sum."""
         assert excess(case) == {}
