@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: demo test slow hub check bench bench-gpu docs format clean
+.PHONY: demo test oldest slow hub check bench bench-gpu docs format clean
 
 $(VENV)/installed: pyproject.toml hatch_build.py $(wildcard src/swinv2/ops/cpu/sources/*)
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,10 @@ demo: $(VENV)/installed  ## classify twenty real images with the checkpoint that
 
 test: $(VENV)/installed-dev  ## the tests, under ten minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+oldest:  ## the tests, with the oldest torch and transformers that the package supports, in an environment of their own
+	PIP_CONSTRAINT=tests/oldest.txt PYTEST_ADDOPTS="-W 'ignore:Conversion of an array:DeprecationWarning'" \
+		$(MAKE) test VENV=.venv-oldest
 
 slow: $(VENV)/installed-dev  ## the long tests
 	$(BIN)/python -m pytest -m slow

@@ -21,8 +21,10 @@ DROP_PATH_RATE = 0.1
 SEED = 0
 MODES = ("inference", "training")
 PRECISIONS = ("fp32", "bf16")
-EXECUTIONS = ("eager", "compiled", "graphs")
-ON_GPUS_ONLY = ("graphs",)
+EXECUTIONS = ("eager", "compiled", "graphs", "tuned")
+ON_GPUS_ONLY = ("graphs", "tuned")
+COMPILER_MODES = {"compiled": "default", "graphs": "reduce-overhead", "tuned": "max-autotune"}
+"""What torch.compile is told."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,7 @@ class Setting:
         mode: One of `MODES`.
         precision: One of `PRECISIONS`. bf16 means weights and images in bf16 for inference, and fp32 weights under
             autocast for training: what one does in practice.
-        execution: One of `EXECUTIONS`; compiled is torch.compile in its default mode, graphs its mode
-            "reduce-overhead", which replays CUDA graphs.
+        execution: One of `EXECUTIONS`; all but eager are torch.compile, in a mode of `COMPILER_MODES`.
         device: "cpu" or "cuda".
         batch_size: Images in a step.
     """
@@ -284,7 +285,7 @@ def make_step(library: str, setting: Setting) -> tuple[Callable[[], None], int]:
         model, images = model.to(torch.bfloat16), images.to(torch.bfloat16)
     forward = model
     if setting.execution != "eager":
-        forward = torch.compile(model, mode="reduce-overhead" if setting.execution == "graphs" else "default")
+        forward = torch.compile(model, mode=COMPILER_MODES[setting.execution])
 
     if not training:
 

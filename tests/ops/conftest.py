@@ -11,7 +11,9 @@ import torch
 def _filled(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def make_filled(*args: Any, **kwargs: Any) -> torch.Tensor:
         made = make(*args, **kwargs)
-        return made.fill_(float("nan")) if made.is_floating_point() else made
+        if made.is_floating_point():
+            made.detach().fill_(float("nan"))
+        return made
 
     return make_filled
 

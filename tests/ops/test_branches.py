@@ -296,7 +296,8 @@ def test_of_the_norm_only_the_input_is_kept(kind: str) -> None:
     """And of what else lies between the products, their results: nothing that was computed from them."""
     branch = KINDS[kind]()
     leaves = {name: leaf.requires_grad_() for name, leaf in branch.leaves.items()}
-    saved = branch.ours(**leaves).grad_fn.saved_tensors
+    answer = branch.ours(**leaves)
+    saved = answer.grad_fn.saved_tensors
     own = {leaf.data_ptr() for leaf in leaves.values()}
     tokens = leaves["x"][..., 0].numel()
     kept = sorted(tensor.numel() / tokens for tensor in saved if tensor is not None and tensor.data_ptr() not in own)

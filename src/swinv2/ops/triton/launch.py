@@ -10,6 +10,7 @@ Compilers see operations, and what shapes they return; activation checkpointing,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def attend_fused(
     """
     plan = remembered_plan(plan_numbers)
     (q, k, v), strides = _with_equal_strides(q, k, v)
-    attended, normalisers = _empty_answer(q, k, v, bias_table, scale, padded_value, plan_numbers)
+    attended, normalisers = _room_for_answer(v, plan)
     if attended.numel():
         queries, keys = _blocks(plan, v)
         start(
@@ -97,10 +98,7 @@ def _empty_answer(
     padded_value: Tensor | None,
     plan_numbers: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    plan = WindowPlan.of_numbers(plan_numbers)
-    batch, heads = v.shape[0], v.shape[3]
-    normalisers = v.new_empty(batch * plan.counts[0] * plan.counts[1], heads, 2, plan.tokens, dtype=precise(v.dtype))
-    return v.new_empty(v.shape), normalisers
+    return _room_for_answer(v, WindowPlan.of_numbers(plan_numbers))
 
 
 @torch.library.custom_op("swinv2::attend_fused_backward", mutates_args=())
@@ -278,6 +276,13 @@ class _BackwardPass:
         return table.total(), grad_scale.sum((0, 1)), None if grad_padded is None else grad_padded.sum((0, 1))
 
 
+def _room_for_answer(v: Tensor, plan: WindowPlan) -> tuple[Tensor, Tensor]:
+    """Memory for the attended map and for what makes weights of logits."""
+    batch, heads = v.shape[0], v.shape[3]
+    normalisers = v.new_empty(batch * plan.counts[0] * plan.counts[1], heads, 2, plan.tokens, dtype=precise(v.dtype))
+    return v.new_empty(v.shape), normalisers
+
+
 def _exact(bias_table: Tensor, v: Tensor) -> Tensor:
     """The table in the dtype of sums, in one piece."""
     return bias_table.to(precise(v.dtype)).contiguous()
@@ -293,7 +298,7 @@ def _with_equal_strides(*maps: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, .
     _, height, width, _, _ = maps[0].shape
     _, down, across, _, along = maps[0].stride()
     farthest = (height - 1) * down + (width - 1) * across
-    if any(each.stride() != maps[0].stride() for each in maps) or along != 1 or farthest >= 2**31:
+    if any(each.stride() != maps[0].stride() for each in maps[1:]) or along != 1 or farthest >= 2**31:
         maps = tuple(each.contiguous() for each in maps)
     return maps, maps[0].stride()[:4]
 
@@ -303,11 +308,19 @@ def _numbers(plan: WindowPlan) -> tuple[int, ...]:
 
 
 def _constants(plan: WindowPlan, v: Tensor, queries: int, keys: int) -> dict[str, Any]:
-    """What all kernels are compiled for."""
+    """What all kernels are compiled for; not to be written to."""
     # Not torch.get_float32_matmul_precision(): it fails where the newer switch was used, as transformers does.
-    relaxed = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    relaxed = v.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return _constants_of(plan, v.shape[4], v.dtype, queries, keys, relaxed)
+
+
+# Remembered, here and below: small models on a GPU wait for the processor that starts their kernels.
+@lru_cache(maxsize=256)
+def _constants_of(
+    plan: WindowPlan, head_dim: int, dtype: torch.dtype, queries: int, keys: int, relaxed: bool
+) -> dict[str, Any]:
     return {
-        "HEAD_DIM": v.shape[4],
+        "HEAD_DIM": head_dim,
         "WINDOW_HEIGHT": plan.window[0],
         "WINDOW_WIDTH": plan.window[1],
         "MASK_PADDING": plan.mask_padding,
@@ -316,12 +329,13 @@ def _constants(plan: WindowPlan, v: Tensor, queries: int, keys: int) -> dict[str
         "UNEVEN": plan.tokens % queries != 0 or plan.tokens % keys != 0,
         "BLOCK_QUERIES": queries,
         "BLOCK_KEYS": keys,
-        "BLOCK_DIM": max(triton.next_power_of_2(v.shape[4]), SMALLEST_BLOCK),
-        "PRECISE": tl.float64 if v.dtype == torch.float64 else tl.float32,
-        "INPUT_PRECISION": "tf32" if relaxed and v.dtype == torch.float32 else "ieee",
+        "BLOCK_DIM": max(triton.next_power_of_2(head_dim), SMALLEST_BLOCK),
+        "PRECISE": tl.float64 if dtype == torch.float64 else tl.float32,
+        "INPUT_PRECISION": "tf32" if relaxed else "ieee",
     }
 
 
+@lru_cache(maxsize=256)
 def _block(tokens: int, largest: int) -> int:
     """Rows of a tile: a power of 2 by which little of the last tile is empty; small tiles cost more each."""
     sizes = [size for size in (16, 32, 64, 128) if size <= largest]
