@@ -37,8 +37,11 @@ class PatchEmbeddings(nn.Module):
         is_plain = type(self.projection) is nn.Conv2d and is_unwatched(self.projection)
         by_us = is_plain and may_project_patches(padded, self.projection)
         patches = project_patches(padded, self.projection) if by_us else self.projection(padded)
-        # FSDP, which may wrap this module, warns of views.
-        return patches.permute(0, 2, 3, 1).contiguous()
+        feature_map = patches.permute(0, 2, 3, 1)
+        if torch.is_grad_enabled():
+            # FSDP, which may wrap this module, waits for the gradient of what it returns, and may miss that of a view.
+            return feature_map.clone(memory_format=torch.contiguous_format)
+        return feature_map.contiguous()
 
 
 class Embeddings(nn.Module):
