@@ -7,7 +7,7 @@ export NO_MKDOCS_2_WARNING ?= 1
 
 .PHONY: demo test oldest slow hub check bench bench-gpu docs format clean
 
-$(VENV)/installed: pyproject.toml hatch_build.py $(wildcard src/swinv2/ops/cpu/sources/*)
+$(VENV)/installed: $(wildcard $(PIP_CONSTRAINT)) pyproject.toml hatch_build.py $(wildcard src/swinv2/ops/cpu/sources/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable .

@@ -23,6 +23,9 @@ MODES = ("inference", "training")
 PRECISIONS = ("fp32", "bf16")
 EXECUTIONS = ("eager", "compiled", "graphs", "tuned")
 ON_GPUS_ONLY = ("graphs", "tuned")
+"""Of this package alone; the peers' form beside them is compiled. Both replay CUDA graphs."""
+
+ONLY_WHEN_NAMED = ("tuned",)
 COMPILER_MODES = {"compiled": "default", "graphs": "reduce-overhead", "tuned": "max-autotune"}
 """What torch.compile is told."""
 

@@ -3,9 +3,9 @@
     python benchmarks/model.py
 
 compares this package with transformers, timm and torchvision: images per second and peak memory, inference and
-training step, eager and compiled, fp32 and bf16. It first checks that this package and transformers give the same
-logits with the same weights, and measures nothing if they do not. Progress goes to stderr, the tables to stdout.
-README.md says how it measures.
+training step, eager and compiled in several ways, fp32 and bf16. It first checks that this package and transformers
+give the same logits with the same weights, and measures nothing if they do not. Progress goes to stderr, the tables to
+stdout. README.md says how it measures.
 """
 
 import itertools
@@ -23,7 +23,18 @@ from typing import Annotated
 import report
 import torch
 import typer
-from cases import CASES, EXECUTIONS, LIBRARIES, MODES, ON_GPUS_ONLY, OURS, PRECISIONS, Setting, disagreement
+from cases import (
+    CASES,
+    EXECUTIONS,
+    LIBRARIES,
+    MODES,
+    ON_GPUS_ONLY,
+    ONLY_WHEN_NAMED,
+    OURS,
+    PRECISIONS,
+    Setting,
+    disagreement,
+)
 from memory import ALLOCATOR, MIB, Memory
 from worker import Timing, Worker
 
@@ -50,7 +61,9 @@ def main(
     libraries: Annotated[str, typer.Option(help=f"Of {', '.join(LIBRARIES)}.")] = "",
     modes: Annotated[str, typer.Option(help=f"Of {', '.join(MODES)}.")] = "",
     precisions: Annotated[str, typer.Option(help=f"Of {', '.join(PRECISIONS)}.")] = "",
-    executions: Annotated[str, typer.Option(help=f"Of {', '.join(EXECUTIONS)}.")] = "",
+    executions: Annotated[
+        str, typer.Option(help=f"Of {', '.join(EXECUTIONS)}; {', '.join(ONLY_WHEN_NAMED)} only when named.")
+    ] = "",
     memory_too: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Whether to measure peak memory beside speed.")
     ] = True,
@@ -73,7 +86,7 @@ def main(
     chosen_modes = _select("modes", modes, MODES)
     chosen_precisions = _select("precisions", precisions, PRECISIONS)
     possible = [name for name in EXECUTIONS if device == Device.CUDA or name not in ON_GPUS_ONLY]
-    chosen_executions = _select("executions", executions, possible)
+    chosen_executions = _select("executions", executions, possible, ONLY_WHEN_NAMED)
     if device == Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
     # A part must not take the place of the whole.
@@ -134,7 +147,7 @@ def _is_compiled(row: report.Row, setting: Setting) -> bool:
 
 
 def _of(libraries: Iterable[str], setting: Setting) -> list[str]:
-    """The libraries that a setting is for: a peer's fastest is its compiled form."""
+    """The libraries that a setting is for."""
     return [name for name in libraries if name == OURS or setting.execution not in ON_GPUS_ONLY]
 
 
@@ -218,7 +231,7 @@ def _measure_row(setting: Setting, prepared: dict[str, Prepared], rounds: int, m
     workers = {name: each.worker for name, each in prepared.items() if each.worker is not None}
     needs = {name: each.memory for name, each in prepared.items() if each.memory is not None}
     notes = {name: each.note for name, each in prepared.items() if each.note}
-    if memory_too and setting.device == "cuda":
+    if memory_too and setting.device == "cuda" and setting.execution not in ON_GPUS_ONLY:
         for name, worker in workers.items():
             try:
                 needs[name] = worker.memory()
@@ -375,18 +388,18 @@ def _tables(rows: list[report.Row], libraries: list[str], memory_too: bool) -> l
             f"{OURS} / transformers": "peak_mib_over_transformers",
             "rise / least of peers": "rise_mib_over_least_rise_of_peers",
         },
-        lambda row: f"{row['peak_mib']:.0f} ({row['rise_mib']:.0f})",
+        lambda row: "" if row["peak_mib"] == "" else f"{row['peak_mib']:.0f} ({row['rise_mib']:.0f})",
     )
     return [speed, weight]
 
 
-def _select(option: str, given: str, known: Iterable[str]) -> list[str]:
-    """Reads names separated by commas; none means all that are known."""
+def _select(option: str, given: str, known: Iterable[str], only_when_named: Iterable[str] = ()) -> list[str]:
+    """Reads names separated by commas, in the order of those that are known; none means all but some."""
     names = [name.strip() for name in given.split(",") if name.strip()]
     for name in names:
         if name not in known:
             raise typer.BadParameter(f"there is no {name!r}; choose from {', '.join(known)}", param_hint=f"--{option}")
-    return names or list(known)
+    return [name for name in known if (name in names if names else name not in only_when_named)]
 
 
 STARTED = time.perf_counter()
