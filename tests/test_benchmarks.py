@@ -72,6 +72,7 @@ class TestWorker:
             Worker("keras", self.setting())
         assert "Traceback" in capfd.readouterr().err
 
+    @pytest.mark.slow
     def test_what_libraries_print_is_no_answer(self) -> None:
         from worker import Worker
 

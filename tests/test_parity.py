@@ -53,8 +53,10 @@ class Case:
 
 CASES = [
     pytest.param(Case((256, 256), {**TINY, "image_size": 256, "window_size": 8}), id="tiny-w8-256"),
-    pytest.param(Case((256, 256), {**TINY, "image_size": 256, "window_size": 16}), id="tiny-w16-256"),
-    pytest.param(Case((256, 256), {**BASE, "image_size": 256, "window_size": 16}), id="base-12to16-256"),
+    pytest.param(
+        Case((256, 256), {**TINY, "image_size": 256, "window_size": 16}), id="tiny-w16-256", marks=pytest.mark.slow
+    ),
+    pytest.param(Case((256, 256), {**BASE, "image_size": 256, "window_size": 16}, False), id="base-12to16-256"),
     pytest.param(
         Case((384, 384), {**BASE, "depths": [2, 1, 1, 1], "image_size": 384, "window_size": 24}, False),
         id="base-12to24-384",
@@ -69,7 +71,7 @@ CASES = [
     pytest.param(Case((200, 312), {**TINY, "image_size": 256, "window_size": 8}), id="200x312-on-256"),
     pytest.param(Case((31, 33), {**TINY, "image_size": 256, "window_size": 8}), id="31x33-on-256"),
     pytest.param(
-        Case((1000, 600), {**TINY, "depths": [2, 1, 1, 1], "image_size": 256, "window_size": 8}, False),
+        Case((1000, 600), {**NARROW, "depths": [2, 1, 1, 1], "image_size": 256, "window_size": 8}, False),
         id="1000x600-on-256",
     ),
     pytest.param(
@@ -245,8 +247,14 @@ def test_backbone(size: tuple[int, int], form: str) -> None:
 NARROW_TIMM = {"embed_dim": 48, "depths": (2, 2, 2, 2)}
 TIMM_CASES = [
     pytest.param("swinv2_tiny_window8_256", {"depths": (1, 2, 2, 2)}, None, id="tiny-w8-256"),
-    pytest.param("swinv2_tiny_window16_256", {"depths": (1, 2, 1, 1)}, None, id="tiny-w16-256"),
-    pytest.param("swinv2_base_window12to16_192to256", {"depths": (1, 2, 1, 1)}, None, id="base-12to16-256"),
+    pytest.param("swinv2_tiny_window16_256", {"depths": (1, 2, 1, 1)}, None, id="tiny-w16-256", marks=pytest.mark.slow),
+    pytest.param(
+        "swinv2_base_window12to16_192to256",
+        {"depths": (1, 2, 1, 1)},
+        None,
+        id="base-12to16-256",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(
         "swinv2_base_window12to24_192to384",
         {"depths": (2, 2, 2, 2)},

@@ -108,7 +108,7 @@ def test_the_definition(form: str, case: Case) -> None:
     [
         # The interpreter takes seconds.
         pytest.param(
-            case, form, marks=[pytest.mark.slow] if form == "triton" and index % 13 else [], id=f"{form}-{case.name}"
+            case, form, marks=[pytest.mark.slow] if form == "triton" and index % 26 else [], id=f"{form}-{case.name}"
         )
         for form in FAST_FORMS
         for index, case in enumerate(CASES)
@@ -229,7 +229,11 @@ def test_keys_of_zero_give_numbers(form: str, dtype: torch.dtype, mask_padding: 
     assert inputs.call(FORMS[form], case.plan, dtype)["output"].isfinite().all()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    # The interpreter takes seconds.
+    "form",
+    [pytest.param(form, marks=[pytest.mark.slow] if form == "triton" else []) for form in FORMS],
+)
 def test_hidden_padding_does_not_matter(form: str) -> None:
     """What filling tokens carry changes the answer by default, and neither answer nor gradient if they are hidden."""
     for mask_padding in (False, True):
@@ -387,8 +391,15 @@ class TestAutocast:
             gradients = torch.autograd.grad(attended, leaves, inputs.direction.to(attended.dtype))
         return attended.detach(), *gradients
 
-    @pytest.mark.parametrize(("forward", "backward"), [(True, False), (False, True), (True, True)])
-    @pytest.mark.parametrize("form", FAST_FORMS)
+    @pytest.mark.parametrize(
+        ("form", "forward", "backward"),
+        [
+            # The interpreter takes seconds.
+            pytest.param(form, *passes, marks=[pytest.mark.slow] if form == "triton" and passes != (True, True) else [])
+            for form in FAST_FORMS
+            for passes in ((True, False), (False, True), (True, True))
+        ],
+    )
     def test_it_does_not_fail(self, form: str, forward: bool, backward: bool) -> None:
         for ours, exact in zip(
             self.call(FORMS[form], forward, backward), self.call(FORMS["reference"], False, False), strict=True

@@ -56,7 +56,9 @@ class TestTiles:
     """Windows of several tiles."""
 
     @pytest.mark.usefixtures("tiles")
-    @pytest.mark.parametrize("case", TILED, ids=lambda case: case.name)
+    @pytest.mark.parametrize(
+        "case", [pytest.param(TILED[0], marks=pytest.mark.slow), *TILED[1:]], ids=lambda case: case.name
+    )
     def test_they_change_nothing(self, case: Case) -> None:
         """In float64, answer and gradients are the plain form's."""
         assert excess(case) == {}
@@ -140,7 +142,11 @@ class TestOperations:
         assert torch.equal(launch.attend_fused(*tensors, one, numbers)[0], expected)
 
     @pytest.mark.parametrize(
-        "switch", ["torch.set_float32_matmul_precision('high')", "torch.backends.fp32_precision = 'tf32'"]
+        "switch",
+        [
+            pytest.param("torch.set_float32_matmul_precision('high')", marks=pytest.mark.slow),
+            "torch.backends.fp32_precision = 'tf32'",
+        ],
     )
     def test_tf32_is_used_where_torch_may(self, switch: str) -> None:
         """By the old switch and by the new one, which forbid each other; for fp32 only."""

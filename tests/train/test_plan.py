@@ -161,7 +161,7 @@ class TestMemory:
         # Inside a block of the first stage: more than its map; the patches and merges outside, less than all of it.
         assert (maps + 256 * 16 * 8) * 4 * width / MIB < some_kept < 0.6 * all_kept
 
-    @pytest.mark.parametrize("period", [0, 4])
+    @pytest.mark.parametrize("period", [0, pytest.param(4, marks=pytest.mark.slow)])
     def test_a_checkpointed_block_costs_its_input(self, period: int) -> None:
         """Extra norms or not: one block is computed again at a time, whichever of them is the largest."""
         kept = {}

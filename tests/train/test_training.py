@@ -201,7 +201,7 @@ class TestFinetuning:
         with pytest.raises(UsageError, match="has a label 2, but there are 2 classes"):
             make("finetune", [*flags, *more, "--eval_strategy", "no"])
 
-    @pytest.mark.parametrize("command", ["pretrain", "finetune"])
+    @pytest.mark.parametrize("command", [pytest.param("pretrain", marks=pytest.mark.slow), "finetune"])
     def test_muon(self, command: str, flags: list[str], tmp_path: Path) -> None:
         trainer = train(command, [*flags, *MUON])
         assert isinstance(trainer.optimizer.optimizer, MuonAdamW)
@@ -424,7 +424,9 @@ class TestTrouble:
         with pytest.raises(UsageError, match="does not fit these settings"):
             commands.finetune([*flags, "--resume", "--layer_decay", "0.5"])
 
-    @pytest.mark.parametrize(("before", "after"), [([], MUON), (MUON, [])], ids=["to Muon", "from Muon"])
+    @pytest.mark.parametrize(
+        ("before", "after"), [([], MUON), pytest.param(MUON, [], marks=pytest.mark.slow)], ids=["to Muon", "from Muon"]
+    )
     def test_a_checkpoint_of_another_optimizer_is_status_2(
         self, before: list[str], after: list[str], flags: list[str]
     ) -> None:
