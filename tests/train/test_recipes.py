@@ -21,7 +21,7 @@ from swinv2.train.augment import for_finetuning, for_pretraining
 from swinv2.train.pretrain import mask_maker
 from swinv2.train.running import pixels_of
 from swinv2.train.schedule import make_schedule
-from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings, parse_settings
+from swinv2.train.settings import OLDER_NAMES, FinetuneSettings, PretrainSettings, RunSettings, parse_settings
 from swinv2.train.start import NEW, start_finetuning, start_pretraining
 from swinv2.zoo import CHECKPOINTS, SIZES
 
@@ -157,7 +157,7 @@ def test_its_command_reads_it(recipe: Path) -> None:
     stated = yaml.safe_load(recipe.read_text())
     for name, value in stated.items():
         if f"--{name}" not in flags and name != "save_strategy" and name != "eval_strategy":
-            assert getattr(settings, name) == value, name
+            assert getattr(settings, name if hasattr(settings, name) else OLDER_NAMES[name]) == value, name
     assert settings.save_strategy == stated.get("save_strategy", "steps")
     assert settings.bf16
 

@@ -11,7 +11,7 @@ import pytest
 from transformers import TrainingArguments
 
 from swinv2.errors import UsageError
-from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings, parse_settings
+from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings, _known_as, parse_settings
 
 
 @pytest.fixture
@@ -277,3 +277,11 @@ class TestRefusals:
         assert FinetuneSettings(**needed, **mixing, **schedule).label_names == ["labels"]
         drops = {"schedule": "multistep", "milestones": [0.875], "milestone_factor": 0.5, "streaming": True}
         assert PretrainSettings(**needed, **drops, max_steps=5).label_names == ["bool_masked_pos"]
+
+
+def test_older_versions_of_transformers_call_some_settings_otherwise() -> None:
+    old, new = {"gradient_checkpointing"}, {"gradient_checkpointing", "activation_checkpointing"}
+    assert _known_as("activation_checkpointing", old) == "gradient_checkpointing"
+    assert _known_as("activation_checkpointing=true", old) == "gradient_checkpointing=true"
+    for name in ("activation_checkpointing=true", "learning_rate=1", 3):
+        assert _known_as(name, new) == name

@@ -236,6 +236,13 @@ class _Parser(_Refusing, HfArgumentParser):
     """Knows lists, booleans and enumerations of data classes."""
 
 
+OLDER_NAMES = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
+}
+"""Settings of transformers, and what its older versions call them."""
+
+
 def parse_settings(kind: type[Settings], flags: Sequence[str], command: str) -> Settings:
     """Reads flags, and the recipe that `--config` names below them.
 
@@ -256,6 +263,8 @@ def parse_settings(kind: type[Settings], flags: Sequence[str], command: str) -> 
     recipe = argparse.Namespace()
     if known.config is not None:
         recipe = _understand(read_recipe(known.config, kind), parser, known.config)
+    known_names = {item.name for item in fields(kind) if item.init}
+    rest = [f"--{_known_as(flag[2:], known_names)}" if flag.startswith("--") else flag for flag in rest]
     namespace, unknown = parser.parse_known_args(rest, recipe)
     if unknown:
         flag = unknown[0].split("=")[0]
@@ -292,13 +301,21 @@ def read_recipe(path: Path, kind: type[RunSettings]) -> dict[str, Any]:
         raise UsageError(f"the recipe {path} cannot be read: {error}") from error
     if not isinstance(recipe, dict):
         raise UsageError(f"the recipe {path} is no list of settings; expected lines such as 'learning_rate: 1e-3'.")
-    known = {item.name: item for item in fields(kind) if item.init}
+    known = {item.name for item in fields(kind) if item.init}
+    recipe = {_known_as(name, known): value for name, value in recipe.items()}
     for name in recipe:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, 1)
             hint = f"; did you mean {close[0]!r}?" if close else "."
             raise UsageError(f"the recipe {path} has a setting {name!r} that there is not{hint}")
     return recipe
+
+
+def _known_as(name: Any, known: set[str]) -> Any:
+    """What this version of transformers calls a setting; `name` may be followed by "=" and a value."""
+    bare, *value = str(name).split("=", 1)
+    older = OLDER_NAMES.get(bare)
+    return "=".join([older, *value]) if older in known and bare not in known else name
 
 
 def _understand(recipe: dict[str, Any], parser: _Parser, path: Path) -> argparse.Namespace:
