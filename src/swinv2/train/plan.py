@@ -22,7 +22,7 @@ def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
     args: Any = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    checkpointed = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
+    checkpointed = args.checkpoints_activations
     if trainer.is_fsdp_enabled:
         checkpointed = checkpointed or (args.fsdp_config or {}).get("activation_checkpointing", False)
     # AdamW keeps two numbers of each parameter, Muon one.

@@ -8,7 +8,7 @@ import difflib
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -144,7 +144,7 @@ class RunSettings(TrainingArguments):
         if self.save_only_model:
             raise UsageError("--save_only_model would leave out what --resume needs; the model alone is in 'final'.")
         by_fsdp = isinstance(self.fsdp_config, dict) and self.fsdp_config.get("activation_checkpointing")
-        if by_fsdp and getattr(self, "activation_checkpointing", False):
+        if by_fsdp and self.checkpoints_activations:
             raise UsageError(
                 "activation_checkpointing is in --fsdp_config already; add --activation_checkpointing false."
             )
@@ -182,6 +182,11 @@ class RunSettings(TrainingArguments):
             milestones=self.milestones,
             drop=self.milestone_factor,
         )
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        """Whether the Trainer computes blocks again in the backward pass, by either name of the setting."""
+        return bool(self.gradient_checkpointing or getattr(self, "activation_checkpointing", False))
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -263,12 +268,12 @@ def parse_settings(kind: type[Settings], flags: Sequence[str], command: str) -> 
     recipe = argparse.Namespace()
     if known.config is not None:
         recipe = _understand(read_recipe(known.config, kind), parser, known.config)
-    known_names = {item.name for item in fields(kind) if item.init}
-    rest = [f"--{_known_as(flag[2:], known_names)}" if flag.startswith("--") else flag for flag in rest]
+    names = _names(kind)
+    rest = [f"--{_known_as(flag[2:], names)}" if flag.startswith("--") else flag for flag in rest]
     namespace, unknown = parser.parse_known_args(rest, recipe)
     if unknown:
         flag = unknown[0].split("=")[0]
-        close = difflib.get_close_matches(flag, [f"--{item.name}" for item in fields(kind) if item.init], 1)
+        close = difflib.get_close_matches(flag, [f"--{name}" for name in names], 1)
         hint = f"; did you mean {close[0]}?" if close else "."
         raise UsageError(f"there is no setting {flag!r}{hint} `--help` lists all flags.")
     untold, _ = parser.parse_known_args([])
@@ -301,7 +306,7 @@ def read_recipe(path: Path, kind: type[RunSettings]) -> dict[str, Any]:
         raise UsageError(f"the recipe {path} cannot be read: {error}") from error
     if not isinstance(recipe, dict):
         raise UsageError(f"the recipe {path} is no list of settings; expected lines such as 'learning_rate: 1e-3'.")
-    known = {item.name for item in fields(kind) if item.init}
+    known = _names(kind)
     recipe = {_known_as(name, known): value for name, value in recipe.items()}
     for name in recipe:
         if name not in known:
@@ -311,10 +316,15 @@ def read_recipe(path: Path, kind: type[RunSettings]) -> dict[str, Any]:
     return recipe
 
 
-def _known_as(name: Any, known: set[str]) -> Any:
+def _names(kind: type[RunSettings]) -> list[str]:
+    """Of all settings."""
+    return [item.name for item in fields(kind) if item.init]
+
+
+def _known_as(name: Any, known: Collection[str]) -> Any:
     """What this version of transformers calls a setting; `name` may be followed by "=" and a value."""
     bare, *value = str(name).split("=", 1)
-    older = OLDER_NAMES.get(bare)
+    older = OLDER_NAMES.get(bare, bare)
     return "=".join([older, *value]) if older in known and bare not in known else name
 
 
