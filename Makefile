@@ -50,7 +50,7 @@ bench: $(VENV)/installed-dev  ## speed and memory beside transformers, timm and 
 
 bench-gpu: $(VENV)/installed-dev  ## the kernels' tests and all speeds, on a GPU
 	$(BIN)/python benchmarks/attention.py --device cuda --rounds 3
-	$(BIN)/python benchmarks/model.py --device cuda --precisions bf16 --executions compiled,graphs --together 16 --rounds 3
+	$(BIN)/python benchmarks/model.py --device cuda --precisions bf16 --executions compiled,graphs --together 16 --rounds 3 --batch-sizes best
 
 docs: $(VENV)/installed-dev  ## the documentation, served on this machine
 	$(BIN)/mkdocs serve

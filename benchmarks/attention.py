@@ -14,7 +14,6 @@ import multiprocessing
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
@@ -23,10 +22,10 @@ import report
 import torch
 import typer
 from attention_forms import FORMS, OURS, Inputs, Shape, draw, plain_form, product_only, shapes
+from limits import DTYPES, Limits, measure_limits, seconds_of
 from model import Device
 from torch import Tensor
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PASSES = ("forward", "both")
 """A forward pass without gradients; a forward and a backward pass."""
 
@@ -81,14 +80,14 @@ def main(
         _progress(f"compiling kernels for {len(chosen)} shapes")
         compile_ahead(chosen, precisions.split(","))
     facts = report.describe_run(device)
-    limits = {name: measure_limits(device, DTYPES[name]) for name in precisions.split(",")}
+    limits = {name: measure_limits(device, name) for name in precisions.split(",")}
     stem = output or report.default_stem("attention" if not (only or forms) else "attention-part", device)
     rows: list[report.Row] = []
-    for precision, (rate, bandwidth) in limits.items():
-        _progress(f"{precision}: matrix products at {rate / 1e12:.2f} TFLOP/s, copies at {bandwidth / 1e9:.0f} GB/s")
+    for precision, of_machine in limits.items():
+        _progress(f"{precision}: {of_machine}")
         for shape in chosen:
             for direction in PASSES:
-                found = measure_shape(shape, names, direction, precision, device, rounds, rate, bandwidth)
+                found = measure_shape(shape, names, direction, precision, device, rounds, of_machine)
                 rows += [{**row, **facts} for row in found]
                 report.write_csv(stem.with_name(stem.name + ".csv"), rows)
     tables = _tables(rows, names)
@@ -110,17 +109,6 @@ def _progress(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def measure_limits(device: str, dtype: torch.dtype) -> tuple[float, float]:
-    """What the machine can do: operations per second in a large matrix product, bytes per second in a copy."""
-    side = 8192 if device == "cuda" else 2048
-    square = torch.randn(side, side, device=device).to(dtype)
-    numbers = torch.empty(2 ** (29 if device == "cuda" else 26), dtype=torch.uint8, device=device)
-    target = torch.empty_like(numbers)
-    product = min(_time(lambda: square @ square, device, 5) for _ in range(5))
-    copy = min(_time(lambda: target.copy_(numbers), device, 5) for _ in range(5))
-    return 2 * side**3 / product, 2 * len(numbers) / copy
-
-
 def compile_ahead(chosen: list[Shape], precisions: list[str]) -> None:
     """Compiles the kernels for all shapes, in several processes: Triton keeps them on the disk."""
     jobs = {(shape.window, shape.grid > shape.window, precision): shape for shape in chosen for precision in precisions}
@@ -134,17 +122,6 @@ def _compile(shape: Shape, precision: str) -> None:
     FORMS["triton"](inputs).sum().backward()
 
 
-def _time(call: Callable[[], object], device: str, repeats: int) -> float:
-    """Seconds of a call, of so many in a row."""
-    synchronize = torch.cuda.synchronize if device == "cuda" else torch.cpu.synchronize
-    synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    synchronize()
-    return (time.perf_counter() - start) / repeats
-
-
 def measure_shape(
     shape: Shape,
     names: list[str],
@@ -152,8 +129,7 @@ def measure_shape(
     precision: str,
     device: str,
     rounds: int,
-    rate: float,
-    bandwidth: float,
+    limits: Limits,
 ) -> list[report.Row]:
     """Measures all forms at one shape.
 
@@ -183,11 +159,11 @@ def measure_shape(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():  # takes the memory that the allocator gave back
         call()
-    repeats = {name: max(1, round(LEAST_SECONDS[device] / _time(call, device, 2))) for name, call in calls.items()}
+    repeats = {name: max(1, round(LEAST_SECONDS[device] / seconds_of(call, device, 2))) for name, call in calls.items()}
     for turn in range(rounds):
         order = list(calls)
         for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            seconds[name].append(_time(calls[name], device, repeats[name]))
+            seconds[name].append(seconds_of(calls[name], device, repeats[name]))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     product = medians.pop("product")
     fastest = min((medians[name] - product for name in medians if name not in OURS), default=float("nan"))
@@ -209,8 +185,8 @@ def measure_shape(
                 "milliseconds": round(1e3 * alone, 4) if known else "",
                 "with_product_milliseconds": round(1e3 * medians[name], 4) if known else "",
                 "fastest_peer_over_this": round(fastest / alone, 3) if known else "",
-                "share_of_products": round(operations / alone / rate, 3) if known else "",
-                "share_of_copies": round(moved / alone / bandwidth, 3) if known else "",
+                "share_of_products": round(operations / alone / limits.products, 3) if known else "",
+                "share_of_copies": round(moved / alone / limits.copies, 3) if known else "",
                 "peak_mib": round(peaks[name] / 2**20, 1) if peaks.get(name, float("nan")) > 0 else "",
                 "operations_per_byte": round(operations / moved, 1),
                 "operations_per_second": round(operations / alone) if known else "",
@@ -281,17 +257,17 @@ def _tables(rows: list[report.Row], names: list[str]) -> list[str]:
     return tables
 
 
-def _draw_roofline(rows: list[report.Row], limits: dict[str, tuple[float, float]], path: Path) -> None:
+def _draw_roofline(rows: list[report.Row], limits: dict[str, Limits], path: Path) -> None:
     """What is reached of what can be reached, over operations per byte."""
     from swinv2.drawing.paper import open_figure, save
 
     figure = open_figure(8, 5)
     axes = figure.subplots()
     intensities = sorted({float(row["operations_per_byte"]) for row in rows})
-    for precision, (rate, bandwidth) in limits.items():
+    for precision, of_machine in limits.items():
         axes.plot(
             intensities,
-            [min(rate, bandwidth * intensity) / 1e12 for intensity in intensities],
+            [min(of_machine.products, of_machine.copies * intensity) / 1e12 for intensity in intensities],
             label=f"{precision}: what the machine can do",
             color="#444444",
         )

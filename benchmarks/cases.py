@@ -25,7 +25,9 @@ EXECUTIONS = ("eager", "compiled", "graphs", "tuned")
 ON_GPUS_ONLY = ("graphs", "tuned")
 """Of this package alone; the peers' form beside them is compiled. Both replay CUDA graphs."""
 
-ONLY_WHEN_NAMED = ("tuned",)
+EXECUTIONS_WHEN_NAMED = ("tuned",)
+"""Takes minutes to prepare."""
+
 COMPILER_MODES = {"compiled": "default", "graphs": "reduce-overhead", "tuned": "max-autotune"}
 """What torch.compile is told."""
 
@@ -42,8 +44,8 @@ class Case:
         depths: Blocks of each stage.
         num_heads: Heads of each stage.
         pretrained_windows: Window of each stage in which the position bias counts as learned; 0 for `window`.
-        batch_sizes: Images at once, by device and mode: enough to fill the device, and no peer runs out of memory. A
-            case without a device's sizes is not for it.
+        batch_sizes: Images at once, by device and mode: enough to fill the device, and no peer runs out of memory,
+            unless one image is too much for it. A case without a device's sizes is not for it.
     """
 
     name: str
@@ -104,8 +106,21 @@ CASES = {
             pretrained_windows=(12, 12, 12, 6),
             batch_sizes={("cuda", "inference"): 32, ("cuda", "training"): 4},
         ),
+        Case(
+            "large-w32-1536",
+            image_size=1536,
+            window=32,
+            embed_dim=192,
+            depths=(2, 2, 18, 2),
+            num_heads=(6, 12, 24, 48),
+            pretrained_windows=(12, 12, 12, 6),
+            batch_sizes={("cuda", "inference"): 1, ("cuda", "training"): 1},
+        ),
     )
 }
+
+CASES_WHEN_NAMED = ("large-w32-1536",)
+"""Takes most of a GPU's memory."""
 
 
 @dataclass(frozen=True)

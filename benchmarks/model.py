@@ -3,9 +3,9 @@
     python benchmarks/model.py
 
 compares this package with transformers, timm and torchvision: images per second and peak memory, inference and
-training step, eager and compiled in several ways, fp32 and bf16. It first checks that this package and transformers
-give the same logits with the same weights, and measures nothing if they do not. Progress goes to stderr, the tables to
-stdout. README.md says how it measures.
+training step, eager and compiled in several ways, fp32 and bf16, and what that is of the machine's limits. It first
+checks that this package and transformers give the same logits with the same weights, and measures nothing if they do
+not. Progress goes to stderr, the tables to stdout. README.md says how it measures.
 """
 
 import itertools
@@ -25,16 +25,18 @@ import torch
 import typer
 from cases import (
     CASES,
+    CASES_WHEN_NAMED,
     EXECUTIONS,
+    EXECUTIONS_WHEN_NAMED,
     LIBRARIES,
     MODES,
     ON_GPUS_ONLY,
-    ONLY_WHEN_NAMED,
     OURS,
     PRECISIONS,
     Setting,
     disagreement,
 )
+from limits import Limits, bytes_moved, least_seconds, measure_limits, operations
 from memory import ALLOCATOR, MIB, Memory
 from worker import Timing, Worker
 
@@ -48,6 +50,10 @@ LEAST_CPU_SHARE = 0.9
 """Below this share of the processor a measurement says as much about the other processes as about the library."""
 
 
+BEST = "best"
+"""In place of a number of images: as many as fill the device."""
+
+
 class Device(StrEnum):
     """Where to measure."""
 
@@ -57,12 +63,14 @@ class Device(StrEnum):
 
 def main(
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.CPU,
-    cases: Annotated[str, typer.Option(help=f"Sizes, separated by commas: {', '.join(CASES)}.")] = "",
+    cases: Annotated[
+        str, typer.Option(help=f"Sizes, separated by commas: {', '.join(CASES)}; the last only when named.")
+    ] = "",
     libraries: Annotated[str, typer.Option(help=f"Of {', '.join(LIBRARIES)}.")] = "",
     modes: Annotated[str, typer.Option(help=f"Of {', '.join(MODES)}.")] = "",
     precisions: Annotated[str, typer.Option(help=f"Of {', '.join(PRECISIONS)}.")] = "",
     executions: Annotated[
-        str, typer.Option(help=f"Of {', '.join(EXECUTIONS)}; {', '.join(ONLY_WHEN_NAMED)} only when named.")
+        str, typer.Option(help=f"Of {', '.join(EXECUTIONS)}; {', '.join(EXECUTIONS_WHEN_NAMED)} only when named.")
     ] = "",
     memory_too: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Whether to measure peak memory beside speed.")
@@ -74,30 +82,34 @@ def main(
     together: Annotated[
         int, typer.Option(min=1, help="Processes that prepare themselves at the same time, for all rows of a mode.")
     ] = 1,
-    batch_size: Annotated[int, typer.Option(min=0, help="Images in a step; 0 takes each case's own.")] = 0,
+    batch_sizes: Annotated[
+        str,
+        typer.Option(help=f"Images in a step, numbers or {BEST}; if not given, {BEST}, and 1 too for inference."),
+    ] = "",
     output: Annotated[
         Path | None, typer.Option(help="Write to this path with the endings .csv and .md, not to benchmarks/results.")
     ] = None,
 ) -> None:
     """Compares swinv2 with transformers, timm and torchvision: images per second and peak memory."""
     for_device = [name for name, case in CASES.items() if (device.value, MODES[0]) in case.batch_sizes]
-    selected = _select("cases", cases, for_device)
+    selected = _select("cases", cases, for_device, CASES_WHEN_NAMED)
     names = _select("libraries", libraries, LIBRARIES)
     chosen_modes = _select("modes", modes, MODES)
     chosen_precisions = _select("precisions", precisions, PRECISIONS)
     possible = [name for name in EXECUTIONS if device == Device.CUDA or name not in ON_GPUS_ONLY]
-    chosen_executions = _select("executions", executions, possible, ONLY_WHEN_NAMED)
+    chosen_executions = _select("executions", executions, possible, EXECUTIONS_WHEN_NAMED)
     if device == Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
     # A part must not take the place of the whole.
-    whole = not (cases or libraries or modes or precisions or executions or batch_size) and memory_too
+    whole = not (cases or libraries or modes or precisions or executions or batch_sizes) and memory_too
     stem = output or report.default_stem("model" if whole or go_on else "model-part", device)
     facts = report.describe_run(device)
     table = stem.with_name(stem.name + ".csv")
     rows = report.read_csv(table, facts) if go_on and table.is_file() else []
     wanted = [
-        Setting(*key, device.value, batch_size or CASES[key[0]].batch_sizes[device, key[1]])
+        Setting(*key, device.value, size)
         for key in itertools.product(selected, chosen_modes, chosen_precisions, chosen_executions)
+        for size in _sizes(batch_sizes, CASES[key[0]].batch_sizes[device, key[1]], key[1])
     ]
     missing = [
         setting
@@ -115,10 +127,16 @@ def main(
                 f"images' logits; at most {TOLERANCE:.0e} is accepted. Nothing was measured."
             )
             raise typer.Exit(1)
+    limits = {name: measure_limits(device, name) for name in dict.fromkeys(setting.precision for setting in missing)}
+    for name, of_machine in limits.items():
+        _progress(f"{name}: {of_machine}")
+    if device == Device.CUDA:
+        # The libraries' processes need what this one's allocator holds.
+        torch.cuda.empty_cache()
 
     tables = _tables(rows, names, memory_too) if rows else []
     for setting, measured in measure(missing, names, rounds, memory_too, together):
-        rows += [{**row, **facts} for row in measured]
+        rows += [{**row, **_shares(setting, row, limits[setting.precision]), **facts} for row in measured]
         if setting.execution in ON_GPUS_ONLY:
             _compare([row for row in rows if _is_of(row, setting)], [row for row in rows if _is_compiled(row, setting)])
         rows.sort(key=_place)
@@ -154,7 +172,7 @@ def _of(libraries: Iterable[str], setting: Setting) -> list[str]:
 def _place(row: report.Row) -> tuple[int, ...]:
     """Where a row stands among others."""
     orders = {"case": list(CASES), "mode": list(MODES), "precision": list(PRECISIONS), "execution": list(EXECUTIONS)}
-    return tuple(order.index(str(row[name])) for name, order in orders.items())
+    return *(order.index(str(row[name])) for name, order in orders.items()), -int(row["batch_size"])
 
 
 def measure(
@@ -168,7 +186,8 @@ def measure(
         rounds: Measurements of each library.
         memory_too: Whether to measure memory.
         together: Processes that prepare themselves at the same time. With more than one, those for all settings of a
-            mode do before any of them is measured: compiling takes longer than measuring, and uses one core each.
+            mode do before any of them is measured (those for one image after the others): compiling takes longer than
+            measuring, and uses one core each.
 
     Yields:
         A setting and a result for each library. One that fails (no such library, out of memory, a compiler's error)
@@ -176,7 +195,8 @@ def measure(
     """
     groups = [[setting] for setting in settings]
     if together > 1:
-        groups = [[setting for setting in settings if setting.mode == mode] for mode in MODES]
+        kinds = itertools.product((False, True), MODES)
+        groups = [[each for each in settings if (each.batch_size == 1, each.mode) == kind] for kind in kinds]
     for group in filter(None, groups):
         prepared: dict[Setting, dict[str, Prepared]] = {setting: {} for setting in group}
         try:
@@ -330,6 +350,20 @@ def _result(
     }
 
 
+def _shares(setting: Setting, row: report.Row, limits: Limits) -> report.Row:
+    """What a result is of the machine's limits, and those; what training must move depends on what it keeps."""
+    known = row["step_milliseconds"] != ""
+    seconds = float(row["step_milliseconds"]) / 1e3 if known else math.nan
+    infers = setting.mode == "inference"
+    return {
+        "share_of_products": _field(operations(setting) / seconds / limits.products),
+        "share_of_copies": _field(bytes_moved(setting) / seconds / limits.copies if infers else math.nan),
+        "share_of_limit": _field(least_seconds(setting, limits) / seconds if infers else math.nan),
+        "products_per_second": _field(limits.products),
+        "copies_per_second": _field(limits.copies),
+    }
+
+
 def _field(value: float | None) -> float | int | str:
     if value is None or math.isnan(value):
         return ""
@@ -369,11 +403,15 @@ def _tables(rows: list[report.Row], libraries: list[str], memory_too: bool) -> l
         return "" if row is None else "failed" if row["note"] else form(row)
 
     speed = build(
-        f"Images per second (median of {rows[0]['rounds']} rounds); more is better.",
+        f"Images per second (median of {rows[0]['rounds']} rounds); more is better. The last two columns: {OURS}'s "
+        "operations, of what the machine does in one large product, and the least time that these and the traffic "
+        "would take at the machine's limits, of the time they took.",
         "images_per_second",
         {
             f"{OURS} / fastest peer": "images_per_second_over_fastest_peer",
             f"{OURS} / transformers": "images_per_second_over_transformers",
+            "of products": "share_of_products",
+            "of limit": "share_of_limit",
         },
         lambda row: f"{row['images_per_second']:.4g}",
     )
@@ -400,6 +438,15 @@ def _select(option: str, given: str, known: Iterable[str], only_when_named: Iter
         if name not in known:
             raise typer.BadParameter(f"there is no {name!r}; choose from {', '.join(known)}", param_hint=f"--{option}")
     return [name for name in known if (name in names if names else name not in only_when_named)]
+
+
+def _sizes(given: str, best: int, mode: str) -> list[int]:
+    """Reads numbers of images; none means what a case is measured with."""
+    names = [name.strip() for name in given.split(",") if name.strip()] or [BEST, *(["1"] if mode == MODES[0] else [])]
+    for name in names:
+        if name != BEST and not (name.isdecimal() and int(name)):
+            raise typer.BadParameter(f"{name!r} is neither a number of images nor {BEST}", param_hint="--batch-sizes")
+    return list(dict.fromkeys(best if name == BEST else int(name) for name in names))
 
 
 STARTED = time.perf_counter()

@@ -36,6 +36,11 @@ COLUMNS = [
     "peak_mib_over_transformers",
     "rise_mib_over_least_rise_of_peers",
     "rise_mib_over_transformers",
+    "share_of_products",
+    "share_of_copies",
+    "share_of_limit",
+    "products_per_second",
+    "copies_per_second",
     "machine",
     "threads",
     "torch",
@@ -145,13 +150,82 @@ class TestGoingOn:
         assert report.facts_of(rows, FACTS) == FACTS | {"date": "2026-01-01, 2026-01-02"}
 
 
+@pytest.mark.usefixtures("scripts")
+class TestLimits:
+    """What a model asks for, which speeds are held against."""
+
+    @staticmethod
+    def setting(mode: str = "inference", batch_size: int = 1) -> object:
+        from cases import Setting
+
+        return Setting("tiny-w8-256", mode, "bf16", "eager", "cpu", batch_size)
+
+    @pytest.mark.parametrize(("mode", "times"), [("inference", 1), ("training", 3)])
+    def test_operations_are_those_that_torch_counts(self, mode: str, times: int) -> None:
+        from cases import CASES, build_model, draw_images, logits_of
+        from limits import operations
+        from torch.utils.flop_counter import FlopCounterMode
+
+        case = CASES["tiny-w8-256"]
+        model = build_model("transformers", case, "meta")
+        with FlopCounterMode(display=False) as counter:
+            loss = logits_of(model(draw_images(case, 2).to("meta"))).sum()
+            if mode == "training":
+                loss.backward()
+        # Beside ours it counts what makes the position bias; the images have no gradient.
+        assert operations(self.setting(mode, 2)) == pytest.approx(counter.get_total_flops(), rel=0.02)
+        assert operations(self.setting(mode, 2)) == 2 * times * operations(self.setting())
+
+    def test_the_nearer_limit_counts(self) -> None:
+        from limits import Limits, bytes_moved, least_seconds, operations
+
+        setting = self.setting(batch_size=8)
+        by_products = least_seconds(setting, Limits(1e12, float("inf")))
+        by_copies = least_seconds(setting, Limits(float("inf"), 1e12))
+        assert by_products == pytest.approx(operations(setting) / 1e12)
+        assert by_copies == pytest.approx(bytes_moved(setting) / 1e12)
+        both = least_seconds(setting, Limits(1e12, 1e12))
+        assert max(by_products, by_copies) <= both <= by_products + by_copies
+
+    def test_one_image_moves_all_weights(self) -> None:
+        from cases import CASES, build_model
+        from limits import bytes_moved
+
+        parameters = sum(each.numel() for each in build_model("swinv2", CASES["tiny-w8-256"], "meta").parameters())
+        weights = 2 * bytes_moved(self.setting()) - bytes_moved(self.setting(batch_size=2))
+        # Norms, biases and what makes the position bias are not counted.
+        assert weights / 2 == pytest.approx(parameters, rel=0.02)
+
+    @pytest.mark.parametrize(
+        ("given", "mode", "sizes"),
+        [
+            ("", "inference", [64, 1]),
+            ("", "training", [64]),
+            ("best", "inference", [64]),
+            ("1, 64,best", "training", [1, 64]),
+        ],
+    )
+    def test_batch_sizes(self, given: str, mode: str, sizes: list[int]) -> None:
+        from model import _sizes
+
+        assert _sizes(given, 64, mode) == sizes
+
+    @pytest.mark.parametrize("given", ["0", "-1", "most"])
+    def test_what_is_no_batch_size(self, given: str) -> None:
+        import typer
+        from model import _sizes
+
+        with pytest.raises(typer.BadParameter, match=f"'{given}' is neither a number of images nor best"):
+            _sizes(given, 64, "inference")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_model_benchmark_writes_a_row_for_each_library(tmp_path: Path) -> None:
     options = (
         "--cases tiny-w8-256 --libraries swinv2,transformers --modes inference --precisions fp32 --executions eager"
     )
-    command = [sys.executable, str(BENCHMARK), *options.split(), "--rounds", "1", "--batch-size", "1"]
+    command = [sys.executable, str(BENCHMARK), *options.split(), "--rounds", "1", "--batch-sizes", "1"]
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "smoke")], capture_output=True, text=True, check=False, timeout=280
     )
@@ -164,6 +238,7 @@ def test_model_benchmark_writes_a_row_for_each_library(tmp_path: Path) -> None:
     for row in rows:
         assert row["note"] == ""
         assert float(row["images_per_second"]) > 0
+        assert 0 < float(row["share_of_products"]) < float(row["share_of_limit"])
         # Each is rounded to five digits.
         assert float(row["peak_mib"]) == pytest.approx(float(row["held_mib"]) + float(row["rise_mib"]), rel=1e-3)
         assert float(row["held_mib"]) > int(row["parameters"]) * 4 / 2**20
