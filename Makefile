@@ -48,7 +48,7 @@ format: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev  ## speed and memory beside transformers, timm and torchvision
 	$(BIN)/python benchmarks/model.py
 
-bench-gpu: $(VENV)/installed-dev  ## the kernels' tests and all speeds, on a GPU
+bench-gpu: $(VENV)/installed-dev  ## the kernels' tests and the speeds at batches that fill a GPU
 	$(BIN)/python benchmarks/attention.py --device cuda --rounds 3
 	$(BIN)/python benchmarks/model.py --device cuda --precisions bf16 --executions compiled,graphs --together 16 --rounds 3 --batch-sizes best
 

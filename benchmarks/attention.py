@@ -80,20 +80,20 @@ def main(
         _progress(f"compiling kernels for {len(chosen)} shapes")
         compile_ahead(chosen, precisions.split(","))
     facts = report.describe_run(device)
-    limits = {name: measure_limits(device, name) for name in precisions.split(",")}
+    limits_of = {name: measure_limits(device, name) for name in precisions.split(",")}
     stem = output or report.default_stem("attention" if not (only or forms) else "attention-part", device)
     rows: list[report.Row] = []
-    for precision, of_machine in limits.items():
-        _progress(f"{precision}: {of_machine}")
+    for precision, limits in limits_of.items():
+        _progress(f"{precision}: {limits}")
         for shape in chosen:
             for direction in PASSES:
-                found = measure_shape(shape, names, direction, precision, device, rounds, of_machine)
+                found = measure_shape(shape, names, direction, precision, device, rounds, limits)
                 rows += [{**row, **facts} for row in found]
                 report.write_csv(stem.with_name(stem.name + ".csv"), rows)
     tables = _tables(rows, names)
     title = f"Window attention on {facts['machine']}"
     report.write_markdown(stem.with_name(stem.name + ".md"), title, tables, facts)
-    _draw_roofline(rows, limits, stem.with_name(stem.name + ".png"))
+    _draw_roofline(rows, limits_of, stem.with_name(stem.name + ".png"))
     print("\n\n".join(tables))
     if any(row["note"] and row["form"] in OURS for row in rows):
         raise typer.Exit(1)
@@ -185,8 +185,8 @@ def measure_shape(
                 "milliseconds": round(1e3 * alone, 4) if known else "",
                 "with_product_milliseconds": round(1e3 * medians[name], 4) if known else "",
                 "fastest_peer_over_this": round(fastest / alone, 3) if known else "",
-                "share_of_products": round(operations / alone / limits.products, 3) if known else "",
-                "share_of_copies": round(moved / alone / limits.copies, 3) if known else "",
+                "share_of_products": round(operations / alone / limits.operations_per_second, 3) if known else "",
+                "share_of_copies": round(moved / alone / limits.bytes_per_second, 3) if known else "",
                 "peak_mib": round(peaks[name] / 2**20, 1) if peaks.get(name, float("nan")) > 0 else "",
                 "operations_per_byte": round(operations / moved, 1),
                 "operations_per_second": round(operations / alone) if known else "",
@@ -257,17 +257,20 @@ def _tables(rows: list[report.Row], names: list[str]) -> list[str]:
     return tables
 
 
-def _draw_roofline(rows: list[report.Row], limits: dict[str, Limits], path: Path) -> None:
+def _draw_roofline(rows: list[report.Row], limits_of: dict[str, Limits], path: Path) -> None:
     """What is reached of what can be reached, over operations per byte."""
     from swinv2.drawing.paper import open_figure, save
 
     figure = open_figure(8, 5)
     axes = figure.subplots()
     intensities = sorted({float(row["operations_per_byte"]) for row in rows})
-    for precision, of_machine in limits.items():
+    for precision, limits in limits_of.items():
         axes.plot(
             intensities,
-            [min(of_machine.products, of_machine.copies * intensity) / 1e12 for intensity in intensities],
+            [
+                min(limits.operations_per_second, limits.bytes_per_second * intensity) / 1e12
+                for intensity in intensities
+            ],
             label=f"{precision}: what the machine can do",
             color="#444444",
         )

@@ -1,6 +1,7 @@
 """What a machine can do, and how much of it a model asks for: what speeds are held against.
 
-In: a device and a dtype, or a size of `cases.CASES`. Out: rates that were measured, and work that was counted.
+In: a device and a precision, or a setting of `cases`. Out: rates that were measured, and work that was counted. This
+module runs no model.
 """
 
 import time
@@ -9,13 +10,15 @@ from dataclasses import dataclass
 
 import torch
 from cases import CASES, CLASSES, Case, Setting
+from torch import Tensor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by name."""
 
 PATCH, COLOURS = 4, 3
 
-PRODUCTS = {"inference": 1, "training": 3}
-"""A backward pass has two products for each one of the forward pass: of its gradient with either factor."""
+FORWARD_PASSES = {"inference": 1, "training": 3}
+"""Whose products a step's are worth: a backward pass has two for each one, of its gradient with either factor."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,16 @@ class Limits:
     """What a machine can do.
 
     Attributes:
-        products: Operations per second in a large matrix product; an addition and a multiplication are two.
-        copies: Bytes per second in a large copy, read and written ones together.
+        operations_per_second: In a large matrix product; an addition and a multiplication are two.
+        bytes_per_second: In a large copy, read and written ones together.
     """
 
-    products: float
-    copies: float
+    operations_per_second: float
+    bytes_per_second: float
 
     def __str__(self) -> str:
-        return f"matrix products at {self.products / 1e12:.2f} TFLOP/s, copies at {self.copies / 1e9:.0f} GB/s"
+        products, copies = self.operations_per_second / 1e12, self.bytes_per_second / 1e9
+        return f"matrix products at {products:.3g} TFLOP/s, copies at {copies:.0f} GB/s"
 
 
 def measure_limits(device: str, precision: str) -> Limits:
@@ -39,20 +43,39 @@ def measure_limits(device: str, precision: str) -> Limits:
 
     Args:
         device: "cpu" or "cuda".
-        precision: A name in `DTYPES`.
+        precision: A name in `DTYPES`. Where a CPU is faster at fp32, having no instructions for this one, that counts:
+            whoever wants to may compute in fp32.
+
+    Returns:
+        The best of several measurements.
     """
     on_cuda = device == "cuda"
     side, size, repeats = (8192, 2**29, 5) if on_cuda else (2048, 2**26, 1)
-    square = torch.randn(side, side, device=device).to(DTYPES[precision])
+    squares = [torch.randn(side, side, device=device).to(DTYPES[precision])]
+    if not on_cuda and precision != "fp32":
+        squares.append(squares[0].float())
     numbers = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(numbers)
-    product = min(seconds_of(lambda: square @ square, device, repeats) for _ in range(5))
+    product = min(_seconds_of_product(square, device, repeats) for square in squares for _ in range(5))
     copy = min(seconds_of(lambda: target.copy_(numbers), device, repeats) for _ in range(5))
     return Limits(2 * side**3 / product, 2 * size / copy)
 
 
+def _seconds_of_product(square: Tensor, device: str, repeats: int) -> float:
+    return seconds_of(lambda: square @ square, device, repeats)
+
+
 def seconds_of(call: Callable[[], object], device: str, repeats: int) -> float:
-    """Seconds of a call, of so many in a row."""
+    """How long a call takes, of so many in a row.
+
+    Args:
+        call: What is timed.
+        device: "cpu" or "cuda"; a GPU is waited for.
+        repeats: How many.
+
+    Returns:
+        Seconds of one.
+    """
     synchronize = torch.cuda.synchronize if device == "cuda" else torch.cpu.synchronize
     synchronize()
     start = time.perf_counter()
@@ -64,7 +87,7 @@ def seconds_of(call: Callable[[], object], device: str, repeats: int) -> float:
 
 @dataclass(frozen=True)
 class Work:
-    """One step of a forward pass: a product with what can be done on its way in and out, or a norm.
+    """A part of a forward pass: a product with what can be done on its way in and out, or a norm.
 
     Attributes:
         operations: In matrix products, for an image.
@@ -78,11 +101,17 @@ class Work:
 
 
 def forward_pass(case: Case) -> Iterator[Work]:
-    """What a forward pass cannot do without, step by step.
+    """A forward pass of fused parts, each of which reads and writes the main memory.
 
-    Everything between two products is as if it were free but for what has to wait for a whole vector: each block's two
-    norms, which read what a branch says and the map, and write the map. GELU is in a product, the shift and the cut
-    into windows are in attention, whose logits are never written.
+    Between two products there is only what has to wait for a whole vector: each block's two norms, which read what a
+    branch says and the map, and write the map. GELU is in a product, the shift and the cut into windows are in
+    attention, whose logits are never written. It is not the least that there can be: what stays in a cache moves less.
+
+    Args:
+        case: The size.
+
+    Yields:
+        Its parts, in order.
     """
     side, channels = case.image_size // PATCH, case.embed_dim
 
@@ -112,20 +141,45 @@ def forward_pass(case: Case) -> Iterator[Work]:
 
 
 def operations(setting: Setting) -> int:
-    """Operations in the matrix products of a step."""
+    """Operations in the matrix products of a step.
+
+    Args:
+        setting: What is done.
+
+    Returns:
+        Additions and multiplications, of all images.
+    """
     forward = sum(work.operations for work in forward_pass(CASES[setting.case]))
-    return PRODUCTS[setting.mode] * setting.batch_size * forward
+    return FORWARD_PASSES[setting.mode] * setting.batch_size * forward
 
 
 def bytes_moved(setting: Setting) -> int:
-    """Bytes that a step of inference moves at least."""
+    """Bytes that a step of inference moves, if it is as in `forward_pass`.
+
+    Args:
+        setting: What is done.
+
+    Returns:
+        Bytes read and written, of all images.
+    """
     return sum(_bytes(work, setting) for work in forward_pass(CASES[setting.case]))
 
 
-def least_seconds(setting: Setting, limits: Limits) -> float:
-    """How long a step of inference takes at least, if each step of it runs into the nearer one of two limits."""
+def seconds_at_limits(setting: Setting, limits: Limits) -> float:
+    """How long a step of inference would take if each part of `forward_pass` went as fast as the nearer limit allows.
+
+    Args:
+        setting: What is done.
+        limits: Of the machine, at the setting's precision.
+
+    Returns:
+        Seconds.
+    """
     return sum(
-        max(setting.batch_size * work.operations / limits.products, _bytes(work, setting) / limits.copies)
+        max(
+            setting.batch_size * work.operations / limits.operations_per_second,
+            _bytes(work, setting) / limits.bytes_per_second,
+        )
         for work in forward_pass(CASES[setting.case])
     )
 

@@ -36,7 +36,7 @@ from cases import (
     Setting,
     disagreement,
 )
-from limits import Limits, bytes_moved, least_seconds, measure_limits, operations
+from limits import Limits, bytes_moved, measure_limits, operations, seconds_at_limits
 from memory import ALLOCATOR, MIB, Memory
 from worker import Timing, Worker
 
@@ -49,9 +49,8 @@ LEAST_SECONDS = 0.3
 LEAST_CPU_SHARE = 0.9
 """Below this share of the processor a measurement says as much about the other processes as about the library."""
 
-
 BEST = "best"
-"""In place of a number of images: as many as fill the device."""
+"""In place of a number of images: those of the case, which fill the device."""
 
 
 class Device(StrEnum):
@@ -64,7 +63,10 @@ class Device(StrEnum):
 def main(
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.CPU,
     cases: Annotated[
-        str, typer.Option(help=f"Sizes, separated by commas: {', '.join(CASES)}; the last only when named.")
+        str,
+        typer.Option(
+            help=f"Sizes, separated by commas: {', '.join(CASES)}; {', '.join(CASES_WHEN_NAMED)} only when named."
+        ),
     ] = "",
     libraries: Annotated[str, typer.Option(help=f"Of {', '.join(LIBRARIES)}.")] = "",
     modes: Annotated[str, typer.Option(help=f"Of {', '.join(MODES)}.")] = "",
@@ -80,7 +82,7 @@ def main(
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each library, taken in turns.")] = 7,
     together: Annotated[
-        int, typer.Option(min=1, help="Processes that prepare themselves at the same time, for all rows of a mode.")
+        int, typer.Option(min=1, help="Processes that prepare themselves at the same time, for many rows at once.")
     ] = 1,
     batch_sizes: Annotated[
         str,
@@ -127,16 +129,16 @@ def main(
                 f"images' logits; at most {TOLERANCE:.0e} is accepted. Nothing was measured."
             )
             raise typer.Exit(1)
-    limits = {name: measure_limits(device, name) for name in dict.fromkeys(setting.precision for setting in missing)}
-    for name, of_machine in limits.items():
-        _progress(f"{name}: {of_machine}")
+    limits_of = {name: measure_limits(device, name) for name in dict.fromkeys(each.precision for each in missing)}
+    for name, limits in limits_of.items():
+        _progress(f"{name}: {limits}")
     if device == Device.CUDA:
         # The libraries' processes need what this one's allocator holds.
         torch.cuda.empty_cache()
 
     tables = _tables(rows, names, memory_too) if rows else []
     for setting, measured in measure(missing, names, rounds, memory_too, together):
-        rows += [{**row, **_shares(setting, row, limits[setting.precision]), **facts} for row in measured]
+        rows += [{**row, **_shares(setting, row, limits_of[setting.precision]), **facts} for row in measured]
         if setting.execution in ON_GPUS_ONLY:
             _compare([row for row in rows if _is_of(row, setting)], [row for row in rows if _is_compiled(row, setting)])
         rows.sort(key=_place)
@@ -146,12 +148,13 @@ def main(
         title = f"Whole models on {facts['machine']}"
         report.write_markdown(stem.with_name(stem.name + ".md"), title, tables, report.facts_of(rows, facts))
     print("\n\n".join(tables))
-    shares = [float(row["cpu_share"]) for row in rows if row["cpu_share"] != ""]
-    if shares and min(shares) < LEAST_CPU_SHARE:
-        _progress(
-            f"Do not trust these speeds: a library got {min(shares):.0%} of its {facts['threads']} threads' processor "
-            "time only. Other processes run here; the memory is not affected."
-        )
+    for row in rows:
+        if row["cpu_share"] != "" and float(row["cpu_share"]) < LEAST_CPU_SHARE:
+            _progress(
+                f"{row['library']}, {row['case']} {row['mode']} {row['precision']} {row['execution']}, batch "
+                f"{row['batch_size']}: got {row['cpu_share']:.0%} of its {row['threads']} threads' processor time. "
+                "Either other processes run here, and this speed is not to be trusted, or it does much in one thread."
+            )
     if any(row["library"] == OURS and row["note"] for row in rows):
         raise typer.Exit(1)
 
@@ -356,11 +359,11 @@ def _shares(setting: Setting, row: report.Row, limits: Limits) -> report.Row:
     seconds = float(row["step_milliseconds"]) / 1e3 if known else math.nan
     infers = setting.mode == "inference"
     return {
-        "share_of_products": _field(operations(setting) / seconds / limits.products),
-        "share_of_copies": _field(bytes_moved(setting) / seconds / limits.copies if infers else math.nan),
-        "share_of_limit": _field(least_seconds(setting, limits) / seconds if infers else math.nan),
-        "products_per_second": _field(limits.products),
-        "copies_per_second": _field(limits.copies),
+        "share_of_products": _field(operations(setting) / seconds / limits.operations_per_second),
+        "share_of_copies": _field(bytes_moved(setting) / seconds / limits.bytes_per_second if infers else math.nan),
+        "share_of_limits": _field(seconds_at_limits(setting, limits) / seconds if infers else math.nan),
+        "operations_per_second": _field(limits.operations_per_second),
+        "bytes_per_second": _field(limits.bytes_per_second),
     }
 
 
@@ -403,15 +406,15 @@ def _tables(rows: list[report.Row], libraries: list[str], memory_too: bool) -> l
         return "" if row is None else "failed" if row["note"] else form(row)
 
     speed = build(
-        f"Images per second (median of {rows[0]['rounds']} rounds); more is better. The last two columns: {OURS}'s "
-        "operations, of what the machine does in one large product, and the least time that these and the traffic "
-        "would take at the machine's limits, of the time they took.",
+        f"Images per second (median of {rows[0]['rounds']} rounds); more is better. Share of products: {OURS}'s "
+        "operations, of what the machine does in one large product. Share of limits: the time that a pass of fused parts "
+        f"would take at the machine's limits, of {OURS}'s time. benchmarks/README.md says more.",
         "images_per_second",
         {
             f"{OURS} / fastest peer": "images_per_second_over_fastest_peer",
             f"{OURS} / transformers": "images_per_second_over_transformers",
-            "of products": "share_of_products",
-            "of limit": "share_of_limit",
+            "share of products": "share_of_products",
+            "share of limits": "share_of_limits",
         },
         lambda row: f"{row['images_per_second']:.4g}",
     )
