@@ -407,8 +407,8 @@ def _tables(rows: list[report.Row], libraries: list[str], memory_too: bool) -> l
 
     speed = build(
         f"Images per second (median of {rows[0]['rounds']} rounds); more is better. Share of products: {OURS}'s "
-        "operations, of what the machine does in one large product. Share of limits: the time that a pass of fused parts "
-        f"would take at the machine's limits, of {OURS}'s time. benchmarks/README.md says more.",
+        "operations, of what the machine does in one large product. Share of limits: the time of a pass of fused parts "
+        f"at the machine's limits, of {OURS}'s time. benchmarks/README.md says more.",
         "images_per_second",
         {
             f"{OURS} / fastest peer": "images_per_second_over_fastest_peer",
