@@ -59,6 +59,12 @@ class Case:
 
 
 TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "pretrained_windows": (0, 0, 0, 0)}
+LARGE = {
+    "embed_dim": 192,
+    "depths": (2, 2, 18, 2),
+    "num_heads": (6, 12, 24, 48),
+    "pretrained_windows": (12, 12, 12, 6),
+}
 TINY_BATCHES = {
     ("cpu", "inference"): 8,
     ("cpu", "training"): 8,
@@ -100,20 +106,14 @@ CASES = {
             "large-w24-384",
             image_size=384,
             window=24,
-            embed_dim=192,
-            depths=(2, 2, 18, 2),
-            num_heads=(6, 12, 24, 48),
-            pretrained_windows=(12, 12, 12, 6),
+            **LARGE,
             batch_sizes={("cuda", "inference"): 32, ("cuda", "training"): 4},
         ),
         Case(
             "large-w32-1536",
             image_size=1536,
             window=32,
-            embed_dim=192,
-            depths=(2, 2, 18, 2),
-            num_heads=(6, 12, 24, 48),
-            pretrained_windows=(12, 12, 12, 6),
+            **LARGE,
             batch_sizes={("cuda", "inference"): 1, ("cuda", "training"): 1},
         ),
     )
