@@ -26,7 +26,7 @@ from swinv2.layers.attention import CosineWindowAttention, WindowGeometry
 from swinv2.layers.block import DropPath, SwinTransformerBlock
 from swinv2.layers.position import ContinuousPositionBias, relative_coordinates
 from swinv2.layers.stage import Encoder
-from swinv2.ops import dispatch
+from swinv2.ops import backends
 from swinv2.ops.triton import launch, residual
 
 FORMS = ("eager", "sdpa")
@@ -215,7 +215,7 @@ class TestPadding:
         geometry = WindowGeometry(window, (0, 0), (0, 0), mask_padding)
         layer = peers.draw_weights(CosineWindowAttention(24, 2, geometry, qkv_bias=True, dropout=0.0))
         with torch.no_grad():
-            return layer(x, layer.bias_table(x.device, "eager"), form)[0]
+            return layer(x, form)[0]
 
     @pytest.mark.parametrize("form", FORMS)
     def test_hidden_padding_is_as_if_there_were_none(self, form: str) -> None:
@@ -236,7 +236,7 @@ class TestPadding:
             )
             weights = (cosine * layer.logit_scale.exp() + bias).softmax(-1)
             expected = (weights @ v).transpose(1, 2).reshape(2, 3, 2, 24)
-            torch.testing.assert_close(layer(x, table, form)[0], expected)
+            torch.testing.assert_close(layer(x, form)[0], expected)
 
     @pytest.mark.parametrize("form", FORMS)
     def test_the_default_sees_padding(self, form: str) -> None:
@@ -466,8 +466,8 @@ class TestFusedForm:
     ) -> None:
         """Dropped attention weights, here."""
         model = build(attn_implementation="triton", attention_probs_dropout_prob=0.1, drop_path_rate=0.0).train()
-        dispatch._warn_once.cache_clear()
-        with caplog.at_level("WARNING", "swinv2.ops.dispatch"):
+        backends._warn_once.cache_clear()
+        with caplog.at_level("WARNING", "swinv2.ops.backends"):
             model(peers.images((32, 32)))
         reason = "it drops no attention weights, and attention_probs_dropout_prob is 0.1"
         assert caplog.messages == [f"sdpa runs in place of triton: {reason}"]

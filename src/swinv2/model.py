@@ -22,7 +22,7 @@ from swinv2.layers.block import PostNorm, SwinTransformerBlock
 from swinv2.layers.patches import Embeddings, PatchEmbeddings, resample_positions
 from swinv2.layers.stage import Encoder, StageOutput
 from swinv2.lengths import Windows
-from swinv2.ops.dispatch import SDPA, TRITON, Call, choose_backend, explain_backend, is_interpreted, refuse_machine
+from swinv2.ops.backends import SDPA, TRITON, Call, choose_backend, explain_backend, is_interpreted, refuse_machine
 from swinv2.outputs import Swinv2ModelOutput
 
 logger = logging.get_logger(__name__)
@@ -60,7 +60,7 @@ class Swinv2PreTrainedModel(PreTrainedModel):
     _no_split_modules = ["SwinTransformerBlock"]
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """Which form of attention the model asks for; see `swinv2.ops.dispatch`.
+        """Which form of attention the model asks for; see `swinv2.ops.backends`.
 
         Args:
             requested_attention: What the user asks for; None for "triton" on a machine whose GPU can run it, where maps

@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 import peers
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.layers.block import SwinTransformerBlock
-from swinv2.layers.linear import is_plain, project
+from swinv2.layers.fusion import is_plain, project
 from swinv2.ops.cpu import branches, kernels, library, pieces
 
 needs_kernels = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))

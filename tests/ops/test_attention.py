@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attention_cases import CASES, FAST_FORMS, FORMS, FORMS_WITH_DROPOUT, Case, Form, draw, error, random_cases
 from swinv2.ops import reference, sdpa
-from swinv2.ops.dispatch import BACKENDS, Call, choose_backend, explain_backend, window_attention
+from swinv2.ops.backends import BACKENDS, Call, choose_backend, explain_backend, window_attention
 from swinv2.ops.triton import launch
 from swinv2.ops.windows import WindowPlan
 

@@ -17,7 +17,7 @@ import peers
 from attention_cases import CASES, FORMS, NAMES, Case, draw, error
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.ops import chunks
-from swinv2.ops.dispatch import Call, explain_backend, window_attention
+from swinv2.ops.backends import Call, explain_backend, window_attention
 from swinv2.train.memory import CHUNK_TENSORS_IN_FULL
 
 IN_CHUNKS = ("reference", "sdpa-by-torch")

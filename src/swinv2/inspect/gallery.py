@@ -24,7 +24,7 @@ from swinv2.inspect.view import View, look
 from swinv2.lengths import as_pair
 from swinv2.loading import choose_device, load_model, load_processor, read_config
 from swinv2.model import Swinv2Model
-from swinv2.ops.dispatch import EAGER
+from swinv2.ops.backends import EAGER
 from swinv2.ops.windows import Pair
 
 
@@ -215,7 +215,7 @@ class Inspector:
             if self._wants(stage):
                 number, block = last[stage]
                 with torch.no_grad():
-                    table = block.attention.bias_table(self.model.device, EAGER)
+                    table = block.attention.self.bias_table(self.model.device, EAGER)
                 title = f"stage {stage}, block {number}: windows of {spec.window[1]} x {spec.window[0]}"
                 fields.append(BiasField(title, by_direction(table), spec.window, spec.learned_window))
         return fields

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swinv2.layers.linear import project
+from swinv2.layers.fusion import project
 from swinv2.layers.position import ContinuousPositionBias
-from swinv2.ops.dispatch import EAGER, window_attention
+from swinv2.ops.backends import EAGER, window_attention
 from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Pair, WindowPlan
 
@@ -85,7 +85,6 @@ class CosineWindowAttention(nn.Module):
     def forward(
         self,
         feature_map: Float[Tensor, "B H W C"],
-        bias_table: Float[Tensor, "heads table_height table_width"],
         backend: str,
         chunk_size: int | None = None,
     ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"] | None]:
@@ -93,8 +92,7 @@ class CosineWindowAttention(nn.Module):
 
         Args:
             feature_map: The map.
-            bias_table: What `bias_table` returned.
-            backend: Form of the attention that runs; see `ops.dispatch`.
+            backend: Form of the attention that runs; see `ops.backends`.
             chunk_size: Windows that attend at a time, where the form would hold the weights of all; None for all.
 
         Returns:
@@ -113,7 +111,7 @@ class CosineWindowAttention(nn.Module):
             query.unflatten(-1, heads),
             key.unflatten(-1, heads),
             value.unflatten(-1, heads),
-            bias_table,
+            self.bias_table(feature_map.device, backend),
             self.scale(),
             plan,
             padded_value,
@@ -150,17 +148,12 @@ class Attention(nn.Module):
         self.self = CosineWindowAttention(dim, num_heads, geometry, qkv_bias, dropout)
         self.output = Projection(dim, dim, dropout)
 
-    def bias_table(self, device: torch.device, backend: str) -> Float[Tensor, "heads table_height table_width"]:
-        """See `CosineWindowAttention.bias_table`."""
-        return self.self.bias_table(device, backend)
-
     def forward(
         self,
         feature_map: Float[Tensor, "B H W C"],
-        bias_table: Float[Tensor, "heads table_height table_width"],
         backend: str,
         chunk_size: int | None = None,
     ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"] | None]:
         """See `CosineWindowAttention.forward`."""
-        attended, weights = self.self(feature_map, bias_table, backend, chunk_size)
+        attended, weights = self.self(feature_map, backend, chunk_size)
         return self.output(attended), weights

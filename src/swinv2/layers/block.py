@@ -5,21 +5,16 @@ In and out: a map (B, H, W, C).
 Source: Liu et al., Swin Transformer V2, section 3.2 (res-post-norm) and figure 1; section 3.6 for the extra norm.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from swinv2.config import StageSpec, Swinv2Config, is_exact_gelu
-from swinv2.layers.attention import Attention, CosineWindowAttention, Projection, WindowGeometry
-from swinv2.layers.linear import is_plain, is_unwatched, project
-from swinv2.ops.cpu import library
-from swinv2.ops.cpu.branches import Ending, add_attention, add_mlp
-from swinv2.ops.cpu.opaque import is_compiled
-from swinv2.ops.cpu.pieces import can_run, is_plain_call
-from swinv2.ops.dispatch import SDPA, TRITON, refuse_machine
+from swinv2.config import StageSpec, Swinv2Config
+from swinv2.layers.attention import Attention, Projection, WindowGeometry
+from swinv2.layers.fusion import fusible, project, structure
 from swinv2.ops.precision import precise
 
 
@@ -106,8 +101,8 @@ class SwinTransformerBlock(nn.Module):
         self.layernorm_extra = (
             nn.LayerNorm(spec.dim, eps=config.layer_norm_eps) if spec.extra_norms[index] else nn.Identity()
         )
-        self._channels = spec.dim
-        self._built = {name: _make_up(part.modules()) for name, part in self.named_children()}
+        self.channels = spec.dim
+        self.built = {name: structure(part) for name, part in self.named_children()}
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] | None = None
 
@@ -129,86 +124,19 @@ class SwinTransformerBlock(nn.Module):
         return self._residual_branches(feature_map, backend, chunk_size)
 
     def _residual_branches(self, x: Tensor, backend: str, chunk_size: int | None) -> tuple[Tensor, Tensor | None]:
-        x, weights = self._add_attention(x, backend, chunk_size)
-        return self.layernorm_extra(self._add_mlp(x, backend)), weights
+        x, weights = self.attention_branch(x, backend, chunk_size)
+        return self.layernorm_extra(self.mlp_branch(x, backend)), weights
 
-    def _add_attention(self, x: Tensor, backend: str, chunk_size: int | None) -> tuple[Tensor, Tensor | None]:
-        attention = self.attention.self
-        bias_table = self.attention.bias_table(x.device, backend)
-        if self._may_be_one_function(x, backend, "attention", "layernorm_before", "drop_path"):
-            qkv = [(layer.weight, layer.bias) for layer in (attention.query, attention.key, attention.value)]
-            last, plan = self.attention.output.dense, attention.geometry.plan((x.shape[1], x.shape[2]))
-            end = self._ending(x, self.layernorm_before)
-            return add_attention(x, qkv, (last.weight, last.bias), bias_table, attention.scale(), plan, end), None
-        attended, weights = self.attention(x, bias_table, backend, chunk_size)
-        return self._add(x, attended, self.layernorm_before, backend), weights
+    @fusible
+    def attention_branch(self, x: Tensor, backend: str, chunk_size: int | None) -> tuple[Tensor, Tensor | None]:
+        """x + drop_path(norm(attention(x)))"""
+        attended, weights = self.attention(x, backend, chunk_size)
+        return x + self.drop_path(self.layernorm_before(attended)), weights
 
-    def _add_mlp(self, x: Tensor, backend: str) -> Tensor:
-        parts = ("intermediate", "output", "layernorm_after", "drop_path")
-        if self._may_be_one_function(x, backend, *parts) and is_exact_gelu(self.intermediate.activation):
-            widen, narrow = ((layer.weight, layer.bias) for layer in (self.intermediate.dense, self.output.dense))
-            return add_mlp(x, widen, narrow, self._ending(x, self.layernorm_after))
-        return self._add(x, self.output(self.intermediate(x)), self.layernorm_after, backend)
-
-    def _add(self, x: Tensor, work: Tensor, norm: nn.Module, backend: str) -> Tensor:
-        if isinstance(norm, nn.LayerNorm) and self._may_add_in_one_kernel(x, norm, backend):
-            # Triton is there on few machines, and takes a second to import.
-            from swinv2.ops.triton.residual import add_normalised
-
-            factors = self.drop_path.factors(x) if self.drop_path.drops else None
-            return add_normalised(x, work, norm.weight, norm.bias, norm.eps, factors)
-        return x + self.drop_path(norm(work))
-
-    def _ending(self, x: Tensor, norm: nn.LayerNorm) -> Ending:
-        kept = self.drop_path.keeps(x) if self.drop_path.drops else None
-        return Ending(norm.weight, norm.bias, norm.eps, kept, self.drop_path.factor)
-
-    def _may_be_one_function(self, x: Tensor, backend: str, *names: str) -> bool:
-        """Whether a residual branch may be computed as a whole on a CPU, with its compiled kernels: nobody can tell
-        that its parts are not called."""
-        if backend != SDPA or not (can_run(x) or is_compiled(x)):
-            return False
-        parts = {name: list(self.get_submodule(name).modules()) for name in names}
-        modules = [module for part in parts.values() for module in part]
-        weights = [module.weight for module in modules if type(module) is nn.Linear]
-        return (
-            x.dtype in library.TYPES
-            and library.refuse() is None
-            and x.shape[-1] == self._channels
-            and all(_make_up(part) == self._built[name] for name, part in parts.items())
-            and all(is_plain(module) or (type(module) is not nn.Linear and is_unwatched(module)) for module in modules)
-            and all(p is None or p.device.type == "cpu" for module in modules for p in module._parameters.values())
-            # Otherwise torch refuses to multiply them.
-            and (torch.is_autocast_enabled("cpu") or all(weight.dtype == x.dtype for weight in weights))
-            and not any(_drops(module) for module in modules)
-        )
-
-    def _may_add_in_one_kernel(self, x: Tensor, norm: nn.LayerNorm, backend: str) -> bool:
-        """Whether norm, drop path and sum may be one kernel: on a machine for the attention's kernels, in eager mode,
-        and nobody sees what lies between."""
-        return (
-            backend == TRITON
-            and not x.is_meta
-            and refuse_machine(x.device) is None
-            and is_plain_call(x)
-            and type(self.drop_path) is DropPath
-            and type(norm) is PostNorm
-            and all(type(p) is nn.Parameter and p.device == x.device for p in norm.parameters())
-            and is_unwatched(norm)
-            and is_unwatched(self.drop_path)
-        )
-
-
-def _drops(module: nn.Module) -> bool:
-    """Whether a module drops numbers or attention weights, now."""
-    if isinstance(module, nn.Dropout):
-        return module.training and module.p > 0
-    return isinstance(module, CosineWindowAttention) and module.training and module.dropout > 0
-
-
-def _make_up(modules: Iterable[nn.Module]) -> list[Any]:
-    """Types of modules and shapes of their weights: what a part was built of, or what somebody has made of it."""
-    return [(type(module), [None if p is None else p.shape for p in module._parameters.values()]) for module in modules]
+    @fusible
+    def mlp_branch(self, x: Tensor, backend: str) -> Tensor:
+        """x + drop_path(norm(mlp(x)))"""
+        return x + self.drop_path(self.layernorm_after(self.output(self.intermediate(x))))
 
 
 def block_geometry(config: Swinv2Config, spec: StageSpec, index: int) -> WindowGeometry:

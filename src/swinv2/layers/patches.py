@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from swinv2.config import StageSpec, Swinv2Config
-from swinv2.layers.linear import is_unwatched, project
+from swinv2.layers.fusion import is_unwatched, project
 from swinv2.lengths import as_pair
 from swinv2.ops.cpu.linear import may_project_patches, project_patches
 from swinv2.ops.windows import Pair

@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swinv2.layers.linear import is_unwatched
-from swinv2.ops.cpu.opaque import is_compiled
-from swinv2.ops.cpu.pieces import can_run, is_plain_call
+from swinv2.layers.fusion import is_unwatched
 from swinv2.ops.cpu.position import bias_field
+from swinv2.ops.execution import ORDINARY, Execution, execution
 from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Pair
 
@@ -124,7 +123,7 @@ class ContinuousPositionBias(nn.Sequential):
         def field(coordinates: Tensor) -> Tensor:
             return bias_field(coordinates, at_least_fp32(w1), at_least_fp32(b1), at_least_fp32(w2))
 
-        if torch.is_grad_enabled() or not is_plain_call(w1):
+        if torch.is_grad_enabled() or execution(w1) is not Execution.EAGER:
             return self._table(field, window, pretrained_window, device)
         # Read once: another thread may put another table there.
         geometry, remembered = (window, pretrained_window), self._remembered
@@ -142,7 +141,7 @@ class ContinuousPositionBias(nn.Sequential):
         if not as_built:
             return None
         weights = (layers[0].weight, layers[0].bias, layers[1].weight)
-        return weights if all(can_run(weight) or is_compiled(weight) for weight in weights) else None
+        return weights if all(w.device.type == "cpu" and execution(w) in ORDINARY for w in weights) else None
 
     @staticmethod
     def _table(

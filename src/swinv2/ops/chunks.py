@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from swinv2.ops.cpu.pieces import is_transformed
+from swinv2.ops.execution import is_transformed
 from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Span, WindowPlan, merge, partition
 

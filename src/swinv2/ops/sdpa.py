@@ -15,8 +15,7 @@ from swinv2.ops import reference, windows
 from swinv2.ops.bias import expand_bias
 from swinv2.ops.cpu import attention as cpu
 from swinv2.ops.cpu import library
-from swinv2.ops.cpu.opaque import is_compiled
-from swinv2.ops.cpu.pieces import can_run
+from swinv2.ops.execution import ORDINARY, execution
 from swinv2.ops.precision import SMALLEST_NORM, precise
 from swinv2.ops.windows import Span, WindowKind, WindowPlan
 
@@ -46,7 +45,7 @@ def window_attention(
 
 def runs_in_pieces(v: Float[Tensor, "B H W heads head_dim"], dropout: float) -> bool:
     """Whether `cpu/attention.py` does the attention, which holds the weights of a few rows at a time."""
-    return dropout == 0.0 and (can_run(v) or is_compiled(v)) and v.dtype in library.TYPES and library.refuse() is None
+    return dropout == 0.0 and v.device.type == "cpu" and execution(v) in ORDINARY and library.refuse(v.dtype) is None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, plan: WindowPlan, dropout: float) -> Tensor:

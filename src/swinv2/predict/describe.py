@@ -17,7 +17,7 @@ from swinv2.layers.stage import Encoder
 from swinv2.lengths import Pair, Windows, as_pair
 from swinv2.loading import EXAMPLE, label_names, read_config
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
-from swinv2.ops.dispatch import Call, explain_backend
+from swinv2.ops.backends import Call, explain_backend
 from swinv2.stages import StageSizes, sizes_of
 from swinv2.zoo import CHECKPOINTS, SIZES, Checkpoint, find_size
 

@@ -21,7 +21,7 @@ from swinv2.layers.block import SwinTransformerBlock
 from swinv2.layers.stage import Stage
 from swinv2.lengths import as_pair
 from swinv2.model import Swinv2PreTrainedModel
-from swinv2.ops.dispatch import SDPA, TRITON
+from swinv2.ops.backends import SDPA, TRITON
 from swinv2.ops.windows import WindowPlan
 
 MIB = 2**20

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from swinv2.ops.cpu import kernels
-from swinv2.ops.cpu.opaque import opaque
+from swinv2.ops.custom_op import custom_op
 from swinv2.ops.windows import WindowPlan
 
 
@@ -37,7 +37,7 @@ def _empty_attended(
     return v.new_empty(v.shape)
 
 
-@opaque(_empty_attended)
+@custom_op(_empty_attended)
 def attend_map(
     q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, padded_value: Tensor | None, plan: WindowPlan
 ) -> Tensor:
@@ -65,7 +65,7 @@ def _empty_gradients(
     return maps, table, torch.empty_like(scale), scale.new_empty(heads, head_dim)
 
 
-@opaque(_empty_gradients)
+@custom_op(_empty_gradients)
 def attend_map_backward(
     grad: Tensor,
     q: Tensor,

@@ -5,7 +5,7 @@ computed for some windows, or some tokens, at a time: what lies between its prod
 the gradients need is written to memory. The backward pass goes the same way. There is no gradient of the gradient: for
 that, load the model with attn_implementation="eager".
 
-Each function marked `opaque` is one operation of the graph under torch.compile.
+Each function marked `custom_op` is one operation of the graph under torch.compile.
 """
 
 import math
@@ -29,8 +29,8 @@ from swinv2.ops.cpu.linear import (
     uses_kernels,
     working_dtype,
 )
-from swinv2.ops.cpu.opaque import opaque
 from swinv2.ops.cpu.pieces import CACHE_BYTES, SMALLEST_PIECE, bands, pieces
+from swinv2.ops.custom_op import custom_op
 from swinv2.ops.precision import precise, without_autocast
 from swinv2.ops.windows import WindowPlan
 
@@ -110,7 +110,7 @@ def _empty_attention_branch(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tens
     return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype)), saved[0], saved[1], saved[2]
 
 
-@opaque(_empty_attention_branch)
+@custom_op(_empty_attention_branch)
 @without_autocast
 def attention_branch(
     x: Tensor,
@@ -194,7 +194,7 @@ def _empty_attention_gradients(
     )
 
 
-@opaque(_empty_attention_gradients)
+@custom_op(_empty_attention_gradients)
 @without_autocast
 def attention_branch_backward(
     grad: Tensor,
@@ -296,7 +296,7 @@ def _empty_mlp_branch(x: Tensor, w1: Tensor, *rest: Any) -> tuple[Tensor, Tensor
     return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype)), saved[0], saved[1]
 
 
-@opaque(_empty_mlp_branch)
+@custom_op(_empty_mlp_branch)
 @without_autocast
 def mlp_branch(
     x: Tensor,
@@ -362,7 +362,7 @@ def _empty_mlp_gradients(
     )
 
 
-@opaque(_empty_mlp_gradients)
+@custom_op(_empty_mlp_gradients)
 @without_autocast
 def mlp_branch_backward(
     grad: Tensor,

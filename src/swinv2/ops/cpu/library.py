@@ -90,9 +90,9 @@ def load() -> ctypes.CDLL | None:
 
 
 @torch.compiler.assume_constant_result
-def refuse() -> str | None:
-    """Why there are no compiled kernels here; None if there are."""
-    return _reason()
+def refuse(dtype: torch.dtype | None = None) -> str | None:
+    """Why there are no compiled kernels here, or none for a dtype; None if there are."""
+    return _reason() or (None if dtype is None or dtype in TYPES else f"they have no kernels for {dtype}")
 
 
 @cache

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from swinv2.ops.cpu import kernels, library
 from swinv2.ops.cpu.kernels import Weights
-from swinv2.ops.cpu.opaque import is_compiled, opaque
-from swinv2.ops.cpu.pieces import can_run
+from swinv2.ops.custom_op import custom_op
+from swinv2.ops.execution import ORDINARY, Execution, execution
 from swinv2.ops.precision import without_autocast
 
 TOKENS_TO_JOIN = 8
@@ -51,7 +51,7 @@ def linear_each(features: Tensor, layers: Sequence[Weights]) -> tuple[Tensor, ..
     Returns:
         The result of each; they may be views of one tensor.
     """
-    if len(layers) == 1 or is_compiled(features) or not pays_to_join(features):
+    if len(layers) == 1 or execution(features) is Execution.COMPILED or not pays_to_join(features):
         return tuple(linear(features, weight, bias) for weight, bias in layers)
     joined = linear(features, *join([weight for weight, _ in layers], [bias for _, bias in layers]))
     return joined.split([len(weight) for weight, _ in layers], dim=-1)
@@ -75,7 +75,7 @@ def may_project_patches(pixels: Tensor, projection: nn.Conv2d) -> bool:
     has no instructions for."""
     pixels, weight, bias = in_autocast_dtype(pixels, projection.weight, projection.bias)
     return (
-        can_run(pixels)
+        _is_eager(pixels)
         and _is_slow_in(pixels.dtype)
         and all(each.dtype == pixels.dtype for each in (weight, bias) if each is not None)
         and projection.stride == projection.kernel_size
@@ -100,7 +100,7 @@ def _empty_product(features: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     return features.new_empty(*features.shape[:-1], len(weight))
 
 
-@opaque(_empty_product)
+@custom_op(_empty_product)
 @without_autocast
 def multiply(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer without gradients, by the kernels.
@@ -138,7 +138,11 @@ def _turned_product(left: Tensor, right: Tensor) -> Tensor:
     """left.T @ right, of matrices in 16 bits by sums in fp32: they are long, and kernels cut them only if there is a
     place for what they have so far."""
     in_16_bits = left.dtype == right.dtype and left.dtype.itemsize == 2 and uses_kernels(left.dtype)
-    if not in_16_bits or not can_run(left) or (torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)):
+    if (
+        not in_16_bits
+        or not _is_eager(left)
+        or (torch.is_grad_enabled() and (left.requires_grad or right.requires_grad))
+    ):
         return linear(left.T, right.T, None)
     sums = left.new_zeros(left.shape[1], right.shape[1], dtype=torch.float32)
     kernels.matmul(left.T, right, base=sums, out=sums)
@@ -211,7 +215,7 @@ def add_turned_product(sums: Tensor, left: Tensor, right: Tensor, dtype: torch.d
 
 def sum_of_tokens(tokens: Tensor) -> Tensor:
     """The sum of all tokens (N, C). In bf16 a product by ones is the faster, where the processor has it."""
-    if tokens.dtype == torch.bfloat16 and len(tokens) and can_run(tokens) and not _is_slow_in(tokens.dtype):
+    if tokens.dtype == torch.bfloat16 and len(tokens) and _is_eager(tokens) and not _is_slow_in(tokens.dtype):
         return tokens.new_ones(len(tokens)) @ tokens
     return tokens.sum(0)
 
@@ -224,10 +228,15 @@ def in_autocast_dtype(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
+def _is_eager(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and execution(tensor) is Execution.EAGER
+
+
 def _is_for_kernels(features: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         # Asked again in the backward pass: it may be watched where the forward pass was not.
-        (can_run(features) or is_compiled(features))
+        features.device.type == "cpu"
+        and execution(features) in ORDINARY
         and features.dtype == weight.dtype
         # What does not fit is torch's to refuse.
         and features.shape[-1:] == weight.shape[1:]
@@ -239,7 +248,7 @@ def _is_for_kernels(features: Tensor, weight: Tensor, bias: Tensor | None) -> bo
 @torch.compiler.assume_constant_result
 def uses_kernels(dtype: torch.dtype) -> bool:
     """Whether the compiled kernels multiply matrices of a dtype."""
-    return library.refuse() is None and dtype in library.TYPES and (dtype.itemsize > 2 or _is_slow_in(dtype))
+    return library.refuse(dtype) is None and (dtype.itemsize > 2 or _is_slow_in(dtype))
 
 
 @torch.compiler.assume_constant_result

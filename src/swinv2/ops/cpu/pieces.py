@@ -1,4 +1,4 @@
-"""What fits the cache, and who may work in pieces of it.
+"""What fits the cache.
 
 In: sizes. Out: slices, and parts of a map whose windows are whole. This module does not know what is computed.
 
@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-from torch._C._functorch import is_legacy_batchedtensor
+from torch import Tensor
 
 from swinv2.ops.windows import WindowPlan
 
@@ -22,31 +21,6 @@ costs more than it saves."""
 
 SMALLEST_PIECE = 256
 """Tokens below which a matrix product is too thin to be fast."""
-
-
-def can_run(tensor: Tensor) -> bool:
-    """Whether this package's forms for a CPU are for a tensor. For torch.compile there is `opaque.is_compiled`."""
-    return tensor.device.type == "cpu" and is_plain_call(tensor)
-
-
-def is_plain_call(tensor: Tensor) -> bool:
-    """Whether a call is in eager mode, with a plain tensor, and nobody records or transforms what is computed, as
-    compilers, exporters, torch.func, forward-mode differentiation and dispatch modes (torch's counter of operations)
-    do. Those would not understand the writes into place and the gradients written by hand."""
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not is_transformed()
-        and torch._C._len_torch_dispatch_stack() == 0
-        # Of torch.autograd.grad with is_grads_batched, which is no transform of torch.func.
-        and not is_legacy_batchedtensor(tensor)
-    )
-
-
-def is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def pieces(count: int, item_bytes: int, least: int = 1) -> list[slice]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from swinv2.ops.cpu.opaque import opaque
+from swinv2.ops.custom_op import custom_op
 from swinv2.ops.precision import without_autocast
 
 POSITIONS_AT_ONCE = 256
@@ -53,7 +53,7 @@ def _empty_field(positions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> Tenso
     return positions.new_empty(positions.shape[0], len(w2))
 
 
-@opaque(_empty_field)
+@custom_op(_empty_field)
 @without_autocast
 def evaluate_field(positions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
     """The field of positions (N, 2)."""
@@ -69,7 +69,7 @@ def _empty_gradients(
     return w1.new_empty(w1.shape), b1.new_empty(b1.shape), w2.new_empty(w2.shape)
 
 
-@opaque(_empty_gradients)
+@custom_op(_empty_gradients)
 @without_autocast
 def evaluate_field_backward(
     grad: Tensor, positions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor

@@ -19,7 +19,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from swinv2.ops.cpu.opaque import remembered_plan
+from swinv2.ops.custom_op import remembered_plan
 from swinv2.ops.precision import precise
 from swinv2.ops.triton import backward, forward
 from swinv2.ops.triton.programs import most_programs, start

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from swinv2.ops import chunks, reference, sdpa
 from swinv2.ops.cpu import library
-from swinv2.ops.cpu.pieces import is_transformed
+from swinv2.ops.execution import is_transformed
 from swinv2.ops.windows import Pair, WindowPlan
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def explain_backend(requested: str, call: Call | None = None) -> str:
 
     Example:
 
-        >>> from swinv2.ops.dispatch import Call, explain_backend
+        >>> from swinv2.ops.backends import Call, explain_backend
         >>> print(explain_backend("sdpa", Call(wants_weights=True, dropout=0.1)))
         eager runs: plain PyTorch, the specification
         triton does not: ...

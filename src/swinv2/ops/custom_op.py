@@ -13,29 +13,14 @@ from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
 
-from swinv2.ops.cpu.pieces import is_transformed
 from swinv2.ops.windows import WindowPlan
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def is_compiled(tensor: Tensor) -> bool:
-    """Whether torch.compile is tracing, and opaque functions may be part of its graph: on a CPU, not for an export, and
-    nobody transforms the graph."""
-    return (
-        torch.compiler.is_dynamo_compiling()
-        # torch.compiler.is_exporting() returns it; torch 2.11, tracing, takes that function for True.
-        and not torch.compiler._is_exporting_flag
-        and not is_transformed()
-        and tensor.device.type == "cpu"
-        and type(tensor) in (Tensor, nn.Parameter)
-    )
-
-
-def opaque(fake: Callable[..., Any]) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+def custom_op(fake: Callable[..., Any]) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """Makes a function one operation of compiled graphs, `swinv2::` and its name. Not differentiable by itself.
 
     Args:
