@@ -98,9 +98,6 @@ REFUSALS = [
     ("extra_norm_period", {"extra_norm_period": -1}),
     ("extra_norm_period", {"extra_norm_period": 7}),
     ("mask_padding", {"mask_padding": None}),
-    ("attention_chunk_size", {"attention_chunk_size": 0}),
-    ("attention_chunk_size", {"attention_chunk_size": True}),
-    ("attention_chunk_size", {"attention_chunk_size": "8"}),
     ("num_layers", {"num_layers": 3}),
     ("hidden_size", {"hidden_size": 96}),
     ("out_features", {"out_features": ["stage5"]}),
@@ -220,7 +217,7 @@ def test_published_configurations_are_read_in_silence(tmp_path: Path, caplog: py
 ROUND_TRIPS = [
     {},
     {"image_size": [96, 128], "patch_size": [4, 2], "encoder_stride": [32, 16]},
-    {"depths": [2, 6], "num_heads": [3, 6], "extra_norm_period": 6, "mask_padding": True, "attention_chunk_size": 8},
+    {"depths": [2, 6], "num_heads": [3, 6], "extra_norm_period": 6, "mask_padding": True},
     {"pretrained_window_sizes": [[4, 8], 8, 8, 4], "num_labels": 3, "out_features": ["stem", "stage4"]},
     {"window_size": [4, 7]},
     {"window_size": [[4, 7], 7, 7, 4], "image_size": [128, 224]},

@@ -25,7 +25,6 @@ from swinv2.lengths import (
     as_pair,
     as_windows,
     in_words,
-    is_integer,
     plain_pair,
     plain_windows,
 )
@@ -102,20 +101,6 @@ def _probability(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; expected a probability: at least 0 and less than 1.")
 
 
-def as_chunk_size(value: Any) -> int | None:
-    """Reads `attention_chunk_size`.
-
-    Raises:
-        ValueError: `value` is neither None nor an integer of at least 1.
-    """
-    if value is not None and (not is_integer(value) or value < 1):
-        raise ValueError(
-            f"attention_chunk_size is {value!r}; expected how many windows attend at a time, an integer of at least 1, "
-            "or None for all of them."
-        )
-    return value
-
-
 class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of a Swin Transformer V2: transformers' fields and defaults, checked.
 
@@ -154,11 +139,6 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         norm_targets: 0: the masked-image decoder draws pixels. An odd number: it draws pixels normalised by the mean
             and deviation of the square of so many pixels around each; the authors' Swin V2 models were pre-trained
             with 47.
-        attention_chunk_size: How many windows attend at a time, those of all images counted together; None for all at
-            once. It says how a machine computes and changes no answer and no weight: where neither the fused kernels
-            nor the form for a CPU run, the T x T weights of so many windows exist at a time, and the backward pass
-            computes them again. It may be changed at any time; a file keeps it, and transformers leaves it unused.
-            torch.compile writes every chunk into its graph: many small chunks take long to compile.
         out_features: Names of the maps that the backbone returns: "stem", "stage1", ...
         out_indices: The same by index; give one of the two.
 
@@ -212,7 +192,6 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     extra_norm_period: int = 0
     mask_padding: bool = False
     norm_targets: int = 0
-    attention_chunk_size: int | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -427,7 +406,6 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
                 f"norm_targets is {self.norm_targets}; expected 0, or an odd number of at least 3: the side of a "
                 "square around each pixel."
             )
-        as_chunk_size(self.attention_chunk_size)
         if self.extra_norm_period > max(self.depths, default=0):
             raise ValueError(
                 f"extra_norm_period is {self.extra_norm_period}, but no stage of depths {self.depths} has so many "

@@ -279,9 +279,10 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
-        embedded = self.embeddings(pixel_values, None, interpolate_pos_encoding)
-        stages = self.encoder(embedded, *self._attention_form(embedded, bool(output_attentions)))
-        maps = dict(zip(self.stage_names, [embedded, *(stage.before_merging for stage in stages)], strict=True))
+        backend = self._choose_backend(pixel_values, bool(output_attentions))
+        embedded = self.embeddings(pixel_values, None, interpolate_pos_encoding, backend)
+        stages = self.encoder(embedded, backend, bool(output_attentions))
+        maps = dict(zip(self.stage_names, [embedded, *(blocks for blocks, *_ in stages)], strict=True))
         output = BackboneOutput(
             feature_maps=tuple(as_channels_first(maps[name]) for name in self.out_features),  # type: ignore[arg-type]
             hidden_states=tuple(as_tokens(m) for m in maps.values()) if output_hidden_states else None,

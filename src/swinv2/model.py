@@ -16,13 +16,23 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
-from swinv2.config import Swinv2Config, as_chunk_size
+from swinv2.config import Swinv2Config
 from swinv2.layers.attention import CosineWindowAttention
 from swinv2.layers.block import PostNorm, SwinTransformerBlock
 from swinv2.layers.patches import Embeddings, PatchEmbeddings, resample_positions
-from swinv2.layers.stage import Encoder, StageOutput
+from swinv2.layers.stage import Encoder
 from swinv2.lengths import Windows
-from swinv2.ops.backends import SDPA, TRITON, Call, choose_backend, explain_backend, is_interpreted, refuse_machine
+from swinv2.ops.backends import (
+    EAGER,
+    SDPA,
+    TRITON,
+    Call,
+    choose_backend,
+    explain_backend,
+    is_interpreted,
+    refuse_machine,
+)
+from swinv2.ops.execution import execution
 from swinv2.outputs import Swinv2ModelOutput
 
 logger = logging.get_logger(__name__)
@@ -163,21 +173,23 @@ class Swinv2PreTrainedModel(PreTrainedModel):
             )
         return pixel_values
 
-    def _attention_form(self, embedded: Tensor, output_attentions: bool) -> tuple[str, int | None]:
-        """Which form of attention a call runs, and in how many windows at a time: all of them for their weights."""
-        chunk_size = as_chunk_size(self.config.attention_chunk_size)
-        requested, call = self.config._attn_implementation or "eager", Call(wants_weights=output_attentions)
-        if requested == TRITON and refuse_machine(embedded.device) is not None:
+    def _choose_backend(self, pixel_values: Tensor, output_attentions: bool) -> str:
+        """Which backend of `ops.backends` a call runs. Whether the kernels for GPUs can depends on the maps of each
+        stage, and is asked there."""
+        requested, device = self.config._attn_implementation or EAGER, pixel_values.device
+        call = Call(output_attentions, device, execution=execution(pixel_values))
+        if requested == TRITON and refuse_machine(device) is not None:
             # The machine has a GPU that can, or the model would not have been loaded so: it was put elsewhere.
             requested = SDPA
-        # Whether the kernels can run depends on the maps, and is asked for each of them.
-        chosen = requested if requested == TRITON and not output_attentions else choose_backend(requested, call)
-        if chosen != requested and not torch.compiler.is_compiling():
+        chosen = choose_backend(requested, call)
+        if requested == TRITON and not output_attentions:
+            return TRITON
+        if output_attentions and requested != EAGER and not torch.compiler.is_compiling():
             logger.warning_once(
                 f"Attention weights were asked for. {explain_backend(requested, call)}. The answer is "
                 'the same, the memory is not; load the model with attn_implementation="eager" to say that you know.'
             )
-        return chosen, None if output_attentions else chunk_size
+        return chosen
 
 
 def as_tokens(feature_map: Float[Tensor, "B H W C"]) -> Float[Tensor, "B patches C"]:
@@ -190,9 +202,9 @@ def as_channels_first(feature_map: Float[Tensor, "B H W C"]) -> Float[Tensor, "B
     return feature_map.permute(0, 3, 1, 2)
 
 
-def stage_attentions(outputs: list[StageOutput]) -> tuple[Tensor, ...]:
-    """The attention weights that the stages have, one tensor for each stage that has a block."""
-    return tuple(output.attentions for output in outputs if output.attentions is not None)
+def stage_attentions(outputs: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The attention weights that the stages returned, one tensor for each stage that has a block."""
+    return tuple(weights for _, _, *rest in outputs for weights in rest)
 
 
 class Swinv2Model(Swinv2PreTrainedModel):
@@ -257,10 +269,11 @@ class Swinv2Model(Swinv2PreTrainedModel):
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
 
-        embedded = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
-        stages = self.encoder(embedded, *self._attention_form(embedded, bool(output_attentions)))
-        tokens = as_tokens(self.layernorm(stages[-1].after_merging))
-        maps = [embedded, *(stage.after_merging for stage in stages)] if output_hidden_states else None
+        backend = self._choose_backend(pixel_values, bool(output_attentions))
+        embedded = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding, backend)
+        stages = self.encoder(embedded, backend, bool(output_attentions))
+        tokens = as_tokens(self.layernorm(stages[-1][1]))
+        maps = [embedded, *(merged for _, merged, *_ in stages)] if output_hidden_states else None
 
         output = Swinv2ModelOutput(
             last_hidden_state=tokens,

@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swinv2.layers.fusion import project
 from swinv2.layers.position import ContinuousPositionBias
-from swinv2.ops.backends import EAGER, window_attention
+from swinv2.ops.backends import window_attention
 from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Pair, WindowPlan
 
@@ -71,46 +70,41 @@ class CosineWindowAttention(nn.Module):
 
         Args:
             device: Where the map is.
-            backend: Form of the attention that runs; beside the plain one the bias may be computed in a faster way too.
+            backend: Which backend of `ops.backends` runs.
         """
         geometry = self.geometry
-        return self.continuous_position_bias_mlp(
-            geometry.window, geometry.pretrained_window, device, in_pieces=backend != EAGER
-        )
+        return self.continuous_position_bias_mlp(geometry.window, geometry.pretrained_window, device, backend)
 
     def scale(self) -> Float[Tensor, " heads"]:
         """What the cosine is multiplied by: the reciprocal of the temperature tau."""
         return at_least_fp32(self.logit_scale).clamp(max=MAX_LOG_SCALE).exp().flatten()
 
     def forward(
-        self,
-        feature_map: Float[Tensor, "B H W C"],
-        backend: str,
-        chunk_size: int | None = None,
-    ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"] | None]:
+        self, feature_map: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False
+    ) -> tuple[Tensor, ...]:
         """Attends inside every window.
 
         Args:
             feature_map: The map.
-            backend: Form of the attention that runs; see `ops.backends`.
-            chunk_size: Windows that attend at a time, where the form would hold the weights of all; None for all.
+            backend: Which backend of `ops.backends` runs.
+            output_attentions: Whether to return the attention weights too; the backend is then the plain one.
 
         Returns:
-            The attended map before the output projection, and the attention weights if the form has them.
+            The attended map (B, H, W, C) before the output projection, and the attention weights (N, heads, T, T) if
+            they are wanted.
         """
         plan = self.geometry.plan((feature_map.shape[1], feature_map.shape[2]))
         heads = (self.num_heads, -1)
         padded_query = padded_value = None
         if plan.padded_grid != plan.grid:
-            # Through the modules, whatever they have become (LoRA, quantised): a filling token is a token of zeros.
-            filling = feature_map.new_zeros(1, 1, 1, feature_map.shape[-1])
-            padded_query = self.query(filling)[0, 0, 0].unflatten(-1, heads)
-            padded_value = self.value(filling)[0, 0, 0].unflatten(-1, heads)
-        query, key, value = project(feature_map, self.query, self.key, self.value)
+            # Through the modules, whatever they have become (LoRA, quantised): a padding token is a token of zeros.
+            padding = feature_map.new_zeros(1, 1, 1, feature_map.shape[-1])
+            padded_query = self.query(padding)[0, 0, 0].unflatten(-1, heads)
+            padded_value = self.value(padding)[0, 0, 0].unflatten(-1, heads)
         attended, weights = window_attention(
-            query.unflatten(-1, heads),
-            key.unflatten(-1, heads),
-            value.unflatten(-1, heads),
+            self.query(feature_map).unflatten(-1, heads),
+            self.key(feature_map).unflatten(-1, heads),
+            self.value(feature_map).unflatten(-1, heads),
             self.bias_table(feature_map.device, backend),
             self.scale(),
             plan,
@@ -118,9 +112,8 @@ class CosineWindowAttention(nn.Module):
             self.dropout if self.training else 0.0,
             backend,
             padded_query,
-            chunk_size,
         )
-        return attended.flatten(-2), weights
+        return (attended.flatten(-2), weights) if output_attentions else (attended.flatten(-2),)
 
 
 class Projection(nn.Module):
@@ -132,7 +125,7 @@ class Projection(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.dropout(project(features, self.dense)[0])
+        return self.dropout(self.dense(features))
 
 
 class Attention(nn.Module):
@@ -149,11 +142,8 @@ class Attention(nn.Module):
         self.output = Projection(dim, dim, dropout)
 
     def forward(
-        self,
-        feature_map: Float[Tensor, "B H W C"],
-        backend: str,
-        chunk_size: int | None = None,
-    ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"] | None]:
+        self, feature_map: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False
+    ) -> tuple[Tensor, ...]:
         """See `CosineWindowAttention.forward`."""
-        attended, weights = self.self(feature_map, backend, chunk_size)
-        return self.output(attended), weights
+        attended, *weights = self.self(feature_map, backend, output_attentions)
+        return self.output(attended), *weights

@@ -5,16 +5,14 @@ In and out: a map (B, H, W, C).
 Source: Liu et al., Swin Transformer V2, section 3.2 (res-post-norm) and figure 1; section 3.6 for the extra norm.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from swinv2.config import StageSpec, Swinv2Config
 from swinv2.layers.attention import Attention, Projection, WindowGeometry
-from swinv2.layers.fusion import fusible, project, structure
+from swinv2.layers.fusion import fusible, remember_structure
 from swinv2.ops.precision import precise
 
 
@@ -67,7 +65,7 @@ class Intermediate(nn.Module):
         self.activation = activation
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.activation(project(features, self.dense)[0])
+        return self.activation(self.dense(features))
 
 
 class PostNorm(nn.LayerNorm):
@@ -76,7 +74,7 @@ class PostNorm(nn.LayerNorm):
     """
 
 
-class SwinTransformerBlock(nn.Module):
+class SwinTransformerBlock(GradientCheckpointingLayer):
     """One block. In the checkpoints' names `layernorm_before` normalises the attention branch and `layernorm_after`
     the MLP branch: both come after their branch's work, whatever the first one's name says.
 
@@ -101,37 +99,27 @@ class SwinTransformerBlock(nn.Module):
         self.layernorm_extra = (
             nn.LayerNorm(spec.dim, eps=config.layer_norm_eps) if spec.extra_norms[index] else nn.Identity()
         )
-        self.channels = spec.dim
-        self.built = {name: structure(part) for name, part in self.named_children()}
-        self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable[..., Any] | None = None
+        remember_structure(self)
 
     def forward(
-        self, feature_map: Float[Tensor, "B H W C"], backend: str, chunk_size: int | None = None
-    ) -> tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"] | None]:
-        """Runs the block, recomputing it in the backward pass if gradient checkpointing is on.
+        self, x: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False
+    ) -> Float[Tensor, "B H W C"] | tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"]]:
+        """Runs the block.
 
         Args:
-            feature_map: The map.
-            backend: Form of the attention that runs.
-            chunk_size: Windows that attend at a time; see `CosineWindowAttention.forward`.
-
-        Returns:
-            The map, and the attention weights if the form has them.
+            x: The map.
+            backend: Which backend of `ops.backends` runs.
+            output_attentions: Whether to return the attention weights too; the backend is then the plain one.
         """
-        if self.gradient_checkpointing and self.training and self._gradient_checkpointing_func is not None:
-            return self._gradient_checkpointing_func(self._residual_branches, feature_map, backend, chunk_size)
-        return self._residual_branches(feature_map, backend, chunk_size)
-
-    def _residual_branches(self, x: Tensor, backend: str, chunk_size: int | None) -> tuple[Tensor, Tensor | None]:
-        x, weights = self.attention_branch(x, backend, chunk_size)
-        return self.layernorm_extra(self.mlp_branch(x, backend)), weights
+        x, *weights = self.attention_branch(x, backend, output_attentions)
+        x = self.layernorm_extra(self.mlp_branch(x, backend))
+        return (x, *weights) if output_attentions else x
 
     @fusible
-    def attention_branch(self, x: Tensor, backend: str, chunk_size: int | None) -> tuple[Tensor, Tensor | None]:
-        """x + drop_path(norm(attention(x)))"""
-        attended, weights = self.attention(x, backend, chunk_size)
-        return x + self.drop_path(self.layernorm_before(attended)), weights
+    def attention_branch(self, x: Tensor, backend: str, output_attentions: bool) -> tuple[Tensor, ...]:
+        """x + drop_path(norm(attention(x))), and the attention weights if they are wanted."""
+        attended, *weights = self.attention(x, backend, output_attentions)
+        return x + self.drop_path(self.layernorm_before(attended)), *weights
 
     @fusible
     def mlp_branch(self, x: Tensor, backend: str) -> Tensor:

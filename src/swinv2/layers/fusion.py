@@ -1,8 +1,9 @@
-"""Which parts of the network are computed as one operation, and whose modules are called instead.
+"""Which methods of the network are computed as one operation, and whose modules are called instead.
 
-In: modules and the map that enters them. Out: the operation, or None. A fused operation takes the parameters of modules
-and calls none of them, so it runs only where nobody can tell: modules as they were built, without hooks, replaced or
-compiled forwards, offloading, LoRA, pruned or quantised weights. Everything else is called, module by module.
+In: a module, one of its methods and the map that enters it. Out: what the method returns, by a fused operation or by
+the plain method, which is its specification. A fused operation takes the parameters of modules and calls none of them,
+so it runs only where nobody can tell: modules as they were built, without hooks, replaced or compiled forwards,
+offloading, LoRA, pruned or quantised weights.
 
 `FUSED` is the whole table. To fuse another operation, add a row.
 """
@@ -10,66 +11,177 @@ compiled forwards, offloading, LoRA, pruned or quantised weights. Everything els
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
+from itertools import chain
+from operator import attrgetter, is_
 from types import MethodType
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from swinv2.config import is_exact_gelu
-from swinv2.ops.backends import SDPA, TRITON, refuse_machine
+from swinv2.ops.backends import CPU, TRITON, refuse_machine
 from swinv2.ops.cpu import library
 from swinv2.ops.cpu.branches import Ending, add_attention, add_mlp
-from swinv2.ops.cpu.linear import linear, linear_each
-from swinv2.ops.execution import ORDINARY, Execution, execution
+from swinv2.ops.cpu.linear import linear, may_project_patches, project_patches
+from swinv2.ops.cpu.position import bias_field
+from swinv2.ops.execution import Execution, execution
+from swinv2.ops.precision import at_least_fp32
 
 
 @dataclass(frozen=True)
 class Fused:
-    """One operation in place of modules.
+    """One operation in place of a method.
 
     Attributes:
-        method: Of the block, whose place it takes.
-        backend: For which backend.
+        method: Whose place it takes: class and name.
+        backend: For which backend of `ops.backends`.
         parts: Names of the modules that are not called.
-        refuses: Given the block and the map, whether it cannot compute what they need.
-        run: Given the block, the map and what else the method is given.
+        refuse: Given the module and the map, None or the reason why it cannot compute what they need.
+        run: Given the module, the map and what else the method is given.
+        prepare: Given the module, makes what is remembered as long as its parts do not change; `run` is given it after
+            the map. Of an operation for eager mode only.
     """
 
     method: str
     backend: str
     parts: tuple[str, ...]
-    refuses: Callable[[Any, Tensor], bool]
+    refuse: Callable[[Any, Tensor], str | None]
     run: Callable[..., Any]
+    prepare: Callable[[Any], Any] | None = None
 
 
 def fusible(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """A method (block, map, backend, ...) that a row of `FUSED` may take the place of."""
+    """A method (module, map, backend, ...) whose place a row of `FUSED` may take; see `remember_structure`."""
 
     @wraps(plain)
-    def run(block: Any, x: Tensor, backend: str, *rest: Any) -> Any:
-        fused = FUSED.get((plain.__name__, backend))
-        if fused is None or not is_intact(block, fused.parts, x.device.type) or fused.refuses(block, x):
-            return plain(block, x, backend, *rest)
-        return fused.run(block, x, backend, *rest)
+    def run(module: Any, x: Tensor, backend: str, *rest: Any) -> Any:
+        row = FUSED.get((plain.__qualname__, backend))
+        if row is None:
+            return plain(module, x, backend, *rest)
+        if execution(x) is not Execution.EAGER:
+            # torch.compile sees every question, and asks again when an answer changes.
+            if refuse_parts(module, row.parts, x.device) or row.refuse(module, x):
+                return plain(module, x, backend, *rest)
+            return row.run(module, x, *rest)
+        seen = module.memory.find(module, row, x.device)
+        if seen is None or row.refuse(module, x):
+            return plain(module, x, backend, *rest)
+        return row.run(module, x, *seen.prepared, *rest)
 
     return run
 
 
+def explain_fusion(module: Any, method: str, x: Tensor, backend: str) -> str:
+    """Says whether a method of a module is computed as one operation for a map, and why not.
+
+    Args:
+        module: A part of the network.
+        method: The name of one of its methods that is `fusible`.
+        x: The map.
+        backend: The backend that runs.
+    """
+    row = FUSED.get((f"{type(module).__qualname__}.{method}", backend))
+    if row is None:
+        return f"{method} calls its modules: {backend} has no operation for it"
+    reason = refuse_parts(module, row.parts, x.device) or row.refuse(module, x)
+    return f"{method} is one operation" if reason is None else f"{method} calls its modules: {reason}"
+
+
+class Snapshot:
+    """What modules consisted of when they were examined, in a form that is quick to compare with what they are now.
+
+    Compared are every attribute of every module (its type, hooks and forward, its sub-modules and parameters, its mode,
+    rates and sizes) and where and how the numbers of each parameter are stored, by identity: what was replaced by its
+    equal counts as changed. What is not compared are the numbers themselves.
+
+    Args:
+        modules: The modules, and all that they consist of.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.modules = list(modules)
+        own = [module.__dict__ for module in self.modules]
+        self.attributes = [*own, *(d["_parameters"] for d in own), *(d["_modules"] for d in own)]
+        self.hooks = [d[name] for d in own for name in _HOOKS]
+        self.parameters = [p for d in own for p in d["_parameters"].values() if p is not None]
+        self.count = sum(map(len, self.attributes))
+        self.types = list(map(type, self.modules))
+        self.values = list(chain.from_iterable(map(dict.values, self.attributes)))
+        self.numbers = self._numbers()
+        self.prepared: tuple[Any, ...] = ()
+
+    def is_current(self) -> bool:
+        """Whether the modules are what they were."""
+        return (
+            not any(self.hooks)
+            and not _has_any_global_hook()
+            and sum(map(len, self.attributes)) == self.count
+            and all(map(is_, map(type, self.modules), self.types))
+            and all(map(is_, chain.from_iterable(map(dict.values, self.attributes)), self.values))
+            and self._numbers() == self.numbers
+        )
+
+    def _numbers(self) -> tuple[list[int], list[Any], list[Any]]:
+        """Where the parameters' numbers are, and how they lie there: `.data` may have become another tensor's."""
+        parameters = self.parameters
+        return (
+            list(map(Tensor.data_ptr, parameters)),
+            list(map(_STORED_AS, parameters)),
+            list(map(Tensor.stride, parameters)),
+        )
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_STORED_AS = attrgetter("dtype", "shape", "requires_grad")
+
+
+class Memory(dict[str, Snapshot]):
+    """What a module remembers of its parts, by the name of the fused method. A copy, or what is read from a file,
+    remembers nothing: its parts are others."""
+
+    def find(self, module: Any, row: Fused, device: torch.device) -> Snapshot | None:
+        """The snapshot for a row, taken anew if something has changed; None if the parts must be called."""
+        seen = self.get(row.method)
+        if seen is None or not seen.is_current():
+            if refuse_parts(module, row.parts, device) is not None:
+                self.pop(row.method, None)
+                return None
+            seen = Snapshot(each for name in row.parts for each in module.get_submodule(name).modules())
+            if row.prepare is not None:
+                seen.prepared = (row.prepare(module),)
+            self[row.method] = seen
+        return seen
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Memory, ()
+
+
+def remember_structure(module: nn.Module) -> None:
+    """Called at the end of the constructor of a class that has `fusible` methods."""
+    owner: Any = module
+    owner.built = {name: structure(part) for name, part in module.named_children()}
+    owner.memory = Memory()
+
+
 def structure(module: nn.Module) -> list[Any]:
-    """Types of a module's parts and shapes of their parameters: what it was built of, or what somebody has made of it."""
+    """Types of a module's parts and shapes of their parameters: what it was built of, or has become."""
     return [(type(m), [None if p is None else p.shape for p in m._parameters.values()]) for m in module.modules()]
 
 
-def is_intact(block: Any, names: Iterable[str], device: str) -> bool:
-    """Whether parts of a block are as they were built, on a device, and nobody watches them."""
-    return all(
-        structure(part) == block.built[name]
-        and all(is_unwatched(module) and has_plain_parameters(module, device) for module in part.modules())
-        for name in names
-        for part in (block.get_submodule(name),)
-    )
+def refuse_parts(module: Any, names: Iterable[str], device: torch.device) -> str | None:
+    """Why parts of a module must be called: they are not as they were built, on a device, or somebody watches them."""
+    for name in names:
+        part = module.get_submodule(name)
+        if structure(part) != module.built[name]:
+            return f"{name} is not as it was built"
+        for each in part.modules():
+            if not is_unwatched(each):
+                return f"{name} has hooks, or another forward than its class"
+            if not has_plain_parameters(each, device.type):
+                return f"{name} has parameters that are elsewhere, or no plain tensors"
+    return None
 
 
 def is_unwatched(module: nn.Module) -> bool:
@@ -97,39 +209,24 @@ def has_plain_parameters(module: nn.Module, device: str) -> bool:
     )
 
 
-def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether calling a layer does nothing but multiply by its weight and add its bias."""
-    return type(layer) is nn.Linear and is_unwatched(layer) and has_plain_parameters(layer, "cpu")
+def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:
+    return layer.weight, layer.bias
 
 
-def project(features: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
-    """Applies linear layers to the same features (..., C), in one product where that is allowed and faster.
-
-    Returns:
-        The result of each layer. They may be views of one tensor.
-    """
-    if features.device.type != "cpu" or execution(features) not in ORDINARY:
-        return tuple(layer(features) for layer in layers)
-    plain = [layer for layer in layers if is_plain(layer)]
-    # The gradient of the joined weight is wanted for all, or for none.
-    learn_alike = not torch.is_grad_enabled() or len({layer.weight.requires_grad for layer in plain}) == 1
-    if len(plain) == len(layers) and learn_alike:
-        return linear_each(features, [(layer.weight, layer.bias) for layer in plain])
-    return tuple(linear(features, layer.weight, layer.bias) if is_plain(layer) else layer(features) for layer in layers)
-
-
-def _kernels_refuse(block: Any, x: Tensor, parts: Iterable[nn.Module]) -> bool:
-    """Whether the compiled kernels for CPUs cannot compute a branch: they have none for it, or torch would raise."""
+def _refuse_kernels(x: Tensor, *parts: nn.Module) -> str | None:
+    """Why the compiled kernels cannot compute a branch: they have none for it, or torch would raise."""
+    if x.device.type != "cpu" or execution(x) not in (Execution.EAGER, Execution.COMPILED):
+        return "the call is not for the kernels for CPUs"
+    reason = library.refuse(x.dtype)
+    if reason is not None:
+        return reason
     modules = [module for part in parts for module in part.modules()]
     weights = [module.weight for module in modules if type(module) is nn.Linear]
-    return (
-        x.device.type != "cpu"
-        or execution(x) not in ORDINARY
-        or library.refuse(x.dtype) is not None
-        or x.shape[-1] != block.channels
-        or not (torch.is_autocast_enabled("cpu") or all(weight.dtype == x.dtype for weight in weights))
-        or any(_drops(module) for module in modules)
-    )
+    if x.shape[-1] != weights[0].shape[1]:
+        return "the map has another number of channels"
+    if not torch.is_autocast_enabled("cpu") and any(weight.dtype != x.dtype for weight in weights):
+        return "weights and map have different dtypes"
+    return "something is dropped" if any(map(_drops, modules)) else None
 
 
 def _drops(module: nn.Module) -> bool:
@@ -138,23 +235,35 @@ def _drops(module: nn.Module) -> bool:
     return module.training and isinstance(rate, float) and rate > 0
 
 
+def _refuse_mlp(block: Any, x: Tensor) -> str | None:
+    if not is_exact_gelu(block.intermediate.activation):
+        return "the kernels know no other activation than the exact GELU"
+    return _refuse_kernels(x, block.intermediate, block.output)
+
+
 def _end(block: Any, x: Tensor, norm: nn.LayerNorm) -> Ending:
     kept = block.drop_path.keeps(x) if block.drop_path.drops else None
     return Ending(norm.weight, norm.bias, norm.eps, kept, block.drop_path.factor)
 
 
-def _attention_on_cpu(block: Any, x: Tensor, backend: str, chunk_size: int | None) -> tuple[Tensor, None]:
-    attention, last = block.attention.self, block.attention.output.dense
-    qkv = [(layer.weight, layer.bias) for layer in (attention.query, attention.key, attention.value)]
-    table, plan = attention.bias_table(x.device, backend), attention.geometry.plan((x.shape[1], x.shape[2]))
+def _attention_on_cpu(block: Any, x: Tensor, output_attentions: bool) -> tuple[Tensor]:
+    attention = block.attention.self
+    qkv = [_weights(layer) for layer in (attention.query, attention.key, attention.value)]
+    table, plan = attention.bias_table(x.device, CPU), attention.geometry.plan((x.shape[1], x.shape[2]))
     end = _end(block, x, block.layernorm_before)
-    return add_attention(x, qkv, (last.weight, last.bias), table, attention.scale(), plan, end), None
+    last = _weights(block.attention.output.dense)
+    return (add_attention(x, qkv, last, table, attention.scale(), plan, end),)
 
 
-def _mlp_on_cpu(block: Any, x: Tensor, backend: str) -> Tensor:
-    widen, narrow = block.intermediate.dense, block.output.dense
+def _mlp_on_cpu(block: Any, x: Tensor) -> Tensor:
     end = _end(block, x, block.layernorm_after)
-    return add_mlp(x, (widen.weight, widen.bias), (narrow.weight, narrow.bias), end)
+    return add_mlp(x, _weights(block.intermediate.dense), _weights(block.output.dense), end)
+
+
+def _refuse_triton(block: Any, x: Tensor) -> str | None:
+    if execution(x) is not Execution.EAGER:
+        return "torch.compile makes one kernel of norm, drop path and sum by itself"
+    return "nothing is computed on meta" if x.is_meta else refuse_machine(x.device)
 
 
 def _add_on_gpu(block: Any, x: Tensor, work: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -165,41 +274,63 @@ def _add_on_gpu(block: Any, x: Tensor, work: Tensor, norm: nn.LayerNorm) -> Tens
     return add_normalised(x, work, norm.weight, norm.bias, norm.eps, factors)
 
 
-def _attention_on_gpu(block: Any, x: Tensor, backend: str, chunk_size: int | None) -> tuple[Tensor, Tensor | None]:
-    attended, weights = block.attention(x, backend, chunk_size)
-    return _add_on_gpu(block, x, attended, block.layernorm_before), weights
+def _attention_on_gpu(block: Any, x: Tensor, output_attentions: bool) -> tuple[Tensor, ...]:
+    attended, *weights = block.attention(x, TRITON, output_attentions)
+    return _add_on_gpu(block, x, attended, block.layernorm_before), *weights
 
 
-def _mlp_on_gpu(block: Any, x: Tensor, backend: str) -> Tensor:
+def _mlp_on_gpu(block: Any, x: Tensor) -> Tensor:
     return _add_on_gpu(block, x, block.output(block.intermediate(x)), block.layernorm_after)
 
 
-def _gpu_refuses(block: Any, x: Tensor) -> bool:
-    # torch.compile makes one kernel of norm, drop path and sum by itself.
-    return x.is_meta or execution(x) is not Execution.EAGER or refuse_machine(x.device) is not None
+def _refuse_patches(patches: Any, pixels: Tensor) -> str | None:
+    return None if may_project_patches(pixels, patches.projection) else "torch's convolution is the faster"
+
+
+def _field_on_cpu(bias: Any, coordinates: Tensor) -> Tensor:
+    first, _, second = bias
+    return bias_field(coordinates, *(at_least_fp32(each) for each in (first.weight, first.bias, second.weight)))
 
 
 FUSED = {
     (row.method, row.backend): row
     for row in (
         Fused(
-            "attention_branch",
-            SDPA,
+            "SwinTransformerBlock.attention_branch",
+            CPU,
             ("attention", "layernorm_before", "drop_path"),
-            lambda block, x: _kernels_refuse(block, x, (block.attention,)),
+            lambda block, x: _refuse_kernels(x, block.attention),
             _attention_on_cpu,
         ),
         Fused(
-            "mlp_branch",
-            SDPA,
+            "SwinTransformerBlock.mlp_branch",
+            CPU,
             ("intermediate", "output", "layernorm_after", "drop_path"),
-            lambda block, x: (
-                _kernels_refuse(block, x, (block.intermediate, block.output))
-                or not is_exact_gelu(block.intermediate.activation)
-            ),
+            _refuse_mlp,
             _mlp_on_cpu,
         ),
-        Fused("attention_branch", TRITON, ("layernorm_before", "drop_path"), _gpu_refuses, _attention_on_gpu),
-        Fused("mlp_branch", TRITON, ("layernorm_after", "drop_path"), _gpu_refuses, _mlp_on_gpu),
+        Fused(
+            "SwinTransformerBlock.attention_branch",
+            TRITON,
+            ("layernorm_before", "drop_path"),
+            _refuse_triton,
+            _attention_on_gpu,
+        ),
+        Fused("SwinTransformerBlock.mlp_branch", TRITON, ("layernorm_after", "drop_path"), _refuse_triton, _mlp_on_gpu),
+        Fused("ContinuousPositionBias.field", CPU, ("0", "1", "2"), lambda bias, x: None, _field_on_cpu),
+        Fused(
+            "PatchEmbeddings.project",
+            CPU,
+            ("projection",),
+            _refuse_patches,
+            lambda patches, x: project_patches(x, patches.projection),
+        ),
+        Fused(
+            "PatchMerging.reduce",
+            CPU,
+            ("reduction",),
+            lambda merging, x: None,
+            lambda merging, x: linear(x, merging.reduction.weight, None),
+        ),
     )
 }

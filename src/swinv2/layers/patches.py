@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from swinv2.config import StageSpec, Swinv2Config
-from swinv2.layers.fusion import is_unwatched, project
+from swinv2.layers.fusion import fusible, remember_structure
 from swinv2.lengths import as_pair
-from swinv2.ops.cpu.linear import may_project_patches, project_patches
+from swinv2.ops.backends import EAGER
 from swinv2.ops.windows import Pair
 
 
@@ -29,19 +29,22 @@ class PatchEmbeddings(nn.Module):
         super().__init__()
         self.patch_size = as_pair("patch_size", config.patch_size)
         self.projection = nn.Conv2d(config.num_channels, config.embed_dim, self.patch_size, self.patch_size)
+        remember_structure(self)
 
-    def forward(self, pixel_values: Float[Tensor, "B channels height width"]) -> Float[Tensor, "B H W C"]:
+    def forward(
+        self, pixel_values: Float[Tensor, "B channels height width"], backend: str = EAGER
+    ) -> Float[Tensor, "B H W C"]:
+        """Cuts and projects; `backend` is one of `ops.backends`."""
         bottom, right = (-length % patch for length, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True))
         # Channels last: the convolution then writes the map as it is wanted.
         padded = F.pad(pixel_values, (0, right, 0, bottom)).contiguous(memory_format=torch.channels_last)
-        is_plain = type(self.projection) is nn.Conv2d and is_unwatched(self.projection)
-        by_us = is_plain and may_project_patches(padded, self.projection)
-        patches = project_patches(padded, self.projection) if by_us else self.projection(padded)
-        feature_map = patches.permute(0, 2, 3, 1)
-        if torch.is_grad_enabled():
-            # FSDP, which may wrap this module, waits for the gradient of what it returns, and may miss that of a view.
-            return feature_map.clone(memory_format=torch.contiguous_format)
-        return feature_map.contiguous()
+        # A tensor of its own: FSDP, which may wrap this module, may miss the gradient of a view.
+        return self.project(padded, backend).permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+
+    @fusible
+    def project(self, pixel_values: Tensor, backend: str) -> Tensor:
+        """The convolution."""
+        return self.projection(pixel_values)
 
 
 class Embeddings(nn.Module):
@@ -70,6 +73,7 @@ class Embeddings(nn.Module):
         pixel_values: Float[Tensor, "B channels height width"],
         bool_masked_pos: Bool[Tensor, "B patches"] | None,
         interpolate_pos_encoding: bool,
+        backend: str = EAGER,
     ) -> Float[Tensor, "B H W C"]:
         """Embeds images.
 
@@ -77,12 +81,13 @@ class Embeddings(nn.Module):
             pixel_values: The images.
             bool_masked_pos: True for the patches that the mask token replaces, row by row.
             interpolate_pos_encoding: Whether to resample the position embeddings to the image's grid.
+            backend: Which backend of `ops.backends` runs.
 
         Raises:
             ValueError: A mask without a mask token or of the wrong shape; an image whose grid the position
                 embeddings do not fit.
         """
-        x = self.norm(self.patch_embeddings(pixel_values))
+        x = self.norm(self.patch_embeddings(pixel_values, backend))
         grid = (x.shape[1], x.shape[2])
         if bool_masked_pos is not None:
             if self.mask_token is None:
@@ -127,11 +132,18 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.reduction = nn.Linear(4 * spec.dim, 2 * spec.dim, bias=False)
         self.norm = nn.LayerNorm(2 * spec.dim)
+        remember_structure(self)
 
-    def forward(self, feature_map: Float[Tensor, "B H W C"]) -> Float[Tensor, "B (H+1)//2 (W+1)//2 2*C"]:
+    def forward(self, feature_map: Float[Tensor, "B H W C"], backend: str) -> Float[Tensor, "B (H+1)//2 (W+1)//2 2*C"]:
+        """Joins and projects; `backend` is one of `ops.backends`."""
         height, width = feature_map.shape[1], feature_map.shape[2]
         if height % 2 or width % 2:
             feature_map = F.pad(feature_map, (0, 0, 0, width % 2, 0, height % 2))
         # Channels of the four patches one after another: down first, then across.
         tiles = feature_map.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-        return self.norm(project(tiles.permute(0, 1, 3, 4, 2, 5).flatten(3), self.reduction)[0])
+        return self.norm(self.reduce(tiles.permute(0, 1, 3, 4, 2, 5).flatten(3), backend))
+
+    @fusible
+    def reduce(self, joined: Tensor, backend: str) -> Tensor:
+        """The linear layer from four patches' channels to two patches'."""
+        return self.reduction(joined)

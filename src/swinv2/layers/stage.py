@@ -3,29 +3,12 @@
 In: the embedded map (B, H, W, C). Out: the map of every stage, before and after its merging.
 """
 
-from dataclasses import dataclass
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from swinv2.config import StageSpec, Swinv2Config
 from swinv2.layers.block import SwinTransformerBlock, block_geometry
 from swinv2.layers.patches import PatchMerging
-
-
-@dataclass
-class StageOutput:
-    """What one stage leaves behind.
-
-    Attributes:
-        before_merging: The map after the blocks, what a dense-prediction head takes.
-        after_merging: The map that enters the next stage; the same one in the last stage.
-        attentions: Attention weights of the last block, if the form of attention has them.
-    """
-
-    before_merging: Float[Tensor, "B H W C"]
-    after_merging: Float[Tensor, "B H2 W2 C2"]
-    attentions: Float[Tensor, "N heads tokens tokens"] | None
 
 
 class Stage(nn.Module):
@@ -42,14 +25,31 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(SwinTransformerBlock(config, spec, index) for index in range(depth))
         self.downsample = PatchMerging(spec) if spec.merges else None
 
-    def forward(
-        self, feature_map: Float[Tensor, "B H W C"], backend: str, chunk_size: int | None = None
-    ) -> StageOutput:
-        weights = None
+    def forward(self, x: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False) -> tuple[Tensor, ...]:
+        """Runs the stage.
+
+        Args:
+            x: The map.
+            backend, output_attentions: See `SwinTransformerBlock.forward`.
+
+        Returns:
+            The map after the blocks, which a head for dense prediction takes; the map that enters the next stage, which
+            in the last stage is the same; and, if they are wanted and there is a block, the attention weights of the
+            last block.
+        """
+        weights: tuple[Tensor, ...] = ()
+        if output_attentions:
+            for block in self.blocks:
+                x, *weights = block(x, backend, True)
+        else:
+            x = self.run_blocks(x, backend)
+        return x, x if self.downsample is None else self.downsample(x, backend), *weights
+
+    def run_blocks(self, x: Tensor, backend: str) -> Tensor:
+        """The blocks, one after another."""
         for block in self.blocks:
-            feature_map, weights = block(feature_map, backend, chunk_size)
-        merged = feature_map if self.downsample is None else self.downsample(feature_map)
-        return StageOutput(feature_map, merged, weights)
+            x = block(x, backend)
+        return x
 
 
 class Encoder(nn.Module):
@@ -64,12 +64,13 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Stage(config, spec) for spec in config.stages())
 
     def forward(
-        self, feature_map: Float[Tensor, "B H W C"], backend: str, chunk_size: int | None = None
-    ) -> list[StageOutput]:
-        outputs = []
+        self, x: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False
+    ) -> list[tuple[Tensor, ...]]:
+        """Runs all stages; see `Stage.forward`."""
+        outputs: list[tuple[Tensor, ...]] = []
         for stage in self.layers:
-            outputs.append(stage(feature_map, backend, chunk_size))
-            feature_map = outputs[-1].after_merging
+            outputs.append(stage(x, backend, output_attentions))
+            x = outputs[-1][1]
         return outputs
 
     def replan(self, config: Swinv2Config) -> None:

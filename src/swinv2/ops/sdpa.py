@@ -2,22 +2,27 @@
 
 In and out: as `reference.py`, without the weights. It never rolls a map and never builds a mask per window: under a
 shift there are only four kinds of window (see `windows.WindowKind`), each is taken straight from the unshifted map,
-and each needs one (T, T) mask at most. On a CPU `cpu/attention.py` does the attention where `can_run` or `is_compiled`
-allow it: it has what torch's own lacks there.
+and each needs one (T, T) mask at most.
+
+Torch's operation may hold the T x T weights of all windows that it is given. Where these would take much memory, it
+attends in some windows at a time, and the backward pass computes them again: memory stays linear in the tokens.
+
+Source: Liu et al., Swin Transformer V2, section 3.5 ("sequential self-attention computation").
 """
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from swinv2.ops import reference, windows
-from swinv2.ops.bias import expand_bias
-from swinv2.ops.cpu import attention as cpu
-from swinv2.ops.cpu import library
-from swinv2.ops.execution import ORDINARY, execution
+from swinv2.ops import windows
+from swinv2.ops.execution import Execution, execution
 from swinv2.ops.precision import SMALLEST_NORM, precise
-from swinv2.ops.windows import Span, WindowKind, WindowPlan
+from swinv2.ops.windows import Pair, Span, WindowKind, WindowPlan
+
+WEIGHTS_BYTES = 2**27
+"""What the attention weights that exist at a time may take."""
 
 
 def window_attention(
@@ -31,42 +36,70 @@ def window_attention(
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H W heads head_dim"]:
     """Cosine attention inside every window of a map; arguments as in `reference.window_attention`."""
-    if torch._C._are_functorch_transforms_active():
-        # torch.func hides from torch's attention that the bias wants a gradient, and it then has none.
-        return reference.window_attention(q, k, v, bias_table, scale, plan, padded_value, dropout)[0]
-    if runs_in_pieces(v, dropout):
-        return cpu.window_attention(q, k, v, bias_table, scale, plan, padded_value)
     query = windows.pad(_with_length(q, scale[:, None]), plan)
     key = windows.pad(_with_length(k, 1.0), plan)
     value = windows.pad(v, plan, padded_value)
-    bias = expand_bias(bias_table.to(v.dtype), plan.window)
-    return windows.crop(_attend(query, key, value, bias, plan, dropout), plan)
-
-
-def runs_in_pieces(v: Float[Tensor, "B H W heads head_dim"], dropout: float) -> bool:
-    """Whether `cpu/attention.py` does the attention, which holds the weights of a few rows at a time."""
-    return dropout == 0.0 and v.device.type == "cpu" and execution(v) in ORDINARY and library.refuse(v.dtype) is None
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, plan: WindowPlan, dropout: float) -> Tensor:
-    """One call of torch's attention for each kind of window."""
+    bias = expand_bias(bias_table, plan.window)
     bands = []
     for rows in plan.spans(0):
         band = []
         for columns in plan.spans(1):
             kind = WindowKind(rows, columns)
             areas = [_take(_take(m, plan, 0, rows), plan, 1, columns) for m in (query, key, value)]
-            tiles = [windows.partition(area, plan.window).transpose(1, 2) for area in areas]
-            mask = bias
-            if not kind.is_single_region:
-                mask = bias.masked_fill(kind.hidden_pairs(bias.device), float("-inf"))
-            attended = F.scaled_dot_product_attention(
-                tiles[0], tiles[1], tiles[2], attn_mask=mask[None], dropout_p=dropout, scale=1.0
-            )
-            grid = (areas[0].shape[1], areas[0].shape[2])
-            band.append(windows.merge(attended.transpose(1, 2), plan.window, grid))
+            attended = _attend([windows.partition(area, plan.window) for area in areas], bias, kind, dropout)
+            band.append(windows.merge(attended, plan.window, (areas[0].shape[1], areas[0].shape[2])))
         bands.append(_join(band, plan, 1))
-    return _join(bands, plan, 0)
+    return windows.crop(_join(bands, plan, 0), plan)
+
+
+def expand_bias(
+    bias_table: Float[Tensor, "heads table_height table_width"], window: Pair
+) -> Float[Tensor, "heads tokens tokens"]:
+    """Looks up the bias of every pair of tokens, as `reference.expand_bias` does, in whole runs of the table.
+
+    Read backwards, the keys of a query lie in the table one after another, and from one query to the next the run
+    starts one entry earlier: along the columns first, then the same along the rows.
+    """
+    height, width = window
+    backwards = bias_table.flip(1, 2)
+    columns = torch.stack([backwards[:, :, width - 1 - x : 2 * width - 1 - x] for x in range(width)], dim=1)
+    rows = torch.stack([columns[:, :, height - 1 - y : 2 * height - 1 - y] for y in range(height)], dim=1)
+    return rows.reshape(bias_table.shape[0], height * width, height * width)
+
+
+def _attend(maps: list[Tensor], bias: Tensor, kind: WindowKind, dropout: float) -> Tensor:
+    """Attends in windows (N, T, heads, head_dim) of one kind, in so many at a time as `WEIGHTS_BYTES` allows."""
+    query, key, value = maps
+    run = execution(value)
+    if run is Execution.EAGER:
+        at_once = max(WEIGHTS_BYTES // (bias.numel() * query.element_size()), 1)
+        if at_once < len(query):
+            wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*maps, bias))
+            attended = []
+            for some in zip(*(m.split(at_once) for m in maps), strict=True):
+                arguments = (*some, bias, kind, dropout)
+                if wanted:
+                    attended.append(
+                        checkpoint(_attend_at_once, *arguments, use_reentrant=False, preserve_rng_state=dropout > 0)
+                    )
+                else:
+                    attended.append(_attend_at_once(*arguments))
+            return torch.cat(attended)
+    attended = _attend_at_once(query, key, value, bias, kind, dropout)
+    # A graph that is exported must not depend on the strides that this machine's attention returns.
+    return attended.clone(memory_format=torch.contiguous_format) if run is Execution.EXPORTED else attended
+
+
+def _attend_at_once(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, kind: WindowKind, dropout: float
+) -> Tensor:
+    mask = bias.to(value.dtype)
+    if not kind.is_single_region:
+        mask = mask.masked_fill(kind.hidden_pairs(bias.device), float("-inf"))
+    heads_first = (each.transpose(1, 2) for each in (query, key, value))
+    return F.scaled_dot_product_attention(*heads_first, attn_mask=mask[None], dropout_p=dropout, scale=1.0).transpose(
+        1, 2
+    )
 
 
 def _with_length(vectors: Tensor, length: Tensor | float) -> Tensor:

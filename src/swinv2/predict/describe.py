@@ -17,7 +17,7 @@ from swinv2.layers.stage import Encoder
 from swinv2.lengths import Pair, Windows, as_pair
 from swinv2.loading import EXAMPLE, label_names, read_config
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
-from swinv2.ops.backends import Call, explain_backend
+from swinv2.ops.backends import explain_backend
 from swinv2.stages import StageSizes, sizes_of
 from swinv2.zoo import CHECKPOINTS, SIZES, Checkpoint, find_size
 
@@ -101,7 +101,7 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: Windo
         patch_size=as_pair("patch_size", config.patch_size),
         num_labels=config.num_labels if found.model_class is Swinv2ForImageClassification else None,
         labels=found.labels,
-        attention=explain_backend(config._attn_implementation or "eager", Call(chunk_size=config.attention_chunk_size)),
+        attention=explain_backend(config._attn_implementation or "eager"),
         top1=found.checkpoint.top1 if found.checkpoint else None,
         licence=found.checkpoint.licence if found.checkpoint else None,
         stages=[

@@ -22,20 +22,12 @@ from swinv2.layers.stage import Stage
 from swinv2.lengths import as_pair
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.ops.backends import SDPA, TRITON
-from swinv2.ops.windows import WindowPlan
 
 MIB = 2**20
 FULL_BYTES, HALF_BYTES = 4, 2
 GATHERED_BLOCKS = 3
 """Blocks that a process holds whole under FSDP2: the weights of the one at work and of the next, and the gradients of
 the one at work."""
-
-CHUNK_TENSORS_IN_FULL, CHUNK_TENSORS_IN_HALF = 4, 6
-"""T x T tensors of a window that live at most while a chunk is differentiated, counted in the chunk's precision; in 16
-bits torch's attention computes in fp32. The bias of all pairs comes twice to each chunk."""
-
-ALL_WINDOWS = 2**62
-"""More than there are: what chunks keep for the backward pass does not depend on their size."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +42,7 @@ class Training:
         moments: Numbers that the optimiser keeps of all parameters that learn; two of each for AdamW unless given.
         shards: Processes that share weights, gradients and optimiser under FSDP2; 0 if each has all of them.
         fused: Whether activations are those of the fused kernels, which keep no weights of attention, instead of those
-            of torch's plain operations, an upper bound for every form.
-        chunk_size: Windows that attend at a time in plain operations; None for all of them.
+            of torch's plain operations, an upper bound for every backend.
     """
 
     batch_size: int
@@ -61,7 +52,6 @@ class Training:
     moments: int | None = None
     shards: int = 0
     fused: bool = False
-    chunk_size: int | None = None
 
 
 def training_memory(model: nn.Module, training: Training) -> dict[str, float]:
@@ -74,9 +64,7 @@ def training_memory(model: nn.Module, training: Training) -> dict[str, float]:
     """
     adapted: Any = model
     plain = adapted.get_base_model() if hasattr(model, "peft_config") else adapted
-    in_chunks = training.chunk_size is not None
-    kept = activations_of_an_image(plain, training.checkpointed, training.fused, in_chunks)
-    activations = kept * training.batch_size + _chunk(plain.config, training)
+    activations = activations_of_an_image(plain, training.checkpointed, training.fused) * training.batch_size
     total = _count(model)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     moments = 2 * learning if training.moments is None else training.moments
@@ -105,18 +93,11 @@ def ways_to_train(model: Swinv2PreTrainedModel, batch_size: int, processes: int)
         processes: How many share weights, gradients and optimiser by FSDP2; 1 has all of them.
 
     Returns:
-        For attention in fused kernels, in plain operations, and in these some windows at a time (as many as the model's
-        configuration says, or one), each without and with checkpointing of blocks: the MiB of `training_memory`, and
-        `all` of them.
+        For attention in fused kernels and in plain operations, each without and with checkpointing of blocks: the MiB
+        of `training_memory`, and `all` of them.
     """
-    config: Any = model.config
-    chunk_size: int = config.attention_chunk_size or 1
     plain = Training(batch_size, shards=processes if processes > 1 else 0)
-    kinds = {
-        "fused": replace(plain, fused=True),
-        "plain": plain,
-        f"plain, {chunk_size} window{'s' * (chunk_size > 1)} at a time": replace(plain, chunk_size=chunk_size),
-    }
+    kinds = {"fused": replace(plain, fused=True), "plain": plain}
     ways: list[dict[str, Any]] = []
     for (kind, training), checkpointed in product(kinds.items(), (False, True)):
         found = training_memory(model, replace(training, checkpointed=checkpointed))
@@ -127,36 +108,22 @@ def ways_to_train(model: Swinv2PreTrainedModel, batch_size: int, processes: int)
     return ways
 
 
-def _chunk(config: Any, training: Training) -> int:
-    """Numbers that a chunk of windows holds while it is differentiated, in the stage where these are most."""
-    if training.chunk_size is None or training.fused:
-        return 0
-    tensors = CHUNK_TENSORS_IN_HALF if training.in_half else CHUNK_TENSORS_IN_FULL
-    found: list[int] = []
-    for stage in config.stages():
-        plan = WindowPlan(stage.grid, stage.window)
-        windows = min(training.chunk_size, training.batch_size * plan.counts[0] * plan.counts[1])
-        found.append((tensors * windows + 2) * stage.num_heads * plan.tokens**2)
-    return max(found)
-
-
-def activations_of_an_image(
-    model: Swinv2PreTrainedModel, checkpointed: bool, fused: bool = False, in_chunks: bool = False
-) -> float:
+def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool, fused: bool = False) -> float:
     """Numbers that a forward pass keeps of each image for the backward pass; see `Training`. Of checkpointed blocks it
     keeps the inputs; the largest block is added, which the backward pass computes again."""
     config: Any = model.config
     with torch.device("meta"):
         twin = type(model)(copy.deepcopy(config)).train()
     # Not set_attn_implementation, which asks whether this machine can run it: nothing is run.
-    form = TRITON if fused else SDPA
-    chunk_size = ALL_WINDOWS if in_chunks else None
-    twin.config._attn_implementation, twin.config.attention_chunk_size = form, chunk_size
+    twin.config._attn_implementation = backend = TRITON if fused else SDPA
     inside = 0.0
     if checkpointed:
         blocks = _kinds_of_block(twin)
-        inside = max(_of_an_image(partial(_kept_inside, block, spec, form, chunk_size)) for block, spec in blocks)
-        twin._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+        inside = max(_of_an_image(partial(_kept_inside, block, spec, backend)) for block, spec in blocks)
+        for module in twin.modules():
+            if isinstance(module, SwinTransformerBlock):
+                module.gradient_checkpointing = True
+                module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     return inside + _of_an_image(partial(_kept_by_all, twin))
 
 
@@ -175,11 +142,11 @@ def _kept_by_all(model: Swinv2PreTrainedModel, count: int) -> int:
     return saved_bytes(model, inputs)
 
 
-def _kept_inside(block: SwinTransformerBlock, spec: StageSpec, form: str, chunk_size: int | None, count: int) -> int:
+def _kept_inside(block: SwinTransformerBlock, spec: StageSpec, backend: str, count: int) -> int:
     """Bytes that a block keeps beside its input."""
     feature_map = torch.empty(count, *spec.grid, spec.dim, device="meta", requires_grad=True)
     known = (*block.parameters(), feature_map)
-    return _kept_beside(known, lambda: block(feature_map, form, chunk_size))
+    return _kept_beside(known, lambda: block(feature_map, backend))
 
 
 def _kinds_of_block(model: Swinv2PreTrainedModel) -> list[tuple[SwinTransformerBlock, StageSpec]]:

@@ -37,7 +37,6 @@ def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
             with_average=args.ema_decay > 0,
             moments=2 * learning - with_muon,
             shards=args.world_size if trainer.is_fsdp_enabled else 0,
-            chunk_size=model.config.attention_chunk_size,
         ),
     )
 
