@@ -6,13 +6,13 @@ To add a form, add it to FORMS; what it returns besides the map is cut off there
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from swinv2.ops import reference, sdpa
+from swinv2.ops.cpu import attention, library
 from swinv2.ops.windows import WindowPlan
 
 Form = Callable[..., Tensor]
@@ -25,20 +25,19 @@ def fused(*arguments: Any) -> Tensor:
     return launch.window_attention(*arguments)
 
 
-def sdpa_by_torch(*arguments: Any) -> Tensor:
-    """The form that exporters see, and that other devices than the CPU run."""
-    with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
-        return sdpa.window_attention(*arguments)
+def cpu(*arguments: Any) -> Tensor:
+    """The compiled kernels for CPUs."""
+    return attention.window_attention(*arguments)
 
 
 FORMS: dict[str, Form] = {
     "reference": lambda *arguments: reference.window_attention(*arguments)[0],
     "sdpa": sdpa.window_attention,
-    "sdpa-by-torch": sdpa_by_torch,
+    **({} if library.refuse() else {"cpu": cpu}),
     "triton": fused,
 }
 FAST_FORMS = [name for name in FORMS if name != "reference"]
-FORMS_WITH_DROPOUT = [name for name in FORMS if name != "triton"]
+FORMS_WITH_DROPOUT = ["reference", "sdpa"]
 NAMES = ("q", "k", "v", "bias_table", "scale", "padded_value")
 
 

@@ -1,6 +1,7 @@
 """A block whose branches are functions of their own is the block whose parts are called."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from transformers.activations import ACT2FN
 import peers
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.layers.block import SwinTransformerBlock
-from swinv2.layers.fusion import is_plain, project
+from swinv2.ops.backends import CPU, choose_backend
 from swinv2.ops.cpu import branches, kernels, library, pieces
+
+FAST = choose_backend("sdpa")
+"""The kernels for CPUs where they are compiled."""
 
 needs_kernels = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
 SMALL = {"image_size": 64, "window_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "num_labels": 6}
@@ -26,7 +30,7 @@ def cut(patch: pytest.MonkeyPatch) -> None:
     """Has branches be computed in several pieces."""
     patch.setattr(pieces, "CACHE_BYTES", 2**17)
     for name in ("_packs_attention", "_packs_mlp"):
-        patch.setattr(branches, name, lambda *_: False)
+        patch.setattr(branches, name, lambda *_: False, raising=False)
 
 
 @pytest.fixture
@@ -66,9 +70,9 @@ def functions(output: Tensor) -> set[str]:
     return {name for name, _ in names}
 
 
-def one_function(block: SwinTransformerBlock, form: str = "sdpa") -> set[str]:
+def one_function(block: SwinTransformerBlock, form: str = CPU) -> set[str]:
     """Which of a block's branches are functions of their own."""
-    found = functions(block(torch.randn(2, 16, 16, block.layernorm_before.normalized_shape[0]), form)[0])
+    found = functions(block(torch.randn(2, 16, 16, block.layernorm_before.normalized_shape[0]), form))
     return {name for name in ("Attention", "Mlp") if f"_Add{name}Backward" in found}
 
 
@@ -102,7 +106,7 @@ def test_a_map_of_other_channels_is_refused(channels: int) -> None:
     """As torch refuses it: a kernel would read what is not there."""
     block = build().swinv2.encoder.layers[0].blocks[0]
     with torch.no_grad(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        block(torch.randn(1, 8, 8, channels), "sdpa")
+        block(torch.randn(1, 8, 8, channels), FAST)
 
 
 def test_a_weight_that_is_elsewhere_is_refused() -> None:
@@ -110,7 +114,7 @@ def test_a_weight_that_is_elsewhere_is_refused() -> None:
     block = build().swinv2.encoder.layers[0].blocks[0]
     block.layernorm_after.to("meta")
     with torch.no_grad(), pytest.raises(RuntimeError, match="meta"):
-        block(torch.randn(1, 8, 8, 24), "sdpa")
+        block(torch.randn(1, 8, 8, 24), FAST)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -126,16 +130,6 @@ def test_a_replaced_patch_projection_is_what_it_is(change: dict[str, int], dtype
     images = torch.randn(2, 3, 32, 32).to(dtype)
     expected = embeddings.projection(images).permute(0, 2, 3, 1)
     torch.testing.assert_close(embeddings(images), expected, rtol=1e-2, atol=1e-2)
-
-
-def test_queries_keys_and_values_share_a_product_if_it_is_large() -> None:
-    layers = [nn.Linear(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 24)]
-    for tokens, shared in ((10, False), (100, True)):
-        x = torch.randn(tokens, 8)
-        results = project(x, *layers)
-        assert ("SplitWithSizesBackward0" in functions(results[0])) is shared
-        for layer, result in zip(layers, results, strict=True):
-            torch.testing.assert_close(result, layer(x))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +174,7 @@ def test_only_an_exact_gelu_is_part_of_the_function(
     assert ("Mlp" in one_function(block)) is joined
     x = torch.randn(2, 16, 16, 24)
     with torch.no_grad():
-        torch.testing.assert_close(block(x, "sdpa")[0], block(x, "eager")[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(block(x, FAST), block(x, "eager"), rtol=1e-4, atol=1e-5)
 
 
 class Counting(nn.Module):
@@ -252,7 +246,7 @@ def test_drop_path_alone_in_training_mode_still_drops_whole_images() -> None:
         block.layernorm_before.weight.zero_()
         block.layernorm_before.bias.zero_()
         x = torch.randn(16, 8, 8, 48)
-        changed = (block(x, "sdpa")[0] != x).flatten(1).float().mean(1)
+        changed = (block(x, FAST) != x).flatten(1).float().mean(1)
     assert set(changed.round(decimals=2).tolist()) == {0.0, 1.0}
 
 
@@ -277,22 +271,30 @@ class Doubled(nn.Linear):
         return 2 * super().forward(input)
 
 
-def test_what_is_no_plain_linear_layer_is_called() -> None:
-    plain = nn.Linear(4, 4)
-    x = torch.randn(3, 4)
-    assert is_plain(plain)
-    doubled = Doubled(4, 4)
-    doubled.load_state_dict(plain.state_dict())
-    replaced, pruned, scaled = (copy.deepcopy(plain) for _ in range(3))
-    replaced.forward = lambda input: 2 * nn.functional.linear(input, replaced.weight, replaced.bias)
-    prune.identity(pruned, "weight")
-    parametrize.register_parametrization(scaled, "weight", nn.Identity())
-    for layer, factor in ((doubled, 2), (replaced, 2), (pruned, 1), (scaled, 1)):
-        assert not is_plain(layer)
-        with torch.no_grad():
-            once, again = project(x, plain, layer)
-        torch.testing.assert_close(once, plain(x).detach())
-        torch.testing.assert_close(again, factor * plain(x).detach())
+def replace_forward(layer: nn.Linear) -> None:
+    layer.forward = lambda input: 2 * nn.functional.linear(input, layer.weight, layer.bias)
+
+
+def parametrise(layer: nn.Linear) -> None:
+    parametrize.register_parametrization(layer, "weight", nn.Identity())
+
+
+def double(layer: nn.Linear) -> None:
+    layer.__class__ = Doubled
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "change", [replace_forward, parametrise, double, lambda layer: prune.random_unstructured(layer, "weight", 0.5)]
+)
+@pytest.mark.parametrize("name", ["attention.self.query", "intermediate.dense"])
+def test_what_is_no_plain_linear_layer_is_called(name: str, change: Callable[[nn.Linear], object]) -> None:
+    block = build().swinv2.encoder.layers[0].blocks[1]
+    change(block.get_submodule(name))
+    assert len(one_function(block)) == 1
+    x = torch.randn(2, 16, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x, CPU), block(x, "eager"), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("frozen", ["attention.self.query", "intermediate", "output.dense"])
@@ -364,11 +366,11 @@ class TestDroppedSamples:
     @staticmethod
     def run(form: str, seed: int, rate: float) -> list[Tensor]:
         """The answer with the gradients of input and parameters."""
-        block = build(drop_path_rate=0.5, attn_implementation=form).double().train().swinv2.encoder.layers[1].blocks[1]
+        block = build(drop_path_rate=0.5).double().train().swinv2.encoder.layers[1].blocks[1]
         block.drop_path.rate = rate
         x = torch.randn(6, 8, 8, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
         torch.manual_seed(seed)
-        answer, _ = block(x, form)
+        answer = block(x, form)
         after = torch.rand(1)
         answer.square().sum().backward()
         gradients = [parameter.grad for parameter in block.parameters()]
@@ -378,7 +380,7 @@ class TestDroppedSamples:
     @pytest.mark.parametrize("rate", [0.1, 0.5, 1 - 1e-9], ids=["few", "half", "all"])
     @pytest.mark.parametrize("seed", range(3))
     def test_answer_gradients_and_draws_are_the_same(self, rate: float, seed: int) -> None:
-        for ours, expected in zip(self.run("sdpa", seed, rate), self.run("eager", seed, rate), strict=True):
+        for ours, expected in zip(self.run(FAST, seed, rate), self.run("eager", seed, rate), strict=True):
             torch.testing.assert_close(ours, expected)
 
     @needs_kernels
@@ -392,9 +394,9 @@ class TestDroppedSamples:
         torch.manual_seed(0)
         kept = int((torch.rand(6) < 0.5).sum())
         assert 0 < kept < 6
-        self.run("sdpa", 0, 0.5)
+        self.run(FAST, 0, 0.5)
         assert seen == [kept]
-        self.run("sdpa", 0, 1 - 1e-9)
+        self.run(FAST, 0, 1 - 1e-9)
         assert sum(seen) == kept
 
     @pytest.mark.parametrize("autocast", [False, True])
@@ -402,9 +404,9 @@ class TestDroppedSamples:
         block = build(drop_path_rate=0.5).train().swinv2.encoder.layers[1].blocks[1]
         x = torch.randn(6, 8, 8, 48)
         dtypes = set()
-        for form in ("sdpa", "eager"):
+        for form in (FAST, "eager"):
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                dtypes.add(block(x, form)[0].dtype)
+                dtypes.add(block(x, form).dtype)
         assert len(dtypes) == 1
 
     def test_who_watches_sees_all(self) -> None:
@@ -412,5 +414,5 @@ class TestDroppedSamples:
         seen: list[int] = []
         block.attention.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
         torch.manual_seed(0)
-        block(torch.randn(6, 8, 8, 48), "sdpa")
+        block(torch.randn(6, 8, 8, 48), FAST)
         assert seen == [6]

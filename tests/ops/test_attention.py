@@ -14,8 +14,11 @@ from torch import Tensor
 from attention_cases import CASES, FAST_FORMS, FORMS, FORMS_WITH_DROPOUT, Case, Form, draw, error, random_cases
 from swinv2.ops import reference, sdpa
 from swinv2.ops.backends import BACKENDS, Call, choose_backend, explain_backend, window_attention
+from swinv2.ops.cpu import attention, library
 from swinv2.ops.triton import launch
 from swinv2.ops.windows import WindowPlan
+
+FAST = "sdpa" if library.refuse() else "cpu"
 
 
 def four_loops(
@@ -305,7 +308,7 @@ class TestDispatch:
 
     def test_weights_need_the_eager_form(self) -> None:
         """Only the plain form has attention weights."""
-        assert choose_backend("sdpa") == "sdpa"
+        assert choose_backend("sdpa") == FAST
         for requested in ("triton", "sdpa", "eager"):
             assert choose_backend(requested, Call(wants_weights=True)) == "eager"
 
@@ -326,7 +329,7 @@ class TestDispatch:
     def test_without_a_gpu_the_next_form_runs_and_says_why(self) -> None:
         """A model that asks for the kernels is answered on a CPU too."""
         on_cpu = replace(ON_GPU, device=torch.device("cpu"))
-        assert choose_backend("triton", on_cpu) == "sdpa"
+        assert choose_backend("triton", on_cpu) == FAST
         assert "triton does not: the maps are on cpu; it needs a GPU" in explain_backend("triton", on_cpu)
         assert "triton does not: there is no GPU" in explain_backend("triton")
 
@@ -351,7 +354,7 @@ class TestDispatch:
     )
     def test_what_the_kernels_cannot_do_goes_to_the_next_form(self, call: Call, reason: str) -> None:
         """With the reason in words."""
-        assert choose_backend("triton", call) == "sdpa"
+        assert choose_backend("triton", call) in ("cpu", "sdpa")
         assert reason in explain_backend("triton", call)
 
     @pytest.mark.usefixtures("gpu")
@@ -367,7 +370,7 @@ class TestDispatch:
         arguments.insert(5, case.plan)
         eager, weights = window_attention(*arguments, backend="eager")
         assert weights is not None
-        for form, door in (("sdpa", sdpa), ("triton", launch)):
+        for form, door in (("sdpa", sdpa), ("triton", launch), ("cpu", attention)):
             with mock.patch.object(door, "window_attention", side_effect=door.window_attention) as spy:
                 fast, nothing = window_attention(*arguments, backend=form)
             assert spy.call_count == 1

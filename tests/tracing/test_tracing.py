@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.layers.block import DropPath
+from swinv2.ops import sdpa
 from swinv2.ops.cpu import library
 from swinv2.ops.cpu.branches import Ending, add_mlp
 from swinv2.ops.cpu.linear import linear
@@ -81,27 +82,17 @@ def test_compiled_training_step_equals_eager(model):
 
 
 def few_windows() -> Swinv2ForImageClassification:
-    """One plain block and one shifted, for maps of 7 x 6 tokens; two windows attend at a time."""
+    """One plain block and one shifted, for maps of 7 x 6 tokens."""
     torch.compiler.reset()
     torch.manual_seed(0)
     fields = {"image_size": 64, "window_size": 4, "embed_dim": 8, "depths": [2], "num_heads": [2], "num_labels": 3}
-    config = Swinv2Config(**fields, attention_chunk_size=2, attn_implementation="eager")
+    config = Swinv2Config(**fields, attn_implementation="sdpa")
     return draw_norms(Swinv2ForImageClassification(config).eval())
 
 
-@pytest.mark.slow
-def test_in_chunks_of_windows_compiled_equals_eager():
-    model, images, results = few_windows(), torch.randn(1, 3, 28, 24), []
-    for form in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
-        model.zero_grad()
-        answer = form(images).logits
-        answer.square().sum().backward()
-        results.append([answer.detach(), *(parameter.grad for parameter in model.parameters())])
-    assert all(torch.allclose(a, b, atol=1e-5, rtol=1e-3) for a, b in zip(*results, strict=True))
-
-
-def test_what_is_exported_attends_in_all_windows():
+def test_what_is_exported_attends_in_all_windows(monkeypatch):
     """So it takes any number of images."""
+    monkeypatch.setattr(sdpa, "WEIGHTS_BYTES", 1)
     model, batch = few_windows(), torch.export.Dim("batch", min=1, max=64)
     with torch.no_grad():
         dynamic = ({0: batch},)

@@ -97,13 +97,14 @@ class Snapshot:
     equal counts as changed. What is not compared are the numbers themselves.
 
     Args:
-        modules: The modules, and all that they consist of.
+        owner: The module whose parts they are.
+        names: The parts, by name.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self.modules = list(modules)
+    def __init__(self, owner: nn.Module, names: Iterable[str]) -> None:
+        self.modules = [each for name in names for each in owner.get_submodule(name).modules()]
         own = [module.__dict__ for module in self.modules]
-        self.attributes = [*own, *(d["_parameters"] for d in own), *(d["_modules"] for d in own)]
+        self.attributes = [*own, *(d["_parameters"] for d in own), *(d["_modules"] for d in own), owner._modules]
         self.hooks = [d[name] for d in own for name in _HOOKS]
         self.parameters = [p for d in own for p in d["_parameters"].values() if p is not None]
         self.count = sum(map(len, self.attributes))
@@ -148,7 +149,7 @@ class Memory(dict[str, Snapshot]):
             if refuse_parts(module, row.parts, device) is not None:
                 self.pop(row.method, None)
                 return None
-            seen = Snapshot(each for name in row.parts for each in module.get_submodule(name).modules())
+            seen = Snapshot(module, row.parts)
             if row.prepare is not None:
                 seen.prepared = (row.prepare(module),)
             self[row.method] = seen

@@ -202,11 +202,15 @@ def choose_backend(requested: str, call: Call | None = None) -> str:
     Raises:
         ValueError: There is no backend of that name.
     """
-    first = next((i for i, backend in enumerate(BACKENDS) if requested in (backend.name, backend.asked_for_as)), None)
-    if first is None:
-        names = dict.fromkeys(backend.asked_for_as for backend in BACKENDS)
+    names = list(dict.fromkeys(backend.asked_for_as for backend in BACKENDS))
+    if requested not in (*names, CPU):
         raise ValueError(f"attn_implementation is {requested!r}; this model has {', '.join(map(repr, names))}.")
-    return next(backend.name for backend in BACKENDS[first:] if backend.refuse(call or Call()) is None)
+    return _first_that_can(CPU if requested == SDPA else requested, call or Call())
+
+
+def _first_that_can(name: str, call: Call) -> str:
+    names = [backend.name for backend in BACKENDS]
+    return next(backend.name for backend in BACKENDS[names.index(name) :] if backend.refuse(call) is None)
 
 
 def explain_backend(requested: str, call: Call | None = None) -> str:
@@ -258,7 +262,7 @@ def window_attention(
     """
     if backend != EAGER:
         call = Call(False, v.device, v.dtype, tuple(v.shape), plan.window, dropout, execution(v))
-        chosen = choose_backend(backend, call)
+        chosen = _first_that_can(backend, call)
         if backend == TRITON != chosen and not torch.compiler.is_compiling():
             _warn_once(f"{chosen} runs in place of triton: {_refuse_triton(call)}")
         backend = chosen
