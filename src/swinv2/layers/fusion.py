@@ -23,6 +23,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from swinv2.config import is_exact_gelu
 from swinv2.ops.backends import CPU, TRITON, refuse_machine
 from swinv2.ops.cpu import library
+from swinv2.ops.cpu.blocks import BlockTensors, Copies, PreparedBlocks, run_blocks
 from swinv2.ops.cpu.branches import Ending, add_attention, add_mlp
 from swinv2.ops.cpu.linear import linear, may_project_patches, project_patches
 from swinv2.ops.cpu.position import bias_field
@@ -38,17 +39,20 @@ class Fused:
         method: Whose place it takes: class and name.
         backend: For which backend of `ops.backends`.
         parts: Names of the modules that are not called.
-        refuse: Given the module and the map, None or the reason why it cannot compute what they need.
         run: Given the module, the map and what else the method is given.
+        refuse_parts: Given the module, None or the reason why its parts, which are as they were built, cannot be
+            computed. Remembered as long as they do not change.
+        refuse: Given the module and the map, None or the reason why this call cannot be computed.
         prepare: Given the module, makes what is remembered as long as its parts do not change; `run` is given it after
-            the map. Of an operation for eager mode only.
+            the map. It makes an operation one for eager mode without gradients.
     """
 
     method: str
     backend: str
     parts: tuple[str, ...]
-    refuse: Callable[[Any, Tensor], str | None]
     run: Callable[..., Any]
+    refuse_parts: Callable[[Any], str | None] = lambda module: None
+    refuse: Callable[[Any, Tensor], str | None] = lambda module, x: None
     prepare: Callable[[Any], Any] | None = None
 
 
@@ -62,11 +66,11 @@ def fusible(plain: Callable[..., Any]) -> Callable[..., Any]:
             return plain(module, x, backend, *rest)
         if execution(x) is not Execution.EAGER:
             # torch.compile sees every question, and asks again when an answer changes.
-            if refuse_parts(module, row.parts, x.device) or row.refuse(module, x):
+            if row.prepare is not None or refuse_parts(module, row, x.device) or row.refuse(module, x):
                 return plain(module, x, backend, *rest)
             return row.run(module, x, *rest)
         seen = module.memory.find(module, row, x.device)
-        if seen is None or row.refuse(module, x):
+        if seen is None or row.refuse(module, x) or (row.prepare is not None and seen.wants_gradients(x)):
             return plain(module, x, backend, *rest)
         return row.run(module, x, *seen.prepared, *rest)
 
@@ -85,7 +89,12 @@ def explain_fusion(module: Any, method: str, x: Tensor, backend: str) -> str:
     row = FUSED.get((f"{type(module).__qualname__}.{method}", backend))
     if row is None:
         return f"{method} calls its modules: {backend} has no operation for it"
-    reason = refuse_parts(module, row.parts, x.device) or row.refuse(module, x)
+    reason = refuse_parts(module, row, x.device) or row.refuse(module, x)
+    if reason is None and row.prepare is not None:
+        if execution(x) is not Execution.EAGER:
+            reason = f"the call is run {execution(x).value}"
+        elif Snapshot(module, row.parts).wants_gradients(x):
+            reason = "gradients are wanted"
     return f"{method} is one operation" if reason is None else f"{method} calls its modules: {reason}"
 
 
@@ -111,6 +120,7 @@ class Snapshot:
         self.types = list(map(type, self.modules))
         self.values = list(chain.from_iterable(map(dict.values, self.attributes)))
         self.numbers = self._numbers()
+        self.learns = any(parameter.requires_grad for parameter in self.parameters)
         self.prepared: tuple[Any, ...] = ()
 
     def is_current(self) -> bool:
@@ -123,6 +133,10 @@ class Snapshot:
             and all(map(is_, chain.from_iterable(map(dict.values, self.attributes)), self.values))
             and self._numbers() == self.numbers
         )
+
+    def wants_gradients(self, x: Tensor) -> bool:
+        """Whether a call with this map has a backward pass."""
+        return torch.is_grad_enabled() and (self.learns or x.requires_grad)
 
     def _numbers(self) -> tuple[list[int], list[Any], list[Any]]:
         """Where the parameters' numbers are, and how they lie there: `.data` may have become another tensor's."""
@@ -146,7 +160,7 @@ class Memory(dict[str, Snapshot]):
         """The snapshot for a row, taken anew if something has changed; None if the parts must be called."""
         seen = self.get(row.method)
         if seen is None or not seen.is_current():
-            if refuse_parts(module, row.parts, device) is not None:
+            if refuse_parts(module, row, device) is not None:
                 self.pop(row.method, None)
                 return None
             seen = Snapshot(module, row.parts)
@@ -171,9 +185,10 @@ def structure(module: nn.Module) -> list[Any]:
     return [(type(m), [None if p is None else p.shape for p in m._parameters.values()]) for m in module.modules()]
 
 
-def refuse_parts(module: Any, names: Iterable[str], device: torch.device) -> str | None:
-    """Why parts of a module must be called: they are not as they were built, on a device, or somebody watches them."""
-    for name in names:
+def refuse_parts(module: Any, row: Fused, device: torch.device) -> str | None:
+    """Why the parts of a row must be called: they are not as they were built, on a device, or somebody watches them; or
+    the row itself refuses them."""
+    for name in row.parts:
         part = module.get_submodule(name)
         if structure(part) != module.built[name]:
             return f"{name} is not as it was built"
@@ -182,7 +197,7 @@ def refuse_parts(module: Any, names: Iterable[str], device: torch.device) -> str
                 return f"{name} has hooks, or another forward than its class"
             if not has_plain_parameters(each, device.type):
                 return f"{name} has parameters that are elsewhere, or no plain tensors"
-    return None
+    return row.refuse_parts(module)
 
 
 def is_unwatched(module: nn.Module) -> bool:
@@ -214,20 +229,13 @@ def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:
     return layer.weight, layer.bias
 
 
-def _refuse_kernels(x: Tensor, *parts: nn.Module) -> str | None:
-    """Why the compiled kernels cannot compute a branch: they have none for it, or torch would raise."""
-    if x.device.type != "cpu" or execution(x) not in (Execution.EAGER, Execution.COMPILED):
-        return "the call is not for the kernels for CPUs"
-    reason = library.refuse(x.dtype)
-    if reason is not None:
-        return reason
+def _refuse_to_compute(*parts: nn.Module) -> str | None:
+    """Why the compiled kernels cannot compute parts of a block."""
     modules = [module for part in parts for module in part.modules()]
-    weights = [module.weight for module in modules if type(module) is nn.Linear]
-    if x.shape[-1] != weights[0].shape[1]:
-        return "the map has another number of channels"
-    if not torch.is_autocast_enabled("cpu") and any(weight.dtype != x.dtype for weight in weights):
-        return "weights and map have different dtypes"
-    return "something is dropped" if any(map(_drops, modules)) else None
+    if any(map(_drops, modules)):
+        return "something is dropped"
+    dtypes = {module.weight.dtype for module in modules if type(module) is nn.Linear}
+    return "weights have different dtypes" if len(dtypes) > 1 else None
 
 
 def _drops(module: nn.Module) -> bool:
@@ -236,10 +244,22 @@ def _drops(module: nn.Module) -> bool:
     return module.training and isinstance(rate, float) and rate > 0
 
 
-def _refuse_mlp(block: Any, x: Tensor) -> str | None:
+def _refuse_mlp(block: Any) -> str | None:
     if not is_exact_gelu(block.intermediate.activation):
         return "the kernels know no other activation than the exact GELU"
-    return _refuse_kernels(x, block.intermediate, block.output)
+    return _refuse_to_compute(block.intermediate, block.output)
+
+
+def _refuse_call(layer: nn.Linear, x: Tensor) -> str | None:
+    """Why the compiled kernels cannot compute a branch that begins with a layer: they have none for it, or torch would
+    raise."""
+    if x.device.type != "cpu" or execution(x) not in (Execution.EAGER, Execution.COMPILED):
+        return "the call is not for the kernels for CPUs"
+    if x.shape[-1] != layer.weight.shape[1]:
+        return "the map has another number of channels"
+    if x.dtype != layer.weight.dtype and not torch.is_autocast_enabled("cpu"):
+        return "weights and map have different dtypes"
+    return library.refuse(x.dtype)
 
 
 def _end(block: Any, x: Tensor, norm: nn.LayerNorm) -> Ending:
@@ -293,44 +313,124 @@ def _field_on_cpu(bias: Any, coordinates: Tensor) -> Tensor:
     return bias_field(coordinates, *(at_least_fp32(each) for each in (first.weight, first.bias, second.weight)))
 
 
+class _RunOfBlocks:
+    """A stage's blocks as the kernels take them, with their bias tables and scales.
+
+    These are computed from few numbers, of which copies are kept: whoever writes into them, through `.data` too, changes
+    them. Everything else is read where it lies.
+    """
+
+    def __init__(self, stage: Any) -> None:
+        self.blocks: list[Any] = list(stage.blocks)
+        self.found = self._prepare()
+
+    def prepared(self) -> PreparedBlocks:
+        """The blocks with the tables and scales of now."""
+        found = self.found
+        if not found[1].are_equal():
+            # Assigned whole: another thread may read it.
+            found = self.found = self._prepare()
+        return found[0]
+
+    def _prepare(self) -> tuple[PreparedBlocks, Copies]:
+        parts = [block.attention.self for block in self.blocks]
+        copies = Copies([p for part in parts for p in (part.logit_scale, *part.continuous_position_bias_mlp.parameters())])
+        with torch.inference_mode(False), torch.no_grad():
+            return PreparedBlocks([_tensors_of(block) for block in self.blocks]), copies
+
+
+def _tensors_of(block: Any) -> BlockTensors:
+    attention, norms = block.attention.self, (block.layernorm_before, block.layernorm_after, block.layernorm_extra)
+    first, second, extra = ((n.weight, n.bias, n.eps, 1.0) if isinstance(n, nn.LayerNorm) else None for n in norms)
+    geometry, device = attention.geometry, torch.device("cpu")
+    return BlockTensors(
+        qkv=[_weights(layer) for layer in (attention.query, attention.key, attention.value)],
+        last=_weights(block.attention.output.dense),
+        bias_table=attention.bias_table(device, CPU).contiguous(),
+        scale=attention.scale(),
+        window=geometry.window,
+        shift=geometry.shift,
+        mask_padding=geometry.mask_padding,
+        attention_norm=first,
+        widen=_weights(block.intermediate.dense),
+        narrow=_weights(block.output.dense),
+        mlp_norm=second,
+        extra_norm=extra,
+    )
+
+
+def _refuse_blocks(stage: Any) -> str | None:
+    for block in stage.blocks:
+        reason = _refuse_to_compute(block.attention) or _refuse_mlp(block)
+        if reason is not None:
+            return reason
+        if block.drop_path.drops:
+            return "something is dropped"
+        if not all(parameter.is_contiguous() for parameter in block.parameters()):
+            return "weights do not lie in rows"
+    return None if len(stage.blocks) else "there is none"
+
+
+def _refuse_call_of_blocks(stage: Any, x: Tensor) -> str | None:
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast decides on the dtype of each operation"
+    return _refuse_call(stage.blocks[0].intermediate.dense, x)
+
+
 FUSED = {
     (row.method, row.backend): row
     for row in (
         Fused(
+            "Stage.run_blocks",
+            CPU,
+            ("blocks",),
+            lambda stage, x, run: run_blocks(run.prepared(), x),
+            _refuse_blocks,
+            _refuse_call_of_blocks,
+            _RunOfBlocks,
+        ),
+        Fused(
             "SwinTransformerBlock.attention_branch",
             CPU,
             ("attention", "layernorm_before", "drop_path"),
-            lambda block, x: _refuse_kernels(x, block.attention),
             _attention_on_cpu,
+            lambda block: _refuse_to_compute(block.attention),
+            lambda block, x: _refuse_call(block.attention.self.query, x),
         ),
         Fused(
             "SwinTransformerBlock.mlp_branch",
             CPU,
             ("intermediate", "output", "layernorm_after", "drop_path"),
-            _refuse_mlp,
             _mlp_on_cpu,
+            _refuse_mlp,
+            lambda block, x: _refuse_call(block.intermediate.dense, x),
         ),
         Fused(
             "SwinTransformerBlock.attention_branch",
             TRITON,
             ("layernorm_before", "drop_path"),
-            _refuse_triton,
             _attention_on_gpu,
+            refuse=_refuse_triton,
         ),
-        Fused("SwinTransformerBlock.mlp_branch", TRITON, ("layernorm_after", "drop_path"), _refuse_triton, _mlp_on_gpu),
-        Fused("ContinuousPositionBias.field", CPU, ("0", "1", "2"), lambda bias, x: None, _field_on_cpu),
+        Fused(
+            "SwinTransformerBlock.mlp_branch",
+            TRITON,
+            ("layernorm_after", "drop_path"),
+            _mlp_on_gpu,
+            refuse=_refuse_triton,
+        ),
+        Fused("ContinuousPositionBias.field", CPU, ("0", "1", "2"), _field_on_cpu),
         Fused(
             "PatchEmbeddings.project",
             CPU,
             ("projection",),
-            _refuse_patches,
             lambda patches, x: project_patches(x, patches.projection),
+            refuse=_refuse_patches,
         ),
         Fused(
             "PatchMerging.reduce",
             CPU,
             ("reduction",),
-            lambda merging, x: None,
             lambda merging, x: linear(x, merging.reduction.weight, None),
         ),
     )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from swinv2.config import StageSpec, Swinv2Config
 from swinv2.layers.block import SwinTransformerBlock, block_geometry
+from swinv2.layers.fusion import fusible, remember_structure
 from swinv2.layers.patches import PatchMerging
 
 
@@ -24,6 +25,7 @@ class Stage(nn.Module):
         depth = len(spec.drop_path_rates)
         self.blocks = nn.ModuleList(SwinTransformerBlock(config, spec, index) for index in range(depth))
         self.downsample = PatchMerging(spec) if spec.merges else None
+        remember_structure(self)
 
     def forward(self, x: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False) -> tuple[Tensor, ...]:
         """Runs the stage.
@@ -45,6 +47,7 @@ class Stage(nn.Module):
             x = self.run_blocks(x, backend)
         return x, x if self.downsample is None else self.downsample(x, backend), *weights
 
+    @fusible
     def run_blocks(self, x: Tensor, backend: str) -> Tensor:
         """The blocks, one after another."""
         for block in self.blocks:
