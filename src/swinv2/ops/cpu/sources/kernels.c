@@ -32,7 +32,7 @@ enum { ROWS = 6, VECTORS = 4 };
 #include "attention.h"
 #include "rows.h"
 #include "matrices.h"
-#include "branches.h"
+#include "blocks.h"
 #undef IS_DOUBLE
 #undef REAL
 #undef SUFFIX
@@ -45,7 +45,7 @@ enum { ROWS = 6, VECTORS = 4 };
 #include "attention.h"
 #include "rows.h"
 #include "matrices.h"
-#include "branches.h"
+#include "blocks.h"
 
 /* Tells which sources this was made of. */
 const char swinv2_sources[] = SOURCES;
