@@ -5,6 +5,7 @@ are refused here. What kernels only read may lie in any way: it is copied if the
 not keep its tensor alive; whoever calls does, until the kernel returns.
 """
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -79,6 +80,8 @@ def token_step(tensor: Tensor, axes: int) -> int | None:
         tensor: Tokens, one after the other along all axes but the last.
         axes: Number of the last axes, those of a token.
     """
+    if tensor.is_contiguous():
+        return math.prod(tensor.shape[-axes:])
     sizes, strides = tensor.shape, tensor.stride()
     # Along an axis of length 1 torch may call the stride anything.
     expected = 1
