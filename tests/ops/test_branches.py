@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attention_cases import CASES, Case, error, random_cases
 from swinv2.ops import reference
-from swinv2.ops.cpu import branches, kernels, library, linear, pieces
+from swinv2.ops.cpu import arguments, blocks, branches, kernels, library, linear, pieces
 from swinv2.ops.cpu.branches import Ending, add_attention, add_mlp
 from swinv2.ops.precision import precise
 from swinv2.ops.windows import WindowPlan
@@ -25,15 +25,8 @@ SMALL_CACHE = 4000
 """Bytes: with it an image takes several bands, and its tokens several pieces, of which none is large."""
 
 
-def choose(patch: pytest.MonkeyPatch, packs: bool) -> None:
-    """Has every branch be one call of a kernel, or none."""
-    for name in ("_packs_attention", "_packs_mlp"):
-        patch.setattr(branches, name, lambda *_: packs)
-
-
-@pytest.fixture(params=[False, True], ids=["in pieces", "whole"])
-def cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    choose(monkeypatch, packs=request.param)
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "CACHE_BYTES", SMALL_CACHE)
     monkeypatch.setattr(branches, "SMALLEST_PIECE", 10)
 
@@ -164,17 +157,13 @@ def test_the_attention_is_torchs_layers(case: Case) -> None:
 @given(
     case=random_cases(),
     cache_bytes=st.sampled_from([1, SMALL_CACHE, 40_000]),
-    packs=st.booleans(),
-    joins=st.booleans(),
     has_bias=st.booleans(),
 )
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_attention_on_random_plans(
-    case: Case, cache_bytes: int, packs: bool, joins: bool, has_bias: bool, monkeypatch: pytest.MonkeyPatch
+    case: Case, cache_bytes: int, has_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        choose(patch, packs)
-        patch.setattr(branches, "pays_to_join", lambda _: joins)
         patch.setattr(pieces, "CACHE_BYTES", cache_bytes)
         agree(attention_branch(case, has_bias=has_bias))
 
@@ -186,51 +175,18 @@ def test_the_mlp_is_torchs_layers(grid: tuple[int, int], has_bias: bool) -> None
     agree(mlp_branch(grid, has_bias=has_bias))
 
 
-class TestOneCall:
-    """Which branches are one call of a kernel on a processor with kernels for them."""
-
-    @pytest.fixture
-    def called(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        names: list[str] = []
-        for name in ("add_attention", "add_mlp"):
-            kernel = getattr(kernels, name)
-            monkeypatch.setattr(
-                kernels, name, lambda *all, name=name, kernel=kernel: (names.append(name), kernel(*all))
-            )
-        return names
-
-    @pytest.mark.parametrize(
-        ("channels", "tokens", "packs"), [(32, 255, False), (32, 256, True), (512, 256, True), (520, 256, False)]
-    )
-    def test_mlps_of_enough_tokens_whose_weights_stay_in_the_cache(
-        self, channels: int, tokens: int, packs: bool, called: list[str]
-    ) -> None:
-        widen, narrow = (torch.randn(*shape) / 30 for shape in ((4 * channels, channels), (channels, 4 * channels)))
-        x, end = torch.randn(1, 1, tokens, channels), Ending(torch.ones(channels), torch.zeros(channels), 1e-5)
-        answer = add_mlp(x, (widen, None), (narrow, None), end)
-        expected = x + F.layer_norm(F.gelu(x @ widen.T) @ narrow.T, (channels,))
-        torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-4)
-        assert called == ["add_mlp"] * packs
-
-    @pytest.mark.parametrize(
-        ("grid", "window", "packs"),
-        [((8, 8), (2, 2), True), ((7, 9), (1, 1), False), ((8, 8), (4, 8), False)],
-        ids=["enough tokens", "too few tokens", "a thread without a window"],
-    )
-    def test_attention_on_enough_tokens_with_windows_for_all_threads(
-        self,
-        grid: tuple[int, int],
-        window: tuple[int, int],
-        packs: bool,
-        called: list[str],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-        branch = attention_branch(Case("", grid, window, (0, 0), heads=2, head_dim=32, batch=1))
-        leaves = {name: leaf.float() for name, leaf in branch.leaves.items()}
-        answer, expected = (form(**leaves) for form in (branch.ours, branch.plain))
-        torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-4)
-        assert called == ["add_attention"] * packs
+@BOTH
+@pytest.mark.parametrize("size", [1, 300])
+def test_without_gradients_a_branch_of_any_size_is_one_call(
+    kind: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branch, called, run = KINDS[kind](), [], arguments.run
+    branch.leaves["x"] = random(1, 7, 9, 8).repeat(size, 1, 1, 1)
+    for module in (blocks, kernels):
+        monkeypatch.setattr(module, "run", lambda name, *rest: (called.append(name), run(name, *rest)))
+    with torch.no_grad():
+        branch.ours(**branch.leaves)
+    assert called == ["run_blocks"]
 
 
 @pytest.mark.usefixtures("cache")

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_cases import CASES, FORMS, Case, draw
-from swinv2.ops.cpu import kernels, library
+from swinv2.ops.cpu import blocks, kernels, library
+from swinv2.ops.cpu.arguments import Norm, Weights, token_step
 from swinv2.ops.precision import precise
 from swinv2.ops.windows import WindowPlan
 
@@ -254,12 +255,14 @@ class TestResidualLine:
         assert holds(x, truth)
         assert torch.equal(wide[:, 33:], beyond)
 
-    def test_tokens_that_do_not_lie_at_equal_distances_are_refused(self) -> None:
+    def test_an_answer_that_cannot_be_written_is_refused(self) -> None:
         x, weight = torch.zeros(4, 6), torch.ones(3)
         with pytest.raises(ValueError, match="equal distances"):
-            kernels.gelu(x[:, ::2], torch.zeros(4, 3))
+            kernels.gelu(torch.zeros(4, 3), x[:, ::2])
         with pytest.raises(ValueError, match="equal distances"):
-            kernels.add_normalised(torch.zeros(4, 3), x[:, ::2], weight, weight, 1e-5, 1.0, torch.zeros(4, 3))
+            kernels.add_normalised(*[torch.zeros(4, 3)] * 2, weight, weight, 1e-5, 1.0, x[:, ::2])
+        with pytest.raises(ValueError, match="side by side"):
+            kernels.matmul(torch.zeros(4, 3), torch.zeros(3, 3), out=x[:, ::2])
 
     def test_a_number_that_is_none_spoils_its_token_only(self) -> None:
         x, work, weight = torch.zeros(90, 33), random(90, 33, dtype=torch.float32), torch.ones(33)
@@ -336,13 +339,17 @@ class TestAttention:
 CHANNELS, HIDDEN = 24, 100
 
 
-def layer(out: int, into: int, dtype: torch.dtype, seed: int, has_bias: bool = True) -> kernels.Weights:
+def layer(out: int, into: int, dtype: torch.dtype, seed: int, has_bias: bool = True) -> Weights:
     """Weight and bias of a linear layer."""
     weight = (random(out, into, dtype=dtype, seed=seed) / 4).to(dtype)
     return weight, random(out, dtype=dtype, seed=seed + 1) if has_bias else None
 
 
-def apply(layer: kernels.Weights, features: Tensor) -> Tensor:
+def qkv_layers(dtype: torch.dtype, has_bias: bool = True) -> list[Weights]:
+    return [layer(CHANNELS, CHANNELS, dtype, seed, has_bias and seed != 11) for seed in (1, 11, 21)]
+
+
+def apply(layer: Weights, features: Tensor) -> Tensor:
     weight, bias = layer
     return F.linear(features, weight.double(), None if bias is None else bias.double())
 
@@ -352,11 +359,11 @@ class TestBranches:
     """A whole branch in one call."""
 
     @staticmethod
-    def norm(dtype: torch.dtype) -> kernels.Norm:
+    def norm(dtype: torch.dtype) -> Norm:
         return random(CHANNELS, dtype=dtype, seed=7), random(CHANNELS, dtype=dtype, seed=8), 1e-5, 1.25
 
     @staticmethod
-    def normalised(work: Tensor, norm: kernels.Norm) -> Tensor:
+    def normalised(work: Tensor, norm: Norm) -> Tensor:
         return norm[3] * F.layer_norm(work, (CHANNELS,), norm[0].double(), norm[1].double(), norm[2])
 
     @ANY_THREADS
@@ -366,13 +373,13 @@ class TestBranches:
         x, norm = random(tokens, CHANNELS, dtype=dtype), self.norm(dtype)
         widen, narrow = layer(HIDDEN, CHANNELS, dtype, 1, has_bias), layer(CHANNELS, HIDDEN, dtype, 3, has_bias)
         out, before, work = torch.empty_like(x), x.new_empty(tokens, HIDDEN), torch.empty_like(x)
-        kernels.add_mlp(x, widen, narrow, norm, out, before, work)
+        blocks.add_mlp(x, widen, narrow, norm, out, before, work)
         hidden = apply(widen, x.double())
         worked = apply(narrow, F.gelu(hidden))
         assert holds(before, hidden)
         assert holds(work, worked)
         assert holds(out, x.double() + self.normalised(worked, norm))
-        kernels.add_mlp(x, widen, narrow, norm, x)
+        blocks.add_mlp(x, widen, narrow, norm, x)
         assert torch.equal(x, out)
 
     @ANY_THREADS
@@ -382,35 +389,35 @@ class TestBranches:
     def test_the_attention(self, case: Case, has_bias: bool, batch: int, dtype: torch.dtype) -> None:
         plan, norm = case.plan, self.norm(dtype)
         x = random(batch, *plan.grid, CHANNELS, dtype=dtype)
-        into, last = layer(3 * CHANNELS, CHANNELS, dtype, 1, has_bias), layer(CHANNELS, CHANNELS, dtype, 3, has_bias)
+        into, last = qkv_layers(dtype, has_bias), layer(CHANNELS, CHANNELS, dtype, 3, has_bias)
         table = random(2, 2 * plan.window[0] - 1, 2 * plan.window[1] - 1, dtype=precise(dtype), seed=5)
         scale = torch.tensor([5.0, 20.0], dtype=precise(dtype))
         qkv, attended, work, out = (x.new_empty(*x.shape[:3], wide * CHANNELS) for wide in (3, 1, 1, 1))
-        kernels.add_attention(x, into, last, table, scale, plan, norm, out, qkv, attended, work)
-        joined = apply(into, x.double())
+        blocks.add_attention(x, into, last, table, scale, plan, norm, out, qkv, attended, work)
+        joined = torch.cat([apply(each, x.double()) for each in into], -1)
         q, k, v = (part.unflatten(-1, (2, -1)) for part in joined.chunk(3, -1))
-        filling = into[1].double().chunk(3)[2].view(2, -1) if has_bias else None
+        filling = into[2][1].double().view(2, -1) if has_bias else None
         answer = FORMS["reference"](q, k, v, table.double(), scale.double(), plan, filling).flatten(-2)
         worked = apply(last, answer)
         truths = {"qkv": joined, "attended": answer, "work": worked, "out": x.double() + self.normalised(worked, norm)}
         for (name, truth), result in zip(truths.items(), (qkv, attended, work, out), strict=True):
             assert holds(result, truth, times=4), name
-        kernels.add_attention(x, into, last, table, scale, plan, norm, x)
+        blocks.add_attention(x, into, last, table, scale, plan, norm, x)
         assert torch.equal(x, out)
 
     def test_a_number_that_is_none_spoils_no_other_token_or_window(self, dtype: torch.dtype) -> None:
         norm, table, scale = self.norm(dtype), torch.zeros(2, 5, 5), torch.ones(2)
         widen, narrow = layer(HIDDEN, CHANNELS, dtype, 1), layer(CHANNELS, HIDDEN, dtype, 3)
-        into, last = layer(3 * CHANNELS, CHANNELS, dtype, 1), layer(CHANNELS, CHANNELS, dtype, 3)
+        into, last = qkv_layers(dtype), layer(CHANNELS, CHANNELS, dtype, 3)
         x = random(1, 6, 6, CHANNELS, dtype=dtype)
         x[0, 4, 1, 3] = torch.nan
         out = torch.zeros_like(x)
-        kernels.add_mlp(x.flatten(0, 2), widen, narrow, norm, out.flatten(0, 2))
+        blocks.add_mlp(x.flatten(0, 2), widen, narrow, norm, out.flatten(0, 2))
         expected = torch.zeros(1, 6, 6, dtype=torch.bool)
         expected[0, 4, 1] = True
         assert torch.equal(out.isnan().any(-1), expected)
         plan = Case("two by two windows", (6, 6), (3, 3)).plan
-        kernels.add_attention(x, into, last, table, scale, plan, norm, out)
+        blocks.add_attention(x, into, last, table, scale, plan, norm, out)
         expected[0, 3:, :3] = True
         assert torch.equal(out.isnan().all(-1), expected)
         assert torch.equal(out.isnan().any(-1), expected)
@@ -421,20 +428,20 @@ class TestTokenStep:
 
     def test_it_is_known_where_tokens_lie_at_equal_distances(self) -> None:
         x = torch.zeros(2, 3, 5, 4, 6)
-        assert kernels.token_step(x, 2) == 24
-        assert kernels.token_step(x[..., :2, :], 2) == 24
-        assert kernels.token_step(x.flatten(-2), 1) == 24
-        assert kernels.token_step(x[:1, :1, :1], 2) == 24
-        assert kernels.token_step(x[:1, :1, :1].transpose(0, 1), 2) == 24
-        assert kernels.token_step(x[:1, :1].as_strided((1, 1, 5, 4, 6), (7, 9, 24, 6, 1)), 2) == 24
-        assert kernels.token_step(x[..., :1].transpose(-1, -2)[..., 0, :1], 1) == 24
+        assert token_step(x, 2) == 24
+        assert token_step(x[..., :2, :], 2) == 24
+        assert token_step(x.flatten(-2), 1) == 24
+        assert token_step(x[:1, :1, :1], 2) == 24
+        assert token_step(x[:1, :1, :1].transpose(0, 1), 2) == 24
+        assert token_step(x[:1, :1].as_strided((1, 1, 5, 4, 6), (7, 9, 24, 6, 1)), 2) == 24
+        assert token_step(x[..., :1].transpose(-1, -2)[..., 0, :1], 1) == 24
 
     def test_it_is_none_where_they_do_not(self) -> None:
         x = torch.zeros(2, 3, 5, 4, 6)
-        assert kernels.token_step(x[:, :, :4], 2) is None
-        assert kernels.token_step(x.transpose(1, 2), 2) is None
-        assert kernels.token_step(x[..., :3], 2) is None
-        assert kernels.token_step(x[..., ::2], 1) is None
+        assert token_step(x[:, :, :4], 2) is None
+        assert token_step(x.transpose(1, 2), 2) is None
+        assert token_step(x[..., :3], 2) is None
+        assert token_step(x[..., ::2], 1) is None
 
 
 def test_threads_of_a_program_do_not_disturb_each_other() -> None:
@@ -468,7 +475,7 @@ MAP, PLAN = torch.ones(1, 4, 4, 2, 3), WindowPlan((4, 4), (2, 2))
         lambda: kernels.gelu_backward(*[ONES[4, 8]] * 4, ONES[6,]),
         lambda: kernels.add_normalised(ONES[4, 8], ONES[4, 8], ONES[6,], ONES[8,], 1e-5, 1.0, ONES[4, 8]),
         lambda: kernels.add_normalised_backward(*[ONES[4, 8]] * 2, ONES[8,], 1e-5, 1.0, ONES[4, 8], ONES[2, 8]),
-        lambda: kernels.add_mlp(
+        lambda: blocks.add_mlp(
             ONES[4, 8], (ONES[3, 8], None), (ONES[8, 6], None), (ONES[8,], ONES[8,], 1e-5, 1.0), ONES[4, 8]
         ),
         lambda: kernels.attend(MAP, MAP, MAP, torch.ones(2, 3, 5), torch.ones(2), None, PLAN, MAP),

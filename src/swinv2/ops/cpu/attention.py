@@ -43,7 +43,6 @@ def attend_map(
 ) -> Tensor:
     """`window_attention` without gradients."""
     attended = _empty_attended(q, k, v, bias_table, scale, padded_value, plan)
-    q, k, v = (_as_tokens(m) for m in (q, k, v))
     kernels.attend(q, k, v, bias_table, scale, padded_value, plan, attended)
     return attended
 
@@ -90,7 +89,6 @@ def attend_map_backward(
     """
     joined = _empty_gradients(grad, q, k, v, bias_table, scale, padded_value, wants_table, plan)[0]
     maps = [part.unflatten(-1, v.shape[-2:]) for part in joined.chunk(3, -1)]
-    q, k, v, grad = (_as_tokens(m) for m in (q, k, v, grad))
     arguments = (grad, q, k, v, bias_table, scale, padded_value, plan, maps, wants_table)
     table, grad_scale, filling = kernels.attend_backward(*arguments)
     grad_table = bias_table.new_empty(0) if table is None else table.to(bias_table.dtype)
@@ -114,8 +112,3 @@ class _Attend(torch.autograd.Function):
         maps = [part.unflatten(-1, grad.shape[-2:]) for part in joined.chunk(3, -1)]
         grad_filling = None if padded_value is None else filling.to(padded_value.dtype)
         return *maps, table if wants_table else None, grad_scale, grad_filling, None
-
-
-def _as_tokens(vectors: Tensor) -> Tensor:
-    """A map as the kernels take it."""
-    return vectors if kernels.token_step(vectors, 2) is not None else vectors.contiguous()

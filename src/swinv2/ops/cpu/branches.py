@@ -8,7 +8,6 @@ that, load the model with attn_implementation="eager".
 Each function marked `custom_op` is one operation of the graph under torch.compile.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,29 +16,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from swinv2.ops.cpu import kernels
-from swinv2.ops.cpu.kernels import Weights
+from swinv2.ops.cpu import blocks, kernels
+from swinv2.ops.cpu.arguments import Norm, Weights
 from swinv2.ops.cpu.linear import (
     add_turned_product,
     join,
-    pays_to_join,
     product,
-    product_each,
     sum_of_tokens,
     uses_kernels,
     working_dtype,
 )
-from swinv2.ops.cpu.pieces import CACHE_BYTES, SMALLEST_PIECE, bands, pieces
+from swinv2.ops.cpu.pieces import SMALLEST_PIECE, bands, pieces
 from swinv2.ops.custom_op import custom_op
 from swinv2.ops.precision import precise, without_autocast
 from swinv2.ops.windows import WindowPlan
-
-TOKENS_TO_PACK = 256
-"""From which packing all weights of an MLP pays."""
-
-PACKED_BYTES = CACHE_BYTES // 2
-"""What they may take when packed: the two layers of 512 and 2048 features in fp32 do. A kernel reads them all for each
-few tokens, so they must stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +38,14 @@ class Ending:
 
     Attributes:
         weight, bias, eps: Of the layer norm.
-        kept: Which images the branch is computed for, (B); the others stay as they are. None for all.
+        keep_mask: Which images the branch is computed for, (B); the others stay as they are. None for all.
         factor: What the norm's answer is multiplied by.
     """
 
     weight: Tensor
     bias: Tensor
     eps: float
-    kept: Tensor | None = None
+    keep_mask: Tensor | None = None
     factor: float = 1.0
 
 
@@ -72,7 +62,7 @@ def add_attention(
         end: The norm and the drop path.
     """
     weights, biases = [weight for weight, _ in (*qkv, last)], [bias for _, bias in (*qkv, last)]
-    shared = (bias_table, scale, end.weight, end.bias, end.eps, end.kept, end.factor)
+    shared = (bias_table, scale, end.weight, end.bias, end.eps, end.keep_mask, end.factor)
     if _wants_gradients(x, *weights, *biases, *shared[:4]):
         return _AddAttention.apply(x, *weights, *biases, *shared, _stored_dtype(x), plan)
     return attention_branch(x, weights, biases, *shared, False, _stored_dtype(x), plan)[0]
@@ -86,7 +76,7 @@ def add_mlp(x: Tensor, widen: Weights, narrow: Weights, end: Ending) -> Tensor:
         widen, narrow: The two linear layers.
         end: The norm and the drop path.
     """
-    shared = (*widen, *narrow, end.weight, end.bias, end.eps, end.kept, end.factor)
+    shared = (*widen, *narrow, end.weight, end.bias, end.eps, end.keep_mask, end.factor)
     if _wants_gradients(x, *shared[:6]):
         return _AddMlp.apply(x, *shared, _stored_dtype(x))
     return mlp_branch(x, *shared, False, _stored_dtype(x))[0]
@@ -104,9 +94,12 @@ def _stored_dtype(x: Tensor) -> torch.dtype:
 
 
 def _empty_attention_branch(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    keeps, dtype = rest[-3], rest[-2]
+    save_for_backward, dtype = rest[-3], rest[-2]
     batch, height, width, channels = x.shape
-    saved = [x.new_empty(batch if keeps else 0, height, width, wide * channels, dtype=dtype) for wide in (3, 1, 1)]
+    saved = [
+        x.new_empty(batch if save_for_backward else 0, height, width, wide * channels, dtype=dtype)
+        for wide in (3, 1, 1)
+    ]
     return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype)), saved[0], saved[1], saved[2]
 
 
@@ -121,9 +114,9 @@ def attention_branch(
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float,
-    kept: Tensor | None,
+    keep_mask: Tensor | None,
     factor: float,
-    keeps: bool,
+    save_for_backward: bool,
     dtype: torch.dtype,
     plan: WindowPlan,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -132,44 +125,58 @@ def attention_branch(
     Args:
         x, bias_table, scale, plan: See `add_attention`.
         weights, biases: Of the layers of queries, keys and values, and of the last one.
-        norm_weight, norm_bias, eps, kept, factor: See `Ending`.
-        keeps: Whether to return what the gradients need.
+        norm_weight, norm_bias, eps, keep_mask, factor: See `Ending`.
+        save_for_backward: Whether to return what the gradients need.
         dtype: What that is stored in.
 
     Returns:
         The sum; queries, keys and values (B, H, W, 3 C); the attended map (B, H, W, C), and the norm's input, likewise.
-        Those begin with the images kept; beyond these is nothing. They are empty unless `keeps`.
+        Those begin with the images that are kept; beyond these is nothing. They are empty unless `save_for_backward`.
     """
-    out, qkv, attended, work = _empty_attention_branch(x, keeps, dtype, plan)
-    index = _images_kept(kept)
+    out, qkv, attended, work = _empty_attention_branch(x, save_for_backward, dtype, plan)
+    index = _images_kept(keep_mask)
     images = x.contiguous() if index is None else x[index]
     sums = out if index is None else out.new_empty(images.shape)
-    heads, filling = len(scale), _as_vectors(biases[2], len(scale))
-    last, norm = (weights[3], biases[3]), (norm_weight, norm_bias, eps, factor)
-    packs = uses_kernels(dtype) and _packs_attention(plan, *images.shape)
-    if packs or not uses_kernels(dtype) or pays_to_join(images):
-        into = [join(weights[:3], biases[:3])]
+    layers, norm = list(zip(weights, biases, strict=True)), (norm_weight, norm_bias, eps, factor)
+    if uses_kernels(dtype):
+        saved = [each[: len(images)] for each in (qkv, attended, work)] if save_for_backward else []
+        blocks.add_attention(images, layers[:3], layers[3], bias_table, scale, plan, norm, sums, *saved)
     else:
-        into = list(zip(weights[:3], biases[:3], strict=True))
-    if packs:
-        saved = [each[: len(images)] for each in (qkv, attended, work)] if keeps else []
-        kernels.add_attention(images, into[0], last, bias_table, scale, plan, norm, sums, *saved)
-    for band in [] if packs else bands(plan, len(images), _token_bytes(x, dtype)):
-        tokens = band.take(images)
-        some_qkv = product_each(tokens, into, dtype, out=band.room(qkv) if keeps else None)
-        some_attended = band.room(attended) if keeps else some_qkv.new_empty(tokens.shape)
-        q, k, v, answer = (band.as_map(part, heads) for part in (*some_qkv.chunk(3, -1), some_attended))
-        kernels.attend(q, k, v, bias_table, scale, filling, band.plan, answer)
-        some_work = product(some_attended, *last, dtype, out=band.room(work) if keeps else None)
-        some_sums = band.room(sums)
-        kernels.add_normalised(tokens, some_work, *norm, some_sums)
-        band.put(sums, some_sums)
-        if keeps:
-            for whole, part in ((qkv, some_qkv), (attended, some_attended), (work, some_work)):
-                band.put(whole, part)
+        _attend_by_torch(images, layers, bias_table, scale, plan, norm, sums, dtype, (qkv, attended, work))
     if index is not None:
         out.copy_(x)[index] = sums
     return out, qkv, attended, work
+
+
+def _attend_by_torch(
+    images: Tensor,
+    layers: Sequence[Weights],
+    bias_table: Tensor,
+    scale: Tensor,
+    plan: WindowPlan,
+    norm: Norm,
+    out: Tensor,
+    dtype: torch.dtype,
+    saved: Sequence[Tensor],
+) -> None:
+    """`blocks.add_attention` with products by torch, which has them in 16 bits; what is to be saved is empty if it is
+    not."""
+    heads, filling = len(scale), _as_vectors(layers[2][1], len(scale))
+    into = join([weight for weight, _ in layers[:3]], [bias for _, bias in layers[:3]])
+    for band in bands(plan, len(images), _token_bytes(images, dtype)):
+        tokens = band.take(images)
+        qkv, attended, work = (band.room(each) if len(each) else None for each in saved)
+        qkv = product(tokens, *into, dtype, out=qkv)
+        attended = qkv.new_empty(tokens.shape) if attended is None else attended
+        q, k, v, answer = (band.as_map(part, heads) for part in (*qkv.chunk(3, -1), attended))
+        kernels.attend(q, k, v, bias_table, scale, filling, band.plan, answer)
+        work = product(attended, *layers[3], dtype, out=work)
+        room = band.room(out)
+        kernels.add_normalised(tokens, work, *norm, room)
+        band.put(out, room)
+        for whole, part in zip(saved, (qkv, attended, work), strict=True):
+            if len(whole):
+                band.put(whole, part)
 
 
 def _empty_attention_gradients(
@@ -206,7 +213,7 @@ def attention_branch_backward(
     scale: Tensor,
     norm_weight: Tensor,
     eps: float,
-    kept: Tensor | None,
+    keep_mask: Tensor | None,
     factor: float,
     wants: Sequence[bool],
     dtype: torch.dtype,
@@ -216,7 +223,7 @@ def attention_branch_backward(
 
     Args:
         grad: Of the sum.
-        x, weights, bias_table, scale, norm_weight, eps, kept, factor, dtype, plan: What it was given.
+        x, weights, bias_table, scale, norm_weight, eps, keep_mask, factor, dtype, plan: What it was given.
         saved: What it returned beside the sum.
         value_bias: The bias of the values.
         wants: Whether the gradients of x, of the joined weight, of the last layer's weight and of the bias table are
@@ -231,7 +238,7 @@ def attention_branch_backward(
     grad_x, *sums = _empty_attention_gradients(*arguments)
     grad_into, grad_bias, grad_last, grad_table, grad_scale, grad_end = (each.zero_() for each in sums)
     qkv, attended, work = saved
-    index = _images_kept(kept)
+    index = _images_kept(keep_mask)
     images, grads = (x.contiguous(), grad.contiguous()) if index is None else (x[index], grad[index])
     grad_images = grad_x if index is None else torch.empty_like(images)
     heads, filling = len(scale), _as_vectors(value_bias, len(scale))
@@ -267,10 +274,10 @@ class _AddAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
         weights, biases, (bias_table, scale, norm_weight, norm_bias) = rest[:4], rest[4:8], rest[8:12]
-        eps, kept, factor, dtype, plan = rest[12:]
-        shared = (bias_table, scale, norm_weight, norm_bias, eps, kept, factor)
+        eps, keep_mask, factor, dtype, plan = rest[12:]
+        shared = (bias_table, scale, norm_weight, norm_bias, eps, keep_mask, factor)
         out, *saved = attention_branch(x, weights, biases, *shared, True, dtype, plan)
-        ctx.save_for_backward(x, *saved, *weights, biases[2], bias_table, scale, norm_weight, kept)
+        ctx.save_for_backward(x, *saved, *weights, biases[2], bias_table, scale, norm_weight, keep_mask)
         ctx.rest = eps, factor, dtype, plan
         ctx.dtypes = _dtypes(x, *rest)
         return out
@@ -279,19 +286,19 @@ class _AddAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
-        saved, weights, (value_bias, bias_table, scale, norm_weight, kept) = tensors[:3], tensors[3:7], tensors[7:]
+        saved, weights, (value_bias, bias_table, scale, norm_weight, keep_mask) = tensors[:3], tensors[3:7], tensors[7:]
         eps, factor, dtype, plan = ctx.rest
         asked = ctx.needs_input_grad
         wants = [asked[0], any(asked[1:4]), asked[4], asked[9]]
-        rest = (value_bias, bias_table, scale, norm_weight, eps, kept, factor, wants, dtype, plan)
+        rest = (value_bias, bias_table, scale, norm_weight, eps, keep_mask, factor, wants, dtype, plan)
         grad_x, into, bias, last, table, grad_scale, end = attention_branch_backward(grad, x, saved, weights, *rest)
         gradients = [grad_x, *into.chunk(3), last, *bias.chunk(3), end[2], table, grad_scale, end[0], end[1]]
         return *_as_asked(gradients, asked, ctx.dtypes), *[None] * 5
 
 
 def _empty_mlp_branch(x: Tensor, w1: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    keeps, dtype = rest[-2:]
-    tokens = x.shape[0] * x.shape[1] * x.shape[2] if keeps else 0
+    save_for_backward, dtype = rest[-2:]
+    tokens = x.shape[0] * x.shape[1] * x.shape[2] if save_for_backward else 0
     saved = [x.new_empty(tokens, channels, dtype=dtype) for channels in (w1.shape[0], x.shape[3])]
     return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype)), saved[0], saved[1]
 
@@ -307,9 +314,9 @@ def mlp_branch(
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float,
-    kept: Tensor | None,
+    keep_mask: Tensor | None,
     factor: float,
-    keeps: bool,
+    save_for_backward: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`add_mlp` without gradients.
@@ -317,31 +324,27 @@ def mlp_branch(
     Args:
         x: The map (B, H, W, C).
         w1, b1, w2, b2: Of the two linear layers.
-        norm_weight, norm_bias, eps, kept, factor: See `Ending`.
-        keeps: Whether to return what the gradients need.
+        norm_weight, norm_bias, eps, keep_mask, factor: See `Ending`.
+        save_for_backward: Whether to return what the gradients need.
         dtype: What that is stored in.
 
     Returns:
-        The sum; the GELU's input (N, hidden) and the norm's input (N, C), of the tokens of the images kept; beyond them
-        is nothing. They are empty unless `keeps`.
+        The sum; the GELU's input (N, hidden) and the norm's input (N, C), of the tokens of the images that are
+        kept; beyond them is nothing. They are empty unless `save_for_backward`.
     """
-    out, hidden, work = _empty_mlp_branch(x, w1, keeps, dtype)
-    index = _images_kept(kept)
+    out, hidden, work = _empty_mlp_branch(x, w1, save_for_backward, dtype)
+    index = _images_kept(keep_mask)
     images = x.contiguous() if index is None else x[index]
     sums = out if index is None else out.new_empty(images.shape)
-    tokens, rooms = images.flatten(0, 2), sums.flatten(0, 2)
-    norm = (norm_weight, norm_bias, eps, factor)
-    if uses_kernels(dtype) and _packs_mlp(len(tokens), w1, w2):
-        saved = [each[: len(tokens)] for each in (hidden, work)] if keeps else []
-        kernels.add_mlp(tokens, (w1, b1), (w2, b2), norm, rooms, *saved)
-        todo = []
-    else:
-        todo = _token_pieces(tokens, w1, dtype)
-    for piece in todo:
+    tokens, rooms, norm = images.flatten(0, 2), sums.flatten(0, 2), (norm_weight, norm_bias, eps, factor)
+    if uses_kernels(dtype):
+        saved = [each[: len(tokens)] for each in (hidden, work)] if save_for_backward else []
+        blocks.add_mlp(tokens, (w1, b1), (w2, b2), norm, rooms, *saved)
+    for piece in [] if uses_kernels(dtype) else _token_pieces(tokens, w1, dtype):
         some = tokens[piece]
-        after = some.new_empty(len(some), len(w1), dtype=working_dtype(dtype))
-        product(some, w1, b1, dtype, out=hidden[piece] if keeps else None, after=after)
-        some_work = product(after, w2, b2, dtype, out=work[piece] if keeps else None)
+        after = some.new_empty(len(some), len(w1), dtype=dtype)
+        product(some, w1, b1, dtype, out=hidden[piece] if save_for_backward else None, after=after)
+        some_work = product(after, w2, b2, dtype, out=work[piece] if save_for_backward else None)
         kernels.add_normalised(some, some_work, *norm, rooms[piece])
     if index is not None:
         out.copy_(x)[index] = sums
@@ -373,7 +376,7 @@ def mlp_branch_backward(
     w2: Tensor,
     norm_weight: Tensor,
     eps: float,
-    kept: Tensor | None,
+    keep_mask: Tensor | None,
     factor: float,
     wants: Sequence[bool],
     dtype: torch.dtype,
@@ -382,7 +385,7 @@ def mlp_branch_backward(
 
     Args:
         grad: Of the sum.
-        x, w1, w2, norm_weight, eps, kept, factor, dtype: What it was given.
+        x, w1, w2, norm_weight, eps, keep_mask, factor, dtype: What it was given.
         hidden, work: What it returned beside the sum.
         wants: Whether the gradients of x, w1 and w2 are wanted; they are empty where they are not.
 
@@ -391,7 +394,7 @@ def mlp_branch_backward(
     """
     grad_x, *sums = _empty_mlp_gradients(grad, x, hidden, wants, dtype)
     grad_w1, grad_b1, grad_w2, grad_end = (each.zero_() for each in sums)
-    index = _images_kept(kept)
+    index = _images_kept(keep_mask)
     images, grads = (x.contiguous(), grad.contiguous()) if index is None else (x[index], grad[index])
     grad_images = grad_x if index is None else torch.empty_like(images)
     tokens, grads = images.flatten(0, 2), grads.flatten(0, 2)
@@ -416,9 +419,9 @@ def mlp_branch_backward(
 class _AddMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
-        w1, b1, w2, b2, norm_weight, norm_bias, eps, kept, factor, dtype = rest
-        out, *saved = mlp_branch(x, w1, b1, w2, b2, norm_weight, norm_bias, eps, kept, factor, True, dtype)
-        ctx.save_for_backward(x, *saved, w1, w2, norm_weight, kept)
+        w1, b1, w2, b2, norm_weight, norm_bias, eps, keep_mask, factor, dtype = rest
+        out, *saved = mlp_branch(x, w1, b1, w2, b2, norm_weight, norm_bias, eps, keep_mask, factor, True, dtype)
+        ctx.save_for_backward(x, *saved, w1, w2, norm_weight, keep_mask)
         ctx.rest = eps, factor, dtype
         ctx.dtypes = _dtypes(x, *rest)
         return out
@@ -426,11 +429,11 @@ class _AddMlp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, work, w1, w2, norm_weight, kept = ctx.saved_tensors
+        x, hidden, work, w1, w2, norm_weight, keep_mask = ctx.saved_tensors
         eps, factor, dtype = ctx.rest
         asked = ctx.needs_input_grad
         wants = [asked[0], asked[1], asked[3]]
-        arguments = (grad, x, hidden, work, w1, w2, norm_weight, eps, kept, factor, wants, dtype)
+        arguments = (grad, x, hidden, work, w1, w2, norm_weight, eps, keep_mask, factor, wants, dtype)
         grad_x, grad_w1, grad_b1, grad_w2, end = mlp_branch_backward(*arguments)
         gradients = [grad_x, grad_w1, grad_b1, grad_w2, end[2], end[0], end[1]]
         return *_as_asked(gradients, asked, ctx.dtypes), *[None] * 4
@@ -448,27 +451,14 @@ def _as_asked(
     return [gradient.to(dtype) if wanted else None for gradient, wanted, dtype in triples]
 
 
-def _images_kept(kept: Tensor | None) -> Tensor | None:
+def _images_kept(keep_mask: Tensor | None) -> Tensor | None:
     """Numbers of the images that drop path keeps; None for all."""
-    return None if kept is None or kept.all() else kept.nonzero().flatten()
+    return None if keep_mask is None or keep_mask.all() else keep_mask.nonzero().flatten()
 
 
 def _as_vectors(bias: Tensor | None, heads: int) -> Tensor | None:
     """The value of a filling token, which is a token of zeros, for each head."""
     return None if bias is None else bias.view(heads, -1)
-
-
-def _packs_attention(plan: WindowPlan, batch: int, height: int, width: int, channels: int) -> bool:
-    """Whether the attention is to be one call of a kernel, which packs all weights first and then gives threads whole
-    windows: if tokens are enough, and no thread waits for long."""
-    windows, threads = batch * math.prod(plan.counts), torch.get_num_threads()
-    return batch * height * width >= channels and -(-windows // threads) * threads <= 1.2 * windows
-
-
-def _packs_mlp(tokens: int, *weights: Tensor) -> bool:
-    """The same of the MLP: if tokens are enough, and the packed weights stay in the cache."""
-    packed_bytes = sum(weight.numel() * precise(weight.dtype).itemsize for weight in weights)
-    return tokens >= TOKENS_TO_PACK and packed_bytes <= PACKED_BYTES
 
 
 def _token_bytes(x: Tensor, dtype: torch.dtype) -> int:

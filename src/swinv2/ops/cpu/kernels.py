@@ -1,27 +1,29 @@
 """The compiled kernels for CPUs as functions of tensors.
 
-In: tensors on a CPU; features lie side by side. Out: tensors, mostly written into place. Nothing here is
-differentiable. Kernels trust what they are told, so sizes and devices that do not fit are refused here. `library.py`
-says where the kernels are there.
+In: tensors on a CPU, of any layout. Out: tensors, mostly written into place: these must lie as kernels write them,
+features side by side. Nothing here is differentiable. `library.py` says where the kernels are there, `blocks.py` has
+those for whole branches and blocks.
 """
 
-import ctypes
-import threading
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from swinv2.ops.cpu import library
-from swinv2.ops.precision import precise
+from swinv2.ops.cpu.arguments import (
+    as_map,
+    as_matrix,
+    as_plan,
+    as_rows,
+    as_rows_or_columns,
+    as_tokens,
+    at,
+    fit,
+    fit_attention,
+    in_precise,
+    run,
+)
 from swinv2.ops.windows import WindowPlan
-
-Weights = tuple[Tensor, Tensor | None]
-"""Weight (out, in) and bias, if there is one, of a linear layer."""
-
-Norm = tuple[Tensor, Tensor, float, float]
-"""Weight, bias and eps of a layer norm, and what its answer is multiplied by."""
 
 
 def attend(
@@ -41,10 +43,11 @@ def attend(
         bias_table, scale, padded_value, plan: See `reference.window_attention`.
         out: Gets the attended map.
     """
-    table, scale, filling = _fit_attention(v, bias_table, scale, padded_value, plan)
-    _fit(v.shape, q=q, k=k, out=out)
-    arguments = [*(_map(m) for m in (q, k, v)), _at(table), _at(scale), _at(filling), _map(out)]
-    _run("attend", v.dtype, _plan(plan, v), *arguments)
+    table, scale, filling = fit_attention(v, bias_table, scale, padded_value, plan)
+    fit(v.shape, q=q, k=k, out=out)
+    q, k, v = as_tokens(q, 2), as_tokens(k, 2), as_tokens(v, 2)
+    maps = (as_map(q), as_map(k), as_map(v))
+    run("attend", v.dtype, (_plan(plan, v), *maps, at(table), at(scale), at(filling), as_map(out)))
 
 
 def attend_backward(
@@ -71,20 +74,20 @@ def attend_backward(
         The gradients of the bias table (None unless wanted), of the scale and of the filling tokens' value, summed in
         fp64 and in fp32 at least.
     """
-    table, scale, filling = _fit_attention(v, bias_table, scale, padded_value, plan)
-    _fit(v.shape, grad=grad, q=q, k=k, **{f"gradient {i}": each for i, each in enumerate(out)})
+    table, scale, filling = fit_attention(v, bias_table, scale, padded_value, plan)
+    fit(v.shape, grad=grad, q=q, k=k, **{f"gradient {i}": each for i, each in enumerate(out)})
+    grad, q, k, v = (as_tokens(each, 2) for each in (grad, q, k, v))
     grad_table = torch.empty_like(table) if wants_table else None
     grad_scale, grad_filling = torch.empty_like(scale), torch.empty(v.shape[-2:], dtype=scale.dtype)
-    _run(
-        "attend_backward",
-        v.dtype,
-        _plan(plan, v),
-        *(_map(m) for m in (grad, q, k, v)),
-        *(_at(t) for t in (table, scale, filling)),
-        *(_map(m) for m in out),
-        *(_at(t) for t in (grad_table, grad_scale, grad_filling)),
-    )
+    given = (as_map(grad), as_map(q), as_map(k), as_map(v), at(table), at(scale), at(filling))
+    sums = (at(grad_table), at(grad_scale), at(grad_filling))
+    run("attend_backward", v.dtype, (_plan(plan, v), *given, *(as_map(m) for m in out), *sums))
     return grad_table, grad_scale, grad_filling
+
+
+def _plan(plan: WindowPlan, vectors: Tensor) -> object:
+    batch, _, _, heads, head_dim = vectors.shape
+    return as_plan(plan, batch, heads, head_dim)
 
 
 def matmul(
@@ -104,14 +107,18 @@ def matmul(
         out: (M, N), gets the sum if it is given; may be `base`.
         after: (M, N), gets the sum's exact GELU if it is given.
     """
-    left, right, bias = _lined_up(left), _lined_up(right), _precise(bias, left.dtype)
-    matrices = [_matrix(m) for m in (base, out, after)]
-    sizes = (left.shape[0], right.shape[1], left.shape[1])
-    _fit(sizes[::2], left=left)
-    _fit(sizes[:0:-1], right=right)
-    _fit(sizes[1:2], bias=bias)
-    _fit(sizes[:2], base=base, out=out, after=after)
-    _run("matmul", left.dtype, *sizes, _matrix(left), _matrix(right), _at(bias), *matrices)
+    (m, k), n = left.shape, right.shape[1]
+    fit((k, n), right=right)
+    fit((m, k), left=left)
+    fit((n,), bias=bias)
+    fit((m, n), base=base, out=out, after=after)
+    left, right, base = as_rows_or_columns(left), as_rows_or_columns(right), as_rows(base)
+    bias = in_precise(bias, left.dtype)
+    for answer in (out, after):
+        if as_rows(answer) is not answer:
+            raise ValueError("rows of an answer must have their numbers side by side.")
+    matrices = (as_matrix(left), as_matrix(right), at(bias), as_matrix(base), as_matrix(out), as_matrix(after))
+    run("matmul", left.dtype, (m, n, k, *matrices))
 
 
 def add_normalised(
@@ -125,10 +132,11 @@ def add_normalised(
         factor: What its answer is multiplied by.
         out: Gets the sums; may be x.
     """
-    weight, bias = _precise(weight, x.dtype), _precise(bias, x.dtype)
-    _fit(x.shape, x=x, work=work, out=out)
-    _fit(x.shape[1:], weight=weight, bias=bias)
-    _run("add_normalised", x.dtype, *x.shape, _map(x), _map(work), _at(weight), _at(bias), eps, factor, _map(out))
+    fit(x.shape, x=x, work=work, out=out)
+    fit(x.shape[1:], weight=weight, bias=bias)
+    x, work, weight, bias = as_tokens(x), as_tokens(work), in_precise(weight, x.dtype), in_precise(bias, x.dtype)
+    norm = (at(weight), at(bias), eps, factor)
+    run("add_normalised", x.dtype, (*x.shape, as_map(x), as_map(work), *norm, as_map(out)))
 
 
 def add_normalised_backward(
@@ -142,90 +150,19 @@ def add_normalised_backward(
         out: Gets the gradient of `work`.
         sums: (3, C) in fp64: to these are added the gradients of weight and bias, and all tokens of `out`.
     """
-    weight = _precise(weight, grad.dtype)
-    _fit(grad.shape, grad=grad, work=work, out=out)
-    _fit(grad.shape[1:], weight=weight)
-    _fit((3, grad.shape[1]), sums=sums)
-    norm = (_at(weight), eps, factor)
-    _run("add_normalised_backward", grad.dtype, *grad.shape, _map(grad), _map(work), *norm, _map(out), _at(sums))
-
-
-def add_mlp(
-    x: Tensor,
-    widen: Weights,
-    narrow: Weights,
-    norm: Norm,
-    out: Tensor,
-    before: Tensor | None = None,
-    work: Tensor | None = None,
-) -> None:
-    """x + factor * norm(narrow(GELU(widen(x)))), for every token.
-
-    Args:
-        x: Tokens (N, C).
-        widen, narrow: Weight and bias of each linear layer.
-        norm: Weight, bias, eps and factor.
-        out: Gets the sums; may be x.
-        before: (N, hidden), gets the GELU's input if it is given.
-        work: (N, C), gets the norm's input if it is given.
-    """
-    (w1, b1), (w2, b2) = (_layer(layer, x.dtype) for layer in (widen, narrow))
-    weight, bias = _precise(norm[0], x.dtype), _precise(norm[1], x.dtype)
-    channels, hidden = x.shape[1], len(w1)
-    _fit((hidden, channels), widen=w1)
-    _fit((channels, hidden), narrow=w2)
-    _fit((hidden,), **{"bias of widen": b1})
-    _fit((channels,), **{"bias of narrow": b2, "weight of the norm": weight, "bias of the norm": bias})
-    _fit((len(x), hidden), before=before)
-    _fit(x.shape, x=x, work=work, out=out)
-    layers = (_matrix(w1), _at(b1), _matrix(w2), _at(b2), _at(weight), _at(bias), *norm[2:])
-    _run("add_mlp", x.dtype, *x.shape, len(w1), _map(x), *layers, *(_map(t) for t in (before, work, out)))
-
-
-def add_attention(
-    x: Tensor,
-    into: Weights,
-    last: Weights,
-    bias_table: Tensor,
-    scale: Tensor,
-    plan: WindowPlan,
-    norm: Norm,
-    out: Tensor,
-    qkv: Tensor | None = None,
-    attended: Tensor | None = None,
-    work: Tensor | None = None,
-) -> None:
-    """x + factor * norm(last(attention(into(x)))), each window by itself.
-
-    Args:
-        x: The map (B, H, W, C).
-        into: Weight and bias of the layer of queries, keys and values, joined in this order.
-        last: Weight and bias of the layer after the attention.
-        bias_table, scale, plan: See `reference.window_attention`.
-        norm: Weight, bias, eps and factor.
-        out: Gets the sums; may be x.
-        qkv, attended, work: (B, H, W, 3 C), and (B, H, W, C) twice: get queries, keys and values, the attended map and
-            the norm's input, if they are given.
-    """
-    (w1, b1), (w2, b2) = (_layer(layer, x.dtype) for layer in (into, last))
-    weight, bias = _precise(norm[0], x.dtype), _precise(norm[1], x.dtype)
-    vectors, channels = x.unflatten(-1, (len(scale), -1)), x.shape[-1]
-    table, scale, _ = _fit_attention(vectors, bias_table, scale, None, plan)
-    _fit((3 * channels, channels), into=w1)
-    _fit((channels, channels), last=w2)
-    _fit((3 * channels,), **{"bias of into": b1})
-    _fit((channels,), **{"bias of last": b2, "weight of the norm": weight, "bias of the norm": bias})
-    _fit((*x.shape[:-1], 3 * channels), qkv=qkv)
-    _fit(x.shape, x=x, attended=attended, work=work, out=out)
-    layers = (_matrix(w1), _at(b1), _matrix(w2), _at(b2), *(_at(t) for t in (table, scale, weight, bias)), *norm[2:])
-    maps = (_map(t) for t in (qkv, attended, work, out))
-    _run("add_attention", x.dtype, _plan(plan, vectors), _map(x), *layers, *maps)
+    fit(grad.shape, grad=grad, work=work, out=out)
+    fit(grad.shape[1:], weight=weight)
+    fit((3, grad.shape[1]), sums=sums)
+    grad, work, weight = as_tokens(grad), as_tokens(work), in_precise(weight, grad.dtype)
+    arguments = (as_map(grad), as_map(work), at(weight), eps, factor, as_map(out), at(sums))
+    run("add_normalised_backward", grad.dtype, (*grad.shape, *arguments))
 
 
 def gelu(before: Tensor, out: Tensor) -> None:
     """The exact GELU of tokens (N, C); `out` may be what is given."""
-    _fit(before.shape, before=before, out=out)
-    _run("gelu", before.dtype, *before.shape, _map(before), _map(out))
+    fit(before.shape, before=before, out=out)
+    before = as_tokens(before)
+    run("gelu", before.dtype, (*before.shape, as_map(before), as_map(out)))
 
 
 def gelu_backward(before: Tensor, grad: Tensor, after: Tensor, out: Tensor, sums: Tensor) -> None:
@@ -238,117 +175,8 @@ def gelu_backward(before: Tensor, grad: Tensor, after: Tensor, out: Tensor, sums
         out: Gets their gradient; may be `grad`.
         sums: (C) in fp64: to these are added all tokens of `out`.
     """
-    _fit(before.shape, before=before, grad=grad, after=after, out=out)
-    _fit(before.shape[1:], sums=sums)
-    _run("gelu_backward", before.dtype, *before.shape, *(_map(t) for t in (before, grad, after, out)), _at(sums))
-
-
-class _Memory(threading.local):
-    """What kernels work in, kept for the next call: fresh memory would have to be cleared by the system each time."""
-
-    room = torch.empty(0, dtype=torch.uint8)
-
-
-_memory = _Memory()
-
-
-def _run(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    precision = "f64" if dtype == torch.float64 else "f32"
-    kernel, threads, room = getattr(library.load(), f"{name}_{precision}"), torch.get_num_threads(), _memory.room
-    needed = kernel(*arguments, threads, room.data_ptr(), room.numel())
-    if needed:
-        room = _memory.room = torch.empty(needed, dtype=torch.uint8)
-        kernel(*arguments, threads, room.data_ptr(), needed)
-
-
-def _fit(expected: Sequence[int], **tensors: Tensor | None) -> None:
-    """Refuses tensors of another size, or on another device."""
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != tuple(expected):
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(expected)}.")
-        if tensor.device.type != "cpu":
-            raise ValueError(f"{name} is on {tensor.device}; the kernels for CPUs take tensors on a CPU only.")
-
-
-def _fit_attention(
-    v: Tensor, bias_table: Tensor, scale: Tensor, padded_value: Tensor | None, plan: WindowPlan
-) -> tuple[Any, Any, Any]:
-    """As `_fit`, what attention is given beside maps; in the dtype that kernels take."""
-    _fit((len(v), *plan.grid, *v.shape[-2:]), **{"the map": v})
-    heads, head_dim = v.shape[-2:]
-    _fit((heads, *(2 * length - 1 for length in plan.window)), bias_table=bias_table)
-    _fit((heads,), scale=scale)
-    _fit((heads, head_dim), padded_value=padded_value)
-    return _precise(bias_table, v.dtype), _precise(scale, v.dtype), _precise(padded_value, v.dtype)
-
-
-def _precise(tensor: Any, dtype: torch.dtype) -> Any:
-    """What kernels take beside maps of a dtype: numbers in fp32, or in fp64, without gaps."""
-    return None if tensor is None else tensor.detach().to(precise(dtype)).contiguous()
-
-
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _layer(layer: Weights, dtype: torch.dtype) -> Weights:
-    weight, bias = layer
-    return _lined_up(weight), _precise(bias, dtype)
-
-
-def _map(tensor: Tensor | None) -> Any:
-    """Tokens (..., C), or vectors (B, H, W, heads, head_dim), as kernels see them."""
-    if tensor is None:
-        return None
-    step = token_step(tensor, 2 if tensor.ndim == 5 else 1)
-    if step is None:
-        raise ValueError(f"tokens of strides {tensor.stride()} do not lie at equal distances.")
-    return ctypes.byref(library.Map(tensor.data_ptr(), step, library.TYPES[tensor.dtype]))
-
-
-def token_step(tensor: Tensor, axes: int) -> int | None:
-    """How far it is from token to token; None if tokens do not lie at equal distances, or a token's numbers not side by
-    side.
-
-    Args:
-        tensor: Tokens, one after the other along all axes but the last.
-        axes: Number of the last axes, those of a token.
-    """
-    sizes, strides = tensor.shape, tensor.stride()
-    # Along an axis of length 1 torch may call the stride anything.
-    expected = 1
-    for size, stride in zip(sizes[: -axes - 1 : -1], strides[: -axes - 1 : -1], strict=True):
-        if size > 1 and stride != expected:
-            return None
-        expected *= size
-    width, step, tokens = expected, None, 1
-    for size, stride in zip(sizes[-axes - 1 :: -1], strides[-axes - 1 :: -1], strict=True):
-        if size > 1:
-            step = stride if step is None else step
-            if stride != step * tokens:
-                return None
-        tokens *= size
-    return width if step is None else step
-
-
-def _matrix(matrix: Tensor | None) -> Any:
-    """A matrix as kernels see it; a stride along an axis of length 1 may be anything, and becomes one they know."""
-    if matrix is None:
-        return None
-    row, column = matrix.stride()
-    if matrix.shape[1] == 1:
-        column = 1
-    elif matrix.shape[0] == 1 and column != 1:
-        row = 1
-    return ctypes.byref(library.Matrix(matrix.data_ptr(), row, column, library.TYPES[matrix.dtype]))
-
-
-def _lined_up(matrix: Tensor) -> Tensor:
-    return matrix if 1 in matrix.stride() else matrix.contiguous()
-
-
-def _plan(plan: WindowPlan, vectors: Tensor) -> Any:
-    batch, heads, head_dim = vectors.shape[0], *vectors.shape[-2:]
-    return ctypes.byref(library.Plan(batch, *plan.grid, *plan.window, *plan.shift, plan.mask_padding, heads, head_dim))
+    fit(before.shape, before=before, grad=grad, after=after, out=out)
+    fit(before.shape[1:], sums=sums)
+    before, grad = as_tokens(before), as_tokens(grad)
+    maps = (as_map(before), as_map(grad), as_map(after), as_map(out))
+    run("gelu_backward", before.dtype, (*before.shape, *maps, at(sums)))

@@ -10,6 +10,7 @@ from ctypes import c_double, c_int64, c_long, c_void_p
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,6 +44,43 @@ class Plan(ctypes.Structure):
     ]
 
 
+class Numbers(ctypes.Structure):
+    """Numbers side by side: `Numbers` of `sources/numbers.h`."""
+
+    _fields_ = [("data", c_void_p), ("type", c_int64)]
+
+
+class Linear(ctypes.Structure):
+    """A linear layer: `Linear` of `sources/numbers.h`."""
+
+    _fields_ = [("data", c_void_p), ("row", c_int64), ("type", c_int64), ("bias", Numbers)]
+
+
+class Norm(ctypes.Structure):
+    """A layer norm and a factor: `Norm` of `sources/numbers.h`."""
+
+    _fields_ = [("weight", Numbers), ("bias", Numbers), ("eps", c_double), ("factor", c_double)]
+
+
+class Block(ctypes.Structure):
+    """A block of the network: `Block` of `sources/numbers.h`."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("shift_height", "shift_width", "hidden")),
+        *((name, Linear) for name in ("query", "key", "value", "output")),
+        *((name, Numbers) for name in ("table", "scale")),
+        ("attention_norm", Norm),
+        *((name, Linear) for name in ("widen", "narrow")),
+        *((name, Norm) for name in ("mlp_norm", "extra_norm")),
+    ]
+
+
+class Saved(ctypes.Structure):
+    """Where what the gradients need is written to: `Saved` of `sources/numbers.h`."""
+
+    _fields_ = [(name, Map) for name in ("qkv", "attended", "attention_work", "hidden", "mlp_work")]
+
+
 _PLAN, _MAP, _MATRIX = ctypes.POINTER(Plan), ctypes.POINTER(Map), ctypes.POINTER(Matrix)
 
 _CALL = [c_long, c_void_p, c_long]
@@ -54,22 +92,7 @@ SIGNATURES = {
     "add_normalised": [*[c_long] * 2, *[_MAP] * 2, *[c_void_p] * 2, *[c_double] * 2, _MAP, *_CALL],
     "add_normalised_backward": [*[c_long] * 2, *[_MAP] * 2, c_void_p, *[c_double] * 2, _MAP, c_void_p, *_CALL],
     "matmul": [*[c_long] * 3, *[_MATRIX] * 2, c_void_p, *[_MATRIX] * 3, *_CALL],
-    "add_mlp": [
-        *[c_long] * 3,
-        *[_MAP, _MATRIX, c_void_p, _MATRIX, c_void_p],
-        *[c_void_p] * 2,
-        *[c_double] * 2,
-        *[_MAP] * 3,
-        *_CALL,
-    ],
-    "add_attention": [
-        *[_PLAN, _MAP],
-        *[_MATRIX, c_void_p, _MATRIX, c_void_p],
-        *[c_void_p] * 4,
-        *[c_double] * 2,
-        *[_MAP] * 4,
-        *_CALL,
-    ],
+    "run_blocks": [_PLAN, c_long, ctypes.POINTER(Block), *[_MAP] * 2, ctypes.POINTER(Saved), *_CALL],
     "gelu": [*[c_long] * 2, *[_MAP] * 2, *_CALL],
     "gelu_backward": [*[c_long] * 2, *[_MAP] * 4, c_void_p, *_CALL],
 }
@@ -86,7 +109,18 @@ def load() -> ctypes.CDLL | None:
         for precision in ("f32", "f64"):
             function = getattr(library, f"{name}_{precision}")
             function.argtypes, function.restype = arguments, c_long
+    library.are_equal.argtypes, library.are_equal.restype = [c_long, *[c_void_p] * 3], c_long
     return library
+
+
+def functions() -> Any:
+    """The same, where there are some."""
+    return load()
+
+
+def kernel(name: str, is_double: bool) -> Any:
+    """One of them, for maps in fp64 or for all others."""
+    return getattr(load(), f"{name}_f64" if is_double else f"{name}_f32")
 
 
 @torch.compiler.assume_constant_result

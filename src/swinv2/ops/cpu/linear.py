@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinv2.ops.cpu import kernels, library
-from swinv2.ops.cpu.kernels import Weights
+from swinv2.ops.cpu.arguments import Weights
 from swinv2.ops.custom_op import custom_op
 from swinv2.ops.execution import ORDINARY, Execution, execution
 from swinv2.ops.precision import without_autocast
@@ -183,23 +183,6 @@ def product(
     if after is not None:
         kernels.gelu(answer, after)
     return answer if out is None else out.copy_(answer)
-
-
-def product_each(tokens: Tensor, layers: Sequence[Weights], dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """`product` with several layers, their answers side by side.
-
-    Args:
-        tokens, dtype, out: See `product`.
-        layers: Weight and bias of each.
-    """
-    if len(layers) == 1:
-        return product(tokens, *layers[0], dtype, out=out)
-    widths = [len(weight) for weight, _ in layers]
-    if out is None:
-        out = tokens.new_empty(len(tokens), sum(widths), dtype=working_dtype(dtype))
-    for layer, part in zip(layers, out.split(widths, 1), strict=True):
-        product(tokens, *layer, dtype, out=part)
-    return out
 
 
 def add_turned_product(sums: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:

@@ -32,7 +32,7 @@ enum { ROWS = 6, VECTORS = 4 };
 #include "attention.h"
 #include "rows.h"
 #include "matrices.h"
-#include "branches.h"
+#include "blocks.h"
 #undef IS_DOUBLE
 #undef REAL
 #undef SUFFIX
@@ -45,7 +45,14 @@ enum { ROWS = 6, VECTORS = 4 };
 #include "attention.h"
 #include "rows.h"
 #include "matrices.h"
-#include "branches.h"
+#include "blocks.h"
+
+/* Whether pairs of buffers hold the same bytes. */
+long are_equal(long pairs, const void *const *left, const void *const *right, const int64_t *bytes) {
+    for (long i = 0; i < pairs; i++)
+        if (memcmp(left[i], right[i], bytes[i])) return 0;
+    return 1;
+}
 
 /* Tells which sources this was made of. */
 const char swinv2_sources[] = SOURCES;

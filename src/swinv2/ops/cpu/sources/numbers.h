@@ -21,6 +21,41 @@ typedef struct {
     int64_t row, column, type;
 } Matrix;
 
+/* Numbers side by side. */
+typedef struct {
+    const void *data;
+    int64_t type;
+} Numbers;
+
+/* A linear layer: weight (out, in), whose rows have their numbers side by side, and bias, NULL if there is none. */
+typedef struct {
+    const void *data;
+    int64_t row, type; /* from row to row */
+    Numbers bias;
+} Linear;
+
+/* A layer norm, and what its answer is multiplied by. */
+typedef struct {
+    Numbers weight, bias;
+    double eps, factor;
+} Norm;
+
+/* A block of the network. Without a query layer it is an MLP only, without a widening layer an attention only. */
+typedef struct {
+    int64_t shift_height, shift_width, hidden;
+    Linear query, key, value, output;
+    Numbers table, scale; /* as `attend` takes them, in REAL */
+    Norm attention_norm;
+    Linear widen, narrow;
+    Norm mlp_norm, extra_norm; /* the last one, of the whole sum, if it has a weight */
+} Block;
+
+/* Maps that get what the gradients need, where they have data: queries, keys and values one after the other, the attended
+   tokens, the inputs of norms, and that of the GELU. */
+typedef struct {
+    Map qkv, attended, attention_work, hidden, mlp_work;
+} Saved;
+
 static inline float from_bf16(uint16_t bits) {
     uint32_t wide = (uint32_t)bits << 16;
     float x;

@@ -1,0 +1,268 @@
+"""Whole branches and runs of blocks on a CPU, each one call of a kernel.
+
+In: maps (B, H, W, C) on a CPU, of any layout, and the tensors of a block. Out: maps, written into place. Weights are
+read where they lie: nothing of them is packed or kept. Nothing here is differentiable.
+"""
+
+from collections.abc import Sequence
+from ctypes import c_int64, c_void_p
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from swinv2.ops.cpu import library
+from swinv2.ops.cpu.arguments import (
+    Norm,
+    Weights,
+    as_linear,
+    as_map,
+    as_norm,
+    as_numbers,
+    as_plan,
+    as_tokens,
+    as_weights,
+    fit,
+    fit_attention,
+    run,
+)
+from swinv2.ops.windows import Pair, WindowPlan
+
+
+def add_mlp(
+    x: Tensor,
+    widen: Weights,
+    narrow: Weights,
+    norm: Norm,
+    out: Tensor,
+    before: Tensor | None = None,
+    work: Tensor | None = None,
+) -> None:
+    """x + factor * norm(narrow(GELU(widen(x)))), for every token.
+
+    Args:
+        x: Tokens (N, C).
+        widen, narrow: Weight and bias of each linear layer.
+        norm: Weight, bias, eps and factor.
+        out: Gets the sums; may be x.
+        before: (N, hidden), gets the GELU's input if it is given.
+        work: (N, C), gets the norm's input if it is given.
+    """
+    (tokens, channels), hidden = x.shape, len(widen[0])
+    fit(x.shape, x=x, work=work, out=out)
+    fit((tokens, hidden), before=before)
+    x, widen, narrow, norm = as_tokens(x), as_weights(widen), as_weights(narrow), _side_by_side(norm)
+    block = library.Block(hidden=hidden)
+    block.widen, block.narrow = as_linear(widen, hidden, channels), as_linear(narrow, channels, hidden)
+    block.mlp_norm = as_norm(norm, channels)
+    saved = library.Saved(hidden=as_map(before) or _NOTHING, mlp_work=as_map(work) or _NOTHING)
+    plan = library.Plan(images=1, height=1, width=tokens, window_height=1, window_width=1, heads=1, dim=channels)
+    run("run_blocks", x.dtype, (plan, 1, block, as_map(x), as_map(out), saved))
+
+
+def add_attention(
+    x: Tensor,
+    qkv: Sequence[Weights],
+    last: Weights,
+    bias_table: Tensor,
+    scale: Tensor,
+    plan: WindowPlan,
+    norm: Norm,
+    out: Tensor,
+    saved_qkv: Tensor | None = None,
+    attended: Tensor | None = None,
+    work: Tensor | None = None,
+) -> None:
+    """x + factor * norm(last(attention(q(x), k(x), v(x)))), each window by itself.
+
+    Args:
+        x: The map (B, H, W, C).
+        qkv: Weight and bias of the layers of queries, keys and values; that of the keys has no bias.
+        last: Weight and bias of the layer after the attention.
+        bias_table, scale, plan: See `reference.window_attention`.
+        norm: Weight, bias, eps and factor.
+        out: Gets the sums; may be x.
+        saved_qkv, attended, work: (B, H, W, 3 C), and (B, H, W, C) twice: get queries, keys and values, the attended
+            map and the norm's input, if they are given.
+    """
+    batch, *grid, channels = x.shape
+    fit(x.shape, x=x, attended=attended, work=work, out=out)
+    fit((batch, *grid, 3 * channels), saved_qkv=saved_qkv)
+    layers, norm, x = [as_weights(each) for each in (*qkv, last)], _side_by_side(norm), as_tokens(x)
+    table, scale, _ = fit_attention(x.unflatten(3, (len(scale), -1)), bias_table, scale, None, plan)
+    block = library.Block(*plan.shift)
+    block.query, block.key, block.value, block.output = (as_linear(each, channels, channels) for each in layers)
+    block.table, block.scale, block.attention_norm = as_numbers(table), as_numbers(scale), as_norm(norm, channels)
+    saved = library.Saved(*(as_map(each) or _NOTHING for each in (saved_qkv, attended, work)))
+    cut = as_plan(plan, batch, len(scale), channels // len(scale))
+    run("run_blocks", x.dtype, (cut, 1, block, as_map(x), as_map(out), saved))
+
+
+_NOTHING = library.Map()
+
+
+def _side_by_side(norm: Norm) -> Norm:
+    weight, bias, eps, factor = norm
+    return weight.contiguous(), bias.contiguous(), eps, factor
+
+
+@dataclass(frozen=True)
+class BlockTensors:
+    """The tensors and numbers of a block, all on a CPU.
+
+    Attributes:
+        qkv, last: As `add_attention` takes them.
+        bias_table, scale: Likewise, in fp32 or in fp64: that decides which maps the block is for.
+        window, shift: How its maps are cut.
+        mask_padding: See `WindowPlan`.
+        attention_norm, mlp_norm: The norms that end the branches.
+        widen, narrow: The layers of the MLP.
+        extra_norm: The norm of the block's answer, if it has one.
+    """
+
+    qkv: Sequence[Weights]
+    last: Weights
+    bias_table: Tensor
+    scale: Tensor
+    window: Pair
+    shift: Pair
+    mask_padding: bool
+    attention_norm: Norm
+    widen: Weights
+    narrow: Weights
+    mlp_norm: Norm
+    extra_norm: Norm | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        norms = (self.attention_norm, self.mlp_norm, *([] if self.extra_norm is None else [self.extra_norm]))
+        layers = (*self.qkv, self.last, self.widen, self.narrow)
+        pairs = [pair for each in (*layers, *(norm[:2] for norm in norms)) for pair in each]
+        return [self.bias_table, self.scale, *(tensor for tensor in pairs if tensor is not None)]
+
+
+class PreparedBlocks:
+    """A run of blocks that take maps of one size of channels, heads and window, as `run_blocks` takes it.
+
+    What it points at lives as long as it does. Numbers may change in place; a tensor that gets other memory (`.data`) is
+    noticed by `is_current` only.
+
+    Args:
+        blocks: The blocks.
+    """
+
+    def __init__(self, blocks: Sequence[BlockTensors]) -> None:
+        first = blocks[0]
+        self.heads, self.channels = len(first.scale), len(first.last[0])
+        self.window, self.mask_padding, self.is_double = first.window, first.mask_padding, _is_double(first)
+        self._tensors = [tensor for block in blocks for tensor in block.tensors]
+        self._memory = [tensor.detach() for tensor in self._tensors]
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        self._blocks = (library.Block * len(blocks))(*(self._prepare(block) for block in blocks))
+        self._plans: dict[torch.Size, library.Plan] = {}
+
+    def is_current(self) -> bool:
+        """Whether all tensors still lie where they lay."""
+        return [tensor.data_ptr() for tensor in self._tensors] == self._addresses
+
+    def _prepare(self, tensors: BlockTensors) -> library.Block:
+        channels, hidden, heads = self.channels, len(tensors.widen[0]), self.heads
+        alike = (tensors.window, tensors.mask_padding, _is_double(tensors))
+        if alike != (self.window, self.mask_padding, self.is_double) or channels % heads:
+            raise ValueError("blocks of one run must have the same window, heads and precision.")
+        WindowPlan((1, 1), tensors.window, tensors.shift)
+        fit((heads, 2 * self.window[0] - 1, 2 * self.window[1] - 1), bias_table=tensors.bias_table)
+        fit((heads,), scale=tensors.scale)
+        if tensors.scale.dtype != tensors.bias_table.dtype or tensors.scale.dtype not in (torch.float32, torch.float64):
+            raise ValueError("bias_table and scale must both be in fp32, or in fp64.")
+        for tensor in tensors.tensors:
+            if not tensor.is_contiguous() or tensor.dtype not in library.TYPES:
+                raise ValueError(f"a tensor of strides {tensor.stride()} in {tensor.dtype} cannot be prepared.")
+        block = library.Block(*tensors.shift, hidden)
+        layers = (as_linear(layer, channels, channels) for layer in (*tensors.qkv, tensors.last))
+        block.query, block.key, block.value, block.output = layers
+        block.table, block.scale = as_numbers(tensors.bias_table), as_numbers(tensors.scale)
+        block.widen = as_linear(tensors.widen, hidden, channels)
+        block.narrow = as_linear(tensors.narrow, channels, hidden)
+        block.attention_norm, block.mlp_norm = (
+            as_norm(norm, channels) for norm in (tensors.attention_norm, tensors.mlp_norm)
+        )
+        if tensors.extra_norm is not None:
+            block.extra_norm = as_norm(tensors.extra_norm, channels)
+        return block
+
+    def plan(self, x: Tensor) -> library.Plan:
+        """How maps of a size (B, H, W, C) are cut; refuses others than a run is for."""
+        size = x.shape
+        plan = self._plans.get(size)
+        if plan is None:
+            if x.ndim != 4 or size[3] != self.channels:
+                raise ValueError(f"the map has shape {tuple(size)}; expected (B, H, W, {self.channels}).")
+            whole = WindowPlan((size[1], size[2]), self.window, mask_padding=self.mask_padding)
+            plan = as_plan(whole, size[0], self.heads, self.channels // self.heads)
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            self._plans[size] = plan
+        return plan
+
+
+MOST_PLANS = 64
+"""That a run of blocks remembers."""
+
+
+def run_blocks(prepared: PreparedBlocks, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Runs blocks one after the other, without gradients and drop path.
+
+    Args:
+        prepared: The blocks.
+        x: The map (B, H, W, C), of any layout.
+        out: Gets the map; may be x. None for new memory.
+
+    Returns:
+        `out`.
+    """
+    plan, dtype = prepared.plan(x), x.dtype
+    if not x.is_cpu or (dtype == torch.float64) is not prepared.is_double or dtype not in library.TYPES:
+        raise ValueError(
+            f"a map on {x.device} in {dtype} is not for blocks in {64 if prepared.is_double else 32} bits."
+        )
+    if out is None:
+        out = torch.empty(x.shape, dtype=dtype)
+    else:
+        fit(x.shape, out=out)
+    x = as_tokens(x)
+    run("run_blocks", dtype, (plan, len(prepared._blocks), prepared._blocks, as_map(x), as_map(out), None))
+    return out
+
+
+class Copies:
+    """Copies of small tensors, and whether these have changed since: numbers, or the memory they lie in.
+
+    Args:
+        tensors: On a CPU and contiguous.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        if not all(tensor.is_cpu and tensor.is_contiguous() for tensor in tensors):
+            raise ValueError("only contiguous tensors on a CPU can be compared.")
+        self._tensors = list(tensors)
+        self._memory, self._copies = ([each.detach() for each in tensors], [each.detach().clone() for each in tensors])
+        self._addresses = [tensor.data_ptr() for tensor in tensors]
+        count = len(tensors)
+        self._arguments = (
+            count,
+            (c_void_p * count)(*self._addresses),
+            (c_void_p * count)(*(copy.data_ptr() for copy in self._copies)),
+            (c_int64 * count)(*(tensor.nbytes for tensor in tensors)),
+        )
+
+    def are_equal(self) -> bool:
+        """Whether all tensors hold the same bytes as when they were copied."""
+        if [tensor.data_ptr() for tensor in self._tensors] != self._addresses:
+            return False
+        return bool(library.functions().are_equal(*self._arguments))
+
+
+def _is_double(block: BlockTensors) -> bool:
+    return block.scale.dtype == torch.float64

@@ -1,0 +1,612 @@
+/* The blocks of a stage, a few windows at a time: what lies between two products stays in a core's own cache.
+
+   Tokens lie in the lanes of vectors: some tokens are read and transposed to panels [feature][PANEL], and a linear layer is
+   W x^T, with W read where it lies. Its answer is what the next product takes. Sums over features, those of the norm and of
+   the softmax too, go lane by lane.
+
+   A team of threads works on a group of tokens: a team of one where there are groups for all threads, else all threads
+   together. Each then does some rows of every weight, and some heads. */
+
+#define CHUNK (1024 / (long)sizeof(REAL)) /* numbers of a sum at a time: a panel of so many stays in the first cache */
+#define HEIGHT 48                         /* rows of a weight at a time, a multiple of ROWS: these stay in the second */
+
+/* c[rows][PANEL] = (c +) a[rows][k] b[k][PANEL] + bias[rows]. a_row and a_step lead to a's next row and column. */
+INLINE void FN(lane_tile)(const long rows, long k, const REAL *a, long a_row, long a_step, const REAL *b, long b_row,
+                          REAL *c, long c_row, int adds, const REAL *bias) {
+    Vector sum[ROWS][VECTORS];
+#pragma GCC unroll 16
+    for (long i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (long j = 0; j < VECTORS; j++) sum[i][j] = (Vector){0};
+    for (long step = 0; step < k; step++) {
+        Vector right[VECTORS];
+#pragma GCC unroll 4
+        for (long j = 0; j < VECTORS; j++) right[j] = FN(load)(b + step * b_row + j * LANES);
+#pragma GCC unroll 16
+        for (long i = 0; i < rows; i++) {
+            REAL left = a[i * a_row + step * a_step];
+#pragma GCC unroll 4
+            for (long j = 0; j < VECTORS; j++) sum[i][j] += left * right[j];
+        }
+    }
+#pragma GCC unroll 16
+    for (long i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (long j = 0; j < VECTORS; j++) {
+            if (bias) sum[i][j] += bias[i];
+            if (adds) sum[i][j] += FN(load)(c + i * c_row + j * LANES);
+            FN(store)(c + i * c_row + j * LANES, sum[i][j]);
+        }
+}
+
+#define FEW 4 /* rows of the smaller tile */
+
+/* Rows that `lane_tiles` reads and writes. */
+INLINE long FN(tiled_rows)(long rows) {
+    long rest = rows % ROWS;
+    if (rest == 0 || (ROWS + rest == 2 * FEW && rows > ROWS)) return rows;
+    return rows - rest + (rest <= FEW ? FEW : ROWS);
+}
+
+/* The same for any number of rows. */
+INLINE void FN(lane_tiles)(long rows, long k, const REAL *a, long a_row, long a_step, const REAL *b, long b_row, REAL *c,
+                           long c_row, int adds, const REAL *bias) {
+    long few, i = 0;
+    /* Two small tiles instead of a large one and a rest. */
+    if (rows % ROWS == 0) few = 0;
+    else if (ROWS + rows % ROWS == 2 * FEW && rows > ROWS) few = 2;
+    else few = rows % ROWS <= FEW;
+    for (; i + few * FEW < rows; i += ROWS)
+        FN(lane_tile)(ROWS, k, a + i * a_row, a_row, a_step, b, b_row, c + i * c_row, c_row, adds, bias ? bias + i : NULL);
+    for (; i < rows; i += FEW)
+        FN(lane_tile)(FEW, k, a + i * a_row, a_row, a_step, b, b_row, c + i * c_row, c_row, adds, bias ? bias + i : NULL);
+}
+
+/* c[rows][PANEL] = (c +) a[rows][k] b[k][PANEL] + bias[rows], for any number of rows; `tiled_rows` of them are read. */
+static __attribute__((noinline)) void FN(multiply_panel)(long rows, long k, const REAL *a, long a_row, const REAL *b,
+                                                         REAL *c, long c_row, int adds, const REAL *bias) {
+    FN(lane_tiles)(rows, k, a, a_row, 1, b, PANEL, c, c_row, adds, bias);
+}
+
+/* Reads numbers of tokens, zeros where there are no more, to [n][PANEL]. */
+static void FN(read_panel)(REAL *to, const Map *map, const int64_t *place, long count, long n) {
+    const int is_plain = map->type == (IS_DOUBLE ? F64 : F32);
+    REAL part[LANES * LANES] = {0};
+    for (long i = 0; i < PANEL; i += LANES)
+        for (long column = 0; column < n; column += LANES) {
+            const long width = smaller(LANES, n - column);
+            Vector lines[VECTOR_BYTES / sizeof(REAL)];
+#pragma GCC unroll 16
+            for (long j = 0; j < LANES; j++) {
+                if (i + j >= count) lines[j] = (Vector){0};
+                else if (is_plain && width == LANES)
+                    lines[j] = FN(load)((const REAL *)map->data + place[i + j] * map->stride + column);
+                else {
+                    FN(read)(part + j * LANES, map, place[i + j] * map->stride + column, width);
+                    lines[j] = FN(load)(part + j * LANES);
+                }
+            }
+            FN(transpose)(lines);
+            for (long j = 0; j < width; j++) FN(store)(to + (column + j) * PANEL + i, lines[j]);
+        }
+}
+
+/* Writes numbers of tokens from [n][row] to their columns from a column on. */
+static void FN(write_panel)(const Map *map, const int64_t *place, long count, long column, const REAL *from, long row,
+                            long n) {
+    const int is_plain = map->type == (IS_DOUBLE ? F64 : F32);
+    REAL part[LANES];
+    for (long i = 0; i < count; i += LANES)
+        for (long first = 0; first < n; first += LANES) {
+            const long width = smaller(LANES, n - first), there = smaller(LANES, count - i);
+            Vector lines[VECTOR_BYTES / sizeof(REAL)];
+#pragma GCC unroll 16
+            for (long j = 0; j < LANES; j++) lines[j] = FN(load)(from + (first + (j < width ? j : 0)) * row + i);
+            FN(transpose)(lines);
+            for (long j = 0; j < there; j++) {
+                const long at = place[i + j] * map->stride + column + first;
+                if (is_plain && width == LANES) {
+                    FN(store)((REAL *)map->data + at, lines[j]);
+                    continue;
+                }
+                FN(store)(part, lines[j]);
+                FN(write)(map, at, part, width);
+            }
+        }
+}
+
+/* Some windows whose tokens are worked on together, one window's after the other's. */
+typedef struct {
+    long tokens, windows;
+    int64_t *place;                /* of each token in the map */
+    int64_t *start, *there, *keys; /* of each window: its first token, its tokens, and these with filling tokens they see */
+    int64_t *at;                   /* [windows][size of a window]: where tokens lie in the bias table, filling tokens last */
+    REAL *region;                  /* likewise: what may see each other */
+    unsigned char *has_regions;
+} FN(Group);
+
+/* What one thread works with. */
+typedef struct {
+    FN(Group) group;
+    Window window;
+    int64_t *window_row, *window_column;
+    REAL *rows;                 /* of a weight, as they are multiplied */
+    REAL *norms[3];             /* weight and bias of each norm, times its factor */
+    REAL *table;                /* of one head */
+    REAL *keys, *query;         /* of one window and head, scaled: [keys][dim], and [dim][PANEL] */
+    REAL *logits, *answer;      /* [keys][PANEL], [dim][PANEL] */
+} FN(Own);
+
+/* What a team works with: panels [feature][PANEL], but queries, keys and values [feature][row]. */
+typedef struct {
+    REAL *x, *qkv, *attended, *work, *hidden;
+    long row;
+} FN(Shared);
+
+/* How the work is cut. */
+typedef struct {
+    const Plan *plan;
+    long channels, hidden;       /* the largest number of hidden features */
+    long wide, deep;             /* channels and hidden features as they are tiled, rounded up */
+    long size;                   /* tokens of a window */
+    long windows, tokens;        /* of a group, at most */
+    long panels;                 /* of these tokens that go through the MLP at a time */
+} FN(Sizes);
+
+#define TAKE(field, count)                                                                                             \
+    do {                                                                                                               \
+        field = memory ? (void *)(memory + used) : NULL;                                                               \
+        used = round_up(used + (long)sizeof *field * (count), 64);                                                     \
+    } while (0)
+
+/* Cut memory. Return the bytes; with no memory that is all they do. */
+static long FN(lay_out_own)(FN(Own) *own, const FN(Sizes) *sizes, char *memory) {
+    const Plan *plan = sizes->plan;
+    const long windows = sizes->windows, size = sizes->size, dim = plan->dim;
+    long used = 0;
+    TAKE(own->group.place, sizes->tokens + PANEL);
+    TAKE(own->group.start, windows);
+    TAKE(own->group.there, windows);
+    TAKE(own->group.keys, windows);
+    TAKE(own->group.at, windows * size);
+    TAKE(own->group.region, windows * size + PANEL);
+    TAKE(own->group.has_regions, windows);
+    TAKE(own->window.place, size);
+    TAKE(own->window.query, size);
+    TAKE(own->window.row_region, plan->window_height);
+    TAKE(own->window.column_region, plan->window_width);
+    TAKE(own->window_row, plan->window_height);
+    TAKE(own->window_column, plan->window_width);
+    TAKE(own->rows, HEIGHT * CHUNK);
+    for (int i = 0; i < 3; i++) TAKE(own->norms[i], 2 * sizes->channels);
+    TAKE(own->table, (2 * plan->window_height - 1) * (2 * plan->window_width - 1) + LANES);
+    TAKE(own->keys, (round_up(size, LANES) + ROWS) * round_up(dim, LANES));
+    TAKE(own->query, (dim + LANES) * PANEL);
+    TAKE(own->logits, (size + ROWS + 1) * PANEL);
+    TAKE(own->answer, (dim + ROWS) * PANEL);
+    return used;
+}
+
+static long FN(lay_out_shared)(FN(Shared) *shared, const FN(Sizes) *sizes, char *memory) {
+    const long tokens = round_up(sizes->tokens, PANEL), wide = sizes->wide;
+    long used = 0;
+    /* An odd number of panels: rows that lie a power of two apart would crowd a few lines of the cache. */
+    shared->row = (tokens / PANEL | 1) * PANEL;
+    TAKE(shared->x, tokens * wide);
+    TAKE(shared->work, tokens * wide);
+    const long begin = used;
+    TAKE(shared->qkv, 3 * wide * shared->row + (ROWS + LANES) * shared->row);
+    TAKE(shared->attended, tokens * wide);
+    /* The hidden features take the place of the attention's. */
+    const long end = used;
+    used = begin;
+    TAKE(shared->hidden, sizes->panels * PANEL * sizes->deep);
+    return used > end ? used : end;
+}
+#undef TAKE
+
+/* A linear layer from panels to panels. */
+typedef struct {
+    const Linear *layer;
+    long in, out;
+    const REAL *from;
+    long from_panel;
+    REAL *to;
+    long to_panel, to_row;
+    int widens;         /* whether its answer goes through a GELU */
+    const Map *saved;   /* gets the answer before it, or NULL */
+    long saved_column;
+} FN(Product);
+
+static void FN(read_numbers)(REAL *to, const Numbers *from, long at, long n) {
+    const Map map = {(void *)from->data, 0, from->type};
+    FN(read)(to, &map, at, n);
+}
+
+/* A thread's rows of a product. */
+static void FN(apply_layer)(const FN(Product) *job, const FN(Group) *group, long first, long panels, FN(Own) *own, long me,
+                            long team) {
+    const Linear *layer = job->layer;
+    const int is_plain = layer->type == (IS_DOUBLE ? F64 : F32);
+    const long tiles = (job->out + ROWS - 1) / ROWS, end = smaller(share(tiles, me + 1, team) * ROWS, job->out);
+    const long cuts = (job->in + CHUNK - 1) / CHUNK, depth = round_up((job->in + cuts - 1) / cuts, LANES);
+    REAL bias[HEIGHT + ROWS] = {0};
+    for (long row = share(tiles, me, team) * ROWS; row < end; row += HEIGHT) {
+        const long count = smaller(HEIGHT, end - row);
+        if (layer->bias.data) FN(read_numbers)(bias, &layer->bias, row, count);
+        for (long start = 0; start < job->in; start += depth) {
+            const long length = smaller(depth, job->in - start), at = row * layer->row + start;
+            const REAL *rows = (const REAL *)layer->data + at;
+            long step = layer->row;
+            if (!is_plain || FN(tiled_rows)(count) != count) {
+                const Numbers weight = {layer->data, layer->type};
+                for (long i = 0; i < count; i++)
+                    FN(read_numbers)(own->rows + i * length, &weight, at + i * layer->row, length);
+                memset(own->rows + count * length, 0, sizeof(REAL) * (FN(tiled_rows)(count) - count) * length);
+                rows = own->rows, step = length;
+            }
+            for (long panel = 0; panel < panels; panel++) {
+                REAL *to = job->to + panel * job->to_panel + row * job->to_row;
+                FN(multiply_panel)(count, length, rows, step, job->from + panel * job->from_panel + start * PANEL, to,
+                                   job->to_row, start > 0, layer->bias.data && start == 0 ? bias : NULL);
+                if (start + length < job->in) continue;
+                const long token = (first + panel) * PANEL;
+                if (job->saved)
+                    FN(write_panel)(job->saved, group->place + token, smaller(PANEL, group->tokens - token),
+                                    job->saved_column + row, to, job->to_row, count);
+                for (long i = 0; job->widens && i < count; i++)
+                    for (long j = 0; j < PANEL; j += LANES) {
+                        REAL *x = to + i * job->to_row + j;
+                        FN(store)(x, FN(gelu_of)(FN(load)(x)));
+                    }
+            }
+        }
+    }
+}
+
+/* (x - mean) / deviation of each lane of a panel: returns mean and 1 / deviation. */
+INLINE void FN(measure_lanes)(const REAL *x, long channels, REAL eps, Vector *mean, Vector *factor) {
+    enum { SUMS = 4 };
+    Vector sum[SUMS] = {{0}}, squares[SUMS] = {{0}};
+    long c = 0;
+    for (; c + SUMS <= channels; c += SUMS)
+#pragma GCC unroll 4
+        for (long i = 0; i < SUMS; i++) sum[i] += FN(load)(x + (c + i) * PANEL);
+    for (; c < channels; c++) sum[0] += FN(load)(x + c * PANEL);
+    *mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) / (REAL)channels;
+    for (c = 0; c + SUMS <= channels; c += SUMS)
+#pragma GCC unroll 4
+        for (long i = 0; i < SUMS; i++) {
+            Vector part = FN(load)(x + (c + i) * PANEL) - *mean;
+            squares[i] += part * part;
+        }
+    for (; c < channels; c++) {
+        Vector part = FN(load)(x + c * PANEL) - *mean;
+        squares[0] += part * part;
+    }
+    *factor = 1 / FN(roots)(((squares[0] + squares[1]) + (squares[2] + squares[3])) / (REAL)channels + eps);
+}
+
+/* x = (x +) norm(work), for a panel; `work` may be x. */
+static void FN(norm_panel)(REAL *x, const REAL *work, long channels, REAL eps, const REAL *norm, int adds) {
+    for (long j = 0; j < PANEL; j += LANES) {
+        Vector mean, factor;
+        FN(measure_lanes)(work + j, channels, eps, &mean, &factor);
+        for (long c = 0; c < channels; c++) {
+            Vector answer = (FN(load)(work + c * PANEL + j) - mean) * factor * norm[c] + norm[channels + c];
+            REAL *to = x + c * PANEL + j;
+            FN(store)(to, adds ? FN(load)(to) + answer : answer);
+        }
+    }
+}
+
+static void FN(read_norm)(REAL *to, const Norm *norm, long channels) {
+    if (!norm->weight.data) return;
+    FN(read_numbers)(to, &norm->weight, 0, channels);
+    FN(read_numbers)(to + channels, &norm->bias, 0, channels);
+    for (long c = 0; c < 2 * channels; c++) to[c] *= (REAL)norm->factor;
+}
+
+/* Finds the tokens of some windows of all images. */
+static void FN(gather_windows)(FN(Own) *own, const Plan *plan, long first, long count) {
+    FN(Group) *group = &own->group;
+    const long in_image = windows_down(plan) * windows_across(plan), size = plan->window_height * plan->window_width;
+    const long across = 2 * plan->window_width - 1;
+    group->tokens = 0, group->windows = count;
+    for (long w = 0; w < count; w++) {
+        const long number = first + w, image = number / in_image * plan->height * plan->width;
+        const Window *window = &own->window;
+        find_window(&own->window, plan, number % in_image, own->window_row, own->window_column);
+        int64_t *at = group->at + w * size;
+        REAL *region = group->region + w * size;
+        long keys = 0;
+        group->start[w] = group->tokens;
+        for (int fills = 0; fills < 2; fills++) {
+            for (long y = 0, i = 0; y < plan->window_height; y++)
+                for (long x = 0; x < plan->window_width; x++, i++) {
+                    if ((window->place[i] < 0) != fills || (fills && plan->mask_padding)) continue;
+                    at[keys] = y * across + x;
+                    region[keys++] = window->row_region[y] * 4 + window->column_region[x];
+                    if (!fills) group->place[group->tokens++] = image + window->place[i];
+                }
+            if (!fills) group->there[w] = keys;
+        }
+        group->keys[w] = keys;
+        group->has_regions[w] = window->has_regions;
+    }
+}
+
+/* The keys of a window and head, scaled to length 1. */
+INLINE void FN(scale_keys)(FN(Own) *own, const REAL *from, long row, long count, long dim) {
+    const long wide = round_up(dim, LANES);
+    for (long i = 0; i < count; i += LANES) {
+        Vector squares = {0};
+        for (long d = 0; d < dim; d++) squares += FN(load)(from + d * row + i) * FN(load)(from + d * row + i);
+        const Vector factor = 1 / FN(larger)(FN(roots)(squares), FN(spread)(SMALLEST_NORM));
+        for (long d = 0; d < dim; d += LANES) {
+            Vector lines[VECTOR_BYTES / sizeof(REAL)];
+#pragma GCC unroll 16
+            for (long j = 0; j < LANES; j++) lines[j] = FN(load)(from + smaller(d + j, dim - 1) * row + i) * factor;
+            FN(transpose)(lines);
+#pragma GCC unroll 16
+            for (long j = 0; j < LANES; j++) FN(store)(own->keys + (i + j) * wide + d, lines[j]);
+        }
+    }
+}
+
+/* Some queries, scaled to a length: [dim][PANEL]. */
+INLINE void FN(scale_queries)(FN(Own) *own, const REAL *from, long row, long dim, REAL length) {
+    for (long j = 0; j < PANEL; j += LANES) {
+        Vector squares = {0};
+        for (long d = 0; d < dim; d++) squares += FN(load)(from + d * row + j) * FN(load)(from + d * row + j);
+        const Vector factor = length / FN(larger)(FN(roots)(squares), FN(spread)(SMALLEST_NORM));
+        for (long d = 0; d < dim; d++) FN(store)(own->query + d * PANEL + j, FN(load)(from + d * row + j) * factor);
+    }
+}
+
+/* Begins the logits with the biases: for a key, those of queries side by side in a row lie side by side in the table. */
+INLINE void FN(begin_logits)(FN(Own) *own, const int64_t *at, long keys, long query, long count, long centre) {
+    int64_t from[VECTORS * VECTOR_BYTES / sizeof(REAL)], to[VECTORS * VECTOR_BYTES / sizeof(REAL)];
+    long vectors = 0;
+    for (long i = 0, run; i < count; i += run) {
+        for (run = 1; i + run < count && at[query + i + run] == at[query + i] + run;) run++;
+        for (long j = 0; j < run; j += LANES) from[vectors] = at[query + i] + j, to[vectors++] = i + j;
+    }
+    for (long key = 0; key < keys; key++) {
+        const REAL *biases = own->table + centre - at[key];
+        REAL *row = own->logits + key * PANEL;
+        /* What is copied beyond the end of a run is written over. */
+        for (long i = 0; i < vectors; i++) FN(store)(row + to[i], FN(load)(biases + from[i]));
+    }
+}
+
+/* Makes weights of logits, not yet divided by their sums. Returns what divides them, and the sum of filling tokens' weights. */
+INLINE void FN(weigh_lanes)(REAL *logits, const REAL *region, int has_regions, long query, long there, long keys,
+                            Vector *shares, Vector *filling) {
+    for (long j = 0; j < VECTORS; j++) {
+        REAL *column = logits + j * LANES;
+        Vector most = FN(spread)(-INFINITY), sum = {0}, fill = {0};
+        if (has_regions) {
+            const Vector own = FN(load)(region + query + j * LANES);
+            for (long key = 0; key < keys; key++) {
+                REAL *at = column + key * PANEL;
+                FN(store)(at, FN(where)(own == FN(spread)(region[key]), FN(load)(at), FN(spread)(-INFINITY)));
+            }
+        }
+        for (long key = 0; key < keys; key++) most = FN(larger)(FN(load)(column + key * PANEL), most);
+        for (long key = 0; key < there; key++) {
+            Vector weight = FN(exp)(FN(load)(column + key * PANEL) - most);
+            FN(store)(column + key * PANEL, weight);
+            sum += weight;
+        }
+        for (long key = there; key < keys; key++) fill += FN(exp)(FN(load)(column + key * PANEL) - most);
+        shares[j] = 1 / (sum + fill);
+        filling[j] = fill;
+    }
+}
+
+/* Attention of one window and head of a group. */
+static void FN(attend_head)(FN(Own) *own, const FN(Sizes) *sizes, const FN(Shared) *shared, const Block *block, long window,
+                            long head) {
+    const Plan *plan = sizes->plan;
+    const FN(Group) *group = &own->group;
+    const long dim = plan->dim, row = shared->row, start = group->start[window], there = group->there[window];
+    const long keys = group->keys[window], across = 2 * plan->window_width - 1;
+    const long table = (2 * plan->window_height - 1) * across;
+    const long centre = (plan->window_height - 1) * across + plan->window_width - 1;
+    const REAL *query = shared->qkv + head * dim * row + start, *key = query + sizes->wide * row;
+    const REAL *value = key + sizes->wide * row, *region = group->region + window * sizes->size;
+    const int64_t *at = group->at + window * sizes->size;
+    REAL value_bias[dim];
+    memset(value_bias, 0, sizeof value_bias);
+    if (keys > there && block->value.bias.data)
+        FN(read_numbers)(value_bias, &block->value.bias, head * dim, dim);
+    memcpy(own->table, (const REAL *)block->table.data + head * table, sizeof(REAL) * table);
+    FN(scale_keys)(own, key, row, there, dim);
+    /* Rows beyond the keys there are those of filling tokens: what a tile adds to them is zero. */
+    memset(own->keys + there * round_up(dim, LANES), 0, sizeof(REAL) * ROWS * round_up(dim, LANES));
+    for (long first = 0; first < there; first += PANEL) {
+        const long count = smaller(PANEL, there - first);
+        Vector shares[VECTORS], filling[VECTORS];
+        FN(scale_queries)(own, query + first, row, dim, ((const REAL *)block->scale.data)[head]);
+        FN(begin_logits)(own, at, keys, first, count, centre);
+        FN(multiply_panel)(there, dim, own->keys, round_up(dim, LANES), own->query, own->logits, PANEL, 1, NULL);
+        FN(weigh_lanes)(own->logits, region, group->has_regions[window], first, there, keys, shares, filling);
+        FN(multiply_panel)(dim, there, value, row, own->logits, own->answer, PANEL, 0, NULL);
+        /* To their places among all tokens of the group. */
+        const long to = start + first, lane = to % PANEL;
+        REAL *attended = shared->attended + to / PANEL * PANEL * sizes->wide + head * dim * PANEL + lane;
+        for (long d = 0; d < dim; d++) {
+            REAL *answer = own->answer + d * PANEL;
+            for (long j = 0; j < VECTORS; j++)
+                FN(store)(answer + j * LANES, (FN(load)(answer + j * LANES) + filling[j] * value_bias[d]) * shares[j]);
+            if (lane == 0 && count == PANEL) {
+                for (long j = 0; j < PANEL; j += LANES) FN(store)(attended + d * PANEL + j, FN(load)(answer + j));
+                continue;
+            }
+            for (long i = 0; i < count; i++)
+                attended[d * PANEL + i + (lane + i >= PANEL ? PANEL * (sizes->wide - 1) : 0)] = answer[i];
+        }
+    }
+}
+
+/* What a call is about. */
+typedef struct {
+    FN(Sizes) sizes;
+    const Block *block;
+    const Map *from, *to;
+    const Saved *saved;
+} FN(Task);
+
+INLINE void FN(meet)(long team) {
+    if (team > 1) {
+#pragma omp barrier
+    }
+}
+
+INLINE const Map *FN(wanted)(const Saved *saved, const Map *map) { return saved && map->data ? map : NULL; }
+
+/* A group of tokens, through one block. */
+static void FN(run_group)(const FN(Task) *task, const FN(Shared) *shared, FN(Own) *own, long me, long team) {
+    const FN(Sizes) *sizes = &task->sizes;
+    const Block *block = task->block;
+    const Saved *saved = task->saved;
+    const FN(Group) *group = &own->group;
+    const long channels = sizes->channels, wide = sizes->wide, panel_size = wide * PANEL, row = shared->row;
+    const long panels = (group->tokens + PANEL - 1) / PANEL, heads = sizes->plan->heads;
+    const long mine = share(panels, me, team), end = share(panels, me + 1, team);
+    for (long panel = mine; panel < end; panel++) {
+        const long count = smaller(PANEL, group->tokens - panel * PANEL);
+        FN(read_panel)(shared->x + panel * panel_size, task->from, group->place + panel * PANEL, count, channels);
+        if (block->query.data && count < PANEL) memset(shared->attended + panel * panel_size, 0, sizeof(REAL) * panel_size);
+    }
+    FN(meet)(team);
+    if (block->query.data) {
+        const Linear *layers[] = {&block->query, &block->key, &block->value};
+        for (long i = 0; i < 3; i++) {
+            const FN(Product) job = {layers[i], channels, channels, shared->x, panel_size, shared->qkv + i * wide * row,
+                                     PANEL, row, 0, FN(wanted)(saved, &saved->qkv), i * channels};
+            FN(apply_layer)(&job, group, 0, panels, own, me, team);
+        }
+        FN(meet)(team);
+        const long tasks = group->windows * heads;
+        for (long i = share(tasks, me, team); i < share(tasks, me + 1, team); i++)
+            FN(attend_head)(own, sizes, shared, block, i / heads, i % heads);
+        FN(meet)(team);
+        const FN(Product) last = {&block->output, channels, channels, shared->attended, panel_size, shared->work, panel_size,
+                                  PANEL, 0, FN(wanted)(saved, &saved->attention_work), 0};
+        FN(apply_layer)(&last, group, 0, panels, own, me, team);
+        FN(meet)(team);
+        for (long panel = mine; panel < end; panel++) {
+            const long token = panel * PANEL, count = smaller(PANEL, group->tokens - token);
+            REAL *x = shared->x + panel * panel_size;
+            if (FN(wanted)(saved, &saved->attended))
+                FN(write_panel)(&saved->attended, group->place + token, count, 0, shared->attended + panel * panel_size,
+                                PANEL, channels);
+            FN(norm_panel)(x, shared->work + panel * panel_size, channels, block->attention_norm.eps, own->norms[0], 1);
+        }
+        FN(meet)(team);
+    }
+    for (long first = 0; block->widen.data && first < panels; first += sizes->panels) {
+        const long count = smaller(sizes->panels, panels - first), hidden_size = sizes->deep * PANEL;
+        REAL *x = shared->x + first * panel_size, *work = shared->work + first * panel_size;
+        const FN(Product) widen = {&block->widen, channels, block->hidden, x, panel_size, shared->hidden, hidden_size, PANEL,
+                                   1, FN(wanted)(saved, &saved->hidden), 0};
+        FN(apply_layer)(&widen, group, first, count, own, me, team);
+        FN(meet)(team);
+        const FN(Product) narrow = {&block->narrow, block->hidden, channels, shared->hidden, hidden_size, work, panel_size,
+                                    PANEL, 0, FN(wanted)(saved, &saved->mlp_work), 0};
+        FN(apply_layer)(&narrow, group, first, count, own, me, team);
+        FN(meet)(team);
+    }
+    for (long panel = mine; panel < end; panel++) {
+        REAL *x = shared->x + panel * panel_size;
+        if (block->widen.data)
+            FN(norm_panel)(x, shared->work + panel * panel_size, channels, block->mlp_norm.eps, own->norms[1], 1);
+        if (block->extra_norm.weight.data) FN(norm_panel)(x, x, channels, block->extra_norm.eps, own->norms[2], 0);
+        FN(write_panel)(task->to, group->place + panel * PANEL, smaller(PANEL, group->tokens - panel * PANEL), 0, x, PANEL,
+                        channels);
+    }
+    FN(meet)(team);
+}
+
+#define GROUP_TOKENS 64 /* that a team works on together if windows are smaller */
+#define TEAM_TOKENS 256 /* that all threads together do */
+#define PRODUCTS_A_THREAD 200000 /* multiplications and additions that pay for waking a thread */
+
+/* Runs blocks one after the other on maps. Returns 0, or the bytes it needs if `bytes` are too few.
+
+   plan: of all blocks, but for their shifts; x: the maps; out: gets them, may be x. A block without a query layer is an MLP
+   only, and one without a widening layer only an attention. saved: what the gradients of a single block need, or NULL. */
+long FN(run_blocks)(const Plan *whole, long count, const Block *blocks, const Map *x, const Map *out, const Saved *saved,
+                    long threads, char *memory, long bytes) {
+    Plan plan = *whole;
+    const long channels = plan.heads * plan.dim, all_tokens = plan.images * plan.height * plan.width;
+    int attends = 0;
+    long hidden = 0, products = 0;
+    for (long i = 0; i < count; i++) {
+        attends |= blocks[i].query.data != NULL;
+        if (blocks[i].widen.data && blocks[i].hidden > hidden) hidden = blocks[i].hidden;
+    }
+    if (all_tokens < 1 || count < 1) return 0;
+    if (!attends) plan.window_height = 1, plan.window_width = GROUP_TOKENS, plan.width = all_tokens, plan.height = plan.images = 1,
+        plan.mask_padding = 1;
+    products = all_tokens * channels * (4 * channels * attends + 2 * hidden);
+    threads = smaller(threads, 1 + products / PRODUCTS_A_THREAD);
+    FN(Task) task = {.saved = saved};
+    FN(Sizes) *sizes = &task.sizes;
+    const long size = plan.window_height * plan.window_width;
+    const long windows = plan.images * windows_down(&plan) * windows_across(&plan);
+    const long there = smaller(plan.height, plan.window_height) * smaller(plan.width, plan.window_width);
+    const long at_once = smaller(windows, there < GROUP_TOKENS ? GROUP_TOKENS / there : 1);
+    *sizes = (FN(Sizes)){&plan, channels, hidden, round_up(channels, ROWS), round_up(hidden, ROWS), size, at_once, 0, 0};
+    /* What is left over when every thread has done as many groups is done by all together, unless it is nearly a round. */
+    long groups = (windows + at_once - 1) / at_once, alone = groups / threads * threads;
+    if (groups - alone > 0.8 * threads) alone = groups;
+    const long first_left = smaller(alone * at_once, windows);
+    FN(Sizes) together = *sizes;
+    together.windows = smaller(windows - first_left, there < TEAM_TOKENS ? TEAM_TOKENS / there : 1);
+    sizes->tokens = sizes->windows * there, together.tokens = together.windows * there;
+    sizes->panels = (smaller(sizes->tokens, 2 * GROUP_TOKENS) + PANEL - 1) / PANEL;
+    together.panels = (smaller(together.tokens, TEAM_TOKENS) + PANEL - 1) / PANEL;
+    FN(Sizes) largest = together.windows > sizes->windows ? together : *sizes;
+    FN(Own) own_sizes;
+    FN(Shared) shared_sizes, for_all;
+    const long own_bytes = FN(lay_out_own)(&own_sizes, &largest, NULL);
+    const long alone_bytes = alone ? FN(lay_out_shared)(&shared_sizes, sizes, NULL) : 0;
+    const long all_bytes = together.windows ? FN(lay_out_shared)(&shared_sizes, &together, NULL) : 0;
+    const long needed = all_bytes + (own_bytes + alone_bytes) * threads;
+    if (bytes < needed) return needed;
+    FN(lay_out_shared)(&for_all, &together, memory);
+#pragma omp parallel num_threads(threads)
+    {
+        const long me = omp_get_thread_num(), team = omp_get_num_threads();
+        char *mine = memory + all_bytes + (own_bytes + alone_bytes) * me;
+        FN(Own) own;
+        FN(Shared) shared;
+        FN(lay_out_own)(&own, &largest, mine);
+        FN(lay_out_shared)(&shared, sizes, mine + own_bytes);
+        for (long i = 0; i < count; i++) {
+            const Block *block = blocks + i;
+            Plan cut = plan;
+            cut.shift_height = attends ? block->shift_height : 0, cut.shift_width = attends ? block->shift_width : 0;
+            FN(Task) some = {*sizes, block, i ? out : x, out, saved};
+            some.sizes.plan = &cut;
+            FN(read_norm)(own.norms[0], &block->attention_norm, channels);
+            FN(read_norm)(own.norms[1], &block->mlp_norm, channels);
+            FN(read_norm)(own.norms[2], &block->extra_norm, channels);
+#pragma omp for schedule(dynamic)
+            for (long group = 0; group < alone; group++) {
+                const long window = group * at_once;
+                FN(gather_windows)(&own, &cut, window, smaller(at_once, first_left - window));
+                FN(run_group)(&some, &shared, &own, 0, 1);
+            }
+            some.sizes = together, some.sizes.plan = &cut;
+            for (long window = first_left; window < windows; window += together.windows) {
+                FN(gather_windows)(&own, &cut, window, smaller(together.windows, windows - window));
+                FN(run_group)(&some, &for_all, &own, me, team);
+            }
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,144 @@
+"""Runs of blocks in one call of a kernel, against their branches one after the other."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swinv2.ops.cpu import library
+from swinv2.ops.cpu.blocks import BlockTensors, Copies, PreparedBlocks, add_attention, add_mlp, run_blocks
+from swinv2.ops.precision import precise
+from swinv2.ops.windows import WindowPlan
+
+pytestmark = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
+
+HEADS, CHANNELS, HIDDEN = 2, 20, 50
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / shape[-1] ** 0.5).to(dtype)
+
+
+def block(
+    dtype: torch.dtype, seed: int, shift: tuple[int, int], window: tuple[int, int], has_extra_norm: bool = False
+) -> BlockTensors:
+    def layer(out: int, into: int, number: int, has_bias: bool = True) -> tuple[Tensor, Tensor | None]:
+        weight, bias = (draw(*shape, dtype=dtype, seed=seed + number) for shape in ((out, into), (out,)))
+        return weight, bias if has_bias else None
+
+    def norm(number: int) -> tuple[Tensor, Tensor, float, float]:
+        return *(draw(CHANNELS, dtype=dtype, seed=seed + number + i) * 4 for i in range(2)), 1e-5, 1.0
+
+    return BlockTensors(
+        qkv=[layer(CHANNELS, CHANNELS, number, number != 1) for number in range(3)],
+        last=layer(CHANNELS, CHANNELS, 3),
+        bias_table=draw(HEADS, 2 * window[0] - 1, 2 * window[1] - 1, dtype=precise(dtype), seed=seed + 4),
+        scale=torch.tensor([5.0, 20.0], dtype=precise(dtype)),
+        window=window,
+        shift=shift,
+        mask_padding=False,
+        attention_norm=norm(5),
+        widen=layer(HIDDEN, CHANNELS, 7),
+        narrow=layer(CHANNELS, HIDDEN, 8),
+        mlp_norm=norm(9),
+        extra_norm=norm(11) if has_extra_norm else None,
+    )
+
+
+def one_after_the_other(blocks: list[BlockTensors], x: Tensor) -> Tensor:
+    for each in blocks:
+        plan = WindowPlan((x.shape[1], x.shape[2]), each.window, each.shift, each.mask_padding)
+        x = x.clone()
+        add_attention(x, each.qkv, each.last, each.bias_table, each.scale, plan, each.attention_norm, x)
+        add_mlp(x.flatten(0, 2), each.widen, each.narrow, each.mlp_norm, x.flatten(0, 2))
+        if each.extra_norm is not None:
+            weight, bias, eps, _ = each.extra_norm
+            x = F.layer_norm(x.double(), (CHANNELS,), weight.double(), bias.double(), eps).to(x.dtype)
+    return x
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [((1, 1, 1), (4, 4)), ((2, 5, 7), (3, 4)), ((1, 16, 24), (8, 8)), ((3, 40, 8), (4, 4)), ((0, 4, 4), (2, 2))],
+    ids=str,
+)
+def test_a_run_is_its_branches(
+    shape: tuple[int, ...], window: tuple[int, int], dtype: torch.dtype, threads: int
+) -> None:
+    shift = (window[0] // 2, window[1] // 2)
+    blocks = [
+        block(dtype, 0, (0, 0), window),
+        block(dtype, 100, shift, window, True),
+        block(dtype, 200, (0, 0), window),
+    ]
+    x, before = draw(*shape, CHANNELS, dtype=dtype, seed=1) * 4, torch.get_num_threads()
+    expected, prepared = one_after_the_other(blocks, x), PreparedBlocks(blocks)
+    torch.set_num_threads(threads)
+    try:
+        answers = [run_blocks(prepared, x), run_blocks(prepared, x, torch.empty_like(x))]
+        answers.append(run_blocks(prepared, x.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0)))
+        room = x.clone()
+        answers.append(run_blocks(prepared, room, room))
+    finally:
+        torch.set_num_threads(before)
+    # Between branches the numbers are not rounded to 16 bits.
+    rounding = {torch.float64: 1e-12, torch.float32: 1e-4}.get(dtype, 40 * torch.finfo(dtype).eps)
+    for answer in answers:
+        assert answer.dtype == dtype
+        torch.testing.assert_close(answer, expected, rtol=rounding, atol=rounding)
+        assert torch.equal(answer, answers[0])
+
+
+def test_numbers_may_change_in_place_and_other_memory_is_noticed() -> None:
+    tensors = block(torch.float32, 0, (0, 0), (2, 2))
+    x, prepared = draw(1, 4, 4, CHANNELS), PreparedBlocks([tensors])
+    before = run_blocks(prepared, x)
+    tensors.widen[0].mul_(2)
+    assert prepared.is_current()
+    torch.testing.assert_close(run_blocks(prepared, x), one_after_the_other([tensors], x))
+    assert not torch.equal(run_blocks(prepared, x), before)
+    tensors.last[0].data = tensors.last[0].data * 2
+    assert not prepared.is_current()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    good = block(torch.float32, 0, (0, 0), (2, 2))
+    bad = {
+        r"has shape \(20, 19\)": replace(good, last=(draw(20, 19), None)),
+        r"bias_table has shape": replace(good, window=(2, 3)),
+        r"is on meta": replace(good, mlp_norm=(torch.ones(20, device="meta"), *good.mlp_norm[1:])),
+        r"must both be in fp32": replace(good, scale=good.scale.half()),
+        r"of strides .* cannot be prepared": replace(good, widen=(draw(CHANNELS, HIDDEN).T, None)),
+        r"in torch.int64 cannot be prepared": replace(good, last=(torch.ones(20, 20, dtype=torch.int64), None)),
+        r"shift .* must be at least 0": replace(good, shift=(2, 0)),
+    }
+    for message, tensors in bad.items():
+        with pytest.raises(ValueError, match=message):
+            PreparedBlocks([tensors])
+    with pytest.raises(ValueError, match="the same window"):
+        PreparedBlocks([good, block(torch.float32, 0, (0, 0), (2, 3))])
+    prepared = PreparedBlocks([good])
+    with pytest.raises(ValueError, match="expected"):
+        run_blocks(prepared, draw(1, 4, 4, CHANNELS + 1))
+    with pytest.raises(ValueError, match="is not for blocks in 32 bits"):
+        run_blocks(prepared, draw(1, 4, 4, CHANNELS, dtype=torch.float64))
+    with pytest.raises(ValueError, match="expected"):
+        run_blocks(prepared, draw(1, 4, 4, CHANNELS), draw(1, 4, 5, CHANNELS))
+
+
+def test_copies_notice_every_change() -> None:
+    tensors = [draw(3, 5), draw(7, dtype=torch.bfloat16), torch.zeros(())]
+    copies = Copies(tensors)
+    assert copies.are_equal()
+    tensors[1][6] += 1
+    assert not copies.are_equal()
+    copies = Copies(tensors)
+    tensors[2].data = tensors[2].clone()
+    assert not copies.are_equal()
+    with pytest.raises(ValueError, match="contiguous"):
+        Copies([draw(4, 4).T])
