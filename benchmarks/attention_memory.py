@@ -3,10 +3,10 @@
     python benchmarks/attention_memory.py
 
 For the first stage of SwinV2-L on pictures of 1536 pixels, windows of 32 and 48 tokens, from the map to the attended
-map: forward without gradients, and forward with backward. What CPUs run ("sdpa") is measured, as the rise of the
-process's resident memory. The kernels ("triton") and the others' operations are worked out: every tensor that torch
-makes, on the meta device, as long as it lives; the others would need up to 32 GiB here. A check at a small size says
-how far working out and measuring are apart. The table goes to benchmarks/results.
+map: forward without gradients, and forward with backward. What CPUs run where "sdpa" is asked for is measured, as the
+rise of the process's resident memory. The kernels ("triton") and the others' operations are worked out: every tensor
+that torch makes, on the meta device, as long as it lives; the others would need up to 32 GiB here. A check at a small
+size says how far working out and measuring are apart. The table goes to benchmarks/results.
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import report
 import torch
 import typer
-from attention_forms import FORMS, Inputs, Shape, draw, shapes
+from attention import FORMS, Inputs, Shape, draw, shapes
 from living import Living
 from memory import MIB, highest_rise, run_alone
 
@@ -96,7 +96,7 @@ def main(
         for form in COMPARED:
             is_measured = form in MEASURED or (name == SMALL and form != "triton")
             ways = (("measured", measure(form, shape, dtype, mode)),) if is_measured else ()
-            # On the meta device "sdpa" would be what other devices run.
+            # On the meta device that would be what other devices run.
             if form not in MEASURED:
                 ways = (*ways, ("worked out", work_out(form, shape, DTYPES[dtype], mode)))
             for way, found in ways:

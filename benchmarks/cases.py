@@ -6,15 +6,14 @@ optimizer. This module measures nothing.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-OURS = "swinv2"
-CLASSES = 1000
+OURS, OPENVINO = "swinv2", "openvino"
 DROP_PATH_RATE = 0.1
 """Stochastic depth of every library in training; linear over the blocks in all of them."""
 
@@ -22,6 +21,9 @@ SEED = 0
 MODES = ("inference", "training")
 PRECISIONS = ("fp32", "bf16")
 EXECUTIONS = ("eager", "compiled", "graphs", "tuned")
+TOLERANCE = 1e-4
+"""Largest disagreement with transformers at which speeds are worth comparing; the tests are far stricter."""
+
 ON_GPUS_ONLY = ("graphs", "tuned")
 """Of this package alone; the peers' form beside them is compiled. Both replay CUDA graphs."""
 
@@ -44,8 +46,10 @@ class Case:
         depths: Blocks of each stage.
         num_heads: Heads of each stage.
         pretrained_windows: Window of each stage in which the position bias counts as learned; 0 for `window`.
-        batch_sizes: Images at once, by device and mode: enough to fill the device, and no peer runs out of memory,
-            unless one image is too much for it. A case without a device's sizes is not for it.
+        batch_sizes: Images at once, by device and mode. The first number fills the device, and no peer runs out of
+            memory, unless one image is too much for it. A case without a device's sizes is not for it.
+        patch_size: Side of a patch in pixels.
+        classes: Length of the logits.
     """
 
     name: str
@@ -55,7 +59,9 @@ class Case:
     depths: tuple[int, ...]
     num_heads: tuple[int, ...]
     pretrained_windows: tuple[int, ...]
-    batch_sizes: dict[tuple[str, str], int]
+    batch_sizes: dict[tuple[str, str], tuple[int, ...]]
+    patch_size: int = 4
+    classes: int = 1000
 
 
 TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "pretrained_windows": (0, 0, 0, 0)}
@@ -66,15 +72,39 @@ LARGE = {
     "pretrained_windows": (12, 12, 12, 6),
 }
 TINY_BATCHES = {
-    ("cpu", "inference"): 8,
-    ("cpu", "training"): 8,
-    ("cuda", "inference"): 256,
-    ("cuda", "training"): 64,
+    ("cpu", "inference"): (8, 1),
+    ("cpu", "training"): (8,),
+    ("cuda", "inference"): (256, 1),
+    ("cuda", "training"): (64,),
 }
+SMALL_BATCHES = {("cpu", mode): (8, 1) for mode in MODES}
 
 CASES = {
     case.name: case
     for case in (
+        # The model that the package ships.
+        Case(
+            "shipped-w4-32",
+            image_size=32,
+            window=4,
+            embed_dim=48,
+            depths=(2, 4, 2),
+            num_heads=(2, 4, 8),
+            pretrained_windows=(0, 0, 0),
+            batch_sizes=SMALL_BATCHES,
+            patch_size=2,
+            classes=10,
+        ),
+        Case(
+            "mini-w4-64",
+            image_size=64,
+            window=4,
+            embed_dim=24,
+            depths=(2, 2, 2, 2),
+            num_heads=(1, 2, 4, 8),
+            pretrained_windows=(0, 0, 0, 0),
+            batch_sizes=SMALL_BATCHES,
+        ),
         Case("tiny-w8-256", image_size=256, window=8, **TINY, batch_sizes=TINY_BATCHES),
         Case("tiny-w16-256", image_size=256, window=16, **TINY, batch_sizes=TINY_BATCHES),
         Case(
@@ -86,10 +116,10 @@ CASES = {
             num_heads=(4, 8, 16, 32),
             pretrained_windows=(12, 12, 12, 6),
             batch_sizes={
-                ("cpu", "inference"): 2,
-                ("cpu", "training"): 1,
-                ("cuda", "inference"): 64,
-                ("cuda", "training"): 8,
+                ("cpu", "inference"): (2, 1),
+                ("cpu", "training"): (1,),
+                ("cuda", "inference"): (64, 1),
+                ("cuda", "training"): (8,),
             },
         ),
         Case(
@@ -100,21 +130,21 @@ CASES = {
             depths=(2, 2, 18, 2),
             num_heads=(4, 8, 16, 32),
             pretrained_windows=(0, 0, 0, 0),
-            batch_sizes={("cuda", "inference"): 128, ("cuda", "training"): 32},
+            batch_sizes={("cuda", "inference"): (128, 1), ("cuda", "training"): (32,)},
         ),
         Case(
             "large-w24-384",
             image_size=384,
             window=24,
             **LARGE,
-            batch_sizes={("cuda", "inference"): 32, ("cuda", "training"): 4},
+            batch_sizes={("cuda", "inference"): (32, 1), ("cuda", "training"): (4,)},
         ),
         Case(
             "large-w32-1536",
             image_size=1536,
             window=32,
             **LARGE,
-            batch_sizes={("cuda", "inference"): 1, ("cuda", "training"): 1},
+            batch_sizes={("cuda", "inference"): (1,), ("cuda", "training"): (1,)},
         ),
     )
 }
@@ -152,22 +182,21 @@ def _hugging_face_fields(case: Case) -> dict[str, object]:
     """The configuration that this package and transformers both understand."""
     return {
         "image_size": case.image_size,
+        "patch_size": case.patch_size,
         "window_size": case.window,
         "embed_dim": case.embed_dim,
         "depths": list(case.depths),
         "num_heads": list(case.num_heads),
         "pretrained_window_sizes": list(case.pretrained_windows),
         "drop_path_rate": DROP_PATH_RATE,
-        "num_labels": CLASSES,
+        "num_labels": case.classes,
     }
 
 
 def _build_ours(case: Case) -> nn.Module:
     from swinv2 import Swinv2Config, Swinv2ForImageClassification
 
-    config = Swinv2Config(**_hugging_face_fields(case))
-    config._attn_implementation = "sdpa"
-    return Swinv2ForImageClassification(config)
+    return Swinv2ForImageClassification(Swinv2Config(**_hugging_face_fields(case)))
 
 
 def _build_transformers(case: Case) -> nn.Module:
@@ -182,13 +211,14 @@ def _build_timm(case: Case) -> nn.Module:
     # What timm.create_model("swinv2_tiny_window8_256") and its siblings call, without their tables of checkpoints.
     return SwinTransformerV2(
         img_size=case.image_size,
+        patch_size=case.patch_size,
         window_size=case.window,
         embed_dim=case.embed_dim,
         depths=case.depths,
         num_heads=case.num_heads,
         pretrained_window_sizes=case.pretrained_windows,
         drop_path_rate=DROP_PATH_RATE,
-        num_classes=CLASSES,
+        num_classes=case.classes,
     )
 
 
@@ -198,18 +228,18 @@ def _build_torchvision(case: Case) -> nn.Module:
     def block(dim: int, num_heads: int, window_size: list[int], shift_size: list[int], **rest: object) -> nn.Module:
         # torchvision pads a map that is smaller than the window up to the window: four times the tokens in the last
         # stage at 384 with window 24. The other three clip the window, so it is clipped here: the same arithmetic.
-        grid = case.image_size // 4 * case.embed_dim // dim
+        grid = case.image_size // case.patch_size * case.embed_dim // dim
         window_size = [min(size, grid) for size in window_size]
         return SwinTransformerBlockV2(dim, num_heads, window_size=window_size, shift_size=shift_size, **rest)
 
     return SwinTransformer(
-        patch_size=[4, 4],
+        patch_size=[case.patch_size, case.patch_size],
         embed_dim=case.embed_dim,
         depths=list(case.depths),
         num_heads=list(case.num_heads),
         window_size=[case.window, case.window],
         stochastic_depth_prob=DROP_PATH_RATE,
-        num_classes=CLASSES,
+        num_classes=case.classes,
         block=block,
         downsample_layer=PatchMergingV2,
     )
@@ -221,7 +251,21 @@ LIBRARIES: dict[str, Callable[[Case], nn.Module]] = {
     "transformers": _build_transformers,
     "timm": _build_timm,
     "torchvision": _build_torchvision,
+    # Converted when the step is made.
+    OPENVINO: _build_transformers,
 }
+PEERS = tuple(name for name in LIBRARIES if name != OURS)
+
+
+def libraries_for(setting: Setting, libraries: Iterable[str]) -> list[str]:
+    """Those that a setting is for: OpenVINO infers, in fp32, on a CPU; only ours has forms for GPUs alone."""
+
+    def takes_part(library: str) -> bool:
+        if library == OPENVINO:
+            return (setting.device, setting.mode, setting.precision) == ("cpu", "inference", "fp32")
+        return library == OURS or setting.execution not in ON_GPUS_ONLY
+
+    return [library for library in libraries if takes_part(library)]
 
 
 def draw_weights(model: nn.Module) -> None:
@@ -302,7 +346,9 @@ def make_step(library: str, setting: Setting) -> tuple[Callable[[], None], int]:
     if bf16 and not training:
         model, images = model.to(torch.bfloat16), images.to(torch.bfloat16)
     forward = model
-    if setting.execution != "eager":
+    if library == OPENVINO:
+        forward = convert(model, case, images)
+    elif setting.execution != "eager":
         forward = torch.compile(model, mode=COMPILER_MODES[setting.execution])
 
     if not training:
@@ -313,7 +359,7 @@ def make_step(library: str, setting: Setting) -> tuple[Callable[[], None], int]:
 
         return infer, parameters
 
-    labels = torch.arange(setting.batch_size, device=setting.device) % CLASSES
+    labels = torch.arange(setting.batch_size, device=setting.device) % case.classes
     # A small rate: the weights stay of the same kind however many steps are taken.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.05, fused=True)
 
@@ -327,6 +373,46 @@ def make_step(library: str, setting: Setting) -> tuple[Callable[[], None], int]:
     return train, parameters
 
 
+def convert(model: nn.Module, case: Case, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """transformers' model as OpenVINO runs it in fp32, with as many threads as torch has.
+
+    Args:
+        model: The model, in evaluation mode.
+        case: The size.
+        images: Whose shape the converted model has; with open shapes OpenVINO is slower.
+
+    Raises:
+        ValueError: It does not answer these images as the model does.
+    """
+    import openvino
+
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        # Where the processor has instructions for bf16, it would round to bf16 without a word.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    converted = openvino.convert_model(model, example_input=images, input=list(images.shape))
+    compiled = openvino.compile_model(converted, "CPU", options)
+
+    def forward(images: Tensor) -> Tensor:
+        return torch.from_numpy(compiled(images.numpy())[0])
+
+    difference = _difference(forward(images), model, case, images)
+    if not difference <= TOLERANCE:
+        raise ValueError(f"its logits are off by {difference:.1e} of the distance between two images' logits")
+    return forward
+
+
+def _difference(logits: Tensor, theirs: nn.Module, case: Case, images: Tensor) -> float:
+    """The largest difference of a logit from transformers', over the largest distance between two images' logits there:
+    a difference counts against what distinguishes images, not against what all of them share. NaN if any logit is."""
+    with torch.inference_mode():
+        expected = theirs(images).logits
+        one, other = theirs(draw_images(case, 2).to(images.device)).logits
+    return ((logits - expected).abs().max() / (one - other).abs().max()).item()
+
+
 def disagreement(case: Case, device: str) -> float:
     """How far our logits are from transformers' with the same weights, on two images in fp32.
 
@@ -335,14 +421,12 @@ def disagreement(case: Case, device: str) -> float:
         device: Where to compute.
 
     Returns:
-        The largest difference of a logit over the largest distance between the two images' logits in transformers:
-        a difference counts against what distinguishes images, not against what all of them share. NaN if any logit
-        is.
+        As `_difference`.
     """
-    theirs = build_model("transformers", case, device)
-    ours = build_model(OURS, case, device)
+    theirs = build_model("transformers", case, device).eval()
+    ours = build_model(OURS, case, device).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     images = draw_images(case, 2).to(device)
     with torch.inference_mode():
-        expected, actual = (model.eval()(images).logits for model in (theirs, ours))
-    return ((actual - expected).abs().max() / (expected[0] - expected[1]).abs().max()).item()
+        logits = ours(images).logits
+    return _difference(logits, theirs, case, images)

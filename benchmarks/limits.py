@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from cases import CASES, CLASSES, Case, Setting
+from cases import CASES, Case, Setting
 from torch import Tensor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions by name."""
 
-PATCH, COLOURS = 4, 3
+COLOURS = 3
 
 FORWARD_PASSES = {"inference": 1, "training": 3}
 """Whose products a step's are worth: a backward pass has two for each one, of its gradient with either factor."""
@@ -114,12 +114,12 @@ def forward_pass(case: Case) -> Iterator[Work]:
     Yields:
         Its parts, in order.
     """
-    side, channels = case.image_size // PATCH, case.embed_dim
+    side, channels = case.image_size // case.patch_size, case.embed_dim
 
     def linear(tokens: int, inputs: int, outputs: int) -> Work:
         return Work(2 * tokens * inputs * outputs, tokens * (inputs + outputs), inputs * outputs)
 
-    yield linear(side**2, COLOURS * PATCH**2, channels)
+    yield linear(side**2, COLOURS * case.patch_size**2, channels)
     yield Work(0, 2 * side**2 * channels)
     for stage, depth in enumerate(case.depths):
         if stage:
@@ -138,7 +138,7 @@ def forward_pass(case: Case) -> Iterator[Work]:
             yield linear(tokens, 4 * channels, channels)
             yield norm
     yield Work(0, (side**2 + 1) * channels)
-    yield linear(1, channels, CLASSES)
+    yield linear(1, channels, case.classes)
 
 
 def operations(setting: Setting) -> int:

@@ -2,8 +2,8 @@
 
     python benchmarks/model.py
 
-compares this package with transformers, timm and torchvision: images per second and peak memory, inference and
-training step, eager and compiled in several ways, fp32 and bf16, and what that is of the machine's limits. It first
+compares this package with transformers, timm, torchvision and OpenVINO: images per second and peak memory, inference
+and training step, eager and compiled in several ways, fp32 and bf16, and what that is of the machine's limits. It first
 checks that this package and transformers give the same logits with the same weights, and measures nothing if they do
 not. Progress goes to stderr, the tables to stdout. README.md says how it measures.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -31,17 +32,18 @@ from cases import (
     LIBRARIES,
     MODES,
     ON_GPUS_ONLY,
+    OPENVINO,
     OURS,
+    PEERS,
     PRECISIONS,
+    TOLERANCE,
     Setting,
     disagreement,
+    libraries_for,
 )
 from limits import Limits, bytes_moved, measure_limits, operations, seconds_at_limits
 from memory import ALLOCATOR, MIB, Memory
 from worker import Timing, Worker
-
-TOLERANCE = 1e-4
-"""Largest disagreement with transformers at which speeds are worth comparing; the tests are far stricter."""
 
 LEAST_SECONDS = 0.3
 """A measurement repeats the step until it has lasted about as long: timers and the scheduler then weigh little."""
@@ -86,16 +88,16 @@ def main(
     ] = 1,
     batch_sizes: Annotated[
         str,
-        typer.Option(help=f"Images in a step, numbers or {BEST}; if not given, {BEST}, and 1 too for inference."),
+        typer.Option(help=f"Images in a step, numbers or {BEST}; if not given, those of the case."),
     ] = "",
     output: Annotated[
         Path | None, typer.Option(help="Write to this path with the endings .csv and .md, not to benchmarks/results.")
     ] = None,
 ) -> None:
-    """Compares swinv2 with transformers, timm and torchvision: images per second and peak memory."""
+    """Compares swinv2 with transformers, timm, torchvision and OpenVINO: images per second and peak memory."""
     for_device = [name for name, case in CASES.items() if (device.value, MODES[0]) in case.batch_sizes]
     selected = _select("cases", cases, for_device, CASES_WHEN_NAMED)
-    names = _select("libraries", libraries, LIBRARIES)
+    names = _installed(_select("libraries", libraries, LIBRARIES))
     chosen_modes = _select("modes", modes, MODES)
     chosen_precisions = _select("precisions", precisions, PRECISIONS)
     possible = [name for name in EXECUTIONS if device == Device.CUDA or name not in ON_GPUS_ONLY]
@@ -111,12 +113,14 @@ def main(
     wanted = [
         Setting(*key, device.value, size)
         for key in itertools.product(selected, chosen_modes, chosen_precisions, chosen_executions)
-        for size in _sizes(batch_sizes, CASES[key[0]].batch_sizes[device, key[1]], key[1])
+        for size in _sizes(batch_sizes, CASES[key[0]].batch_sizes[device, key[1]])
     ]
+    wanted = [setting for setting in wanted if libraries_for(setting, names)]
     missing = [
         setting
         for setting in wanted
-        if not {row["library"] for row in rows if _is_of(row, setting) and not row["note"]} >= set(_of(names, setting))
+        if not {row["library"] for row in rows if _is_of(row, setting) and not row["note"]}
+        >= set(libraries_for(setting, names))
     ]
     # What failed, or lacks a library, is measured anew.
     rows = [row for row in rows if not any(_is_of(row, setting) for setting in missing)]
@@ -167,11 +171,6 @@ def _is_compiled(row: report.Row, setting: Setting) -> bool:
     return _is_of(row, replace(setting, execution="compiled"))
 
 
-def _of(libraries: Iterable[str], setting: Setting) -> list[str]:
-    """The libraries that a setting is for."""
-    return [name for name in libraries if name == OURS or setting.execution not in ON_GPUS_ONLY]
-
-
 def _place(row: report.Row) -> tuple[int, ...]:
     """Where a row stands among others."""
     orders = {"case": list(CASES), "mode": list(MODES), "precision": list(PRECISIONS), "execution": list(EXECUTIONS)}
@@ -204,7 +203,7 @@ def measure(
         prepared: dict[Setting, dict[str, Prepared]] = {setting: {} for setting in group}
         try:
             with ThreadPoolExecutor(together) as pool:
-                wanted = [(setting, library) for setting in group for library in _of(libraries, setting)]
+                wanted = [(setting, library) for setting in group for library in libraries_for(setting, libraries)]
                 found = pool.map(lambda each: prepare(*each, memory_too), wanted)
                 for (setting, library), each in zip(wanted, found, strict=True):
                     prepared[setting][library] = each
@@ -241,7 +240,8 @@ def prepare(setting: Setting, library: str, memory_too: bool) -> Prepared:
     _progress(f"{setting}: preparing {library}")
     prepared = Prepared()
     try:
-        if memory_too and setting.device == "cpu":
+        # What OpenVINO holds are no tensors of torch.
+        if memory_too and setting.device == "cpu" and library != OPENVINO:
             prepared.memory = _cpu_memory(library, setting)
         prepared.worker = Worker(library, setting)
     # A peer may fail in any way, and its failure is a result.
@@ -374,16 +374,14 @@ def _field(value: float | None) -> float | int | str:
 
 
 def _compare(results: list[report.Row], others: list[report.Row]) -> None:
-    """Adds to each result what it is of the fastest and the leanest peer, and of transformers, among others."""
-    peers = [row for row in others if row["library"] != OURS]
-    theirs = [row for row in others if row["library"] == "transformers"]
-    for measure, best, title in (
-        ("images_per_second", max, "fastest_peer"),
-        ("peak_mib", min, "leanest_peer"),
-        ("rise_mib", min, "least_rise_of_peers"),
+    """Adds to each result what it is of the fastest and the leanest peer, and of single ones, among others."""
+    for measure, best, title, single in (
+        ("images_per_second", max, "fastest_peer", PEERS),
+        ("peak_mib", min, "leanest_peer", ("transformers",)),
+        ("rise_mib", min, "least_rise_of_peers", ("transformers",)),
     ):
-        for group, name in ((peers, title), (theirs, "transformers")):
-            values = [row[measure] for row in group if row[measure] != ""]
+        for name, group in {title: PEERS, **{peer: (peer,) for peer in single}}.items():
+            values = [row[measure] for row in others if row["library"] in group and row[measure] != ""]
             for row in results:
                 known = values and row[measure] != ""
                 row[f"{measure}_over_{name}"] = _field(row[measure] / best(values)) if known else ""
@@ -406,13 +404,14 @@ def _tables(rows: list[report.Row], libraries: list[str], memory_too: bool) -> l
         return "" if row is None else "failed" if row["note"] else form(row)
 
     speed = build(
-        f"Images per second (median of {rows[0]['rounds']} rounds); more is better. Share of products: {OURS}'s "
-        "operations, of what the machine does in one large product. Share of limits: the time of a pass of fused parts "
-        f"at the machine's limits, of {OURS}'s time. benchmarks/README.md says more.",
+        f"Images per second (median of {rows[0]['rounds']} rounds); more is better. After a /: {OURS}'s, over those of "
+        f"that one. Share of products: {OURS}'s operations, of what the machine does in one large product. Share of "
+        f"limits: the time of a pass of fused parts at the machine's limits, of {OURS}'s time. benchmarks/README.md "
+        "says more.",
         "images_per_second",
         {
-            f"{OURS} / fastest peer": "images_per_second_over_fastest_peer",
-            f"{OURS} / transformers": "images_per_second_over_transformers",
+            "/ fastest peer": "images_per_second_over_fastest_peer",
+            **{f"/ {name}": f"images_per_second_over_{name}" for name in libraries if name in PEERS},
             "share of products": "share_of_products",
             "share of limits": "share_of_limits",
         },
@@ -425,8 +424,8 @@ def _tables(rows: list[report.Row], libraries: list[str], memory_too: bool) -> l
         "less is better.",
         "peak_mib",
         {
-            f"{OURS} / leanest peer": "peak_mib_over_leanest_peer",
-            f"{OURS} / transformers": "peak_mib_over_transformers",
+            "/ leanest peer": "peak_mib_over_leanest_peer",
+            "/ transformers": "peak_mib_over_transformers",
             "rise / least of peers": "rise_mib_over_least_rise_of_peers",
         },
         lambda row: "" if row["peak_mib"] == "" else f"{row['peak_mib']:.0f} ({row['rise_mib']:.0f})",
@@ -443,13 +442,21 @@ def _select(option: str, given: str, known: Iterable[str], only_when_named: Iter
     return [name for name in known if (name in names if names else name not in only_when_named)]
 
 
-def _sizes(given: str, best: int, mode: str) -> list[int]:
-    """Reads numbers of images; none means what a case is measured with."""
-    names = [name.strip() for name in given.split(",") if name.strip()] or [BEST, *(["1"] if mode == MODES[0] else [])]
+def _installed(libraries: list[str]) -> list[str]:
+    """Leaves OpenVINO out where it is not."""
+    if OPENVINO not in libraries or find_spec(OPENVINO) is not None:
+        return libraries
+    _progress("openvino is not installed and is left out; `pip install -e .[peers]` brings it.")
+    return [name for name in libraries if name != OPENVINO]
+
+
+def _sizes(given: str, of_case: tuple[int, ...]) -> list[int]:
+    """Reads numbers of images; none means those that a case is measured with, of which the first is the best."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
     for name in names:
         if name != BEST and not (name.isdecimal() and int(name)):
             raise typer.BadParameter(f"{name!r} is neither a number of images nor {BEST}", param_hint="--batch-sizes")
-    return list(dict.fromkeys(best if name == BEST else int(name) for name in names))
+    return list(dict.fromkeys(of_case[0] if name == BEST else int(name) for name in names)) or list(of_case)
 
 
 STARTED = time.perf_counter()

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "transformers", "timm", "torchvision")
+PACKAGES = ("torch", "transformers", "timm", "torchvision", "openvino")
 
 Row = dict[str, object]
 

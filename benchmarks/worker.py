@@ -30,6 +30,9 @@ WARM_STEPS = 2
 RECOMPILE_LIMIT = 128
 """A peer that must compile one function for many shapes would fall back to eager execution at the default limit."""
 
+REST_SECONDS = 0.02
+"""Threads of OpenMP spin for some milliseconds after their work, OpenVINO's for one: not in another library's turn."""
+
 MEMORY_ATTEMPTS, MEMORY_SECONDS = 10, 4.0
 """How often a step is tried anew that found too little memory, and after how long."""
 
@@ -172,6 +175,7 @@ def work(library: str, setting: Setting, answer: Callable[..., None]) -> None:
         if on_cuda:
             # The others need the memory now: all of them wait with a model on the device.
             torch.cuda.empty_cache()
+        time.sleep(REST_SECONDS)
         answer(seconds=seconds / repeats, cpu_seconds=cpu_seconds / repeats)
 
 
