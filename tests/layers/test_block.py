@@ -13,7 +13,7 @@ import peers
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.layers.block import SwinTransformerBlock
 from swinv2.ops.backends import CPU, choose_backend
-from swinv2.ops.cpu import branches, kernels, library, pieces
+from swinv2.ops.cpu import blocks, branches, kernels, library, pieces
 
 FAST = choose_backend("sdpa")
 """The kernels for CPUs where they are compiled."""
@@ -386,11 +386,9 @@ class TestDroppedSamples:
     @needs_kernels
     def test_they_are_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[int] = []
-        for name in ("add_attention", "attend"):
-            kernel = getattr(kernels, name)
-            monkeypatch.setattr(
-                kernels, name, lambda x, *rest, kernel=kernel: (seen.append(len(x)), kernel(x, *rest))[1]
-            )
+        for room, name in ((blocks, "add_attention"), (kernels, "attend")):
+            kernel = getattr(room, name)
+            monkeypatch.setattr(room, name, lambda x, *rest, kernel=kernel: (seen.append(len(x)), kernel(x, *rest))[1])
         torch.manual_seed(0)
         kept = int((torch.rand(6) < 0.5).sum())
         assert 0 < kept < 6

@@ -202,35 +202,15 @@ class TestMemory:
             model = swinv2.Swinv2Model(config)
         ways = ways_to_train(model, batch_size=3, processes=2)
         assert [(way["attention"], way["checkpointed"]) for way in ways] == [
-            (kind, checkpointed)
-            for kind in ("fused", "plain", "plain, 1 window at a time")
-            for checkpointed in (False, True)
+            (kind, checkpointed) for kind in ("fused", "plain") for checkpointed in (False, True)
         ]
         for way in ways:
             parts = [value for name, value in way.items() if name not in ("attention", "checkpointed", "all")]
             assert way["all"] == pytest.approx(sum(parts), abs=0.5)
             assert "gathered" in way
-            fused, chunk_size = way["attention"] == "fused", 1 if "at a time" in way["attention"] else None
-            training = Training(3, checkpointed=way["checkpointed"], shards=2, fused=fused, chunk_size=chunk_size)
+            training = Training(3, checkpointed=way["checkpointed"], shards=2, fused=way["attention"] == "fused")
             assert way["activations"] == round(training_memory(model, training)["activations"], 1)
         assert ways[0]["activations"] < ways[2]["activations"]
-        assert ways[4]["activations"] < ways[2]["activations"]
-        config.attention_chunk_size = 5
-        assert ways_to_train(swinv2.Swinv2Model(config), 3, 2)[4]["attention"] == "plain, 5 windows at a time"
-
-    def test_chunks_of_windows_keep_maps(self) -> None:
-        """As much at every window, but for the chunk at work: four T x T tensors of its windows, and the bias twice."""
-        kept, at_work = {}, {}
-        for window in (4, 16):
-            config = swinv2.Swinv2Config(
-                image_size=32, patch_size=2, window_size=window, embed_dim=16, depths=[2], num_heads=[2]
-            )
-            model = swinv2.Swinv2ForImageClassification(config)
-            kept[window] = activations_of_an_image(model, False, in_chunks=True)
-            found = training_memory(model, Training(3, in_half=False, chunk_size=2))["activations"]
-            at_work[window] = found * MIB / 4 - 3 * kept[window]
-        assert kept[4] == pytest.approx(kept[16], rel=0.01)
-        assert at_work == pytest.approx({window: (4 * 2 + 2) * 2 * window**4 for window in (4, 16)})
 
     def test_shards(self) -> None:
         config = swinv2.Swinv2Config(

@@ -59,9 +59,11 @@ class Fused:
 def fusible(plain: Callable[..., Any]) -> Callable[..., Any]:
     """A method (module, map, backend, ...) whose place a row of `FUSED` may take; see `remember_structure`."""
 
+    method = plain.__qualname__
+
     @wraps(plain)
     def run(module: Any, x: Tensor, backend: str, *rest: Any) -> Any:
-        row = FUSED.get((plain.__qualname__, backend))
+        row = FUSED.get((method, backend))
         if row is None:
             return plain(module, x, backend, *rest)
         if execution(x) is not Execution.EAGER:
@@ -316,8 +318,8 @@ def _field_on_cpu(bias: Any, coordinates: Tensor) -> Tensor:
 class _RunOfBlocks:
     """A stage's blocks as the kernels take them, with their bias tables and scales.
 
-    These are computed from few numbers, of which copies are kept: whoever writes into them, through `.data` too, changes
-    them. Everything else is read where it lies.
+    These are computed from few numbers, of which copies are kept, and computed again when those have changed, through
+    `.data` too. Everything else is read where it lies.
     """
 
     def __init__(self, stage: Any) -> None:
@@ -334,7 +336,9 @@ class _RunOfBlocks:
 
     def _prepare(self) -> tuple[PreparedBlocks, Copies]:
         parts = [block.attention.self for block in self.blocks]
-        copies = Copies([p for part in parts for p in (part.logit_scale, *part.continuous_position_bias_mlp.parameters())])
+        copies = Copies(
+            [p for part in parts for p in (part.logit_scale, *part.continuous_position_bias_mlp.parameters())]
+        )
         with torch.inference_mode(False), torch.no_grad():
             return PreparedBlocks([_tensors_of(block) for block in self.blocks]), copies
 

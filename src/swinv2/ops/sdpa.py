@@ -10,6 +10,8 @@ attends in some windows at a time, and the backward pass computes them again: me
 Source: Liu et al., Swin Transformer V2, section 3.5 ("sequential self-attention computation").
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -22,7 +24,7 @@ from swinv2.ops.precision import SMALLEST_NORM, precise
 from swinv2.ops.windows import Pair, Span, WindowKind, WindowPlan
 
 WEIGHTS_BYTES = 2**27
-"""What the attention weights that exist at a time may take."""
+"""What the attention weights of an image that exist at a time may take."""
 
 
 def window_attention(
@@ -46,7 +48,7 @@ def window_attention(
         for columns in plan.spans(1):
             kind = WindowKind(rows, columns)
             areas = [_take(_take(m, plan, 0, rows), plan, 1, columns) for m in (query, key, value)]
-            attended = _attend([windows.partition(area, plan.window) for area in areas], bias, kind, dropout)
+            attended = _attend([windows.partition(area, plan.window) for area in areas], len(v), bias, kind, dropout)
             band.append(windows.merge(attended, plan.window, (areas[0].shape[1], areas[0].shape[2])))
         bands.append(_join(band, plan, 1))
     return windows.crop(_join(bands, plan, 0), plan)
@@ -67,25 +69,17 @@ def expand_bias(
     return rows.reshape(bias_table.shape[0], height * width, height * width)
 
 
-def _attend(maps: list[Tensor], bias: Tensor, kind: WindowKind, dropout: float) -> Tensor:
-    """Attends in windows (N, T, heads, head_dim) of one kind, in so many at a time as `WEIGHTS_BYTES` allows."""
-    query, key, value = maps
-    run = execution(value)
-    if run is Execution.EAGER:
-        at_once = max(WEIGHTS_BYTES // (bias.numel() * query.element_size()), 1)
-        if at_once < len(query):
-            wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*maps, bias))
-            attended = []
-            for some in zip(*(m.split(at_once) for m in maps), strict=True):
-                arguments = (*some, bias, kind, dropout)
-                if wanted:
-                    attended.append(
-                        checkpoint(_attend_at_once, *arguments, use_reentrant=False, preserve_rng_state=dropout > 0)
-                    )
-                else:
-                    attended.append(_attend_at_once(*arguments))
-            return torch.cat(attended)
-    attended = _attend_at_once(query, key, value, bias, kind, dropout)
+def _attend(maps: list[Tensor], images: int, bias: Tensor, kind: WindowKind, dropout: float) -> Tensor:
+    """Attends in windows (N, T, heads, head_dim) of one kind."""
+    run = execution(maps[0])
+    at_once = max(WEIGHTS_BYTES // (bias.numel() * maps[0].element_size()), 1)
+    if run is Execution.EAGER and at_once * images < len(maps[0]):
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*maps, bias))
+        attend = partial(checkpoint, _attend_at_once, use_reentrant=False) if wanted else _attend_at_once
+        return torch.cat(
+            [attend(*some, bias, kind, dropout) for some in zip(*(m.split(at_once) for m in maps), strict=True)]
+        )
+    attended = _attend_at_once(*maps, bias, kind, dropout)
     # A graph that is exported must not depend on the strides that this machine's attention returns.
     return attended.clone(memory_format=torch.contiguous_format) if run is Execution.EXPORTED else attended
 
@@ -96,10 +90,8 @@ def _attend_at_once(
     mask = bias.to(value.dtype)
     if not kind.is_single_region:
         mask = mask.masked_fill(kind.hidden_pairs(bias.device), float("-inf"))
-    heads_first = (each.transpose(1, 2) for each in (query, key, value))
-    return F.scaled_dot_product_attention(*heads_first, attn_mask=mask[None], dropout_p=dropout, scale=1.0).transpose(
-        1, 2
-    )
+    q, k, v = (each.transpose(1, 2) for each in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None], dropout_p=dropout, scale=1.0).transpose(1, 2)
 
 
 def _with_length(vectors: Tensor, length: Tensor | float) -> Tensor:
