@@ -448,7 +448,12 @@ def _as_asked(
 ) -> list[Tensor | None]:
     """Gradients in their tensors' dtypes; None where none was asked for."""
     triples = zip(gradients, asked, dtypes, strict=False)
-    return [gradient.to(dtype) if wanted else None for gradient, wanted, dtype in triples]
+    return [_in_dtype(gradient, dtype) if wanted else None for gradient, wanted, dtype in triples]
+
+
+def _in_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    # Asking torch takes longer.
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _images_kept(keep_mask: Tensor | None) -> Tensor | None:
