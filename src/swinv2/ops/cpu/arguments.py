@@ -49,7 +49,9 @@ def fit_attention(
 
 def in_precise(tensor: Any, dtype: torch.dtype) -> Any:
     """What kernels take beside maps of a dtype: numbers in fp32, or in fp64, without gaps."""
-    return None if tensor is None else tensor.detach().to(precise(dtype)).contiguous()
+    if tensor is None or (tensor.dtype == dtype and dtype.itemsize > 2 and tensor.is_contiguous()):
+        return tensor
+    return tensor.detach().to(precise(dtype)).contiguous()
 
 
 def at(tensor: Tensor | None) -> int | None:

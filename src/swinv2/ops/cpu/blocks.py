@@ -145,8 +145,8 @@ class BlockTensors:
 class PreparedBlocks:
     """A run of blocks that take maps of one size of channels, heads and window, as `run_blocks` takes it.
 
-    What it points at lives as long as it does. Numbers may change in place; a tensor that gets other memory (`.data`) is
-    noticed by `is_current` only.
+    What it points at lives as long as it does. Numbers may change in place; a tensor that gets other memory (`.data`)
+    is noticed by `is_current` only.
 
     Args:
         blocks: The blocks.

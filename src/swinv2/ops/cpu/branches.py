@@ -135,7 +135,7 @@ def attention_branch(
     """
     out, qkv, attended, work = _empty_attention_branch(x, save_for_backward, dtype, plan)
     index = _images_kept(keep_mask)
-    images = x.contiguous() if index is None else x[index]
+    images = _take(x, index)
     sums = out if index is None else out.new_empty(images.shape)
     layers, norm = list(zip(weights, biases, strict=True)), (norm_weight, norm_bias, eps, factor)
     if uses_kernels(dtype):
@@ -239,7 +239,7 @@ def attention_branch_backward(
     grad_into, grad_bias, grad_last, grad_table, grad_scale, grad_end = (each.zero_() for each in sums)
     qkv, attended, work = saved
     index = _images_kept(keep_mask)
-    images, grads = (x.contiguous(), grad.contiguous()) if index is None else (x[index], grad[index])
+    images, grads = _take(x, index), _take(grad, index)
     grad_images = grad_x if index is None else torch.empty_like(images)
     heads, filling = len(scale), _as_vectors(value_bias, len(scale))
     into, last = torch.cat(list(weights[:3])), weights[3]
@@ -334,7 +334,7 @@ def mlp_branch(
     """
     out, hidden, work = _empty_mlp_branch(x, w1, save_for_backward, dtype)
     index = _images_kept(keep_mask)
-    images = x.contiguous() if index is None else x[index]
+    images = _take(x, index)
     sums = out if index is None else out.new_empty(images.shape)
     tokens, rooms, norm = images.flatten(0, 2), sums.flatten(0, 2), (norm_weight, norm_bias, eps, factor)
     if uses_kernels(dtype):
@@ -395,7 +395,7 @@ def mlp_branch_backward(
     grad_x, *sums = _empty_mlp_gradients(grad, x, hidden, wants, dtype)
     grad_w1, grad_b1, grad_w2, grad_end = (each.zero_() for each in sums)
     index = _images_kept(keep_mask)
-    images, grads = (x.contiguous(), grad.contiguous()) if index is None else (x[index], grad[index])
+    images, grads = _take(x, index), _take(grad, index)
     grad_images = grad_x if index is None else torch.empty_like(images)
     tokens, grads = images.flatten(0, 2), grads.flatten(0, 2)
     rooms = grad_images.flatten(0, 2) if wants[0] else tokens
@@ -448,12 +448,22 @@ def _as_asked(
 ) -> list[Tensor | None]:
     """Gradients in their tensors' dtypes; None where none was asked for."""
     triples = zip(gradients, asked, dtypes, strict=False)
-    return [gradient.to(dtype) if wanted else None for gradient, wanted, dtype in triples]
+    return [_in_dtype(gradient, dtype) if wanted else None for gradient, wanted, dtype in triples]
+
+
+def _in_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    # Asking torch takes longer.
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _images_kept(keep_mask: Tensor | None) -> Tensor | None:
     """Numbers of the images that drop path keeps; None for all."""
     return None if keep_mask is None or keep_mask.all() else keep_mask.nonzero().flatten()
+
+
+def _take(images: Tensor, index: Tensor | None) -> Tensor:
+    """Images of certain numbers, one after the other in memory. (What torch takes lies as it lay.)"""
+    return (images if index is None else images[index]).contiguous()
 
 
 def _as_vectors(bias: Tensor | None, heads: int) -> Tensor | None:
