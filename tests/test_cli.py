@@ -1,8 +1,11 @@
 """The command line as a user meets it: what goes to stdout, what to stderr, and the exit status."""
 
+import ast
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from typer.testing import CliRunner, Result
 import swinv2
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.cli import app
+from swinv2.console import shown
 from swinv2.predict import report, shipped
 from swinv2.predict.describe import describe
 from swinv2.predict.predictor import Prediction
@@ -69,6 +73,72 @@ def test_version_and_help() -> None:
         result = swinv2_command(command, "--help")
         assert result.exit_code == 0
         assert len(result.stdout) > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["classify", "--help"], 0),
+        (["info", "--help"], 0),
+        (["evaluate", "--help"], 0),
+        (["clasify"], 2),
+        (["--nonsense"], 2),
+        (["classify", "--nonsense"], 2),
+        (["info"], 2),
+        (["classify", "--batch-size", "0"], 2),
+        (["classify"], 2),
+        (["classify", "a.png", "--json", "--csv"], 2),
+        (["info", "tiny", "--image-size", "wide"], 2),
+        (["convert", "weights.pth"], 2),
+    ],
+)
+def test_help_and_refusals_import_nothing_that_takes_long(arguments: list[str], status: int) -> None:
+    script = (
+        "import sys\n"
+        "from swinv2.cli import app\n"
+        "try:\n"
+        "    app()\n"
+        "finally:\n"
+        "    heavy = ('torch', 'transformers', 'numpy', 'PIL', 'pyarrow')\n"
+        "    print('imported:', *(name for name in heavy if name in sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.splitlines()[-1].strip() == "imported:"
+    assert "Traceback" not in done.stderr
+
+
+def test_the_package_imports_a_name_when_it_is_asked_for() -> None:
+    script = (
+        "import pickle, sys, swinv2\n"
+        "assert set(swinv2.__all__) | {'__version__'} <= set(dir(swinv2))\n"
+        "assert 'torch' not in sys.modules\n"
+        "from swinv2 import *\n"
+        "from swinv2.config import Swinv2Config as same\n"
+        "assert Swinv2Config is same is swinv2.Swinv2Config\n"
+        "assert all(name in globals() for name in swinv2.__all__)\n"
+        "assert pickle.loads(pickle.dumps(Swinv2Config)) is same\n"
+        "swinv2.register()\n"
+        "assert not hasattr(swinv2, 'nonsense')\n"
+        "try:\n"
+        "    from swinv2 import nonsense\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cannot import name 'nonsense' from 'swinv2'")
+
+
+def test_what_type_checkers_see_is_what_there_is() -> None:
+    """The names that are imported for type checkers are those that are imported when they are asked for."""
+    tree = ast.parse(Path(swinv2.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {name.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for name in node.names}
+    assert seen == {name: f"swinv2.{home}" for name, home in swinv2._HOMES.items()}
+    assert sorted(seen) == swinv2.__all__
 
 
 def test_classify_prints_a_plain_table_and_names_what_it_skips(model: Path, images: Path) -> None:
@@ -278,5 +348,5 @@ def test_tables_fit_a_terminal_of_eighty_columns(encoding: str) -> None:
 
 
 def test_odd_file_names_are_shown_without_harm() -> None:
-    assert report.shown(Path("a\x1b[31m.png")) == repr("a\x1b[31m.png")
-    assert report.shown(Path("a\udcff.png")) == "a\ufffd.png"
+    assert shown(Path("a\x1b[31m.png")) == repr("a\x1b[31m.png")
+    assert shown(Path("a\udcff.png")) == "a\ufffd.png"

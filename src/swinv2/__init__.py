@@ -1,10 +1,14 @@
 """Swin Transformer V2: transformers' names and files, exact, at any image size."""
 
-from swinv2.auto import register
-from swinv2.config import Swinv2Config
-from swinv2.convert import load
-from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
-from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swinv2.auto import register
+    from swinv2.config import Swinv2Config
+    from swinv2.convert import load
+    from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+    from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 
 __version__ = "0.1.0"
 
@@ -18,3 +22,26 @@ __all__ = [
     "load",
     "register",
 ]
+
+_HOMES = {
+    "Swinv2Backbone": "heads",
+    "Swinv2Config": "config",
+    "Swinv2ForImageClassification": "heads",
+    "Swinv2ForMaskedImageModeling": "heads",
+    "Swinv2Model": "model",
+    "Swinv2PreTrainedModel": "model",
+    "load": "convert",
+    "register": "auto",
+}
+"""The module of each name: imported, and torch and transformers with it, when the name is first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

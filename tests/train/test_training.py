@@ -1,8 +1,10 @@
 """Whole trainings, from flags to files: what they leave behind, and what they survive."""
 
 import json
+import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +26,7 @@ from transformers import TrainerCallback, pipeline
 import peers
 import swinv2
 from colours import draw_colours
+from swinv2 import console
 from swinv2.errors import UsageError
 from swinv2.train import checkpoints, commands
 from swinv2.train.finetune import make_finetuning
@@ -394,6 +397,56 @@ class TestTrouble:
         # What ends an epoch is not done for one that was left.
         evaluated = [entry["step"] for entry in log(tmp_path / "run") if "eval_loss" in entry]
         assert all(step % 5 == 0 for step in evaluated)
+
+    @pytest.mark.parametrize("persistent", ["false", "true"])
+    def test_no_more_processes_read_than_were_asked_for(
+        self, persistent: str, flags: list[str], tmp_path: Path
+    ) -> None:
+        """Nor is one left at the end, although something may keep the frames in which a checkpoint was saved."""
+        kept: list[Any] = []
+        counts: list[int] = []
+
+        class Keep(TrainerCallback):
+            def on_save(self, *args: Any, **rest: Any) -> None:
+                kept.append(sys._getframe())
+
+            def on_epoch_end(self, *args: Any, **rest: Any) -> None:
+                counts.append(len(multiprocessing.active_children()))
+
+        flags = [*flags, "--eval_strategy", "no", "--dataloader_num_workers", "2", "--save_steps", "2"]
+        flags += ["--dataloader_persistent_workers", persistent]
+        with pytest.raises(CrashError):
+            train("finetune", flags, lambda trainer: trainer.add_callback(CrashAt(3)))
+        assert not multiprocessing.active_children()
+        train("finetune", [*flags, "--resume"], lambda trainer: trainer.add_callback(Keep()))
+        assert kept
+        assert counts == [2, 2, 2]
+        assert not multiprocessing.active_children()
+
+    def test_lines_of_progress_where_there_is_no_terminal(
+        self, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.02)
+        train("finetune", [*flags, "--num_train_epochs", "6", "--per_device_eval_batch_size", "1"])
+        said = capsys.readouterr().err
+        number = "[0-9.e+-]+"
+        step = rf"training: step [0-9]+/30, loss {number}, rate {number}, {number} images/s, 0:[0-9]+ left\n"
+        assert re.search(step, said), said
+        assert re.search(rf"evaluating: batch [0-9]+/15, {number} images/s, 0:[0-9]+ left\n", said), said
+
+    def test_a_run_that_goes_on_says_from_where(
+        self, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(CrashError):
+            train("finetune", flags, lambda trainer: trainer.add_callback(CrashAt(6)))
+        assert "going on" not in capsys.readouterr().err
+        assert commands.finetune([*flags, "--resume", "--as_json", "true"]) == 0
+        out, err = capsys.readouterr()
+        run = tmp_path / "run"
+        assert f"going on from step 4 of 15: {run / 'checkpoint-4'}\n" in err
+        assert json.loads(out)["resumed_from_step"] == 4
+        marks = [(entry["step"], entry["resumed_from_step"]) for entry in log(run) if "resumed_from_step" in entry]
+        assert marks == [(4, 4)]
 
     @pytest.mark.slow
     def test_a_signal_during_an_evaluation(self, flags: list[str], tmp_path: Path) -> None:

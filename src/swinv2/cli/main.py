@@ -7,7 +7,6 @@ In: what a user types. Out: data on stdout, messages on stderr, and an exit stat
 from typing import Annotated
 
 import typer
-from transformers.utils import logging as transformers_logging
 
 import swinv2
 from swinv2.cli.models import convert, info
@@ -35,9 +34,7 @@ def _main(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    # Missing weights are refused by this package itself, in one sentence; a progress bar is shown over images only.
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    """No help of its own: that of `app` is shown."""
 
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h"]}

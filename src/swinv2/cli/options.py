@@ -4,10 +4,12 @@ In: nothing. Out: annotations for the arguments of commands.
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Precision(StrEnum):
@@ -18,8 +20,10 @@ class Precision(StrEnum):
     float16 = "float16"
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> "torch.dtype":
         """The same for torch."""
+        import torch
+
         return getattr(torch, self.value)
 
 

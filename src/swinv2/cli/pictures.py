@@ -12,13 +12,9 @@ from typing import Annotated
 import typer
 
 from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, Precision
-from swinv2.cli.running import find_or_refuse, finish, model_or_shipped, progress_bar, sentences, watch
+from swinv2.cli.running import find_or_refuse, finish, model_or_shipped, quiet_transformers, sentences, watch
+from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
-from swinv2.images import BrokenImage
-from swinv2.predict import report
-from swinv2.predict.features import check_output, write_features
-from swinv2.predict.predictor import POOLED, Classifier, FeatureExtractor
-from swinv2.predict.shipped import shipped_model, shipped_samples
 
 
 def classify(
@@ -44,6 +40,10 @@ def classify(
         if as_json and as_csv:
             raise UsageError("--json and --csv were both given; choose one.")
         paths, missing = find_or_refuse(images, "swinv2 classify photo.jpg. To see it at work: swinv2 demo.")
+        quiet_transformers()
+        from swinv2.predict import report
+        from swinv2.predict.predictor import Classifier
+
         classifier = Classifier.load(model_or_shipped(model), device, precision.dtype)
         skipped = list(missing)
         # Lines of data in a terminal would run through the bar.
@@ -57,7 +57,7 @@ def classify(
             else:
                 answers = list(answers)
         if not (as_json or as_csv):
-            report.print_labels(answers, report.data_console())
+            report.print_labels(answers, data_console())
     finish(len(paths) + len(missing), skipped)
 
 
@@ -70,7 +70,7 @@ def features(
     stage: Annotated[
         str,
         typer.Option(metavar="NAME", help="pooled: one vector an image. stem, stage1 ...: that map, before merging."),
-    ] = POOLED,
+    ] = "pooled",
     batch_size: BatchSize = 16,
     device: Device = "auto",
     precision: Dtype = Precision.float32,
@@ -82,8 +82,13 @@ def features(
     An image that cannot be read is named on stderr and left out; the exit status is then 1.
     """
     with sentences():
-        check_output(output)
         paths, missing = find_or_refuse(images, "swinv2 features photos -o photos.safetensors.")
+        quiet_transformers()
+        from swinv2.images import BrokenImage
+        from swinv2.predict.features import check_output, write_features
+        from swinv2.predict.predictor import FeatureExtractor
+
+        check_output(output)
         name = model_or_shipped(model)
         extractor = FeatureExtractor.load(name, stage, device, precision.dtype)
         skipped = list(missing)
@@ -95,7 +100,7 @@ def features(
             except OSError as error:
                 raise UsageError(f"--output {str(output)!r} cannot be written: {error}.") from error
     if written:
-        report.message_console().print(f"features of {written} images written to {report.shown(output)}")
+        message_console().print(f"features of {written} images written to {shown(output)}")
     finish(len(paths) + len(missing), skipped)
 
 
@@ -124,6 +129,10 @@ def inspect(
     An image that cannot be read is named on stderr and left out; the exit status is then 1.
     """
     with sentences():
+        paths, missing = find_or_refuse(images, "swinv2 inspect photo.jpg --token 120,80.")
+        quiet_transformers()
+        from swinv2.images import BrokenImage
+
         try:
             from swinv2.inspect import gallery
         except ModuleNotFoundError as error:
@@ -131,7 +140,6 @@ def inspect(
                 f"inspect draws with {error.name}, which is not installed; install swinv2[train], which brings it."
             ) from error
         point = gallery.parse_token(token)
-        paths, missing = find_or_refuse(images, "swinv2 inspect photo.jpg --token 120,80.")
         name = model_or_shipped(model)
         inspector = gallery.Inspector.load(name, stage, device)
         skipped = list(missing)
@@ -142,13 +150,19 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(gallery.summary(name, [*missing, *answers], measured, bias, files), indent=2))
     for file in [*(file for each in drawn for file in each.files), *files]:
-        report.message_console().print(f"drawn: {report.shown(Path(file))}")
+        message_console().print(f"drawn: {shown(Path(file))}")
     finish(len(paths) + len(missing), skipped)
 
 
 def demo() -> None:
     """Classify the twenty sample images with the model that both ship with the package."""
     with sentences():
+        quiet_transformers()
+        from swinv2.images import BrokenImage
+        from swinv2.predict import report
+        from swinv2.predict.predictor import Classifier
+        from swinv2.predict.shipped import shipped_model, shipped_samples
+
         samples = shipped_samples()
         classifier = Classifier.load(str(shipped_model()), "cpu")
         predictions = []
@@ -156,4 +170,4 @@ def demo() -> None:
             if isinstance(answer, BrokenImage):
                 raise UsageError(f"the shipped image {path} is {answer.reason}; install the package again.")
             predictions += answer
-    report.print_demo(samples, predictions, report.data_console())
+    report.print_demo(samples, predictions, data_console())

@@ -1,23 +1,24 @@
-"""How every command runs: one sentence for what a user can mend, a progress bar, skipped images, an exit status.
+"""How every command runs: one sentence for what a user can mend, skipped images, an exit status.
 
 In: what a command was given, and its answers as they come. Out: messages on stderr, and 0 when all went well, 1 when
-files were skipped, 2 when nothing could be done as asked.
+files were skipped, 2 when nothing could be done as asked. torch and transformers take seconds to import: here and in
+the commands they are imported where they are needed, so that help and refusals come at once.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-import torch
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
 from rich.text import Text
 
+from swinv2.console import Progress, message_console, shown
 from swinv2.errors import UsageError
-from swinv2.images import BrokenImage, find_images
-from swinv2.predict import report
-from swinv2.predict.shipped import shipped_model
+
+if TYPE_CHECKING:
+    from swinv2.images import BrokenImage
 
 SKIPPED, USAGE = 1, 2
 """Exit statuses."""
@@ -32,41 +33,32 @@ def sentences() -> Iterator[None]:
         yield
     except UsageError as error:
         _refuse(str(error))
-    except torch.OutOfMemoryError:
+    except typer.Exit:
+        raise
+    # What torch.OutOfMemoryError is: torch is imported already where it comes from.
+    except RuntimeError as error:
+        from torch import OutOfMemoryError
+
+        if not isinstance(error, OutOfMemoryError):
+            raise
         _refuse("the device has too little memory for a batch; give a smaller --batch-size, or --device cpu.")
 
 
 def _refuse(sentence: str) -> NoReturn:
-    report.message_console().print(Text.assemble(("error: ", "bold red"), sentence))
+    message_console().print(Text.assemble(("error: ", "bold red"), sentence))
     raise typer.Exit(USAGE)
 
 
-@contextmanager
-def progress_bar(total: int, verb: str, is_shown: bool = True) -> Iterator[Progress]:
-    """Shows a bar in a terminal, of one task.
+def quiet_transformers() -> None:
+    """Lets transformers say nothing: missing weights are refused by this package itself, in one sentence; a progress
+    bar is shown over images only. It takes seconds to import: called when nothing is left to refuse without it."""
+    from transformers.utils import logging
 
-    Args:
-        total: How many steps it has.
-        verb: What is going on.
-        is_shown: Whether a terminal shows it at all.
-    """
-    console = report.message_console()
-    progress = Progress(
-        TextColumn(verb),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        disable=not (is_shown and console.is_terminal),
-    )
-    with progress:
-        progress.add_task(verb, total=total)
-        yield progress
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
-def find_or_refuse(images: list[str] | None, example: str) -> tuple[list[Path], list[BrokenImage]]:
+def find_or_refuse(images: list[str] | None, example: str) -> tuple[list[Path], "list[BrokenImage]"]:
     """Finds images, and names on stderr what is not there.
 
     Args:
@@ -81,28 +73,37 @@ def find_or_refuse(images: list[str] | None, example: str) -> tuple[list[Path], 
     """
     if not images:
         raise UsageError(f"no image was given; for example: {example}")
+    from swinv2.images import find_images
+
     paths, missing = find_images(images)
     for image in missing:
-        report.print_broken(image, report.message_console())
+        print_broken(image, message_console())
     return paths, missing
 
 
+def print_broken(image: "BrokenImage", console: Console) -> None:
+    """Names a file that was skipped, and why."""
+    console.print(Text.assemble(("skipped ", "yellow"), f"{shown(image.path)}: {image.reason}"))
+
+
 def watch(
-    answers: Iterable[tuple[Path, Answer | BrokenImage]], progress: Progress, skipped: list[BrokenImage]
-) -> Iterator[tuple[Path, Answer | BrokenImage]]:
+    answers: "Iterable[tuple[Path, Answer | BrokenImage]]", progress: Progress, skipped: "list[BrokenImage]"
+) -> "Iterator[tuple[Path, Answer | BrokenImage]]":
     """Passes answers on and counts them; broken images among them are named and put to the skipped ones."""
+    from swinv2.images import BrokenImage
+
     for path, answer in answers:
-        progress.advance(progress.task_ids[0])
+        progress.advance()
         if isinstance(answer, BrokenImage):
-            report.print_broken(answer, progress.console)
+            print_broken(answer, progress.console)
             skipped.append(answer)
         yield path, answer
 
 
-def finish(total: int, skipped: list[BrokenImage]) -> None:
+def finish(total: int, skipped: "list[BrokenImage]") -> None:
     """Ends the command with the status for skipped images, if there are some."""
     if skipped:
-        report.message_console().print(f"{len(skipped)} of {total} images skipped", style="yellow")
+        message_console().print(f"{len(skipped)} of {total} images skipped", style="yellow")
         raise typer.Exit(SKIPPED)
 
 
@@ -110,8 +111,10 @@ def model_or_shipped(model: str | None) -> str:
     """The model that was named; else the folder of the shipped one, which is said on stderr."""
     if model is not None:
         return model
+    from swinv2.predict.shipped import shipped_model
+
     folder = str(shipped_model())
-    report.message_console().print(
+    message_console().print(
         "no --model given: using the CIFAR-10 model that ships with the package (10 labels); for ImageNet labels use "
         "--model microsoft/swinv2-tiny-patch4-window8-256",
         style="dim",

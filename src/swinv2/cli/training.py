@@ -5,14 +5,15 @@ Computed in `swinv2.train`, which is imported only when one of them runs.
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
 
 from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, Precision
-from swinv2.cli.running import SKIPPED, find_or_refuse, finish, model_or_shipped, progress_bar, sentences
-from swinv2.predict import report
+from swinv2.cli.running import SKIPPED, find_or_refuse, finish, model_or_shipped, quiet_transformers, sentences
+from swinv2.console import data_console, message_console, progress_bar, shown
+from swinv2.train.signals import StoppedError, stopped_by_signals
 
 
 def pretrain(context: typer.Context) -> None:
@@ -20,10 +21,7 @@ def pretrain(context: typer.Context) -> None:
 
     Exit status 3: the training stopped because it could not go on. 143: SIGTERM came, and a checkpoint was saved.
     """
-    from swinv2.train import commands
-
-    with sentences():
-        raise typer.Exit(commands.pretrain(context.args))
+    _train("pretrain", context.args)
 
 
 def finetune(context: typer.Context) -> None:
@@ -31,10 +29,25 @@ def finetune(context: typer.Context) -> None:
 
     Exit status 3: the training stopped because it could not go on. 143: SIGTERM came, and a checkpoint was saved.
     """
-    from swinv2.train import commands
+    _train("finetune", context.args)
 
+
+def _train(command: str, flags: list[str]) -> NoReturn:
+    """Runs a training, and ends the command with its exit status; a signal that does not wait for a step too."""
     with sentences():
-        raise typer.Exit(commands.finetune(context.args))
+        try:
+            with stopped_by_signals():
+                quiet_transformers()
+                from swinv2.train import commands
+
+                status = commands.pretrain(flags) if command == "pretrain" else commands.finetune(flags)
+        except StoppedError as error:
+            message_console().print(
+                f"{error}: stopped at once; --resume goes on from the newest checkpoint, if there is one",
+                style="yellow",
+            )
+            status = 128 + error.number
+        raise typer.Exit(status)
 
 
 def evaluate(
@@ -56,15 +69,13 @@ def evaluate(
 
     A picture that cannot be read is named on stderr and left out; the exit status is then 1.
     """
+    quiet_transformers()
+    from swinv2.predict import report
     from swinv2.train import evaluate as evaluation
 
     with sentences():
         name = model_or_shipped(model)
-        with progress_bar(1, "evaluating") as progress:
-
-            def advance(done: int, total: int) -> None:
-                progress.update(progress.task_ids[0], completed=done, total=total)
-
+        with progress_bar(0, "evaluating") as progress:
             found, pictures = evaluation.evaluate(
                 name,
                 data,
@@ -73,16 +84,16 @@ def evaluate(
                 workers=workers,
                 device=device,
                 dtype=precision.dtype,
-                advance=advance,
+                advance=progress.update,
             )
         files = [] if output is None else evaluation.draw_evaluation(found, pictures, output)
     if as_json:
         typer.echo(json.dumps(found.summary(), indent=2))
     else:
-        report.print_evaluation(found.summary(), report.data_console())
-    console = report.message_console()
+        report.print_evaluation(found.summary(), data_console())
+    console = message_console()
     for file in files:
-        console.print(f"drawn: {report.shown(file)}")
+        console.print(f"drawn: {shown(file)}")
     for broken in found.unreadable:
         console.print(Text.assemble(("skipped ", "yellow"), broken))
     if found.unreadable:
@@ -104,12 +115,14 @@ def reconstruct(
     device: Device = "auto",
 ) -> None:
     """Draw what a pre-trained model sees in place of what is hidden: input, hidden, drawn, a row for each image."""
-    from swinv2.train import reconstruct as reconstruction
-
     with sentences():
         paths, missing = find_or_refuse(images, "swinv2 reconstruct photo.jpg --model runs/pretrain/final.")
-        loss = reconstruction.reconstruct(
-            paths, model, output, mask_ratio=mask_ratio, mask_block=mask_block, seed=seed, device=device
-        )
-    report.message_console().print(f"mean error over hidden pixels {loss:.4f}; drawn: {report.shown(output)}")
+        quiet_transformers()
+        from swinv2.train import reconstruct as reconstruction
+
+        with progress_bar(0, "reconstructing", is_shown=False):
+            loss = reconstruction.reconstruct(
+                paths, model, output, mask_ratio=mask_ratio, mask_block=mask_block, seed=seed, device=device
+            )
+    message_console().print(f"mean error over hidden pixels {loss:.4f}; drawn: {shown(output)}")
     finish(len(paths) + len(missing), list(missing))

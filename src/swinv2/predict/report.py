@@ -6,7 +6,6 @@ colours; elsewhere they are plain text, one line for each fact, never folded. Th
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from swinv2.console import shown
 from swinv2.images import BrokenImage
 from swinv2.predict.describe import Description
 from swinv2.predict.predictor import Prediction
@@ -27,32 +27,6 @@ from swinv2.sizes import as_typed
 Answers = Iterable[tuple[Path, list[Prediction] | BrokenImage]]
 
 _RIGHT: dict[str, Any] = {"justify": "right", "no_wrap": True}
-
-
-def message_console() -> Console:
-    """Where messages go."""
-    console = Console(stderr=True, highlight=False)
-    # In a terminal lines end between words; elsewhere, in a log, a message is one line.
-    console.soft_wrap = not console.is_terminal
-    return console
-
-
-def data_console() -> Console:
-    """Where tables go."""
-    console = Console(highlight=False)
-    # Elsewhere than in a terminal there is no edge at which a line would have to be folded.
-    return console if console.is_terminal else Console(highlight=False, width=100_000)
-
-
-def shown(path: Path) -> str:
-    """A file's name fit for a terminal and for text files, whatever bytes it is made of."""
-    name = os.fsencode(path).decode("utf-8", "replace")
-    return name if name.isprintable() else repr(name)
-
-
-def print_broken(image: BrokenImage, console: Console) -> None:
-    """Names a file that was skipped, and why."""
-    console.print(Text.assemble(("skipped ", "yellow"), f"{shown(image.path)}: {image.reason}"))
 
 
 def _table(console: Console, **columns: dict[str, Any]) -> Table:

@@ -1,29 +1,25 @@
 """`swinv2 pretrain` and `swinv2 finetune`, from flags to exit status.
 
 In: flags. Out: what was trained, and an exit status: 0, 3 if the training stopped because it could not go on, 128 and
-the number of the signal that stopped it. Messages go to stderr, `--as_json` to stdout.
+the number of the signal that stopped it. Messages go to stderr, `--as_json` to stdout. What trains is imported when
+the settings have been read: refusals and `--help` need less.
 """
 
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
 from swinv2.errors import UsageError
-from swinv2.train.checkpoints import SaveError, newest_sound
-from swinv2.train.finetune import make_finetuning
-from swinv2.train.health import DivergedError, TooManyBrokenError
-from swinv2.train.plan import make_plan
-from swinv2.train.pretrain import make_pretraining
-from swinv2.train.running import run_training
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, parse_settings
-from swinv2.train.trainer import SwinTrainer
+
+if TYPE_CHECKING:
+    from swinv2.train.trainer import SwinTrainer
 
 STOPPED = 3
 """Exit status of a training that could not go on."""
@@ -37,6 +33,8 @@ def pretrain(flags: Sequence[str]) -> int:
     """
     settings = parse_settings(PretrainSettings, flags, "swinv2 pretrain")
     _log_to_stderr()
+    from swinv2.train.pretrain import make_pretraining
+
     return _run(make_pretraining(settings))
 
 
@@ -48,10 +46,19 @@ def finetune(flags: Sequence[str]) -> int:
     """
     settings = parse_settings(FinetuneSettings, flags, "swinv2 finetune")
     _log_to_stderr()
+    from swinv2.train.finetune import make_finetuning
+
     return _run(make_finetuning(settings))
 
 
-def _run(trainer: SwinTrainer) -> int:
+def _run(trainer: "SwinTrainer") -> int:
+    import torch
+
+    from swinv2.train.checkpoints import SaveError, newest_sound
+    from swinv2.train.health import DivergedError, TooManyBrokenError
+    from swinv2.train.plan import make_plan
+    from swinv2.train.running import run_training
+
     args = trainer.args
     plan = make_plan(trainer)
     if args.dry_run:

@@ -6,11 +6,14 @@ status. `plan.py` says beforehand what would be done.
 
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import BitImageProcessor, PrinterCallback, ProgressCallback, ViTImageProcessor
 
 from swinv2.config import Swinv2Config
+from swinv2.console import Lines, message_console
 from swinv2.disk import whole_file
 from swinv2.errors import UsageError
 from swinv2.lengths import as_pair
@@ -22,7 +25,7 @@ from swinv2.train.pictures import Pictures
 from swinv2.train.settings import RunSettings
 from swinv2.train.signals import noting_signals
 from swinv2.train.trainer import SwinTrainer
-from swinv2.train.watching import Bar, Log
+from swinv2.train.watching import Bar, Log, Steps
 
 FINAL, RESULTS_NAME = "final", "results.json"
 
@@ -76,6 +79,22 @@ def make_processor(pixels: Pixels, crop_ratio: float | None = None) -> Any:
     )
 
 
+@contextmanager
+def _watched(trainer: SwinTrainer) -> Iterator[None]:
+    """Shows how far a training is: by a bar, or where there shall be none, by lines."""
+    trainer.pop_callback(ProgressCallback)
+    trainer.pop_callback(PrinterCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(Bar())
+        yield
+    elif not trainer.args.should_save:
+        yield
+    else:
+        with Lines(0, message_console(), "starting") as lines:
+            trainer.add_callback(Steps(lines, trainer.args.whole_batch, trainer.facts))
+            yield
+
+
 def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     """Trains, evaluates and saves.
 
@@ -85,25 +104,30 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     Returns:
         The results, and the exit status: 0, or 128 and the number of the signal that stopped the run.
     """
+    with _watched(trainer):
+        return _run(trainer)
+
+
+def _run(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     settings = trainer.args
     if settings.should_save:
         clear_unfinished(trainer.run)
     start = where_to_go_on(trainer.run, settings.resume_from_checkpoint, settings.resume)
-    trainer.pop_callback(ProgressCallback)
-    trainer.pop_callback(PrinterCallback)
-    if not settings.disable_tqdm:
-        trainer.add_callback(Bar())
-    trainer.add_callback(Log(trainer.run))
+    results: dict[str, Any] = {}
+
+    def begin_at(step: int, steps: int) -> None:
+        message_console().print(f"going on from step {step:,} of {steps:,}: {start}")
+        results["resumed_from_step"] = step
+
+    trainer.add_callback(Log(trainer.run, begin_at))
     with noting_signals(trainer.note_signal):
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    results["step"] = trainer.state.global_step
     # Not if it came too late to stop anything.
     if trainer.stopping and trainer.signal is not None:
-        return {
-            "stopped_by": signal.Signals(trainer.signal).name,
-            "step": trainer.state.global_step,
-        }, 128 + trainer.signal
+        return results | {"stopped_by": signal.Signals(trainer.signal).name}, 128 + trainer.signal
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    results: dict[str, Any] = {"step": trainer.state.global_step, "loss": losses[-1] if losses else None}
+    results["loss"] = losses[-1] if losses else None
     if trainer.eval_dataset is not None:
         results |= trainer.evaluate()
     trainer.save_final(trainer.run / FINAL)

@@ -14,7 +14,7 @@ What a step computes is left to `pretrain.py` and `finetune.py`.
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -44,7 +45,7 @@ from swinv2.train.health import Health
 from swinv2.train.optim import MuonAdamW
 from swinv2.train.schedule import make_schedule
 from swinv2.train.settings import RunSettings
-from swinv2.train.signals import deaf_to_signals
+from swinv2.train.signals import deafen
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,9 @@ class SwinTrainer(Trainer):
         self._health = Health(self.run, settings.device, settings.max_broken_images)
         self._seen, self._seen_since, self._counted_from = 0, 0, time.perf_counter()
         self._waiting = 0.0
+        self._reading: Any = None
+        self._step_loss: Tensor | None = None
+        self._last_loss: Tensor | None = None
         self.signal: int | None = None
         self.stopping = self.has_begun = False
         self.average: WeightAverage | None = None
@@ -137,7 +141,7 @@ class SwinTrainer(Trainer):
         """Batches to evaluate."""
         loader: Any = super().get_eval_dataloader(eval_dataset)
         # accelerate's loader draws from the one that it was given.
-        getattr(loader, "base_dataloader", loader).worker_init_fn = deaf_to_signals()
+        deafen(getattr(loader, "base_dataloader", loader))
         return loader
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -150,14 +154,15 @@ class SwinTrainer(Trainer):
             "persistent_workers": args.dataloader_persistent_workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
             "multiprocessing_context": args.dataloader_multiprocessing_context,
-            "worker_init_fn": deaf_to_signals(),
             # Its own generator: a loader draws a seed for its workers, and the global one must not notice.
             "generator": torch.Generator().manual_seed(args.seed),
         }
         if isinstance(examples, StreamedExamples):
-            return DataLoader(
+            loader = DataLoader(
                 examples, batch_size=self._train_batch_size, drop_last=args.dataloader_drop_last, **options
             )
+            deafen(loader)
+            return loader
         if not isinstance(examples, TrainingExamples):
             raise UsageError(f"the training examples are {type(examples).__name__}; expected TrainingExamples.")
         batches = DrawBatches(
@@ -169,7 +174,9 @@ class SwinTrainer(Trainer):
             args.dataloader_drop_last,
         )
         self._batches = batches
-        return DataLoader(examples, batch_sampler=batches, **options)
+        loader = DataLoader(examples, batch_sampler=batches, **options)
+        deafen(loader)
+        return loader
 
     def begin_counting(self) -> None:
         """Starts the clock of the images per second."""
@@ -181,7 +188,33 @@ class SwinTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(**rest)
+        try:
+            super()._run_epoch(**rest)
+        finally:
+            # A loader keeps the iterator of persistent workers for the next epoch.
+            if self._reading is not getattr(rest["train_dataloader"], "_iterator", None):
+                self._stop_reading()
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """Notes who reads the pictures of this epoch."""
+        self._reading = epoch_iterator
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def train(self, *args: Any, **rest: Any) -> Any:
+        """Trains; the processes that read pictures end with it."""
+        try:
+            return super().train(*args, **rest)
+        finally:
+            self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        # Not left to the garbage collector: what keeps the traceback of an error that was met below an epoch, as the
+        # cache of the parser of a drawing's labels does, keeps the epoch's iterator and its workers.
+        reading, self._reading = self._reading, None
+        if isinstance(reading, _MultiProcessingDataLoaderIter):
+            reading._shutdown_workers()
+        elif isinstance(reading, Generator):
+            reading.close()
 
     def begin_epoch(self, epoch: int) -> None:
         """Draws the order of an epoch. Called before the Trainer asks for its batches."""
@@ -234,14 +267,22 @@ class SwinTrainer(Trainer):
         self._seen += len(inputs["pixel_values"])
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._health.note_loss(loss, step)
+        self._step_loss = loss if self._step_loss is None else self._step_loss + loss
         return loss
 
     def end_step(self, control: TrainerControl) -> None:
         """Averages the weights and answers a signal."""
+        self._last_loss, self._step_loss = self._step_loss, None
         if self.average is not None:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
         if self._somebody_was_signalled():
             self.stopping = control.should_save = control.should_training_stop = True
+
+    def facts(self) -> str:
+        """Loss and learning rate of the last step, in words; nothing before the first step has ended."""
+        if self._last_loss is None:
+            return ""
+        return f"loss {float(self._last_loss):.4g}, rate {self._get_learning_rate():.3g}"
 
     def note_signal(self, number: int) -> None:
         """Lets the step end, saves a checkpoint and stops the training."""

@@ -1,14 +1,17 @@
 """What people and programs see of a training while it runs.
 
-In: what the Trainer tells its callbacks. Out: a progress bar with images per second, `log.jsonl`, `curves.png`.
+In: what the Trainer tells its callbacks. Out: in a terminal a progress bar with images per second, elsewhere a line
+every half minute; `log.jsonl`, `curves.png`.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from swinv2.console import Lines
 from swinv2.disk import whole_file
 
 LOG_NAME, CURVES_NAME = "log.jsonl", "curves.png"
@@ -33,22 +36,67 @@ class Bar(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
+class Steps(TrainerCallback):
+    """Tells lines of progress how far training and evaluations are.
+
+    Args:
+        lines: The lines.
+        images: Images of a step, on all processes together.
+        facts: What a line of the training says beside the step.
+    """
+
+    def __init__(self, lines: Lines, images: int, facts: Callable[[], str]) -> None:
+        self.lines, self.images, self.facts = lines, images, facts
+        self._evaluated = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        self._train(state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        self.lines.update(state.global_step, state.max_steps)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        batches = len(rest["eval_dataloader"])
+        if not self._evaluated:
+            self.lines.begin("evaluating: batch", 0, batches, args.eval_batch_size * args.world_size)
+        self._evaluated += 1
+        self.lines.update(self._evaluated, batches)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        self._evaluated = 0
+        self._train(state)
+
+    def _train(self, state: TrainerState) -> None:
+        self.lines.begin("training: step", state.global_step, state.max_steps, self.images, self.facts)
+
+
 class Log(TrainerCallback):
     """Keeps `log.jsonl` and `curves.png` in step with what was learned.
 
-    A run that goes on from a checkpoint begins with the lines up to it: what was logged after it is logged again.
+    A run that goes on from a checkpoint begins with the lines up to it, and one that says from which step it goes on:
+    what was logged after it is logged again.
 
     Args:
         run: Folder of the run.
+        begun_at: Is told the step and the number of steps when a run goes on.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, begun_at: Callable[[int, int], None]) -> None:
+        self.run, self.begun_at = run, begun_at
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
         if state.is_world_process_zero:
+            if state.global_step:
+                state.log_history.append(
+                    {"resumed_from_step": state.global_step, "epoch": state.epoch, "step": state.global_step}
+                )
+                self.begun_at(state.global_step, state.max_steps)
             self.run.mkdir(parents=True, exist_ok=True)
             with whole_file(self.run / LOG_NAME, alone=True) as partial:
                 partial.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))

@@ -1,0 +1,67 @@
+"""How far a command says it is, where there is no terminal to show a bar."""
+
+import re
+import time
+
+import pytest
+from rich.console import Console
+
+from swinv2 import console
+from swinv2.console import Lines, progress_bar
+
+
+def test_a_line_says_how_far_and_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    lines = Lines(50_000, Console(stderr=True), "classifying")
+    assert lines.line() == "classifying 0/50,000, 0 images/s, unknown time left"
+    now = 110.0
+    lines.update(2_000, 50_000)
+    assert lines.line() == "classifying 2,000/50,000, 200 images/s, 4:00 left"
+    now = 120.0
+    lines.update(2_500, 50_000)
+    # The speed since the line before; the time left by the speed of all.
+    assert lines.line() == "classifying 2,500/50,000, 50 images/s, 6:20 left"
+    lines.begin("training: step", 40, 100, images=16, facts=lambda: "loss 2.5, rate 0.001")
+    now = 130.0
+    lines.update(45, 100)
+    assert lines.line() == "training: step 45/100, loss 2.5, rate 0.001, 8 images/s, 1:50 left"
+    lines.begin("converting", 0, 0)
+    now = 195.0
+    assert lines.line() == "converting: 1:05 so far"
+
+
+def test_lines_come_however_long_a_step_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.05)
+    with progress_bar(3, "classifying") as progress:
+        progress.advance()
+        time.sleep(0.4)
+    out, err = capsys.readouterr()
+    assert not out
+    assert re.match(r"classifying 1/3, [0-9.e+]+ images/s, 0:0[0-9] left\n", err)
+    assert err.count("\n") >= 2
+    time.sleep(0.2)
+    assert not capsys.readouterr().err
+
+
+def test_a_short_command_prints_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(1, "classifying") as progress:
+        progress.advance()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.01)
+    with progress_bar(3, "classifying") as progress:
+        progress.advance()
+        time.sleep(0.2)
+    shown = capsys.readouterr().err
+    assert "1/3" in shown
+    assert "images/s" not in shown
+    with progress_bar(3, "classifying", is_shown=False) as progress:
+        progress.advance()
+        time.sleep(0.05)
+    assert not capsys.readouterr().err

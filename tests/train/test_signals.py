@@ -1,0 +1,138 @@
+"""Signals to a training and to the processes that read its pictures: who answers, and what is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from test_training import log, losses, start, wait_for
+from typer.testing import CliRunner
+
+from swinv2.cli import app
+from swinv2.train import checkpoints, commands, signals
+
+
+def living(group: int) -> list[str]:
+    """The processes of a group that have not ended."""
+    found: list[str] = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = stat.read_text().rpartition(") ")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        state, _, its_group = rest.split()[:3]
+        if int(its_group) == group and state != "Z":
+            found.append(name)
+    return found
+
+
+def wait_until_gone(group: int, seconds: float = 5) -> None:
+    """Waits for the last process of a group to end."""
+    end = time.monotonic() + seconds
+    while found := living(group):
+        assert time.monotonic() < end, found
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("to_all", "number", "persistent"),
+    [
+        (True, signal.SIGTERM, "false"),
+        pytest.param(False, signal.SIGTERM, "true", marks=pytest.mark.slow),
+        pytest.param(True, signal.SIGINT, "true", marks=pytest.mark.slow),
+    ],
+)
+def test_stopped_and_gone_on_without_a_complaint(
+    flags: list[str], tmp_path: Path, to_all: bool, number: int, persistent: str
+) -> None:
+    """Neither run complains, even where processes still read when the one that trains ends; and none is left."""
+    flags = [*flags, "--num_train_epochs", "12", "--dataloader_num_workers", "2", "--eval_strategy", "no"]
+    flags += ["--dataloader_persistent_workers", persistent]
+    process = start("finetune", flags)
+    run = tmp_path / "run"
+    # In the midst of an epoch, which goes on in the midst.
+    wait_for(lambda: (run / "log.jsonl").exists() and len(losses(run)) > 6, process)
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    wait_until_gone(process.pid)
+    assert "Traceback" not in errors
+    stopped = checkpoints.newest_sound(run)[0]
+    assert stopped is not None
+    step = int(stopped.name.split("-")[1])
+    assert errors.splitlines()[-1] == f"{signal.Signals(number).name}: saved at step {step}; --resume goes on"
+    again = start("finetune", [*flags, "--resume"])
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    wait_until_gone(again.pid)
+    said = errors.splitlines()
+    assert said[-2] == f"going on from step {step} of 60: {stopped}"
+    assert said[-1].startswith("loss ")
+    assert [entry["step"] for entry in log(run) if "resumed_from_step" in entry] == [step]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_a_killed_run_leaves_no_process(flags: list[str], tmp_path: Path) -> None:
+    process = start("finetune", [*flags, "--num_train_epochs", "2000", "--dataloader_num_workers", "2"])
+    wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists() and len(losses(tmp_path / "run")) > 2, process)
+    process.kill()
+    process.communicate(timeout=60)
+    wait_until_gone(process.pid, 30)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_worker_is_deaf_from_its_first_moment_on(method: str, tmp_path: Path) -> None:
+    """A signal that finds a process before it has begun to read pictures does not end it."""
+    script = tmp_path / "script.py"
+    # A file: what is not forked imports it again.
+    script.write_text(
+        "import os, signal, multiprocessing\n"
+        "from swinv2.train import signals\n"
+        "if __name__ == '__main__':\n"
+        f"    context = signals._with_held_signals(multiprocessing.get_context({method!r}))\n"
+        "    worker = context.Process(target=signals._begin_worker, args=(signals._is_leaving, 0))\n"
+        "    worker.start()\n"
+        "    os.kill(worker.pid, signal.SIGTERM)\n"
+        "    worker.join()\n"
+        "    print(worker.exitcode, signal.pthread_sigmask(signal.SIG_BLOCK, ()))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "0 set()\n", done.stderr
+
+
+def test_every_way_to_start_a_process_is_known() -> None:
+    for method in ("fork", "spawn", "forkserver"):
+        assert signals._with_held_signals(get_context(method)).get_start_method() == method
+    assert signals._with_held_signals(None).get_start_method() == get_context().get_start_method()
+
+
+def test_the_second_signal_stops_at_once() -> None:
+    noted: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.noting_signals(noted.append):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert noted == [signal.SIGTERM]
+        with pytest.raises(signals.StoppedError, match="SIGINT"):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_where_no_step_is_under_way_is_one_line(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(flags: list[str]) -> int:
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        return 0
+
+    monkeypatch.setattr(commands, "finetune", prepare)
+    result = CliRunner().invoke(app, ["finetune"])
+    assert result.exit_code == 128 + number
+    said = "stopped at once; --resume goes on from the newest checkpoint, if there is one"
+    assert result.stderr == f"{signal.Signals(number).name}: {said}\n"
