@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers.models.swinv2.configuration_swinv2 import Swinv2Config as TransformersConfig
 
-from swinv2 import Swinv2Config
+from swinv2 import (
+    Swinv2Backbone,
+    Swinv2Config,
+    Swinv2ForImageClassification,
+    Swinv2ForMaskedImageModeling,
+    Swinv2Model,
+)
+from swinv2.errors import UsageError
+from swinv2.predict.describe import describe
 
 
 def plain(value: Any) -> Any:
@@ -52,8 +61,6 @@ REFUSALS = [
     ("image_size", {"image_size": True}),
     ("image_size", {"image_size": (1, 2, 3)}),
     ("image_size[1]", {"image_size": (256, "wide")}),
-    ("image_size", {"image_size": 3}),
-    ("patch_size", {"image_size": (256, 8), "patch_size": 16}),
     ("patch_size", {"patch_size": 0}),
     ("num_channels", {"num_channels": 0}),
     ("embed_dim", {"embed_dim": 1.5}),
@@ -64,21 +71,16 @@ REFUSALS = [
     ("depths", {"depths": [], "num_heads": []}),
     ("num_heads", {"num_heads": 3}),
     ("num_heads[0]", {"num_heads": [0, 6, 12, 24]}),
-    ("num_heads", {"num_heads": [3, 6, 12]}),
-    ("num_heads[0]", {"num_heads": [5, 6, 12, 24]}),
     ("window_size", {"window_size": 0}),
     ("window_size", {"window_size": 7.5}),
     ("window_size", {"window_size": "8x16"}),
     ("window_size", {"window_size": True}),
     ("window_size", {"window_size": []}),
-    ("window_size", {"window_size": [8, 8, 8]}),
-    ("window_size", {"window_size": [[8, 8], [4, 4]]}),
     ("window_size[0]", {"window_size": (0, 8)}),
     ("window_size[1]", {"window_size": [8, "16"]}),
     ("window_size[2]", {"window_size": [8, 8, 0, 8]}),
     ("window_size[3]", {"window_size": [8, 8, 8, (4, 4, 4)]}),
     ("window_size[1][0]", {"window_size": [8, (-4, 8), 8, 8]}),
-    (FOUR, {FOUR: [12, 12, 12]}),
     (FOUR, {FOUR: 12}),
     (f"{FOUR}[3]", {FOUR: [12, 12, 12, -6]}),
     (f"{FOUR}[0]", {FOUR: ["12", 12, 12, 6]}),
@@ -96,7 +98,6 @@ REFUSALS = [
     ("encoder_stride", {"encoder_stride": 0}),
     ("encoder_stride", {"encoder_stride": (32, 32, 32)}),
     ("extra_norm_period", {"extra_norm_period": -1}),
-    ("extra_norm_period", {"extra_norm_period": 7}),
     ("mask_padding", {"mask_padding": None}),
     ("num_layers", {"num_layers": 3}),
     ("hidden_size", {"hidden_size": 96}),
@@ -105,6 +106,43 @@ REFUSALS = [
     ("windows_size", {"windows_size": 8}),
     ("ape", {"ape": True}),
 ]
+
+CONTRADICTIONS = [
+    ("image_size", {"image_size": 3}),
+    ("patch_size", {"image_size": (256, 8), "patch_size": 16}),
+    ("num_heads", {"num_heads": [3, 6, 12]}),
+    ("num_heads[0]", {"num_heads": [5, 6, 12, 24]}),
+    ("window_size", {"window_size": [8, 8, 8]}),
+    ("window_size", {"window_size": [[8, 8], [4, 4]]}),
+    (FOUR, {FOUR: [12, 12, 12]}),
+    ("extra_norm_period", {"extra_norm_period": 7}),
+]
+ALL = REFUSALS + CONTRADICTIONS
+
+
+@pytest.mark.parametrize(("name", "fields"), CONTRADICTIONS, ids=str)
+def test_contradictions_are_refused_where_a_model_is_built(name: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    """As in transformers they may be written, kept in a file and mended; models and programs get one sentence."""
+    config = Swinv2Config(**fields)
+    config.save_pretrained(tmp_path)
+    read = Swinv2Config.from_pretrained(tmp_path)
+    assert plain(read.to_dict()) == plain(config.to_dict())
+    with pytest.raises(ValueError) as refusal:
+        read.stages()
+    message = str(refusal.value)
+    assert name in message
+    config.architectures = ["Swinv2Model"]
+    config.save_pretrained(tmp_path)
+    for build in (Swinv2Model, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling, Swinv2Backbone):
+        with torch.device("meta"), pytest.raises(ValueError) as built:
+            build(read)
+        assert str(built.value) == message
+    with pytest.raises(UsageError) as refused:
+        describe(str(tmp_path))
+    assert str(refused.value).endswith(message)
+    for field in fields:
+        setattr(read, field, getattr(Swinv2Config(), field))
+    assert read.stages() == Swinv2Config().stages()
 
 
 @pytest.mark.parametrize(("name", "fields"), REFUSALS, ids=lambda value: str(value))
@@ -116,12 +154,12 @@ def test_the_impossible_is_refused_by_name(name: str, fields: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "fields"), [case for case in REFUSALS if not case[0].startswith("out_")], ids=lambda value: str(value)
+    ("name", "fields"), [case for case in ALL if not case[0].startswith("out_")], ids=lambda value: str(value)
 )
 def test_a_refusal_is_a_sentence_with_what_was_given(name: str, fields: dict[str, Any]) -> None:
     """It says what was given (by its name if the name is wrong) and ends as sentences do."""
     with pytest.raises(ValueError) as refusal:
-        Swinv2Config(**fields)
+        Swinv2Config(**fields).checked()
     message = str(refusal.value)
     assert message.endswith((".", "?"))
     given = fields.get(name.partition("[")[0], "")
@@ -133,7 +171,7 @@ def test_a_refusal_is_a_sentence_with_what_was_given(name: str, fields: dict[str
 def test_a_wrong_window_is_answered_with_all_that_it_may_be() -> None:
     """The sentence says how many there must be."""
     with pytest.raises(ValueError) as refusal:
-        Swinv2Config(window_size=[8, 8, 4])
+        Swinv2Config(window_size=[8, 8, 4]).checked()
     assert str(refusal.value) == (
         "window_size is [8, 8, 4]; expected an integer or a pair (height, width) for all stages, or a list of such "
         "windows, one for each of the 4 stages."

@@ -846,9 +846,11 @@ class TestRefusals:
             build(Swinv2Model)(images, bool_masked_pos=torch.ones(2, 192, dtype=torch.bool))
 
     def test_a_decoder_that_does_not_fit(self) -> None:
-        """The stride of the decoder follows from patch size and stages."""
-        with pytest.raises(ValueError, match=r"encoder_stride is 32; .* need \(8, 8\)"):
-            build(Swinv2ForMaskedImageModeling, encoder_stride=32)
+        """It draws as in transformers; only a loss, which a mask asks for, needs the stride of patches and stages."""
+        model, images = build(Swinv2ForMaskedImageModeling, encoder_stride=32), torch.zeros(1, 3, 64, 64)
+        assert tuple(model(images).reconstruction.shape) == (1, 3, 256, 256)
+        with pytest.raises(ValueError, match=r"bool_masked_pos was given.* encoder_stride is 32.* need \(8, 8\)"):
+            model(images, bool_masked_pos=torch.ones(1, 256, dtype=torch.bool))
 
     @pytest.mark.parametrize(
         ("fields", "labels", "message"),

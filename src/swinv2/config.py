@@ -8,7 +8,7 @@ integers. This module knows no tensor, no layer and no checkpoint name.
 import copy
 import difflib
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 from torch.nn import functional
@@ -149,7 +149,8 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         stage_windows: For each stage, `window_size` as a pair, not clipped.
 
     Raises:
-        ValueError: A field is impossible or unknown; the message names it and says what was expected.
+        ValueError: A field is impossible or unknown; the message names it and says what was expected. Fields that
+            contradict each other are refused where a model is built from them (`checked`).
 
     Source:
         Liu et al., Swin Transformer V2, sections 3.1 to 3.4; transformers' `Swinv2Config` for names and defaults.
@@ -208,8 +209,8 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"pretrained_window_sizes is {sizes!r}; expected a list, one entry for each stage.")
         # The default, four zeros, stands for a zero in each stage; transformers writes it whatever their number is.
         self.pretrained_window_sizes = list(sizes) if any(sizes) else [0] * len(self.depths)
-        self._check()
-        self.window_size = plain_windows(self.stage_windows)
+        self._check_each()
+        self._shorten_windows()
         for name in ("num_layers", "hidden_size", "stage_names"):
             given = kwargs.pop(name, None)
             if given is not None and given != getattr(self, name):
@@ -242,7 +243,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         built = super().from_dict(own, **kwargs)
         config = built[0] if isinstance(built, tuple) else built
         if "window_size" in kwargs:
-            config.window_size = plain_windows(config.stage_windows)
+            config._shorten_windows()
         is_resized = kwargs.keys() & {"image_size", "window_size"} and not kwargs.keys() & _OTHER_WEIGHTS
         if is_resized and "pretrained_window_sizes" not in kwargs:
             config._keep_learned_windows(cls(**stored_fields))
@@ -285,10 +286,25 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             other.window_size = plain_windows(as_windows("window_size", window_size, len(self.depths)))
         if stretch:
             other.pretrained_window_sizes = [0] * len(self.depths)
-            other.stages()  # refuses what is impossible
         else:
             other._keep_learned_windows(self)
-        return other
+        return other.checked()
+
+    def checked(self) -> Self:
+        """This configuration, if a model can be built from it.
+
+        Raises:
+            ValueError: Fields are impossible or contradict each other.
+        """
+        self.stages()
+        return self
+
+    def _shorten_windows(self) -> None:
+        windows = as_windows("window_size", self.window_size, len(self.depths), any_number=True)
+        # A list that does not fit the stages is kept as it is until a model is built.
+        self.window_size = (
+            plain_windows(windows) if len(windows) == len(self.depths) else copy.deepcopy(self.window_size)
+        )
 
     def _keep_learned_windows(self, before: "Swinv2Config") -> None:
         """Sets the pre-training windows to those in which the weights of another configuration were learned."""
@@ -348,12 +364,13 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             One `StageSpec` for each stage.
 
         Raises:
-            ValueError: The fields were changed since to something impossible.
+            ValueError: Fields contradict each other, or were changed since to something impossible.
 
         Source:
             transformers' `Swinv2Layer._compute_window_shift`; timm's `_calc_window_shift` for rectangles.
         """
-        self._check()
+        self._check_each()
+        self._check_together()
         num_blocks = sum(self.depths)
         rates = [self.drop_path_rate * block / max(num_blocks - 1, 1) for block in range(num_blocks)]
         windows = self.stage_windows
@@ -389,16 +406,14 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         """Builds the activation of the MLP."""
         return ACT2FN[self.hidden_act]
 
-    def _check(self) -> None:
-        image_size, patch_size = as_pair("image_size", self.image_size), as_pair("patch_size", self.patch_size)
-        if any(length < patch for length, patch in zip(image_size, patch_size, strict=True)):
-            raise ValueError(
-                f"image_size {self.image_size} is smaller than patch_size {self.patch_size}; an image must hold at "
-                "least one patch."
-            )
+    def _check_each(self) -> None:
+        """Refuses values that can never be right."""
+        if not self.depths:
+            raise ValueError("depths is empty; expected the number of blocks of at least one stage.")
+        for name in ("image_size", "patch_size", "encoder_stride"):
+            as_pair(name, getattr(self, name))
         for name in ("num_channels", "embed_dim"):
             as_length(name, getattr(self, name))
-        as_pair("encoder_stride", self.encoder_stride)
         as_length("extra_norm_period", self.extra_norm_period, 0)
         as_length("norm_targets", self.norm_targets, 0)
         if self.norm_targets and (self.norm_targets < 3 or self.norm_targets % 2 == 0):
@@ -406,14 +421,32 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
                 f"norm_targets is {self.norm_targets}; expected 0, or an odd number of at least 3: the side of a "
                 "square around each pixel."
             )
-        if self.extra_norm_period > max(self.depths, default=0):
+        as_windows("window_size", self.window_size, len(self.depths), any_number=True)
+        for index, window in enumerate(self.pretrained_window_sizes):
+            as_pair(f"pretrained_window_sizes[{index}]", window, 0)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            _probability(name, getattr(self, name))
+        for name in ("mlp_ratio", "initializer_range", "layer_norm_eps"):
+            if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a number above 0.")
+        for name in ("qkv_bias", "use_absolute_embeddings", "mask_padding"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected True or False.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {sorted(ACT2FN)}.")
+
+    def _check_together(self) -> None:
+        """Refuses values that contradict each other: when a model is built, for each may still be changed."""
+        if 0 in self.patch_grid:
+            raise ValueError(
+                f"image_size {self.image_size} is smaller than patch_size {self.patch_size}; an image must hold at "
+                "least one patch."
+            )
+        if self.extra_norm_period > max(self.depths):
             raise ValueError(
                 f"extra_norm_period is {self.extra_norm_period}, but no stage of depths {self.depths} has so many "
                 "blocks: it would have no effect. Use 0 for no extra norm."
             )
-        if not self.depths:
-            raise ValueError("depths is empty; expected the number of blocks of at least one stage.")
-        as_windows("window_size", self.window_size, len(self.depths))
         for name in ("num_heads", "pretrained_window_sizes"):
             if len(getattr(self, name)) != len(self.depths):
                 raise ValueError(
@@ -426,14 +459,3 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
                     f"num_heads[{index}] is {heads}, but stage {index + 1} has {self.embed_dim * 2**index} channels, "
                     "which is no multiple of it; change num_heads or embed_dim."
                 )
-            as_pair(f"pretrained_window_sizes[{index}]", self.pretrained_window_sizes[index], 0)
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
-            _probability(name, getattr(self, name))
-        for name in ("mlp_ratio", "initializer_range", "layer_norm_eps"):
-            if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a number above 0.")
-        for name in ("qkv_bias", "use_absolute_embeddings", "mask_padding"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected True or False.")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {sorted(ACT2FN)}.")

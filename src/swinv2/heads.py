@@ -15,12 +15,12 @@ from transformers.utils import ModelOutput
 
 from swinv2.config import Swinv2Config
 from swinv2.layers.patches import Embeddings, PatchEmbeddings
-from swinv2.layers.stage import Encoder
+from swinv2.layers.stage import Encoder, as_states, stage_attentions
 from swinv2.lengths import as_pair
-from swinv2.model import Swinv2Model, Swinv2PreTrainedModel, as_channels_first, as_tokens, stage_attentions
+from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.windows import Pair
 from swinv2.outputs import Swinv2ImageClassifierOutput, Swinv2MaskedImageModelingOutput
-from swinv2.simmim import masked_pixel_loss, normalise_targets
+from swinv2.simmim import grid_of, masked_pixel_loss, normalise_targets
 
 
 def _as_tuple(output: ModelOutput) -> tuple[Any, ...]:
@@ -151,9 +151,6 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
         config: The configuration; `encoder_stride` is what one token of the last map draws. With `norm_targets` it
             draws locally normalised pixels (`simmim.normalise_targets`), as the authors' Swin V2 models do.
 
-    Raises:
-        ValueError: `encoder_stride` does not fit the patch size and the number of stages.
-
     Example:
 
         >>> import torch
@@ -168,15 +165,10 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
 
     def __init__(self, config: Swinv2Config) -> None:
         super().__init__(config)
-        patch_size, stride = as_pair("patch_size", config.patch_size), as_pair("encoder_stride", config.encoder_stride)
-        merges = 2 ** (config.num_layers - 1)
-        if stride != (patch_size[0] * merges, patch_size[1] * merges):
-            raise ValueError(
-                f"encoder_stride is {config.encoder_stride}; patches of {patch_size[0]} x {patch_size[1]} pixels and "
-                f"{config.num_layers} stages need {(patch_size[0] * merges, patch_size[1] * merges)}."
-            )
         self.swinv2 = Swinv2Model(config, add_pooling_layer=False, use_mask_token=True)
-        self.decoder = PixelDecoder(config.hidden_size, config.num_channels, stride)
+        self.decoder = PixelDecoder(
+            config.hidden_size, config.num_channels, as_pair("encoder_stride", config.encoder_stride)
+        )
         self.post_init()
 
     def forward(
@@ -197,31 +189,39 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
             output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
         """
         pixel_values = self._check_images(pixel_values)
+        size, patch_size = (pixel_values.shape[2], pixel_values.shape[3]), as_pair("patch_size", self.config.patch_size)
+        merges = 2 ** (self.config.num_layers - 1)
+        token_size = patch_size[0] * merges, patch_size[1] * merges
+        fits = self.decoder.stride == token_size
+        if bool_masked_pos is not None and not fits:
+            raise ValueError(
+                f"bool_masked_pos was given, and the loss compares what each token of the last map draws with its "
+                f"pixels; encoder_stride is {self.config.encoder_stride}, and patches of {patch_size[0]} x "
+                f"{patch_size[1]} pixels and {self.config.num_layers} stages need {token_size}."
+            )
         outputs = self.swinv2(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             output_attentions=output_attentions,
-            output_hidden_states=True,
+            output_hidden_states=output_hidden_states,
             interpolate_pos_encoding=interpolate_pos_encoding,
             return_dict=True,
         )
-        height, width = pixel_values.shape[2:]
-        grid = outputs.reshaped_hidden_states[-1].shape[2:]
-        last_map = outputs.last_hidden_state.transpose(1, 2).unflatten(2, grid)
-        reconstruction = self.decoder(last_map)[:, :, :height, :width]
+        last_map = outputs.last_hidden_state.transpose(1, 2).unflatten(2, grid_of(size, token_size))
+        reconstruction = self.decoder(last_map)
+        if fits:  # the last tokens may reach beyond the image
+            reconstruction = reconstruction[:, :, : size[0], : size[1]]
         loss = None
         if bool_masked_pos is not None:
             window = self.config.norm_targets
             targets = normalise_targets(pixel_values, window) if window else pixel_values
-            patch_size = as_pair("patch_size", self.config.patch_size)
             loss = masked_pixel_loss(targets, reconstruction, bool_masked_pos, patch_size)
-        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output = Swinv2MaskedImageModelingOutput(
             loss=loss,
             reconstruction=reconstruction,
-            hidden_states=outputs.hidden_states if wants_states else None,
+            hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            reshaped_hidden_states=outputs.reshaped_hidden_states if wants_states else None,
+            reshaped_hidden_states=outputs.reshaped_hidden_states,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else _as_tuple(output)
 
@@ -280,12 +280,14 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
         backend = self._choose_backend(pixel_values, bool(output_attentions))
-        embedded = self.embeddings(pixel_values, None, interpolate_pos_encoding, backend)
-        stages = self.encoder(embedded, backend, bool(output_attentions))
-        maps = dict(zip(self.stage_names, [embedded, *(blocks for blocks, *_ in stages)], strict=True))
+        x = self.embeddings(pixel_values, None, interpolate_pos_encoding, backend)
+        # A map that is returned is one that goes on to the next stage, whether the tokens are wanted or not.
+        *embedded, x = as_states(x, True)
+        stages = self.encoder(x, backend, bool(output_attentions), True)
+        states = dict(zip(self.stage_names, [embedded, *(stage[2:4] for stage in stages)], strict=True))
         output = BackboneOutput(
-            feature_maps=tuple(as_channels_first(maps[name]) for name in self.out_features),  # type: ignore[arg-type]
-            hidden_states=tuple(as_tokens(m) for m in maps.values()) if output_hidden_states else None,
-            attentions=stage_attentions(stages) if output_attentions else None,
+            feature_maps=tuple(states[name][1] for name in self.out_features),  # type: ignore[arg-type]
+            hidden_states=tuple(tokens for tokens, _ in states.values()) if output_hidden_states else None,
+            attentions=stage_attentions(stages, True) if output_attentions else None,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else _as_tuple(output)

@@ -61,7 +61,7 @@ def as_pair(name: str, value: Any, smallest: int = 1) -> Pair:
     raise ValueError(f"{name} is {value!r}; expected an integer or a pair (height, width).")
 
 
-def as_windows(name: str, value: Any, num_stages: int) -> tuple[Pair, ...]:
+def as_windows(name: str, value: Any, num_stages: int, any_number: bool = False) -> tuple[Pair, ...]:
     """Reads the windows of all stages.
 
     Args:
@@ -69,6 +69,7 @@ def as_windows(name: str, value: Any, num_stages: int) -> tuple[Pair, ...]:
         value: In tokens: one window for all stages, an integer or a pair (height, width); or a list with such a window
             for each stage. Two integers are always a pair, in a network of two stages too.
         num_stages: Number of stages.
+        any_number: Whether the list may have another number of windows; the answer then has as many.
 
     Raises:
         ValueError: `value` is neither.
@@ -86,7 +87,7 @@ def as_windows(name: str, value: Any, num_stages: int) -> tuple[Pair, ...]:
     is_list = isinstance(value, (list, tuple))
     if is_integer(value) or (is_list and len(value) == 2 and not any(isinstance(one, (list, tuple)) for one in value)):
         return (as_pair(name, value),) * num_stages
-    if is_list and len(value) == num_stages:
+    if is_list and (len(value) == num_stages or (any_number and value)):
         return tuple(as_pair(f"{name}[{index}]", one) for index, one in enumerate(value))
     raise ValueError(
         f"{name} is {value!r}; expected an integer or a pair (height, width) for all stages, or a list of such "

@@ -79,7 +79,7 @@ def read_config(name: str) -> Swinv2Config:
             f"the model {name!r} is of the type {model_type!r}; this package runs 'swinv2' only. Expected {_EXPECTED}."
         )
     try:
-        return Swinv2Config.from_dict(fields)
+        return Swinv2Config.from_dict(fields).checked()
     except (ValueError, TypeError) as error:
         raise UsageError(f"the config.json of {name!r} describes no possible model: {error}") from error
 

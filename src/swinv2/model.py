@@ -5,22 +5,20 @@ composes the layers; it knows no task.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
 from swinv2.config import Swinv2Config
 from swinv2.layers.attention import CosineWindowAttention
-from swinv2.layers.block import PostNorm, SwinTransformerBlock
+from swinv2.layers.block import PostNorm
 from swinv2.layers.patches import Embeddings, PatchEmbeddings, resample_positions
-from swinv2.layers.stage import Encoder
+from swinv2.layers.stage import Encoder, as_states, stage_attentions
 from swinv2.lengths import Windows
 from swinv2.ops.backends import (
     EAGER,
@@ -117,17 +115,6 @@ class Swinv2PreTrainedModel(PreTrainedModel):
                 if parameter is not None:
                     init.trunc_normal_(parameter, std=std)
 
-    def _set_gradient_checkpointing(
-        self,
-        enable: bool = True,
-        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
-        every_n_layers: int = 1,
-    ) -> None:
-        blocks = [module for module in self.modules() if isinstance(module, SwinTransformerBlock)]
-        for index, block in enumerate(blocks):
-            block.gradient_checkpointing = enable and index % every_n_layers == 0
-            block._gradient_checkpointing_func = gradient_checkpointing_func
-
     def set_image_size(
         self, image_size: int | tuple[int, int], window_size: Windows | None = None, stretch: bool = False
     ) -> None:
@@ -192,21 +179,6 @@ class Swinv2PreTrainedModel(PreTrainedModel):
         return chosen
 
 
-def as_tokens(feature_map: Float[Tensor, "B H W C"]) -> Float[Tensor, "B patches C"]:
-    """A map as transformers returns it: tokens, row by row."""
-    return feature_map.flatten(1, 2)
-
-
-def as_channels_first(feature_map: Float[Tensor, "B H W C"]) -> Float[Tensor, "B C H W"]:
-    """A map as convolutions take it."""
-    return feature_map.permute(0, 3, 1, 2)
-
-
-def stage_attentions(outputs: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """The attention weights that the stages returned, one tensor for each stage that has a block."""
-    return tuple(weights for _, _, *rest in outputs for weights in rest)
-
-
 class Swinv2Model(Swinv2PreTrainedModel):
     """The network without a head: images in, tokens and their mean out.
 
@@ -265,22 +237,21 @@ class Swinv2Model(Swinv2PreTrainedModel):
         """
         pixel_values = self._check_images(pixel_values)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = (
+        output_hidden_states = bool(
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
-
         backend = self._choose_backend(pixel_values, bool(output_attentions))
-        embedded = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding, backend)
-        stages = self.encoder(embedded, backend, bool(output_attentions))
-        tokens = as_tokens(self.layernorm(stages[-1][1]))
-        maps = [embedded, *(merged for _, merged, *_ in stages)] if output_hidden_states else None
-
+        x = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding, backend)
+        *embedded, x = as_states(x, output_hidden_states)
+        stages = self.encoder(x, backend, bool(output_attentions), output_hidden_states)
+        tokens = self.layernorm(stages[-1][1].flatten(1, 2))
+        states = [embedded, *(stage[4:6] for stage in stages)] if output_hidden_states else []
         output = Swinv2ModelOutput(
             last_hidden_state=tokens,
             pooler_output=tokens.mean(dim=1) if self.add_pooling_layer else None,
-            hidden_states=tuple(as_tokens(m) for m in maps) if maps else None,
-            attentions=stage_attentions(stages) if output_attentions else None,
-            reshaped_hidden_states=tuple(as_channels_first(m) for m in maps) if maps else None,
+            hidden_states=tuple(tokens for tokens, _ in states) if states else None,
+            attentions=stage_attentions(stages, output_hidden_states) if output_attentions else None,
+            reshaped_hidden_states=tuple(channels_first for _, channels_first in states) if states else None,
         )
         if self.config.return_dict if return_dict is None else return_dict:
             return output

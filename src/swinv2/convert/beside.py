@@ -110,7 +110,7 @@ def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) ->
         return Known()
     if config.get("model_type") == "swinv2":
         try:
-            return Swinv2Config.from_dict(config)
+            return Swinv2Config.from_dict(config).checked()
         except (ValueError, TypeError) as error:
             raise UsageError(f"config.json beside the weights describes no possible model: {error}") from error
     if isinstance(config.get("architecture"), str):

@@ -178,7 +178,7 @@ def _smallest_image(window_size: Windows, fields: Mapping[str, Any]) -> Pair:
 
 def _configure(fields: Mapping[str, Any]) -> Swinv2Config:
     try:
-        return Swinv2Config(**fields)
+        return Swinv2Config(**fields).checked()
     except ValueError as error:
         raise UsageError(f"the tensors describe no possible model: {error}") from error
 

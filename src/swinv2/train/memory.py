@@ -120,10 +120,7 @@ def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool, fu
     if checkpointed:
         blocks = _kinds_of_block(twin)
         inside = max(_of_an_image(partial(_kept_inside, block, spec, backend)) for block, spec in blocks)
-        for module in twin.modules():
-            if isinstance(module, SwinTransformerBlock):
-                module.gradient_checkpointing = True
-                module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        twin._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
     return inside + _of_an_image(partial(_kept_by_all, twin))
 
 

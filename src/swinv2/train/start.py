@@ -119,7 +119,7 @@ def _new_config(settings: RunSettings, fields: dict[str, Any]) -> Swinv2Config:
     if settings.stretch_bias:
         raise UsageError("--stretch_bias has no effect on a new model: its position bias has not been learned yet.")
     try:
-        return Swinv2Config(**fields)
+        return Swinv2Config(**fields).checked()
     except (ValueError, TypeError) as error:
         raise UsageError(f"--model_fields describe no possible model: {error}") from error
 
