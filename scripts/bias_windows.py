@@ -24,7 +24,7 @@ def field_of(model: Swinv2Model, stage: int, how: str) -> BiasField:
     number, block = [(number, block) for at, number, block in blocks_of(model) if at == stage][-1]
     spec = model.config.stages()[stage - 1]
     with torch.no_grad():
-        values = by_direction(block.attention.bias_table(torch.device("cpu"), "eager"))
+        values = by_direction(block.attention.self.bias_table(torch.empty(0), "eager"))
     title = f"stage {stage}, block {number}: {how} {spec.window[1]} x {spec.window[0]} tokens"
     return BiasField(title, values, spec.window, spec.learned_window)
 

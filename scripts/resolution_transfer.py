@@ -23,7 +23,8 @@ import typer
 from runs import SMALL_MODEL, read_log, run_recipe
 from torch import Tensor
 
-from swinv2.layers import position
+from swinv2.layers import position as layers_position
+from swinv2.ops.cpu import position as cpu_position
 
 MODEL = SMALL_MODEL | {"embed_dim": 48, "depths": [2, 2]}
 """Smaller still, since a picture of 64 px costs four times as much as one of 32."""
@@ -38,7 +39,7 @@ LINEAR = "--linear-spaced"
 def linear_coordinates(
     window: tuple[int, int], pretrained_window: tuple[int, int], device: torch.device | None = None
 ) -> Tensor:
-    """As `position.relative_coordinates`, without the logarithm: a distance is its share of the pre-training window."""
+    """As `relative_coordinates`, without the logarithm: a distance is its share of the pre-training window."""
     axes = [
         torch.arange(1 - size, size, device=device, dtype=torch.float32) / max((pretrained or size) - 1, 1)
         for size, pretrained in zip(window, pretrained_window, strict=True)
@@ -134,7 +135,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == [LINEAR]:
         from swinv2.cli import app
 
-        position.relative_coordinates = linear_coordinates
+        layers_position.relative_coordinates = cpu_position.relative_coordinates = linear_coordinates
         app(sys.argv[2:])
     else:
         typer.run(main)

@@ -22,7 +22,7 @@ if CHECKS_SIGNATURES:
 
     # Not the configuration: its fields are checked by itself, with a sentence, and the tests are about the sentence.
     # Nor kernels: Triton reads their source.
-    ops = [f"swinv2.ops.{name}" for name in ("cpu", "backends", "reference", "sdpa", "windows")]
+    ops = [f"swinv2.ops.{name}" for name in ("cpu", "backends", "coordinates", "reference", "sdpa", "windows")]
     ops += [f"swinv2.ops.triton.{name}" for name in ("launch", "programs", "residual", "table")]
     jaxtyping.install_import_hook([*ops, "swinv2.layers", "swinv2.model", "swinv2.heads"], "beartype.beartype")
 

@@ -24,9 +24,10 @@ from swinv2 import (
 from swinv2.heads import classification_loss
 from swinv2.layers.attention import CosineWindowAttention, WindowGeometry
 from swinv2.layers.block import DropPath, SwinTransformerBlock
-from swinv2.layers.position import ContinuousPositionBias, relative_coordinates
+from swinv2.layers.position import ContinuousPositionBias
 from swinv2.layers.stage import Encoder
 from swinv2.ops import backends
+from swinv2.ops.coordinates import relative_coordinates
 from swinv2.ops.triton import launch, residual
 
 FORMS = ("eager", "sdpa")
@@ -229,7 +230,7 @@ class TestPadding:
                 for module in (layer.query, layer.key, layer.value)
             )
             cosine = nn.functional.normalize(q, dim=-1) @ nn.functional.normalize(k, dim=-1).transpose(-2, -1)
-            table = layer.bias_table(x.device, "eager")
+            table = layer.bias_table(x, "eager")
             places = [(row, column) for row in range(3) for column in range(2)]
             bias = torch.stack(
                 [torch.stack([table[:, a - c + 3, b - d + 3] for c, d in places], -1) for a, b in places], -2
@@ -667,7 +668,7 @@ class TestPositions:
     def test_coordinates_are_in_fp32_whatever_the_weights_are(self) -> None:
         """In bf16, and under autocast, the bias is the one of the rounded weights computed in fp32."""
         field = peers.draw_weights(ContinuousPositionBias(3)).bfloat16()
-        arguments = (24, 24), (12, 12), torch.device("cpu")
+        arguments = torch.empty(0), "eager", (24, 24), (12, 12)
         with torch.no_grad():
             precise = copy.deepcopy(field).float()(*arguments)
             assert torch.equal(field(*arguments), precise)

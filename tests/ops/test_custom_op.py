@@ -61,9 +61,10 @@ def calls(dtype: torch.dtype, batch: int = 2) -> dict[str, tuple[object, ...]]:
         _, hidden, work = mlp_branch(x, *layers, *norm, *end, True, dtype)
         return (grad, x, hidden, work, layers[0], layers[2], norm[0], norm[2], *end, wants, dtype)
 
-    # More than are taken at once.
-    field, small = draw(600, HEADS).to(precise(dtype)), [draw(HIDDEN, 2), draw(HIDDEN), draw(HEADS, HIDDEN)]
-    network = [draw(600, 2).to(precise(dtype)), *(each.to(precise(dtype)) for each in small)]
+    # More positions than are taken at once.
+    grad_table, *network = (
+        draw(*shape).to(precise(dtype)) for shape in ((HEADS, 25, 23), (HIDDEN, 2), (HIDDEN,), (HEADS, HIDDEN))
+    )
     return {
         "attend_map": (*maps, filling, PLAN),
         "attend_map, no filling": (*maps, None, PLAN),
@@ -79,8 +80,8 @@ def calls(dtype: torch.dtype, batch: int = 2) -> dict[str, tuple[object, ...]]:
         "mlp_branch_backward, frozen": mlp_backward(nothing, [True, False, False]),
         "multiply": (x, layers[0], layers[1]),
         "multiply, turned weight": (x, layers[2].T, None),
-        "evaluate_field": tuple(network),
-        "evaluate_field_backward": (field, *network),
+        "evaluate_table": (*network, [13, 12, 8, 8]),
+        "evaluate_table_backward": (grad_table, *network, grad_table.sigmoid(), [13, 12, 8, 8]),
     }
 
 
@@ -111,7 +112,7 @@ WAYS = [(call, False) for call in CALLS] + [
 def small_pieces(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "CACHE_BYTES", 2**12)
     for name in ("_packs_attention", "_packs_mlp"):
-        monkeypatch.setattr(branches, name, lambda *_: packs)
+        monkeypatch.setattr(branches, name, lambda *_: packs, raising=False)
 
 
 @pytest.mark.usefixtures("small_pieces")

@@ -174,9 +174,9 @@ def calls(size: Shape) -> dict[str, Call]:
             {"grad": (*size, HIDDEN), "features": x, "weight": wide["w1"], "bias": hidden},
             with_gradients(linear.linear),
         ),
-        "bias field": Call(
-            {"grad": (tokens, HEADS), "w1": (HIDDEN, 2), "b1": hidden, "w2": (HEADS, HIDDEN)},
-            with_gradients(lambda **t: position.bias_field(draw(tokens, 2), *t.values())),
+        "bias table": Call(
+            {"grad": (HEADS, 5, 7), "w1": (HIDDEN, 2), "b1": hidden, "w2": (HEADS, HIDDEN)},
+            with_gradients(lambda **t: position.bias_table((3, 4), (0, 0), *t.values())),
         ),
     }
     return by_kernels | operations

@@ -149,7 +149,7 @@ def test_without_gradients_a_compiled_block_is_three_operations(model):
     with torch.no_grad():
         answer = torch.compile(model, fullgraph=True, backend=collecting(found))(images).logits
     # What multiplies merges patches.
-    assert found == {"attention_branch", "mlp_branch", "multiply", "evaluate_field"}
+    assert found == {"attention_branch", "mlp_branch", "multiply", "evaluate_table"}
     assert torch.equal(answer, logits(model, images))
 
 
@@ -173,7 +173,7 @@ def test_in_training_no_wide_tensor_is_in_the_graph(model):
     compiled(torch.randn(2, 3, 50, 70), labels=torch.tensor([0, 2])).loss.backward()
     assert found == {
         *("attention_branch", "attention_branch_backward", "mlp_branch", "mlp_branch_backward"),
-        *("multiply", "evaluate_field", "evaluate_field_backward"),
+        *("multiply", "evaluate_table", "evaluate_table_backward"),
     }
 
 

@@ -215,7 +215,7 @@ class Inspector:
             if self._wants(stage):
                 number, block = last[stage]
                 with torch.no_grad():
-                    table = block.attention.self.bias_table(self.model.device, EAGER)
+                    table = block.attention.self.bias_table(torch.empty(0, device=self.model.device), EAGER)
                 title = f"stage {stage}, block {number}: windows of {spec.window[1]} x {spec.window[0]}"
                 fields.append(BiasField(title, by_direction(table), spec.window, spec.learned_window))
         return fields

@@ -65,15 +65,15 @@ class CosineWindowAttention(nn.Module):
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=qkv_bias)
 
-    def bias_table(self, device: torch.device, backend: str) -> Float[Tensor, "heads table_height table_width"]:
+    def bias_table(self, x: Tensor, backend: str) -> Float[Tensor, "heads table_height table_width"]:
         """The position bias of every relative position; the same for all images.
 
         Args:
-            device: Where the map is.
+            x: The map, or any tensor where it is.
             backend: Which backend of `ops.backends` runs.
         """
         geometry = self.geometry
-        return self.continuous_position_bias_mlp(geometry.window, geometry.pretrained_window, device, backend)
+        return self.continuous_position_bias_mlp(x, backend, geometry.window, geometry.pretrained_window)
 
     def scale(self) -> Float[Tensor, " heads"]:
         """What the cosine is multiplied by: the reciprocal of the temperature tau."""
@@ -105,7 +105,7 @@ class CosineWindowAttention(nn.Module):
             self.query(feature_map).unflatten(-1, heads),
             self.key(feature_map).unflatten(-1, heads),
             self.value(feature_map).unflatten(-1, heads),
-            self.bias_table(feature_map.device, backend),
+            self.bias_table(feature_map, backend),
             self.scale(),
             plan,
             padded_value,

@@ -26,9 +26,10 @@ from swinv2.ops.cpu import library
 from swinv2.ops.cpu.blocks import BlockTensors, Copies, PreparedBlocks, run_blocks
 from swinv2.ops.cpu.branches import Ending, add_attention, add_mlp
 from swinv2.ops.cpu.linear import linear, may_project_patches, project_patches
-from swinv2.ops.cpu.position import bias_field
+from swinv2.ops.cpu.position import bias_table
 from swinv2.ops.execution import Execution, execution
 from swinv2.ops.precision import at_least_fp32
+from swinv2.ops.windows import Pair
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def fusible(plain: Callable[..., Any]) -> Callable[..., Any]:
             if row.prepare is not None or refuse_parts(module, row, x.device) or row.refuse(module, x):
                 return plain(module, x, backend, *rest)
             return row.run(module, x, *rest)
+        if row.prepare is not None and torch.is_grad_enabled() and x.requires_grad:
+            return plain(module, x, backend, *rest)
         seen = module.memory.find(module, row, x.device)
         if seen is None or row.refuse(module, x) or (row.prepare is not None and seen.wants_gradients(x)):
             return plain(module, x, backend, *rest)
@@ -123,6 +126,7 @@ class Snapshot:
         self.values = list(chain.from_iterable(map(dict.values, self.attributes)))
         self.numbers = self._numbers()
         self.learns = any(parameter.requires_grad for parameter in self.parameters)
+        self.is_refused = False
         self.prepared: tuple[Any, ...] = ()
 
     def is_current(self) -> bool:
@@ -162,14 +166,15 @@ class Memory(dict[str, Snapshot]):
         """The snapshot for a row, taken anew if something has changed; None if the parts must be called."""
         seen = self.get(row.method)
         if seen is None or not seen.is_current():
-            if refuse_parts(module, row, device) is not None:
-                self.pop(row.method, None)
+            self.pop(row.method, None)
+            if refuse_structure(module, row.parts, device) is not None:
                 return None
             seen = Snapshot(module, row.parts)
-            if row.prepare is not None:
+            seen.is_refused = row.refuse_parts(module) is not None
+            if row.prepare is not None and not seen.is_refused:
                 seen.prepared = (row.prepare(module),)
             self[row.method] = seen
-        return seen
+        return None if seen.is_refused else seen
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Memory, ()
@@ -188,9 +193,14 @@ def structure(module: nn.Module) -> list[Any]:
 
 
 def refuse_parts(module: Any, row: Fused, device: torch.device) -> str | None:
-    """Why the parts of a row must be called: they are not as they were built, on a device, or somebody watches them; or
-    the row itself refuses them."""
-    for name in row.parts:
+    """Why the parts of a row must be called."""
+    return refuse_structure(module, row.parts, device) or row.refuse_parts(module)
+
+
+def refuse_structure(module: Any, names: Iterable[str], device: torch.device) -> str | None:
+    """Why parts of a module must be called, whatever they compute: they are not as they were built, on a device, or
+    somebody watches them."""
+    for name in names:
         part = module.get_submodule(name)
         if structure(part) != module.built[name]:
             return f"{name} is not as it was built"
@@ -199,7 +209,7 @@ def refuse_parts(module: Any, row: Fused, device: torch.device) -> str | None:
                 return f"{name} has hooks, or another forward than its class"
             if not has_plain_parameters(each, device.type):
                 return f"{name} has parameters that are elsewhere, or no plain tensors"
-    return row.refuse_parts(module)
+    return None
 
 
 def is_unwatched(module: nn.Module) -> bool:
@@ -272,7 +282,7 @@ def _end(block: Any, x: Tensor, norm: nn.LayerNorm) -> Ending:
 def _attention_on_cpu(block: Any, x: Tensor, output_attentions: bool) -> tuple[Tensor]:
     attention = block.attention.self
     qkv = [_weights(layer) for layer in (attention.query, attention.key, attention.value)]
-    table, plan = attention.bias_table(x.device, CPU), attention.geometry.plan((x.shape[1], x.shape[2]))
+    table, plan = attention.bias_table(x, CPU), attention.geometry.plan((x.shape[1], x.shape[2]))
     end = _end(block, x, block.layernorm_before)
     last = _weights(block.attention.output.dense)
     return (add_attention(x, qkv, last, table, attention.scale(), plan, end),)
@@ -310,9 +320,10 @@ def _refuse_patches(patches: Any, pixels: Tensor) -> str | None:
     return None if may_project_patches(pixels, patches.projection) else "torch's convolution is the faster"
 
 
-def _field_on_cpu(bias: Any, coordinates: Tensor) -> Tensor:
+def _bias_on_cpu(bias: Any, x: Tensor, window: Pair, pretrained_window: Pair) -> Tensor:
     first, _, second = bias
-    return bias_field(coordinates, *(at_least_fp32(each) for each in (first.weight, first.bias, second.weight)))
+    weights = (at_least_fp32(each) for each in (first.weight, first.bias, second.weight))
+    return bias_table(window, pretrained_window, *weights)
 
 
 class _RunOfBlocks:
@@ -346,11 +357,11 @@ class _RunOfBlocks:
 def _tensors_of(block: Any) -> BlockTensors:
     attention, norms = block.attention.self, (block.layernorm_before, block.layernorm_after, block.layernorm_extra)
     first, second, extra = ((n.weight, n.bias, n.eps, 1.0) if isinstance(n, nn.LayerNorm) else None for n in norms)
-    geometry, device = attention.geometry, torch.device("cpu")
+    geometry = attention.geometry
     return BlockTensors(
         qkv=[_weights(layer) for layer in (attention.query, attention.key, attention.value)],
         last=_weights(block.attention.output.dense),
-        bias_table=attention.bias_table(device, CPU).contiguous(),
+        bias_table=attention.bias_table(attention.logit_scale, CPU),
         scale=attention.scale(),
         window=geometry.window,
         shift=geometry.shift,
@@ -423,7 +434,7 @@ FUSED = {
             _mlp_on_gpu,
             refuse=_refuse_triton,
         ),
-        Fused("ContinuousPositionBias.field", CPU, ("0", "1", "2"), _field_on_cpu),
+        Fused("ContinuousPositionBias.forward", CPU, ("0", "1", "2"), _bias_on_cpu),
         Fused(
             "PatchEmbeddings.project",
             CPU,

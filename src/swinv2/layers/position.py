@@ -8,7 +8,6 @@ Source: Liu et al., Swin Transformer V2, section 3.3 ("Continuous relative posit
 The factors 8, 3 = log2(8) and 16 * sigmoid are the authors' code's, microsoft/Swin-Transformer, swin_transformer_v2.py.
 """
 
-import math
 from contextlib import nullcontext
 
 import torch
@@ -17,35 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from swinv2.layers.fusion import fusible, remember_structure
-from swinv2.ops.backends import EAGER
+from swinv2.ops.coordinates import LARGEST_BIAS, relative_coordinates
 from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Pair
 
 HIDDEN_FEATURES = 512
-
-
-def relative_coordinates(
-    window: Pair, pretrained_window: Pair, device: torch.device | None = None
-) -> Float[Tensor, "table_height table_width 2"]:
-    """Log-spaced coordinates of every relative position in a window.
-
-    A distance d along an axis becomes sign(d) log2(|8 d / (w - 1)| + 1) / log2(8), where w is the pre-training window
-    on that axis: inside that window the coordinates stay within 1.06, and a larger window extrapolates.
-
-    Args:
-        window: Size (height, width) of the windows.
-        pretrained_window: Size in which the bias was learned; 0 on an axis means `window` itself.
-        device: Where to put the coordinates.
-
-    Returns:
-        fp32 coordinates (down, across), relative positions in increasing order.
-    """
-    axes = []
-    for size, pretrained in zip(window, pretrained_window, strict=True):
-        # In a window of one token every distance is 0, whatever it is divided by.
-        distance = torch.arange(1 - size, size, device=device, dtype=torch.float32) / max((pretrained or size) - 1, 1)
-        axes.append(torch.sign(distance) * torch.log2(8 * distance.abs() + 1) / math.log2(8))
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
 class PreciseLinear(nn.Linear):
@@ -75,24 +50,20 @@ class ContinuousPositionBias(nn.Sequential):
         )
         remember_structure(self)
 
+    @fusible
     def forward(
-        self, window: Pair, pretrained_window: Pair, device: torch.device, backend: str = EAGER
+        self, x: Tensor, backend: str, window: Pair, pretrained_window: Pair
     ) -> Float[Tensor, "heads table_height table_width"]:
         """Evaluates the field on every relative position.
 
         Args:
+            x: The map, or any tensor where it is: the weights may be offloaded and be nowhere.
+            backend: Which backend of `ops.backends` runs.
             window: Size (height, width) of the windows.
             pretrained_window: Size in which the bias was learned; see `relative_coordinates`.
-            device: Where the map is; the weights may be offloaded and have none.
-            backend: Which backend of `ops.backends` runs.
 
         Returns:
             Bias between 0 and 16, to be added to the logits, in fp32; in fp64 if the weights are.
         """
-        coordinates = relative_coordinates(window, pretrained_window, device)
-        return 16 * torch.sigmoid(self.field(coordinates, backend)).permute(2, 0, 1)
-
-    @fusible
-    def field(self, coordinates: Tensor, backend: str) -> Tensor:
-        """The network's answer (..., heads) for coordinates (..., 2)."""
-        return super().forward(coordinates)
+        field = super().forward(relative_coordinates(window, pretrained_window, x.device))
+        return LARGEST_BIAS * torch.sigmoid(field).permute(2, 0, 1)

@@ -33,6 +33,8 @@ def without_autocast(function: Callable[Arguments, Result]) -> Callable[Argument
 
     @wraps(function)
     def run(*arguments: Arguments.args, **rest: Arguments.kwargs) -> Result:
+        if not torch.is_autocast_enabled("cpu"):
+            return function(*arguments, **rest)
         with torch.autocast("cpu", enabled=False):
             return function(*arguments, **rest)
 

@@ -1,93 +1,111 @@
 """The network of the position bias on a CPU, a few hundred positions at a time.
 
-In: coordinates of relative positions (..., 2) and the network's weights. Out: the field (..., heads). The 512 hidden
+In: windows, as integers, and the network's weights. Out: the bias table. The 512 hidden
 features of every position would be the largest tensor of a block at large windows; here they exist for a piece at a
 time, and are computed again for the gradients. There is no gradient of the gradient: for that, load the model with
 attn_implementation="eager".
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from swinv2.ops.coordinates import LARGEST_BIAS, relative_coordinates
 from swinv2.ops.custom_op import custom_op
 from swinv2.ops.precision import without_autocast
+from swinv2.ops.windows import Pair
 
 POSITIONS_AT_ONCE = 256
 """Their hidden features take half a MiB in fp32: they stay in a core's own cache."""
 
 
-def bias_field(coordinates: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
-    """w2 relu(w1 x + b1) for every position x.
+def bias_table(window: Pair, pretrained_window: Pair, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
+    """16 sigmoid(w2 relu(w1 x + b1)) for every relative position x of a window.
 
     Args:
-        coordinates: (..., 2), fp32.
+        window, pretrained_window: See `coordinates.relative_coordinates`.
         w1, b1, w2: (hidden, 2), (hidden), (heads, hidden), in fp32 at least, all in one dtype.
 
     Returns:
-        (..., heads), in the weights' dtype.
+        The table (heads, 2 Wh - 1, 2 Ww - 1), in the weights' dtype.
     """
-    positions = coordinates.flatten(0, -2).to(w1.dtype)
-    return _Field.apply(positions, w1, b1, w2).view(*coordinates.shape[:-1], len(w2))
+    return _Table.apply(w1, b1, w2, [*window, *pretrained_window])
 
 
-class _Field(torch.autograd.Function):
+class _Table(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, positions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
-        ctx.save_for_backward(positions, w1, b1, w2)
-        return evaluate_field(positions, w1, b1, w2)
+    def forward(ctx: Any, w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Tensor:
+        table = evaluate_table(w1, b1, w2, sizes)
+        ctx.sizes = sizes
+        ctx.save_for_backward(w1, b1, w2, table)
+        return table
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        positions, w1, b1, w2 = ctx.saved_tensors
-        gradients = evaluate_field_backward(grad.contiguous(), positions, w1, b1, w2)
-        wants = ctx.needs_input_grad[1:]
-        return None, *(each if wanted else None for each, wanted in zip(gradients, wants, strict=True))
+        gradients = evaluate_table_backward(grad.contiguous(), *ctx.saved_tensors, ctx.sizes)
+        wants = ctx.needs_input_grad
+        return *(each if wanted else None for each, wanted in zip(gradients, wants, strict=False)), None
 
 
-def _empty_field(positions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
-    return positions.new_empty(positions.shape[0], len(w2))
+def _empty_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Tensor:
+    return w1.new_empty(len(w2), 2 * sizes[0] - 1, 2 * sizes[1] - 1)
 
 
-@custom_op(_empty_field)
+@custom_op(_empty_table)
 @without_autocast
-def evaluate_field(positions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
-    """The field of positions (N, 2)."""
-    field = _empty_field(positions, w1, b1, w2)
-    for some, out in zip(_pieces(positions), _pieces(field), strict=True):
-        torch.mm(_hidden(some, w1, b1), w2.T, out=out)
-    return field
+def evaluate_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Tensor:
+    """`bias_table` without gradients; the sizes of both windows one after the other."""
+    table = _empty_table(w1, b1, w2, sizes)
+    for some, out in zip(_pieces(_positions(sizes, w1)), _pieces(table.flatten(1).T), strict=True):
+        out.copy_(_hidden(some, w1, b1) @ w2.T)
+    return table.sigmoid_().mul_(LARGEST_BIAS)
 
 
 def _empty_gradients(
-    grad: Tensor, positions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor
+    grad: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, table: Tensor, sizes: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     return w1.new_empty(w1.shape), b1.new_empty(b1.shape), w2.new_empty(w2.shape)
 
 
 @custom_op(_empty_gradients)
 @without_autocast
-def evaluate_field_backward(
-    grad: Tensor, positions: Tensor, w1: Tensor, b1: Tensor, w2: Tensor
+def evaluate_table_backward(
+    grad: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, table: Tensor, sizes: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of w1, b1 and w2.
 
     Args:
-        grad: Of the field.
-        positions, w1, b1, w2: What `evaluate_field` was given.
+        grad: Of the table.
+        w1, b1, w2, sizes: What `evaluate_table` was given.
+        table: What it returned.
     """
-    grad_w1, grad_b1, grad_w2 = (each.zero_() for each in _empty_gradients(grad, positions, w1, b1, w2))
-    for some, some_grad in zip(_pieces(positions), _pieces(grad), strict=True):
+    grad_w1, grad_b1, grad_w2 = (each.zero_() for each in _empty_gradients(grad, w1, b1, w2, table, sizes))
+    # 16 s (1 - s) is t (1 - t / 16).
+    grad_field = (grad * table * (1 - table / LARGEST_BIAS)).to(w1.dtype).flatten(1).T
+    for some, some_grad in zip(_pieces(_positions(sizes, w1)), _pieces(grad_field), strict=True):
         hidden = _hidden(some, w1, b1)
         grad_w2.addmm_(some_grad.T, hidden)
         grad_hidden = torch.ops.aten.threshold_backward(some_grad @ w2, hidden, 0)
         grad_w1.addmm_(grad_hidden.T, some)
         grad_b1 += grad_hidden.sum(0)
     return grad_w1, grad_b1, grad_w2
+
+
+def _positions(sizes: Sequence[int], like: Tensor) -> Tensor:
+    return _positions_of(*sizes, like.dtype)
+
+
+# A window's are the same in every call; a window of 24 has 2209 of two numbers.
+@lru_cache(maxsize=64)
+def _positions_of(height: int, width: int, pretrained_height: int, pretrained_width: int, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        coordinates = relative_coordinates((height, width), (pretrained_height, pretrained_width))
+        return coordinates.flatten(0, -2).to(dtype)
 
 
 def _hidden(positions: Tensor, w1: Tensor, b1: Tensor) -> Tensor:
