@@ -104,9 +104,9 @@ def attend(dtype: torch.dtype, window: int, head_dim: int, variant: str) -> None
     inputs = (feature_map, feature_map, feature_map, table, scale, filling)
     torch.use_deterministic_algorithms(variant == "deterministic")
     # Below torch's operations, which would look for a form for tensors on a CPU; they are only described here.
-    attended, normalisers = launch.attend_fused._init_fn(*inputs, plan.numbers)
+    attended, normalisers = launch.attend_fused.__wrapped__(*inputs, plan)
     wants_bias = variant != "frozen bias"
-    launch.attend_fused_backward._init_fn(attended, *inputs, attended, normalisers, wants_bias, plan.numbers)
+    launch.attend_fused_backward.__wrapped__(attended, *inputs, attended, normalisers, wants_bias, plan)
     torch.use_deterministic_algorithms(False)
 
 

@@ -90,7 +90,7 @@ def arguments(case: Case, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]
     q, k, v, padded_value = (tensors[name].to(dtype) for name in ("q", "k", "v", "padded_value"))
     padded = case.plan.grid != case.plan.padded_grid
     table, scale = tensors["bias_table"].float(), tensors["scale"].float()
-    return q, k, v, table, scale, padded_value if padded else None, case.plan.numbers
+    return q, k, v, table, scale, padded_value if padded else None, case.plan
 
 
 class TestOperations:
@@ -100,25 +100,25 @@ class TestOperations:
 
     @pytest.mark.filterwarnings("ignore:The .grad attribute")
     def test_forward_is_a_good_operation(self) -> None:
-        """Schema, fake, autograd and tracing, by torch's own checks."""
-        inputs = [each.requires_grad_() if isinstance(each, Tensor) else each for each in arguments(self.CASE)]
-        torch.library.opcheck(torch.ops.swinv2.attend_fused.default, tuple(inputs))
+        """Schema, fake and tracing, by torch's own checks."""
+        *tensors, plan = arguments(self.CASE)
+        torch.library.opcheck(torch.ops.swinv2.attend_fused.default, (*tensors, plan.numbers))
 
     @pytest.mark.parametrize("wants_bias", [True, False])
     def test_backward_is_a_good_operation(self, wants_bias: bool) -> None:
         """As above."""
-        *tensors, numbers = arguments(self.CASE)
-        attended, normalisers = launch.attend_fused(*tensors, numbers)
-        inputs = (torch.ones_like(attended), *tensors, attended, normalisers, wants_bias, numbers)
+        *tensors, plan = arguments(self.CASE)
+        attended, normalisers = launch.attend_fused(*tensors, plan)
+        inputs = (torch.ones_like(attended), *tensors, attended, normalisers, wants_bias, plan.numbers)
         torch.library.opcheck(torch.ops.swinv2.attend_fused_backward.default, inputs)
 
     def test_what_needs_no_gradient_has_none(self) -> None:
         """A frozen bias costs nothing, and the other gradients are the same."""
-        *tensors, numbers = arguments(self.CASE)
+        *tensors, plan = arguments(self.CASE)
         gradients = []
         for frozen in (False, True):
             leaves = [each.detach().requires_grad_(not (frozen and index == 3)) for index, each in enumerate(tensors)]
-            launch.attend_fused(*leaves, numbers)[0].square().sum().backward()
+            launch.window_attention(*leaves[:5], plan, leaves[5]).square().sum().backward()
             gradients.append([leaf.grad for leaf in leaves])
         assert gradients[1].pop(3) is None
         assert gradients[0].pop(3) is not None
@@ -126,20 +126,20 @@ class TestOperations:
 
     def test_maps_of_any_strides(self) -> None:
         """Queries, keys and values may be parts of one product, or lie differently each."""
-        q, k, v, table, scale, padded_value, numbers = arguments(replace(self.CASE, heads=2))
-        expected = launch.attend_fused(q, k, v, table, scale, padded_value, numbers)[0]
+        q, k, v, table, scale, padded_value, plan = arguments(replace(self.CASE, heads=2))
+        expected = launch.attend_fused(q, k, v, table, scale, padded_value, plan)[0]
         together = torch.cat([q, k, v], -1)
         parts = together.split(q.shape[-1], -1)
-        assert torch.equal(launch.attend_fused(*parts, table, scale, padded_value, numbers)[0], expected)
+        assert torch.equal(launch.attend_fused(*parts, table, scale, padded_value, plan)[0], expected)
         turned = q.transpose(1, 2).contiguous().transpose(1, 2)
-        assert torch.equal(launch.attend_fused(turned, k, v, table, scale, padded_value, numbers)[0], expected)
+        assert torch.equal(launch.attend_fused(turned, k, v, table, scale, padded_value, plan)[0], expected)
 
     def test_a_padded_value_of_any_strides(self) -> None:
         """One vector for all heads, say."""
-        *tensors, padded_value, numbers = arguments(Case("padded", (3, 4), (2, 3), (1, 1)))
+        *tensors, padded_value, plan = arguments(Case("padded", (3, 4), (2, 3), (1, 1)))
         one = padded_value[:1].expand(2, -1)
-        expected = launch.attend_fused(*tensors, one.clone(), numbers)[0]
-        assert torch.equal(launch.attend_fused(*tensors, one, numbers)[0], expected)
+        expected = launch.attend_fused(*tensors, one.clone(), plan)[0]
+        assert torch.equal(launch.attend_fused(*tensors, one, plan)[0], expected)
 
     @pytest.mark.parametrize(
         "switch",
@@ -183,12 +183,12 @@ print(precision(torch.float32), precision(torch.bfloat16))
 
     def test_no_gradient_of_the_gradient(self) -> None:
         """It is refused, not wrong."""
-        *tensors, numbers = arguments(self.CASE)
+        *tensors, plan = arguments(self.CASE)
         q = tensors[0].requires_grad_()
-        attended = launch.attend_fused(*tensors, numbers)[0]
-        (grad,) = torch.autograd.grad(attended.sum(), q, create_graph=True)
-        with pytest.raises(RuntimeError, match=r"no autograd formula|does not require grad"):
-            torch.autograd.grad(grad.sum(), q)
+        attended = launch.window_attention(*tensors[:5], plan, tensors[5])
+        (grad,) = torch.autograd.grad(attended.square().sum(), q, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.square().sum().backward()
 
 
 class Allocations(TorchDispatchMode):
@@ -222,8 +222,8 @@ def test_memory_is_linear_in_the_tokens(window: int) -> None:
         Allocations() as made,
     ):
         inputs = (feature_map, feature_map, feature_map, table, scale, None)
-        attended, normalisers = launch.attend_fused._init_fn(*inputs, plan.numbers)
-        launch.attend_fused_backward._init_fn(attended, *inputs, attended, normalisers, True, plan.numbers)
+        attended, normalisers = launch.attend_fused.__wrapped__(*inputs, plan)
+        launch.attend_fused_backward.__wrapped__(attended, *inputs, attended, normalisers, True, plan)
     map_bytes = feature_map.numel() * feature_map.element_size()
     assert made.bytes < 5 * map_bytes + 2 * table.numel() * table.element_size()
 
@@ -285,9 +285,9 @@ class TestOnGpu:
 
     def test_a_backward_pass_can_be_captured(self, deterministic: None) -> None:
         """With sums in a fixed order too."""
-        *tensors, numbers = [each.cuda() if isinstance(each, Tensor) else each for each in arguments(self.CASES[0])]
-        attended, normalisers = launch.attend_fused(*tensors, numbers)
-        inputs = (torch.ones_like(attended), *tensors, attended, normalisers, True, numbers)
+        *tensors, plan = [each.cuda() if isinstance(each, Tensor) else each for each in arguments(self.CASES[0])]
+        attended, normalisers = launch.attend_fused(*tensors, plan)
+        inputs = (torch.ones_like(attended), *tensors, attended, normalisers, True, plan)
         expected = launch.attend_fused_backward(*inputs)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -304,7 +304,8 @@ class TestOnGpu:
 
     @staticmethod
     def _gradients(case: Case) -> list[Tensor]:
-        *tensors, numbers = arguments(case, torch.bfloat16)
+        *tensors, plan = arguments(case, torch.bfloat16)
         leaves = [each.cuda().requires_grad_() for each in tensors if each is not None]
-        launch.attend_fused(*leaves, *[None] * (6 - len(leaves)), numbers)[0].float().square().sum().backward()
+        padded = [*leaves, None][5]
+        launch.window_attention(*leaves[:5], plan, padded).float().square().sum().backward()
         return [leaf.grad for leaf in leaves]

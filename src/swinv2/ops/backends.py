@@ -103,9 +103,6 @@ def _refuse_triton(call: Call) -> str | None:
         return f"windows are {call.window[0]} x {call.window[1]}; it takes {LARGEST_WINDOW} x {LARGEST_WINDOW} at most"
     if call.shape is not None and 3 * call.shape[1] * call.shape[2] * call.shape[3] * call.shape[4] >= MOST_NUMBERS:
         return f"a map of {call.shape[1]} x {call.shape[2]} tokens is larger than it can count"
-    if call.execution is Execution.INTERCEPTED and not is_transformed():
-        # Dispatch modes and tensor subclasses see operations of torch, as which the kernels are registered.
-        return None
     return _refuse_custom_ops(call)
 
 

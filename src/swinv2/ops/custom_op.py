@@ -1,8 +1,8 @@
-"""Functions that torch.compile calls and does not look into.
+"""Custom operators: functions that torch.compile calls and does not look into, for CPUs and for GPUs.
 
-In: a function of tensors and numbers whose body no compiler could follow (loops over pieces, writes into place) or
-should follow (it would write whole intermediate results to memory). Out: the same function, which under torch.compile
-is one operation of the graph. In eager mode nothing stands between the caller and the function.
+In: a function of tensors and numbers whose body no compiler could follow (writes into place, kernels) or should follow
+(it would write whole intermediate results to memory). Out: the same function, which torch.compile has as one operation
+in its graph. In eager mode nothing stands between the caller and the function; on "meta" nothing is computed.
 
 torch.export sees none of this: what is exported must run where this package is not.
 """
@@ -42,7 +42,8 @@ def custom_op(fake: Callable[..., Any]) -> Callable[[Callable[Arguments, Result]
 
         @wraps(function)
         def call(*arguments: Arguments.args, **rest: Arguments.kwargs) -> Result:
-            if not torch.compiler.is_compiling():
+            first: Any = arguments[0]
+            if not torch.compiler.is_compiling() and not first.is_meta:
                 return function(*arguments, **rest)
             return operation(*(a.numbers if isinstance(a, WindowPlan) else a for a in arguments), **rest)
 

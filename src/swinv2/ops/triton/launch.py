@@ -1,4 +1,4 @@
-"""The fused form as two operations of torch, `swinv2::attend_fused` and its backward, which start the kernels.
+"""Window attention by kernels for GPUs: two custom operators, `attend_fused` and its backward, which start them.
 
 In and out: as `reference.py`, without the weights and without dropout. No map is padded, shifted or cut, and none
 copied as long as queries, keys and values lie alike in memory; no mask and no T x T tensor exists. Beside the answer
@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from swinv2.ops.custom_op import remembered_plan
+from swinv2.ops.custom_op import custom_op
 from swinv2.ops.precision import precise
 from swinv2.ops.triton import backward, forward
 from swinv2.ops.triton.programs import most_programs, start
@@ -55,10 +56,24 @@ def window_attention(
         padded_value = v.new_zeros(v.shape[3:])
     else:
         padded_value = padded_value.to(v.dtype)
-    return attend_fused(q.to(v.dtype), k.to(v.dtype), v, bias_table, scale, padded_value, plan.numbers)[0]
+    return _Attend.apply(q.to(v.dtype), k.to(v.dtype), v, bias_table, scale, padded_value, plan)
 
 
-@torch.library.custom_op("swinv2::attend_fused", mutates_args=())
+def _empty_answer(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_table: Tensor,
+    scale: Tensor,
+    padded_value: Tensor | None,
+    plan: WindowPlan,
+) -> tuple[Tensor, Tensor]:
+    batch, heads = v.shape[0], v.shape[3]
+    normalisers = v.new_empty(batch * plan.counts[0] * plan.counts[1], heads, 2, plan.tokens, dtype=precise(v.dtype))
+    return v.new_empty(v.shape), normalisers
+
+
+@custom_op(_empty_answer)
 def attend_fused(
     q: Tensor,
     k: Tensor,
@@ -66,16 +81,15 @@ def attend_fused(
     bias_table: Tensor,
     scale: Tensor,
     padded_value: Tensor | None,
-    plan_numbers: Sequence[int],
+    plan: WindowPlan,
 ) -> tuple[Tensor, Tensor]:
     """The forward pass; see `forward.attend`. `padded_value` is given if and only if the map is padded.
 
     Returns:
         The attended map, and what makes weights of logits (windows of all images, heads, 2, T).
     """
-    plan = remembered_plan(plan_numbers)
     (q, k, v), strides = _with_equal_strides(q, k, v)
-    attended, normalisers = _room_for_answer(v, plan)
+    attended, normalisers = _empty_answer(q, k, v, bias_table, scale, padded_value, plan)
     if attended.numel():
         queries, keys = _blocks(plan, v)
         start(
@@ -88,20 +102,26 @@ def attend_fused(
     return attended, normalisers
 
 
-@attend_fused.register_fake
-def _empty_answer(
+def _empty_gradients(
+    grad: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     bias_table: Tensor,
     scale: Tensor,
     padded_value: Tensor | None,
-    plan_numbers: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    return _room_for_answer(v, WindowPlan.of_numbers(plan_numbers))
+    attended: Tensor,
+    normalisers: Tensor,
+    wants_bias: bool,
+    plan: WindowPlan,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_q, grad_k, grad_v = v.new_empty(v.shape), v.new_empty(v.shape), v.new_empty(v.shape)
+    grad_table = bias_table.new_empty(bias_table.shape if wants_bias else 0)
+    grad_padded = v.new_empty(v.shape[3:] if padded_value is not None else 0)
+    return grad_q, grad_k, grad_v, grad_table, scale.new_empty(scale.shape), grad_padded
 
 
-@torch.library.custom_op("swinv2::attend_fused_backward", mutates_args=())
+@custom_op(_empty_gradients)
 def attend_fused_backward(
     grad: Tensor,
     q: Tensor,
@@ -113,7 +133,7 @@ def attend_fused_backward(
     attended: Tensor,
     normalisers: Tensor,
     wants_bias: bool,
-    plan_numbers: Sequence[int],
+    plan: WindowPlan,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of `attend_fused`.
 
@@ -126,11 +146,10 @@ def attend_fused_backward(
     Returns:
         Gradients of q, k, v, the bias table, the scale and the padded value; what is not wanted is empty.
     """
-    plan = remembered_plan(plan_numbers)
     (q, k, v), strides = _with_equal_strides(q, k, v)
     grad, attended = grad.contiguous(), attended.contiguous()
     gradients = _empty_gradients(
-        grad, q, k, v, bias_table, scale, padded_value, attended, normalisers, wants_bias, plan_numbers
+        grad, q, k, v, bias_table, scale, padded_value, attended, normalisers, wants_bias, plan
     )
     if not attended.numel():
         for each in gradients:
@@ -151,42 +170,21 @@ def attend_fused_backward(
     return gradients
 
 
-@attend_fused_backward.register_fake
-def _empty_gradients(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_table: Tensor,
-    scale: Tensor,
-    padded_value: Tensor | None,
-    attended: Tensor,
-    normalisers: Tensor,
-    wants_bias: bool,
-    plan_numbers: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grad_q, grad_k, grad_v = v.new_empty(v.shape), v.new_empty(v.shape), v.new_empty(v.shape)
-    grad_table = bias_table.new_empty(bias_table.shape if wants_bias else 0)
-    grad_padded = v.new_empty(v.shape[3:] if padded_value is not None else 0)
-    return grad_q, grad_k, grad_v, grad_table, scale.new_empty(scale.shape), grad_padded
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, ctx.plan = arguments
+        attended, normalisers = attend_fused(*arguments)
+        ctx.save_for_backward(*tensors, attended, normalisers)
+        return attended
 
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        wants = ctx.needs_input_grad
+        gradients = attend_fused_backward(grad, *ctx.saved_tensors, wants[3], ctx.plan)
+        return *(each if wanted else None for each, wanted in zip(gradients, wants, strict=False)), None
 
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.plan_numbers = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    saved, wants = ctx.saved_tensors, ctx.needs_input_grad
-    if grad is None:
-        return (None,) * len(wants)
-    gradients = attend_fused_backward(grad, *saved, wants[3], ctx.plan_numbers)
-    return *(each if wanted else None for each, wanted in zip(gradients, wants, strict=False)), None
-
-
-attend_fused.register_autograd(_backward, setup_context=_keep_for_backward)
 
 Sums = tuple[Tensor | None, Tensor, Tensor | None]
 """Gradients of the bias table, the scale and the padded value."""
@@ -274,13 +272,6 @@ class _BackwardPass:
                 constants | table.constants,
             )
         return table.total(), grad_scale.sum((0, 1)), None if grad_padded is None else grad_padded.sum((0, 1))
-
-
-def _room_for_answer(v: Tensor, plan: WindowPlan) -> tuple[Tensor, Tensor]:
-    """Memory for the attended map and for what makes weights of logits."""
-    batch, heads = v.shape[0], v.shape[3]
-    normalisers = v.new_empty(batch * plan.counts[0] * plan.counts[1], heads, 2, plan.tokens, dtype=precise(v.dtype))
-    return v.new_empty(v.shape), normalisers
 
 
 def _exact(bias_table: Tensor, v: Tensor) -> Tensor:
