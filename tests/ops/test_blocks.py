@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swinv2.ops import reference
 from swinv2.ops.cpu import library
 from swinv2.ops.cpu.blocks import BlockTensors, Copies, PreparedBlocks, add_attention, add_mlp, run_blocks
 from swinv2.ops.precision import precise
@@ -92,6 +93,43 @@ def test_a_run_is_its_branches(
         assert answer.dtype == dtype
         torch.testing.assert_close(answer, expected, rtol=rounding, atol=rounding)
         assert torch.equal(answer, answers[0])
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "grid", "window"),
+    [
+        *[(5, 1, (9, 9), (4, 4)), (1, 3, (9, 20), (7, 7)), (2, 40, (17, 5), (5, 5)), (3, 32, (8, 8), (8, 8))],
+        *[(1, 8, (12, 70), (64, 64)), (1, 300, (3, 3), (2, 2)), (4, 5, (1, 100), (1, 9))],
+    ],
+    ids=str,
+)
+def test_heads_and_windows_of_any_size(
+    heads: int, head_dim: int, grid: tuple[int, int], window: tuple[int, int], threads: int
+) -> None:
+    channels, plan = heads * head_dim, WindowPlan(grid, window, (window[0] // 2, window[1] // 2))
+    x = draw(2, *grid, channels, dtype=torch.float64)
+    layers = [
+        (draw(channels, channels, dtype=torch.float64, seed=i), draw(channels, seed=i).double()) for i in range(4)
+    ]
+    layers[1] = (layers[1][0], None)
+    table, scale = draw(heads, 2 * window[0] - 1, 2 * window[1] - 1).double(), torch.full((heads,), 10.0).double()
+    weight, bias = draw(channels, seed=5).double(), draw(channels, seed=6).double()
+    q, k, v = (F.linear(x, *layer).unflatten(-1, (heads, -1)) for layer in layers[:3])
+    filling = layers[2][1].view(heads, -1)
+    attended, _ = reference.window_attention(q, k, v, table, scale, plan, filling)
+    work = F.linear(attended.flatten(-2), *layers[3])
+    expected = x + F.layer_norm(work, (channels,), weight, bias, 1e-5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for dtype, bound in ((torch.float64, 1e-9), (torch.float32, 2e-4)):
+            some = [(w.to(dtype), b if b is None else b.to(dtype)) for w, b in layers]
+            out, norm = torch.empty(x.shape, dtype=dtype), (weight.to(dtype), bias.to(dtype), 1e-5, 1.0)
+            add_attention(x.to(dtype), some[:3], some[3], table.to(dtype), scale.to(dtype), plan, norm, out)
+            torch.testing.assert_close(out.double(), expected, rtol=bound, atol=bound)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_numbers_may_change_in_place_and_other_memory_is_noticed() -> None:

@@ -10,62 +10,79 @@
 #define CHUNK (1024 / (long)sizeof(REAL)) /* numbers of a sum at a time: a panel of so many stays in the first cache */
 #define HEIGHT 48                         /* rows of a weight at a time, a multiple of ROWS: these stay in the second */
 
-/* c[rows][PANEL] = (c +) a[rows][k] b[k][PANEL] + bias[rows]. a_row and a_step lead to a's next row and column. */
-INLINE void FN(lane_tile)(const long rows, long k, const REAL *a, long a_row, long a_step, const REAL *b, long b_row,
-                          REAL *c, long c_row, int adds, const REAL *bias) {
-    Vector sum[ROWS][VECTORS];
+#define LINE (64 / (long)sizeof(REAL))    /* numbers of a line of the cache */
+
+/* c[rows][lanes] = (c +) a[rows][k] b[k][lanes] + bias[rows], of one or more vectors of lanes; b's rows are a panel apart. */
+INLINE void FN(lane_tile)(const long rows, const long vectors, long k, const REAL *a, long a_row, const REAL *b, REAL *c,
+                          long c_row, int adds, const REAL *bias, int is_new) {
+    /* One vector alone would leave too few sums to keep the processor busy: then every sum is made in two parts. */
+    const long parts = vectors == 1 ? 2 : 1, length = k / parts;
+    Vector sum[2 * ROWS][VECTORS];
 #pragma GCC unroll 16
-    for (long i = 0; i < rows; i++)
+    for (long i = 0; i < parts * rows; i++)
 #pragma GCC unroll 4
-        for (long j = 0; j < VECTORS; j++) sum[i][j] = (Vector){0};
-    for (long step = 0; step < k; step++) {
-        Vector right[VECTORS];
-#pragma GCC unroll 4
-        for (long j = 0; j < VECTORS; j++) right[j] = FN(load)(b + step * b_row + j * LANES);
+        for (long j = 0; j < vectors; j++) sum[i][j] = (Vector){0};
+    for (long start = 0, end; start < length; start = end) {
+        end = smaller(start + LINE, length);
+        /* The rows of the next tile: they come from far away when they are read for the first time. */
 #pragma GCC unroll 16
-        for (long i = 0; i < rows; i++) {
-            REAL left = a[i * a_row + step * a_step];
+        for (long i = 0; is_new && i < parts * rows; i++)
+            __builtin_prefetch(a + (rows + i % rows) * a_row + i / rows * length + start);
+        for (long step = start; step < end; step++)
+#pragma GCC unroll 2
+            for (long part = 0; part < parts; part++) {
+                const REAL *left = a + part * length + step, *right = b + (part * length + step) * PANEL;
+#pragma GCC unroll 16
+                for (long i = 0; i < rows; i++)
 #pragma GCC unroll 4
-            for (long j = 0; j < VECTORS; j++) sum[i][j] += left * right[j];
-        }
+                    for (long j = 0; j < vectors; j++)
+                        sum[part * rows + i][j] += left[i * a_row] * FN(load)(right + j * LANES);
+            }
     }
 #pragma GCC unroll 16
     for (long i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (long j = 0; j < VECTORS; j++) {
+        for (long j = 0; j < vectors; j++) {
+            if (parts == 2) sum[i][j] += sum[rows + i][j];
+            if (parts * length < k) sum[i][j] += a[i * a_row + k - 1] * FN(load)(b + (k - 1) * PANEL + j * LANES);
             if (bias) sum[i][j] += bias[i];
             if (adds) sum[i][j] += FN(load)(c + i * c_row + j * LANES);
             FN(store)(c + i * c_row + j * LANES, sum[i][j]);
         }
 }
 
-#define FEW 4 /* rows of the smaller tile */
+#define FEW 4 /* rows of the smallest tile */
 
-/* Rows that `lane_tiles` reads and writes. */
+/* Whether rows end with two of the smallest tiles in the place of a larger one and a rest. */
+INLINE int FN(ends_with_two)(long rows) { return rows > ROWS && rows % ROWS && ROWS + rows % ROWS == 2 * FEW; }
+
+/* Rows that `multiply_lanes` reads and writes. */
 INLINE long FN(tiled_rows)(long rows) {
-    long rest = rows % ROWS;
-    if (rest == 0 || (ROWS + rest == 2 * FEW && rows > ROWS)) return rows;
+    const long rest = rows % ROWS;
+    if (rest == 0 || FN(ends_with_two)(rows)) return rows;
     return rows - rest + (rest <= FEW ? FEW : ROWS);
 }
 
 /* The same for any number of rows. */
-INLINE void FN(lane_tiles)(long rows, long k, const REAL *a, long a_row, long a_step, const REAL *b, long b_row, REAL *c,
-                           long c_row, int adds, const REAL *bias) {
-    long few, i = 0;
-    /* Two small tiles instead of a large one and a rest. */
-    if (rows % ROWS == 0) few = 0;
-    else if (ROWS + rows % ROWS == 2 * FEW && rows > ROWS) few = 2;
-    else few = rows % ROWS <= FEW;
-    for (; i + few * FEW < rows; i += ROWS)
-        FN(lane_tile)(ROWS, k, a + i * a_row, a_row, a_step, b, b_row, c + i * c_row, c_row, adds, bias ? bias + i : NULL);
+INLINE void FN(multiply_lanes)(const long vectors, long rows, long k, const REAL *a, long a_row, const REAL *b, REAL *c,
+                               long c_row, int adds, const REAL *bias, int is_new) {
+    const long rest = rows % ROWS;
+    const long last = FN(ends_with_two)(rows) ? rows - 2 * FEW : rest && rest <= FEW ? rows - rest : rows;
+    long i = 0;
+    for (; i < last; i += ROWS)
+        FN(lane_tile)(ROWS, vectors, k, a + i * a_row, a_row, b, c + i * c_row, c_row, adds, bias ? bias + i : NULL,
+                      is_new);
     for (; i < rows; i += FEW)
-        FN(lane_tile)(FEW, k, a + i * a_row, a_row, a_step, b, b_row, c + i * c_row, c_row, adds, bias ? bias + i : NULL);
+        FN(lane_tile)(FEW, vectors, k, a + i * a_row, a_row, b, c + i * c_row, c_row, adds, bias ? bias + i : NULL,
+                      is_new);
 }
 
-/* c[rows][PANEL] = (c +) a[rows][k] b[k][PANEL] + bias[rows], for any number of rows; `tiled_rows` of them are read. */
-static __attribute__((noinline)) void FN(multiply_panel)(long rows, long k, const REAL *a, long a_row, const REAL *b,
-                                                         REAL *c, long c_row, int adds, const REAL *bias) {
-    FN(lane_tiles)(rows, k, a, a_row, 1, b, PANEL, c, c_row, adds, bias);
+/* The same for a panel, of which so many lanes are wanted: `tiled_rows` of a and c must be there. */
+static __attribute__((noinline)) void FN(multiply_panel)(long lanes, long rows, long k, const REAL *a, long a_row,
+                                                         const REAL *b, REAL *c, long c_row, int adds, const REAL *bias,
+                                                         int is_new) {
+    if (lanes <= LANES) FN(multiply_lanes)(1, rows, k, a, a_row, b, c, c_row, adds, bias, is_new);
+    else FN(multiply_lanes)(VECTORS, rows, k, a, a_row, b, c, c_row, adds, bias, is_new);
 }
 
 /* Reads numbers of tokens, zeros where there are no more, to [n][PANEL]. */
@@ -229,7 +246,9 @@ static void FN(apply_layer)(const FN(Product) *job, const FN(Group) *group, long
     const Linear *layer = job->layer;
     const int is_plain = layer->type == (IS_DOUBLE ? F64 : F32);
     const long tiles = (job->out + ROWS - 1) / ROWS, end = smaller(share(tiles, me + 1, team) * ROWS, job->out);
-    const long cuts = (job->in + CHUNK - 1) / CHUNK, depth = round_up((job->in + cuts - 1) / cuts, LANES);
+    /* For one panel a weight is read only once: best from end to end. */
+    const long cuts = panels == 1 && is_plain && job->out % ROWS == 0 ? 1 : (job->in + CHUNK - 1) / CHUNK;
+    const long depth = round_up((job->in + cuts - 1) / cuts, LANES);
     REAL bias[HEIGHT + ROWS] = {0};
     for (long row = share(tiles, me, team) * ROWS; row < end; row += HEIGHT) {
         const long count = smaller(HEIGHT, end - row);
@@ -247,15 +266,14 @@ static void FN(apply_layer)(const FN(Product) *job, const FN(Group) *group, long
             }
             for (long panel = 0; panel < panels; panel++) {
                 REAL *to = job->to + panel * job->to_panel + row * job->to_row;
-                FN(multiply_panel)(count, length, rows, step, job->from + panel * job->from_panel + start * PANEL, to,
-                                   job->to_row, start > 0, layer->bias.data && start == 0 ? bias : NULL);
+                const long token = (first + panel) * PANEL, lanes = smaller(PANEL, group->tokens - token);
+                FN(multiply_panel)(lanes, count, length, rows, step, job->from + panel * job->from_panel + start * PANEL, to,
+                                   job->to_row, start > 0, layer->bias.data && start == 0 ? bias : NULL, panel == 0);
                 if (start + length < job->in) continue;
-                const long token = (first + panel) * PANEL;
                 if (job->saved)
-                    FN(write_panel)(job->saved, group->place + token, smaller(PANEL, group->tokens - token),
-                                    job->saved_column + row, to, job->to_row, count);
+                    FN(write_panel)(job->saved, group->place + token, lanes, job->saved_column + row, to, job->to_row, count);
                 for (long i = 0; job->widens && i < count; i++)
-                    for (long j = 0; j < PANEL; j += LANES) {
+                    for (long j = 0; j < lanes; j += LANES) {
                         REAL *x = to + i * job->to_row + j;
                         FN(store)(x, FN(gelu_of)(FN(load)(x)));
                     }
@@ -288,8 +306,8 @@ INLINE void FN(measure_lanes)(const REAL *x, long channels, REAL eps, Vector *me
 }
 
 /* x = (x +) norm(work), for a panel; `work` may be x. */
-static void FN(norm_panel)(REAL *x, const REAL *work, long channels, REAL eps, const REAL *norm, int adds) {
-    for (long j = 0; j < PANEL; j += LANES) {
+static void FN(norm_panel)(long lanes, REAL *x, const REAL *work, long channels, REAL eps, const REAL *norm, int adds) {
+    for (long j = 0; j < lanes; j += LANES) {
         Vector mean, factor;
         FN(measure_lanes)(work + j, channels, eps, &mean, &factor);
         for (long c = 0; c < channels; c++) {
@@ -381,9 +399,9 @@ INLINE void FN(begin_logits)(FN(Own) *own, const int64_t *at, long keys, long qu
 }
 
 /* Makes weights of logits, not yet divided by their sums. Returns what divides them, and the sum of filling tokens' weights. */
-INLINE void FN(weigh_lanes)(REAL *logits, const REAL *region, int has_regions, long query, long there, long keys,
+INLINE void FN(weigh_lanes)(REAL *logits, long vectors, const REAL *region, int has_regions, long query, long there, long keys,
                             Vector *shares, Vector *filling) {
-    for (long j = 0; j < VECTORS; j++) {
+    for (long j = 0; j < vectors; j++) {
         REAL *column = logits + j * LANES;
         Vector most = FN(spread)(-INFINITY), sum = {0}, fill = {0};
         if (has_regions) {
@@ -430,15 +448,15 @@ static void FN(attend_head)(FN(Own) *own, const FN(Sizes) *sizes, const FN(Share
         Vector shares[VECTORS], filling[VECTORS];
         FN(scale_queries)(own, query + first, row, dim, ((const REAL *)block->scale.data)[head]);
         FN(begin_logits)(own, at, keys, first, count, centre);
-        FN(multiply_panel)(there, dim, own->keys, round_up(dim, LANES), own->query, own->logits, PANEL, 1, NULL);
-        FN(weigh_lanes)(own->logits, region, group->has_regions[window], first, there, keys, shares, filling);
-        FN(multiply_panel)(dim, there, value, row, own->logits, own->answer, PANEL, 0, NULL);
+        FN(multiply_panel)(count, there, dim, own->keys, round_up(dim, LANES), own->query, own->logits, PANEL, 1, NULL, 0);
+        FN(weigh_lanes)(own->logits, (count + LANES - 1) / LANES, region, group->has_regions[window], first, there, keys, shares, filling);
+        FN(multiply_panel)(count, dim, there, value, row, own->logits, own->answer, PANEL, 0, NULL, 0);
         /* To their places among all tokens of the group. */
         const long to = start + first, lane = to % PANEL;
         REAL *attended = shared->attended + to / PANEL * PANEL * sizes->wide + head * dim * PANEL + lane;
         for (long d = 0; d < dim; d++) {
             REAL *answer = own->answer + d * PANEL;
-            for (long j = 0; j < VECTORS; j++)
+            for (long j = 0; j * LANES < count; j++)
                 FN(store)(answer + j * LANES, (FN(load)(answer + j * LANES) + filling[j] * value_bias[d]) * shares[j]);
             if (lane == 0 && count == PANEL) {
                 for (long j = 0; j < PANEL; j += LANES) FN(store)(attended + d * PANEL + j, FN(load)(answer + j));
@@ -503,7 +521,7 @@ static void FN(run_group)(const FN(Task) *task, const FN(Shared) *shared, FN(Own
             if (FN(wanted)(saved, &saved->attended))
                 FN(write_panel)(&saved->attended, group->place + token, count, 0, shared->attended + panel * panel_size,
                                 PANEL, channels);
-            FN(norm_panel)(x, shared->work + panel * panel_size, channels, block->attention_norm.eps, own->norms[0], 1);
+            FN(norm_panel)(count, x, shared->work + panel * panel_size, channels, block->attention_norm.eps, own->norms[0], 1);
         }
         FN(meet)(team);
     }
@@ -520,12 +538,12 @@ static void FN(run_group)(const FN(Task) *task, const FN(Shared) *shared, FN(Own
         FN(meet)(team);
     }
     for (long panel = mine; panel < end; panel++) {
+        const long count = smaller(PANEL, group->tokens - panel * PANEL);
         REAL *x = shared->x + panel * panel_size;
         if (block->widen.data)
-            FN(norm_panel)(x, shared->work + panel * panel_size, channels, block->mlp_norm.eps, own->norms[1], 1);
-        if (block->extra_norm.weight.data) FN(norm_panel)(x, x, channels, block->extra_norm.eps, own->norms[2], 0);
-        FN(write_panel)(task->to, group->place + panel * PANEL, smaller(PANEL, group->tokens - panel * PANEL), 0, x, PANEL,
-                        channels);
+            FN(norm_panel)(count, x, shared->work + panel * panel_size, channels, block->mlp_norm.eps, own->norms[1], 1);
+        if (block->extra_norm.weight.data) FN(norm_panel)(count, x, x, channels, block->extra_norm.eps, own->norms[2], 0);
+        FN(write_panel)(task->to, group->place + panel * PANEL, count, 0, x, PANEL, channels);
     }
     FN(meet)(team);
 }

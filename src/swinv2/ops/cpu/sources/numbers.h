@@ -92,6 +92,23 @@ static inline uint16_t to_f16(float x) {
 }
 #endif
 
+static inline void read_f16(float *to, const uint16_t *from, long n) {
+    long i = 0;
+#ifdef __F16C__
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
+#endif
+    for (; i < n; i++) to[i] = from_f16(from[i]);
+}
+
+static inline void write_f16(uint16_t *to, const float *from, long n) {
+    long i = 0;
+#ifdef __F16C__
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+    for (; i < n; i++) to[i] = to_f16(from[i]);
+}
+
 static inline long round_up(long n, long step) { return (n + step - 1) / step * step; }
 
 static inline long smaller(long a, long b) { return a < b ? a : b; }

@@ -226,7 +226,11 @@ INLINE void FN(read)(REAL *to, const Map *map, long at, long n) {
         for (long i = 0; i < n; i++) to[i] = from_bf16(from[i]);
     } else if (map->type == F16) {
         const uint16_t *from = (const uint16_t *)map->data + at;
+#if IS_DOUBLE
         for (long i = 0; i < n; i++) to[i] = from_f16(from[i]);
+#else
+        read_f16(to, from, n);
+#endif
     } else {
         const double *from = (const double *)map->data + at;
         for (long i = 0; i < n; i++) to[i] = from[i];
@@ -245,7 +249,11 @@ INLINE void FN(write)(const Map *map, long at, const REAL *from, long n) {
         for (long i = 0; i < n; i++) to[i] = to_bf16(from[i]);
     } else if (map->type == F16) {
         uint16_t *to = (uint16_t *)map->data + at;
+#if IS_DOUBLE
         for (long i = 0; i < n; i++) to[i] = to_f16(from[i]);
+#else
+        write_f16(to, from, n);
+#endif
     } else {
         double *to = (double *)map->data + at;
         for (long i = 0; i < n; i++) to[i] = from[i];
