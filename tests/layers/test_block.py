@@ -13,7 +13,7 @@ import peers
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.layers.block import SwinTransformerBlock
 from swinv2.ops.backends import CPU, choose_backend
-from swinv2.ops.cpu import blocks, branches, kernels, library, pieces
+from swinv2.ops.cpu import blocks, kernels, library, pieces
 
 FAST = choose_backend("sdpa")
 """The kernels for CPUs where they are compiled."""
@@ -29,8 +29,6 @@ def build(**fields: object) -> Swinv2ForImageClassification:
 def cut(patch: pytest.MonkeyPatch) -> None:
     """Has branches be computed in several pieces."""
     patch.setattr(pieces, "CACHE_BYTES", 2**17)
-    for name in ("_packs_attention", "_packs_mlp"):
-        patch.setattr(branches, name, lambda *_: False, raising=False)
 
 
 @pytest.fixture

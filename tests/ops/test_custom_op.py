@@ -102,24 +102,13 @@ def function(call: str) -> Callable[..., object]:
     return next(getattr(module, name) for module in (attention, branches, linear, position) if hasattr(module, name))
 
 
-WAYS = [(call, False) for call in CALLS] + [
-    (call, True) for call in CALLS if "branch" in call and "backward" not in call
-]
-"""Calls, and whether a branch is one call of a kernel or goes in pieces."""
-
-
-@pytest.fixture
-def small_pieces(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**12)
-    for name in ("_packs_attention", "_packs_mlp"):
-        monkeypatch.setattr(branches, name, lambda *_: packs, raising=False)
-
-
-@pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize(("call", "packs"), WAYS)
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_an_operation_is_what_a_compiler_is_told(call: str, packs: bool, dtype: torch.dtype) -> None:
+def test_an_operation_is_what_a_compiler_is_told(
+    call: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Shapes, dtypes and strides of the results; no argument is written to, or shares memory with a result."""
+    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**12)
     arguments = with_numbers(calls(dtype)[call])
     run = getattr(torch.ops.swinv2, call.split(",")[0])
     torch.library.opcheck(run, arguments, test_utils=("test_schema", "test_faketensor"))
