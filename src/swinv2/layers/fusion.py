@@ -8,19 +8,16 @@ offloading, LoRA, pruned or quantised weights.
 `FUSED` is the whole table. To fuse another operation, add a row.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from itertools import chain
-from operator import attrgetter, is_
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from swinv2.config import is_exact_gelu
+from swinv2.layers.intact import Snapshot, refuse_structure, structure
 from swinv2.ops.backends import CPU, TRITON, refuse_machine
 from swinv2.ops.cpu import library
 from swinv2.ops.cpu.blocks import BlockTensors, Copies, PreparedBlocks, run_blocks
@@ -103,61 +100,6 @@ def explain_fusion(module: Any, method: str, x: Tensor, backend: str) -> str:
     return f"{method} is one operation" if reason is None else f"{method} calls its modules: {reason}"
 
 
-class Snapshot:
-    """What modules consisted of when they were examined, in a form that is quick to compare with what they are now.
-
-    Compared are every attribute of every module (its type, hooks and forward, its sub-modules and parameters, its mode,
-    rates and sizes) and where and how the numbers of each parameter are stored, by identity: what was replaced by its
-    equal counts as changed. What is not compared are the numbers themselves.
-
-    Args:
-        owner: The module whose parts they are.
-        names: The parts, by name.
-    """
-
-    def __init__(self, owner: nn.Module, names: Iterable[str]) -> None:
-        self.modules = [each for name in names for each in owner.get_submodule(name).modules()]
-        own = [module.__dict__ for module in self.modules]
-        self.attributes = [*own, *(d["_parameters"] for d in own), *(d["_modules"] for d in own), owner._modules]
-        self.hooks = [d[name] for d in own for name in _HOOKS]
-        self.parameters = [p for d in own for p in d["_parameters"].values() if p is not None]
-        self.count = sum(map(len, self.attributes))
-        self.types = list(map(type, self.modules))
-        self.values = list(chain.from_iterable(map(dict.values, self.attributes)))
-        self.numbers = self._numbers()
-        self.learns = any(parameter.requires_grad for parameter in self.parameters)
-        self.is_refused = False
-        self.prepared: tuple[Any, ...] = ()
-
-    def is_current(self) -> bool:
-        """Whether the modules are what they were."""
-        return (
-            not any(self.hooks)
-            and not _has_any_global_hook()
-            and sum(map(len, self.attributes)) == self.count
-            and all(map(is_, map(type, self.modules), self.types))
-            and all(map(is_, chain.from_iterable(map(dict.values, self.attributes)), self.values))
-            and self._numbers() == self.numbers
-        )
-
-    def wants_gradients(self, x: Tensor) -> bool:
-        """Whether a call with this map has a backward pass."""
-        return torch.is_grad_enabled() and (self.learns or x.requires_grad)
-
-    def _numbers(self) -> tuple[list[int], list[Any], list[Any]]:
-        """Where the parameters' numbers are, and how they lie there: `.data` may have become another tensor's."""
-        parameters = self.parameters
-        return (
-            list(map(Tensor.data_ptr, parameters)),
-            list(map(_STORED_AS, parameters)),
-            list(map(Tensor.stride, parameters)),
-        )
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_STORED_AS = attrgetter("dtype", "shape", "requires_grad")
-
-
 class Memory(dict[str, Snapshot]):
     """What a module remembers of its parts, by the name of the fused method. A copy, or what is read from a file,
     remembers nothing: its parts are others."""
@@ -170,7 +112,8 @@ class Memory(dict[str, Snapshot]):
             if refuse_structure(module, row.parts, device) is not None:
                 return None
             seen = Snapshot(module, row.parts)
-            seen.is_refused = row.refuse_parts(module) is not None
+            # An address of 0: who shards or offloads has taken the memory away.
+            seen.is_refused = row.refuse_parts(module) is not None or 0 in seen.numbers[0]
             if row.prepare is not None and not seen.is_refused:
                 seen.prepared = (row.prepare(module),)
             self[row.method] = seen
@@ -187,54 +130,9 @@ def remember_structure(module: nn.Module) -> None:
     owner.memory = Memory()
 
 
-def structure(module: nn.Module) -> list[Any]:
-    """Types of a module's parts and shapes of their parameters: what it was built of, or has become."""
-    return [(type(m), [None if p is None else p.shape for p in m._parameters.values()]) for m in module.modules()]
-
-
 def refuse_parts(module: Any, row: Fused, device: torch.device) -> str | None:
     """Why the parts of a row must be called."""
     return refuse_structure(module, row.parts, device) or row.refuse_parts(module)
-
-
-def refuse_structure(module: Any, names: Iterable[str], device: torch.device) -> str | None:
-    """Why parts of a module must be called, whatever they compute: they are not as they were built, on a device, or
-    somebody watches them."""
-    for name in names:
-        part = module.get_submodule(name)
-        if structure(part) != module.built[name]:
-            return f"{name} is not as it was built"
-        for each in part.modules():
-            if not is_unwatched(each):
-                return f"{name} has hooks, or another forward than its class"
-            if not has_plain_parameters(each, device.type):
-                return f"{name} has parameters that are elsewhere, or no plain tensors"
-    return None
-
-
-def is_unwatched(module: nn.Module) -> bool:
-    """Whether nobody sees, replaces or pays for the calls of a module: no hooks, no forward of the instance's own, not
-    compiled by itself, not offloaded by accelerate."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return (
-        # The lengths: torch.compile notices when they change.
-        all(len(some) == 0 for some in hooks)
-        and not _has_any_global_hook()
-        # The attribute too: torch.compile notices when it changes, and does not look into the dictionary again.
-        and type(module.forward) is MethodType
-        and "forward" not in module.__dict__
-        and "_hf_hook" not in module.__dict__
-        and module._compiled_call_impl is None
-    )
-
-
-def has_plain_parameters(module: nn.Module, device: str) -> bool:
-    """Whether a module's own parameters are plain ones, on a device."""
-    return all(
-        type(p) is nn.Parameter and p.device.type == device and p.layout == torch.strided
-        for p in module._parameters.values()
-        if p is not None
-    )
 
 
 def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:

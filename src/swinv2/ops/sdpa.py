@@ -48,7 +48,9 @@ def window_attention(
         for columns in plan.spans(1):
             kind = WindowKind(rows, columns)
             areas = [_take(_take(m, plan, 0, rows), plan, 1, columns) for m in (query, key, value)]
-            attended = _attend([windows.partition(area, plan.window) for area in areas], v.shape[0], bias, kind, dropout)
+            attended = _attend(
+                [windows.partition(area, plan.window) for area in areas], v.shape[0], bias, kind, dropout
+            )
             band.append(windows.merge(attended, plan.window, (areas[0].shape[1], areas[0].shape[2])))
         bands.append(_join(band, plan, 1))
     return windows.crop(_join(bands, plan, 0), plan)

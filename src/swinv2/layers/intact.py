@@ -1,0 +1,115 @@
+"""Whose modules these are: as they were built, or what somebody has made of them since.
+
+In: modules. Out: None or the reason why they must be called; and snapshots, by which one sees quickly that nothing has
+changed since. This module knows nothing of what is computed.
+"""
+
+from collections.abc import Iterable
+from itertools import chain
+from operator import attrgetter, is_
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+
+def structure(module: nn.Module) -> list[Any]:
+    """Types of a module's parts and shapes of their parameters: what it was built of, or has become."""
+    return [(type(m), [None if p is None else p.shape for p in m._parameters.values()]) for m in module.modules()]
+
+
+def refuse_structure(module: Any, names: Iterable[str], device: torch.device) -> str | None:
+    """Why parts of a module must be called, whatever they compute: they are not as they were built, on a device, or
+    somebody watches them."""
+    for name in names:
+        part = module.get_submodule(name)
+        if structure(part) != module.built[name]:
+            return f"{name} is not as it was built"
+        for each in part.modules():
+            if not is_unwatched(each):
+                return f"{name} has hooks, or another forward than its class"
+            if not has_plain_parameters(each, device.type):
+                return f"{name} has parameters that are elsewhere, or no plain tensors"
+    return None
+
+
+def is_unwatched(module: nn.Module) -> bool:
+    """Whether nobody sees, replaces or pays for the calls of a module: no hooks, no forward of the instance's own, not
+    compiled by itself, not offloaded by accelerate."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return (
+        # The lengths: torch.compile notices when they change.
+        all(len(some) == 0 for some in hooks)
+        and not _has_any_global_hook()
+        # The attribute too: torch.compile notices when it changes, and does not look into the dictionary again.
+        and type(module.forward) is MethodType
+        and "forward" not in module.__dict__
+        and "_hf_hook" not in module.__dict__
+        and module._compiled_call_impl is None
+    )
+
+
+def has_plain_parameters(module: nn.Module, device: str) -> bool:
+    """Whether a module's own parameters are plain ones, on a device."""
+    return all(
+        type(p) is nn.Parameter and p.device.type == device and p.layout == torch.strided
+        for p in module._parameters.values()
+        if p is not None
+    )
+
+
+class Snapshot:
+    """What modules consisted of when they were examined, in a form that is quick to compare with what they are now.
+
+    Compared are every attribute of every module (its type, hooks and forward, its sub-modules and parameters, its mode,
+    rates and sizes) and where and how the numbers of each parameter are stored, by identity: what was replaced by its
+    equal counts as changed. What is not compared are the numbers themselves.
+
+    Args:
+        owner: The module whose parts they are.
+        names: The parts, by name.
+    """
+
+    def __init__(self, owner: nn.Module, names: Iterable[str]) -> None:
+        self.modules = [each for name in names for each in owner.get_submodule(name).modules()]
+        own = [module.__dict__ for module in self.modules]
+        self.attributes = [*own, *(d["_parameters"] for d in own), *(d["_modules"] for d in own), owner._modules]
+        self.hooks = [d[name] for d in own for name in _HOOKS]
+        self.parameters = [p for d in own for p in d["_parameters"].values() if p is not None]
+        self.count = sum(map(len, self.attributes))
+        self.types = list(map(type, self.modules))
+        self.values = list(chain.from_iterable(map(dict.values, self.attributes)))
+        self.numbers = self._numbers()
+        self.learns = any(parameter.requires_grad for parameter in self.parameters)
+        self.is_refused = False
+        self.prepared: tuple[Any, ...] = ()
+
+    def is_current(self) -> bool:
+        """Whether the modules are what they were."""
+        return (
+            not any(self.hooks)
+            and not _has_any_global_hook()
+            and sum(map(len, self.attributes)) == self.count
+            and all(map(is_, map(type, self.modules), self.types))
+            and all(map(is_, chain.from_iterable(map(dict.values, self.attributes)), self.values))
+            and self._numbers() == self.numbers
+        )
+
+    def wants_gradients(self, x: Tensor) -> bool:
+        """Whether a call with this map has a backward pass."""
+        return torch.is_grad_enabled() and (self.learns or x.requires_grad)
+
+    def _numbers(self) -> tuple[list[int], list[Any], list[Any]]:
+        """Where the parameters' numbers are, and how they lie there: `.data` may have become another tensor's."""
+        parameters = self.parameters
+        return (
+            list(map(Tensor.data_ptr, parameters)),
+            list(map(_STORED_AS, parameters)),
+            list(map(Tensor.stride, parameters)),
+        )
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_STORED_AS = attrgetter("dtype", "shape", "requires_grad")
