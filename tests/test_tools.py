@@ -8,6 +8,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -213,3 +214,15 @@ def test_checkpointing_finds_the_blocks() -> None:
     units = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     assert [type(unit) for unit in units] == [SwinTransformerBlock] * 4
     assert "_set_gradient_checkpointing" not in vars(type(model).__mro__[1])
+
+
+def test_the_guide_runs() -> None:
+    """Its block of code, as it stands."""
+    pytest.importorskip("captum")
+    pytest.importorskip("pytorch_grad_cam")
+    guide = Path(__file__).parents[1] / "docs" / "guides" / "inspect.md"
+    code = guide.read_text().partition("## Grad-CAM")[2].partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["picture"].shape == (1, 64, 64)
+    assert tuple(names["attribution"].shape) == (1, 8, 8)
