@@ -47,11 +47,12 @@ PRE, POST, POST_FROM_ONE = (
 class PreNormBlock(SwinTransformerBlock):
     """A block whose branches are normalised before their work; otherwise the package's."""
 
-    def _attention_branch(self, x: Tensor, bias_table: Tensor, backend: str) -> tuple[Tensor, Tensor | None]:
-        return self.attention(self.layernorm_before(x), bias_table, backend)
+    def attention_branch(self, x: Tensor, backend: str, output_attentions: bool) -> tuple[Tensor, ...]:
+        attended, *weights = self.attention(self.layernorm_before(x), backend, output_attentions)
+        return x + attended, *weights
 
-    def _mlp_branch(self, x: Tensor, backend: str) -> Tensor:
-        return self._mlp(self.layernorm_after(x), backend)
+    def mlp_branch(self, x: Tensor, backend: str) -> Tensor:
+        return x + self.output(self.intermediate(self.layernorm_after(x)))
 
 
 def build(where: str, depths: list[int], seed: int) -> Swinv2ForImageClassification:
@@ -106,9 +107,11 @@ def measure(model: Swinv2ForImageClassification, split: Split, count: int) -> tu
     # What `observe` needs.
     model.set_attn_implementation("eager")
     amplitudes, right = Amplitudes(), 0
+    is_pre = any(isinstance(module, PreNormBlock) for module in model.modules())
+    ends = ("attention", "output") if is_pre else ("layernorm_before", "layernorm_after")
     for start in range(0, count, 100):
         images, labels = pixels(split.images[start : start + 100]), split.labels[start : start + 100]
-        amplitudes.add(observe(model.swinv2, images))
+        amplitudes.add(observe(model.swinv2, images, ends))
         right += int((model(images).logits.argmax(-1).numpy() == labels).sum())
     return amplitudes.measured(), right / count
 

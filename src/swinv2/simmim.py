@@ -55,7 +55,9 @@ def draw_mask(grid: Pair, block: Pair, ratio: float, generator: torch.Generator 
 
 def grid_of(image_size: Pair, patch_size: Pair) -> Pair:
     """Size (height, width) of an image in patches; the last ones may reach beyond it, as in the network."""
-    return -(-image_size[0] // patch_size[0]), -(-image_size[1] // patch_size[1])
+    # Without negative numbers, which converters of traced graphs divide otherwise.
+    height, width = patch_size
+    return (image_size[0] + height - 1) // height, (image_size[1] + width - 1) // width
 
 
 def mask_of_pixels(

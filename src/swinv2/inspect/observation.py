@@ -79,18 +79,24 @@ def blocks_of(model: Swinv2Model) -> list[tuple[int, int, SwinTransformerBlock]]
 
 
 @torch.no_grad()
-def observe(model: Swinv2Model, pixel_values: Float[Tensor, "B channels height width"]) -> Observation:
+def observe(
+    model: Swinv2Model,
+    pixel_values: Float[Tensor, "B channels height width"],
+    ends: tuple[str, str] = ("layernorm_before", "layernorm_after"),
+) -> Observation:
     """Runs a model once and keeps what is to be seen.
 
     Args:
         model: The network, in evaluation mode, with `attn_implementation="eager"`: only that form has attention
-            weights, and only there a branch is added in one piece.
+            weights.
         pixel_values: Images, on the model's device and of its type.
+        ends: The modules of a block whose output is what its attention and its MLP add; nothing is dropped.
     """
     blocks = blocks_of(model)
     embedded: list[Tensor] = []
     after: list[Tensor] = []
-    branches: list[Tensor] = []
+    attended: list[Tensor] = []
+    computed: list[Tensor] = []
 
     def keep(kept: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -101,8 +107,8 @@ def observe(model: Swinv2Model, pixel_values: Float[Tensor, "B channels height w
     handles = [model.embeddings.register_forward_hook(keep(embedded))]
     for _, _, block in blocks:
         handles.append(block.register_forward_hook(keep(after)))
-        # Both branches go through it, the attention's first, whatever they consist of.
-        handles.append(block.drop_path.register_forward_hook(keep(branches)))
+        for end, kept in zip(ends, (attended, computed), strict=True):
+            handles.append(block.get_submodule(end).register_forward_hook(keep(kept)))
     try:
         output = model(pixel_values, output_attentions=True, return_dict=True)
     finally:
@@ -111,9 +117,7 @@ def observe(model: Swinv2Model, pixel_values: Float[Tensor, "B channels height w
 
     traces = tuple(
         BlockTrace(stage, number, map_after, attention, mlp)
-        for (stage, number, _), map_after, attention, mlp in zip(
-            blocks, after, branches[::2], branches[1::2], strict=True
-        )
+        for (stage, number, _), map_after, attention, mlp in zip(blocks, after, attended, computed, strict=True)
     )
     last = {stage: (number, block) for stage, number, block in blocks}
     grids = {trace.stage: trace.after.shape[1:3] for trace in traces}

@@ -35,9 +35,14 @@ class PatchEmbeddings(nn.Module):
         self, pixel_values: Float[Tensor, "B channels height width"], backend: str = EAGER
     ) -> Float[Tensor, "B H W C"]:
         """Cuts and projects; `backend` is one of `ops.backends`."""
-        bottom, right = (-length % patch for length, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True))
-        # Channels last: the convolution then writes the map as it is wanted.
-        padded = F.pad(pixel_values, (0, right, 0, bottom)).contiguous(memory_format=torch.channels_last)
+        # Without negative numbers, which converters of traced graphs divide otherwise.
+        bottom, right = (
+            (patch - length % patch) % patch
+            for length, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True)
+        )
+        # Channels last: the convolution then writes the map as it is wanted. Always a copy: what is exported must not
+        # depend on how these images lie in memory.
+        padded = F.pad(pixel_values, (0, right, 0, bottom)).clone(memory_format=torch.channels_last)
         # A tensor of its own: FSDP, which may wrap this module, may miss the gradient of a view.
         return self.project(padded, backend).permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
 

@@ -122,7 +122,9 @@ class WindowPlan:
     @property
     def counts(self) -> Pair:
         """Number of windows (down, across)."""
-        return -(-self.grid[0] // self.window[0]), -(-self.grid[1] // self.window[1])
+        # Without negative numbers, which converters of traced graphs divide otherwise.
+        height, width = self.window
+        return (self.grid[0] + height - 1) // height, (self.grid[1] + width - 1) // width
 
     @property
     def padded_grid(self) -> Pair:
