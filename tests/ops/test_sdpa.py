@@ -20,7 +20,7 @@ def test_some_windows_at_a_time_change_nothing(case: Case, at_once: int, monkeyp
     monkeypatch.setattr(sdpa, "WEIGHTS_BYTES", at_once * case.heads * case.plan.tokens**2 * 8)
     with mock.patch.object(sdpa, "_attend_at_once", side_effect=sdpa._attend_at_once) as spy:
         found = inputs.call(FORMS["sdpa"], case.plan, torch.float64)
-    assert max(len(call.args[0]) for call in spy.call_args_list) <= max(at_once, 1) * case.batch
+    assert max(len(call.args[0].query) for call in spy.call_args_list) <= max(at_once, 1) * case.batch
     for name, result in found.items():
         torch.testing.assert_close(result, expected[name])
 

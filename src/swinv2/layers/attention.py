@@ -113,7 +113,8 @@ class CosineWindowAttention(nn.Module):
             backend,
             padded_query,
         )
-        return (attended.flatten(-2), weights) if output_attentions else (attended.flatten(-2),)
+        attended = attended.flatten(-2)
+        return (attended, weights) if output_attentions and weights is not None else (attended,)
 
 
 class Projection(nn.Module):

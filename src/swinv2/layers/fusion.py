@@ -20,6 +20,7 @@ from swinv2.config import is_exact_gelu
 from swinv2.layers.intact import Snapshot, refuse_structure, structure
 from swinv2.ops.backends import CPU, TRITON, refuse_machine
 from swinv2.ops.cpu import library
+from swinv2.ops.cpu.arguments import Norm
 from swinv2.ops.cpu.blocks import BlockTensors, Copies, PreparedBlocks, run_blocks
 from swinv2.ops.cpu.branches import Ending, add_attention, add_mlp
 from swinv2.ops.cpu.linear import linear, may_project_patches, project_patches
@@ -252,10 +253,12 @@ class _RunOfBlocks:
             return PreparedBlocks([_tensors_of(block) for block in self.blocks]), copies
 
 
+def _norm(norm: nn.LayerNorm) -> Norm:
+    return norm.weight, norm.bias, norm.eps, 1.0
+
+
 def _tensors_of(block: Any) -> BlockTensors:
-    attention, norms = block.attention.self, (block.layernorm_before, block.layernorm_after, block.layernorm_extra)
-    first, second, extra = ((n.weight, n.bias, n.eps, 1.0) if isinstance(n, nn.LayerNorm) else None for n in norms)
-    geometry = attention.geometry
+    attention, geometry, extra = block.attention.self, block.attention.self.geometry, block.layernorm_extra
     return BlockTensors(
         qkv=[_weights(layer) for layer in (attention.query, attention.key, attention.value)],
         last=_weights(block.attention.output.dense),
@@ -264,11 +267,11 @@ def _tensors_of(block: Any) -> BlockTensors:
         window=geometry.window,
         shift=geometry.shift,
         mask_padding=geometry.mask_padding,
-        attention_norm=first,
+        attention_norm=_norm(block.layernorm_before),
         widen=_weights(block.intermediate.dense),
         narrow=_weights(block.output.dense),
-        mlp_norm=second,
-        extra_norm=extra,
+        mlp_norm=_norm(block.layernorm_after),
+        extra_norm=_norm(extra) if isinstance(extra, nn.LayerNorm) else None,
     )
 
 

@@ -11,6 +11,7 @@ Source: Liu et al., Swin Transformer V2, section 3.5 ("sequential self-attention
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,9 +49,8 @@ def window_attention(
         for columns in plan.spans(1):
             kind = WindowKind(rows, columns)
             areas = [_take(_take(m, plan, 0, rows), plan, 1, columns) for m in (query, key, value)]
-            attended = _attend(
-                [windows.partition(area, plan.window) for area in areas], v.shape[0], bias, kind, dropout
-            )
+            tiles = Tiles(*(windows.partition(area, plan.window) for area in areas))
+            attended = _attend(tiles, v.shape[0], bias, kind, dropout)
             band.append(windows.merge(attended, plan.window, (areas[0].shape[1], areas[0].shape[2])))
         bands.append(_join(band, plan, 1))
     return windows.crop(_join(bands, plan, 0), plan)
@@ -71,28 +71,33 @@ def expand_bias(
     return rows.reshape(bias_table.shape[0], height * width, height * width)
 
 
-def _attend(maps: list[Tensor], images: int, bias: Tensor, kind: WindowKind, dropout: float) -> Tensor:
-    """Attends in windows (N, T, heads, head_dim) of one kind."""
-    run = execution(maps[0])
-    at_once = max(WEIGHTS_BYTES // (bias.numel() * maps[0].element_size()), 1)
-    if run is Execution.EAGER and at_once * images < len(maps[0]):
-        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*maps, bias))
+class Tiles(NamedTuple):
+    """Queries, keys and values of windows of one kind, (N, T, heads, head_dim) each."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+def _attend(tiles: Tiles, images: int, bias: Tensor, kind: WindowKind, dropout: float) -> Tensor:
+    """Attends in windows, in some at a time if those of an image would take too much memory."""
+    run = execution(tiles.query)
+    at_once = max(WEIGHTS_BYTES // (bias.numel() * tiles.query.element_size()), 1)
+    if run is Execution.EAGER and at_once * images < len(tiles.query):
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tiles, bias))
         attend = partial(checkpoint, _attend_at_once, use_reentrant=False) if wanted else _attend_at_once
-        return torch.cat(
-            [attend(*some, bias, kind, dropout) for some in zip(*(m.split(at_once) for m in maps), strict=True)]
-        )
-    attended = _attend_at_once(*maps, bias, kind, dropout)
+        runs = zip(*(each.split(at_once) for each in tiles), strict=True)
+        return torch.cat([attend(Tiles(*some), bias, kind, dropout) for some in runs])
+    attended = _attend_at_once(tiles, bias, kind, dropout)
     # A graph that is exported must not depend on the strides that this machine's attention returns.
     return attended.clone(memory_format=torch.contiguous_format) if run is Execution.EXPORTED else attended
 
 
-def _attend_at_once(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, kind: WindowKind, dropout: float
-) -> Tensor:
-    mask = bias.to(value.dtype)
+def _attend_at_once(tiles: Tiles, bias: Tensor, kind: WindowKind, dropout: float) -> Tensor:
+    mask = bias.to(tiles.value.dtype)
     if not kind.is_single_region:
         mask = mask.masked_fill(kind.hidden_pairs(bias.device), float("-inf"))
-    q, k, v = (each.transpose(1, 2) for each in (query, key, value))
+    q, k, v = (each.transpose(1, 2) for each in tiles)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None], dropout_p=dropout, scale=1.0).transpose(1, 2)
 
 

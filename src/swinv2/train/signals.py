@@ -8,28 +8,15 @@ nothing that takes long: a signal is answered from the first moment of a command
 import atexit
 import ctypes
 import logging
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import resource_tracker
-from multiprocessing.context import (
-    BaseContext,
-    ForkContext,
-    ForkProcess,
-    ForkServerContext,
-    ForkServerProcess,
-    SpawnContext,
-    SpawnProcess,
-)
 from multiprocessing.sharedctypes import RawValue
 from types import FrameType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +44,20 @@ class StoppedError(KeyboardInterrupt):
         self.number = number
 
 
-def deafen(loader: "DataLoader[Any]") -> None:
-    """Has the workers of a loader ignore signals, from their first moment on until this process leaves."""
+def deafen(loader: Any) -> None:
+    """Has the workers of a `DataLoader` ignore signals, from their first moment on until this process leaves."""
     if not loader.num_workers:
         return
     loader.worker_init_fn = partial(_begin_worker, _is_leaving)
-    loader.multiprocessing_context = _with_held_signals(loader.multiprocessing_context)
+    start_workers = loader._get_iterator
+
+    def start_with_signals_held() -> Any:
+        # Started first, where it is needed at all: when it starts, it lets signals through.
+        resource_tracker.ensure_running()
+        with _held():
+            return start_workers()
+
+    loader._get_iterator = start_with_signals_held
 
 
 def _begin_worker(is_leaving: Any, worker: int) -> None:
@@ -84,53 +79,6 @@ def _held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _HeldForkProcess(ForkProcess):
-    def start(self) -> None:
-        with _held():
-            super().start()
-
-
-class _HeldSpawnProcess(SpawnProcess):
-    def start(self) -> None:
-        # Needed by such processes; when it is started, it lets signals through.
-        resource_tracker.ensure_running()
-        with _held():
-            super().start()
-
-
-class _HeldForkServerProcess(ForkServerProcess):
-    def start(self) -> None:
-        # Needed by such processes; when it is started, it lets signals through.
-        resource_tracker.ensure_running()
-        with _held():
-            super().start()
-
-
-class _HeldForkContext(ForkContext):
-    Process = _HeldForkProcess
-
-
-class _HeldSpawnContext(SpawnContext):
-    Process = _HeldSpawnProcess
-
-
-class _HeldForkServerContext(ForkServerContext):
-    Process = _HeldForkServerProcess
-
-
-_HELD: dict[str, Callable[[], BaseContext]] = {
-    "fork": _HeldForkContext,
-    "spawn": _HeldSpawnContext,
-    "forkserver": _HeldForkServerContext,
-}
-
-
-def _with_held_signals(context: BaseContext | None) -> BaseContext:
-    """The same way to start processes; signals that one gets before `_begin_worker` has run in it wait for that."""
-    method = multiprocessing.get_start_method() if context is None else context.get_start_method()
-    return _HELD[method]()
 
 
 @contextmanager

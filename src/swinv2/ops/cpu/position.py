@@ -47,7 +47,8 @@ class _Table(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = evaluate_table_backward(grad.contiguous(), *ctx.saved_tensors, ctx.sizes)
+        w1, b1, w2, table = ctx.saved_tensors
+        gradients = evaluate_table_backward(grad.contiguous(), w1, b1, w2, table, ctx.sizes)
         wants = ctx.needs_input_grad
         return *(each if wanted else None for each, wanted in zip(gradients, wants, strict=False)), None
 

@@ -181,8 +181,9 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        wants = ctx.needs_input_grad
-        gradients = attend_fused_backward(grad, *ctx.saved_tensors, wants[3], ctx.plan)
+        q, k, v, bias_table, scale, padded_value, attended, normalisers = ctx.saved_tensors
+        wants, saved = ctx.needs_input_grad, (bias_table, scale, padded_value, attended, normalisers)
+        gradients = attend_fused_backward(grad, q, k, v, *saved, wants[3], ctx.plan)
         return *(each if wanted else None for each, wanted in zip(gradients, wants, strict=False)), None
 
 
