@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from swinv2.config import Swinv2Config
 from swinv2.layers.patches import Embeddings, PatchEmbeddings
-from swinv2.layers.stage import Encoder, as_states, stage_attentions
+from swinv2.layers.stage import Encoder, stage_attentions, views_of
 from swinv2.lengths import as_pair
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.windows import Pair
@@ -280,14 +280,12 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
         backend = self._choose_backend(pixel_values, bool(output_attentions))
-        x = self.embeddings(pixel_values, None, interpolate_pos_encoding, backend)
-        # A map that is returned is one that goes on to the next stage, whether the tokens are wanted or not.
-        *embedded, x = as_states(x, True)
-        stages = self.encoder(x, backend, bool(output_attentions), True)
-        states = dict(zip(self.stage_names, [embedded, *(stage[2:4] for stage in stages)], strict=True))
+        embedded = views_of(self.embeddings(pixel_values, None, interpolate_pos_encoding, backend))
+        stages = self.encoder(embedded.feature_map, backend, bool(output_attentions))
+        views = dict(zip(self.stage_names, [embedded, *(before for before, *_ in stages)], strict=True))
         output = BackboneOutput(
-            feature_maps=tuple(states[name][1] for name in self.out_features),  # type: ignore[arg-type]
-            hidden_states=tuple(tokens for tokens, _ in states.values()) if output_hidden_states else None,
-            attentions=stage_attentions(stages, True) if output_attentions else None,
+            feature_maps=tuple(views[name].channels_first for name in self.out_features),  # type: ignore[arg-type]
+            hidden_states=tuple(each.tokens for each in views.values()) if output_hidden_states else None,
+            attentions=stage_attentions(stages) if output_attentions else None,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else _as_tuple(output)

@@ -18,7 +18,7 @@ from swinv2.config import Swinv2Config
 from swinv2.layers.attention import CosineWindowAttention
 from swinv2.layers.block import PostNorm
 from swinv2.layers.patches import Embeddings, PatchEmbeddings, resample_positions
-from swinv2.layers.stage import Encoder, as_states, stage_attentions
+from swinv2.layers.stage import Encoder, stage_attentions, views_of
 from swinv2.lengths import Windows
 from swinv2.ops.backends import (
     EAGER,
@@ -237,21 +237,20 @@ class Swinv2Model(Swinv2PreTrainedModel):
         """
         pixel_values = self._check_images(pixel_values)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = bool(
+        output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
         backend = self._choose_backend(pixel_values, bool(output_attentions))
-        x = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding, backend)
-        *embedded, x = as_states(x, output_hidden_states)
-        stages = self.encoder(x, backend, bool(output_attentions), output_hidden_states)
-        tokens = self.layernorm(stages[-1][1].flatten(1, 2))
-        states = [embedded, *(stage[4:6] for stage in stages)] if output_hidden_states else []
+        embedded = views_of(self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding, backend))
+        stages = self.encoder(embedded.feature_map, backend, bool(output_attentions))
+        views = [embedded, *(after for _, after, *_ in stages)]
+        tokens = self.layernorm(views[-1].feature_map.flatten(1, 2))
         output = Swinv2ModelOutput(
             last_hidden_state=tokens,
             pooler_output=tokens.mean(dim=1) if self.add_pooling_layer else None,
-            hidden_states=tuple(tokens for tokens, _ in states) if states else None,
-            attentions=stage_attentions(stages, output_hidden_states) if output_attentions else None,
-            reshaped_hidden_states=tuple(channels_first for _, channels_first in states) if states else None,
+            hidden_states=tuple(each.tokens for each in views) if output_hidden_states else None,
+            attentions=stage_attentions(stages) if output_attentions else None,
+            reshaped_hidden_states=tuple(each.channels_first for each in views) if output_hidden_states else None,
         )
         if self.config.return_dict if return_dict is None else return_dict:
             return output

@@ -4,6 +4,9 @@ In: the embedded map (B, H, W, C). Out: the map of every stage, before and after
 of a map lies on the way to the next: a gradient with respect to it is that of the answer.
 """
 
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,19 +16,30 @@ from swinv2.layers.fusion import fusible, remember_structure
 from swinv2.layers.patches import PatchMerging
 
 
-def as_states(feature_map: Float[Tensor, "B H W C"], wanted: bool) -> tuple[Tensor, ...]:
-    """A map as tokens (B, H * W, C) and with its channels first (B, C, H, W) if they are wanted, and the map that must
-    take its place: each is a view of the one before."""
-    if not wanted:
-        return (feature_map,)
+class Views(NamedTuple):
+    """A map in the three ways in which callers see it, each a view of the one before.
+
+    Attributes:
+        tokens: (B, H * W, C).
+        channels_first: (B, C, H, W).
+        feature_map: (B, H, W, C), with which the network goes on.
+    """
+
+    tokens: Float[Tensor, "B patches C"]
+    channels_first: Float[Tensor, "B C H W"]
+    feature_map: Float[Tensor, "B H W C"]
+
+
+def views_of(feature_map: Float[Tensor, "B H W C"]) -> Views:
+    """The views of a map."""
     tokens = feature_map.flatten(1, 2)
     channels_first = tokens.transpose(1, 2).unflatten(2, feature_map.shape[1:3])
-    return tokens, channels_first, channels_first.permute(0, 2, 3, 1)
+    return Views(tokens, channels_first, channels_first.permute(0, 2, 3, 1))
 
 
-def stage_attentions(outputs: tuple[tuple[Tensor, ...], ...], with_states: bool) -> tuple[Tensor, ...]:
+def stage_attentions(outputs: Iterable[tuple[Any, ...]]) -> tuple[Tensor, ...]:
     """The attention weights that the stages returned, one tensor for each stage that has a block."""
-    return tuple(weights for stage in outputs for weights in stage[6 if with_states else 2 :])
+    return tuple(weights for _, _, *rest in outputs for weights in rest)
 
 
 class Stage(nn.Module):
@@ -43,25 +57,17 @@ class Stage(nn.Module):
         self.downsample = PatchMerging(spec) if spec.merges else None
         remember_structure(self)
 
-    def forward(
-        self,
-        x: Float[Tensor, "B H W C"],
-        backend: str,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> tuple[Tensor, ...]:
+    def forward(self, x: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False) -> tuple[Any, ...]:
         """Runs the stage.
 
         Args:
             x: The map.
             backend, output_attentions: See `SwinTransformerBlock.forward`.
-            output_hidden_states: Whether to return both maps as tokens and with their channels first too.
 
         Returns:
-            The map after the blocks, which a head for dense prediction takes; the map that enters the next stage, which
-            in the last stage is the same; if they are wanted, tokens and channels-first map of the one and of the
-            other, as `as_states` makes them; and, if they are wanted and there is a block, the attention weights of the
-            last block.
+            `Views` of the map after the blocks, which a head for dense prediction takes; `Views` of the map that enters
+            the next stage, in the last stage the same; and, if they are wanted and there is a block, the attention
+            weights of the last block.
         """
         weights: list[Tensor] = []
         if output_attentions:
@@ -69,11 +75,10 @@ class Stage(nn.Module):
                 x, *weights = block(x, backend, True)
         else:
             x = self.run_blocks(x, backend)
-        *before, x = as_states(x, output_hidden_states)
-        if self.downsample is None:
-            return x, x, *before, *before, *weights
-        *after, merged = as_states(self.downsample(x, backend), output_hidden_states)
-        return x, merged, *before, *after, *weights
+        before = after = views_of(x)
+        if self.downsample is not None:
+            after = views_of(self.downsample(before.feature_map, backend))
+        return before, after, *weights
 
     @fusible
     def run_blocks(self, x: Tensor, backend: str) -> Tensor:
@@ -95,18 +100,14 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Stage(config, spec) for spec in config.stages())
 
     def forward(
-        self,
-        x: Float[Tensor, "B H W C"],
-        backend: str,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> tuple[tuple[Tensor, ...], ...]:
+        self, x: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False
+    ) -> tuple[tuple[Any, ...], ...]:
         """Runs all stages; see `Stage.forward`."""
-        outputs: tuple[tuple[Tensor, ...], ...] = ()
+        outputs: list[tuple[Any, ...]] = []
         for stage in self.layers:
-            outputs += (stage(x, backend, output_attentions, output_hidden_states),)
-            x = outputs[-1][1]
-        return outputs
+            outputs.append(stage(x, backend, output_attentions))
+            x = outputs[-1][1].feature_map
+        return tuple(outputs)
 
     def replan(self, config: Swinv2Config) -> None:
         """Gives every block the windows of a configuration that differs in image size or window only."""
