@@ -19,9 +19,12 @@ from swinv2 import Swinv2Config, Swinv2ForImageClassification
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
-    pytest.mark.parametrize("form", ["eager", "sdpa"]),
+    pytest.mark.parametrize("form", [pytest.param("eager", marks=pytest.mark.slow), "sdpa"]),
 ]
-with_both_modes = pytest.mark.parametrize("is_recording", [True, False], ids=["gradients", "no_gradients"])
+with_both_modes = pytest.mark.parametrize(
+    "is_recording",
+    [pytest.param(True, id="gradients"), pytest.param(False, id="no_gradients", marks=pytest.mark.slow)],
+)
 
 
 def build(form: str) -> Any:
