@@ -396,3 +396,46 @@ def test_every_row_is_explained() -> None:
     )
     assert "different dtypes" in explain_fusion(block, "mlp_branch", x.double(), CPU)
     assert "another number of channels" in explain_fusion(block, "mlp_branch", x[..., :12], CPU)
+
+
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_the_eager_backend_calls_no_kernel(
+    with_gradients: bool, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is plain PyTorch, as it says."""
+    monkeypatch.setattr(library, "kernel", lambda *names: pytest.fail(f"{names} was called"))
+    model = build(attn_implementation="eager").train(with_gradients)
+    with torch.set_grad_enabled(with_gradients):
+        logits = model(images).logits
+    if with_gradients:
+        logits.sum().backward()
+
+
+def test_a_stage_is_one_call_for_all_its_blocks(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    kernel = library.kernel
+    monkeypatch.setattr(library, "kernel", lambda name, *rest: (calls.append(name), kernel(name, *rest))[1])
+    with torch.no_grad():
+        build()(images)
+    assert calls.count("run_blocks") == 2
+
+
+def test_upernet_trains_with_drop_path() -> None:
+    """The gradient of a map of channels first, of the images that drop path keeps, has strides of its own."""
+    from transformers import UperNetConfig, UperNetForSemanticSegmentation
+
+    import swinv2
+
+    swinv2.register()
+    config = Swinv2Config(
+        image_size=128, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4, drop_path_rate=0.5,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    parts = UperNetConfig(
+        backbone_config=config, num_labels=3, hidden_size=8, auxiliary_in_channels=64, auxiliary_channels=8
+    )
+    model = UperNetForSemanticSegmentation(parts).train()
+    labels = torch.randint(0, 3, (2, 128, 128))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model(torch.randn(2, 3, 128, 128), labels=labels).loss.backward()
