@@ -223,11 +223,13 @@ def explain_backend(requested: str, call: Call | None = None) -> str:
         sdpa does not: it never holds the attention weights, which were asked for
     """
     call = call or Call()
-    chosen = choose_backend(requested, call)
-    lines = [f"{chosen} runs: {_BY_NAME[chosen].summary}"]
+    chosen = _BY_NAME[choose_backend(requested, call)]
+    lines = [f"{chosen.name} runs: {chosen.summary}"]
     for backend in BACKENDS:
-        if backend.name != chosen:
-            lines.append(f"{backend.name} does not: {backend.refuse(call) or 'it was not asked for'}")
+        if backend is not chosen:
+            is_second = backend.asked_for_as == chosen.asked_for_as
+            otherwise = f"{chosen.name} comes first" if is_second else "it was not asked for"
+            lines.append(f"{backend.name} does not: {backend.refuse(call) or otherwise}")
     return "\n".join(lines)
 
 
