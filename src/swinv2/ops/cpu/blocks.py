@@ -146,7 +146,7 @@ def mlp_backward(
         widen, narrow: The weights of the linear layers.
         to: Gets the gradients.
     """
-    (tokens, channels), hidden = x.shape, len(widen)
+    (tokens, channels), hidden = x.shape, widen.shape[0]
     fit(x.shape, grad=grad, work=work, x=x, **{"gradient of x": to.x})
     fit((tokens, hidden), before=before)
     grad, x, before, work, norm = as_tokens(grad), as_tokens(x), as_tokens(before), as_tokens(work), _side_by_side(norm)
@@ -182,7 +182,7 @@ def attention_backward(
         value_bias: The bias of the values.
         to: Gets the gradients.
     """
-    (batch, *grid, channels), heads = x.shape, len(scale)
+    (batch, *grid, channels), heads = x.shape, scale.shape[0]
     qkv, attended, work = (as_tokens(each) for each in saved)
     fit(x.shape, grad=grad, x=x, attended=attended, work=work, **{"gradient of x": to.x})
     fit((batch, *grid, 3 * channels), qkv=qkv)
