@@ -24,7 +24,6 @@ from swinv2.ops.cpu.linear import (
     product,
     sum_of_tokens,
     uses_kernels,
-    working_dtype,
 )
 from swinv2.ops.cpu.pieces import SMALLEST_PIECE, bands, pieces
 from swinv2.ops.custom_op import custom_op
@@ -276,7 +275,7 @@ def _attend_backward_by_torch(
     into, last = torch.cat(list(weights[:3])), weights[3]
     for band in bands(plan, len(images), _token_bytes(images, dtype)):
         some_grad, some_qkv = band.take(grads), band.take(qkv)
-        grad_work = some_grad.new_empty(some_grad.shape, dtype=working_dtype(dtype))
+        grad_work = some_grad.new_empty(some_grad.shape, dtype=dtype)
         kernels.add_normalised_backward(some_grad, band.take(work), norm_weight, eps, factor, grad_work, end)
         if wants[2]:
             add_turned_product(grad_last, grad_work, band.take(attended), dtype)
@@ -458,7 +457,7 @@ def _mlp_backward_by_torch(
     (norm_weight, _, eps, factor), bias, end = norm, grad_b1.double(), grad_end.double()
     for piece in _token_pieces(tokens, w1, dtype):
         some_grad, before = grads[piece], hidden[piece]
-        grad_work = some_grad.new_empty(some_grad.shape, dtype=working_dtype(dtype))
+        grad_work = some_grad.new_empty(some_grad.shape, dtype=dtype)
         kernels.add_normalised_backward(some_grad, work[piece], norm_weight, eps, factor, grad_work, end)
         grad_hidden, after = product(grad_work, w2.T, None, dtype), grad_work.new_empty(before.shape)
         kernels.gelu_backward(before, grad_hidden, after, grad_hidden, bias)
@@ -529,8 +528,8 @@ def _as_vectors(bias: Tensor | None, heads: int) -> Tensor | None:
 
 def _token_bytes(x: Tensor, dtype: torch.dtype) -> int:
     """Of the queries, keys and values of a token and what follows them."""
-    return 5 * x.shape[3] * working_dtype(dtype).itemsize
+    return 5 * x.shape[3] * dtype.itemsize
 
 
 def _token_pieces(tokens: Tensor, w1: Tensor, dtype: torch.dtype) -> list[slice]:
-    return pieces(len(tokens), 2 * len(w1) * working_dtype(dtype).itemsize, SMALLEST_PIECE)
+    return pieces(len(tokens), 2 * len(w1) * dtype.itemsize, SMALLEST_PIECE)

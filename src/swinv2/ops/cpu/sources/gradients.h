@@ -126,16 +126,22 @@ static void FN(apply_unturned)(const FN(Unturned) *job, long tokens, FN(Tools) *
         const long column = task / groups * PANEL, there = smaller(PANEL, job->out - column), group = task % groups;
         const long first = share(tiles, group, groups), last = share(tiles, group + 1, groups);
         /* Columns that are read again and again are read side by side. */
-        const int lies_ready = layer->type == (IS_DOUBLE ? F64 : F32) && there == PANEL && last - first <= 2;
+        const int is_plain = layer->type == (IS_DOUBLE ? F64 : F32);
+        const int lies_ready = is_plain && there == PANEL && last - first <= 2;
         const Map weight = {(void *)layer->data, 0, layer->type};
         for (long start = 0; start < job->in; start += CHUNK) {
             const long length = smaller(CHUNK, job->in - start);
             const REAL *columns = (const REAL *)layer->data + start * layer->row + column;
+            /* What is read next comes from far away: it is asked for while these are multiplied. */
+            const REAL *next = start + length < job->in ? columns + length * layer->row : columns - start * layer->row + PANEL;
+            const long asks = is_plain ? (CHUNK + last - first - 1) / (last - first) : 0;
             for (long i = 0; !lies_ready && i < length; i++)
                 FN(read)(tools->columns + i * PANEL, &weight, (start + i) * layer->row + column, there);
             if (!lies_ready) columns = tools->columns;
             for (long i = first * ROWS; i < last * ROWS; i += ROWS) {
                 REAL *to = job->to + i * job->to_row + column;
+                for (long n = 0; n < asks; n++, next += layer->row)
+                    for (long c = 0; c < PANEL; c += LINE) __builtin_prefetch(next + c);
                 FN(tile)(length, job->from + i * job->from_row + start, job->from_row, 1, columns,
                          lies_ready ? layer->row : PANEL, NULL, start || job->adds ? to : NULL, job->to_row, to, job->to_row);
             }
