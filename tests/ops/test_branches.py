@@ -177,9 +177,7 @@ def test_the_mlp_is_torchs_layers(grid: tuple[int, int], has_bias: bool) -> None
 
 @BOTH
 @pytest.mark.parametrize("size", [1, 300])
-def test_without_gradients_a_branch_of_any_size_is_one_call(
-    kind: str, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pass_of_a_branch_of_any_size_is_one_call(kind: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     branch, called, run = KINDS[kind](), [], arguments.run
     branch.leaves["x"] = random(1, 7, 9, 8).repeat(size, 1, 1, 1)
     for module in (blocks, kernels):
@@ -187,6 +185,8 @@ def test_without_gradients_a_branch_of_any_size_is_one_call(
     with torch.no_grad():
         branch.ours(**branch.leaves)
     assert called == ["run_blocks"]
+    branch.results(branch.ours)
+    assert called[1:] == ["run_blocks", "run_backward"]
 
 
 @pytest.mark.usefixtures("cache")

@@ -423,6 +423,94 @@ class TestBranches:
         assert torch.equal(out.isnan().any(-1), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+class TestGradients:
+    """Of a whole branch in one call, against torch's in fp64."""
+
+    @staticmethod
+    def of_the_mlp(
+        tokens: int, dtype: torch.dtype, frozen: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Ours, and the truth, by name."""
+        x, grad = (random(tokens, CHANNELS, dtype=dtype, seed=seed) for seed in (0, 9))
+        norm = TestBranches.norm(dtype)
+        layers = layer(HIDDEN, CHANNELS, dtype, 1), layer(CHANNELS, HIDDEN, dtype, 3)
+        before, work = x.new_empty(tokens, HIDDEN), torch.empty_like(x)
+        blocks.add_mlp(x, *layers, norm, torch.empty_like(x), before, work)
+        ours = {"x": torch.empty_like(x), "into": x.new_empty(HIDDEN, CHANNELS), "into_bias": x.new_empty(HIDDEN)}
+        ours |= {"last": x.new_empty(CHANNELS, HIDDEN), "end": x.new_empty(3, CHANNELS)}
+        given = {name: None if frozen and name in ("x", "into", "last") else each for name, each in ours.items()}
+        (widen, _), (narrow, _) = layers
+        blocks.mlp_backward(grad, x, before, work, widen, narrow, norm, blocks.Gradients(**given))
+        leaves = [each.double().requires_grad_() for each in (x, *layers[0], layers[1][0], *norm[:2], layers[1][1])]
+        hidden = F.gelu(F.linear(leaves[0], *leaves[1:3]))
+        worked = F.layer_norm(F.linear(hidden, leaves[3], leaves[6]), (CHANNELS,), *leaves[4:6], norm[2])
+        *truth, weight, bias, last_bias = torch.autograd.grad(leaves[0] + norm[3] * worked, leaves, grad.double())
+        return ours, dict(zip(ours, [*truth, torch.stack([weight, bias, last_bias])], strict=True))
+
+    @staticmethod
+    def of_the_attention(
+        case: Case, dtype: torch.dtype, frozen: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The same, for maps of a case's batch and plan."""
+        plan, norm, size = case.plan, TestBranches.norm(dtype), (case.batch, *case.grid)
+        x, grad = (random(*size, CHANNELS, dtype=dtype, seed=seed) for seed in (0, 9))
+        into, last = qkv_layers(dtype), layer(CHANNELS, CHANNELS, dtype, 3)
+        table = random(2, 2 * plan.window[0] - 1, 2 * plan.window[1] - 1, dtype=dtype, seed=5)
+        scale = torch.tensor([5.0, 20.0], dtype=dtype)
+        saved = [x.new_empty(*size, wide * CHANNELS) for wide in (3, 1, 1)]
+        blocks.add_attention(x, into, last, table, scale, plan, norm, torch.empty_like(x), *saved)
+        ours = {"x": torch.empty_like(x), "into": x.new_empty(3 * CHANNELS, CHANNELS)}
+        ours |= {"into_bias": x.new_empty(3 * CHANNELS), "last": torch.empty_like(last[0])}
+        ours |= {"end": x.new_empty(3, CHANNELS), "table": torch.empty_like(table), "scale": torch.empty_like(scale)}
+        given = {n: None if frozen and n in ("x", "into", "last", "table") else each for n, each in ours.items()}
+        weights, value_bias = [weight for weight, _ in (*into, last)], into[2][1]
+        arguments = (grad, x, saved, weights, value_bias, table, scale, plan, norm, blocks.Gradients(**given))
+        blocks.attention_backward(*arguments)
+        joined = torch.cat([into[0][1], torch.zeros_like(into[0][1]), value_bias])
+        given = (x, torch.cat(weights[:3]), joined, weights[3], table, scale, *norm[:2], last[1])
+        leaves = [each.double().requires_grad_() for each in given]
+        parts = F.linear(leaves[0], *leaves[1:3]).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (2, -1)) for part in parts)
+        filling = leaves[2].chunk(3)[2].view(2, -1)
+        answer = FORMS["reference"](q, k, v, *leaves[4:6], plan, filling).flatten(-2)
+        worked = F.layer_norm(F.linear(answer, leaves[3], leaves[8]), (CHANNELS,), *leaves[6:8], norm[2])
+        truth = torch.autograd.grad(leaves[0] + norm[3] * worked, leaves, grad.double())
+        return ours, dict(zip(ours, [*truth[:4], torch.stack(truth[6:]), *truth[4:6]], strict=True))
+
+    # More than two threads do at once.
+    @ANY_THREADS
+    @pytest.mark.parametrize("tokens", [0, 1, 49, 700])
+    def test_of_the_mlp(self, tokens: int, dtype: torch.dtype) -> None:
+        ours, truths = self.of_the_mlp(tokens, dtype)
+        for name, truth in truths.items():
+            assert holds(ours[name], truth, times=4), name
+
+    @ANY_THREADS
+    @pytest.mark.parametrize("batch", [0, 3, 40])
+    @pytest.mark.parametrize("case", [CASES[2], *CASES[13::4]], ids=lambda case: case.name)
+    def test_of_the_attention(self, case: Case, batch: int, dtype: torch.dtype) -> None:
+        ours, truths = self.of_the_attention(replace(case, batch=batch), dtype)
+        for name, truth in truths.items():
+            # The keys' bias is none: its gradient is a sum that is zero.
+            ours[name], truth = (each.clone() for each in (ours[name], truth))
+            for each in (ours[name], truth) if name == "into_bias" else ():
+                each[CHANNELS : 2 * CHANNELS] = 0
+            assert holds(ours[name], truth, times=8), name
+
+    @ANY_THREADS
+    def test_what_is_not_wanted_changes_nothing_and_another_call_gives_the_same(self, dtype: torch.dtype) -> None:
+        case = replace(CASES[13], batch=40)
+        for make in (
+            lambda **rest: self.of_the_mlp(700, dtype, **rest),
+            lambda **rest: self.of_the_attention(case, dtype, **rest),
+        ):
+            first, again, fewer = make()[0], make()[0], make(frozen=True)[0]
+            for name, result in first.items():
+                assert torch.equal(result, again[name]), name
+                assert name in ("x", "into", "last", "table") or torch.equal(result, fewer[name]), name
+
+
 class TestTokenStep:
     """Where tokens lie, whatever torch calls the strides of axes of length 1."""
 

@@ -27,12 +27,11 @@ Norm = tuple[Tensor, Tensor, float, float]
 def fit(expected: tuple[int, ...], **tensors: Tensor | None) -> None:
     """Refuses tensors of another size, or on another device."""
     for name, tensor in tensors.items():
-        if tensor is None:
+        if tensor is None or (tensor.shape == expected and tensor.is_cpu):
             continue
         if tensor.shape != expected:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(expected)}.")
-        if not tensor.is_cpu:
-            raise ValueError(f"{name} is on {tensor.device}; the kernels for CPUs take tensors on a CPU only.")
+        raise ValueError(f"{name} is on {tensor.device}; the kernels for CPUs take tensors on a CPU only.")
 
 
 def fit_attention(
@@ -61,7 +60,7 @@ def at(tensor: Tensor | None) -> int | None:
 
 def as_tokens(tensor: Tensor, axes: int = 1) -> Tensor:
     """Tokens (..., C), or vectors (B, H, W, heads, head_dim) of two axes each, as kernels read them."""
-    return tensor if token_step(tensor, axes) is not None else tensor.contiguous()
+    return tensor if tensor.is_contiguous() or token_step(tensor, axes) is not None else tensor.contiguous()
 
 
 def as_map(tensor: Tensor | None) -> Any:
@@ -83,7 +82,7 @@ def token_step(tensor: Tensor, axes: int) -> int | None:
         axes: Number of the last axes, those of a token.
     """
     if tensor.is_contiguous():
-        return math.prod(tensor.shape[-axes:])
+        return tensor.shape[-1] if axes == 1 else math.prod(tensor.shape[-axes:])
     sizes, strides = tensor.shape, tensor.stride()
     # Along an axis of length 1 torch may call the stride anything.
     expected = 1

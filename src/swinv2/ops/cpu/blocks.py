@@ -22,6 +22,7 @@ from swinv2.ops.cpu.arguments import (
     as_plan,
     as_tokens,
     as_weights,
+    at,
     fit,
     fit_attention,
     run,
@@ -96,6 +97,107 @@ def add_attention(
     saved = library.Saved(*(as_map(each) or _NOTHING for each in (saved_qkv, attended, work)))
     cut = as_plan(plan, batch, len(scale), channels // len(scale))
     run("run_blocks", x.dtype, (cut, 1, block, as_map(x), as_map(out), saved))
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What gets the gradients of a branch, without gaps and but for x's in `precise(x.dtype)`.
+
+    Attributes:
+        x: Likewise x, of any dtype and layout that a kernel can write.
+        into, into_bias: Weight and bias of the first layer, or of those of queries, keys and values joined.
+        last: The weight of the last layer.
+        end: (3, C): the norm's weight and bias, and the bias of the last layer.
+        table, scale: Bias table and scale of an attention.
+    """
+
+    x: Tensor | None
+    into: Tensor | None
+    into_bias: Tensor
+    last: Tensor | None
+    end: Tensor
+    table: Tensor | None = None
+    scale: Tensor | None = None
+
+    def fit(self, channels: int, seen: int, into: int) -> library.Gradients:
+        """They, for a kernel.
+
+        Args:
+            channels: Of x.
+            seen, into: Features that the last layer was given, and that the first ones made.
+        """
+        fit((into, channels), into=self.into)
+        fit((into,), into_bias=self.into_bias)
+        fit((channels, seen), last=self.last)
+        fit((3, channels), end=self.end)
+        sums = [at(each) for each in (self.into, self.into_bias, self.last, self.end, self.table, self.scale)]
+        return library.Gradients(as_map(self.x) or _NOTHING, *sums)
+
+
+def mlp_backward(
+    grad: Tensor, x: Tensor, before: Tensor, work: Tensor, widen: Tensor, narrow: Tensor, norm: Norm, to: Gradients
+) -> None:
+    """The gradients of `add_mlp`.
+
+    Args:
+        grad: Of the sums, (N, C).
+        x, norm: What it was given; the norm's bias may be anything.
+        before, work: What it wrote beside the sums.
+        widen, narrow: The weights of the linear layers.
+        to: Gets the gradients.
+    """
+    (tokens, channels), hidden = x.shape, widen.shape[0]
+    fit(x.shape, grad=grad, work=work, x=x, **{"gradient of x": to.x})
+    fit((tokens, hidden), before=before)
+    grad, x, before, work, norm = as_tokens(grad), as_tokens(x), as_tokens(before), as_tokens(work), _side_by_side(norm)
+    layers = as_weights((widen, None)), as_weights((narrow, None))
+    block = library.Block(hidden=hidden)
+    block.widen, block.narrow = as_linear(layers[0], hidden, channels), as_linear(layers[1], channels, hidden)
+    block.mlp_norm = as_norm(norm, channels)
+    saved = library.Saved(hidden=as_map(before), mlp_work=as_map(work))
+    plan = library.Plan(images=1, height=1, width=tokens, window_height=1, window_width=1, heads=1, dim=channels)
+    gradients = to.fit(channels, hidden, hidden)
+    run("run_backward", x.dtype, (plan, block, as_map(grad), as_map(x), saved, gradients))
+
+
+def attention_backward(
+    grad: Tensor,
+    x: Tensor,
+    saved: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    value_bias: Tensor | None,
+    bias_table: Tensor,
+    scale: Tensor,
+    plan: WindowPlan,
+    norm: Norm,
+    to: Gradients,
+) -> None:
+    """The gradients of `add_attention`.
+
+    Args:
+        grad: Of the sum, (B, H, W, C).
+        x, bias_table, scale, plan, norm: What it was given; the norm's bias may be anything.
+        saved: Queries, keys and values, the attended map and the norm's input, which it wrote beside the sum.
+        weights: Of the layers of queries, keys and values, and of the last one.
+        value_bias: The bias of the values.
+        to: Gets the gradients.
+    """
+    (batch, *grid, channels), heads = x.shape, scale.shape[0]
+    qkv, attended, work = (as_tokens(each) for each in saved)
+    fit(x.shape, grad=grad, x=x, attended=attended, work=work, **{"gradient of x": to.x})
+    fit((batch, *grid, 3 * channels), qkv=qkv)
+    table, scale, _ = fit_attention(x.unflatten(3, (heads, -1)), bias_table, scale, None, plan)
+    fit(table.shape, **{"gradient of the bias table": to.table})
+    fit((heads,), **{"gradient of the scale": to.scale})
+    grad, x, norm = as_tokens(grad), as_tokens(x), _side_by_side(norm)
+    layers = [as_weights((weight, value_bias if i == 2 else None)) for i, weight in enumerate(weights)]
+    block = library.Block(*plan.shift)
+    block.query, block.key, block.value, block.output = (as_linear(each, channels, channels) for each in layers)
+    block.table, block.scale, block.attention_norm = as_numbers(table), as_numbers(scale), as_norm(norm, channels)
+    cut = as_plan(plan, batch, heads, channels // heads)
+    gradients = to.fit(channels, channels, 3 * channels)
+    maps = library.Saved(as_map(qkv), as_map(attended), as_map(work))
+    run("run_backward", x.dtype, (cut, block, as_map(grad), as_map(x), maps, gradients))
 
 
 _NOTHING = library.Map()

@@ -24,7 +24,6 @@ from swinv2.ops.cpu.linear import (
     product,
     sum_of_tokens,
     uses_kernels,
-    working_dtype,
 )
 from swinv2.ops.cpu.pieces import SMALLEST_PIECE, bands, pieces
 from swinv2.ops.custom_op import custom_op
@@ -197,7 +196,7 @@ def _empty_attention_gradients(
         x.new_empty(channels if wants_last else 0, channels, dtype=dtype),
         bias_table.new_empty(bias_table.shape if wants_table else (0,), dtype=dtype),
         x.new_empty(rest[0].shape, dtype=dtype),
-        x.new_empty(3, channels, dtype=torch.float64),
+        x.new_empty(3, channels, dtype=dtype),
     )
 
 
@@ -232,21 +231,52 @@ def attention_branch_backward(
     Returns:
         The gradients of x; of weight (3 C, C) and bias (3 C) of the joined layers of queries, keys and values; of the
         last layer's weight; of the bias table; of the scale; and of the norm's weight, of its bias and of the last
-        layer's bias, (3, C) in fp64.
+        layer's bias, (3, C). All but x's are in fp32 at least.
     """
     arguments = (grad, x, saved, weights, value_bias, bias_table, scale, wants, dtype, plan)
-    grad_x, *sums = _empty_attention_gradients(*arguments)
-    grad_into, grad_bias, grad_last, grad_table, grad_scale, grad_end = (each.zero_() for each in sums)
-    qkv, attended, work = saved
+    grad_x, *sums = gradients = _empty_attention_gradients(*arguments)
     index = _images_kept(keep_mask)
     images, grads = _take(x, index), _take(grad, index)
-    grad_images = grad_x if index is None else torch.empty_like(images)
+    grad_images = grad_x if index is None and wants[0] else torch.empty_like(images) if wants[0] else None
+    given = (bias_table, scale, plan, (norm_weight, norm_weight, eps, factor))
+    if uses_kernels(dtype):
+        into, bias, last, table, *rest = sums
+        some = [each[: len(images)] for each in saved]
+        wanted = [into if wants[1] else None, bias, last if wants[2] else None, rest[1], table if wants[3] else None]
+        to = blocks.Gradients(grad_images, *wanted, rest[0])
+        blocks.attention_backward(grads, images, some, weights, value_bias, *given, to)
+    else:
+        _attend_backward_by_torch(grads, images, saved, weights, value_bias, *given, wants, dtype, grad_images, sums)
+    if index is not None and grad_images is not None:
+        grad_x.copy_(grad)[index] = grad_images
+    return gradients
+
+
+def _attend_backward_by_torch(
+    grads: Tensor,
+    images: Tensor,
+    saved: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    value_bias: Tensor | None,
+    bias_table: Tensor,
+    scale: Tensor,
+    plan: WindowPlan,
+    norm: Norm,
+    wants: Sequence[bool],
+    dtype: torch.dtype,
+    grad_images: Tensor | None,
+    sums: Sequence[Tensor],
+) -> None:
+    """`blocks.attention_backward` with products by torch; `sums` gets the other gradients."""
+    grad_into, grad_bias, grad_last, grad_table, grad_scale, grad_end = (each.zero_() for each in sums)
+    (norm_weight, _, eps, factor), end = norm, grad_end.double()
+    qkv, attended, work = saved
     heads, filling = len(scale), _as_vectors(value_bias, len(scale))
     into, last = torch.cat(list(weights[:3])), weights[3]
-    for band in bands(plan, len(images), _token_bytes(x, dtype)):
+    for band in bands(plan, len(images), _token_bytes(images, dtype)):
         some_grad, some_qkv = band.take(grads), band.take(qkv)
-        grad_work = some_grad.new_empty(some_grad.shape, dtype=working_dtype(dtype))
-        kernels.add_normalised_backward(some_grad, band.take(work), norm_weight, eps, factor, grad_work, grad_end)
+        grad_work = some_grad.new_empty(some_grad.shape, dtype=dtype)
+        kernels.add_normalised_backward(some_grad, band.take(work), norm_weight, eps, factor, grad_work, end)
         if wants[2]:
             add_turned_product(grad_last, grad_work, band.take(attended), dtype)
         grad_attended, grad_qkv = product(grad_work, last.T, None, dtype), grad_work.new_empty(some_qkv.shape)
@@ -261,13 +291,11 @@ def attention_branch_backward(
         grad_bias.chunk(3)[2].add_(some_filling.flatten())
         if wants[1]:
             add_turned_product(grad_into, grad_qkv, band.take(images), dtype)
-        if wants[0]:
+        if grad_images is not None:
             room = band.room(grad_images)
             product(grad_qkv, into.T, None, dtype, base=some_grad, out=room)
             band.put(grad_images, room)
-    if index is not None and wants[0]:
-        grad_x.copy_(grad)[index] = grad_images
-    return grad_x, grad_into, grad_bias, grad_last, grad_table, grad_scale, grad_end
+    grad_end.copy_(end)
 
 
 class _AddAttention(torch.autograd.Function):
@@ -359,9 +387,9 @@ def _empty_mlp_gradients(
     return (
         x.new_empty(x.shape if wants_x else (0,)),
         x.new_empty(wide if wants_widen else 0, channels, dtype=dtype),
-        x.new_empty(wide, dtype=torch.float64),
+        x.new_empty(wide, dtype=dtype),
         x.new_empty(channels if wants_narrow else 0, wide, dtype=dtype),
-        x.new_empty(3, channels, dtype=torch.float64),
+        x.new_empty(3, channels, dtype=dtype),
     )
 
 
@@ -390,30 +418,57 @@ def mlp_branch_backward(
         wants: Whether the gradients of x, w1 and w2 are wanted; they are empty where they are not.
 
     Returns:
-        The gradients of x; of w1 and b1; of w2; and of the norm's weight, of its bias and of b2, (3, C) in fp64.
+        The gradients of x; of w1 and b1; of w2; and of the norm's weight, of its bias and of b2, (3, C). All but x's
+        are in fp32 at least.
     """
-    grad_x, *sums = _empty_mlp_gradients(grad, x, hidden, wants, dtype)
-    grad_w1, grad_b1, grad_w2, grad_end = (each.zero_() for each in sums)
+    grad_x, *sums = gradients = _empty_mlp_gradients(grad, x, hidden, wants, dtype)
     index = _images_kept(keep_mask)
     images, grads = _take(x, index), _take(grad, index)
-    grad_images = grad_x if index is None else torch.empty_like(images)
+    grad_images = grad_x if index is None and wants[0] else torch.empty_like(images) if wants[0] else None
     tokens, grads = images.flatten(0, 2), grads.flatten(0, 2)
-    rooms = grad_images.flatten(0, 2) if wants[0] else tokens
+    rooms = None if grad_images is None else grad_images.flatten(0, 2)
+    norm = (norm_weight, norm_weight, eps, factor)
+    if uses_kernels(dtype):
+        some, (into, bias, last, end) = [each[: len(tokens)] for each in (hidden, work)], sums
+        to = blocks.Gradients(rooms, into if wants[1] else None, bias, last if wants[2] else None, end)
+        blocks.mlp_backward(grads, tokens, *some, w1, w2, norm, to)
+    else:
+        _mlp_backward_by_torch(grads, tokens, hidden, work, w1, w2, norm, wants, dtype, rooms, sums)
+    if index is not None and grad_images is not None:
+        grad_x.copy_(grad)[index] = grad_images
+    return gradients
+
+
+def _mlp_backward_by_torch(
+    grads: Tensor,
+    tokens: Tensor,
+    hidden: Tensor,
+    work: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    norm: Norm,
+    wants: Sequence[bool],
+    dtype: torch.dtype,
+    rooms: Tensor | None,
+    sums: Sequence[Tensor],
+) -> None:
+    """`blocks.mlp_backward` with products by torch; `sums` gets the other gradients."""
+    grad_w1, grad_b1, grad_w2, grad_end = (each.zero_() for each in sums)
+    (norm_weight, _, eps, factor), bias, end = norm, grad_b1.double(), grad_end.double()
     for piece in _token_pieces(tokens, w1, dtype):
         some_grad, before = grads[piece], hidden[piece]
-        grad_work = some_grad.new_empty(some_grad.shape, dtype=working_dtype(dtype))
-        kernels.add_normalised_backward(some_grad, work[piece], norm_weight, eps, factor, grad_work, grad_end)
+        grad_work = some_grad.new_empty(some_grad.shape, dtype=dtype)
+        kernels.add_normalised_backward(some_grad, work[piece], norm_weight, eps, factor, grad_work, end)
         grad_hidden, after = product(grad_work, w2.T, None, dtype), grad_work.new_empty(before.shape)
-        kernels.gelu_backward(before, grad_hidden, after, grad_hidden, grad_b1)
+        kernels.gelu_backward(before, grad_hidden, after, grad_hidden, bias)
         if wants[2]:
             add_turned_product(grad_w2, grad_work, after, dtype)
         if wants[1]:
             add_turned_product(grad_w1, grad_hidden, tokens[piece], dtype)
-        if wants[0]:
+        if rooms is not None:
             product(grad_hidden, w1.T, None, dtype, base=some_grad, out=rooms[piece])
-    if index is not None and wants[0]:
-        grad_x.copy_(grad)[index] = grad_images
-    return grad_x, grad_w1, grad_b1, grad_w2, grad_end
+    grad_b1.copy_(bias)
+    grad_end.copy_(end)
 
 
 class _AddMlp(torch.autograd.Function):
@@ -473,8 +528,8 @@ def _as_vectors(bias: Tensor | None, heads: int) -> Tensor | None:
 
 def _token_bytes(x: Tensor, dtype: torch.dtype) -> int:
     """Of the queries, keys and values of a token and what follows them."""
-    return 5 * x.shape[3] * working_dtype(dtype).itemsize
+    return 5 * x.shape[3] * dtype.itemsize
 
 
 def _token_pieces(tokens: Tensor, w1: Tensor, dtype: torch.dtype) -> list[slice]:
-    return pieces(len(tokens), 2 * len(w1) * working_dtype(dtype).itemsize, SMALLEST_PIECE)
+    return pieces(len(tokens), 2 * len(w1) * dtype.itemsize, SMALLEST_PIECE)

@@ -81,6 +81,12 @@ class Saved(ctypes.Structure):
     _fields_ = [(name, Map) for name in ("qkv", "attended", "attention_work", "hidden", "mlp_work")]
 
 
+class Gradients(ctypes.Structure):
+    """What gets the gradients of a branch: `Gradients` of `sources/numbers.h`."""
+
+    _fields_ = [("x", Map), *((name, c_void_p) for name in ("into", "into_bias", "last", "end", "table", "scale"))]
+
+
 _PLAN, _MAP, _MATRIX = ctypes.POINTER(Plan), ctypes.POINTER(Map), ctypes.POINTER(Matrix)
 
 _CALL = [c_long, c_void_p, c_long]
@@ -93,6 +99,10 @@ SIGNATURES = {
     "add_normalised_backward": [*[c_long] * 2, *[_MAP] * 2, c_void_p, *[c_double] * 2, _MAP, c_void_p, *_CALL],
     "matmul": [*[c_long] * 3, *[_MATRIX] * 2, c_void_p, *[_MATRIX] * 3, *_CALL],
     "run_blocks": [_PLAN, c_long, ctypes.POINTER(Block), *[_MAP] * 2, ctypes.POINTER(Saved), *_CALL],
+    "run_backward": [
+        *(_PLAN, ctypes.POINTER(Block), *[_MAP] * 2, ctypes.POINTER(Saved), ctypes.POINTER(Gradients)),
+        *_CALL,
+    ],
     "gelu": [*[c_long] * 2, *[_MAP] * 2, *_CALL],
     "gelu_backward": [*[c_long] * 2, *[_MAP] * 4, c_void_p, *_CALL],
 }

@@ -23,10 +23,6 @@ TOKENS_TO_JOIN = 8
 """Tokens for each channel from which one product is faster than several: joining the weights copies them."""
 
 
-FEW_TOKENS = 512
-"""Up to which torch's library, which packs nothing of a few, makes more of products between gradients."""
-
-
 def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What F.linear returns, by the faster library.
 
@@ -175,11 +171,6 @@ def product(
     Returns:
         The sum; the GELU if that is all that is wanted.
     """
-    if len(tokens) <= FEW_TOKENS and bias is after is None and tokens.dtype == weight.dtype == working_dtype(dtype):
-        if out is None:
-            return tokens @ weight.T if base is None else torch.addmm(base, tokens, weight.T)
-        if out.dtype == tokens.dtype and base is not None and base.dtype == tokens.dtype:
-            return torch.addmm(base, tokens, weight.T, out=out)
     if uses_kernels(dtype):
         answer = after if out is None else out
         if answer is None:

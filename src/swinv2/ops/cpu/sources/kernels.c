@@ -33,6 +33,7 @@ enum { ROWS = 6, VECTORS = 4 };
 #include "rows.h"
 #include "matrices.h"
 #include "blocks.h"
+#include "gradients.h"
 #undef IS_DOUBLE
 #undef REAL
 #undef SUFFIX
@@ -46,6 +47,7 @@ enum { ROWS = 6, VECTORS = 4 };
 #include "rows.h"
 #include "matrices.h"
 #include "blocks.h"
+#include "gradients.h"
 
 /* Whether pairs of buffers hold the same bytes. */
 long are_equal(long pairs, const void *const *left, const void *const *right, const int64_t *bytes) {

@@ -56,6 +56,14 @@ typedef struct {
     Map qkv, attended, attention_work, hidden, mlp_work;
 } Saved;
 
+/* What gets the gradients of a branch, each in REAL and NULL if it is not wanted: of its first layer, or of those of
+   queries, keys and values one after the other; of the weight of its last layer; of its norm's weight and bias and the last
+   layer's bias; and of the attention's bias table and scale. */
+typedef struct {
+    Map x;
+    void *into, *into_bias, *last, *end, *table, *scale;
+} Gradients;
+
 static inline float from_bf16(uint16_t bits) {
     uint32_t wide = (uint32_t)bits << 16;
     float x;

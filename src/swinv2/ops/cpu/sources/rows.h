@@ -136,6 +136,43 @@ INLINE void FN(add_threads)(const char *memory, long bytes, long members, int co
     }
 }
 
+/* From the gradients of norm(work) of LANES tokens to those of work, in place; `work` is lost. Sums of so many of these tokens
+   are added to `some`: the gradients of weight and bias, and the answers. */
+INLINE void FN(turn_norm)(FN(Lines) *lines, REAL *work, REAL *grad, long row, long count, long channels, REAL eps,
+                          REAL factor) {
+    const long wide = lines->wide;
+    Vector sum[VECTOR_BYTES / sizeof(REAL)], along[VECTOR_BYTES / sizeof(REAL)];
+    REAL scales[LANES], means[LANES], turnings[LANES];
+    FN(store)(scales, FN(normalise)(work, wide, channels, eps));
+    for (long j = 0; j < LANES; j++) {
+        REAL *slopes = grad + j * row, *normed = work + j * wide;
+        Vector some = {0}, some_along = {0};
+        for (long c = 0; c < wide; c += LANES) {
+            Vector slope = FN(load)(slopes + c) * factor, direction = FN(load)(normed + c);
+            if (j < count) {
+                FN(store)(lines->some[0] + c, FN(load)(lines->some[0] + c) + slope * direction);
+                FN(store)(lines->some[1] + c, FN(load)(lines->some[1] + c) + slope);
+            }
+            slope *= FN(load)(lines->weight + c);
+            some += slope;
+            some_along += slope * direction;
+            FN(store)(slopes + c, slope);
+        }
+        sum[j] = some, along[j] = some_along;
+    }
+    FN(store)(means, FN(sums)(sum) / (REAL)channels);
+    FN(store)(turnings, FN(sums)(along) / (REAL)channels);
+    for (long j = 0; j < count; j++) {
+        REAL *slopes = grad + j * row, *normed = work + j * wide;
+        for (long c = 0; c < wide; c += LANES) {
+            Vector turned = FN(load)(slopes + c) - means[j] - FN(load)(normed + c) * turnings[j];
+            turned *= scales[j];
+            FN(store)(slopes + c, turned);
+            FN(store)(lines->some[2] + c, FN(load)(lines->some[2] + c) + turned);
+        }
+    }
+}
+
 /* The gradients of `add_normalised`, but x's, which is the answer's. Returns 0, or the bytes it needs if `bytes` are too
    few.
 
@@ -159,39 +196,11 @@ long FN(add_normalised_backward)(long tokens, long channels, const Map *grad, co
         memcpy(lines.weight, weight, sizeof(REAL) * channels);
         for (long token = share(tokens, me, team), done = 0; token < end; token += LANES) {
             long count = smaller(LANES, end - token);
-            Vector sum[VECTOR_BYTES / sizeof(REAL)], along[VECTOR_BYTES / sizeof(REAL)];
-            REAL scales[LANES], means[LANES], turnings[LANES];
             FN(read_tokens)(lines.work, work, token, count, channels, wide);
-            FN(store)(scales, FN(normalise)(lines.work, wide, channels, eps));
             FN(read_tokens)(lines.grad, grad, token, count, channels, wide);
-            for (long j = 0; j < LANES; j++) {
-                REAL *slopes = lines.grad + j * wide, *normed = lines.work + j * wide;
-                Vector some = {0}, some_along = {0};
-                for (long c = 0; c < wide; c += LANES) {
-                    Vector slope = FN(load)(slopes + c) * (REAL)factor, direction = FN(load)(normed + c);
-                    if (j < count) {
-                        FN(store)(lines.some[0] + c, FN(load)(lines.some[0] + c) + slope * direction);
-                        FN(store)(lines.some[1] + c, FN(load)(lines.some[1] + c) + slope);
-                    }
-                    slope *= FN(load)(lines.weight + c);
-                    some += slope;
-                    some_along += slope * direction;
-                    FN(store)(slopes + c, slope);
-                }
-                sum[j] = some, along[j] = some_along;
-            }
-            FN(store)(means, FN(sums)(sum) / (REAL)channels);
-            FN(store)(turnings, FN(sums)(along) / (REAL)channels);
-            for (long j = 0; j < count; j++) {
-                REAL *slopes = lines.grad + j * wide, *normed = lines.work + j * wide;
-                for (long c = 0; c < wide; c += LANES) {
-                    Vector turned = FN(load)(slopes + c) - means[j] - FN(load)(normed + c) * turnings[j];
-                    turned *= scales[j];
-                    FN(store)(slopes + c, turned);
-                    FN(store)(lines.some[2] + c, FN(load)(lines.some[2] + c) + turned);
-                }
-                FN(write)(grad_work, (token + j) * grad_work->stride, slopes, channels);
-            }
+            FN(turn_norm)(&lines, lines.work, lines.grad, wide, count, channels, eps, factor);
+            for (long j = 0; j < count; j++)
+                FN(write)(grad_work, (token + j) * grad_work->stride, lines.grad + j * wide, channels);
             done += LANES;
             if (done % TOKENS_AT_ONCE == 0) FN(add_up)(&lines, 3, channels);
         }
