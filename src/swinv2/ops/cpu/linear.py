@@ -19,9 +19,6 @@ from swinv2.ops.custom_op import custom_op
 from swinv2.ops.execution import ORDINARY, Execution, execution
 from swinv2.ops.precision import without_autocast
 
-TOKENS_TO_JOIN = 8
-"""Tokens for each channel from which one product is faster than several: joining the weights copies them."""
-
 
 def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What F.linear returns, by the faster library.
@@ -38,28 +35,6 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if _is_for_kernels(*tensors):
         return _Linear.apply(*tensors)
     return F.linear(*tensors)
-
-
-def linear_each(features: Tensor, layers: Sequence[Weights]) -> tuple[Tensor, ...]:
-    """`linear` with several weights, in one product where that is faster. In a compiled graph it would depend on the
-    number of tokens, and need another graph for another one; there each has its own.
-
-    Args:
-        features: (..., in).
-        layers: Weight and bias of each. They want gradients all, or none does.
-
-    Returns:
-        The result of each; they may be views of one tensor.
-    """
-    if len(layers) == 1 or execution(features) is Execution.COMPILED or not pays_to_join(features):
-        return tuple(linear(features, weight, bias) for weight, bias in layers)
-    joined = linear(features, *join([weight for weight, _ in layers], [bias for _, bias in layers]))
-    return joined.split([len(weight) for weight, _ in layers], dim=-1)
-
-
-def pays_to_join(features: Tensor) -> bool:
-    """Whether one product of features (..., C) is faster than one for each of several layers."""
-    return features.numel() >= TOKENS_TO_JOIN * features.shape[-1] ** 2
 
 
 def join(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Weights:
