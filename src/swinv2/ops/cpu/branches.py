@@ -240,10 +240,10 @@ def attention_branch_backward(
     grad_images = grad_x if index is None and wants[0] else torch.empty_like(images) if wants[0] else None
     given = (bias_table, scale, plan, (norm_weight, norm_weight, eps, factor))
     if uses_kernels(dtype):
-        into, bias, last, table, *rest = sums
+        into, bias, last, table, grad_scale, end = sums
         some = [each[: len(images)] for each in saved]
-        wanted = [into if wants[1] else None, bias, last if wants[2] else None, rest[1], table if wants[3] else None]
-        to = blocks.Gradients(grad_images, *wanted, rest[0])
+        wanted = [each if is_wanted else None for each, is_wanted in zip((into, last, table), wants[1:], strict=True)]
+        to = blocks.Gradients(grad_images, wanted[0], bias, wanted[1], end, wanted[2], grad_scale)
         blocks.attention_backward(grads, images, some, weights, value_bias, *given, to)
     else:
         _attend_backward_by_torch(grads, images, saved, weights, value_bias, *given, wants, dtype, grad_images, sums)
@@ -429,9 +429,9 @@ def mlp_branch_backward(
     rooms = None if grad_images is None else grad_images.flatten(0, 2)
     norm = (norm_weight, norm_weight, eps, factor)
     if uses_kernels(dtype):
-        some, (into, bias, last, end) = [each[: len(tokens)] for each in (hidden, work)], sums
+        (into, bias, last, end), count = sums, len(tokens)
         to = blocks.Gradients(rooms, into if wants[1] else None, bias, last if wants[2] else None, end)
-        blocks.mlp_backward(grads, tokens, *some, w1, w2, norm, to)
+        blocks.mlp_backward(grads, tokens, hidden[:count], work[:count], w1, w2, norm, to)
     else:
         _mlp_backward_by_torch(grads, tokens, hidden, work, w1, w2, norm, wants, dtype, rooms, sums)
     if index is not None and grad_images is not None:
