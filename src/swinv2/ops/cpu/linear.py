@@ -133,25 +133,19 @@ def product(
     out: Tensor | None = None,
     after: Tensor | None = None,
 ) -> Tensor:
-    """tokens @ weight.T + bias + base, of matrices, without gradients.
+    """tokens @ weight.T + bias + base, of matrices, by torch and without gradients.
 
     Args:
         tokens: (N, in).
         weight, bias: (out, in) and (out).
-        dtype: What is multiplied may be rounded to it.
+        dtype: What is multiplied is rounded to it.
         base: (N, out).
-        out: Gets the sum, (N, out); may be `base`. None for new memory, in `working_dtype(dtype)`.
+        out: Gets the sum, (N, out); may be `base`. None for new memory.
         after: Gets the sum's GELU, if it is given.
 
     Returns:
-        The sum; the GELU if that is all that is wanted.
+        The sum.
     """
-    if uses_kernels(dtype):
-        answer = after if out is None else out
-        if answer is None:
-            answer = out = tokens.new_empty(len(tokens), len(weight), dtype=working_dtype(dtype))
-        kernels.matmul(tokens, weight.T, bias, base, out, after)
-        return answer
     answer = F.linear(tokens.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     if base is not None:
         answer = base + answer
@@ -161,14 +155,8 @@ def product(
 
 
 def add_turned_product(sums: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
-    """sums += left.T @ right, of matrices; what is multiplied may be rounded to a dtype, the sums are in fp32 at least.
-    Of long sums torch's library makes more."""
-    if sums.dtype == left.dtype == right.dtype:
-        sums.addmm_(left.T, right)
-    elif uses_kernels(dtype):
-        kernels.matmul(left.T, right, base=sums, out=sums)
-    else:
-        sums += left.to(dtype).T @ right.to(dtype)
+    """sums += left.T @ right, of matrices; what is multiplied is rounded to a dtype, the sums are in fp32 at least."""
+    sums += left.to(dtype).T @ right.to(dtype)
 
 
 def sum_of_tokens(tokens: Tensor) -> Tensor:
@@ -207,12 +195,6 @@ def _is_for_kernels(features: Tensor, weight: Tensor, bias: Tensor | None) -> bo
 def uses_kernels(dtype: torch.dtype) -> bool:
     """Whether the compiled kernels multiply matrices of a dtype."""
     return library.refuse(dtype) is None and (dtype.itemsize > 2 or _is_slow_in(dtype))
-
-
-@torch.compiler.assume_constant_result
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of what lies between the products of a branch whose features have a dtype."""
-    return torch.float32 if _is_slow_in(dtype) else dtype
 
 
 @cache
