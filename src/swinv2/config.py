@@ -453,6 +453,10 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
                     f"{name} is {getattr(self, name)!r}, {len(getattr(self, name))} long; expected one entry for "
                     f"each of the {len(self.depths)} stages of depths {self.depths}."
                 )
+        if int(self.mlp_ratio * self.embed_dim) < 1:
+            raise ValueError(
+                f"mlp_ratio is {self.mlp_ratio}, which leaves no hidden feature to {self.embed_dim} channels."
+            )
         for index, heads in enumerate(self.num_heads):
             if (self.embed_dim * 2**index) % heads:
                 raise ValueError(

@@ -129,7 +129,8 @@ class Lines(Progress):
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
-        self._thread.join()
+        # Not for ever: a line may wait for a device that no longer answers.
+        self._thread.join(timeout=1)
 
 
 def _in_words(seconds: float) -> str:

@@ -168,9 +168,9 @@ class Swinv2PreTrainedModel(PreTrainedModel):
         if requested == TRITON and refuse_machine(device) is not None:
             # The machine has a GPU that can, or the model would not have been loaded so: it was put elsewhere.
             requested = SDPA
-        chosen = choose_backend(requested, call)
         if requested == TRITON and not output_attentions:
             return TRITON
+        chosen = choose_backend(requested, call)
         if output_attentions and requested != EAGER and not torch.compiler.is_compiling():
             logger.warning_once(
                 f"Attention weights were asked for. {explain_backend(requested, call)}. The answer is "

@@ -5,6 +5,8 @@ import gc
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -190,7 +192,7 @@ def other_windows(model: Model) -> None:
     model.set_image_size(64, window_size=8)
 
 
-def other_chunk_of_parts(model: Model) -> None:
+def other_order(model: Model) -> None:
     """Blocks in another order."""
     blocks = model.swinv2.encoder.layers[0].blocks
     blocks[0], blocks[1] = blocks[1], blocks[0]
@@ -201,7 +203,7 @@ CHANGES = [
     *(replace_parameter, become_another_class, lora, merge_lora, quantise, prune_a_layer, prune_for_good, offload),
     *(cast, cast_a_layer_through_data, load_others, load_by_assignment, write_through_data, write_the_position_bias),
     *(write_the_scale, turn_a_weight_through_data, learn, other_eps, other_activation, other_windows),
-    other_chunk_of_parts,
+    other_order,
 ]
 
 
@@ -338,6 +340,7 @@ def test_threads_share_a_model(images: Tensor) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert found.keys() == set(range(len(batches)))
     for index, answers in found.items():
         assert all(peers.difference(answer, expected[index]) < 1e-5 for answer in answers)
 
@@ -373,7 +376,9 @@ def test_blocks_that_are_sharded_are_called(sharded: Callable[[Model], None], im
     model = build()
     with torch.no_grad():
         model(images)
-    sharded(model)
+        before = model(images).logits
+        sharded(model)
+        assert peers.difference(model(images).logits, before) < 1e-5
     block = block_of(model)
     assert "calls its modules" in explain_fusion(block, "attention_branch", torch.zeros(1, 8, 8, 24), CPU)
 
@@ -439,3 +444,77 @@ def test_upernet_trains_with_drop_path() -> None:
     for seed in range(20):
         torch.manual_seed(seed)
         model(torch.randn(2, 3, 128, 128), labels=labels).loss.backward()
+
+
+@pytest.mark.parametrize("context", [torch.device, torch.set_default_device], ids=["in a context", "for good"])
+def test_a_default_device_is_not_that_of_the_kernels(context: Callable[[str], Any], images: Tensor) -> None:
+    """Memory that they work in is on the CPU, and nothing that others use later is anywhere else."""
+    model, window = build(), {"window_size": 3}
+    expected = expected_of(model, images)
+    try:
+        entered = context("meta")
+        with entered if entered is not None else nullcontext(), torch.no_grad():
+            assert torch.equal(model(images).logits, model(images).logits)
+            assert peers.difference(model(images).logits, expected) < 1e-5
+    finally:
+        torch.set_default_device(None)
+    other = build(**window)
+    with torch.no_grad():
+        assert peers.difference(other(images).logits, expected_of(other, images)) < 1e-5
+
+
+def test_what_is_remembered_does_not_keep_weights_that_were_moved(images: Tensor) -> None:
+    model = build()
+    with torch.no_grad():
+        model(images)
+    addresses = {parameter.data_ptr() for parameter in block_of(model).parameters()}
+    model.to("meta")
+    gc.collect()
+    plain = [each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter)]
+    assert not [each for each in plain if each.device.type == "cpu" and each.data_ptr() in addresses]
+
+
+def test_a_shallow_copy_runs_its_own_blocks() -> None:
+    stage = build().swinv2.encoder.layers[0]
+    x = torch.randn(1, 8, 8, 24)
+    with torch.no_grad():
+        before = stage.run_blocks(x, CPU)
+        other = copy.copy(stage)
+        other._modules = dict(stage._modules)
+        other.blocks = copy.deepcopy(stage.blocks)
+        write_through_data_of(other.blocks)
+        assert not torch.allclose(other.run_blocks(x, CPU), before, atol=1e-3)
+        assert torch.equal(stage.run_blocks(x, CPU), before)
+
+
+def write_through_data_of(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.data.mul_(0.5)
+
+
+def scale_in_fp64(model: Model) -> None:
+    block_of(model).attention.self.logit_scale.data = block_of(model).attention.self.logit_scale.data.double()
+
+
+def bias_in_fp64(model: Model) -> None:
+    block_of(model).attention.self.continuous_position_bias_mlp.double()
+
+
+def a_longer_bias(model: Model) -> None:
+    block_of(model).attention.self.continuous_position_bias_mlp.append(nn.Tanh())
+
+
+def a_window_of_its_own(model: Model) -> None:
+    attention = block_of(model).attention.self
+    attention.geometry = replace(attention.geometry, window=(2, 2), shift=(1, 1))
+
+
+@pytest.mark.parametrize("change", [scale_in_fp64, bias_in_fp64, a_longer_bias, a_window_of_its_own])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_the_kernels_do_not_know_is_called(change: Callable[[Model], None], is_first: bool) -> None:
+    model, images = build(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        if not is_first:
+            model(images)
+        change(model)
+        assert peers.difference(model(images).logits, expected_of(model, images)) < 1e-5

@@ -61,13 +61,15 @@ def fusible(plain: Callable[..., Any]) -> Callable[..., Any]:
     method = plain.__qualname__
 
     @wraps(plain)
-    def run(module: Any, x: Tensor, backend: str, *rest: Any) -> Any:
+    def fused(module: Any, x: Tensor, backend: str, *rest: Any) -> Any:
         row = FUSED.get((method, backend))
         if row is None:
             return plain(module, x, backend, *rest)
-        if execution(x) is not Execution.EAGER:
+        run = execution(x)
+        if run is not Execution.EAGER:
             # torch.compile sees every question, and asks again when an answer changes.
-            if row.prepare is not None or refuse_parts(module, row, x.device) or row.refuse(module, x):
+            refused = run is not Execution.COMPILED or row.prepare is not None
+            if refused or refuse_parts(module, row, x.device) or row.refuse(module, x):
                 return plain(module, x, backend, *rest)
             return row.run(module, x, *rest)
         if row.prepare is not None and torch.is_grad_enabled() and x.requires_grad:
@@ -77,7 +79,7 @@ def fusible(plain: Callable[..., Any]) -> Callable[..., Any]:
             return plain(module, x, backend, *rest)
         return row.run(module, x, *seen.prepared, *rest)
 
-    return run
+    return fused
 
 
 def explain_fusion(module: Any, method: str, x: Tensor, backend: str) -> str:
@@ -93,11 +95,11 @@ def explain_fusion(module: Any, method: str, x: Tensor, backend: str) -> str:
     if row is None:
         return f"{method} calls its modules: {backend} has no operation for it"
     reason = refuse_parts(module, row, x.device) or row.refuse(module, x)
-    if reason is None and row.prepare is not None:
-        if execution(x) is not Execution.EAGER:
-            reason = f"the call is run {execution(x).value}"
-        elif Snapshot(module, row.parts).wants_gradients(x):
-            reason = "gradients are wanted"
+    run = execution(x)
+    if run is not Execution.EAGER and (run is not Execution.COMPILED or row.prepare is not None):
+        reason = f"the call is run {run.value}"
+    elif reason is None and row.prepare is not None and Snapshot(module, row.parts).wants_gradients(x):
+        reason = "gradients are wanted"
     return f"{method} is one operation" if reason is None else f"{method} calls its modules: {reason}"
 
 
@@ -108,7 +110,7 @@ class Memory(dict[str, Snapshot]):
     def find(self, module: Any, row: Fused, device: torch.device) -> Snapshot | None:
         """The snapshot for a row, taken anew if something has changed; None if the parts must be called."""
         seen = self.get(row.method)
-        if seen is None or not seen.is_current():
+        if seen is None or not seen.is_current(module):
             self.pop(row.method, None)
             if refuse_structure(module, row.parts, device) is not None:
                 return None
@@ -164,8 +166,8 @@ def _refuse_mlp(block: Any) -> str | None:
 def _refuse_call(layer: nn.Linear, x: Tensor) -> str | None:
     """Why the compiled kernels cannot compute a branch that begins with a layer: they have none for it, or torch would
     raise."""
-    if x.device.type != "cpu" or execution(x) not in (Execution.EAGER, Execution.COMPILED):
-        return "the call is not for the kernels for CPUs"
+    if x.device.type != "cpu":
+        return f"the map is on {x.device.type}"
     if x.shape[-1] != layer.weight.shape[1]:
         return "the map has another number of channels"
     if x.dtype != layer.weight.dtype and not torch.is_autocast_enabled("cpu"):
@@ -283,8 +285,17 @@ def _refuse_blocks(stage: Any) -> str | None:
         if block.drop_path.drops:
             return "something is dropped"
         if not all(parameter.is_contiguous() for parameter in block.parameters()):
-            return "weights do not lie in rows"
-    return None if len(stage.blocks) else "there is none"
+            return "weights are not stored row by row"
+    blocks = list(stage.blocks)
+    geometries = [block.attention.self.geometry for block in blocks]
+    if len({(geometry.window, geometry.mask_padding) for geometry in geometries}) != 1:
+        return "blocks have different windows"
+    linears = {m.weight.dtype for block in blocks for m in block.modules() if type(m) is nn.Linear}
+    dtypes = {parameter.dtype for block in blocks for parameter in block.parameters()}
+    # Norms, scales and the position bias may be in fp32 beside layers in 16 bits.
+    if len(linears) != 1 or not dtypes <= linears | {torch.float32} or (torch.float64 in dtypes and len(dtypes) > 1):
+        return "weights have different dtypes"
+    return None
 
 
 def _refuse_call_of_blocks(stage: Any, x: Tensor) -> str | None:

@@ -1,7 +1,8 @@
 """Whose modules these are: as they were built, or what somebody has made of them since.
 
 In: modules. Out: None or the reason why they must be called; and snapshots, by which one sees quickly that nothing has
-changed since. This module knows nothing of what is computed.
+changed since. This module knows nothing of what is computed. A method that somebody exchanges on a class, for all its
+instances, is not seen.
 """
 
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from itertools import chain
 from operator import attrgetter, is_
 from types import MethodType
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,8 @@ def structure(module: nn.Module) -> list[Any]:
 def refuse_structure(module: Any, names: Iterable[str], device: torch.device) -> str | None:
     """Why parts of a module must be called, whatever they compute: they are not as they were built, on a device, or
     somebody watches them."""
+    if len(list(module.named_children())) != len(module.built):
+        return "modules were added or taken away"
     for name in names:
         part = module.get_submodule(name)
         if structure(part) != module.built[name]:
@@ -73,6 +77,7 @@ class Snapshot:
     """
 
     def __init__(self, owner: nn.Module, names: Iterable[str]) -> None:
+        self.owner = ref(owner)
         self.modules = [each for name in names for each in owner.get_submodule(name).modules()]
         own = [module.__dict__ for module in self.modules]
         self.attributes = [*own, *(d["_parameters"] for d in own), *(d["_modules"] for d in own), owner._modules]
@@ -86,10 +91,11 @@ class Snapshot:
         self.is_refused = False
         self.prepared: tuple[Any, ...] = ()
 
-    def is_current(self) -> bool:
-        """Whether the modules are what they were."""
+    def is_current(self, owner: nn.Module) -> bool:
+        """Whether the modules are what they were, and those of this owner; a shallow copy has the other's snapshots."""
         return (
-            not any(self.hooks)
+            self.owner() is owner
+            and not any(self.hooks)
             and not _has_any_global_hook()
             and sum(map(len, self.attributes)) == self.count
             and all(map(is_, map(type, self.modules), self.types))

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -73,12 +74,18 @@ def _begin_worker(is_leaving: Any, worker: int) -> None:
 
 @contextmanager
 def _held() -> Iterator[None]:
-    """Signals that come meanwhile are answered afterwards; a process that begins meanwhile begins so."""
+    """Signals that come meanwhile are answered afterwards; a process that begins meanwhile gets them when it lets them
+    through."""
+    noted: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        yield
+        # The mask is this thread's and its children's; another thread may still take a signal for the process.
+        with _answering(lambda number, frame: noted.append(number)):
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in noted:
+            signal.raise_signal(number)
 
 
 @contextmanager
@@ -114,6 +121,10 @@ def noting_signals(note: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def _answering(answer: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread sets handlers, and only there they are called.
+        yield
+        return
     before = {number: signal.signal(number, answer) for number in SIGNALS}
     try:
         yield

@@ -156,7 +156,7 @@ def as_plan(plan: WindowPlan, batch: int, heads: int, head_dim: int) -> library.
 class _Memory(threading.local):
     """What kernels work in, kept for the next call: fresh memory would have to be cleared by the system each time."""
 
-    room = torch.empty(0, dtype=torch.uint8)
+    room = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 _memory = _Memory()
@@ -169,7 +169,7 @@ def run(name: str, dtype: torch.dtype, arguments: Sequence[Any]) -> None:
     needed = kernel(*arguments, threads, room.data_ptr(), room.numel())
     if needed:
         # What is there goes first: both together would be the most memory that this program takes.
-        _memory.room = torch.empty(0, dtype=torch.uint8)
+        _memory.room = torch.empty(0, dtype=torch.uint8, device="cpu")
         del room
-        _memory.room = torch.empty(needed, dtype=torch.uint8)
+        _memory.room = torch.empty(needed, dtype=torch.uint8, device="cpu")
         kernel(*arguments, threads, _memory.room.data_ptr(), needed)

@@ -247,8 +247,8 @@ class BlockTensors:
 class PreparedBlocks:
     """A run of blocks that take maps of one size of channels, heads and window, as `run_blocks` takes it.
 
-    What it points at lives as long as it does. Numbers may change in place; a tensor that gets other memory (`.data`)
-    is noticed by `is_current` only.
+    It points at the memory of the weights, whose numbers may change in place. Whoever calls sees to it that no tensor
+    has got other memory since (`.data`).
 
     Args:
         blocks: The blocks.
@@ -259,14 +259,8 @@ class PreparedBlocks:
         self.heads, self.channels = len(first.scale), len(first.last[0])
         self.window, self.mask_padding, self.is_double = first.window, first.mask_padding, _is_double(first)
         self._tensors = [tensor for block in blocks for tensor in block.tensors]
-        self._memory = [tensor.detach() for tensor in self._tensors]
-        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
         self._blocks = (library.Block * len(blocks))(*(self._prepare(block) for block in blocks))
         self._plans: dict[torch.Size, library.Plan] = {}
-
-    def is_current(self) -> bool:
-        """Whether all tensors still lie where they lay."""
-        return [tensor.data_ptr() for tensor in self._tensors] == self._addresses
 
     def _prepare(self, tensors: BlockTensors) -> library.Block:
         channels, hidden, heads = self.channels, len(tensors.widen[0]), self.heads
@@ -330,7 +324,7 @@ def run_blocks(prepared: PreparedBlocks, x: Tensor, out: Tensor | None = None) -
             f"a map on {x.device} in {dtype} is not for blocks in {64 if prepared.is_double else 32} bits."
         )
     if out is None:
-        out = torch.empty(x.shape, dtype=dtype)
+        out = x.new_empty(x.shape)
     else:
         fit(x.shape, out=out)
     x = as_tokens(x)
@@ -349,7 +343,7 @@ class Copies:
         if not all(tensor.is_cpu and tensor.is_contiguous() for tensor in tensors):
             raise ValueError("only contiguous tensors on a CPU can be compared.")
         self._tensors = list(tensors)
-        self._memory, self._copies = ([each.detach() for each in tensors], [each.detach().clone() for each in tensors])
+        self._copies = [each.detach().clone() for each in tensors]
         self._addresses = [tensor.data_ptr() for tensor in tensors]
         count = len(tensors)
         self._arguments = (

@@ -78,7 +78,7 @@ def attend_backward(
     fit(v.shape, grad=grad, q=q, k=k, **{f"gradient {i}": each for i, each in enumerate(out)})
     grad, q, k, v = (as_tokens(each, 2) for each in (grad, q, k, v))
     grad_table = torch.empty_like(table) if wants_table else None
-    grad_scale, grad_filling = torch.empty_like(scale), torch.empty(v.shape[-2:], dtype=scale.dtype)
+    grad_scale, grad_filling = torch.empty_like(scale), scale.new_empty(v.shape[-2:])
     given = (as_map(grad), as_map(q), as_map(k), as_map(v), at(table), at(scale), at(filling))
     sums = (at(grad_table), at(grad_scale), at(grad_filling))
     run("attend_backward", v.dtype, (_plan(plan, v), *given, *(as_map(m) for m in out), *sums))

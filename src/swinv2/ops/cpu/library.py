@@ -1,7 +1,7 @@
 """The compiled kernels for CPUs: which library is for this processor, and what its functions take.
 
-In: nothing but the machine. Out: functions of C, or the reason why there are none. `kernels.py` calls them; nobody else
-does. How they are compiled is in `hatch_build.py` beside this package's sources, what they compute in `sources`.
+In: nothing but the machine. Out: functions of C, or the reason why there are none. `arguments.py` calls them. How
+they are compiled is in `hatch_build.py` beside this package's sources, what they compute in `sources`.
 """
 
 import ctypes

@@ -105,7 +105,7 @@ def _positions(sizes: Sequence[int], like: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _positions_of(height: int, width: int, pretrained_height: int, pretrained_width: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
-        coordinates = relative_coordinates((height, width), (pretrained_height, pretrained_width))
+        coordinates = relative_coordinates((height, width), (pretrained_height, pretrained_width), torch.device("cpu"))
         return coordinates.flatten(0, -2).to(dtype)
 
 
