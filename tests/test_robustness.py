@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.errors import UsageError
@@ -184,3 +184,20 @@ def test_the_shipped_model_is_right_as_often_as_its_card_says():
     assert len(paths) == 20
     assert f"{right} of the 20 are classified rightly" in (folder / "README.md").read_text().replace("\n", " ")
     assert (folder / "model.safetensors").stat().st_size < 10e6
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_over_images_gives_gradients_of_each() -> None:
+    config = Swinv2Config(image_size=32, window_size=4, embed_dim=8, depths=[2, 1], num_heads=[1, 2], num_labels=3)
+    model = Swinv2ForImageClassification(config).eval()
+    images, parameters = torch.randn(3, 3, 32, 32), dict(model.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (image[None],)).logits.square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, images)
+    for index, image in enumerate(images):
+        model.zero_grad()
+        model(image[None]).logits.square().sum().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(found[name][index], parameter.grad, rtol=1e-3, atol=1e-6)

@@ -468,7 +468,8 @@ def test_what_is_remembered_does_not_keep_weights_that_were_moved(images: Tensor
     with torch.no_grad():
         model(images)
     addresses = {parameter.data_ptr() for parameter in block_of(model).parameters()}
-    model.to("meta")
+    with torch.no_grad():
+        model.to("meta")(images.to("meta"))
     gc.collect()
     plain = [each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter)]
     assert not [each for each in plain if each.device.type == "cpu" and each.data_ptr() in addresses]

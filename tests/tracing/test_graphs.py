@@ -97,11 +97,12 @@ def test_a_trace_by_torch_jit_is_checked(form: str, is_recording: bool) -> None:
 
 
 @with_both_modes
-def test_openvino_and_another_number_of_images(form: str, is_recording: bool) -> None:
+@pytest.mark.parametrize("size", [(27, 26), (32, 32)], ids=["padded", "whole"])
+def test_openvino_and_another_number_of_images(size: tuple[int, int], form: str, is_recording: bool) -> None:
     openvino = pytest.importorskip("openvino")
-    model = build(form)
+    model, (two, three) = build(form), (torch.randn(count, 3, *size) for count in (2, 3))
     with torch.set_grad_enabled(is_recording):
-        converted = openvino.convert_model(model, example_input=images(2))
+        converted = openvino.convert_model(model, example_input=two)
     compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    answer = torch.from_numpy(compiled(images(3).numpy())[0])
-    torch.testing.assert_close(answer, logits(model, images(3)), rtol=1e-4, atol=1e-4)
+    answer = torch.from_numpy(compiled(three.numpy())[0])
+    torch.testing.assert_close(answer, logits(model, three), rtol=1e-4, atol=1e-4)

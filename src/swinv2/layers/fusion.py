@@ -63,9 +63,12 @@ def fusible(plain: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(plain)
     def fused(module: Any, x: Tensor, backend: str, *rest: Any) -> Any:
         row = FUSED.get((method, backend))
-        if row is None:
-            return plain(module, x, backend, *rest)
         run = execution(x)
+        if row is None:
+            if module.memory and run is Execution.EAGER:
+                # The module computes elsewhere now: nothing of what it was shall be held.
+                module.memory.clear()
+            return plain(module, x, backend, *rest)
         if run is not Execution.EAGER:
             # torch.compile sees every question, and asks again when an answer changes.
             refused = run is not Execution.COMPILED or row.prepare is not None

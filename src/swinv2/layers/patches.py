@@ -15,6 +15,7 @@ from swinv2.config import StageSpec, Swinv2Config
 from swinv2.layers.fusion import fusible, remember_structure
 from swinv2.lengths import as_pair
 from swinv2.ops.backends import EAGER
+from swinv2.ops.execution import Execution, execution
 from swinv2.ops.windows import Pair
 
 
@@ -40,11 +41,18 @@ class PatchEmbeddings(nn.Module):
             (patch - length % patch) % patch
             for length, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True)
         )
-        # Channels last: the convolution then writes the map as it is wanted. Always a copy: what is exported must not
-        # depend on how these images lie in memory.
-        padded = F.pad(pixel_values, (0, right, 0, bottom)).clone(memory_format=torch.channels_last)
-        # A tensor of its own: FSDP, which may wrap this module, may miss the gradient of a view.
-        return self.project(padded, backend).permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+        padded = F.pad(pixel_values, (0, right, 0, bottom))
+        # What is exported must not depend on how these images are stored, or on the mode.
+        run = execution(padded)
+        is_exported = run is Execution.EXPORTED
+        # Channels last: the convolution then writes the map as it is wanted. vmap knows no such format.
+        if run is not Execution.INTERCEPTED:
+            padded = (padded.clone if is_exported else padded.contiguous)(memory_format=torch.channels_last)
+        feature_map = self.project(padded, backend).permute(0, 2, 3, 1)
+        if is_exported or torch.is_grad_enabled():
+            # A tensor of its own: FSDP, which may wrap this module, may miss the gradient of a view.
+            return feature_map.clone(memory_format=torch.contiguous_format)
+        return feature_map.contiguous()
 
     @fusible
     def project(self, pixel_values: Tensor, backend: str) -> Tensor:

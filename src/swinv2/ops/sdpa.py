@@ -49,9 +49,9 @@ def window_attention(
         for columns in plan.spans(1):
             kind = WindowKind(rows, columns)
             areas = [_take(_take(m, plan, 0, rows), plan, 1, columns) for m in (query, key, value)]
-            tiles = Tiles(*(windows.partition(area, plan.window) for area in areas))
+            tiles = Tiles(*(_cut(area, plan.window) for area in areas))
             attended = _attend(tiles, v.shape[0], bias, kind, dropout)
-            band.append(windows.merge(attended, plan.window, (areas[0].shape[1], areas[0].shape[2])))
+            band.append(_put(attended, plan.window, (areas[0].shape[1], areas[0].shape[2])))
         bands.append(_join(band, plan, 1))
     return windows.crop(_join(bands, plan, 0), plan)
 
@@ -72,7 +72,7 @@ def expand_bias(
 
 
 class Tiles(NamedTuple):
-    """Queries, keys and values of windows of one kind, (N, T, heads, head_dim) each."""
+    """Queries, keys and values of windows of one kind, (N, heads, T, head_dim) each."""
 
     query: Tensor
     key: Tensor
@@ -97,8 +97,22 @@ def _attend_at_once(tiles: Tiles, bias: Tensor, kind: WindowKind, dropout: float
     mask = bias.to(tiles.value.dtype)
     if not kind.is_single_region:
         mask = mask.masked_fill(kind.hidden_pairs(bias.device), float("-inf"))
-    q, k, v = (each.transpose(1, 2) for each in tiles)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None], dropout_p=dropout, scale=1.0).transpose(1, 2)
+    return F.scaled_dot_product_attention(*tiles, attn_mask=mask[None], dropout_p=dropout, scale=1.0)
+
+
+def _cut(feature_map: Tensor, window: Pair) -> Tensor:
+    """As `windows.partition`, with the heads before the tokens: in one permutation, for each costs a copy."""
+    batch, height, width, heads, head_dim = feature_map.shape
+    split = (batch, height // window[0], window[0], width // window[1], window[1], heads, head_dim)
+    tiles = feature_map.reshape(split).permute(0, 1, 3, 5, 2, 4, 6)
+    return tiles.reshape(-1, heads, window[0] * window[1], head_dim)
+
+
+def _put(tiles: Tensor, window: Pair, grid: Pair) -> Tensor:
+    """Undoes `_cut`, for maps of size `grid`."""
+    heads, head_dim = tiles.shape[1], tiles.shape[3]
+    split = tiles.reshape(-1, grid[0] // window[0], grid[1] // window[1], heads, *window, head_dim)
+    return split.permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, *grid, heads, head_dim)
 
 
 def _with_length(vectors: Tensor, length: Tensor | float) -> Tensor:
@@ -118,6 +132,8 @@ def _take(feature_map: Tensor, plan: WindowPlan, axis: int, span: Span) -> Tenso
     """The tokens of a run of windows along an axis, in the order of the shifted map, from the unshifted one."""
     dim, size, window = axis + 1, plan.padded_grid[axis], plan.window[axis]
     start, length = span.start * window + plan.shift[axis], (span.stop - span.start) * window
+    if (start, length) == (0, size):
+        return feature_map
     wrapped = max(start + length - size, 0)
     taken = feature_map.narrow(dim, start, length - wrapped)
     return torch.cat([taken, feature_map.narrow(dim, 0, wrapped)], dim) if wrapped else taken

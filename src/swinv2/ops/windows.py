@@ -200,6 +200,8 @@ def pad(feature_map: Tensor, plan: WindowPlan, value: Tensor | None = None) -> T
 
 def crop(feature_map: Tensor, plan: WindowPlan) -> Tensor:
     """Takes the filling of `pad` away again."""
+    if plan.padded_grid == plan.grid:
+        return feature_map
     return feature_map[:, : plan.grid[0], : plan.grid[1]]
 
 
