@@ -45,7 +45,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/installed-dev  ## speed and memory beside transformers, timm and torchvision
+bench: $(VENV)/installed-dev  ## speed and memory beside transformers, timm, torchvision and OpenVINO
 	$(BIN)/python benchmarks/model.py
 
 bench-gpu: $(VENV)/installed-dev  ## the kernels' tests and the speeds at batches that fill a GPU

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from swinv2.ops import reference, sdpa
 from swinv2.ops.cpu import attention, library
-from swinv2.ops.execution import Execution, execution, is_transformed
+from swinv2.ops.execution import ORDINARY, Execution, execution, is_transformed
 from swinv2.ops.windows import Pair, WindowPlan
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _refuse_dropout(call: Call) -> str | None:
 
 
 def _refuse_custom_ops(call: Call) -> str | None:
-    if call.execution in (Execution.EAGER, Execution.COMPILED):
+    if call.execution in ORDINARY:
         return None
     return f"the call is run {call.execution.value}"
 

@@ -39,16 +39,6 @@ class Span:
     stop: int
     regions: tuple[int, ...]
 
-    @property
-    def unmoved(self) -> int:
-        """Tokens along the axis of each window that lie where they lay before the shift; hidden filling left out."""
-        return self.regions.count(_MAIN)
-
-    @property
-    def wrapped(self) -> int:
-        """Tokens along the axis of each window that the shift has brought from the map's other edge."""
-        return self.regions.count(_WRAPPED)
-
 
 @dataclass(frozen=True)
 class WindowKind:
