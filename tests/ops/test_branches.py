@@ -221,7 +221,7 @@ def test_without_gradients_the_answer_is_the_same(kind: str) -> None:
 @pytest.fixture(params=[True, False], ids=["kernels", "products by torch"])
 def multiplies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the processor is one without instructions for 16 bits."""
-    monkeypatch.setattr(linear, "_is_slow_in", lambda dtype: request.param and dtype.itemsize == 2)
+    monkeypatch.setattr(linear, "is_slow_in", lambda dtype: request.param and dtype.itemsize == 2)
 
 
 @pytest.mark.usefixtures("cache", "multiplies")
