@@ -40,13 +40,13 @@ def test_what_was_recognised_is_shown(source: Path, tmp_path: Path) -> None:
 
 def test_json(source: Path, tmp_path: Path) -> None:
     result = swinv2_command("convert", source, tmp_path / "out", "--to", "timm", "--json")
-    account = json.loads(result.stdout)
-    assert (account["dialect"], account["form"], account["files"]) == (
+    report = json.loads(result.stdout)
+    assert (report["dialect"], report["format"], report["files"]) == (
         "microsoft",
         "timm",
         ["config.json", "model.safetensors"],
     )
-    assert [stage["learned_window"] for stage in account["stages"]] == [[4, 4], [3, 3]]
+    assert [stage["learned_window"] for stage in report["stages"]] == [[4, 4], [3, 3]]
 
 
 def test_dry_run(source: Path, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_dry_run(source: Path, tmp_path: Path) -> None:
         (["OUT", "--pretrained-window-sizes", "12,x"], "expected a window for each stage, such as 12,12,12,6"),
         (["OUT", "--window-size", "8;8"], "--window-size is '8;8'; expected tokens such as 8"),
         (["OUT", "--trained-window-size", "0"], "--trained-window-size is '0'; expected tokens such as 8"),
-        (["OUT", "--to", "keras"], "there is no form 'keras'"),
+        (["OUT", "--to", "keras"], "there is no format 'keras'"),
         (["."], "is there already, and is not replaced"),
     ],
 )

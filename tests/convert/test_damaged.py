@@ -387,10 +387,10 @@ def test_the_settings_of_the_authors_trainings(file: File, tmp_path: Path, monke
         patched.setitem(sys.modules, "yacs.config", config)
         settings = CfgNode({"MODEL": CfgNode({"NAME": "swinv2"}), "BASE": [""]})
         path = saved({"model": file, "config": settings, "epoch": 3}, tmp_path)
-        account = convert(str(path), None)
+        report = convert(str(path), None)
     again = convert(str(path), tmp_path / "out")
-    assert any("beside it there is 'config', 'epoch'" in note for note in account.notes)
-    assert (account.parameters, ran) == (again.parameters, [])
+    assert any("beside it there is 'config', 'epoch'" in note for note in report.notes)
+    assert (report.parameters, ran) == (again.parameters, [])
 
 
 def test_a_whole_module_in_a_pickle(tmp_path: Path) -> None:
@@ -498,15 +498,15 @@ def test_shards_that_do_not_belong_together(file: File, tmp_path: Path) -> None:
 # --- what is wrong with the output ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["swinv2", "timm", "microsoft"])
-def test_a_full_disk(form: str, file: File, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["swinv2", "timm", "microsoft"])
+def test_a_full_disk(format: str, file: File, tmp_path: Path) -> None:
     """The system stops writing after some bytes, as on a full disk: the folder is not there, nor a part of it."""
     path = saved({"model": file}, tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
     try:
-        sentence = refused(path, tmp_path, form=form)
+        sentence = refused(path, tmp_path, format=format)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)

@@ -17,10 +17,10 @@ from transformers.models.swinv2.modeling_swinv2 import Swinv2ForImageClassificat
 
 import foreign
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
-from swinv2.convert.beside import Known, read_name
 from swinv2.convert.files import Weights
 from swinv2.convert.recognise import recognise
-from swinv2.convert.write import check_form
+from swinv2.convert.sizes.metadata import SizeHints, read_name
+from swinv2.convert.write import check_format
 from swinv2.lengths import as_pair
 from swinv2.zoo import CHECKPOINTS, SIZES, Checkpoint
 
@@ -119,17 +119,17 @@ def test_published_names_tell_sizes(name: str) -> None:
     """The hub's, the authors' and timm's names of every checkpoint."""
     checkpoint = CHECKPOINTS[name]
     size = checkpoint.image_size
-    expected = Known((size, size), checkpoint.window_size, checkpoint.pretrained_window_sizes)
+    expected = SizeHints((size, size), checkpoint.window_size, checkpoint.pretrained_window_sizes)
     stem = checkpoint.source.rpartition("/")[2].removesuffix(".pth")
     assert [read_name(text, 4) for text in (name, stem, timm_name(checkpoint))] == [expected] * 3
 
 
 def test_names_of_one_published_file_of_each_library() -> None:
     """Names of files as they are on the libraries' own pages."""
-    assert read_name("swin_v2_t-b137f0e2", 4) == Known((256, 256), 8, (0, 0, 0, 0))
-    assert read_name("swinv2-tiny-w8_3rdparty_in1k-256px_20220803-e318968f", 4) == Known((256, 256), 8, (0,) * 4)
-    assert read_name("swinv2-base-w24_in21k-pre_3rdparty_in1k-384px_20220803-44eb70f8", 4) == Known((384, 384), 24)
-    assert read_name("swinv2_base_22k_500k", 4) == read_name("model", 4) == Known()
+    assert read_name("swin_v2_t-b137f0e2", 4) == SizeHints((256, 256), 8, (0, 0, 0, 0))
+    assert read_name("swinv2-tiny-w8_3rdparty_in1k-256px_20220803-e318968f", 4) == SizeHints((256, 256), 8, (0,) * 4)
+    assert read_name("swinv2-base-w24_in21k-pre_3rdparty_in1k-384px_20220803-44eb70f8", 4) == SizeHints((384, 384), 24)
+    assert read_name("swinv2_base_22k_500k", 4) == read_name("model", 4) == SizeHints()
 
 
 @pytest.mark.parametrize(
@@ -147,14 +147,14 @@ def test_names_of_one_published_file_of_each_library() -> None:
 )
 def test_somebodys_own_name_tells_nothing(name: str) -> None:
     """Not even if there is a published name in it: what follows may say that it is no longer so."""
-    assert read_name(name, 4) == Known()
+    assert read_name(name, 4) == SizeHints()
 
 
 def test_older_names_of_timm_and_the_configurations_of_mmpretrain() -> None:
-    learned = Known((256, 256), 16, (12, 12, 12, 6))
+    learned = SizeHints((256, 256), 16, (12, 12, 12, 6))
     assert read_name("swinv2_base_window12to16_192to256_22kft1k", 4) == learned
-    assert read_name("swinv2-tiny-w8_16xb64_in1k-256px", 4) == Known((256, 256), 8, (0,) * 4)
-    assert read_name("swinv2-base-w16_in21k-pre_16xb64_in1k-256px", 4) == Known((256, 256), 16)
+    assert read_name("swinv2-tiny-w8_16xb64_in1k-256px", 4) == SizeHints((256, 256), 8, (0,) * 4)
+    assert read_name("swinv2-base-w16_in21k-pre_16xb64_in1k-256px", 4) == SizeHints((256, 256), 16)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -163,13 +163,13 @@ def test_the_authors_and_timm_can_express_every_checkpoint(name: str) -> None:
     config = Swinv2Config(**CHECKPOINTS[name].config_fields())
     with torch.device("meta"):
         model = Swinv2ForImageClassification(config)
-    for form in ("swinv2", "transformers", "timm", "microsoft", "mmpretrain"):
-        check_form(model, form)
+    for format in ("swinv2", "transformers", "timm", "microsoft", "mmpretrain"):
+        check_format(model, format)
     stages = config.stages()
     plain = all(stage.window == stage.learned_window == as_pair("", config.window_size) for stage in stages)
     assert plain == bool(re.search(r"window8-", name))
     if plain:
-        check_form(model, "torchvision")
+        check_format(model, "torchvision")
     else:
         with pytest.raises(ValueError, match=r"torchvision cannot compute what this model does: .*stage"):
-            check_form(model, "torchvision")
+            check_format(model, "torchvision")

@@ -17,7 +17,6 @@ import foreign
 import swinv2
 from foreign import small_sizes
 from swinv2.convert import convert
-from swinv2.convert.beside import Known, read_name
 from swinv2.convert.labels import label_names
 from swinv2.convert.processors import (
     SQUASH,
@@ -28,6 +27,7 @@ from swinv2.convert.processors import (
     make_processor,
     resize_processor,
 )
+from swinv2.convert.sizes.metadata import SizeHints, read_name
 from swinv2.convert.write import _timm_config
 from swinv2.errors import UsageError
 
@@ -46,9 +46,9 @@ def test_windows_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
         convert(source, None, image_size=64, window_size=4)
     with pytest.raises(UsageError, match=r"the image size .* give --trained-image-size"):
         convert(source, None, trained_window_size=4)
-    account = convert(source, None, trained_window_size=4, trained_image_size=64)
-    assert account.sources["window"] == "given"
-    assert any("if it was not, give --pretrained-window-sizes" in note for note in account.notes)
+    report = convert(source, None, trained_window_size=4, trained_image_size=64)
+    assert report.sources["window"] == "given"
+    assert any("if it was not, give --pretrained-window-sizes" in note for note in report.notes)
 
 
 def test_a_published_name_tells_them(tmp_path: Path) -> None:
@@ -59,15 +59,15 @@ def test_a_published_name_tells_them(tmp_path: Path) -> None:
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
     for source in (saved(tensors, tmp_path / "swinv2_x_window12to16_192to256.pth"), str(folder)):
-        account = convert(source, None)
-        assert (account.image_size, account.window_size) == ((256, 256), 16)
-        assert [stage.learned_window for stage in account.stages] == [(12, 12), (12, 12)]
-        assert account.sources["window"].startswith("the name 'swinv2_x_window12to16_192to256")
+        report = convert(source, None)
+        assert (report.image_size, report.window_size) == ((256, 256), 16)
+        assert [stage.learned_window for stage in report.stages] == [(12, 12), (12, 12)]
+        assert report.sources["window"].startswith("the name 'swinv2_x_window12to16_192to256")
 
 
 @pytest.mark.parametrize("name", ["swinv2_x_window0_64", "swinv2_x_window8to00_64", "swinv2-x-w0_3rdparty_in1k-64px"])
 def test_a_size_of_zero_is_no_published_name(name: str) -> None:
-    assert read_name(name, 4) == Known()
+    assert read_name(name, 4) == SizeHints()
 
 
 def test_an_authors_file_without_masks(tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_an_authors_file_without_masks(tmp_path: Path) -> None:
     source = saved(bare, tmp_path / "weights.pth")
     with pytest.raises(UsageError, match=r"only the masks of shifted blocks show it.* give --trained-image-size"):
         convert(source, None)
-    account = convert(source, None, trained_image_size=64)
-    assert (account.image_size, account.window_size) == ((64, 64), 4)
+    report = convert(source, None, trained_image_size=64)
+    assert (report.image_size, report.window_size) == ((64, 64), 4)
     # Clipped windows show it too.
     file = foreign.microsoft_file(small_sizes(window_size=16))
     assert convert(saved(file, tmp_path / "clipped.pth"), None).image_size == (64, 64)
@@ -87,9 +87,9 @@ def test_an_authors_file_without_masks(tmp_path: Path) -> None:
 
 def test_the_tables_are_believed_more_than_the_name(tmp_path: Path) -> None:
     file = foreign.microsoft_file(small_sizes(window_size=8, pretrained=(4, 3)))
-    account = convert(saved(file, tmp_path / "swinv2_tiny_patch4_window16_256.pth"), None)
-    assert (account.image_size, account.window_size) == ((64, 64), 8)
-    assert any("windows of 16 at 256 x 256 pixels; the file does not agree" in note for note in account.notes)
+    report = convert(saved(file, tmp_path / "swinv2_tiny_patch4_window16_256.pth"), None)
+    assert (report.image_size, report.window_size) == ((64, 64), 8)
+    assert any("windows of 16 at 256 x 256 pixels; the file does not agree" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,9 @@ def test_what_training_scripts_put_around_a_network(tmp_path: Path) -> None:
     """DistributedDataParallel's and torch.compile's prefixes, and averages beside the model: said, and not mixed up."""
     file = foreign.microsoft_file(small_sizes())
     wrapped = {"model": {f"module._orig_mod.{name}": tensor for name, tensor in file.items()}, "model_ema": file}
-    account = convert(saved(wrapped, tmp_path / "weights.pth"), None)
-    assert any("only 'model' was read; beside it there is 'model_ema'" in note for note in account.notes)
-    assert sum("which was taken off" in note for note in account.notes) == 2
+    report = convert(saved(wrapped, tmp_path / "weights.pth"), None)
+    assert any("only 'model' was read; beside it there is 'model_ema'" in note for note in report.notes)
+    assert sum("which was taken off" in note for note in report.notes) == 2
 
 
 def test_extra_norms_are_counted(tmp_path: Path) -> None:
@@ -160,16 +160,16 @@ def test_extra_norms_are_counted(tmp_path: Path) -> None:
     model = swinv2.load(source, trained_image_size=64)
     assert model.config.extra_norm_period == 2
     convert(source, tmp_path / "back", "mmpretrain", trained_image_size=64)
-    for form in ("transformers", "timm", "microsoft", "torchvision"):
+    for format in ("transformers", "timm", "microsoft", "torchvision"):
         with pytest.raises(UsageError, match="no additional norms on the main branch"):
-            convert(source, tmp_path / "out", form, trained_image_size=64)
+            convert(source, tmp_path / "out", format, trained_image_size=64)
     del norms["backbone.stages.0.blocks.1.norm3.weight"], norms["backbone.stages.0.blocks.1.norm3.bias"]
     with pytest.raises(UsageError, match="not every so many blocks"):
         swinv2.load(saved(file | norms, tmp_path / "odd.pth"), trained_image_size=64)
 
 
 @pytest.mark.parametrize(
-    ("fields", "form", "expected"),
+    ("fields", "format", "expected"),
     [
         ({"use_absolute_embeddings": True}, "timm", "no absolute position embeddings"),
         ({"mask_padding": True}, "transformers", "cannot hide filling tokens"),
@@ -190,18 +190,18 @@ def test_extra_norms_are_counted(tmp_path: Path) -> None:
         ({"qkv_bias": False}, "torchvision", "queries and values always have a bias"),
         ({"num_channels": 1}, "torchvision", "takes three channels"),
         ({"image_size": 8, "window_size": 2}, "microsoft", "in a window of one token"),
-        ({}, "nonsense", "there is no form 'nonsense'; expected one of swinv2, transformers, timm"),
+        ({}, "nonsense", "there is no format 'nonsense'; expected one of swinv2, transformers, timm"),
     ],
 )
 def test_what_a_library_cannot_compute_is_refused(
-    fields: dict[str, Any], form: str, expected: str, tmp_path: Path
+    fields: dict[str, Any], format: str, expected: str, tmp_path: Path
 ) -> None:
     """Never left out in silence; and nothing is written."""
     sizes = {"image_size": 64, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
     model = swinv2.Swinv2ForImageClassification(swinv2.Swinv2Config(**sizes | fields))
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(UsageError, match=expected):
-        convert(str(tmp_path / "model"), tmp_path / "out", form)
+        convert(str(tmp_path / "model"), tmp_path / "out", format)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -209,9 +209,9 @@ def test_a_masked_image_model_has_no_form_in_timm(tmp_path: Path) -> None:
     sizes = {"image_size": 64, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
     model = swinv2.Swinv2ForMaskedImageModeling(swinv2.Swinv2Config(**sizes, encoder_stride=8))
     model.save_pretrained(tmp_path / "model")
-    for form in ("timm", "torchvision", "mmpretrain"):
+    for format in ("timm", "torchvision", "mmpretrain"):
         with pytest.raises(UsageError, match="no mask token and no decoder"):
-            convert(str(tmp_path / "model"), tmp_path / "out", form)
+            convert(str(tmp_path / "model"), tmp_path / "out", format)
 
 
 # --- labels and processors --------------------------------------------------------------------------------------------

@@ -24,13 +24,13 @@ def source(tmp_path: Path) -> str:
 
 
 def test_every_stage_keeps_the_window_it_learned_in(source: str, tmp_path: Path) -> None:
-    account = convert(source, tmp_path / "out", image_size=128, window_size=16)
-    windows = [(stage.window, stage.new_window, stage.learned_window) for stage in account.stages]
+    report = convert(source, tmp_path / "out", image_size=128, window_size=16)
+    windows = [(stage.window, stage.new_window, stage.learned_window) for stage in report.stages]
     assert windows == [((8, 8), (16, 16), (8, 8)), ((8, 8), (16, 16), (6, 6))]
-    assert [(stage.grid, stage.new_grid) for stage in account.stages] == [((16, 16), (32, 32)), ((8, 8), (16, 16))]
+    assert [(stage.grid, stage.new_grid) for stage in report.stages] == [((16, 16), (32, 32)), ((8, 8), (16, 16))]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["image_size"], config["window_size"], config["pretrained_window_sizes"]) == (128, 16, [8, 6])
-    said = next(note for note in account.notes if note.startswith("Windows:"))
+    said = next(note for note in report.notes if note.startswith("Windows:"))
     assert "stage 1 from 8 x 8 to 16 x 16, stage 2 from 8 x 8 to 16 x 16" in said
     assert "the windows it was learned in, 8 x 8, 6 x 6; no weight was changed" in said
     processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
@@ -80,10 +80,10 @@ def test_processors_of_others_keep_their_share(fields: dict[str, object], expect
 
 
 def test_only_the_size(source: str) -> None:
-    account = convert(source, None, image_size=(128, 64))
-    assert account.new_image_size == (128, 64)
-    assert [stage.new_window for stage in account.stages] == [(8, 8), (8, 8)]
-    assert any(note.startswith("Windows: no stage has another one.") for note in account.notes)
+    report = convert(source, None, image_size=(128, 64))
+    assert report.new_image_size == (128, 64)
+    assert [stage.new_window for stage in report.stages] == [(8, 8), (8, 8)]
+    assert any(note.startswith("Windows: no stage has another one.") for note in report.notes)
 
 
 def test_impossible_sizes(source: str, tmp_path: Path) -> None:
@@ -98,6 +98,6 @@ def test_position_embeddings_are_resampled(tmp_path: Path) -> None:
     file = foreign.microsoft_file(small_sizes(window_size=4))
     file["absolute_pos_embed"] = torch.randn(1, 256, 16)
     torch.save(file, tmp_path / "weights.pth")
-    account = convert(str(tmp_path / "weights.pth"), tmp_path / "out", image_size=96)
-    assert any("absolute position embeddings were resampled" in note for note in account.notes)
+    report = convert(str(tmp_path / "weights.pth"), tmp_path / "out", image_size=96)
+    assert any("absolute position embeddings were resampled" in note for note in report.notes)
     assert swinv2.load(tmp_path / "out").swinv2.embeddings.position_embeddings.shape == (1, 576, 16)

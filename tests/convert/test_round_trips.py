@@ -94,8 +94,8 @@ def test_simmim(older: bool, tmp_path: Path) -> None:
     assert peers.difference(ours, theirs) < TOLERANCE
     newer = {name.replace("rpe_mlp", "cpb_mlp"): tensor for name, tensor in file.items()}
     equal(state_dict(model, "microsoft"), newer)
-    account = convert(str(tmp_path / "weights.pth"), tmp_path / "transformers", "transformers")
-    assert any("transformers' loss is of plain pixels" in note for note in account.notes)
+    report = convert(str(tmp_path / "weights.pth"), tmp_path / "transformers", "transformers")
+    assert any("transformers' loss is of plain pixels" in note for note in report.notes)
     theirs = transformers_swinv2.Swinv2ForMaskedImageModeling.from_pretrained(tmp_path / "transformers").eval()
     with torch.no_grad():
         assert torch.equal(theirs(pictures, mask).reconstruction, network(pictures, mask).reconstruction)
@@ -122,8 +122,8 @@ def test_timm_builds_the_folder_that_is_written(tmp_path: Path) -> None:
     sizes = small_sizes(window_size=8, pretrained=(4, 3))
     network = foreign.timm_network(sizes)
     source = save({"model": foreign.microsoft_file(sizes, network)}, tmp_path / "weights.pth")
-    account = convert(source, tmp_path / "timm", "timm")
-    assert account.files == ["config.json", "model.safetensors"]
+    report = convert(source, tmp_path / "timm", "timm")
+    assert report.files == ["config.json", "model.safetensors"]
     built = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     pictures = peers.images((64, 64))
     with torch.no_grad():
@@ -191,8 +191,8 @@ def test_torchvisions_key_biases_are_left_out_with_a_sentence(tmp_path: Path) ->
     """torchvision sets them to zero before each use, so the answers do not change."""
     network = peers.torchvision_model(embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=[4, 4], num_classes=5)
     source = save(network.state_dict(), tmp_path / "weights.pth")
-    account = convert(source, None, trained_image_size=64)
-    assert any("key biases" in note and "features.1.0.attn.qkv.bias" in note for note in account.notes)
+    report = convert(source, None, trained_image_size=64)
+    assert any("key biases" in note and "features.1.0.attn.qkv.bias" in note for note in report.notes)
     answers_are_equal(swinv2.load(source, trained_image_size=64), network)
 
 
@@ -297,9 +297,9 @@ def test_types_are_kept(dtype: torch.dtype, tmp_path: Path) -> None:
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in foreign.microsoft_file(sizes).items()
     }
-    account = convert(save({"model": file}, tmp_path / "weights.pth"), tmp_path / "out")
-    assert account.dtype == str(dtype).removeprefix("torch.")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == account.dtype
+    report = convert(save({"model": file}, tmp_path / "weights.pth"), tmp_path / "out")
+    assert report.dtype == str(dtype).removeprefix("torch.")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == report.dtype
     model = swinv2.load(tmp_path / "out")
     back = state_dict(model, "microsoft")
     learned = {name: tensor for name, tensor in file.items() if "relative" not in name and "mask" not in name}
@@ -309,30 +309,30 @@ def test_types_are_kept(dtype: torch.dtype, tmp_path: Path) -> None:
 def test_mixed_types_become_the_widest_with_a_sentence(tmp_path: Path) -> None:
     file = foreign.microsoft_file(small_sizes())
     file["head.weight"] = file["head.weight"].half()
-    account = convert(save({"model": file}, tmp_path / "weights.pth"), None)
-    assert account.dtype == "float32"
-    assert "The weights are of float16 and float32; all became float32." in account.notes
+    report = convert(save({"model": file}, tmp_path / "weights.pth"), None)
+    assert report.dtype == "float32"
+    assert "The weights are of float16 and float32; all became float32." in report.notes
 
 
-@pytest.mark.parametrize("form", ["swinv2", "transformers", "timm", "torchvision", "microsoft", "mmpretrain"])
-def test_every_form_is_read_again(form: str, tmp_path: Path) -> None:
-    """What is written in any form, loads again as the same network."""
+@pytest.mark.parametrize("format", ["swinv2", "transformers", "timm", "torchvision", "microsoft", "mmpretrain"])
+def test_every_format_is_read_again(format: str, tmp_path: Path) -> None:
+    """What is written in any format, loads again as the same network."""
     sizes = small_sizes()
     network = foreign.timm_network(sizes)
     source = save({"model": foreign.microsoft_file(sizes, network)}, tmp_path / "weights.pth")
-    account = convert(source, tmp_path / form, form)
-    has_names = form in ("swinv2", "transformers", "timm")
-    assert any("names of the classes are not in the folder" in note for note in account.notes) != has_names
-    sized = {"trained_image_size": 64} if form in ("torchvision", "mmpretrain") else {}
-    answers_are_equal(swinv2.load(tmp_path / form, **sized), network)
-    again = convert(str(tmp_path / form), tmp_path / "again", form, **sized)
+    report = convert(source, tmp_path / format, format)
+    has_names = format in ("swinv2", "transformers", "timm")
+    assert any("names of the classes are not in the folder" in note for note in report.notes) != has_names
+    sized = {"trained_image_size": 64} if format in ("torchvision", "mmpretrain") else {}
+    answers_are_equal(swinv2.load(tmp_path / format, **sized), network)
+    again = convert(str(tmp_path / format), tmp_path / "again", format, **sized)
     for name in again.files:
-        first, second = (tmp_path / form / name), (tmp_path / "again" / name)
+        first, second = (tmp_path / format / name), (tmp_path / "again" / name)
         if name == "model.safetensors":
             equal(load_file(first), load_file(second))
         elif name == "model.pth":
             loaded = [torch.load(path, weights_only=True) for path in (first, second)]
-            inner = {"microsoft": "model", "mmpretrain": "state_dict"}.get(form)
+            inner = {"microsoft": "model", "mmpretrain": "state_dict"}.get(format)
             equal(*(content[inner] if inner else content for content in loaded))
         else:
             assert first.read_text() == second.read_text(), name

@@ -18,7 +18,7 @@ import swinv2
 from foreign import small_sizes
 from swinv2.cli import app
 from swinv2.convert import convert
-from swinv2.convert.windows import one_square
+from swinv2.convert.dialects.squares import equivalent_square
 from swinv2.convert.write import _timm_config, state_dict
 from swinv2.errors import UsageError
 
@@ -81,12 +81,12 @@ def test_timm(window: Any, pretrained: Any, kept: Any, tmp_path: Path) -> None:
     network = timm_network(window, pretrained)
     known = {"trained_image_size": WIDE, "trained_window_size": window, "pretrained_window_sizes": pretrained}
     source = saved(network.state_dict(), tmp_path / "weights.pth")
-    account = convert(source, tmp_path / "timm", "timm", **known)
-    assert account.window_size == kept
+    report = convert(source, tmp_path / "timm", "timm", **known)
+    assert report.window_size == kept
     written = json.loads((tmp_path / "timm" / "config.json").read_text())["model_args"]["window_size"]
     # timm before 1.0.31 reads a list of integers as the height and the width of one window; at pairs it fails.
     assert written == kept
-    assert any("timm opens the folder from 1.0.31 on" in note for note in account.notes) is (kept != [4, 8])
+    assert any("timm opens the folder from 1.0.31 on" in note for note in report.notes) is (kept != [4, 8])
     model = swinv2.load(tmp_path / "timm")
     assert model.config.window_size == kept
     check_answers(model, network, WIDE)
@@ -130,11 +130,11 @@ def model_with(
     [([16, 4, 4, 2], None), ([16, 8, 4, 2], 16), ([[32, 16], 9, 8, 2], 16), ([8, 8, 4, 8], 8), ([(4, 8)] * 4, None)],
 )
 def test_one_square(window: Any, side: int | None) -> None:
-    """What each stage has counts, not the form in which it is written."""
+    """What each stage has counts, not how it is written."""
     config = swinv2.Swinv2Config(
         image_size=64, embed_dim=16, depths=[1] * 4, num_heads=[1, 2, 4, 8], window_size=window
     )
-    assert one_square(config) == side
+    assert equivalent_square(config) == side
 
 
 def test_timm_is_told_windows_as_pairs() -> None:
@@ -145,13 +145,13 @@ def test_timm_is_told_windows_as_pairs() -> None:
 
 
 def test_windows_that_one_square_gives(tmp_path: Path) -> None:
-    """The authors' form, transformers and timm are told the one square; their networks compute the same."""
+    """The authors, transformers and timm are told the one square; their networks compute the same."""
     model = model_with([[16, 16], [8, 8]])
     model.save_pretrained(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["window_size"] == [[16, 16], [8, 8]]
-    for form in ("transformers", "timm", "microsoft"):
-        account = convert(str(tmp_path / "model"), tmp_path / form, form)
-        assert not any("1.0.31" in note for note in account.notes)
+    for format in ("transformers", "timm", "microsoft"):
+        report = convert(str(tmp_path / "model"), tmp_path / format, format)
+        assert not any("1.0.31" in note for note in report.notes)
     assert "- window size: 16\n" in (tmp_path / "microsoft" / "README.md").read_text()
     assert json.loads((tmp_path / "transformers" / "config.json").read_text())["window_size"] == 16
     assert json.loads((tmp_path / "timm" / "config.json").read_text())["model_args"]["window_size"] == 16
@@ -171,8 +171,8 @@ def test_another_form_of_the_same_windows_is_no_contradiction(tmp_path: Path) ->
         convert(str(tmp_path / "model"), None, trained_window_size=[(16, 16), (4, 4)])
     source = saved(state_dict(model, "timm"), tmp_path / "swinv2_tiny_window16_64.pth")
     for windows, notes in (([(16, 16), (8, 8)], 0), ([(16, 16), (4, 4)], 1)):
-        account = convert(source, None, trained_window_size=windows)
-        assert sum("the file does not agree" in note for note in account.notes) == notes
+        report = convert(source, None, trained_window_size=windows)
+        assert sum("the file does not agree" in note for note in report.notes) == notes
 
 
 def test_the_readme_for_torchvision_has_the_window_of_its_call(tmp_path: Path) -> None:
@@ -216,12 +216,10 @@ def mmpretrain_weights(path: Path, windows: tuple[int, int]) -> str:
 def test_windows_taken_for_clipped_ones_are_named(tmp_path: Path) -> None:
     """Two windows of their own, and one that the second map clips, have the same tables."""
     source = mmpretrain_weights(tmp_path / "weights.pth", (8, 4))
-    account = convert(source, None)
-    assert account.sources["window"] == "the file's own tables, taken for one clipped window"
-    assert account.sources["image size"] == account.sources["window"]
-    assert any(
-        "Windows 8, 4 are taken for one window of 8, clipped at 32 x 32 pixels" in note for note in account.notes
-    )
+    report = convert(source, None)
+    assert report.sources["window"] == "the file's own tables, taken for one clipped window"
+    assert report.sources["image size"] == report.sources["window"]
+    assert any("Windows 8, 4 are taken for one window of 8, clipped at 32 x 32 pixels" in note for note in report.notes)
     # What is given, or a published name, leaves nothing to take for something.
     given = convert(source, None, trained_image_size=64)
     named = convert(mmpretrain_weights(tmp_path / "swinv2-x-w8_3rdparty_in1k-32px.pth", (8, 4)), None)
@@ -242,22 +240,22 @@ def test_windows_taken_for_clipped_ones_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_given_windows_decide_what_was_clipped(windows: Any, size: int, source: str, tmp_path: Path) -> None:
-    account = convert(mmpretrain_weights(tmp_path / "weights.pth", (8, 4)), None, trained_window_size=windows)
-    assert (account.image_size, account.sources["image size"]) == ((size, size), source)
-    assert account.sources["window"] == "given"
-    assert not any("taken for one window" in note for note in account.notes)
+    report = convert(mmpretrain_weights(tmp_path / "weights.pth", (8, 4)), None, trained_window_size=windows)
+    assert (report.image_size, report.sources["image size"]) == ((size, size), source)
+    assert report.sources["window"] == "given"
+    assert not any("taken for one window" in note for note in report.notes)
 
 
 def test_mmpretrain_has_no_place_for_the_image_size(tmp_path: Path) -> None:
     """Whoever writes windows of each stage for it is told how they are read back."""
     model = model_with([[8, 8], [4, 4]])
     model.save_pretrained(tmp_path / "model")
-    account = convert(str(tmp_path / "model"), tmp_path / "out", "mmpretrain")
-    assert any("give --trained-image-size 64x64" in note for note in account.notes)
+    report = convert(str(tmp_path / "model"), tmp_path / "out", "mmpretrain")
+    assert any("give --trained-image-size 64x64" in note for note in report.notes)
     again = swinv2.load(tmp_path / "out", trained_image_size=64)
     check_answers(again, lambda pictures: model(pictures).logits, (64, 64))
-    account = convert(str(tmp_path / "model"), None, "mmpretrain", window_size=8)
-    assert not any("--trained-image-size" in note for note in account.notes)
+    report = convert(str(tmp_path / "model"), None, "mmpretrain", window_size=8)
+    assert not any("--trained-image-size" in note for note in report.notes)
 
 
 def test_rectangles_under_the_authors_names(tmp_path: Path) -> None:
@@ -307,7 +305,7 @@ def test_the_command_plans_them(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["window_size"] == [[8, 8], [4, 2]]
     assert config["pretrained_window_sizes"] == [[4, 8], [4, 8]]
-    # What was given must agree with a config.json, in whatever form it is written.
+    # What was given must agree with a config.json, however it is written.
     agreed = ["--trained-window-size", "8x8,4x2", "--pretrained-window-sizes", "4x8,4x8", "--dry-run"]
     assert CliRunner().invoke(app, ["convert", str(tmp_path / "out"), *agreed]).exit_code == 0
     differing = ["--trained-window-size", "4x2", "--dry-run"]

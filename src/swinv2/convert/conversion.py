@@ -1,7 +1,7 @@
 """From weights of any library to a model, and to a folder.
 
 In: the name of a file, of a folder or on the hub, and what the caller wants. Out: a model (`load`), or a folder and an
-account of what was recognised and done (`convert`).
+report of what was recognised and done (`convert`).
 """
 
 import logging
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from swinv2.config import StageSpec
-from swinv2.convert.beside import Known
+from swinv2.convert.dialects.rules import MODEL
+from swinv2.convert.dialects.squares import with_equivalent_square, equivalent_square
 from swinv2.convert.files import CONFIG, PROCESSOR, WEIGHTS, Weights, check_learned, open_weights
 from swinv2.convert.labels import label_names
 from swinv2.convert.processors import describe_processor, make_processor, resize_processor
 from swinv2.convert.recognise import Recognised, recognise
-from swinv2.convert.rules import MODEL
-from swinv2.convert.windows import in_one_square, one_square
-from swinv2.convert.write import SWINV2, check_form, check_output, write_folder
+from swinv2.convert.sizes.metadata import SizeHints
+from swinv2.convert.write import SWINV2, check_format, check_output, write_folder
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.lengths import Pair, Windows, as_pair, plain_windows
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class StageAccount(StageSizes):
+class StageReport(StageSizes):
     """A stage as it was trained, and its windows now.
 
     Attributes:
@@ -50,7 +50,7 @@ class StageAccount(StageSizes):
 
 
 @dataclass
-class Account:
+class ConversionReport:
     """What was recognised and done.
 
     Attributes:
@@ -62,14 +62,14 @@ class Account:
         left_out: How many tensors were left out because they follow from sizes.
         image_size: Image size that the windows were planned for.
         new_image_size: Image size that they are planned for now.
-        window_size: Windows in tokens, in the configuration's form.
+        window_size: Windows in tokens, as the configuration has them.
         new_window_size: The same now.
         sources: Where image size, window and pre-training windows were found.
         num_labels: Classes; None without a classifier.
         labels: Names of the first classes.
         processor: How images are prepared, in words.
         stages: One for each stage.
-        form: Whose form was written.
+        format: Whose format was written.
         output: The folder; None if nothing was to be written.
         files: What is in it.
         notes: What else is worth knowing, in sentences.
@@ -89,8 +89,8 @@ class Account:
     num_labels: int | None
     labels: list[str]
     processor: str
-    stages: list[StageAccount]
-    form: str = SWINV2
+    stages: list[StageReport]
+    format: str = SWINV2
     output: str | None = None
     files: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
@@ -155,27 +155,27 @@ def load(
 def convert(
     source: str,
     output: str | os.PathLike[str] | None,
-    form: str = SWINV2,
+    format: str = SWINV2,
     image_size: int | Pair | None = None,
     window_size: Windows | None = None,
     *,
     trained_image_size: int | Pair | None = None,
     trained_window_size: Windows | None = None,
     pretrained_window_sizes: Sequence[int | Pair] | None = None,
-) -> Account:
+) -> ConversionReport:
     """Converts weights into a folder.
 
     Args:
         source: See `load`.
         output: The folder to make; None to make none and only say what would be done.
-        form: "swinv2" for this package, "transformers", "timm", "torchvision", "microsoft" or "mmpretrain".
+        format: "swinv2" for this package, "transformers", "timm", "torchvision", "microsoft" or "mmpretrain".
         image_size, window_size, trained_image_size, trained_window_size, pretrained_window_sizes: See `load`.
 
     Returns:
         What was recognised and done.
 
     Raises:
-        UsageError: See `load`; or the form cannot express the model, or the folder cannot be written. Nothing is
+        UsageError: See `load`; or the format cannot express the model, or the folder cannot be written. Nothing is
             written then.
     """
     folder = None if output is None else Path(output)
@@ -186,11 +186,11 @@ def convert(
     before = loaded.model.config
     if image_size is not None or window_size is not None:
         _replan(loaded, image_size, window_size)
-    check_form(loaded.model, form)
+    check_format(loaded.model, format)
     recognised, config = loaded.recognised, loaded.model.config
     has_labels = isinstance(loaded.model, Swinv2ForImageClassification)
     names: dict[Any, str] = dict(config.id2label or {})
-    account = Account(
+    report = ConversionReport(
         source=source,
         dialect=recognised.dialect.name,
         model_class=type(loaded.model).__name__,
@@ -206,19 +206,19 @@ def convert(
         labels=[names[index] for index in sorted(names)][:3] if has_labels else [],
         processor=describe_processor(loaded.processor),
         stages=[_stage(old, new) for old, new in zip(before.stages(), config.stages(), strict=True)],
-        form=form,
+        format=format,
         notes=loaded.notes,
     )
-    account.notes += _lost(loaded.model, form)
+    report.notes += _lost(loaded.model, format)
     if folder is not None:
-        account.files = write_folder(loaded.model, loaded.processor, folder, form)
-        account.output = str(folder)
-    return account
+        report.files = write_folder(loaded.model, loaded.processor, folder, format)
+        report.output = str(folder)
+    return report
 
 
 def _known(
     image_size: int | Pair | None, window_size: Windows | None, pretrained_window_sizes: Sequence[int | Pair] | None
-) -> Known:
+) -> SizeHints:
     try:
         size = None if image_size is None else as_pair("trained_image_size", image_size)
         sizes = pretrained_window_sizes
@@ -226,10 +226,10 @@ def _known(
     except ValueError as error:
         raise UsageError(str(error)) from error
     # Whether there is a window for each stage shows when the stages are known.
-    return Known(size, window_size, pretrained)
+    return SizeHints(size, window_size, pretrained)
 
 
-def _load(source: str, known: Known) -> _Loaded:
+def _load(source: str, known: SizeHints) -> _Loaded:
     weights = open_weights(_find(source))
     recognised = recognise(weights, known)
     dtype = check_learned(recognised.tensors, recognised.their_names)
@@ -325,20 +325,20 @@ def _replan(loaded: _Loaded, image_size: int | Pair | None, window_size: Windows
         loaded.notes.append("The absolute position embeddings were resampled to the new map (bicubic).")
 
 
-def _lost(model: Swinv2PreTrainedModel, form: str) -> list[str]:
-    """What a form has no place for although the answers do not depend on it, and what a library must be new for."""
+def _lost(model: Swinv2PreTrainedModel, format: str) -> list[str]:
+    """What a format has no place for although the answers do not depend on it, and what a library must be new for."""
     notes: list[str] = []
-    if form not in (SWINV2, "transformers", "timm") and isinstance(model, Swinv2ForImageClassification):
-        notes.append(f"The names of the classes are not in the folder: the form {form!r} has no place for them.")
-    if form == "timm" and len(set(in_one_square(model.config).stage_windows)) > 1:
+    if format not in (SWINV2, "transformers", "timm") and isinstance(model, Swinv2ForImageClassification):
+        notes.append(f"The names of the classes are not in the folder: the format {format!r} has no place for them.")
+    if format == "timm" and len(set(with_equivalent_square(model.config).stage_windows)) > 1:
         notes.append("Each stage has its own window: timm opens the folder from 1.0.31 on, and fails at it before.")
-    if form == "mmpretrain" and one_square(model.config) is None:
+    if format == "mmpretrain" and equivalent_square(model.config) is None:
         height, width = as_pair("image_size", model.config.image_size)
         notes.append(
             "Each stage has its own window, and mmpretrain has no place for the image size: to read the folder back, "
             f"give --trained-image-size {height}x{width}."
         )
-    if form == "transformers" and isinstance(model, Swinv2ForMaskedImageModeling) and model.config.norm_targets:
+    if format == "transformers" and isinstance(model, Swinv2ForMaskedImageModeling) and model.config.norm_targets:
         notes.append(
             "transformers' loss is of plain pixels and not of normalised ones (norm_targets is "
             f"{model.config.norm_targets}); the reconstruction is the same."
@@ -346,8 +346,8 @@ def _lost(model: Swinv2PreTrainedModel, form: str) -> list[str]:
     return notes
 
 
-def _stage(old: StageSpec, new: StageSpec) -> StageAccount:
-    return StageAccount(
+def _stage(old: StageSpec, new: StageSpec) -> StageReport:
+    return StageReport(
         **sizes_of(old),
         new_grid=new.grid,
         new_window=new.window,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from swinv2.config import Swinv2Config
-from swinv2.convert.rules import MODEL, Dialect, Reading, their_name
+from swinv2.convert.dialects.rules import MODEL, Dialect, Reading, their_name
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel

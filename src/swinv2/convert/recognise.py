@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from swinv2.config import Swinv2Config
-from swinv2.convert.beside import Known, read_config
+from swinv2.convert.dialects.microsoft import MICROSOFT, SIMMIM
+from swinv2.convert.dialects.mmpretrain import MMPRETRAIN
+from swinv2.convert.dialects.rules import Dialect, Reading, read
+from swinv2.convert.dialects.timm import TIMM
+from swinv2.convert.dialects.torchvision import TORCHVISION
+from swinv2.convert.dialects.transformers import TRANSFORMERS
 from swinv2.convert.files import Weights
-from swinv2.convert.microsoft import MICROSOFT, SIMMIM
-from swinv2.convert.mmpretrain import MMPRETRAIN
 from swinv2.convert.network import check_numbers, check_whole, class_of, read_sizes
-from swinv2.convert.plan import make_plan
-from swinv2.convert.rules import Dialect, Reading, read
-from swinv2.convert.timm import TIMM
-from swinv2.convert.torchvision import TORCHVISION
-from swinv2.convert.transformers import TRANSFORMERS
+from swinv2.convert.sizes.metadata import SizeHints, read_config
+from swinv2.convert.sizes.resolve import make_plan
 from swinv2.errors import UsageError
 from swinv2.model import Swinv2PreTrainedModel
 
@@ -87,7 +87,7 @@ def choose_dialect(names: Sequence[str]) -> Dialect:
     return best
 
 
-def recognise(weights: Weights, given: Known | None = None) -> Recognised:
+def recognise(weights: Weights, given: SizeHints | None = None) -> Recognised:
     """Recognises a network.
 
     Args:
@@ -105,7 +105,7 @@ def recognise(weights: Weights, given: Known | None = None) -> Recognised:
     if dialect is SIMMIM:
         fields["norm_targets"] = NORM_TARGETS
     beside = read_config(weights.config, dialect, reading.stages)
-    plan = make_plan(dialect, fields, reading.buffers, given or Known(), beside, weights.name)
+    plan = make_plan(dialect, fields, reading.buffers, given or SizeHints(), beside, weights.name)
     check_whole(dialect, reading, plan.config)
     return Recognised(
         dialect,

@@ -1,11 +1,11 @@
 """Folders of weights, whole or not there.
 
-In: a model with its image processor, and whose form it is to have. Out: a folder that this library opens. Everything is
+In: a model with its image processor, and the format it is to have. Out: a folder that this library opens. Everything is
 written beside its place, forced to the disk and only then moved there; what fails on the way leaves nothing behind.
 This module knows no source of weights.
 
 ============  ==========================================================================================
-form          what is in the folder
+format        what is in the folder
 ============  ==========================================================================================
 swinv2        config.json, model.safetensors, preprocessor_config.json
 transformers  the same, of what transformers' own classes can compute
@@ -32,16 +32,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from swinv2.config import Swinv2Config
+from swinv2.convert.dialects.microsoft import MICROSOFT, SIMMIM
+from swinv2.convert.dialects.mmpretrain import MMPRETRAIN
+from swinv2.convert.dialects.rules import MODEL, Dialect, Template, write
+from swinv2.convert.dialects.squares import with_equivalent_square, equivalent_square
+from swinv2.convert.dialects.timm import TIMM
+from swinv2.convert.dialects.torchvision import TORCHVISION
+from swinv2.convert.dialects.transformers import TRANSFORMERS
 from swinv2.convert.files import CONFIG, PROCESSOR
-from swinv2.convert.geometry import coordinates, pairs, regions
-from swinv2.convert.microsoft import MICROSOFT, SIMMIM
-from swinv2.convert.mmpretrain import MMPRETRAIN
 from swinv2.convert.processors import crop_of, interpolation_name
-from swinv2.convert.rules import MODEL, Dialect, Template, write
-from swinv2.convert.timm import TIMM
-from swinv2.convert.torchvision import TORCHVISION
-from swinv2.convert.transformers import TRANSFORMERS
-from swinv2.convert.windows import in_one_square, one_square
+from swinv2.convert.sizes.buffers import coordinates, pairs, regions
 from swinv2.disk import force_to_disk
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
@@ -50,9 +50,9 @@ from swinv2.loading import label_names
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 
 SWINV2 = "swinv2"
-"""The form of this package."""
+"""The format of this package."""
 _DIALECTS = {dialect.name: dialect for dialect in (TRANSFORMERS, TIMM, TORCHVISION, MICROSOFT, MMPRETRAIN)}
-FORMS = (SWINV2, *_DIALECTS)
+FORMATS = (SWINV2, *_DIALECTS)
 """What weights can be written as."""
 
 _STAGING = ".unfinished-"
@@ -73,21 +73,21 @@ def check_output(output: Path) -> None:
         raise UsageError(f"{str(output)!r} cannot be made: the folder {str(folder)!r} may not be written to.")
 
 
-def check_form(model: Swinv2PreTrainedModel, form: str) -> None:
+def check_format(model: Swinv2PreTrainedModel, format: str) -> None:
     """Makes sure that a library can compute what a model does.
 
     Args:
         model: The model.
-        form: One of `FORMS`.
+        format: One of `FORMATS`.
 
     Raises:
-        UsageError: There is no such form, or its library would compute something else; the message says what.
+        UsageError: There is no such format, or its library would compute something else; the message says what.
     """
-    if form not in FORMS:
-        raise UsageError(f"there is no form {form!r}; expected one of {', '.join(FORMS)}.")
-    if form == SWINV2:
+    if format not in FORMATS:
+        raise UsageError(f"there is no format {format!r}; expected one of {', '.join(FORMATS)}.")
+    if format == SWINV2:
         return
-    dialect = _dialect(model, form)
+    dialect = _dialect(model, format)
     reasons = [sentence for limit in dialect.limits for sentence in limit(model.config)]
     if isinstance(model, Swinv2ForMaskedImageModeling) and dialect not in (SIMMIM, TRANSFORMERS):
         reasons.insert(0, "it has no mask token and no decoder for masked-image modelling")
@@ -97,25 +97,25 @@ def check_form(model: Swinv2PreTrainedModel, form: str) -> None:
         )
 
 
-def state_dict(model: Swinv2PreTrainedModel, form: str) -> dict[str, Tensor]:
+def state_dict(model: Swinv2PreTrainedModel, format: str) -> dict[str, Tensor]:
     """A model's tensors as a library calls them, with the tables that it stores beside them.
 
     Args:
         model: The model.
-        form: One of `FORMS`.
+        format: One of `FORMATS`.
     """
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if form in (SWINV2, TRANSFORMERS.name):
+    if format in (SWINV2, TRANSFORMERS.name):
         return tensors
-    dialect = _dialect(model, form)
+    dialect = _dialect(model, format)
     prefix = MODEL if isinstance(model, Swinv2Model) else ""
     written = write(dialect, {prefix + name: tensor for name, tensor in tensors.items()}, len(model.config.depths))
     written |= _tables(dialect, model.config)
     return {name: tensor.contiguous() for name, tensor in written.items()}
 
 
-def _dialect(model: Swinv2PreTrainedModel, form: str) -> Dialect:
-    dialect = _DIALECTS[form]
+def _dialect(model: Swinv2PreTrainedModel, format: str) -> Dialect:
+    dialect = _DIALECTS[format]
     return SIMMIM if dialect is MICROSOFT and isinstance(model, Swinv2ForMaskedImageModeling) else dialect
 
 
@@ -134,42 +134,42 @@ def _tables(dialect: Dialect, config: Swinv2Config) -> dict[str, Tensor]:
     return tables
 
 
-def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], output: Path, form: str) -> list[str]:
-    """Writes a model in the form of a library.
+def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], output: Path, format: str) -> list[str]:
+    """Writes a model in the format of a library.
 
     Args:
         model: The model, of the type its weights are to have.
         processor: Fields of its image processor.
         output: The folder; it must not be there.
-        form: One of `FORMS`.
+        format: One of `FORMATS`.
 
     Returns:
         Names of the files, sorted.
 
     Raises:
-        UsageError: It cannot be written, or not in this form; nothing is left behind.
+        UsageError: It cannot be written, or not in this format; nothing is left behind.
     """
     check_output(output)
-    check_form(model, form)
+    check_format(model, format)
     with _whole_folder(output) as folder:
-        if form in (SWINV2, TRANSFORMERS.name):
+        if format in (SWINV2, TRANSFORMERS.name):
             model.save_pretrained(folder)
-            if form == TRANSFORMERS.name:
-                in_one_square(model.config).save_pretrained(folder)
+            if format == TRANSFORMERS.name:
+                with_equivalent_square(model.config).save_pretrained(folder)
             _write_json(folder / PROCESSOR, processor)
-        elif form == TIMM.name:
-            save_file(state_dict(model, form), folder / "model.safetensors", {"format": "pt"})
+        elif format == TIMM.name:
+            save_file(state_dict(model, format), folder / "model.safetensors", {"format": "pt"})
             _write_json(folder / CONFIG, _timm_config(model.config, _count_classes(model), processor))
         else:
-            tensors = state_dict(model, form)
+            tensors = state_dict(model, format)
             wrapped = {
                 MICROSOFT.name: {"model": tensors},
                 TORCHVISION.name: tensors,
                 MMPRETRAIN.name: {"meta": {}, "state_dict": tensors},
             }
-            torch.save(wrapped[form], folder / "model.pth")
+            torch.save(wrapped[format], folder / "model.pth")
             _write_json(folder / PROCESSOR, processor)
-            (folder / "README.md").write_text(_readme(model, form), encoding="utf-8")
+            (folder / "README.md").write_text(_readme(model, format), encoding="utf-8")
         return sorted(path.name for path in folder.iterdir())
 
 
@@ -218,12 +218,12 @@ def _count_classes(model: Swinv2PreTrainedModel) -> int:
 
 
 def _timm_windows(config: Swinv2Config) -> int | list[Any]:
-    """The shortest form that means the same to every release of timm, or that a release without it refuses.
+    """The shortest spelling that means the same to every release of timm, or that a release without it refuses.
 
     Releases before 1.0.31 take the first two numbers of a list for the height and the width of one window, and fail at
     a list of pairs.
     """
-    windows = in_one_square(config).stage_windows
+    windows = with_equivalent_square(config).stage_windows
     return plain_pair(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows]
 
 
@@ -266,16 +266,16 @@ def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str,
     }
 
 
-def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
+def _readme(model: Swinv2PreTrainedModel, format: str) -> str:
     config, num_classes = model.config, _count_classes(model)
     stages = config.stages()
     pretrained = [spec.pretrained_window[0] for spec in stages]
     windows = {
-        MICROSOFT.name: one_square(config),
+        MICROSOFT.name: equivalent_square(config),
         TORCHVISION.name: list(config.stage_windows[0]),
         MMPRETRAIN.name: [spec.window[0] for spec in stages],
-    }[form]
-    width = {MICROSOFT.name: "EMBED_DIM", TORCHVISION.name: "embed_dim", MMPRETRAIN.name: "embed_dims"}[form]
+    }[format]
+    width = {MICROSOFT.name: "EMBED_DIM", TORCHVISION.name: "embed_dim", MMPRETRAIN.name: "embed_dims"}[format]
     settings = {
         "image size": config.image_size,
         "patch size": config.patch_size,
@@ -283,7 +283,7 @@ def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
         "depths": list(config.depths),
         "heads": list(config.num_heads),
         "window size": windows,
-        **({} if form == TORCHVISION.name else {"pre-training windows": pretrained}),
+        **({} if format == TORCHVISION.name else {"pre-training windows": pretrained}),
         "mlp ratio": config.mlp_ratio,
         "classes": num_classes,
     }
@@ -302,7 +302,7 @@ def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
             'network.load_state_dict(torch.load("model.pth", weights_only=True))'
         ),
         MMPRETRAIN.name: 'torch.load("model.pth", weights_only=True)["state_dict"]',
-    }[form]
+    }[format]
     rows = "\n".join(f"- {name}: {value}" for name, value in settings.items())
-    title = _dialect(model, form).title
+    title = _dialect(model, format).title
     return f"# Swin Transformer V2 for {title}\n\n{rows}\n\n```python\nimport torch\n{call}\n```\n"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from swinv2.config import Swinv2Config
-from swinv2.convert.rules import Dialect
-from swinv2.convert.transformers import TRANSFORMERS
+from swinv2.convert.dialects.rules import Dialect
+from swinv2.convert.dialects.transformers import TRANSFORMERS
 from swinv2.errors import UsageError
 from swinv2.lengths import Pair, Windows, as_pair, as_windows, plain_windows
 
@@ -43,7 +43,7 @@ _TIMM_FIXED = {
 
 
 @dataclass(frozen=True)
-class Known:
+class SizeHints:
     """What is known of the sizes that shapes do not show; None for what is not.
 
     Attributes:
@@ -57,7 +57,7 @@ class Known:
     pretrained: tuple[int | Pair, ...] | None = None
 
 
-def read_name(name: str, stages: int) -> Known:
+def read_name(name: str, stages: int) -> SizeHints:
     """Reads sizes from a published name.
 
     Args:
@@ -72,7 +72,7 @@ def read_name(name: str, stages: int) -> Known:
     Example:
 
         >>> read_name("swinv2_base_window12to16_192to256.ms_in22k_ft_in1k", 4)
-        Known(image_size=(256, 256), window_size=16, pretrained=(12, 12, 12, 6))
+        SizeHints(image_size=(256, 256), window_size=16, pretrained=(12, 12, 12, 6))
     """
     text = name.lower().replace("-", "_")
     found = _PUBLISHED.fullmatch(text)
@@ -82,17 +82,17 @@ def read_name(name: str, stages: int) -> Known:
         pretrained = (0,) * stages
         if found[2] and found[4]:
             pretrained = tuple(max(1, min(first, first_size // 4 >> index)) for index in range(stages))
-        return Known((size, size), window, pretrained)
+        return SizeHints((size, size), window, pretrained)
     if re.fullmatch(r"swin_v2_[tsb](_[0-9a-f]{8})?", text):
-        return Known((256, 256), 8, (0,) * stages)
+        return SizeHints((256, 256), 8, (0,) * stages)
     found = _MMPRETRAIN.fullmatch(text)
     if found is not None:
         size = int(found[3])
-        return Known((size, size), int(found[1]), None if found[2] else (0,) * stages)
-    return Known()
+        return SizeHints((size, size), int(found[1]), None if found[2] else (0,) * stages)
+    return SizeHints()
 
 
-def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) -> Swinv2Config | Known:
+def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) -> Swinv2Config | SizeHints:
     """What a config.json beside the weights says.
 
     Args:
@@ -107,7 +107,7 @@ def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) ->
         UsageError: It describes no possible model, or one that this package does not compute.
     """
     if config is None:
-        return Known()
+        return SizeHints()
     if config.get("model_type") == "swinv2":
         try:
             return Swinv2Config.from_dict(config).checked()
@@ -120,10 +120,10 @@ def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) ->
             f"config.json beside the weights is of the model type {config.get('model_type')!r}; expected 'swinv2', or "
             "timm's own with its architecture. Give the file of weights itself to leave config.json aside."
         )
-    return Known()
+    return SizeHints()
 
 
-def _read_timm(config: Mapping[str, Any], stages: int) -> Known:
+def _read_timm(config: Mapping[str, Any], stages: int) -> SizeHints:
     named = read_name(config["architecture"], stages)
     arguments, pretrained_cfg = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
     if not isinstance(arguments, dict) or not isinstance(pretrained_cfg, dict):
@@ -143,7 +143,7 @@ def _read_timm(config: Mapping[str, Any], stages: int) -> Known:
             f"config.json says pre-training windows of {learned}, of which one is 0 on one axis only; timm takes only "
             "the first number for a sign. Give the file of weights itself, and --pretrained-window-sizes."
         )
-    return Known(image_size, windows, pretrained)
+    return SizeHints(image_size, windows, pretrained)
 
 
 def _refuse_arguments(arguments: Mapping[str, Any]) -> None:

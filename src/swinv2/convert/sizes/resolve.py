@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from swinv2.config import Swinv2Config
-from swinv2.convert.beside import Known, read_name
-from swinv2.convert.checks import check_fields, check_given, check_tables
+from swinv2.convert.dialects.rules import Buffer, Dialect
+from swinv2.convert.dialects.squares import are_equivalent
 from swinv2.convert.files import CONFIG
-from swinv2.convert.geometry import Seen, examine
-from swinv2.convert.rules import Buffer, Dialect
-from swinv2.convert.windows import same_windows
+from swinv2.convert.sizes.buffers import Seen, examine
+from swinv2.convert.sizes.metadata import SizeHints, read_name
+from swinv2.convert.sizes.verify import check_fields, check_given, check_tables
 from swinv2.errors import UsageError
 from swinv2.lengths import Pair, Windows, as_pair, as_windows, in_words, plain_pair, plain_windows
 
@@ -42,8 +42,8 @@ def make_plan(
     dialect: Dialect,
     fields: Mapping[str, Any],
     buffers: Sequence[Buffer],
-    given: Known,
-    beside: Swinv2Config | Known,
+    given: SizeHints,
+    beside: Swinv2Config | SizeHints,
     name: str,
 ) -> Plan:
     """Finds image size, window and pre-training windows, and holds them to the file.
@@ -60,7 +60,7 @@ def make_plan(
         UsageError: A size is nowhere to be found, or two places contradict each other.
     """
     given = _settle(given, len(fields["depths"]))
-    if isinstance(beside, Known):
+    if isinstance(beside, SizeHints):
         return _plan(dialect, fields, buffers, given, beside, name)
     check_fields(beside, fields, CONFIG)
     check_tables(beside, examine(buffers, len(fields["depths"])), buffers, dialect, CONFIG)
@@ -69,8 +69,8 @@ def make_plan(
     return Plan(beside, dict.fromkeys(_IN_WORDS.values(), CONFIG), [])
 
 
-def _settle(given: Known, stages: int) -> Known:
-    """What the caller knows, its windows in the configuration's form."""
+def _settle(given: SizeHints, stages: int) -> SizeHints:
+    """What the caller knows, its windows as the configuration has them."""
     if given.window_size is None:
         return given
     try:
@@ -81,7 +81,12 @@ def _settle(given: Known, stages: int) -> Known:
 
 
 def _plan(
-    dialect: Dialect, fields: Mapping[str, Any], buffers: Sequence[Buffer], given: Known, beside: Known, name: str
+    dialect: Dialect,
+    fields: Mapping[str, Any],
+    buffers: Sequence[Buffer],
+    given: SizeHints,
+    beside: SizeHints,
+    name: str,
 ) -> Plan:
     """Takes each size from where it is surest."""
     seen = examine(buffers, len(fields["depths"]))
@@ -92,7 +97,7 @@ def _plan(
         (beside, CONFIG),
         (named, f"the name {name!r}"),
     )
-    known, sources, notes = Known(), dict.fromkeys(_IN_WORDS.values(), ""), list[str]()
+    known, sources, notes = SizeHints(), dict.fromkeys(_IN_WORDS.values(), ""), list[str]()
     for field, words in _IN_WORDS.items():
         for candidate, source in candidates:
             if getattr(candidate, field) is not None:
@@ -111,10 +116,10 @@ def _plan(
     return Plan(config, sources, notes)
 
 
-def _agrees(named: Known, config: Swinv2Config) -> bool:
+def _agrees(named: SizeHints, config: Swinv2Config) -> bool:
     """Whether a name says the image size and the windows that were found."""
     is_same_size = named.image_size == as_pair("image_size", config.image_size)
-    return is_same_size and named.window_size is not None and same_windows(config, named.window_size)
+    return is_same_size and named.window_size is not None and are_equivalent(config, named.window_size)
 
 
 def _admit_clipping(
@@ -134,7 +139,7 @@ def _admit_clipping(
 
 
 def _complete(
-    known: Known, dialect: Dialect, fields: Mapping[str, Any], sources: dict[str, str], notes: list[str]
+    known: SizeHints, dialect: Dialect, fields: Mapping[str, Any], sources: dict[str, str], notes: list[str]
 ) -> dict[str, Any]:
     """The fields of image and windows: what is known, and what follows from it or is everyone's; asks for the rest."""
     image_size, pretrained, stages = known.image_size, known.pretrained, len(fields["depths"])
@@ -197,11 +202,11 @@ def _ask(dialect: Dialect, what: str, option: str) -> str:
     )
 
 
-def _read_tables(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, Any], given: Known) -> Known:
+def _read_tables(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, Any], given: SizeHints) -> SizeHints:
     """Sizes that the tables of a file show together, beside what is known better."""
     windows = [stage.window for stage in seen if stage.window is not None]
     if len(windows) < len(seen):
-        return Known()
+        return SizeHints()
     patch = as_pair("patch_size", fields["patch_size"])
     largest = max(height for height, _ in windows), max(width for _, width in windows)
     is_told = dialect.windows_by_stage and given.window_size is not None
@@ -221,7 +226,7 @@ def _read_tables(seen: Sequence[Seen], dialect: Dialect, fields: Mapping[str, An
     pretrained = tuple(
         0 if stage.pretrained is None or stage.pretrained == stage.window else stage.pretrained for stage in seen
     )
-    return Known(
+    return SizeHints(
         None if grid is None else (grid[0] * patch[0], grid[1] * patch[1]),
         plain_windows(windows),
         pretrained if all(stage.pretrained is not None for stage in seen) else None,

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from swinv2.convert.rules import Buffer
+from swinv2.convert.dialects.rules import Buffer
 from swinv2.errors import UsageError
 from swinv2.lengths import Pair
 

@@ -7,7 +7,7 @@ of the dialects choose from these. This module knows no tensor.
 from collections.abc import Mapping
 
 from swinv2.config import StageSpec, Swinv2Config
-from swinv2.convert.windows import one_square
+from swinv2.convert.dialects.squares import equivalent_square
 from swinv2.lengths import as_pair, in_words
 
 
@@ -69,7 +69,7 @@ def pretraining(config: Swinv2Config) -> list[str]:
 
 def several_windows(config: Swinv2Config) -> list[str]:
     """Windows that no one square for all stages gives."""
-    if one_square(config) is not None:
+    if equivalent_square(config) is not None:
         return []
     return [f"its windows are square, and of one size in all stages (window_size is {config.window_size})"]
 

@@ -10,7 +10,7 @@ from swinv2.config import Swinv2Config
 from swinv2.lengths import Windows, as_windows, plain_windows
 
 
-def one_square(config: Swinv2Config) -> int | None:
+def equivalent_square(config: Swinv2Config) -> int | None:
     """The side in tokens of one square window with which all stages have the windows and shifts that they have.
 
     Args:
@@ -21,34 +21,34 @@ def one_square(config: Swinv2Config) -> int | None:
 
     Example:
 
-        >>> one_square(Swinv2Config(image_size=256, window_size=[16, 16, 16, 8]))
+        >>> equivalent_square(Swinv2Config(image_size=256, window_size=[16, 16, 16, 8]))
         16
-        >>> one_square(Swinv2Config(image_size=256, window_size=[16, 16, 8, 8])) is None
+        >>> equivalent_square(Swinv2Config(image_size=256, window_size=[16, 16, 8, 8])) is None
         True
     """
     configured = plain_windows(config.stage_windows)
     if isinstance(configured, int):
         return configured
     largest = max(max(spec.window) for spec in config.stages())
-    return largest if same_windows(config, largest) else None
+    return largest if are_equivalent(config, largest) else None
 
 
-def in_one_square(config: Swinv2Config) -> Swinv2Config:
+def with_equivalent_square(config: Swinv2Config) -> Swinv2Config:
     """The configuration with the one square window that does what its windows do; as it is if there is none.
 
     Args:
         config: The configuration.
     """
-    side = one_square(config)
+    side = equivalent_square(config)
     return config if side is None else _with_windows(config, side)
 
 
-def same_windows(config: Swinv2Config, window_size: Windows) -> bool:
+def are_equivalent(config: Swinv2Config, window_size: Windows) -> bool:
     """Whether all stages have the same windows and shifts with another `window_size`.
 
     Args:
         config: The configuration.
-        window_size: In any form of the field.
+        window_size: As the field takes it.
     """
     return _with_windows(config, window_size).stages() == config.stages()
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from swinv2.config import StageSpec, Swinv2Config
-from swinv2.convert.beside import Known
-from swinv2.convert.geometry import Seen, odd, regions
-from swinv2.convert.rules import Buffer, Dialect
-from swinv2.convert.windows import same_windows
+from swinv2.convert.dialects.rules import Buffer, Dialect
+from swinv2.convert.dialects.squares import are_equivalent
+from swinv2.convert.sizes.buffers import Seen, odd, regions
+from swinv2.convert.sizes.metadata import SizeHints
 from swinv2.errors import UsageError
 from swinv2.lengths import Pair, as_pair
 
@@ -48,7 +48,7 @@ def check_fields(config: Swinv2Config, fields: Mapping[str, Any], source: str) -
         raise UsageError(f"{source} and the weights do not belong together: {'; '.join(differing)}.")
 
 
-def check_given(config: Swinv2Config, given: Known) -> None:
+def check_given(config: Swinv2Config, given: SizeHints) -> None:
     """Makes sure that what the caller says of the sizes is what config.json says.
 
     Raises:
@@ -57,8 +57,8 @@ def check_given(config: Swinv2Config, given: Known) -> None:
     claims = {
         "image_size": (given.image_size, as_pair("image_size", config.image_size)),
         "window_size": (
-            # Another form of the same windows is no contradiction.
-            None if given.window_size is None or same_windows(config, given.window_size) else given.window_size,
+            # Another spelling of the same windows is no contradiction.
+            None if given.window_size is None or are_equivalent(config, given.window_size) else given.window_size,
             config.window_size,
         ),
         "pretrained_window_sizes": (_as_pairs(given.pretrained), _as_pairs(config.pretrained_window_sizes)),
