@@ -1,6 +1,6 @@
 """From weights of any library to a model, and to a folder.
 
-In: the name of a file, of a folder or on the hub, and what the caller wants. Out: a model (`load`), or a folder and an
+In: the name of a file, of a folder or on the hub, and what the caller wants. Out: a model (`load`), or a folder and a
 report of what was recognised and done (`convert`).
 """
 
@@ -17,32 +17,42 @@ from torch import Tensor
 
 from swinv2.config import StageSpec
 from swinv2.convert.dialects.rules import MODEL
-from swinv2.convert.dialects.squares import with_equivalent_square, equivalent_square
+from swinv2.convert.dialects.squares import with_equivalent_square
 from swinv2.convert.files import CONFIG, PROCESSOR, WEIGHTS, Weights, check_learned, open_weights
 from swinv2.convert.labels import label_names
 from swinv2.convert.processors import describe_processor, make_processor, resize_processor
 from swinv2.convert.recognise import Recognised, recognise
 from swinv2.convert.sizes.metadata import SizeHints
 from swinv2.convert.write import SWINV2, check_format, check_output, write_folder
-from swinv2.errors import UsageError
+from swinv2.errors import UsageError, first_sentence
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.lengths import Pair, Windows, as_pair, plain_windows
 from swinv2.loading import EXAMPLE
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
-from swinv2.stages import StageSizes, sizes_of
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class StageReport(StageSizes):
+class StageReport:
     """A stage as it was trained, and its windows now.
 
     Attributes:
-        new_grid, new_window, new_shift: Of its map, its windows and their shift, as they are now.
+        name: "stage1" and so on.
+        blocks, channels, heads: How many it has.
+        grid, window, shift: Size (height, width) in tokens of its map and its windows, and the shift of these, as it
+            was trained.
+        new_grid, new_window, new_shift: The same now.
         learned_window: The window in which its position bias was learned, which it keeps.
     """
 
+    name: str
+    blocks: int
+    channels: int
+    heads: int
+    grid: Pair
+    window: Pair
+    shift: Pair
     new_grid: Pair
     new_window: Pair
     new_shift: Pair
@@ -143,8 +153,7 @@ def load(
         Traceback (most recent call last):
         swinv2.errors.UsageError: there is no file or folder 'swin_v2_t.pth' (no such file or directory).
     """
-    known = _known(trained_image_size, trained_window_size, pretrained_window_sizes)
-    loaded = _load(os.fspath(name), known)
+    loaded = _load(os.fspath(name), SizeHints(trained_image_size, trained_window_size, pretrained_window_sizes))
     if image_size is not None or window_size is not None:
         _replan(loaded, image_size, window_size)
     for note in loaded.notes:
@@ -181,8 +190,7 @@ def convert(
     folder = None if output is None else Path(output)
     if folder is not None:
         check_output(folder)
-    known = _known(trained_image_size, trained_window_size, pretrained_window_sizes)
-    loaded = _load(source, known)
+    loaded = _load(source, SizeHints(trained_image_size, trained_window_size, pretrained_window_sizes))
     before = loaded.model.config
     if image_size is not None or window_size is not None:
         _replan(loaded, image_size, window_size)
@@ -216,22 +224,9 @@ def convert(
     return report
 
 
-def _known(
-    image_size: int | Pair | None, window_size: Windows | None, pretrained_window_sizes: Sequence[int | Pair] | None
-) -> SizeHints:
-    try:
-        size = None if image_size is None else as_pair("trained_image_size", image_size)
-        sizes = pretrained_window_sizes
-        pretrained = None if sizes is None else tuple(as_pair("pretrained_window_sizes", one, 0) for one in sizes)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    # Whether there is a window for each stage shows when the stages are known.
-    return SizeHints(size, window_size, pretrained)
-
-
-def _load(source: str, known: SizeHints) -> _Loaded:
+def _load(source: str, given: SizeHints) -> _Loaded:
     weights = open_weights(_find(source))
-    recognised = recognise(weights, known)
+    recognised = recognise(weights, given)
     dtype = check_learned(recognised.tensors, recognised.their_names)
     notes = [*weights.notes, *recognised.notes]
     types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in recognised.tensors.values()})
@@ -270,9 +265,8 @@ def _find(source: str) -> Path:
     try:
         folder = Path(snapshot_download(source, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(
-            f"{source!r} is no file or folder here, and the Hugging Face hub did not give it: {lines[0].rstrip('.')}. "
+            f"{source!r} is no file or folder here, and the Hugging Face hub did not give it: {first_sentence(error)}. "
             f"Check the name and the network, or give a file; a name on the hub looks like {EXAMPLE}."
         ) from error
     if not any((folder / name).exists() for name in WEIGHTS):
@@ -328,16 +322,18 @@ def _replan(loaded: _Loaded, image_size: int | Pair | None, window_size: Windows
 def _lost(model: Swinv2PreTrainedModel, format: str) -> list[str]:
     """What a format has no place for although the answers do not depend on it, and what a library must be new for."""
     notes: list[str] = []
-    if format not in (SWINV2, "transformers", "timm") and isinstance(model, Swinv2ForImageClassification):
-        notes.append(f"The names of the classes are not in the folder: the format {format!r} has no place for them.")
-    if format == "timm" and len(set(with_equivalent_square(model.config).stage_windows)) > 1:
-        notes.append("Each stage has its own window: timm opens the folder from 1.0.31 on, and fails at it before.")
-    if format == "mmpretrain" and equivalent_square(model.config) is None:
+    if format not in (SWINV2, "transformers", "timm"):
         height, width = as_pair("image_size", model.config.image_size)
         notes.append(
-            "Each stage has its own window, and mmpretrain has no place for the image size: to read the folder back, "
-            f"give --trained-image-size {height}x{width}."
+            f"The format {format!r} has no place for the image size: to read the folder back, give "
+            f"--trained-image-size {height}x{width}."
         )
+        if isinstance(model, Swinv2ForImageClassification):
+            notes.append(
+                f"The names of the classes are not in the folder: the format {format!r} has no place for them."
+            )
+    if format == "timm" and len(set(with_equivalent_square(model.config).stage_windows)) > 1:
+        notes.append("Each stage has its own window: timm opens the folder from 1.0.31 on, and fails at it before.")
     if format == "transformers" and isinstance(model, Swinv2ForMaskedImageModeling) and model.config.norm_targets:
         notes.append(
             "transformers' loss is of plain pixels and not of normalised ones (norm_targets is "
@@ -347,10 +343,5 @@ def _lost(model: Swinv2PreTrainedModel, format: str) -> list[str]:
 
 
 def _stage(old: StageSpec, new: StageSpec) -> StageReport:
-    return StageReport(
-        **sizes_of(old),
-        new_grid=new.grid,
-        new_window=new.window,
-        new_shift=new.shift,
-        learned_window=new.learned_window,
-    )
+    sizes = old.name, old.depth, old.dim, old.num_heads, old.grid, old.window, old.shift
+    return StageReport(*sizes, new.grid, new.window, new.shift, new.learned_window)

@@ -22,7 +22,7 @@ from swinv2.convert.dialects.transformers import TRANSFORMERS
 from swinv2.convert.files import Weights
 from swinv2.convert.network import check_numbers, check_whole, class_of, read_sizes
 from swinv2.convert.sizes.metadata import SizeHints, read_config
-from swinv2.convert.sizes.resolve import make_plan
+from swinv2.convert.sizes.resolve import resolve_sizes
 from swinv2.errors import UsageError
 from swinv2.model import Swinv2PreTrainedModel
 
@@ -104,18 +104,18 @@ def recognise(weights: Weights, given: SizeHints | None = None) -> Recognised:
     fields = read_sizes(dialect, reading)
     if dialect is SIMMIM:
         fields["norm_targets"] = NORM_TARGETS
-    beside = read_config(weights.config, dialect, reading.stages)
-    plan = make_plan(dialect, fields, reading.buffers, given or SizeHints(), beside, weights.name)
-    check_whole(dialect, reading, plan.config)
+    stated = read_config(weights.config, dialect, reading.stages)
+    resolved = resolve_sizes(dialect, fields, reading.buffers, given or SizeHints(), stated, weights.name)
+    check_whole(dialect, reading, resolved.config)
     return Recognised(
         dialect,
-        plan.config,
+        resolved.config,
         class_of(reading.tensors),
         reading.tensors,
         reading.their_names,
         len(reading.buffers),
-        plan.sources,
-        plan.notes + _remarks(dialect, reading),
+        resolved.sources,
+        resolved.notes + _remarks(dialect, reading),
     )
 
 

@@ -1,8 +1,7 @@
 """Folders of weights, whole or not there.
 
-In: a model with its image processor, and the format it is to have. Out: a folder that this library opens. Everything is
-written beside its place, forced to the disk and only then moved there; what fails on the way leaves nothing behind.
-This module knows no source of weights.
+In: a model with its image processor, and the format it is to have. Out: a folder that this library opens, whole
+or not there at all. This module knows no source of weights.
 
 ============  ==========================================================================================
 format        what is in the folder
@@ -19,15 +18,11 @@ the last 3    preprocessor_config.json, which says how images are prepared, for 
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -35,14 +30,14 @@ from swinv2.config import Swinv2Config
 from swinv2.convert.dialects.microsoft import MICROSOFT, SIMMIM
 from swinv2.convert.dialects.mmpretrain import MMPRETRAIN
 from swinv2.convert.dialects.rules import MODEL, Dialect, Template, write
-from swinv2.convert.dialects.squares import with_equivalent_square, equivalent_square
+from swinv2.convert.dialects.squares import equivalent_square, with_equivalent_square
 from swinv2.convert.dialects.timm import TIMM
 from swinv2.convert.dialects.torchvision import TORCHVISION
 from swinv2.convert.dialects.transformers import TRANSFORMERS
 from swinv2.convert.files import CONFIG, PROCESSOR
 from swinv2.convert.processors import crop_of, interpolation_name
-from swinv2.convert.sizes.buffers import coordinates, pairs, regions
-from swinv2.disk import force_to_disk
+from swinv2.convert.sizes.buffers import make_table
+from swinv2.disk import whole_folder
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.lengths import as_pair, plain_pair
@@ -54,8 +49,6 @@ SWINV2 = "swinv2"
 _DIALECTS = {dialect.name: dialect for dialect in (TRANSFORMERS, TIMM, TORCHVISION, MICROSOFT, MMPRETRAIN)}
 FORMATS = (SWINV2, *_DIALECTS)
 """What weights can be written as."""
-
-_STAGING = ".unfinished-"
 
 
 def check_output(output: Path) -> None:
@@ -123,14 +116,13 @@ def _tables(dialect: Dialect, config: Swinv2Config) -> dict[str, Tensor]:
     """What a library stores beside learned tensors, made from sizes."""
     tables: dict[str, Tensor] = {}
     templates = {kind: Template(texts[0], 0) for kind, texts in dialect.buffers}
-    for spec in config.stages() if dialect.knows_windows else ():
-        for block, _ in enumerate(spec.extra_norms):
-            places = {"stage": str(spec.index), "block": str(block)}
-            table = pairs(spec.window)
-            tables[templates["coordinates"].fill(places)] = coordinates(spec.window, spec.learned_window)
-            tables[templates["pairs"].fill(places)] = table.flatten() if dialect.flat_pairs else table
-            if dialect.knows_regions and block % 2 and any(spec.shift):
-                tables[templates["regions"].fill(places)] = regions(spec.grid, spec.window, spec.shift)
+    for spec in config.stages() if dialect.writes_buffers else ():
+        for block in range(spec.depth):
+            for kind, template in templates.items():
+                table = make_table(kind, spec, block)
+                if table is not None:
+                    name = template.fill({"stage": str(spec.index), "block": str(block)})
+                    tables[name] = table.flatten() if kind == "pairs" and dialect.flat_pairs else table
     return tables
 
 
@@ -151,7 +143,7 @@ def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], out
     """
     check_output(output)
     check_format(model, format)
-    with _whole_folder(output) as folder:
+    with whole_folder(output) as folder:
         if format in (SWINV2, TRANSFORMERS.name):
             model.save_pretrained(folder)
             if format == TRANSFORMERS.name:
@@ -171,41 +163,6 @@ def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], out
             _write_json(folder / PROCESSOR, processor)
             (folder / "README.md").write_text(_readme(model, format), encoding="utf-8")
         return sorted(path.name for path in folder.iterdir())
-
-
-@contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """Lends a folder beside the real one; what was written there gets the real name if nothing failed."""
-    try:
-        # A name that nobody can foresee: what is taken away at the end is what was made here.
-        staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{output.name}.", dir=output.absolute().parent))
-    except OSError as error:
-        raise UsageError(f"{str(output)!r} could not be written: {error}. Nothing was left behind.") from error
-    try:
-        # mkdtemp makes folders that only their owner may open.
-        staging.chmod(0o777 & ~_umask())
-        yield staging
-        for path in (*staging.iterdir(), staging):
-            if path.is_file():
-                # safetensors makes files that only their owner may read.
-                path.chmod(0o666 & ~_umask())
-            force_to_disk(path)
-        # A file of this name that came meanwhile stops it, and an empty folder is as good as none.
-        os.rename(staging, output)
-    # torch reports a full disk as a RuntimeError, safetensors as an error of its own.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"{str(output)!r} could not be written: {error}. Nothing was left behind.") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    # The folder is there and whole; some file systems cannot force a folder's names to the disk.
-    with suppress(OSError):
-        force_to_disk(output.absolute().parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -44,8 +44,7 @@ MICROSOFT = Dialect(
     rules=(*_NETWORK, Rule("head.{part}", ("classifier.{part}",))),
     limits=_LIMITS,
     buffers=_buffers(""),
-    knows_windows=True,
-    knows_regions=True,
+    writes_buffers=True,
 )
 
 SIMMIM = Dialect(
@@ -58,6 +57,5 @@ SIMMIM = Dialect(
     ),
     limits=(*_LIMITS, limits.other_channels),
     buffers=_buffers("encoder."),
-    knows_windows=True,
-    knows_regions=True,
+    writes_buffers=True,
 )

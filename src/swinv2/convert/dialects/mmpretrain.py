@@ -50,7 +50,7 @@ MMPRETRAIN = Dialect(
         ("coordinates", (f"backbone.{_COORDINATES}", _COORDINATES)),
         ("pairs", (f"backbone.{_PAIRS}", _PAIRS)),
     ),
-    knows_windows=True,
+    writes_buffers=True,
     takes_any_size=True,
     windows_by_stage=True,
 )

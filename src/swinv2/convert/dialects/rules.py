@@ -177,8 +177,7 @@ class Dialect:
         buffers: What it stores beside them and computes from sizes: kind ("coordinates", "pairs", "regions",
             "key bias") and templates.
         flat_pairs: Whether its pair indices are one row of numbers.
-        knows_windows: Whether it writes coordinates and pair indices into a file.
-        knows_regions: Whether it writes a mask of regions for each shifted block, and so the size of its map.
+        writes_buffers: Whether these are in its files today; else they are read only.
         takes_any_size: Whether it decides windows and shifts from each image, so that no size belongs to its weights.
         windows_by_stage: Whether its windows may have a size of their own in each stage, other than by clipping.
         limits: Each says in sentences what of a configuration the dialect's library cannot compute; such is refused.
@@ -190,8 +189,7 @@ class Dialect:
     limits: tuple[Callable[[Swinv2Config], list[str]], ...]
     buffers: tuple[tuple[str, tuple[str, ...]], ...] = ()
     flat_pairs: bool = False
-    knows_windows: bool = False
-    knows_regions: bool = False
+    writes_buffers: bool = False
     takes_any_size: bool = False
     windows_by_stage: bool = False
 

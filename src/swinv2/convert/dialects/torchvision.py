@@ -43,6 +43,6 @@ TORCHVISION = Dialect(
         ("pairs", (f"{_BLOCK}attn.relative_position_index",)),
     ),
     flat_pairs=True,
-    knows_windows=True,
+    writes_buffers=True,
     takes_any_size=True,
 )
