@@ -55,10 +55,10 @@ def fits(tensors: dict[str, Tensor], dialect: str, name: str, checkpoint: Checkp
     expected = Swinv2Config(**checkpoint.config_fields())
     with torch.device("meta"):
         ours = {name: tensor.shape for name, tensor in Swinv2ForImageClassification(expected).state_dict().items()}
-    assert {name: tensor.shape for name, tensor in recognised.tensors.items()} == ours
-    assert recognised.config.stages() == expected.stages()
+    assert {name: tensor.shape for name, tensor in recognised.reading.tensors.items()} == ours
+    assert recognised.sizes.config.stages() == expected.stages()
     for field in ("image_size", "window_size", "embed_dim", "depths", "num_heads", "mlp_ratio", "num_labels"):
-        assert getattr(recognised.config, field) == getattr(expected, field), field
+        assert getattr(recognised.sizes.config, field) == getattr(expected, field), field
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

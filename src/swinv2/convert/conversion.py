@@ -7,27 +7,26 @@ report of what was recognised and done (`convert`).
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from swinv2.config import StageSpec
+from swinv2.config import StageSpec, Swinv2Config
 from swinv2.convert.dialects.rules import MODEL
 from swinv2.convert.dialects.squares import with_equivalent_square
-from swinv2.convert.files import CONFIG, PROCESSOR, WEIGHTS, Weights, check_learned, open_weights
-from swinv2.convert.labels import label_names
+from swinv2.convert.files import CONFIG, PROCESSOR, WEIGHTS, check_learned, open_weights
+from swinv2.convert.labels import published_names
 from swinv2.convert.processors import describe_processor, make_processor, resize_processor
 from swinv2.convert.recognise import Recognised, recognise
 from swinv2.convert.sizes.metadata import SizeHints
 from swinv2.convert.write import SWINV2, check_format, check_output, write_folder
 from swinv2.errors import UsageError, first_sentence
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
-from swinv2.lengths import Pair, Windows, as_pair, plain_windows
-from swinv2.loading import EXAMPLE
+from swinv2.lengths import Pair, Windows, as_pair, in_words, plain_windows
+from swinv2.loading import EXAMPLE, label_names
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -197,21 +196,20 @@ def convert(
     check_format(loaded.model, format)
     recognised, config = loaded.recognised, loaded.model.config
     has_labels = isinstance(loaded.model, Swinv2ForImageClassification)
-    names: dict[Any, str] = dict(config.id2label or {})
     report = ConversionReport(
         source=source,
         dialect=recognised.dialect.name,
         model_class=type(loaded.model).__name__,
         parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
         dtype=str(loaded.model.dtype).removeprefix("torch."),
-        left_out=recognised.left_out,
+        left_out=len(recognised.reading.buffers),
         image_size=as_pair("image_size", before.image_size),
         new_image_size=as_pair("image_size", config.image_size),
         window_size=plain_windows(before.stage_windows),
         new_window_size=plain_windows(config.stage_windows),
-        sources=recognised.sources,
+        sources=recognised.sizes.sources,
         num_labels=config.num_labels if has_labels else None,
-        labels=[names[index] for index in sorted(names)][:3] if has_labels else [],
+        labels=label_names(config)[:3] if has_labels else [],
         processor=describe_processor(loaded.processor),
         stages=[_stage(old, new) for old, new in zip(before.stages(), config.stages(), strict=True)],
         format=format,
@@ -227,31 +225,30 @@ def convert(
 def _load(source: str, given: SizeHints) -> _Loaded:
     weights = open_weights(_find(source))
     recognised = recognise(weights, given)
-    dtype = check_learned(recognised.tensors, recognised.their_names)
+    config, learned = recognised.sizes.config, recognised.reading.tensors
+    dtype = check_learned(learned, recognised.reading.their_names)
     notes = [*weights.notes, *recognised.notes]
-    types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in recognised.tensors.values()})
+    types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in learned.values()})
     if len(types) > 1:
         notes.append(f"The weights are of {' and '.join(types)}; all became {str(dtype).removeprefix('torch.')}.")
-    config = recognised.config
     if recognised.model_class is Swinv2ForImageClassification:
-        notes += _name_labels(recognised, weights)
+        notes += _name_labels(config, weights.config or {})
     with torch.device("meta"):
         model = recognised.model_class(config)
     prefix = MODEL if recognised.model_class is Swinv2Model else ""
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in recognised.tensors.items()}
-    model.load_state_dict({name: _own(tensor, dtype) for name, tensor in tensors.items()}, assign=True)
+    # Each shares its numbers with no other, and is in one piece.
+    own = {
+        name.removeprefix(prefix): tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in learned.items()
+    }
+    model.load_state_dict(own, assign=True)
     model.eval()
     model.config.dtype = dtype
-    size = as_pair("image_size", config.image_size)
     processor = weights.processor
     if processor is None:
+        size = as_pair("image_size", config.image_size)
         processor = make_processor(recognised.dialect.name, size, config.embed_dim, weights.config)
     return _Loaded(model, processor, recognised, notes)
-
-
-def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor that shares its numbers with no other, and lies in one piece."""
-    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _find(source: str) -> Path:
@@ -277,16 +274,15 @@ def _find(source: str) -> Path:
     return folder
 
 
-def _name_labels(recognised: Recognised, weights: Weights) -> list[str]:
-    """Gives the classes their names, and says where these are from."""
-    config = recognised.config
-    stored: Any = (weights.config or {}).get("label_names")
-    if (weights.config or {}).get("model_type") == "swinv2":
+def _name_labels(config: Swinv2Config, stated: Mapping[str, Any]) -> list[str]:
+    """Gives the classes their names, and says where these are from; those of a model of ours have them."""
+    stored = stated.get("label_names")
+    if stated.get("model_type") == "swinv2":
         return []
     if isinstance(stored, list) and len(stored) == config.num_labels and len(set(map(str, stored))) == len(stored):
         names, note = [str(name) for name in stored], "The names of its classes are those of config.json."
     else:
-        names, note = label_names(config.num_labels or 0)
+        names, note = published_names(config.num_labels or 0)
     if names is not None:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in reversed(list(enumerate(names)))}
@@ -305,15 +301,14 @@ def _replan(loaded: _Loaded, image_size: int | Pair | None, window_size: Windows
     if new_size != old_size:
         loaded.processor = resize_processor(loaded.processor, new_size)
     changed = [
-        f"stage {new.index + 1} from {old.window[0]} x {old.window[1]} to {new.window[0]} x {new.window[1]}"
+        f"stage {new.index + 1} from {in_words(old.window)} to {in_words(new.window)}"
         for old, new in zip(before.stages(), model.config.stages(), strict=True)
         if old.window != new.window
     ]
-    learned = [spec.learned_window for spec in model.config.stages()]
+    learned = ", ".join(in_words(spec.learned_window) for spec in model.config.stages())
     loaded.notes.append(
         f"Windows: {', '.join(changed) if changed else 'no stage has another one'}. The position bias is computed from "
-        f"the windows it was learned in, {', '.join(f'{height} x {width}' for height, width in learned)}; no weight "
-        "was changed."
+        f"the windows it was learned in, {learned}; no weight was changed."
     )
     if before.use_absolute_embeddings and new_size != old_size:
         loaded.notes.append("The absolute position embeddings were resampled to the new map (bicubic).")

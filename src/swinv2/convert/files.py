@@ -7,6 +7,7 @@ A file that is cut off, damaged or not of finite numbers is refused. This module
 """
 
 import collections
+import functools
 import hashlib
 import json
 import os
@@ -160,16 +161,31 @@ def _read_file(file: Path) -> Any:
     if not size:
         raise UsageError(f"{str(file)!r} is empty.")
     _check_digest_in_name(file)
-    if beginning[:4] == b"PK\x03\x04":
-        _check_archive(file)
-        return _read_pickle(file)
-    if size > 8 and beginning[8:9] == b"{" and int.from_bytes(beginning[:8], "little") < 100_000_000:
-        return _read_safetensors(file)
-    if beginning[:1] == b"\x80":
-        return _read_pickle(file)
-    raise UsageError(
-        f"{str(file)!r} is neither a file of torch.save nor of safetensors: it begins with {beginning[:8]!r}."
-    )
+    is_safetensors = size > 8 and beginning[8:9] == b"{" and int.from_bytes(beginning[:8], "little") < 100_000_000
+    is_archive = beginning[:4] == b"PK\x03\x04"
+    if not is_safetensors and not is_archive and beginning[:1] != b"\x80":
+        raise UsageError(
+            f"{str(file)!r} is neither a file of torch.save nor of safetensors: it begins with {beginning[:8]!r}."
+        )
+    try:
+        if is_safetensors:
+            return load_file(file)
+        if is_archive:
+            _check_archive(file)
+        # torch's warnings are about files that are refused, here or by what is checked afterwards.
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_SETTINGS):
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
+    except pickle.UnpicklingError as error:
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if needed is not None:
+            raise UsageError(f"{str(file)!r} needs {needed[1]} to be opened, which is code. {_SAVE_ANEW}") from error
+        raise UsageError(f"{str(file)!r} is damaged, or a pickle that needs more than tensors. {_SAVE_ANEW}") from error
+    # Of a damaged file the readers raise almost anything.
+    except Exception as error:
+        raise UsageError(f"{str(file)!r} is cut off or damaged: {first_sentence(error)}.") from error
 
 
 def _check_digest_in_name(file: Path) -> None:
@@ -189,40 +205,12 @@ def _check_digest_in_name(file: Path) -> None:
 
 def _check_archive(file: Path) -> None:
     # torch does not look at the checksums of its own archives.
-    try:
-        with zipfile.ZipFile(file) as archive:
-            is_program = any(name.endswith("/constants.pkl") for name in archive.namelist())
-            broken = archive.testzip()
-    except Exception as error:
-        raise UsageError(f"{str(file)!r} is cut off or damaged: {first_sentence(error)}.") from error
-    if is_program:
-        raise UsageError(f"{str(file)!r} is a TorchScript program, which is code. {_SAVE_ANEW}")
+    with zipfile.ZipFile(file) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise UsageError(f"{str(file)!r} is a TorchScript program, which is code. {_SAVE_ANEW}")
+        broken = archive.testzip()
     if broken is not None:
         raise UsageError(f"{str(file)!r} is damaged: {broken!r} in it does not have its checksum.")
-
-
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except Exception as error:
-        raise UsageError(f"{str(file)!r} is cut off or damaged: {first_sentence(error)}.") from error
-
-
-def _read_pickle(file: Path) -> Any:
-    try:
-        # torch's warnings are about files that are refused, here or by what is checked afterwards.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with torch.serialization.safe_globals(_SETTINGS):
-                return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if needed is not None:
-            raise UsageError(f"{str(file)!r} needs {needed[1]} to be opened, which is code. {_SAVE_ANEW}") from error
-        raise UsageError(f"{str(file)!r} is damaged, or a pickle that needs more than tensors. {_SAVE_ANEW}") from error
-    # Of a damaged file torch's readers raise almost anything.
-    except Exception as error:
-        raise UsageError(f"{str(file)!r} is cut off or damaged: {first_sentence(error)}.") from error
 
 
 def _unwrap(content: Any, file: Path, notes: list[str]) -> Mapping[str, Any]:
@@ -295,10 +283,4 @@ def check_learned(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> to
             f"weights are not finite numbers (NaN or infinite): {', '.join(broken)}. The file is damaged, or the "
             "training that wrote it had failed."
         )
-    dtype = torch.float16
-    types = {tensor.dtype for tensor in tensors.values()}
-    if len(types) == 1:
-        return types.pop()
-    for other in types:
-        dtype = torch.promote_types(dtype, other)
-    return dtype
+    return functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})

@@ -10,9 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from swinv2.config import Swinv2Config
 from swinv2.convert.dialects.microsoft import MICROSOFT, SIMMIM
 from swinv2.convert.dialects.mmpretrain import MMPRETRAIN
 from swinv2.convert.dialects.rules import Dialect, Reading, read
@@ -22,7 +19,7 @@ from swinv2.convert.dialects.transformers import TRANSFORMERS
 from swinv2.convert.files import Weights
 from swinv2.convert.network import check_numbers, check_whole, class_of, read_sizes
 from swinv2.convert.sizes.metadata import SizeHints, read_config
-from swinv2.convert.sizes.resolve import resolve_sizes
+from swinv2.convert.sizes.resolve import ResolvedSizes, resolve_sizes
 from swinv2.errors import UsageError
 from swinv2.model import Swinv2PreTrainedModel
 
@@ -47,22 +44,16 @@ class Recognised:
 
     Attributes:
         dialect: Whose names the tensors had.
-        config: The configuration.
         model_class: The class of this package that has these tensors.
-        tensors: The learned tensors under our names, `swinv2.` before those of the network.
-        their_names: What each was called.
-        left_out: How many tensors were left out because they follow from sizes.
-        sources: For image size, window and pre-training windows, where they come from.
+        reading: The tensors under our names, and what was left out since it follows from sizes.
+        sizes: The configuration, and how its windows were found.
         notes: What else is worth knowing, in sentences.
     """
 
     dialect: Dialect
-    config: Swinv2Config
     model_class: type[Swinv2PreTrainedModel]
-    tensors: dict[str, Tensor]
-    their_names: dict[str, str]
-    left_out: int
-    sources: dict[str, str]
+    reading: Reading
+    sizes: ResolvedSizes
     notes: list[str]
 
 
@@ -105,18 +96,9 @@ def recognise(weights: Weights, given: SizeHints | None = None) -> Recognised:
     if dialect is SIMMIM:
         fields["norm_targets"] = NORM_TARGETS
     stated = read_config(weights.config, dialect, reading.stages)
-    resolved = resolve_sizes(dialect, fields, reading.buffers, given or SizeHints(), stated, weights.name)
-    check_whole(dialect, reading, resolved.config)
-    return Recognised(
-        dialect,
-        resolved.config,
-        class_of(reading.tensors),
-        reading.tensors,
-        reading.their_names,
-        len(reading.buffers),
-        resolved.sources,
-        resolved.notes + _remarks(dialect, reading),
-    )
+    sizes = resolve_sizes(dialect, fields, reading.buffers, given or SizeHints(), stated, weights.name)
+    check_whole(dialect, reading, sizes.config)
+    return Recognised(dialect, class_of(reading.tensors), reading, sizes, sizes.notes + _remarks(dialect, reading))
 
 
 def _remarks(dialect: Dialect, reading: Reading) -> list[str]:

@@ -154,12 +154,8 @@ def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], out
             _write_json(folder / CONFIG, _timm_config(model.config, _count_classes(model), processor))
         else:
             tensors = state_dict(model, format)
-            wrapped = {
-                MICROSOFT.name: {"model": tensors},
-                TORCHVISION.name: tensors,
-                MMPRETRAIN.name: {"meta": {}, "state_dict": tensors},
-            }
-            torch.save(wrapped[format], folder / "model.pth")
+            wrapped = {MICROSOFT.name: {"model": tensors}, MMPRETRAIN.name: {"meta": {}, "state_dict": tensors}}
+            torch.save(wrapped.get(format, tensors), folder / "model.pth")
             _write_json(folder / PROCESSOR, processor)
             (folder / "README.md").write_text(_readme(model, format), encoding="utf-8")
         return sorted(path.name for path in folder.iterdir())
@@ -224,42 +220,43 @@ def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str,
 
 
 def _readme(model: Swinv2PreTrainedModel, format: str) -> str:
-    config, num_classes = model.config, _count_classes(model)
-    stages = config.stages()
-    pretrained = [spec.pretrained_window[0] for spec in stages]
-    windows = {
-        MICROSOFT.name: equivalent_square(config),
-        TORCHVISION.name: list(config.stage_windows[0]),
-        MMPRETRAIN.name: [spec.window[0] for spec in stages],
-    }[format]
-    width = {MICROSOFT.name: "EMBED_DIM", TORCHVISION.name: "embed_dim", MMPRETRAIN.name: "embed_dims"}[format]
-    settings = {
+    config, stages = model.config, model.config.stages()
+    settings: dict[str, Any] = {
         "image size": config.image_size,
         "patch size": config.patch_size,
-        width: config.embed_dim,
+        "channels": config.embed_dim,
         "depths": list(config.depths),
         "heads": list(config.num_heads),
-        "window size": windows,
-        **({} if format == TORCHVISION.name else {"pre-training windows": pretrained}),
         "mlp ratio": config.mlp_ratio,
-        "classes": num_classes,
+        "classes": _count_classes(model),
     }
-    call = {
-        MICROSOFT.name: 'torch.load("model.pth", weights_only=True)["model"]',
-        TORCHVISION.name: (
-            "from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2\n"
-            "\n"
-            f"network = SwinTransformer(patch_size={list(as_pair('patch_size', config.patch_size))}, "
-            f"embed_dim={config.embed_dim}, depths={list(config.depths)}, num_heads={list(config.num_heads)},\n"
-            f"    window_size={windows}, mlp_ratio={config.mlp_ratio}, "
-            f"{f'num_classes={num_classes}, ' if num_classes else ''}"
-            "block=SwinTransformerBlockV2,\n    downsample_layer=PatchMergingV2)\n"
-            # torchvision cannot leave its classifier out; the weights have none.
-            f"{'' if num_classes else 'network.head = torch.nn.Identity()' + chr(10)}"
-            'network.load_state_dict(torch.load("model.pth", weights_only=True))'
-        ),
-        MMPRETRAIN.name: 'torch.load("model.pth", weights_only=True)["state_dict"]',
-    }[format]
-    rows = "\n".join(f"- {name}: {value}" for name, value in settings.items())
-    title = _dialect(model, format).title
-    return f"# Swin Transformer V2 for {title}\n\n{rows}\n\n```python\nimport torch\n{call}\n```\n"
+    if format == TORCHVISION.name:
+        settings["window size"] = list(config.stage_windows[0])
+        code = _torchvision_call(config, settings["classes"])
+    else:
+        settings["window size"] = equivalent_square(config) or [spec.window[0] for spec in stages]
+        settings["pre-training windows"] = [spec.pretrained_window[0] for spec in stages]
+        inner = "model" if format == MICROSOFT.name else "state_dict"
+        code = f'torch.load("model.pth", weights_only=True)["{inner}"]\n'
+    rows = "".join(f"- {name}: {value}\n" for name, value in settings.items())
+    return f"# Swin Transformer V2 for {_dialect(model, format).title}\n\n{rows}\n```python\nimport torch\n{code}```\n"
+
+
+def _torchvision_call(config: Swinv2Config, num_classes: int) -> str:
+    """Builds torchvision's network, which cannot leave its classifier out; weights without one leave it unused."""
+    return f"""from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+
+network = SwinTransformer(
+    patch_size={list(as_pair("patch_size", config.patch_size))},
+    embed_dim={config.embed_dim},
+    depths={list(config.depths)},
+    num_heads={list(config.num_heads)},
+    window_size={list(config.stage_windows[0])},
+    mlp_ratio={config.mlp_ratio},
+    num_classes={num_classes or 1},
+    block=SwinTransformerBlockV2,
+    downsample_layer=PatchMergingV2,
+)
+{"" if num_classes else "network.head = torch.nn.Identity()"}
+network.load_state_dict(torch.load("model.pth", weights_only=True))
+"""

@@ -20,11 +20,11 @@ from swinv2.zoo import CHECKPOINTS
     ("fields", "format", "expected"),
     [
         ({"use_absolute_embeddings": True}, "timm", "no absolute position embeddings"),
-        ({"mask_padding": True}, "transformers", "cannot hide filling tokens"),
+        ({"mask_padding": True}, "transformers", "cannot hide padding tokens"),
         ({"layer_norm_eps": 1e-6}, "timm", "epsilon of its norms is 1e-05"),
         ({"hidden_act": "relu"}, "torchvision", "its activation is gelu"),
         ({"image_size": (64, 32)}, "transformers", "chooses other windows for a rectangular image_size"),
-        ({"image_size": 40}, "microsoft", "does not fill maps up as this package does"),
+        ({"image_size": 40}, "microsoft", "does not pad maps as this package does"),
         ({"pretrained_window_sizes": [3, 3]}, "torchvision", "knows no pre-training windows"),
         ({"window_size": 16}, "torchvision", "windows have one size in all stages"),
         (

@@ -79,5 +79,5 @@ def test_the_readme_has_the_window_of_its_call(tmp_path: Path) -> None:
     convert(str(tmp_path / "model"), tmp_path / "out", "torchvision")
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "- window size: [8, 8]\n" in readme
-    assert "window_size=[8, 8], " in readme
+    assert "    window_size=[8, 8],\n" in readme
     assert "pre-training" not in readme
