@@ -17,7 +17,7 @@ from swinv2.convert.dialects.timm import TIMM
 from swinv2.convert.dialects.torchvision import TORCHVISION
 from swinv2.convert.dialects.transformers import TRANSFORMERS
 from swinv2.convert.files import Weights
-from swinv2.convert.network import check_numbers, check_whole, class_of, read_sizes
+from swinv2.convert.network import check_whole, class_of, count_blocks, read_sizes
 from swinv2.convert.sizes.metadata import SizeHints, read_config
 from swinv2.convert.sizes.resolve import ResolvedSizes, resolve_sizes
 from swinv2.errors import UsageError
@@ -91,8 +91,7 @@ def recognise(weights: Weights, given: SizeHints | None = None) -> Recognised:
     """
     dialect = choose_dialect(list(weights.tensors))
     reading = read(dialect, weights.tensors)
-    check_numbers(reading)
-    fields = read_sizes(dialect, reading)
+    fields = read_sizes(dialect, reading, count_blocks(reading))
     if dialect is SIMMIM:
         fields["norm_targets"] = NORM_TARGETS
     stated = read_config(weights.config, dialect, reading.stages)

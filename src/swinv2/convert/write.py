@@ -30,7 +30,7 @@ from swinv2.config import Swinv2Config
 from swinv2.convert.dialects.microsoft import MICROSOFT, SIMMIM
 from swinv2.convert.dialects.mmpretrain import MMPRETRAIN
 from swinv2.convert.dialects.rules import MODEL, Dialect, Template, write
-from swinv2.convert.dialects.squares import equivalent_square, with_equivalent_square
+from swinv2.convert.dialects.squares import with_equivalent_square
 from swinv2.convert.dialects.timm import TIMM
 from swinv2.convert.dialects.torchvision import TORCHVISION
 from swinv2.convert.dialects.transformers import TRANSFORMERS
@@ -220,7 +220,7 @@ def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str,
 
 
 def _readme(model: Swinv2PreTrainedModel, format: str) -> str:
-    config, stages = model.config, model.config.stages()
+    config = model.config
     settings: dict[str, Any] = {
         "image size": config.image_size,
         "patch size": config.patch_size,
@@ -234,8 +234,8 @@ def _readme(model: Swinv2PreTrainedModel, format: str) -> str:
         settings["window size"] = list(config.stage_windows[0])
         code = _torchvision_call(config, settings["classes"])
     else:
-        settings["window size"] = equivalent_square(config) or [spec.window[0] for spec in stages]
-        settings["pre-training windows"] = [spec.pretrained_window[0] for spec in stages]
+        settings["window size"] = with_equivalent_square(config).window_size
+        settings["pre-training windows"] = [spec.pretrained_window[0] for spec in config.stages()]
         inner = "model" if format == MICROSOFT.name else "state_dict"
         code = f'torch.load("model.pth", weights_only=True)["{inner}"]\n'
     rows = "".join(f"- {name}: {value}\n" for name, value in settings.items())

@@ -7,7 +7,7 @@ of the dialects choose from these. This module knows no tensor.
 from collections.abc import Iterator, Mapping
 
 from swinv2.config import StageSpec, Swinv2Config
-from swinv2.convert.dialects.squares import equivalent_square
+from swinv2.convert.dialects.squares import with_equivalent_square
 from swinv2.lengths import as_pair, in_words
 
 
@@ -70,7 +70,7 @@ def pretraining(config: Swinv2Config) -> Iterator[str]:
 
 def several_windows(config: Swinv2Config) -> Iterator[str]:
     """Windows that no one square for all stages gives."""
-    if equivalent_square(config) is None:
+    if not isinstance(with_equivalent_square(config).window_size, int):
         yield f"its windows are square, and of one size in all stages (window_size is {config.window_size})"
 
 

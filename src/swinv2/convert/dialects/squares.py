@@ -10,37 +10,25 @@ from swinv2.config import Swinv2Config
 from swinv2.lengths import Windows, as_windows, plain_windows
 
 
-def equivalent_square(config: Swinv2Config) -> int | None:
-    """The side in tokens of one square window with which all stages have the windows and shifts that they have.
+def with_equivalent_square(config: Swinv2Config) -> Swinv2Config:
+    """The configuration with the one square window with which all stages have the windows and shifts that they have.
 
     Args:
         config: The configuration.
 
     Returns:
-        The side as it is configured, or the smallest that does the same; None if none does.
+        As it is if it has one square window, or if none does the same; else with the smallest that does.
 
     Example:
 
-        >>> equivalent_square(Swinv2Config(image_size=256, window_size=[16, 16, 16, 8]))
+        >>> with_equivalent_square(Swinv2Config(image_size=256, window_size=[16, 16, 16, 8])).window_size
         16
-        >>> equivalent_square(Swinv2Config(image_size=256, window_size=[16, 16, 8, 8])) is None
-        True
+        >>> with_equivalent_square(Swinv2Config(image_size=256, window_size=[16, 16, 8, 8])).window_size
+        [16, 16, 8, 8]
     """
-    configured = plain_windows(config.stage_windows)
-    if isinstance(configured, int):
-        return configured
     largest = max(max(spec.window) for spec in config.stages())
-    return largest if are_equivalent(config, largest) else None
-
-
-def with_equivalent_square(config: Swinv2Config) -> Swinv2Config:
-    """The configuration with the one square window that does what its windows do; as it is if there is none.
-
-    Args:
-        config: The configuration.
-    """
-    side = equivalent_square(config)
-    return config if side is None else _with_windows(config, side)
+    is_square = isinstance(plain_windows(config.stage_windows), int)
+    return config if is_square or not are_equivalent(config, largest) else _with_windows(config, largest)
 
 
 def are_equivalent(config: Swinv2Config, window_size: Windows) -> bool:
