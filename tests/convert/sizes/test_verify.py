@@ -75,6 +75,10 @@ def test_a_key_bias_that_is_not_zero(tmp_path: Path) -> None:
     ("given", "expected"),
     [
         ({"trained_window_size": 8}, r"is not what follows from windows of 8 x 8.*window: given"),
+        (
+            {"trained_image_size": 10**6, "trained_window_size": 10**5},
+            "is not what follows from windows of 100000 x 100000",
+        ),
         ({"trained_image_size": 10**6}, r"attn_mask is not what follows .* on a map of 250000 x 250000"),
         ({"trained_image_size": 128}, r"attn_mask is not what follows .* on a map of 32 x 32.*image size: given"),
         ({"pretrained_window_sizes": [6, 6]}, r"is not what follows .* learned in 6 x 6 .*pre-training windows: given"),

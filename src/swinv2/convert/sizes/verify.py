@@ -104,13 +104,16 @@ def check_buffers(config: Swinv2Config, buffers: Sequence[Buffer], sources: Mapp
 
 def _is_made_of(buffer: Buffer, spec: StageSpec) -> bool:
     """Whether a table is that of a stage."""
-    found = buffer.tensor
+    found, tokens = buffer.tensor, math.prod(spec.window)
     windows = math.prod(-(-length // side) for length, side in zip(spec.grid, spec.window, strict=True))
-    if buffer.kind == "regions" and found.numel() != windows * math.prod(spec.window) ** 2:
-        # Asked before a mask is made: that of an image size without sense would not fit into memory.
-        return False
-    expected = make_table(buffer.kind, spec, buffer.block)
-    if expected is None or found.numel() != expected.numel():
+    numbers = {
+        "coordinates": 2 * math.prod(2 * side - 1 for side in spec.window),
+        "pairs": tokens**2,
+        "regions": windows * tokens**2,
+    }
+    # Asked before a table is made: one of sizes without sense would not fit into memory.
+    expected = make_table(buffer.kind, spec, buffer.block) if found.numel() == numbers[buffer.kind] else None
+    if expected is None:
         return False
     values = found.double().flatten()
     if 1 in spec.window:
