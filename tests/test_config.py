@@ -418,6 +418,12 @@ def test_maps_are_rounded_down_but_never_to_nothing() -> None:
 def test_extra_norms_are_counted_by_stage() -> None:
     """With a period of 6, blocks 6, 12 and 18 of the long stage, and none of the short ones."""
     stages = Swinv2Config(depths=[2, 2, 18, 2], extra_norm_period=6).stages()
+    assert [(stage.name, stage.depth) for stage in stages] == [
+        ("stage1", 2),
+        ("stage2", 2),
+        ("stage3", 18),
+        ("stage4", 2),
+    ]
     assert [sum(stage.extra_norms) for stage in stages] == [0, 0, 3, 0]
     assert [index for index, extra in enumerate(stages[2].extra_norms) if extra] == [5, 11, 17]
 

@@ -83,6 +83,16 @@ class StageSpec:
     merges: bool
 
     @property
+    def name(self) -> str:
+        """The stage as messages and maps are called by it: "stage1" for the first."""
+        return f"stage{self.index + 1}"
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.drop_path_rates)
+
+    @property
     def learned_window(self) -> Pair:
         """The window in which the position bias was learned, on each axis: `pretrained_window`, or `window` for 0."""
         return self.pretrained_window[0] or self.window[0], self.pretrained_window[1] or self.window[1]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoImageProcessor, PreTrainedConfig
 
 from swinv2.config import Swinv2Config
-from swinv2.errors import UsageError
+from swinv2.errors import UsageError, first_sentence
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.zoo import CHECKPOINTS, SIZES
 
@@ -41,7 +41,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"device {name!r} cannot be used: {_first_sentence(error)}. Use --device auto or --device cpu."
+            f"device {name!r} cannot be used: {first_sentence(error)}. Use --device auto or --device cpu."
         ) from error
     if device.type == "meta":
         raise UsageError("device 'meta' holds no numbers. Use --device auto or --device cpu.")
@@ -108,7 +108,7 @@ def load_model(model_class: type[Model], name: str, device: torch.device, dtype:
     try:
         loaded: Any = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **fields)
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise UsageError(f"the weights of {name!r} cannot be loaded: {_first_sentence(error)}.") from error
+        raise UsageError(f"the weights of {name!r} cannot be loaded: {first_sentence(error)}.") from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
@@ -137,19 +137,14 @@ def load_processor(name: str) -> Any:
 
 def _unreachable(name: str, is_folder: bool, error: Exception) -> UsageError:
     if is_folder:
-        return UsageError(f"the config.json in {name!r} cannot be read: {_first_sentence(error)}.")
+        return UsageError(f"the config.json in {name!r} cannot be read: {first_sentence(error)}.")
     close = difflib.get_close_matches(name, CHECKPOINTS, 1, cutoff=0.8)
     hint = f" Did you mean {close[0]}?" if close and close[0] != name else ""
     return UsageError(
-        f"the model {name!r} is no folder here, and the Hugging Face hub did not give it: {_first_sentence(error)}."
+        f"the model {name!r} is no folder here, and the Hugging Face hub did not give it: {first_sentence(error)}."
         f"{hint} Check the name and the network, or give a folder; without --model, classify uses the model that ships "
         "with this package, which needs no network."
     )
-
-
-def _first_sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.split(r"(?<=[a-z)'\"])\.\s", lines[0])[0].rstrip(".:")
 
 
 def label_names(config: Swinv2Config) -> list[str]:

@@ -10,6 +10,11 @@ from swinv2.errors import UsageError
 from swinv2.lengths import Pair
 
 
+def as_typed(lengths: Pair) -> str:
+    """Height and width as users type them: "8x16"."""
+    return f"{lengths[0]}x{lengths[1]}"
+
+
 def read_size(text: str | None, option: str) -> int | Pair | None:
     """Reads an image size.
 
@@ -20,17 +25,11 @@ def read_size(text: str | None, option: str) -> int | Pair | None:
     Raises:
         UsageError: It is none of these.
     """
-    if text is None:
-        return None
-    size = _read_one(text)
-    if size is None:
-        raise UsageError(f"{option} is {text!r}; expected pixels such as 256, or height x width such as 384x256.")
-    return size
-
-
-def as_typed(lengths: Pair) -> str:
-    """Height and width as users type them: "8x16"."""
-    return f"{lengths[0]}x{lengths[1]}"
+    expected = "pixels such as 256, or height x width such as 384x256"
+    sizes = _read(text, option, expected)
+    if sizes is not None and len(sizes) > 1:
+        raise UsageError(f"{option} is {text!r}; expected {expected}.")
+    return sizes[0] if sizes else None
 
 
 def read_windows(text: str | None, option: str) -> int | Pair | list[Pair] | None:
@@ -49,17 +48,12 @@ def read_windows(text: str | None, option: str) -> int | Pair | list[Pair] | Non
         >>> read_windows("8x16", "--window-size"), read_windows("16,8", "--window-size")
         ((8, 16), [(16, 16), (8, 8)])
     """
-    if text is None:
-        return None
-    windows = [_read_one(part) for part in text.split(",")]
-    sizes = [(one, one) if isinstance(one, int) else one for one in windows if one is not None]
-    if len(sizes) < len(windows):
-        raise UsageError(
-            f"{option} is {text!r}; expected tokens such as 8, height x width such as 8x16, or one of these for each "
-            "stage: 16,16,16,8."
-        )
+    expected = "tokens such as 8, height x width such as 8x16, or one of these for each stage: 16,16,16,8"
+    windows = _read(text, option, expected)
+    if windows is None or len(windows) == 1:
+        return windows[0] if windows else None
     # Pairs: two integers would be the height and the width of one window.
-    return sizes if len(sizes) > 1 else windows[0]
+    return [(one, one) if isinstance(one, int) else one for one in windows]
 
 
 def read_learned_windows(text: str | None, option: str) -> list[int | Pair] | None:
@@ -72,22 +66,19 @@ def read_learned_windows(text: str | None, option: str) -> list[int | Pair] | No
     Raises:
         UsageError: It is something else.
     """
+    return _read(text, option, "a window for each stage, such as 12,12,12,6 or 8x16,8x16,8,0 (0: its own)", smallest=0)
+
+
+def _read(text: str | None, option: str, expected: str, smallest: int = 1) -> list[int | Pair] | None:
+    """Lengths and pairs with commas between them."""
     if text is None:
         return None
-    windows = [_read_one(part, 0) for part in text.split(",")]
-    sizes = [one for one in windows if one is not None]
-    if len(sizes) < len(windows):
-        raise UsageError(
-            f"{option} is {text!r}; expected a window for each stage, such as 12,12,12,6 or 8x16,8x16,8,0 (0: its own)."
-        )
+    sizes: list[int | Pair] = []
+    for part in text.lower().split(","):
+        # No size has ten digits, and Python refuses to read numbers of thousands.
+        found = re.fullmatch(r"\s*([0-9]{1,9})(?:x([0-9]{1,9}))?\s*", part)
+        lengths = [int(length) for length in found.groups() if length is not None] if found else []
+        if not lengths or min(lengths) < smallest:
+            raise UsageError(f"{option} is {text!r}; expected {expected}.")
+        sizes.append(lengths[0] if len(lengths) == 1 else (lengths[0], lengths[1]))
     return sizes
-
-
-def _read_one(text: str, smallest: int = 1) -> int | Pair | None:
-    lengths = text.strip().lower().split("x")
-    # No size has ten digits, and Python refuses to read numbers of thousands.
-    if len(lengths) > 2 or not all(re.fullmatch("[0-9]{1,9}", length) for length in lengths):
-        return None
-    if min(map(int, lengths)) < smallest:
-        return None
-    return int(lengths[0]) if len(lengths) == 1 else (int(lengths[0]), int(lengths[1]))

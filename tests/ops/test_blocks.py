@@ -9,7 +9,16 @@ from torch import Tensor
 
 from swinv2.ops import reference
 from swinv2.ops.cpu import library
-from swinv2.ops.cpu.blocks import BlockTensors, Copies, PreparedBlocks, add_attention, add_mlp, run_blocks
+from swinv2.ops.cpu.blocks import (
+    BlockTensors,
+    Copies,
+    PreparedBlocks,
+    PreparedProjection,
+    add_attention,
+    add_mlp,
+    project,
+    run_blocks,
+)
 from swinv2.ops.precision import precise
 from swinv2.ops.windows import WindowPlan
 
@@ -132,6 +141,38 @@ def test_heads_and_windows_of_any_size(
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "window", "out", "has_bias"),
+    [
+        # Maps that end within a window, one window, few tokens of many numbers, more tokens than are taken at once.
+        *[((2, 7, 9, 5), (2, 2), 10, True), ((3, 1, 1, 3), (2, 2), 6, False), ((1, 2, 2, 300), (2, 2), 700, False)],
+        *[((2, 50, 31, 32), (2, 2), 64, False), ((1, 1, 400, 48), (1, 1), 96, True), ((2, 5, 5, 4), (3, 2), 7, True)],
+        ((0, 4, 4, 8), (2, 2), 16, False),
+    ],
+    ids=str,
+)
+def test_windows_are_joined_projected_and_normalised(
+    shape: tuple[int, ...], window: tuple[int, int], out: int, has_bias: bool, dtype: torch.dtype, threads: int
+) -> None:
+    joined, (down, across) = shape[3] * window[0] * window[1], window
+    x, weight, before = draw(*shape, dtype=dtype) * 4, draw(out, joined, dtype=dtype, seed=1), torch.get_num_threads()
+    bias = draw(out, dtype=dtype, seed=2) if has_bias else None
+    norm = draw(out, dtype=dtype, seed=3), draw(out, dtype=dtype, seed=4)
+    padded = F.pad(x.double(), (0, 0, 0, -shape[2] % across, 0, -shape[1] % down))
+    tokens = padded.unflatten(2, (-1, across)).unflatten(1, (-1, down)).permute(0, 1, 3, 4, 2, 5).flatten(3)
+    work = F.linear(tokens, weight.double(), None if bias is None else bias.double())
+    expected = F.layer_norm(work, (out,), norm[0].double(), norm[1].double(), 1e-5).to(dtype)
+    torch.set_num_threads(threads)
+    try:
+        answer = project(PreparedProjection((weight, bias), (*norm, 1e-5, 1.0), window), x)
+    finally:
+        torch.set_num_threads(before)
+    rounding = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, torch.finfo(dtype).eps)
+    torch.testing.assert_close(answer, expected, rtol=rounding, atol=rounding)
+
+
 def test_numbers_may_change_in_place() -> None:
     tensors = block(torch.float32, 0, (0, 0), (2, 2))
     x, prepared = draw(1, 4, 4, CHANNELS), PreparedBlocks([tensors])
@@ -160,7 +201,7 @@ def test_what_does_not_fit_is_refused() -> None:
     prepared = PreparedBlocks([good])
     with pytest.raises(ValueError, match="expected"):
         run_blocks(prepared, draw(1, 4, 4, CHANNELS + 1))
-    with pytest.raises(ValueError, match="is not for blocks in 32 bits"):
+    with pytest.raises(ValueError, match="is not for weights in 32 bits"):
         run_blocks(prepared, draw(1, 4, 4, CHANNELS, dtype=torch.float64))
     with pytest.raises(ValueError, match="expected"):
         run_blocks(prepared, draw(1, 4, 4, CHANNELS), draw(1, 4, 5, CHANNELS))

@@ -1,4 +1,4 @@
-"""The residual branches of a block on a CPU, by bands, pieces and gradients written by hand, against torch's layers."""
+"""The residual branches of a block on a CPU, in pieces and with gradients written by hand, against torch's layers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,13 +16,12 @@ from swinv2.ops import reference
 from swinv2.ops.cpu import arguments, blocks, branches, kernels, library, linear, pieces
 from swinv2.ops.cpu.branches import Ending, add_attention, add_mlp
 from swinv2.ops.precision import precise
-from swinv2.ops.windows import WindowPlan
 
 pytestmark = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
 
 HIDDEN = 20
 SMALL_CACHE = 4000
-"""Bytes: with it an image takes several bands, and its tokens several pieces, of which none is large."""
+"""Bytes: with it every image is a piece of its own, and its tokens are several, of which none is large."""
 
 
 @pytest.fixture
@@ -221,7 +220,7 @@ def test_without_gradients_the_answer_is_the_same(kind: str) -> None:
 @pytest.fixture(params=[True, False], ids=["kernels", "products by torch"])
 def multiplies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the processor is one without instructions for 16 bits."""
-    monkeypatch.setattr(linear, "_is_slow_in", lambda dtype: request.param and dtype.itemsize == 2)
+    monkeypatch.setattr(linear, "is_slow_in", lambda dtype: request.param and dtype.itemsize == 2)
 
 
 @pytest.mark.usefixtures("cache", "multiplies")
@@ -285,38 +284,3 @@ def test_there_is_no_gradient_of_the_gradient_and_it_says_so(kind: str) -> None:
     (slope,) = torch.autograd.grad(branch.ours(**branch.leaves).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
-
-
-class TestBands:
-    """Parts of a map whose windows are whole."""
-
-    @given(case=random_cases(), token_bytes=st.integers(1, 200), cache_bytes=st.sampled_from([1, 300, 4000, 2**24]))
-    @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    def test_attending_band_by_band_is_attending(
-        self, case: Case, token_bytes: int, cache_bytes: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        plan, heads, channels = case.plan, case.heads, case.heads * case.head_dim
-
-        def attend(maps: Tensor, plan: WindowPlan) -> Tensor:
-            q, k, v = maps.flatten(-2).unflatten(-1, (3, heads, -1)).unbind(-3)
-            table = random(heads, 2 * plan.window[0] - 1, 2 * plan.window[1] - 1)
-            return reference.window_attention(q, k, v, table, torch.ones(heads).double(), plan)[0].flatten(-2)
-
-        maps = random(case.batch, *plan.grid, 3 * channels)
-        out = torch.full((case.batch, *plan.grid, channels), torch.nan, dtype=torch.float64)
-        with monkeypatch.context() as patch:
-            patch.setattr(pieces, "CACHE_BYTES", cache_bytes)
-            bands = pieces.bands(plan, case.batch, token_bytes)
-        for band in bands:
-            room = band.room(out)
-            room.copy_(attend(band.as_map(band.take(maps), 1), band.plan).flatten(0, 2))
-            band.put(out, room)
-        torch.testing.assert_close(out, attend(maps.unsqueeze(-2), plan), rtol=1e-12, atol=1e-12)
-        # Side by side in memory of their own, they fill it.
-        ends = [0, *(band.tokens.stop for band in bands)]
-        assert [band.tokens.start for band in bands] == ends[:-1]
-        assert ends[-1] == out[..., 0].numel()
-        for band in bands:
-            images = band.images.stop - band.images.start
-            is_smallest = images == 1 and band.plan.counts[0] == 1
-            assert images * band.plan.grid[0] * plan.grid[1] * token_bytes <= cache_bytes or is_smallest

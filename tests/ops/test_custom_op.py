@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from swinv2.ops.cpu import attention, branches, library, linear, pieces, position
+from swinv2.ops.cpu import attention, branches, library, pieces, position
 from swinv2.ops.cpu.attention import attend_map
 from swinv2.ops.cpu.branches import attention_branch, mlp_branch
 from swinv2.ops.precision import precise
@@ -78,8 +78,6 @@ def calls(dtype: torch.dtype, batch: int = 2) -> dict[str, tuple[object, ...]]:
         "mlp_branch, training": (x, layers[0], None, layers[2], None, *norm, *nothing, True, dtype),
         "mlp_branch_backward": mlp_backward(everything, [True] * 3),
         "mlp_branch_backward, frozen": mlp_backward(nothing, [True, False, False]),
-        "multiply": (x, layers[0], layers[1]),
-        "multiply, turned weight": (x, layers[2].T, None),
         "evaluate_table": (*network, [13, 12, 8, 8]),
         "evaluate_table_backward": (grad_table, *network, grad_table.sigmoid(), [13, 12, 8, 8]),
     }
@@ -99,7 +97,7 @@ def with_numbers(arguments: tuple[object, ...]) -> tuple[object, ...]:
 
 def function(call: str) -> Callable[..., object]:
     name = call.split(",")[0]
-    return next(getattr(module, name) for module in (attention, branches, linear, position) if hasattr(module, name))
+    return next(getattr(module, name) for module in (attention, branches, position) if hasattr(module, name))
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from swinv2.ops.cpu import attention, blocks, branches, kernels, library, linear, position
+from swinv2.ops.cpu import attention, blocks, branches, kernels, library, position
 from swinv2.ops.windows import WindowPlan
 
 pytestmark = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
@@ -98,10 +98,10 @@ def calls(size: Shape) -> dict[str, Call]:
         sums = kernels.attend_backward(*t.values(), plan, maps, True)
         return [*maps, *sums]
 
-    def matmul(**t: Tensor) -> list[Tensor]:
-        out, after = empty(*[(tokens, HIDDEN)] * 2)
-        kernels.matmul(**t, out=out, after=after)
-        return [out, after]
+    def project(**t: Tensor) -> list[Tensor]:
+        norm = (t["norm_weight"], t["norm_bias"], 1e-5, 1.25)
+        layer = blocks.PreparedProjection((t["weight"], t["bias"]), norm, (2, 2))
+        return [blocks.project(layer, t["x"])]
 
     def add_normalised(**t: Tensor) -> list[Tensor]:
         (out,) = empty((tokens, CHANNELS))
@@ -154,9 +154,7 @@ def calls(size: Shape) -> dict[str, Call]:
     by_kernels = {
         "attend": Call(qkv, attend),
         "attend_backward": Call({"grad": vectors} | qkv, attend_backward),
-        "matmul": Call(
-            {"left": lines["x"], "right": (CHANNELS, HIDDEN), "bias": hidden, "base": (tokens, HIDDEN)}, matmul
-        ),
+        "project": Call({"x": x, "weight": (CHANNELS, 4 * CHANNELS), "bias": channels} | norm, project),
         "add_normalised": Call(lines, add_normalised),
         "add_normalised_backward": Call(
             {"grad": lines["x"], "work": lines["x"], "weight": channels}, add_normalised_backward
@@ -170,10 +168,6 @@ def calls(size: Shape) -> dict[str, Call]:
         "attention branch": Call({"grad": x, "x": x} | square | rest | norm, with_gradients(attention_branch)),
         "mlp branch": Call({"grad": x, "x": x} | wide | norm, with_gradients(mlp_branch)),
         "window attention": Call({"grad": vectors} | qkv, with_gradients(window_attention)),
-        "linear": Call(
-            {"grad": (*size, HIDDEN), "features": x, "weight": wide["w1"], "bias": hidden},
-            with_gradients(linear.linear),
-        ),
         "bias table": Call(
             {"grad": (HEADS, 5, 7), "w1": (HIDDEN, 2), "b1": hidden, "w2": (HEADS, HIDDEN)},
             with_gradients(lambda **t: position.bias_table((3, 4), (0, 0), *t.values())),

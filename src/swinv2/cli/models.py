@@ -64,9 +64,9 @@ def info(
 def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A file, a folder, or a name on the hub.")],
     output: Annotated[Path | None, typer.Argument(metavar="OUT", help="The folder to make.")] = None,
-    form: Annotated[
+    format: Annotated[
         str,
-        typer.Option("--to", metavar="FORM", help="swinv2, transformers, timm, torchvision, microsoft, mmpretrain."),
+        typer.Option("--to", metavar="FORMAT", help="swinv2, transformers, timm, torchvision, microsoft, mmpretrain."),
     ] = "swinv2",
     image_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Plan the windows for this size: 384, or 384x256 (height first).")
@@ -102,14 +102,14 @@ def convert(
         trained_windows = read_windows(trained_window_size, "--trained-window-size")
         learned_windows = read_learned_windows(pretrained_window_sizes, "--pretrained-window-sizes")
         quiet_transformers()
+        from swinv2.cli.convert_report import print_conversion
         from swinv2.convert import convert as convert_weights
-        from swinv2.convert.report import print_account
 
         with progress_bar(0, "converting", is_shown=False):
-            account = convert_weights(
+            report = convert_weights(
                 source,
                 None if dry_run else output,
-                form,
+                format,
                 size,
                 windows,
                 trained_image_size=trained_size,
@@ -117,8 +117,8 @@ def convert(
                 pretrained_window_sizes=learned_windows,
             )
     if as_json:
-        typer.echo(json.dumps(asdict(account), indent=2))
+        typer.echo(json.dumps(asdict(report), indent=2))
     else:
-        print_account(account, data_console())
+        print_conversion(report, data_console())
     done = f"written: {shown(output)}" if output is not None and not dry_run else "nothing was written (--dry-run)"
     message_console().print(done)

@@ -1,48 +1,57 @@
 """From weights of any library to a model, and to a folder.
 
-In: the name of a file, of a folder or on the hub, and what the caller wants. Out: a model (`load`), or a folder and an
-account of what was recognised and done (`convert`).
+In: the name of a file, of a folder or on the hub, and what the caller wants. Out: a model (`load`), or a folder and a
+report of what was recognised and done (`convert`).
 """
 
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from swinv2.config import StageSpec
-from swinv2.convert.beside import Known
-from swinv2.convert.files import CONFIG, PROCESSOR, WEIGHTS, Weights, check_learned, open_weights
-from swinv2.convert.labels import label_names
+from swinv2.config import StageSpec, Swinv2Config
+from swinv2.convert.dialects.rules import MODEL
+from swinv2.convert.dialects.squares import with_equivalent_square
+from swinv2.convert.files import CONFIG, PROCESSOR, WEIGHTS, check_learned, open_weights
+from swinv2.convert.labels import published_names
 from swinv2.convert.processors import describe_processor, make_processor, resize_processor
 from swinv2.convert.recognise import Recognised, recognise
-from swinv2.convert.rules import MODEL
-from swinv2.convert.windows import in_one_square, one_square
-from swinv2.convert.write import SWINV2, check_form, check_output, write_folder
-from swinv2.errors import UsageError
+from swinv2.convert.sizes.metadata import SizeHints
+from swinv2.convert.write import SWINV2, check_format, check_output, write_folder
+from swinv2.errors import UsageError, first_sentence
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
-from swinv2.lengths import Pair, Windows, as_pair, plain_windows
-from swinv2.loading import EXAMPLE
+from swinv2.lengths import Pair, Windows, as_pair, in_words, plain_windows
+from swinv2.loading import EXAMPLE, label_names
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
-from swinv2.stages import StageSizes, sizes_of
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class StageAccount(StageSizes):
+class StageReport:
     """A stage as it was trained, and its windows now.
 
     Attributes:
-        new_grid, new_window, new_shift: Of its map, its windows and their shift, as they are now.
+        name: "stage1" and so on.
+        blocks, channels, heads: How many it has.
+        grid, window, shift: Size (height, width) in tokens of its map and its windows, and the shift of these, as it
+            was trained.
+        new_grid, new_window, new_shift: The same now.
         learned_window: The window in which its position bias was learned, which it keeps.
     """
 
+    name: str
+    blocks: int
+    channels: int
+    heads: int
+    grid: Pair
+    window: Pair
+    shift: Pair
     new_grid: Pair
     new_window: Pair
     new_shift: Pair
@@ -50,7 +59,7 @@ class StageAccount(StageSizes):
 
 
 @dataclass
-class Account:
+class ConversionReport:
     """What was recognised and done.
 
     Attributes:
@@ -62,14 +71,14 @@ class Account:
         left_out: How many tensors were left out because they follow from sizes.
         image_size: Image size that the windows were planned for.
         new_image_size: Image size that they are planned for now.
-        window_size: Windows in tokens, in the configuration's form.
+        window_size: Windows in tokens, as the configuration has them.
         new_window_size: The same now.
         sources: Where image size, window and pre-training windows were found.
         num_labels: Classes; None without a classifier.
         labels: Names of the first classes.
         processor: How images are prepared, in words.
         stages: One for each stage.
-        form: Whose form was written.
+        format: Whose format was written.
         output: The folder; None if nothing was to be written.
         files: What is in it.
         notes: What else is worth knowing, in sentences.
@@ -89,8 +98,8 @@ class Account:
     num_labels: int | None
     labels: list[str]
     processor: str
-    stages: list[StageAccount]
-    form: str = SWINV2
+    stages: list[StageReport]
+    format: str = SWINV2
     output: str | None = None
     files: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
@@ -143,8 +152,7 @@ def load(
         Traceback (most recent call last):
         swinv2.errors.UsageError: there is no file or folder 'swin_v2_t.pth' (no such file or directory).
     """
-    known = _known(trained_image_size, trained_window_size, pretrained_window_sizes)
-    loaded = _load(os.fspath(name), known)
+    loaded = _load(os.fspath(name), SizeHints(trained_image_size, trained_window_size, pretrained_window_sizes))
     if image_size is not None or window_size is not None:
         _replan(loaded, image_size, window_size)
     for note in loaded.notes:
@@ -155,108 +163,92 @@ def load(
 def convert(
     source: str,
     output: str | os.PathLike[str] | None,
-    form: str = SWINV2,
+    format: str = SWINV2,
     image_size: int | Pair | None = None,
     window_size: Windows | None = None,
     *,
     trained_image_size: int | Pair | None = None,
     trained_window_size: Windows | None = None,
     pretrained_window_sizes: Sequence[int | Pair] | None = None,
-) -> Account:
+) -> ConversionReport:
     """Converts weights into a folder.
 
     Args:
         source: See `load`.
         output: The folder to make; None to make none and only say what would be done.
-        form: "swinv2" for this package, "transformers", "timm", "torchvision", "microsoft" or "mmpretrain".
+        format: "swinv2" for this package, "transformers", "timm", "torchvision", "microsoft" or "mmpretrain".
         image_size, window_size, trained_image_size, trained_window_size, pretrained_window_sizes: See `load`.
 
     Returns:
         What was recognised and done.
 
     Raises:
-        UsageError: See `load`; or the form cannot express the model, or the folder cannot be written. Nothing is
+        UsageError: See `load`; or the format cannot express the model, or the folder cannot be written. Nothing is
             written then.
     """
     folder = None if output is None else Path(output)
     if folder is not None:
         check_output(folder)
-    known = _known(trained_image_size, trained_window_size, pretrained_window_sizes)
-    loaded = _load(source, known)
+    loaded = _load(source, SizeHints(trained_image_size, trained_window_size, pretrained_window_sizes))
     before = loaded.model.config
     if image_size is not None or window_size is not None:
         _replan(loaded, image_size, window_size)
-    check_form(loaded.model, form)
+    check_format(loaded.model, format)
     recognised, config = loaded.recognised, loaded.model.config
     has_labels = isinstance(loaded.model, Swinv2ForImageClassification)
-    names: dict[Any, str] = dict(config.id2label or {})
-    account = Account(
+    report = ConversionReport(
         source=source,
         dialect=recognised.dialect.name,
         model_class=type(loaded.model).__name__,
         parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
         dtype=str(loaded.model.dtype).removeprefix("torch."),
-        left_out=recognised.left_out,
+        left_out=len(recognised.reading.buffers),
         image_size=as_pair("image_size", before.image_size),
         new_image_size=as_pair("image_size", config.image_size),
         window_size=plain_windows(before.stage_windows),
         new_window_size=plain_windows(config.stage_windows),
-        sources=recognised.sources,
+        sources=recognised.sizes.sources,
         num_labels=config.num_labels if has_labels else None,
-        labels=[names[index] for index in sorted(names)][:3] if has_labels else [],
+        labels=label_names(config)[:3] if has_labels else [],
         processor=describe_processor(loaded.processor),
         stages=[_stage(old, new) for old, new in zip(before.stages(), config.stages(), strict=True)],
-        form=form,
+        format=format,
         notes=loaded.notes,
     )
-    account.notes += _lost(loaded.model, form)
+    report.notes += _lost(loaded.model, format)
     if folder is not None:
-        account.files = write_folder(loaded.model, loaded.processor, folder, form)
-        account.output = str(folder)
-    return account
+        report.files = write_folder(loaded.model, loaded.processor, folder, format)
+        report.output = str(folder)
+    return report
 
 
-def _known(
-    image_size: int | Pair | None, window_size: Windows | None, pretrained_window_sizes: Sequence[int | Pair] | None
-) -> Known:
-    try:
-        size = None if image_size is None else as_pair("trained_image_size", image_size)
-        sizes = pretrained_window_sizes
-        pretrained = None if sizes is None else tuple(as_pair("pretrained_window_sizes", one, 0) for one in sizes)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    # Whether there is a window for each stage shows when the stages are known.
-    return Known(size, window_size, pretrained)
-
-
-def _load(source: str, known: Known) -> _Loaded:
+def _load(source: str, given: SizeHints) -> _Loaded:
     weights = open_weights(_find(source))
-    recognised = recognise(weights, known)
-    dtype = check_learned(recognised.tensors, recognised.their_names)
+    recognised = recognise(weights, given)
+    config, learned = recognised.sizes.config, recognised.reading.tensors
+    dtype = check_learned(learned, recognised.reading.their_names)
     notes = [*weights.notes, *recognised.notes]
-    types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in recognised.tensors.values()})
+    types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in learned.values()})
     if len(types) > 1:
         notes.append(f"The weights are of {' and '.join(types)}; all became {str(dtype).removeprefix('torch.')}.")
-    config = recognised.config
     if recognised.model_class is Swinv2ForImageClassification:
-        notes += _name_labels(recognised, weights)
+        notes += _name_labels(config, weights.config or {})
     with torch.device("meta"):
         model = recognised.model_class(config)
     prefix = MODEL if recognised.model_class is Swinv2Model else ""
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in recognised.tensors.items()}
-    model.load_state_dict({name: _own(tensor, dtype) for name, tensor in tensors.items()}, assign=True)
+    # Each shares its numbers with no other, and is in one piece.
+    own = {
+        name.removeprefix(prefix): tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in learned.items()
+    }
+    model.load_state_dict(own, assign=True)
     model.eval()
     model.config.dtype = dtype
-    size = as_pair("image_size", config.image_size)
     processor = weights.processor
     if processor is None:
+        size = as_pair("image_size", config.image_size)
         processor = make_processor(recognised.dialect.name, size, config.embed_dim, weights.config)
     return _Loaded(model, processor, recognised, notes)
-
-
-def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor that shares its numbers with no other, and lies in one piece."""
-    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _find(source: str) -> Path:
@@ -270,9 +262,8 @@ def _find(source: str) -> Path:
     try:
         folder = Path(snapshot_download(source, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(
-            f"{source!r} is no file or folder here, and the Hugging Face hub did not give it: {lines[0].rstrip('.')}. "
+            f"{source!r} is no file or folder here, and the Hugging Face hub did not give it: {first_sentence(error)}. "
             f"Check the name and the network, or give a file; a name on the hub looks like {EXAMPLE}."
         ) from error
     if not any((folder / name).exists() for name in WEIGHTS):
@@ -283,16 +274,15 @@ def _find(source: str) -> Path:
     return folder
 
 
-def _name_labels(recognised: Recognised, weights: Weights) -> list[str]:
-    """Gives the classes their names, and says where these are from."""
-    config = recognised.config
-    stored: Any = (weights.config or {}).get("label_names")
-    if (weights.config or {}).get("model_type") == "swinv2":
+def _name_labels(config: Swinv2Config, stated: Mapping[str, Any]) -> list[str]:
+    """Gives the classes their names, and says where these are from; those of a model of ours have them."""
+    stored = stated.get("label_names")
+    if stated.get("model_type") == "swinv2":
         return []
     if isinstance(stored, list) and len(stored) == config.num_labels and len(set(map(str, stored))) == len(stored):
         names, note = [str(name) for name in stored], "The names of its classes are those of config.json."
     else:
-        names, note = label_names(config.num_labels or 0)
+        names, note = published_names(config.num_labels or 0)
     if names is not None:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in reversed(list(enumerate(names)))}
@@ -311,34 +301,35 @@ def _replan(loaded: _Loaded, image_size: int | Pair | None, window_size: Windows
     if new_size != old_size:
         loaded.processor = resize_processor(loaded.processor, new_size)
     changed = [
-        f"stage {new.index + 1} from {old.window[0]} x {old.window[1]} to {new.window[0]} x {new.window[1]}"
+        f"stage {new.index + 1} from {in_words(old.window)} to {in_words(new.window)}"
         for old, new in zip(before.stages(), model.config.stages(), strict=True)
         if old.window != new.window
     ]
-    learned = [spec.learned_window for spec in model.config.stages()]
+    learned = ", ".join(in_words(spec.learned_window) for spec in model.config.stages())
     loaded.notes.append(
         f"Windows: {', '.join(changed) if changed else 'no stage has another one'}. The position bias is computed from "
-        f"the windows it was learned in, {', '.join(f'{height} x {width}' for height, width in learned)}; no weight "
-        "was changed."
+        f"the windows it was learned in, {learned}; no weight was changed."
     )
     if before.use_absolute_embeddings and new_size != old_size:
         loaded.notes.append("The absolute position embeddings were resampled to the new map (bicubic).")
 
 
-def _lost(model: Swinv2PreTrainedModel, form: str) -> list[str]:
-    """What a form has no place for although the answers do not depend on it, and what a library must be new for."""
+def _lost(model: Swinv2PreTrainedModel, format: str) -> list[str]:
+    """What a format has no place for although the answers do not depend on it, and what a library must be new for."""
     notes: list[str] = []
-    if form not in (SWINV2, "transformers", "timm") and isinstance(model, Swinv2ForImageClassification):
-        notes.append(f"The names of the classes are not in the folder: the form {form!r} has no place for them.")
-    if form == "timm" and len(set(in_one_square(model.config).stage_windows)) > 1:
-        notes.append("Each stage has its own window: timm opens the folder from 1.0.31 on, and fails at it before.")
-    if form == "mmpretrain" and one_square(model.config) is None:
+    if format not in (SWINV2, "transformers", "timm"):
         height, width = as_pair("image_size", model.config.image_size)
         notes.append(
-            "Each stage has its own window, and mmpretrain has no place for the image size: to read the folder back, "
-            f"give --trained-image-size {height}x{width}."
+            f"The format {format!r} has no place for the image size: to read the folder back, give "
+            f"--trained-image-size {height}x{width}."
         )
-    if form == "transformers" and isinstance(model, Swinv2ForMaskedImageModeling) and model.config.norm_targets:
+        if isinstance(model, Swinv2ForImageClassification):
+            notes.append(
+                f"The names of the classes are not in the folder: the format {format!r} has no place for them."
+            )
+    if format == "timm" and len(set(with_equivalent_square(model.config).stage_windows)) > 1:
+        notes.append("Each stage has its own window: timm opens the folder from 1.0.31 on, and fails at it before.")
+    if format == "transformers" and isinstance(model, Swinv2ForMaskedImageModeling) and model.config.norm_targets:
         notes.append(
             "transformers' loss is of plain pixels and not of normalised ones (norm_targets is "
             f"{model.config.norm_targets}); the reconstruction is the same."
@@ -346,11 +337,6 @@ def _lost(model: Swinv2PreTrainedModel, form: str) -> list[str]:
     return notes
 
 
-def _stage(old: StageSpec, new: StageSpec) -> StageAccount:
-    return StageAccount(
-        **sizes_of(old),
-        new_grid=new.grid,
-        new_window=new.window,
-        new_shift=new.shift,
-        learned_window=new.learned_window,
-    )
+def _stage(old: StageSpec, new: StageSpec) -> StageReport:
+    sizes = old.name, old.depth, old.dim, old.num_heads, old.grid, old.window, old.shift
+    return StageReport(*sizes, new.grid, new.window, new.shift, new.learned_window)

@@ -16,7 +16,7 @@ from swinv2.errors import UsageError
 IMAGENET_1K, IMAGENET_22K = 1000, 21841
 
 
-def label_names(num_labels: int) -> tuple[list[str] | None, str]:
+def published_names(num_labels: int) -> tuple[list[str] | None, str]:
     """Names of the classes of a published classifier.
 
     Args:

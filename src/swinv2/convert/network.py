@@ -4,16 +4,17 @@ In: tensors under our names. Out: fields of a configuration; a refusal that name
 or of the wrong shape. This module knows no window and no table.
 """
 
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from swinv2.config import Swinv2Config
-from swinv2.convert.rules import MODEL, Dialect, Reading, their_name
+from swinv2.convert.dialects.rules import MODEL, Dialect, Reading, their_name
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
@@ -24,24 +25,21 @@ _MOST_STAGES = 12
 """Channels double from stage to stage, so no network has as many."""
 
 
-def check_numbers(reading: Reading) -> None:
-    """Makes sure that blocks and stages are numbered from 0 on, before anything is built for those between.
+def count_blocks(reading: Reading) -> list[int]:
+    """Counts the blocks of each stage, before anything is built for them.
 
     Raises:
-        UsageError: They are not; the message names each tensor that belongs to none.
+        UsageError: They are not numbered from 0 on; the message names each tensor that belongs to none.
     """
     names: dict[tuple[int, int], list[str]] = {}
     for name, theirs in reading.their_names.items():
         found = _BLOCK.fullmatch(name)
         if found is not None:
             names.setdefault((int(found[1]), int(found[2])), []).append(theirs)
-    whole: set[tuple[int, int]] = set()
-    for stage in range(min(reading.stages, _MOST_STAGES)):
-        before = len(whole)
-        while (stage, len(whole) - before) in names:
-            whole.add((stage, len(whole) - before))
-        if len(whole) == before:
-            break
+    depths: list[int] = []
+    while len(depths) < _MOST_STAGES and (len(depths), 0) in names:
+        depths.append(next(block for block in itertools.count() if (len(depths), block) not in names))
+    whole = {(stage, block) for stage, depth in enumerate(depths) for block in range(depth)}
     stray = [name for place, here in names.items() if place not in whole for name in here]
     stray += [buffer.name for buffer in reading.buffers if (buffer.stage, buffer.block) not in whole]
     if stray:
@@ -50,6 +48,7 @@ def check_numbers(reading: Reading) -> None:
             f"{'belong' if len(set(stray)) > 1 else 'belongs'} to none of the {len(whole)} blocks that are. The file "
             "is damaged, or has been added to."
         )
+    return depths
 
 
 def class_of(tensors: Mapping[str, Tensor]) -> type[Swinv2PreTrainedModel]:
@@ -61,20 +60,18 @@ def class_of(tensors: Mapping[str, Tensor]) -> type[Swinv2PreTrainedModel]:
     return Swinv2Model
 
 
-def read_sizes(dialect: Dialect, reading: Reading) -> dict[str, Any]:
+def read_sizes(dialect: Dialect, reading: Reading, depths: Sequence[int]) -> dict[str, Any]:
     """The fields of a configuration that shapes show.
 
     Args:
         dialect: Whose names the tensors had, for the message.
         reading: The tensors.
+        depths: Number of blocks of each stage.
 
     Raises:
         UsageError: A tensor that would show one is missing, or of another rank.
     """
-    tensors, stages = reading.tensors, reading.stages
-    found = [_BLOCK.fullmatch(name) for name in tensors]
-    blocks = [(int(match[1]), int(match[2]), match[3]) for match in found if match is not None]
-    depths = [max((block for stage, block, _ in blocks if stage == index), default=-1) + 1 for index in range(stages)]
+    tensors = reading.tensors
 
     def shape_of(pattern: str, rank: int) -> list[int]:
         matching = [name for name in tensors if re.fullmatch(pattern, name)]
@@ -95,12 +92,12 @@ def read_sizes(dialect: Dialect, reading: Reading) -> dict[str, Any]:
         "embed_dim": embed_dim,
         "num_channels": channels,
         "patch_size": patch[0] if patch[0] == patch[1] else patch,
-        "depths": depths,
-        "num_heads": [shape_of(rf"{layers}{index}{scale}", 3)[0] for index in range(stages)],
+        "depths": list(depths),
+        "num_heads": [shape_of(rf"{layers}{index}{scale}", 3)[0] for index in range(len(depths))],
         "mlp_ratio": hidden / embed_dim if hidden % embed_dim else float(hidden // embed_dim),
         "qkv_bias": any(name.endswith("query.bias") for name in tensors),
         "use_absolute_embeddings": f"{MODEL}embeddings.position_embeddings" in tensors,
-        "extra_norm_period": _extra_norm_period(blocks, depths),
+        "extra_norm_period": _extra_norm_period(tensors, depths),
     }
     if "classifier.weight" in tensors:
         fields["num_labels"] = shape_of(r"classifier\.weight", 2)[0]
@@ -109,8 +106,9 @@ def read_sizes(dialect: Dialect, reading: Reading) -> dict[str, Any]:
     return fields
 
 
-def _extra_norm_period(blocks: Sequence[tuple[int, int, str]], depths: Sequence[int]) -> int:
-    have = {(stage, block) for stage, block, name in blocks if name.startswith("layernorm_extra.")}
+def _extra_norm_period(names: Iterable[str], depths: Sequence[int]) -> int:
+    found = [_BLOCK.fullmatch(name) for name in names]
+    have = {(int(match[1]), int(match[2])) for match in found if match and match[3].startswith("layernorm_extra.")}
     if not have:
         return 0
     period = min(block for _, block in have) + 1

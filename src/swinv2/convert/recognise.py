@@ -10,19 +10,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from swinv2.config import Swinv2Config
-from swinv2.convert.beside import Known, read_config
+from swinv2.convert.dialects.microsoft import MICROSOFT, SIMMIM
+from swinv2.convert.dialects.mmpretrain import MMPRETRAIN
+from swinv2.convert.dialects.rules import Dialect, Reading, read
+from swinv2.convert.dialects.timm import TIMM
+from swinv2.convert.dialects.torchvision import TORCHVISION
+from swinv2.convert.dialects.transformers import TRANSFORMERS
 from swinv2.convert.files import Weights
-from swinv2.convert.microsoft import MICROSOFT, SIMMIM
-from swinv2.convert.mmpretrain import MMPRETRAIN
-from swinv2.convert.network import check_numbers, check_whole, class_of, read_sizes
-from swinv2.convert.plan import make_plan
-from swinv2.convert.rules import Dialect, Reading, read
-from swinv2.convert.timm import TIMM
-from swinv2.convert.torchvision import TORCHVISION
-from swinv2.convert.transformers import TRANSFORMERS
+from swinv2.convert.network import check_whole, class_of, count_blocks, read_sizes
+from swinv2.convert.sizes.metadata import SizeHints, read_config
+from swinv2.convert.sizes.resolve import ResolvedSizes, resolve_sizes
 from swinv2.errors import UsageError
 from swinv2.model import Swinv2PreTrainedModel
 
@@ -47,22 +44,16 @@ class Recognised:
 
     Attributes:
         dialect: Whose names the tensors had.
-        config: The configuration.
         model_class: The class of this package that has these tensors.
-        tensors: The learned tensors under our names, `swinv2.` before those of the network.
-        their_names: What each was called.
-        left_out: How many tensors were left out because they follow from sizes.
-        sources: For image size, window and pre-training windows, where they come from.
+        reading: The tensors under our names, and what was left out since it follows from sizes.
+        sizes: The configuration, and how its windows were found.
         notes: What else is worth knowing, in sentences.
     """
 
     dialect: Dialect
-    config: Swinv2Config
     model_class: type[Swinv2PreTrainedModel]
-    tensors: dict[str, Tensor]
-    their_names: dict[str, str]
-    left_out: int
-    sources: dict[str, str]
+    reading: Reading
+    sizes: ResolvedSizes
     notes: list[str]
 
 
@@ -87,7 +78,7 @@ def choose_dialect(names: Sequence[str]) -> Dialect:
     return best
 
 
-def recognise(weights: Weights, given: Known | None = None) -> Recognised:
+def recognise(weights: Weights, given: SizeHints | None = None) -> Recognised:
     """Recognises a network.
 
     Args:
@@ -100,23 +91,13 @@ def recognise(weights: Weights, given: Known | None = None) -> Recognised:
     """
     dialect = choose_dialect(list(weights.tensors))
     reading = read(dialect, weights.tensors)
-    check_numbers(reading)
-    fields = read_sizes(dialect, reading)
+    fields = read_sizes(dialect, reading, count_blocks(reading))
     if dialect is SIMMIM:
         fields["norm_targets"] = NORM_TARGETS
-    beside = read_config(weights.config, dialect, reading.stages)
-    plan = make_plan(dialect, fields, reading.buffers, given or Known(), beside, weights.name)
-    check_whole(dialect, reading, plan.config)
-    return Recognised(
-        dialect,
-        plan.config,
-        class_of(reading.tensors),
-        reading.tensors,
-        reading.their_names,
-        len(reading.buffers),
-        plan.sources,
-        plan.notes + _remarks(dialect, reading),
-    )
+    stated = read_config(weights.config, dialect, reading.stages)
+    sizes = resolve_sizes(dialect, fields, reading.buffers, given or SizeHints(), stated, weights.name)
+    check_whole(dialect, reading, sizes.config)
+    return Recognised(dialect, class_of(reading.tensors), reading, sizes, sizes.notes + _remarks(dialect, reading))
 
 
 def _remarks(dialect: Dialect, reading: Reading) -> list[str]:

@@ -1,11 +1,10 @@
 """Folders of weights, whole or not there.
 
-In: a model with its image processor, and whose form it is to have. Out: a folder that this library opens. Everything is
-written beside its place, forced to the disk and only then moved there; what fails on the way leaves nothing behind.
-This module knows no source of weights.
+In: a model with its image processor, and the format it is to have. Out: a folder that this library opens, whole
+or not there at all. This module knows no source of weights.
 
 ============  ==========================================================================================
-form          what is in the folder
+format        what is in the folder
 ============  ==========================================================================================
 swinv2        config.json, model.safetensors, preprocessor_config.json
 transformers  the same, of what transformers' own classes can compute
@@ -19,30 +18,26 @@ the last 3    preprocessor_config.json, which says how images are prepared, for 
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from swinv2.config import Swinv2Config
+from swinv2.convert.dialects.microsoft import MICROSOFT, SIMMIM
+from swinv2.convert.dialects.mmpretrain import MMPRETRAIN
+from swinv2.convert.dialects.rules import MODEL, Dialect, Template, write
+from swinv2.convert.dialects.squares import with_equivalent_square
+from swinv2.convert.dialects.timm import TIMM
+from swinv2.convert.dialects.torchvision import TORCHVISION
+from swinv2.convert.dialects.transformers import TRANSFORMERS
 from swinv2.convert.files import CONFIG, PROCESSOR
-from swinv2.convert.geometry import coordinates, pairs, regions
-from swinv2.convert.microsoft import MICROSOFT, SIMMIM
-from swinv2.convert.mmpretrain import MMPRETRAIN
 from swinv2.convert.processors import crop_of, interpolation_name
-from swinv2.convert.rules import MODEL, Dialect, Template, write
-from swinv2.convert.timm import TIMM
-from swinv2.convert.torchvision import TORCHVISION
-from swinv2.convert.transformers import TRANSFORMERS
-from swinv2.convert.windows import in_one_square, one_square
-from swinv2.disk import force_to_disk
+from swinv2.convert.sizes.buffers import make_table
+from swinv2.disk import whole_folder
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.lengths import as_pair, plain_pair
@@ -50,12 +45,10 @@ from swinv2.loading import label_names
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 
 SWINV2 = "swinv2"
-"""The form of this package."""
+"""The format of this package."""
 _DIALECTS = {dialect.name: dialect for dialect in (TRANSFORMERS, TIMM, TORCHVISION, MICROSOFT, MMPRETRAIN)}
-FORMS = (SWINV2, *_DIALECTS)
+FORMATS = (SWINV2, *_DIALECTS)
 """What weights can be written as."""
-
-_STAGING = ".unfinished-"
 
 
 def check_output(output: Path) -> None:
@@ -73,21 +66,21 @@ def check_output(output: Path) -> None:
         raise UsageError(f"{str(output)!r} cannot be made: the folder {str(folder)!r} may not be written to.")
 
 
-def check_form(model: Swinv2PreTrainedModel, form: str) -> None:
+def check_format(model: Swinv2PreTrainedModel, format: str) -> None:
     """Makes sure that a library can compute what a model does.
 
     Args:
         model: The model.
-        form: One of `FORMS`.
+        format: One of `FORMATS`.
 
     Raises:
-        UsageError: There is no such form, or its library would compute something else; the message says what.
+        UsageError: There is no such format, or its library would compute something else; the message says what.
     """
-    if form not in FORMS:
-        raise UsageError(f"there is no form {form!r}; expected one of {', '.join(FORMS)}.")
-    if form == SWINV2:
+    if format not in FORMATS:
+        raise UsageError(f"there is no format {format!r}; expected one of {', '.join(FORMATS)}.")
+    if format == SWINV2:
         return
-    dialect = _dialect(model, form)
+    dialect = _dialect(model, format)
     reasons = [sentence for limit in dialect.limits for sentence in limit(model.config)]
     if isinstance(model, Swinv2ForMaskedImageModeling) and dialect not in (SIMMIM, TRANSFORMERS):
         reasons.insert(0, "it has no mask token and no decoder for masked-image modelling")
@@ -97,25 +90,25 @@ def check_form(model: Swinv2PreTrainedModel, form: str) -> None:
         )
 
 
-def state_dict(model: Swinv2PreTrainedModel, form: str) -> dict[str, Tensor]:
+def state_dict(model: Swinv2PreTrainedModel, format: str) -> dict[str, Tensor]:
     """A model's tensors as a library calls them, with the tables that it stores beside them.
 
     Args:
         model: The model.
-        form: One of `FORMS`.
+        format: One of `FORMATS`.
     """
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if form in (SWINV2, TRANSFORMERS.name):
+    if format in (SWINV2, TRANSFORMERS.name):
         return tensors
-    dialect = _dialect(model, form)
+    dialect = _dialect(model, format)
     prefix = MODEL if isinstance(model, Swinv2Model) else ""
     written = write(dialect, {prefix + name: tensor for name, tensor in tensors.items()}, len(model.config.depths))
     written |= _tables(dialect, model.config)
     return {name: tensor.contiguous() for name, tensor in written.items()}
 
 
-def _dialect(model: Swinv2PreTrainedModel, form: str) -> Dialect:
-    dialect = _DIALECTS[form]
+def _dialect(model: Swinv2PreTrainedModel, format: str) -> Dialect:
+    dialect = _DIALECTS[format]
     return SIMMIM if dialect is MICROSOFT and isinstance(model, Swinv2ForMaskedImageModeling) else dialect
 
 
@@ -123,89 +116,49 @@ def _tables(dialect: Dialect, config: Swinv2Config) -> dict[str, Tensor]:
     """What a library stores beside learned tensors, made from sizes."""
     tables: dict[str, Tensor] = {}
     templates = {kind: Template(texts[0], 0) for kind, texts in dialect.buffers}
-    for spec in config.stages() if dialect.knows_windows else ():
-        for block, _ in enumerate(spec.extra_norms):
-            places = {"stage": str(spec.index), "block": str(block)}
-            table = pairs(spec.window)
-            tables[templates["coordinates"].fill(places)] = coordinates(spec.window, spec.learned_window)
-            tables[templates["pairs"].fill(places)] = table.flatten() if dialect.flat_pairs else table
-            if dialect.knows_regions and block % 2 and any(spec.shift):
-                tables[templates["regions"].fill(places)] = regions(spec.grid, spec.window, spec.shift)
+    for spec in config.stages() if dialect.writes_buffers else ():
+        for block in range(spec.depth):
+            for kind, template in templates.items():
+                table = make_table(kind, spec, block)
+                if table is not None:
+                    name = template.fill({"stage": str(spec.index), "block": str(block)})
+                    tables[name] = table.flatten() if kind == "pairs" and dialect.flat_pairs else table
     return tables
 
 
-def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], output: Path, form: str) -> list[str]:
-    """Writes a model in the form of a library.
+def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], output: Path, format: str) -> list[str]:
+    """Writes a model in the format of a library.
 
     Args:
         model: The model, of the type its weights are to have.
         processor: Fields of its image processor.
         output: The folder; it must not be there.
-        form: One of `FORMS`.
+        format: One of `FORMATS`.
 
     Returns:
         Names of the files, sorted.
 
     Raises:
-        UsageError: It cannot be written, or not in this form; nothing is left behind.
+        UsageError: It cannot be written, or not in this format; nothing is left behind.
     """
     check_output(output)
-    check_form(model, form)
-    with _whole_folder(output) as folder:
-        if form in (SWINV2, TRANSFORMERS.name):
+    check_format(model, format)
+    with whole_folder(output) as folder:
+        if format in (SWINV2, TRANSFORMERS.name):
             model.save_pretrained(folder)
-            if form == TRANSFORMERS.name:
-                in_one_square(model.config).save_pretrained(folder)
+            if format == TRANSFORMERS.name:
+                with_equivalent_square(model.config).save_pretrained(folder)
             _write_json(folder / PROCESSOR, processor)
-        elif form == TIMM.name:
-            save_file(state_dict(model, form), folder / "model.safetensors", {"format": "pt"})
+        elif format == TIMM.name:
+            save_file(state_dict(model, format), folder / "model.safetensors", {"format": "pt"})
             _write_json(folder / CONFIG, _timm_config(model.config, _count_classes(model), processor))
         else:
-            tensors = state_dict(model, form)
-            wrapped = {
-                MICROSOFT.name: {"model": tensors},
-                TORCHVISION.name: tensors,
-                MMPRETRAIN.name: {"meta": {}, "state_dict": tensors},
-            }
-            torch.save(wrapped[form], folder / "model.pth")
+            tensors = state_dict(model, format)
+            wrapped = {MICROSOFT.name: {"model": tensors}, MMPRETRAIN.name: {"meta": {}, "state_dict": tensors}}
+            torch.save(wrapped.get(format, tensors), folder / "model.pth")
             _write_json(folder / PROCESSOR, processor)
-            (folder / "README.md").write_text(_readme(model, form), encoding="utf-8")
+            (folder / "README.md").write_text(_readme(model, format), encoding="utf-8")
         return sorted(path.name for path in folder.iterdir())
-
-
-@contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """Lends a folder beside the real one; what was written there gets the real name if nothing failed."""
-    try:
-        # A name that nobody can foresee: what is taken away at the end is what was made here.
-        staging = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{output.name}.", dir=output.absolute().parent))
-    except OSError as error:
-        raise UsageError(f"{str(output)!r} could not be written: {error}. Nothing was left behind.") from error
-    try:
-        # mkdtemp makes folders that only their owner may open.
-        staging.chmod(0o777 & ~_umask())
-        yield staging
-        for path in (*staging.iterdir(), staging):
-            if path.is_file():
-                # safetensors makes files that only their owner may read.
-                path.chmod(0o666 & ~_umask())
-            force_to_disk(path)
-        # A file of this name that came meanwhile stops it, and an empty folder is as good as none.
-        os.rename(staging, output)
-    # torch reports a full disk as a RuntimeError, safetensors as an error of its own.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"{str(output)!r} could not be written: {error}. Nothing was left behind.") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    # The folder is there and whole; some file systems cannot force a folder's names to the disk.
-    with suppress(OSError):
-        force_to_disk(output.absolute().parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -218,12 +171,12 @@ def _count_classes(model: Swinv2PreTrainedModel) -> int:
 
 
 def _timm_windows(config: Swinv2Config) -> int | list[Any]:
-    """The shortest form that means the same to every release of timm, or that a release without it refuses.
+    """The shortest spelling that means the same to every release of timm, or that a release without it refuses.
 
     Releases before 1.0.31 take the first two numbers of a list for the height and the width of one window, and fail at
     a list of pairs.
     """
-    windows = in_one_square(config).stage_windows
+    windows = with_equivalent_square(config).stage_windows
     return plain_pair(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows]
 
 
@@ -266,43 +219,44 @@ def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str,
     }
 
 
-def _readme(model: Swinv2PreTrainedModel, form: str) -> str:
-    config, num_classes = model.config, _count_classes(model)
-    stages = config.stages()
-    pretrained = [spec.pretrained_window[0] for spec in stages]
-    windows = {
-        MICROSOFT.name: one_square(config),
-        TORCHVISION.name: list(config.stage_windows[0]),
-        MMPRETRAIN.name: [spec.window[0] for spec in stages],
-    }[form]
-    width = {MICROSOFT.name: "EMBED_DIM", TORCHVISION.name: "embed_dim", MMPRETRAIN.name: "embed_dims"}[form]
-    settings = {
+def _readme(model: Swinv2PreTrainedModel, format: str) -> str:
+    config = model.config
+    settings: dict[str, Any] = {
         "image size": config.image_size,
         "patch size": config.patch_size,
-        width: config.embed_dim,
+        "channels": config.embed_dim,
         "depths": list(config.depths),
         "heads": list(config.num_heads),
-        "window size": windows,
-        **({} if form == TORCHVISION.name else {"pre-training windows": pretrained}),
         "mlp ratio": config.mlp_ratio,
-        "classes": num_classes,
+        "classes": _count_classes(model),
     }
-    call = {
-        MICROSOFT.name: 'torch.load("model.pth", weights_only=True)["model"]',
-        TORCHVISION.name: (
-            "from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2\n"
-            "\n"
-            f"network = SwinTransformer(patch_size={list(as_pair('patch_size', config.patch_size))}, "
-            f"embed_dim={config.embed_dim}, depths={list(config.depths)}, num_heads={list(config.num_heads)},\n"
-            f"    window_size={windows}, mlp_ratio={config.mlp_ratio}, "
-            f"{f'num_classes={num_classes}, ' if num_classes else ''}"
-            "block=SwinTransformerBlockV2,\n    downsample_layer=PatchMergingV2)\n"
-            # torchvision cannot leave its classifier out; the weights have none.
-            f"{'' if num_classes else 'network.head = torch.nn.Identity()' + chr(10)}"
-            'network.load_state_dict(torch.load("model.pth", weights_only=True))'
-        ),
-        MMPRETRAIN.name: 'torch.load("model.pth", weights_only=True)["state_dict"]',
-    }[form]
-    rows = "\n".join(f"- {name}: {value}" for name, value in settings.items())
-    title = _dialect(model, form).title
-    return f"# Swin Transformer V2 for {title}\n\n{rows}\n\n```python\nimport torch\n{call}\n```\n"
+    if format == TORCHVISION.name:
+        settings["window size"] = list(config.stage_windows[0])
+        code = _torchvision_call(config, settings["classes"])
+    else:
+        settings["window size"] = with_equivalent_square(config).window_size
+        settings["pre-training windows"] = [spec.pretrained_window[0] for spec in config.stages()]
+        inner = "model" if format == MICROSOFT.name else "state_dict"
+        code = f'torch.load("model.pth", weights_only=True)["{inner}"]\n'
+    rows = "".join(f"- {name}: {value}\n" for name, value in settings.items())
+    return f"# Swin Transformer V2 for {_dialect(model, format).title}\n\n{rows}\n```python\nimport torch\n{code}```\n"
+
+
+def _torchvision_call(config: Swinv2Config, num_classes: int) -> str:
+    """Builds torchvision's network, which cannot leave its classifier out; weights without one leave it unused."""
+    return f"""from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+
+network = SwinTransformer(
+    patch_size={list(as_pair("patch_size", config.patch_size))},
+    embed_dim={config.embed_dim},
+    depths={list(config.depths)},
+    num_heads={list(config.num_heads)},
+    window_size={list(config.stage_windows[0])},
+    mlp_ratio={config.mlp_ratio},
+    num_classes={num_classes or 1},
+    block=SwinTransformerBlockV2,
+    downsample_layer=PatchMergingV2,
+)
+{"" if num_classes else "network.head = torch.nn.Identity()"}
+network.load_state_dict(torch.load("model.pth", weights_only=True))
+"""

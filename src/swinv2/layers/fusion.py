@@ -14,16 +14,18 @@ from functools import wraps
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinv2.config import is_exact_gelu
 from swinv2.layers.intact import Snapshot, refuse_structure, structure
+from swinv2.layers.views import Views, views_of
 from swinv2.ops.backends import CPU, TRITON, refuse_machine
 from swinv2.ops.cpu import library
 from swinv2.ops.cpu.arguments import Norm
-from swinv2.ops.cpu.blocks import BlockTensors, Copies, PreparedBlocks, run_blocks
+from swinv2.ops.cpu.blocks import BlockTensors, Copies, PreparedBlocks, PreparedProjection, project, run_blocks
 from swinv2.ops.cpu.branches import Ending, add_attention, add_mlp
-from swinv2.ops.cpu.linear import linear, may_project_patches, project_patches
+from swinv2.ops.cpu.linear import in_fp32, is_slow
 from swinv2.ops.cpu.position import bias_table
 from swinv2.ops.execution import Execution, execution
 from swinv2.ops.precision import at_least_fp32
@@ -166,12 +168,12 @@ def _refuse_mlp(block: Any) -> str | None:
     return _refuse_to_compute(block.intermediate, block.output)
 
 
-def _refuse_call(layer: nn.Linear, x: Tensor) -> str | None:
+def _refuse_call(layer: Any, x: Tensor) -> str | None:
     """Why the compiled kernels cannot compute a branch that begins with a layer: they have none for it, or torch would
     raise."""
     if x.device.type != "cpu":
         return f"the map is on {x.device.type}"
-    if x.shape[-1] != layer.weight.shape[1]:
+    if type(layer) is nn.Linear and x.shape[-1] != layer.in_features:
         return "the map has another number of channels"
     if x.dtype != layer.weight.dtype and not torch.is_autocast_enabled("cpu"):
         return "weights and map have different dtypes"
@@ -220,8 +222,29 @@ def _mlp_on_gpu(block: Any, x: Tensor) -> Tensor:
     return _add_on_gpu(block, x, block.output(block.intermediate(x)), block.layernorm_after)
 
 
-def _refuse_patches(patches: Any, pixels: Tensor) -> str | None:
-    return None if may_project_patches(pixels, patches.projection) else "torch's convolution is the faster"
+def _refuse_fp32(layer: Any, x: Tensor) -> str | None:
+    return None if is_slow(x, *_weights(layer)) else "torch is the faster"
+
+
+def _refuse_embeddings(embeddings: Any) -> str | None:
+    return _refuse_weights(embeddings.patch_embeddings, embeddings.norm)
+
+
+def _prepare_embeddings(embeddings: Any) -> PreparedProjection:
+    weight, bias = _weights(embeddings.patch_embeddings.projection)
+    return PreparedProjection((weight.detach().flatten(1), bias), _norm(embeddings.norm), (1, 1))
+
+
+def _refuse_pixels(embeddings: Any, pixels: Tensor) -> str | None:
+    patches = embeddings.patch_embeddings
+    if 0 in pixels.shape or pixels.shape[1] != patches.projection.weight.shape[1]:
+        return "there are no images, or they have another number of channels"
+    return _refuse_without_gradients(patches.projection, pixels)
+
+
+def _embed_on_cpu(embeddings: Any, pixels: Tensor, prepared: PreparedProjection) -> Tensor:
+    patches = embeddings.patch_embeddings.cut(pixels)
+    return project(prepared, patches)
 
 
 def _bias_on_cpu(bias: Any, x: Tensor, window: Pair, pretrained_window: Pair) -> Tensor:
@@ -230,8 +253,8 @@ def _bias_on_cpu(bias: Any, x: Tensor, window: Pair, pretrained_window: Pair) ->
     return bias_table(window, pretrained_window, *weights)
 
 
-class _RunOfBlocks:
-    """A stage's blocks as the kernels take them, with their bias tables and scales.
+class _PreparedStage:
+    """A stage's blocks and its merging as the kernels take them, with their bias tables and scales.
 
     These are computed from few numbers, of which copies are kept, and computed again when those have changed, through
     `.data` too. Everything else is read where it lies.
@@ -240,14 +263,20 @@ class _RunOfBlocks:
     def __init__(self, stage: Any) -> None:
         self.blocks: list[Any] = list(stage.blocks)
         self.found = self._prepare()
+        merging = stage.downsample
+        self.merging = merging and PreparedProjection(_weights(merging.reduction), _norm(merging.norm), (2, 2))
 
-    def prepared(self) -> PreparedBlocks:
-        """The blocks with the tables and scales of now."""
+    def run(self, x: Tensor) -> tuple[Views, Views]:
+        """What `Stage.forward` returns for a map."""
         found = self.found
         if not found[1].are_equal():
             # Assigned whole: another thread may read it.
             found = self.found = self._prepare()
-        return found[0]
+        x = run_blocks(found[0], x)
+        before = after = views_of(x)
+        if self.merging is not None:
+            after = views_of(project(self.merging, x))
+        return before, after
 
     def _prepare(self) -> tuple[PreparedBlocks, Copies]:
         parts = [block.attention.self for block in self.blocks]
@@ -280,44 +309,59 @@ def _tensors_of(block: Any) -> BlockTensors:
     )
 
 
-def _refuse_blocks(stage: Any) -> str | None:
+def _refuse_weights(*modules: nn.Module) -> str | None:
+    """Why the kernels without gradients cannot read the weights of modules."""
+    parameters = [p for module in modules for p in module.parameters()]
+    if not all(parameter.is_contiguous() for parameter in parameters):
+        return "weights are not stored row by row"
+    parts = [part for module in modules for part in module.modules()]
+    layers = {part.weight.dtype for part in parts if isinstance(part, nn.Linear | nn.Conv2d)}
+    dtypes = {parameter.dtype for parameter in parameters}
+    # Norms, scales and the position bias may be in fp32 beside layers in 16 bits.
+    if len(layers) != 1 or not dtypes <= layers | {torch.float32} or (torch.float64 in dtypes and len(dtypes) > 1):
+        return "weights have different dtypes"
+    return None
+
+
+def _refuse_stage(stage: Any) -> str | None:
     for block in stage.blocks:
         reason = _refuse_to_compute(block.attention) or _refuse_mlp(block)
         if reason is not None:
             return reason
         if block.drop_path.drops:
             return "something is dropped"
-        if not all(parameter.is_contiguous() for parameter in block.parameters()):
-            return "weights are not stored row by row"
-    blocks = list(stage.blocks)
-    geometries = [block.attention.self.geometry for block in blocks]
+    geometries = [block.attention.self.geometry for block in stage.blocks]
     if len({(geometry.window, geometry.mask_padding) for geometry in geometries}) != 1:
         return "blocks have different windows"
-    linears = {m.weight.dtype for block in blocks for m in block.modules() if type(m) is nn.Linear}
-    dtypes = {parameter.dtype for block in blocks for parameter in block.parameters()}
-    # Norms, scales and the position bias may be in fp32 beside layers in 16 bits.
-    if len(linears) != 1 or not dtypes <= linears | {torch.float32} or (torch.float64 in dtypes and len(dtypes) > 1):
-        return "weights have different dtypes"
-    return None
+    return _refuse_weights(stage)
 
 
-def _refuse_call_of_blocks(stage: Any, x: Tensor) -> str | None:
+def _refuse_without_gradients(layer: Any, x: Tensor) -> str | None:
     if torch.is_autocast_enabled("cpu"):
         return "autocast decides on the dtype of each operation"
-    return _refuse_call(stage.blocks[0].intermediate.dense, x)
+    return _refuse_call(layer, x)
 
 
 FUSED = {
     (row.method, row.backend): row
     for row in (
         Fused(
-            "Stage.run_blocks",
+            "Stage.forward",
             CPU,
-            ("blocks",),
-            lambda stage, x, run: run_blocks(run.prepared(), x),
-            _refuse_blocks,
-            _refuse_call_of_blocks,
-            _RunOfBlocks,
+            ("blocks", "downsample"),
+            lambda stage, x, prepared, output_attentions=False: prepared.run(x),
+            _refuse_stage,
+            lambda stage, x: _refuse_without_gradients(stage.blocks[0].intermediate.dense, x),
+            _PreparedStage,
+        ),
+        Fused(
+            "Embeddings.embed",
+            CPU,
+            ("patch_embeddings", "norm"),
+            _embed_on_cpu,
+            _refuse_embeddings,
+            _refuse_pixels,
+            _prepare_embeddings,
         ),
         Fused(
             "SwinTransformerBlock.attention_branch",
@@ -354,14 +398,15 @@ FUSED = {
             "PatchEmbeddings.project",
             CPU,
             ("projection",),
-            lambda patches, x: project_patches(x, patches.projection),
-            refuse=_refuse_patches,
+            lambda patches, x: in_fp32(patches.projection._conv_forward, x, *_weights(patches.projection)),
+            refuse=lambda patches, x: _refuse_fp32(patches.projection, x),
         ),
         Fused(
             "PatchMerging.reduce",
             CPU,
             ("reduction",),
-            lambda merging, x: linear(x, merging.reduction.weight, None),
+            lambda merging, x: in_fp32(F.linear, x, *_weights(merging.reduction)),
+            refuse=lambda merging, x: _refuse_fp32(merging.reduction, x),
         ),
     )
 }

@@ -22,12 +22,17 @@ def structure(module: nn.Module) -> list[Any]:
     return [(type(m), [None if p is None else p.shape for p in m._parameters.values()]) for m in module.modules()]
 
 
+def parts_of(module: Any, names: Iterable[str]) -> list[str]:
+    """Those of some parts that a module was built with."""
+    return [name for name in names if name in module.built]
+
+
 def refuse_structure(module: Any, names: Iterable[str], device: torch.device) -> str | None:
     """Why parts of a module must be called, whatever they compute: they are not as they were built, on a device, or
     somebody watches them."""
     if len(list(module.named_children())) != len(module.built):
         return "modules were added or taken away"
-    for name in names:
+    for name in parts_of(module, names):
         part = module.get_submodule(name)
         if structure(part) != module.built[name]:
             return f"{name} is not as it was built"
@@ -67,9 +72,9 @@ def has_plain_parameters(module: nn.Module, device: str) -> bool:
 class Snapshot:
     """What modules consisted of when they were examined, in a form that is quick to compare with what they are now.
 
-    Compared are every attribute of every module (its type, hooks and forward, its sub-modules and parameters, its mode,
-    rates and sizes) and where and how the numbers of each parameter are stored, by identity: what was replaced by its
-    equal counts as changed. What is not compared are the numbers themselves.
+    Compared are every attribute of every module (its type, hooks and forward, its sub-modules, its mode, rates and
+    sizes), its parameters by identity (what was replaced by its equal counts as changed), and where and how the numbers
+    of each are stored. What is not compared are the numbers themselves.
 
     Args:
         owner: The module whose parts they are.
@@ -78,16 +83,16 @@ class Snapshot:
 
     def __init__(self, owner: nn.Module, names: Iterable[str]) -> None:
         self.owner = ref(owner)
-        self.modules = [each for name in names for each in owner.get_submodule(name).modules()]
+        self.modules = [each for name in parts_of(owner, names) for each in owner.get_submodule(name).modules()]
         own = [module.__dict__ for module in self.modules]
-        self.attributes = [*own, *(d["_parameters"] for d in own), *(d["_modules"] for d in own), owner._modules]
+        self.attributes = [*own, *(d["_modules"] for d in own), owner._modules]
+        self.values = list(map(dict, self.attributes))
+        self.slots = [d["_parameters"] for d in own]
+        self.filled = list(chain.from_iterable(map(dict.values, self.slots)))
         self.hooks = [d[name] for d in own for name in _HOOKS]
-        self.parameters = [p for d in own for p in d["_parameters"].values() if p is not None]
-        self.count = sum(map(len, self.attributes))
+        self.parameters = [parameter for parameter in self.filled if parameter is not None]
         self.types = list(map(type, self.modules))
-        self.values = list(chain.from_iterable(map(dict.values, self.attributes)))
         self.numbers = self._numbers()
-        self.learns = any(parameter.requires_grad for parameter in self.parameters)
         self.is_refused = False
         self.prepared: tuple[Any, ...] = ()
 
@@ -97,15 +102,23 @@ class Snapshot:
             self.owner() is owner
             and not any(self.hooks)
             and not _has_any_global_hook()
-            and sum(map(len, self.attributes)) == self.count
+            and self._has_same_attributes()
+            and sum(map(len, self.slots)) == len(self.filled)
+            and all(map(is_, chain.from_iterable(map(dict.values, self.slots)), self.filled))
             and all(map(is_, map(type, self.modules), self.types))
-            and all(map(is_, chain.from_iterable(map(dict.values, self.attributes)), self.values))
             and self._numbers() == self.numbers
         )
 
+    def _has_same_attributes(self) -> bool:
+        try:
+            return self.attributes == self.values
+        except Exception:
+            # Somebody has put something there that cannot be compared, such as a tensor.
+            return False
+
     def wants_gradients(self, x: Tensor) -> bool:
         """Whether a call with this map has a backward pass."""
-        return torch.is_grad_enabled() and (self.learns or x.requires_grad)
+        return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters))
 
     def _numbers(self) -> tuple[list[int], list[Any], list[Any]]:
         """Where the parameters' numbers are, and how they lie there: `.data` may have become another tensor's."""
@@ -118,4 +131,4 @@ class Snapshot:
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_STORED_AS = attrgetter("dtype", "shape", "requires_grad")
+_STORED_AS = attrgetter("dtype", "shape")

@@ -36,12 +36,7 @@ class PatchEmbeddings(nn.Module):
         self, pixel_values: Float[Tensor, "B channels height width"], backend: str = EAGER
     ) -> Float[Tensor, "B H W C"]:
         """Cuts and projects; `backend` is one of `ops.backends`."""
-        # Without negative numbers, which converters of traced graphs divide otherwise.
-        bottom, right = (
-            (patch - length % patch) % patch
-            for length, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True)
-        )
-        padded = F.pad(pixel_values, (0, right, 0, bottom))
+        padded = self.pad(pixel_values)
         # What is exported must not depend on how these images are stored, or on the mode.
         run = execution(padded)
         is_exported = run is Execution.EXPORTED
@@ -53,6 +48,21 @@ class PatchEmbeddings(nn.Module):
             # A tensor of its own: FSDP, which may wrap this module, may miss the gradient of a view.
             return feature_map.clone(memory_format=torch.contiguous_format)
         return feature_map.contiguous()
+
+    def pad(self, pixel_values: Float[Tensor, "B channels height width"]) -> Float[Tensor, "B channels rows columns"]:
+        """Images filled up to whole patches."""
+        # Without negative numbers, which converters of traced graphs divide otherwise.
+        bottom, right = (
+            (patch - length % patch) % patch
+            for length, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True)
+        )
+        return F.pad(pixel_values, (0, right, 0, bottom))
+
+    def cut(self, pixel_values: Float[Tensor, "B channels height width"]) -> Float[Tensor, "B H W pixels"]:
+        """The pixels of each patch, in the order of the convolution's weights."""
+        height, width = self.patch_size
+        patches = self.pad(pixel_values).unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
     @fusible
     def project(self, pixel_values: Tensor, backend: str) -> Tensor:
@@ -80,6 +90,12 @@ class Embeddings(nn.Module):
             if config.use_absolute_embeddings
             else None
         )
+        remember_structure(self)
+
+    @fusible
+    def embed(self, pixel_values: Tensor, backend: str) -> Tensor:
+        """The patches, normalised."""
+        return self.norm(self.patch_embeddings(pixel_values, backend))
 
     def forward(
         self,
@@ -100,7 +116,7 @@ class Embeddings(nn.Module):
             ValueError: A mask without a mask token or of the wrong shape; an image whose grid the position
                 embeddings do not fit.
         """
-        x = self.norm(self.patch_embeddings(pixel_values, backend))
+        x = self.embed(pixel_values, backend)
         grid = (x.shape[1], x.shape[2])
         if bool_masked_pos is not None:
             if self.mask_token is None:

@@ -5,7 +5,7 @@ of a map lies on the way to the next: a gradient with respect to it is that of t
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,27 +14,7 @@ from swinv2.config import StageSpec, Swinv2Config
 from swinv2.layers.block import SwinTransformerBlock, block_geometry
 from swinv2.layers.fusion import fusible, remember_structure
 from swinv2.layers.patches import PatchMerging
-
-
-class Views(NamedTuple):
-    """A map in the three ways in which callers see it, each a view of the one before.
-
-    Attributes:
-        tokens: (B, H * W, C).
-        channels_first: (B, C, H, W).
-        feature_map: (B, H, W, C), with which the network goes on.
-    """
-
-    tokens: Float[Tensor, "B patches C"]
-    channels_first: Float[Tensor, "B C H W"]
-    feature_map: Float[Tensor, "B H W C"]
-
-
-def views_of(feature_map: Float[Tensor, "B H W C"]) -> Views:
-    """The views of a map."""
-    tokens = feature_map.flatten(1, 2)
-    channels_first = tokens.transpose(1, 2).unflatten(2, feature_map.shape[1:3])
-    return Views(tokens, channels_first, channels_first.permute(0, 2, 3, 1))
+from swinv2.layers.views import views_of
 
 
 def stage_attentions(outputs: Iterable[tuple[Any, ...]]) -> tuple[Tensor, ...]:
@@ -57,6 +37,7 @@ class Stage(nn.Module):
         self.downsample = PatchMerging(spec) if spec.merges else None
         remember_structure(self)
 
+    @fusible
     def forward(self, x: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False) -> tuple[Any, ...]:
         """Runs the stage.
 
@@ -70,22 +51,15 @@ class Stage(nn.Module):
             weights of the last block.
         """
         weights: list[Tensor] = []
-        if output_attentions:
-            for block in self.blocks:
+        for block in self.blocks:
+            if output_attentions:
                 x, *weights = block(x, backend, True)
-        else:
-            x = self.run_blocks(x, backend)
+            else:
+                x = block(x, backend)
         before = after = views_of(x)
         if self.downsample is not None:
             after = views_of(self.downsample(before.feature_map, backend))
         return before, after, *weights
-
-    @fusible
-    def run_blocks(self, x: Tensor, backend: str) -> Tensor:
-        """The blocks, one after another."""
-        for block in self.blocks:
-            x = block(x, backend)
-        return x
 
 
 class Encoder(nn.Module):

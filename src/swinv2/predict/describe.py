@@ -18,7 +18,6 @@ from swinv2.lengths import Pair, Windows, as_pair
 from swinv2.loading import EXAMPLE, label_names, read_config
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.backends import explain_backend
-from swinv2.stages import StageSizes, sizes_of
 from swinv2.zoo import CHECKPOINTS, SIZES, Checkpoint, find_size
 
 _CLASSES: dict[str, type[Swinv2PreTrainedModel]] = {
@@ -28,14 +27,26 @@ _CLASSES: dict[str, type[Swinv2PreTrainedModel]] = {
 
 
 @dataclass(frozen=True)
-class StageDescription(StageSizes):
+class StageDescription:
     """One stage, for an image of the configured size.
 
     Attributes:
+        name: "stage1" and so on.
+        blocks, channels, heads: How many it has.
+        grid: Size (height, width) of its map in tokens.
+        window: Size (height, width) of its windows in tokens.
+        shift: Shift (height, width) of every second block in tokens.
         pretrained_window: The window in which its position bias was learned.
         parameters: Number of parameters, merging included.
     """
 
+    name: str
+    blocks: int
+    channels: int
+    heads: int
+    grid: Pair
+    window: Pair
+    shift: Pair
     pretrained_window: Pair
     parameters: int
 
@@ -105,7 +116,11 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: Windo
         top1=found.checkpoint.top1 if found.checkpoint else None,
         licence=found.checkpoint.licence if found.checkpoint else None,
         stages=[
-            StageDescription(**sizes_of(spec), pretrained_window=spec.learned_window, parameters=_count(stage))
+            StageDescription(
+                *(spec.name, spec.depth, spec.dim, spec.num_heads, spec.grid, spec.window, spec.shift),
+                pretrained_window=spec.learned_window,
+                parameters=_count(stage),
+            )
             for spec, stage in zip(config.stages(), encoder.layers, strict=True)
         ],
     )

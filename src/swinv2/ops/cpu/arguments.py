@@ -100,32 +100,11 @@ def token_step(tensor: Tensor, axes: int) -> int | None:
     return width if step is None else step
 
 
-def as_rows(matrix: Any) -> Any:
-    """A matrix, or None, whose rows have their numbers side by side."""
-    return matrix if matrix is None or matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
-
-
-def as_rows_or_columns(matrix: Tensor) -> Tensor:
-    """A matrix whose rows, or columns, have their numbers side by side."""
-    return matrix if 1 in matrix.stride() else matrix.contiguous()
-
-
-def as_matrix(matrix: Tensor | None) -> Any:
-    """Such a matrix, for a kernel; a stride along an axis of length 1 may be anything, and becomes one it knows."""
-    if matrix is None:
-        return None
-    row, column = matrix.stride()
-    if matrix.shape[1] == 1:
-        column = 1
-    elif matrix.shape[0] == 1 and column != 1:
-        row = 1
-    return library.Matrix(matrix.data_ptr(), row, column, library.TYPES[matrix.dtype])
-
-
 def as_weights(layer: Weights) -> Weights:
     """A linear layer as kernels read it."""
     weight, bias = layer
-    return as_rows(weight), None if bias is None else bias.contiguous()
+    has_rows = weight.stride(1) == 1 or weight.shape[1] == 1
+    return weight if has_rows else weight.contiguous(), None if bias is None else bias.contiguous()
 
 
 def as_linear(layer: Weights, out: int, into: int) -> library.Linear:
@@ -139,6 +118,12 @@ def as_linear(layer: Weights, out: int, into: int) -> library.Linear:
 def as_numbers(numbers: Tensor | None) -> library.Numbers:
     """Numbers side by side, for a kernel."""
     return library.Numbers() if numbers is None else library.Numbers(numbers.data_ptr(), library.TYPES[numbers.dtype])
+
+
+def side_by_side(norm: Norm) -> Norm:
+    """A norm as kernels read it."""
+    weight, bias, eps, factor = norm
+    return weight.contiguous(), bias.contiguous(), eps, factor
 
 
 def as_norm(norm: Norm, channels: int) -> library.Norm:

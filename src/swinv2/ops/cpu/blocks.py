@@ -4,9 +4,11 @@ In: maps (B, H, W, C) on a CPU, of any layout, and the tensors of a block. Out: 
 read where they lie: nothing of them is packed or kept. Nothing here is differentiable.
 """
 
+import math
 from collections.abc import Sequence
 from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from swinv2.ops.cpu.arguments import (
     fit,
     fit_attention,
     run,
+    side_by_side,
 )
 from swinv2.ops.windows import Pair, WindowPlan
 
@@ -49,16 +52,12 @@ def add_mlp(
         before: (N, hidden), gets the GELU's input if it is given.
         work: (N, C), gets the norm's input if it is given.
     """
-    (tokens, channels), hidden = x.shape, len(widen[0])
     fit(x.shape, x=x, work=work, out=out)
-    fit((tokens, hidden), before=before)
-    x, widen, narrow, norm = as_tokens(x), as_weights(widen), as_weights(narrow), _side_by_side(norm)
-    block = library.Block(hidden=hidden)
-    block.widen, block.narrow = as_linear(widen, hidden, channels), as_linear(narrow, channels, hidden)
-    block.mlp_norm = as_norm(norm, channels)
+    fit((len(x), len(widen[0])), before=before)
+    x, widen, narrow, norm = as_tokens(x), as_weights(widen), as_weights(narrow), side_by_side(norm)
+    block = _add_mlp_to(library.Block(), widen, narrow, norm)
     saved = library.Saved(hidden=as_map(before) or _NOTHING, mlp_work=as_map(work) or _NOTHING)
-    plan = library.Plan(images=1, height=1, width=tokens, window_height=1, window_width=1, heads=1, dim=channels)
-    run("run_blocks", x.dtype, (plan, 1, block, as_map(x), as_map(out), saved))
+    run("run_blocks", x.dtype, (_plan_of_tokens(x), 1, block, as_map(x), as_map(out), saved))
 
 
 def add_attention(
@@ -89,11 +88,9 @@ def add_attention(
     batch, *grid, channels = x.shape
     fit(x.shape, x=x, attended=attended, work=work, out=out)
     fit((batch, *grid, 3 * channels), saved_qkv=saved_qkv)
-    layers, norm, x = [as_weights(each) for each in (*qkv, last)], _side_by_side(norm), as_tokens(x)
+    layers, norm, x = [as_weights(each) for each in (*qkv, last)], side_by_side(norm), as_tokens(x)
     table, scale, _ = fit_attention(x.unflatten(3, (len(scale), -1)), bias_table, scale, None, plan)
-    block = library.Block(*plan.shift)
-    block.query, block.key, block.value, block.output = (as_linear(each, channels, channels) for each in layers)
-    block.table, block.scale, block.attention_norm = as_numbers(table), as_numbers(scale), as_norm(norm, channels)
+    block = _add_attention_to(library.Block(*plan.shift), layers, table, scale, norm)
     saved = library.Saved(*(as_map(each) or _NOTHING for each in (saved_qkv, attended, work)))
     cut = as_plan(plan, batch, len(scale), channels // len(scale))
     run("run_blocks", x.dtype, (cut, 1, block, as_map(x), as_map(out), saved))
@@ -149,15 +146,12 @@ def mlp_backward(
     (tokens, channels), hidden = x.shape, widen.shape[0]
     fit(x.shape, grad=grad, work=work, x=x, **{"gradient of x": to.x})
     fit((tokens, hidden), before=before)
-    grad, x, before, work, norm = as_tokens(grad), as_tokens(x), as_tokens(before), as_tokens(work), _side_by_side(norm)
+    grad, x, before, work, norm = as_tokens(grad), as_tokens(x), as_tokens(before), as_tokens(work), side_by_side(norm)
     layers = as_weights((widen, None)), as_weights((narrow, None))
-    block = library.Block(hidden=hidden)
-    block.widen, block.narrow = as_linear(layers[0], hidden, channels), as_linear(layers[1], channels, hidden)
-    block.mlp_norm = as_norm(norm, channels)
+    block = _add_mlp_to(library.Block(), *layers, norm)
     saved = library.Saved(hidden=as_map(before), mlp_work=as_map(work))
-    plan = library.Plan(images=1, height=1, width=tokens, window_height=1, window_width=1, heads=1, dim=channels)
     gradients = to.fit(channels, hidden, hidden)
-    run("run_backward", x.dtype, (plan, block, as_map(grad), as_map(x), saved, gradients))
+    run("run_backward", x.dtype, (_plan_of_tokens(x), block, as_map(grad), as_map(x), saved, gradients))
 
 
 def attention_backward(
@@ -189,11 +183,9 @@ def attention_backward(
     table, scale, _ = fit_attention(x.unflatten(3, (heads, -1)), bias_table, scale, None, plan)
     fit(table.shape, **{"gradient of the bias table": to.table})
     fit((heads,), **{"gradient of the scale": to.scale})
-    grad, x, norm = as_tokens(grad), as_tokens(x), _side_by_side(norm)
+    grad, x, norm = as_tokens(grad), as_tokens(x), side_by_side(norm)
     layers = [as_weights((weight, value_bias if i == 2 else None)) for i, weight in enumerate(weights)]
-    block = library.Block(*plan.shift)
-    block.query, block.key, block.value, block.output = (as_linear(each, channels, channels) for each in layers)
-    block.table, block.scale, block.attention_norm = as_numbers(table), as_numbers(scale), as_norm(norm, channels)
+    block = _add_attention_to(library.Block(*plan.shift), layers, table, scale, norm)
     cut = as_plan(plan, batch, heads, channels // heads)
     gradients = to.fit(channels, channels, 3 * channels)
     maps = library.Saved(as_map(qkv), as_map(attended), as_map(work))
@@ -203,9 +195,27 @@ def attention_backward(
 _NOTHING = library.Map()
 
 
-def _side_by_side(norm: Norm) -> Norm:
-    weight, bias, eps, factor = norm
-    return weight.contiguous(), bias.contiguous(), eps, factor
+def _add_attention_to(
+    block: library.Block, layers: Sequence[Weights], table: Tensor, scale: Tensor, norm: Norm
+) -> library.Block:
+    """Gives a block, for a kernel, its layers of queries, keys, values and of what follows."""
+    channels = len(norm[0])
+    block.query, block.key, block.value, block.output = (as_linear(each, channels, channels) for each in layers)
+    block.table, block.scale, block.attention_norm = as_numbers(table), as_numbers(scale), as_norm(norm, channels)
+    return block
+
+
+def _add_mlp_to(block: library.Block, widen: Weights, narrow: Weights, norm: Norm) -> library.Block:
+    """Likewise its MLP."""
+    channels, block.hidden = len(norm[0]), len(widen[0])
+    block.widen, block.narrow = as_linear(widen, block.hidden, channels), as_linear(narrow, channels, block.hidden)
+    block.mlp_norm = as_norm(norm, channels)
+    return block
+
+
+def _plan_of_tokens(x: Tensor) -> library.Plan:
+    """Tokens (N, C), each by itself."""
+    return library.Plan(images=1, height=1, width=len(x), window_height=1, window_width=1, heads=1, dim=x.shape[1])
 
 
 @dataclass(frozen=True)
@@ -248,7 +258,7 @@ class PreparedBlocks:
     """A run of blocks that take maps of one size of channels, heads and window, as `run_blocks` takes it.
 
     It points at the memory of the weights, whose numbers may change in place. Whoever calls sees to it that no tensor
-    has got other memory since (`.data`).
+    has got other memory since (`.data`). So does `PreparedProjection`.
 
     Args:
         blocks: The blocks.
@@ -260,10 +270,9 @@ class PreparedBlocks:
         self.window, self.mask_padding, self.is_double = first.window, first.mask_padding, _is_double(first)
         self._tensors = [tensor for block in blocks for tensor in block.tensors]
         self._blocks = (library.Block * len(blocks))(*(self._prepare(block) for block in blocks))
-        self._plans: dict[torch.Size, library.Plan] = {}
 
     def _prepare(self, tensors: BlockTensors) -> library.Block:
-        channels, hidden, heads = self.channels, len(tensors.widen[0]), self.heads
+        channels, heads = self.channels, self.heads
         alike = (tensors.window, tensors.mask_padding, _is_double(tensors))
         if alike != (self.window, self.mask_padding, self.is_double) or channels % heads:
             raise ValueError("blocks of one run must have the same window, heads and precision.")
@@ -275,36 +284,23 @@ class PreparedBlocks:
         for tensor in tensors.tensors:
             if not tensor.is_contiguous() or tensor.dtype not in library.TYPES:
                 raise ValueError(f"a tensor of strides {tensor.stride()} in {tensor.dtype} cannot be prepared.")
-        block = library.Block(*tensors.shift, hidden)
-        layers = (as_linear(layer, channels, channels) for layer in (*tensors.qkv, tensors.last))
-        block.query, block.key, block.value, block.output = layers
-        block.table, block.scale = as_numbers(tensors.bias_table), as_numbers(tensors.scale)
-        block.widen = as_linear(tensors.widen, hidden, channels)
-        block.narrow = as_linear(tensors.narrow, channels, hidden)
-        block.attention_norm, block.mlp_norm = (
-            as_norm(norm, channels) for norm in (tensors.attention_norm, tensors.mlp_norm)
-        )
+        block, layers = library.Block(*tensors.shift), (*tensors.qkv, tensors.last)
+        _add_attention_to(block, layers, tensors.bias_table, tensors.scale, tensors.attention_norm)
+        _add_mlp_to(block, tensors.widen, tensors.narrow, tensors.mlp_norm)
         if tensors.extra_norm is not None:
             block.extra_norm = as_norm(tensors.extra_norm, channels)
         return block
 
     def plan(self, x: Tensor) -> library.Plan:
         """How maps of a size (B, H, W, C) are cut; refuses others than a run is for."""
-        size = x.shape
-        plan = self._plans.get(size)
-        if plan is None:
-            if x.ndim != 4 or size[3] != self.channels:
-                raise ValueError(f"the map has shape {tuple(size)}; expected (B, H, W, {self.channels}).")
-            whole = WindowPlan((size[1], size[2]), self.window, mask_padding=self.mask_padding)
-            plan = as_plan(whole, size[0], self.heads, self.channels // self.heads)
-            if len(self._plans) >= MOST_PLANS:
-                self._plans.clear()
-            self._plans[size] = plan
-        return plan
+        fit((*x.shape[:3], self.channels), x=x)
+        return _plan_of(x.shape, self.window, self.mask_padding, self.heads)
 
 
-MOST_PLANS = 64
-"""That a run of blocks remembers."""
+@lru_cache(maxsize=256)
+def _plan_of(size: torch.Size, window: Pair, mask_padding: bool, heads: int) -> library.Plan:
+    batch, height, width, channels = size
+    return as_plan(WindowPlan((height, width), window, mask_padding=mask_padding), batch, heads, channels // heads)
 
 
 def run_blocks(prepared: PreparedBlocks, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -319,10 +315,7 @@ def run_blocks(prepared: PreparedBlocks, x: Tensor, out: Tensor | None = None) -
         `out`.
     """
     plan, dtype = prepared.plan(x), x.dtype
-    if not x.is_cpu or (dtype == torch.float64) is not prepared.is_double or dtype not in library.TYPES:
-        raise ValueError(
-            f"a map on {x.device} in {dtype} is not for blocks in {64 if prepared.is_double else 32} bits."
-        )
+    _check_dtype(x, prepared.is_double)
     if out is None:
         out = x.new_empty(x.shape)
     else:
@@ -330,6 +323,48 @@ def run_blocks(prepared: PreparedBlocks, x: Tensor, out: Tensor | None = None) -
     x = as_tokens(x)
     run("run_blocks", dtype, (plan, len(prepared._blocks), prepared._blocks, as_map(x), as_map(out), None))
     return out
+
+
+class PreparedProjection:
+    """A linear layer and a norm that make one token of every window of a map, as `project` takes them.
+
+    Args:
+        layer: Takes the window's tokens, their numbers joined column by column.
+        norm: Of its answer.
+        window: Rows and columns of tokens that are joined; beyond the map are zeros.
+    """
+
+    def __init__(self, layer: Weights, norm: Norm, window: Pair) -> None:
+        self._tensors = as_weights(layer), side_by_side(norm)
+        self.wide, self.joined = layer[0].shape
+        self.window, self.channels = window, self.joined // math.prod(window)
+        self.is_double = layer[0].dtype == torch.float64
+        self.layer = as_linear(self._tensors[0], self.wide, self.channels * math.prod(window))
+        self.norm = as_norm(self._tensors[1], self.wide)
+
+
+def project(prepared: PreparedProjection, x: Tensor) -> Tensor:
+    """Joins the tokens of every window of a map, and projects and normalises them, without gradients.
+
+    Args:
+        prepared: The layer and the norm.
+        x: The map (B, H, W, C), of any layout.
+
+    Returns:
+        A map (B, ceil(H / window height), ceil(W / window width), out).
+    """
+    fit((*x.shape[:3], prepared.channels), x=x)
+    _check_dtype(x, prepared.is_double)
+    x, (images, height, width, _), (down, across) = as_tokens(x), x.shape, prepared.window
+    out = x.new_empty(images, -(-height // down), -(-width // across), prepared.wide)
+    plan = _plan_of(x.shape, prepared.window, False, 1)
+    run("project", x.dtype, (plan, prepared.layer, prepared.norm, prepared.wide, as_map(x), as_map(out)))
+    return out
+
+
+def _check_dtype(x: Tensor, is_double: bool) -> None:
+    if not x.is_cpu or (x.dtype == torch.float64) is not is_double or x.dtype not in library.TYPES:
+        raise ValueError(f"a map on {x.device} in {x.dtype} is not for weights in {64 if is_double else 32} bits.")
 
 
 class Copies:

@@ -1,13 +1,14 @@
 """The two residual branches of a block on a CPU, a cacheful at a time.
 
 In: a map (B, H, W, C) and the weights of a branch. Out: the map with the branch's normalised work added. A branch is
-computed for some windows, or some tokens, at a time: what lies between its products stays in the cache, and only what
+computed for some windows, images or tokens at a time: what lies between its products stays in the cache, and only what
 the gradients need is written to memory. The backward pass goes the same way. There is no gradient of the gradient: for
 that, load the model with attn_implementation="eager".
 
 Each function marked `custom_op` is one operation of the graph under torch.compile.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from swinv2.ops.cpu.linear import (
     sum_of_tokens,
     uses_kernels,
 )
-from swinv2.ops.cpu.pieces import SMALLEST_PIECE, bands, pieces
+from swinv2.ops.cpu.pieces import SMALLEST_PIECE, pieces
 from swinv2.ops.custom_op import custom_op
 from swinv2.ops.precision import precise, without_autocast
 from swinv2.ops.windows import WindowPlan
@@ -162,20 +163,15 @@ def _attend_by_torch(
     not."""
     heads, filling = len(scale), _as_vectors(layers[2][1], len(scale))
     into = join([weight for weight, _ in layers[:3]], [bias for _, bias in layers[:3]])
-    for band in bands(plan, len(images), _token_bytes(images, dtype)):
-        tokens = band.take(images)
-        qkv, attended, work = (band.room(each) if len(each) else None for each in saved)
+    for piece in _image_pieces(images, dtype):
+        tokens = images[piece].flatten(0, 2)
+        qkv, attended, work = (each[piece].flatten(0, 2) if len(each) else None for each in saved)
         qkv = product(tokens, *into, dtype, out=qkv)
         attended = qkv.new_empty(tokens.shape) if attended is None else attended
-        q, k, v, answer = (band.as_map(part, heads) for part in (*qkv.chunk(3, -1), attended))
-        kernels.attend(q, k, v, bias_table, scale, filling, band.plan, answer)
+        q, k, v, answer = (_as_vectors_of(plan, part, heads) for part in (*qkv.chunk(3, -1), attended))
+        kernels.attend(q, k, v, bias_table, scale, filling, plan, answer)
         work = product(attended, *layers[3], dtype, out=work)
-        room = band.room(out)
-        kernels.add_normalised(tokens, work, *norm, room)
-        band.put(out, room)
-        for whole, part in zip(saved, (qkv, attended, work), strict=True):
-            if len(whole):
-                band.put(whole, part)
+        kernels.add_normalised(tokens, work, *norm, out[piece].flatten(0, 2))
 
 
 def _empty_attention_gradients(
@@ -273,16 +269,18 @@ def _attend_backward_by_torch(
     qkv, attended, work = saved
     heads, filling = len(scale), _as_vectors(value_bias, len(scale))
     into, last = torch.cat(list(weights[:3])), weights[3]
-    for band in bands(plan, len(images), _token_bytes(images, dtype)):
-        some_grad, some_qkv = band.take(grads), band.take(qkv)
+    for piece in _image_pieces(images, dtype):
+        tokens, some_grad, some_qkv, some_attended, some_work = (
+            each[piece].flatten(0, 2) for each in (images, grads, qkv, attended, work)
+        )
         grad_work = some_grad.new_empty(some_grad.shape, dtype=dtype)
-        kernels.add_normalised_backward(some_grad, band.take(work), norm_weight, eps, factor, grad_work, end)
+        kernels.add_normalised_backward(some_grad, some_work, norm_weight, eps, factor, grad_work, end)
         if wants[2]:
-            add_turned_product(grad_last, grad_work, band.take(attended), dtype)
+            add_turned_product(grad_last, grad_work, some_attended, dtype)
         grad_attended, grad_qkv = product(grad_work, last.T, None, dtype), grad_work.new_empty(some_qkv.shape)
-        turned, q, k, v = (band.as_map(part, heads) for part in (grad_attended, *some_qkv.chunk(3, -1)))
-        made = [band.as_map(part, heads) for part in grad_qkv.chunk(3, -1)]
-        arguments = (turned, q, k, v, bias_table, scale, filling, band.plan, made, wants[3])
+        vectors, q, k, v = (_as_vectors_of(plan, part, heads) for part in (grad_attended, *some_qkv.chunk(3, -1)))
+        made = [_as_vectors_of(plan, part, heads) for part in grad_qkv.chunk(3, -1)]
+        arguments = (vectors, q, k, v, bias_table, scale, filling, plan, made, wants[3])
         some_table, some_scale, some_filling = kernels.attend_backward(*arguments)
         grad_scale += some_scale
         if some_table is not None:
@@ -290,11 +288,9 @@ def _attend_backward_by_torch(
         grad_bias += sum_of_tokens(grad_qkv)
         grad_bias.chunk(3)[2].add_(some_filling.flatten())
         if wants[1]:
-            add_turned_product(grad_into, grad_qkv, band.take(images), dtype)
+            add_turned_product(grad_into, grad_qkv, tokens, dtype)
         if grad_images is not None:
-            room = band.room(grad_images)
-            product(grad_qkv, into.T, None, dtype, base=some_grad, out=room)
-            band.put(grad_images, room)
+            product(grad_qkv, into.T, None, dtype, base=some_grad, out=grad_images[piece].flatten(0, 2))
     grad_end.copy_(end)
 
 
@@ -526,9 +522,14 @@ def _as_vectors(bias: Tensor | None, heads: int) -> Tensor | None:
     return None if bias is None else bias.view(heads, -1)
 
 
-def _token_bytes(x: Tensor, dtype: torch.dtype) -> int:
-    """Of the queries, keys and values of a token and what follows them."""
-    return 5 * x.shape[3] * dtype.itemsize
+def _as_vectors_of(plan: WindowPlan, tokens: Tensor, heads: int) -> Tensor:
+    """Tokens (N, C) as a map of vectors (B, H, W, heads, head_dim)."""
+    return tokens.unflatten(0, (-1, *plan.grid)).unflatten(-1, (heads, -1))
+
+
+def _image_pieces(images: Tensor, dtype: torch.dtype) -> list[slice]:
+    """Images whose queries, keys, values and what follows them fit the cache."""
+    return pieces(len(images), 5 * math.prod(images.shape[1:]) * dtype.itemsize)
 
 
 def _token_pieces(tokens: Tensor, w1: Tensor, dtype: torch.dtype) -> list[slice]:

@@ -12,10 +12,7 @@ from torch import Tensor
 
 from swinv2.ops.cpu.arguments import (
     as_map,
-    as_matrix,
     as_plan,
-    as_rows,
-    as_rows_or_columns,
     as_tokens,
     at,
     fit,
@@ -88,37 +85,6 @@ def attend_backward(
 def _plan(plan: WindowPlan, vectors: Tensor) -> object:
     batch, _, _, heads, head_dim = vectors.shape
     return as_plan(plan, batch, heads, head_dim)
-
-
-def matmul(
-    left: Tensor,
-    right: Tensor,
-    bias: Tensor | None = None,
-    base: Tensor | None = None,
-    out: Tensor | None = None,
-    after: Tensor | None = None,
-) -> None:
-    """left @ right + bias + base, computed in fp32 at least.
-
-    Args:
-        left, right: (M, K) and (K, N).
-        bias: (N).
-        base: (M, N).
-        out: (M, N), gets the sum if it is given; may be `base`.
-        after: (M, N), gets the sum's exact GELU if it is given.
-    """
-    (m, k), n = left.shape, right.shape[1]
-    fit((k, n), right=right)
-    fit((m, k), left=left)
-    fit((n,), bias=bias)
-    fit((m, n), base=base, out=out, after=after)
-    left, right, base = as_rows_or_columns(left), as_rows_or_columns(right), as_rows(base)
-    bias = in_precise(bias, left.dtype)
-    for answer in (out, after):
-        if as_rows(answer) is not answer:
-            raise ValueError("rows of an answer must have their numbers side by side.")
-    matrices = (as_matrix(left), as_matrix(right), at(bias), as_matrix(base), as_matrix(out), as_matrix(after))
-    run("matmul", left.dtype, (m, n, k, *matrices))
 
 
 def add_normalised(

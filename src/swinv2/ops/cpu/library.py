@@ -26,12 +26,6 @@ class Map(ctypes.Structure):
     _fields_ = [("data", c_void_p), ("stride", c_int64), ("type", c_int64)]
 
 
-class Matrix(ctypes.Structure):
-    """A matrix: `Matrix` of `sources/numbers.h`."""
-
-    _fields_ = [("data", c_void_p), ("row", c_int64), ("column", c_int64), ("type", c_int64)]
-
-
 class Plan(ctypes.Structure):
     """How maps are cut: `Plan` of `sources/windows.h`."""
 
@@ -87,7 +81,7 @@ class Gradients(ctypes.Structure):
     _fields_ = [("x", Map), *((name, c_void_p) for name in ("into", "into_bias", "last", "end", "table", "scale"))]
 
 
-_PLAN, _MAP, _MATRIX = ctypes.POINTER(Plan), ctypes.POINTER(Map), ctypes.POINTER(Matrix)
+_PLAN, _MAP = ctypes.POINTER(Plan), ctypes.POINTER(Map)
 
 _CALL = [c_long, c_void_p, c_long]
 """Number of threads, memory to work in, its bytes: the last arguments of each kernel."""
@@ -97,7 +91,7 @@ SIGNATURES = {
     "attend_backward": [_PLAN, *[_MAP] * 4, *[c_void_p] * 3, *[_MAP] * 3, *[c_void_p] * 3, *_CALL],
     "add_normalised": [*[c_long] * 2, *[_MAP] * 2, *[c_void_p] * 2, *[c_double] * 2, _MAP, *_CALL],
     "add_normalised_backward": [*[c_long] * 2, *[_MAP] * 2, c_void_p, *[c_double] * 2, _MAP, c_void_p, *_CALL],
-    "matmul": [*[c_long] * 3, *[_MATRIX] * 2, c_void_p, *[_MATRIX] * 3, *_CALL],
+    "project": [_PLAN, ctypes.POINTER(Linear), ctypes.POINTER(Norm), c_long, *[_MAP] * 2, *_CALL],
     "run_blocks": [_PLAN, c_long, ctypes.POINTER(Block), *[_MAP] * 2, ctypes.POINTER(Saved), *_CALL],
     "run_backward": [
         *(_PLAN, ctypes.POINTER(Block), *[_MAP] * 2, ctypes.POINTER(Saved), ctypes.POINTER(Gradients)),

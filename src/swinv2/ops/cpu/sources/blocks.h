@@ -85,7 +85,7 @@ static __attribute__((noinline)) void FN(multiply_panel)(long lanes, long rows, 
     else FN(multiply_lanes)(VECTORS, rows, k, a, a_row, b, c, c_row, adds, bias, is_new);
 }
 
-/* Reads numbers of tokens, zeros where there are no more, to [n][PANEL]. */
+/* Reads numbers of tokens, zeros for those beyond `count` or of a negative place, to [n][PANEL]. */
 static void FN(read_panel)(REAL *to, const Map *map, const int64_t *place, long count, long n) {
     const int is_plain = map->type == (IS_DOUBLE ? F64 : F32);
     REAL part[LANES * LANES] = {0};
@@ -95,7 +95,7 @@ static void FN(read_panel)(REAL *to, const Map *map, const int64_t *place, long 
             Vector lines[VECTOR_BYTES / sizeof(REAL)];
 #pragma GCC unroll 16
             for (long j = 0; j < LANES; j++) {
-                if (i + j >= count) lines[j] = (Vector){0};
+                if (i + j >= count || place[i + j] < 0) lines[j] = (Vector){0};
                 else if (is_plain && width == LANES)
                     lines[j] = FN(load)((const REAL *)map->data + place[i + j] * map->stride + column);
                 else {
@@ -624,6 +624,68 @@ long FN(run_blocks)(const Plan *whole, long count, const Block *blocks, const Ma
                 FN(gather_windows)(&own, &cut, window, smaller(together.windows, windows - window));
                 FN(run_group)(&some, &for_all, &own, me, team);
             }
+        }
+    }
+    return 0;
+}
+
+/* A linear layer of joined tokens, and a norm: every window of a map becomes one token, its tokens' numbers being joined
+   column by column, with zeros beyond the map. Returns 0, or the bytes it needs if `bytes` are too few.
+
+   plan: cuts the map x into windows of a few tokens of `dim` numbers; out: gets the tokens, of `wide` numbers. */
+long FN(project)(const Plan *plan, const Linear *layer, const Norm *norm, long wide, const Map *x, const Map *out,
+                 long threads, char *memory, long bytes) {
+    const long down = windows_down(plan), across = windows_across(plan), tokens = plan->images * down * across;
+    const long parts = plan->window_height * plan->window_width, joined = parts * plan->dim;
+    if (tokens < 1) return 0;
+    threads = smaller(threads, 1 + tokens * joined * wide / PRODUCTS_A_THREAD);
+    const long groups = (tokens + GROUP_TOKENS - 1) / GROUP_TOKENS, team = groups < threads ? threads : 1;
+    const long x_panel = joined * PANEL, work_panel = round_up(wide, ROWS) * PANEL, panels = GROUP_TOKENS / PANEL;
+    const long shared = sizeof(REAL) * panels * (x_panel + work_panel);
+    const long own_bytes = round_up(sizeof(REAL) * (HEIGHT * CHUNK + 2 * wide), 64) + sizeof(int64_t) * GROUP_TOKENS * (parts + 1);
+    const long needed = shared * (team > 1 ? 1 : threads) + own_bytes * threads;
+    if (bytes < needed) return needed;
+#pragma omp parallel num_threads(threads)
+    {
+        const long number = omp_get_thread_num(), there = omp_get_num_threads();
+        /* One after the other the groups of all threads together, or those of this one. */
+        const long me = team > 1 ? number : 0, members = team > 1 ? there : 1;
+        const long first = team > 1 ? 0 : share(groups, number, there), end = team > 1 ? groups : share(groups, number + 1, there);
+        char *mine = memory + own_bytes * number;
+        FN(Own) own = {.rows = (REAL *)mine};
+        own.norms[0] = own.rows + HEIGHT * CHUNK;
+        own.group.place = (int64_t *)(mine + own_bytes) - GROUP_TOKENS * (parts + 1);
+        REAL *from = (REAL *)(memory + own_bytes * threads + (team > 1 ? 0 : shared * number)), *work = from + panels * x_panel;
+        FN(read_norm)(own.norms[0], norm, wide);
+        for (long group = first; group < end; group++) {
+            const long start = group * GROUP_TOKENS, count = own.group.tokens = smaller(GROUP_TOKENS, tokens - start);
+            const long some = (count + PANEL - 1) / PANEL, begin = share(some, me, members), stop = share(some, me + 1, members);
+            int64_t *places = own.group.place + GROUP_TOKENS;
+            for (long i = 0; i < count; i++) {
+                const long token = start + i, row = token / across % down * plan->window_height;
+                const long column = token % across * plan->window_width, image = token / across / down * plan->height;
+                own.group.place[i] = token;
+                for (long part = 0; part < parts; part++) {
+                    const long y = row + part % plan->window_height, x = column + part / plan->window_height;
+                    const int is_there = y < plan->height && x < plan->width;
+                    places[part * GROUP_TOKENS + i] = is_there ? (image + y) * plan->width + x : -1;
+                }
+            }
+            for (long panel = begin; panel < stop; panel++)
+                for (long part = 0; part < parts; part++)
+                    FN(read_panel)(from + panel * x_panel + part * plan->dim * PANEL, x,
+                                   places + part * GROUP_TOKENS + panel * PANEL, count - panel * PANEL, plan->dim);
+            FN(meet)(members);
+            const FN(Product) job = {layer, joined, wide, from, x_panel, work, work_panel, PANEL, 0, NULL, 0};
+            FN(apply_layer)(&job, &own.group, 0, some, &own, me, members);
+            FN(meet)(members);
+            for (long panel = begin; panel < stop; panel++) {
+                REAL *answer = work + panel * work_panel;
+                const long lanes = smaller(PANEL, count - panel * PANEL);
+                FN(norm_panel)(lanes, answer, answer, wide, norm->eps, own.norms[0], 0);
+                FN(write_panel)(out, own.group.place + panel * PANEL, lanes, 0, answer, PANEL, wide);
+            }
+            FN(meet)(members);
         }
     }
     return 0;

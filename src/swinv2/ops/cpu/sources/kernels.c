@@ -31,7 +31,6 @@ enum { ROWS = 6, VECTORS = 4 };
 #include "products.h"
 #include "attention.h"
 #include "rows.h"
-#include "matrices.h"
 #include "blocks.h"
 #include "gradients.h"
 #undef IS_DOUBLE
@@ -45,7 +44,6 @@ enum { ROWS = 6, VECTORS = 4 };
 #include "products.h"
 #include "attention.h"
 #include "rows.h"
-#include "matrices.h"
 #include "blocks.h"
 #include "gradients.h"
 

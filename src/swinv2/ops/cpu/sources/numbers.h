@@ -15,12 +15,6 @@ typedef struct {
     int64_t type;
 } Map;
 
-/* A matrix: the strides from row to row and from column to column, in numbers; one of them is 1. */
-typedef struct {
-    void *data;
-    int64_t row, column, type;
-} Matrix;
-
 /* Numbers side by side. */
 typedef struct {
     const void *data;

@@ -5,7 +5,7 @@ everything that all of them have; the tables of the dialects add what is theirs 
 defaults; this module knows no other library's.
 """
 
-from swinv2.convert.rules import BLOCK, JOINED, MERGE, MODEL, QUERY_VALUE, SAME, Change, Rule
+from swinv2.convert.dialects.rules import BLOCK, JOINED, MERGE, MODEL, QUERY_VALUE, SAME, Change, Rule
 
 
 def network_rules(

@@ -7,9 +7,9 @@ indices and a mask of regions for each shifted block.
 Source: microsoft/Swin-Transformer, models/swin_transformer_v2.py, models/simmim.py, utils_simmim.py.
 """
 
-from swinv2.convert import limits
-from swinv2.convert.names import network_rules
-from swinv2.convert.rules import MODEL, Dialect, Rule
+from swinv2.convert.dialects import limits
+from swinv2.convert.dialects.names import network_rules
+from swinv2.convert.dialects.rules import MODEL, Dialect, Rule
 
 _LIMITS = (
     limits.extra_norms,
@@ -44,8 +44,7 @@ MICROSOFT = Dialect(
     rules=(*_NETWORK, Rule("head.{part}", ("classifier.{part}",))),
     limits=_LIMITS,
     buffers=_buffers(""),
-    knows_windows=True,
-    knows_regions=True,
+    writes_buffers=True,
 )
 
 SIMMIM = Dialect(
@@ -58,6 +57,5 @@ SIMMIM = Dialect(
     ),
     limits=(*_LIMITS, limits.other_channels),
     buffers=_buffers("encoder."),
-    knows_windows=True,
-    knows_regions=True,
+    writes_buffers=True,
 )

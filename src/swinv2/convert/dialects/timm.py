@@ -6,9 +6,9 @@ Data only. timm merges at the start of a stage, where the authors merge at the e
 Source: timm, models/swin_transformer_v2.py.
 """
 
-from swinv2.convert import limits
-from swinv2.convert.names import network_rules
-from swinv2.convert.rules import Dialect, Rule
+from swinv2.convert.dialects import limits
+from swinv2.convert.dialects.names import network_rules
+from swinv2.convert.dialects.rules import Dialect, Rule
 
 _BLOCK = "layers.{stage}.blocks.{block}."
 

@@ -8,8 +8,8 @@ coordinates and pair indices.
 Source: transformers, models/swinv2/modeling_swinv2.py, before and after its rewriting.
 """
 
-from swinv2.convert import limits
-from swinv2.convert.rules import BLOCK, MERGE, MODEL, Dialect, Rule
+from swinv2.convert.dialects import limits
+from swinv2.convert.dialects.rules import BLOCK, MERGE, MODEL, Dialect, Rule
 
 
 def _ours(name: str, *newer: str) -> Rule:

@@ -7,9 +7,9 @@ Source: open-mmlab/mmpretrain, models/backbones/swin_transformer_v2.py, models/u
 `FFN` and `PatchEmbed` for the names inside.
 """
 
-from swinv2.convert import limits
-from swinv2.convert.names import network_rules
-from swinv2.convert.rules import BLOCK, MODEL, UNFOLDED, Dialect, Rule
+from swinv2.convert.dialects import limits
+from swinv2.convert.dialects.names import network_rules
+from swinv2.convert.dialects.rules import BLOCK, MODEL, UNFOLDED, Dialect, Rule
 
 _BLOCK = "stages.{stage}.blocks.{block}."
 _ATTENTION = "attn.w_msa."
@@ -50,7 +50,7 @@ MMPRETRAIN = Dialect(
         ("coordinates", (f"backbone.{_COORDINATES}", _COORDINATES)),
         ("pairs", (f"backbone.{_PAIRS}", _PAIRS)),
     ),
-    knows_windows=True,
+    writes_buffers=True,
     takes_any_size=True,
     windows_by_stage=True,
 )

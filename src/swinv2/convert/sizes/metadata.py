@@ -5,15 +5,15 @@ of timm that would make it compute something else than this package are refused.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from swinv2.config import Swinv2Config
-from swinv2.convert.rules import Dialect
-from swinv2.convert.transformers import TRANSFORMERS
+from swinv2.convert.dialects.rules import Dialect
+from swinv2.convert.dialects.transformers import TRANSFORMERS
 from swinv2.errors import UsageError
-from swinv2.lengths import Pair, Windows, as_pair, as_windows, plain_windows
+from swinv2.lengths import Windows, as_pair, as_windows, plain_pair, plain_windows
 
 _PUBLISHED = re.compile(
     r"(?:microsoft/|timm/)?swinv2_[a-z]+(?:_patch4)?_window([1-9]\d{0,2})(?:to([1-9]\d{0,2}))?_([1-9]\d{1,3})"
@@ -43,21 +43,40 @@ _TIMM_FIXED = {
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of the sizes that shapes do not show; None for what is not.
+class SizeHints:
+    """What one source says of the sizes that shapes do not show: fields of a configuration; None for what it does not.
 
     Attributes:
-        image_size: Image size (height, width) in pixels.
+        image_size: Image size in pixels, one length or (height, width).
         window_size: Windows in tokens, one for all stages or one for each.
-        pretrained: For each stage, the window in which its position bias was learned; 0 for its own.
+        pretrained_window_sizes: For each stage, the window in which its position bias was learned; 0 for its own.
     """
 
-    image_size: Pair | None = None
+    image_size: int | Sequence[int] | None = None
     window_size: Windows | None = None
-    pretrained: tuple[int | Pair, ...] | None = None
+    pretrained_window_sizes: Sequence[int | Sequence[int]] | None = None
+
+    def checked(self, stages: int, prefix: str = "") -> "SizeHints":
+        """The same as a configuration has it.
+
+        Args:
+            stages: Number of stages.
+            prefix: What stands before the names of image size and window in a message.
+
+        Raises:
+            ValueError: A size is impossible, or there is not one for each stage.
+        """
+        size, windows, learned = self.image_size, self.window_size, self.pretrained_window_sizes
+        if learned is not None and len(learned) != stages:
+            raise ValueError(f"pretrained_window_sizes is {learned}; expected one for each of the {stages} stages.")
+        return SizeHints(
+            None if size is None else plain_pair(as_pair(f"{prefix}image_size", size)),
+            None if windows is None else plain_windows(as_windows(f"{prefix}window_size", windows, stages)),
+            None if learned is None else [plain_pair(as_pair("pretrained_window_sizes", one, 0)) for one in learned],
+        )
 
 
-def read_name(name: str, stages: int) -> Known:
+def read_name(name: str, stages: int) -> SizeHints:
     """Reads sizes from a published name.
 
     Args:
@@ -72,7 +91,7 @@ def read_name(name: str, stages: int) -> Known:
     Example:
 
         >>> read_name("swinv2_base_window12to16_192to256.ms_in22k_ft_in1k", 4)
-        Known(image_size=(256, 256), window_size=16, pretrained=(12, 12, 12, 6))
+        SizeHints(image_size=256, window_size=16, pretrained_window_sizes=(12, 12, 12, 6))
     """
     text = name.lower().replace("-", "_")
     found = _PUBLISHED.fullmatch(text)
@@ -82,17 +101,16 @@ def read_name(name: str, stages: int) -> Known:
         pretrained = (0,) * stages
         if found[2] and found[4]:
             pretrained = tuple(max(1, min(first, first_size // 4 >> index)) for index in range(stages))
-        return Known((size, size), window, pretrained)
+        return SizeHints(size, window, pretrained)
     if re.fullmatch(r"swin_v2_[tsb](_[0-9a-f]{8})?", text):
-        return Known((256, 256), 8, (0,) * stages)
+        return SizeHints(256, 8, (0,) * stages)
     found = _MMPRETRAIN.fullmatch(text)
     if found is not None:
-        size = int(found[3])
-        return Known((size, size), int(found[1]), None if found[2] else (0,) * stages)
-    return Known()
+        return SizeHints(int(found[3]), int(found[1]), None if found[2] else (0,) * stages)
+    return SizeHints()
 
 
-def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) -> Swinv2Config | Known:
+def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) -> Swinv2Config | SizeHints:
     """What a config.json beside the weights says.
 
     Args:
@@ -107,7 +125,7 @@ def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) ->
         UsageError: It describes no possible model, or one that this package does not compute.
     """
     if config is None:
-        return Known()
+        return SizeHints()
     if config.get("model_type") == "swinv2":
         try:
             return Swinv2Config.from_dict(config).checked()
@@ -120,30 +138,32 @@ def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) ->
             f"config.json beside the weights is of the model type {config.get('model_type')!r}; expected 'swinv2', or "
             "timm's own with its architecture. Give the file of weights itself to leave config.json aside."
         )
-    return Known()
+    return SizeHints()
 
 
-def _read_timm(config: Mapping[str, Any], stages: int) -> Known:
+def _read_timm(config: Mapping[str, Any], stages: int) -> SizeHints:
     named = read_name(config["architecture"], stages)
     arguments, pretrained_cfg = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
     if not isinstance(arguments, dict) or not isinstance(pretrained_cfg, dict):
         raise UsageError("config.json beside the weights is timm's, but its model_args or pretrained_cfg is no object.")
     _refuse_arguments({"global_pool": config["global_pool"], **arguments} if "global_pool" in config else arguments)
-    size = arguments.get("img_size") or (pretrained_cfg.get("input_size") or [None])[1:] or named.image_size
-    window = arguments.get("window_size", named.window_size)
-    learned = arguments.get("pretrained_window_sizes", named.pretrained)
+    size: Any = arguments.get("img_size") or (pretrained_cfg.get("input_size") or [None])[1:]
+    hints = SizeHints(
+        size or named.image_size,
+        arguments.get("window_size", named.window_size),
+        arguments.get("pretrained_window_sizes", named.pretrained_window_sizes),
+    )
     try:
-        image_size = None if size is None else as_pair("img_size", size)
-        windows = None if window is None else plain_windows(as_windows("window_size", window, stages))
-        pretrained = None if learned is None else tuple(as_pair("pretrained_window_sizes", one, 0) for one in learned)
+        hints = hints.checked(stages)
     except (ValueError, TypeError) as error:
         raise UsageError(f"config.json beside the weights is timm's, but {error}") from error
-    if any(0 in one and any(one) for one in pretrained or ()):
+    if any(isinstance(one, list) and 0 in one for one in hints.pretrained_window_sizes or ()):
         raise UsageError(
-            f"config.json says pre-training windows of {learned}, of which one is 0 on one axis only; timm takes only "
-            "the first number for a sign. Give the file of weights itself, and --pretrained-window-sizes."
+            f"config.json says pre-training windows of {hints.pretrained_window_sizes}, of which one is 0 on one axis "
+            "only; timm takes only the first number for a sign. Give the file of weights itself, and "
+            "--pretrained-window-sizes."
         )
-    return Known(image_size, windows, pretrained)
+    return hints
 
 
 def _refuse_arguments(arguments: Mapping[str, Any]) -> None:

@@ -9,10 +9,9 @@ written as `{stage+1}` or `{2*stage+1}` where a dialect counts otherwise.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,8 +28,6 @@ MERGE = "swinv2.encoder.layers.{merge}.downsample."
 
 Places = dict[str, str]
 """What stands at the places of a template: decimal numbers, "weight" or "bias"."""
-
-Row = TypeVar("Row")
 
 _PLACE = re.compile(r"\{(?:(\d+)\*)?([a-z]+)(?:\+(\d+))?\}")
 
@@ -177,8 +174,7 @@ class Dialect:
         buffers: What it stores beside them and computes from sizes: kind ("coordinates", "pairs", "regions",
             "key bias") and templates.
         flat_pairs: Whether its pair indices are one row of numbers.
-        knows_windows: Whether it writes coordinates and pair indices into a file.
-        knows_regions: Whether it writes a mask of regions for each shifted block, and so the size of its map.
+        writes_buffers: Whether these are in its files today; else they are read only.
         takes_any_size: Whether it decides windows and shifts from each image, so that no size belongs to its weights.
         windows_by_stage: Whether its windows may have a size of their own in each stage, other than by clipping.
         limits: Each says in sentences what of a configuration the dialect's library cannot compute; such is refused.
@@ -187,11 +183,10 @@ class Dialect:
     name: str
     title: str
     rules: tuple[Rule, ...]
-    limits: tuple[Callable[[Swinv2Config], list[str]], ...]
+    limits: tuple[Callable[[Swinv2Config], Iterable[str]], ...]
     buffers: tuple[tuple[str, tuple[str, ...]], ...] = ()
     flat_pairs: bool = False
-    knows_windows: bool = False
-    knows_regions: bool = False
+    writes_buffers: bool = False
     takes_any_size: bool = False
     windows_by_stage: bool = False
 
@@ -203,14 +198,16 @@ class Dialect:
         matches = [template.match(name) or {} for name in names for template in templates]
         return max((int(match.get("stage", -1)) + 1 for match in matches), default=0)
 
+    def rows(self, stages: int) -> list[tuple[Template, "Rule | str"]]:
+        """Every name that it reads: of a learned tensor with its rule, of a buffer with its kind."""
+        learned = [(Template(text, stages - 1), rule) for rule in self.rules for text in (rule.theirs, *rule.read_as)]
+        return [*learned, *((Template(text, stages - 1), kind) for kind, texts in self.buffers for text in texts)]
+
     def count_known(self, names: Sequence[str]) -> int:
-        """How many names it knows."""
-        last = self.count_stages(names) - 1
-        if last < 0:
-            return 0
-        templates = [Template(text, last) for rule in self.rules for text in (rule.theirs, *rule.read_as)]
-        templates += [Template(text, last) for _, texts in self.buffers for text in texts]
-        return sum(any(template.match(name) is not None for template in templates) for name in names)
+        """How many names it knows; none of a network without blocks."""
+        stages = self.count_stages(names)
+        rows = self.rows(stages) if stages else []
+        return sum(_find(rows, name) is not None for name in names)
 
 
 @dataclass(frozen=True)
@@ -265,23 +262,21 @@ def read(dialect: Dialect, tensors: Mapping[str, Tensor]) -> Reading:
     """
     stages = dialect.count_stages(list(tensors))
     reading = Reading({}, {}, [], [], [], {}, [], stages)
-    rules = [(Template(text, stages - 1), rule) for rule in dialect.rules for text in (rule.theirs, *rule.read_as)]
-    buffers = [(Template(text, stages - 1), kind) for kind, texts in dialect.buffers for text in texts]
+    rows = dialect.rows(stages)
     for name, tensor in tensors.items():
-        found = _find(rules, name)
-        if found is not None:
-            _take(reading, name, tensor, *found)
-            continue
-        buffer = _find(buffers, name)
-        if buffer is None:
+        found = _find(rows, name)
+        if found is None:
             reading.unknown.append(name)
+            continue
+        row, places = found
+        if isinstance(row, Rule):
+            _take(reading, name, tensor, row, places)
         else:
-            kind, places = buffer
-            reading.buffers.append(Buffer(name, kind, int(places["stage"]), int(places["block"]), tensor))
+            reading.buffers.append(Buffer(name, row, int(places["stage"]), int(places["block"]), tensor))
     return reading
 
 
-def _find(rows: Sequence[tuple[Template, Row]], name: str) -> tuple[Row, Places] | None:
+def _find(rows: Sequence[tuple[Template, Rule | str]], name: str) -> tuple[Rule | str, Places] | None:
     """The first row whose template a name fits, and what stands at its places."""
     for template, row in rows:
         places = template.match(name)

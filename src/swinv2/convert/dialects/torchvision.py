@@ -7,9 +7,9 @@ the window itself: torchvision knows no pre-training window.
 Source: torchvision, models/swin_transformer.py.
 """
 
-from swinv2.convert import limits
-from swinv2.convert.names import network_rules
-from swinv2.convert.rules import Dialect, Rule
+from swinv2.convert.dialects import limits
+from swinv2.convert.dialects.names import network_rules
+from swinv2.convert.dialects.rules import Dialect, Rule
 
 _BLOCK = "features.{2*stage+1}.{block}."
 
@@ -43,6 +43,6 @@ TORCHVISION = Dialect(
         ("pairs", (f"{_BLOCK}attn.relative_position_index",)),
     ),
     flat_pairs=True,
-    knows_windows=True,
+    writes_buffers=True,
     takes_any_size=True,
 )

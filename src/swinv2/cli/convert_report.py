@@ -1,7 +1,7 @@
-"""An account of a conversion as people read it.
+"""The report of a conversion as people read it.
 
-In: an `Account`. Out: text on a console: the facts, a table of stages, and sentences about what was taken for granted.
-This module computes nothing.
+In: a `ConversionReport`. Out: text on a console: the facts, a table of stages, and sentences about what was taken for
+granted. This module computes nothing.
 """
 
 from rich import box
@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from swinv2.convert.conversion import Account
+from swinv2.convert.conversion import ConversionReport
 from swinv2.lengths import Pair, Windows, as_windows
 from swinv2.sizes import as_typed
 
 
 def _windows(window_size: Windows, stages: int) -> str:
-    """Windows in the form of --window-size."""
+    """Windows as --window-size takes them."""
     windows = as_windows("window_size", window_size, stages)
     sizes = [str(height) if height == width else as_typed((height, width)) for height, width in windows]
     return ",".join(sizes[:1] if len(set(sizes)) == 1 else sizes)
@@ -30,26 +30,26 @@ def _change(before: Pair, after: Pair) -> str:
     return as_typed(before) if before == after else f"{as_typed(before)} -> {as_typed(after)}"
 
 
-def print_account(account: Account, console: Console) -> None:
+def print_conversion(report: ConversionReport, console: Console) -> None:
     """Prints what was recognised and done."""
-    window = _windows(account.window_size, len(account.stages))
-    if account.new_window_size != account.window_size:
-        window += f" -> {_windows(account.new_window_size, len(account.stages))}"
+    window = _windows(report.window_size, len(report.stages))
+    if report.new_window_size != report.window_size:
+        window += f" -> {_windows(report.new_window_size, len(report.stages))}"
     facts = {
-        "weights of": account.dialect,
-        "class": account.model_class,
-        "parameters": f"{account.parameters:,} ({account.dtype})",
-        "image size": f"{_change(account.image_size, account.new_image_size)} (from {account.sources['image size']})",
-        "window": f"{window} (from {account.sources['window']})",
+        "weights of": report.dialect,
+        "class": report.model_class,
+        "parameters": f"{report.parameters:,} ({report.dtype})",
+        "image size": f"{_change(report.image_size, report.new_image_size)} (from {report.sources['image size']})",
+        "window": f"{window} (from {report.sources['window']})",
         "bias learned in": (
-            f"{', '.join(as_typed(stage.learned_window) for stage in account.stages)} (from "
-            f"{account.sources['pre-training windows']})"
+            f"{', '.join(as_typed(stage.learned_window) for stage in report.stages)} (from "
+            f"{report.sources['pre-training windows']})"
         ),
         "classes": "none"
-        if account.num_labels is None
-        else f"{account.num_labels}: {', '.join(_short(label) for label in account.labels)} ...",
-        "images": account.processor,
-        "left out": f"{account.left_out} tensors that follow from sizes",
+        if report.num_labels is None
+        else f"{report.num_labels}: {', '.join(_short(label) for label in report.labels)} ...",
+        "images": report.processor,
+        "left out": f"{report.left_out} tensors that follow from sizes",
     }
     width = max(map(len, facts)) + 2
     for name, fact in facts.items():
@@ -59,7 +59,7 @@ def print_account(account: Account, console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD if is_terminal else None, show_edge=False, pad_edge=False, header_style="bold")
     for name in ("stage", "blocks", "channels", "heads", "map", "window", "shift", "learned in"):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    for stage in account.stages:
+    for stage in report.stages:
         table.add_row(
             stage.name,
             str(stage.blocks),
@@ -71,7 +71,7 @@ def print_account(account: Account, console: Console) -> None:
             as_typed(stage.learned_window),
         )
     console.print(table)
-    if account.notes:
+    if report.notes:
         console.print()
-    for note in account.notes:
+    for note in report.notes:
         console.print(Text(f"- {note}"), soft_wrap=not is_terminal)

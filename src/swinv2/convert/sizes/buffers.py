@@ -1,0 +1,138 @@
+"""What libraries store beside learned tensors, and compute from sizes: coordinates, pair indices, masks of regions.
+
+In: the tables in a file. Out: the windows that they are of. Or in: a stage. Out: the same tables made from its sizes,
+for files that must have them, and for holding those in a file to them. This module knows no name of a tensor.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from swinv2.config import StageSpec
+from swinv2.convert.dialects.rules import Buffer
+from swinv2.convert.sizes.metadata import SizeHints
+from swinv2.lengths import Pair
+
+OUTSIDE = -100.0
+"""What the authors add to the logit of two tokens of different regions."""
+
+
+def coordinates(window: Pair, pretrained: Pair) -> Float[Tensor, "1 table_height table_width 2"]:
+    """Log-spaced relative coordinates as the authors, torchvision and mmpretrain store them, to the last bit.
+
+    Args:
+        window: Size in tokens.
+        pretrained: The window by which they are normalised.
+
+    Source:
+        microsoft/Swin-Transformer, models/swin_transformer_v2.py, `WindowAttention`.
+    """
+    axes = [torch.arange(1 - length, length, dtype=torch.float32) for length in window]
+    table = torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1)[None]
+    for axis in range(2):
+        table[..., axis] /= max(pretrained[axis] - 1, 1)
+    table *= 8
+    return torch.sign(table) * torch.log2(torch.abs(table) + 1.0) / 3.0
+
+
+def pairs(window: Pair) -> Int[Tensor, "tokens tokens"]:
+    """Row of the coordinate table, counted through, for every pair of tokens of a window."""
+    axes = [torch.arange(length) for length in window]
+    tokens = torch.stack(torch.meshgrid(axes, indexing="ij")).flatten(1)
+    down, across = tokens[:, :, None] - tokens[:, None, :]
+    return (down + window[0] - 1) * (2 * window[1] - 1) + across + window[1] - 1
+
+
+def regions(grid: Pair, window: Pair, shift: Pair) -> Float[Tensor, "windows tokens tokens"]:
+    """What the authors add to the logits of a shifted block: 0 inside a region, -100 across regions.
+
+    Args:
+        grid: Size of the map; it is padded to a multiple of the window.
+        window: Size of the windows.
+        shift: Cyclic shift.
+    """
+    counts = [-(-length // side) for length, side in zip(grid, window, strict=True)]
+    rows, columns = (
+        (torch.arange(count * side) >= count * side - side).long()
+        + (torch.arange(count * side) >= count * side - step).long()
+        for count, side, step in zip(counts, window, shift, strict=True)
+    )
+    labels = (3 * rows[:, None] + columns).view(counts[0], window[0], counts[1], window[1])
+    labels = labels.transpose(1, 2).flatten(0, 1).flatten(1)
+    differs = labels[:, None, :] != labels[:, :, None]
+    return torch.zeros(differs.shape).masked_fill(differs, OUTSIDE)
+
+
+def make_table(kind: str, spec: StageSpec, block: int) -> Tensor | None:
+    """What is stored beside the learned tensors of a block.
+
+    Args:
+        kind: "coordinates", "pairs" or "regions", as `Buffer` has it.
+        spec: The block's stage.
+        block: Its number in the stage.
+
+    Returns:
+        The table; None where there is none of this kind: a mask of a block that is not shifted.
+    """
+    if kind == "coordinates":
+        return coordinates(spec.window, spec.learned_window)
+    if kind == "pairs":
+        return pairs(spec.window)
+    return regions(spec.grid, spec.window, spec.shift) if block % 2 and any(spec.shift) else None
+
+
+def read_tables(buffers: Sequence[Buffer], stages: int) -> SizeHints:
+    """Reads windows from a stage's first table; that every table is what these windows make, is verified afterwards.
+
+    Args:
+        buffers: Everything in the file that is not learned.
+        stages: Number of stages.
+
+    Returns:
+        The window of each stage, and the window in which its position bias was learned, if every stage shows them.
+    """
+    windows: list[Pair] = []
+    learned: list[int | Pair] = []
+    for stage in range(stages):
+        here = {buffer.kind: buffer.tensor for buffer in reversed(buffers) if buffer.stage == stage}
+        window = None
+        if "coordinates" in here:
+            window = _window_of_coordinates(here["coordinates"])
+        elif "pairs" in here:
+            window = _window_of_pairs(here["pairs"])
+        if window is None:
+            return SizeHints()
+        windows.append(window)
+        if "coordinates" in here:
+            pretrained = _pretrained(here["coordinates"], window)
+            learned.append(0 if pretrained == window else pretrained)
+    return SizeHints(window_size=windows, pretrained_window_sizes=learned if len(learned) == stages else None)
+
+
+def _window_of_coordinates(table: Tensor) -> Pair | None:
+    """From the shape [1, 2 * height - 1, 2 * width - 1, 2]."""
+    if table.ndim != 4 or table.shape[::3] != (1, 2) or not table.shape[1] % 2 or not table.shape[2] % 2:
+        return None
+    return (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
+
+
+def _window_of_pairs(table: Tensor) -> Pair | None:
+    """The one window that has these pairs; a row of tokens and a column have the same, which shows neither."""
+    tokens = math.isqrt(table.numel())
+    sizes = [(tokens // width, width) for width in range(1, tokens + 1) if tokens % width == 0]
+    fitting = [size for size in sizes if torch.equal(table.flatten().long(), pairs(size).flatten())]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _pretrained(table: Tensor, window: Pair) -> Pair:
+    """From the last, largest coordinate of each axis."""
+    found: list[int] = []
+    for axis, length in enumerate(window):
+        largest = float(table[0, -1, -1, axis])
+        # In a window of one token the authors' code divides zero by zero; it shows nothing.
+        rate = (2 ** (3 * largest) - 1) / 8 if 0 < largest < 10 else 0.0
+        found.append(1 + round((length - 1) / rate) if rate else length)
+    return found[0], found[1]
