@@ -18,9 +18,9 @@ from transformers import TrainingArguments
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.train.augment import for_finetuning, for_pretraining
+from swinv2.train.optim.schedule import make_schedule
 from swinv2.train.pretrain import mask_maker
 from swinv2.train.running import pixels_of
-from swinv2.train.schedule import make_schedule
 from swinv2.train.settings import OLDER_NAMES, FinetuneSettings, PretrainSettings, RunSettings, parse_settings
 from swinv2.train.start import NEW, start_finetuning, start_pretraining
 from swinv2.zoo import CHECKPOINTS, SIZES

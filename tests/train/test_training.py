@@ -31,7 +31,7 @@ from swinv2.errors import UsageError
 from swinv2.train import checkpoints, commands
 from swinv2.train.finetune import make_finetuning
 from swinv2.train.health import DivergedError, TooManyBrokenError
-from swinv2.train.optim import MuonAdamW
+from swinv2.train.optim.muon import MuonAdamW
 from swinv2.train.pretrain import make_pretraining, mask_maker
 from swinv2.train.running import run_training
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, parse_settings

@@ -10,9 +10,9 @@ from torch import nn
 
 from swinv2.errors import UsageError
 from swinv2.train.examples import StreamedExamples
-from swinv2.train.groups import parameter_groups
 from swinv2.train.memory import Training, training_memory
-from swinv2.train.optim import hidden_matrices
+from swinv2.train.optim.groups import parameter_groups
+from swinv2.train.optim.muon import hidden_matrices
 from swinv2.train.settings import PAPER_BATCH
 from swinv2.train.trainer import SwinTrainer
 

@@ -20,7 +20,7 @@ from swinv2.errors import UsageError
 from swinv2.lengths import as_windows
 from swinv2.sizes import read_windows
 from swinv2.train.augment import IMAGENET_MEAN, IMAGENET_STD
-from swinv2.train.schedule import MULTISTEP, SHAPES, make_schedule
+from swinv2.train.optim.schedule import MULTISTEP, SHAPES, make_schedule
 
 PAPER_BATCH = 512
 """Images for which the authors give learning rates; they scale them with the batch."""

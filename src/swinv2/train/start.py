@@ -20,7 +20,7 @@ from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModel
 from swinv2.lengths import Pair, as_pair, plain_pair
 from swinv2.loading import read_config
 from swinv2.model import Swinv2PreTrainedModel
-from swinv2.train.groups import freeze_stages
+from swinv2.train.optim.groups import freeze_stages
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings
 from swinv2.zoo import SIZES
 

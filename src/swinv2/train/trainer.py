@@ -2,7 +2,7 @@
 
 In: a model, examples and settings. Out: checkpoints, logs and the trained model. It adds:
 
-- parameter groups and schedules of the authors (`groups.py`, `schedule.py`), an average of the weights (`average.py`);
+- parameter groups and schedules of the authors (`optim/groups.py`, `optim/schedule.py`), an average of the weights;
 - the order of the examples and all chance as functions of seed, epoch and step: a run that goes on from a checkpoint
   takes the same steps that it would have taken;
 - checkpoints that are whole or not there (`checkpoints.py`), a stop before what is no number reaches one and a count
@@ -30,7 +30,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from swinv2.errors import UsageError
 from swinv2.model import Swinv2PreTrainedModel
-from swinv2.train.average import WeightAverage
 from swinv2.train.checkpoints import clear_unfinished, prune, publish, staged
 from swinv2.train.examples import (
     DrawBatches,
@@ -40,10 +39,11 @@ from swinv2.train.examples import (
     make_seed,
     seed_everything,
 )
-from swinv2.train.groups import parameter_groups
 from swinv2.train.health import Health
-from swinv2.train.optim import MuonAdamW
-from swinv2.train.schedule import make_schedule
+from swinv2.train.optim.ema import WeightAverage
+from swinv2.train.optim.groups import parameter_groups
+from swinv2.train.optim.muon import MuonAdamW
+from swinv2.train.optim.schedule import make_schedule
 from swinv2.train.settings import RunSettings
 from swinv2.train.signals import deafen
 

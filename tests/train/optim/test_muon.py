@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
-from swinv2.train.optim import MuonAdamW, hidden_matrices
+from swinv2.train.optim.muon import MuonAdamW, hidden_matrices
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from timm.scheduler.multistep_lr import MultiStepLRScheduler
 from torch import nn
 
 from swinv2.errors import UsageError
-from swinv2.train.schedule import make_schedule
+from swinv2.train.optim.schedule import make_schedule
 
 RATE = 0.02
 

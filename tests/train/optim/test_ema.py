@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from swinv2.errors import UsageError
-from swinv2.train.average import WeightAverage
+from swinv2.train.optim.ema import WeightAverage
 
 
 @pytest.fixture
