@@ -486,7 +486,7 @@ class TestTrouble:
     ) -> None:
         with pytest.raises(CrashError):
             train("finetune", [*flags, *before], lambda trainer: trainer.add_callback(CrashAt(6)))
-        with pytest.raises(UsageError, match=r"does not fit these settings: .*another.*--matrix_learning_rate or none"):
+        with pytest.raises(UsageError, match=r"does not fit these settings: .*group.*--matrix_learning_rate or none"):
             commands.finetune([*flags, *after, "--resume"])
 
     def test_stopped_by_itself_is_status_3(self, flags: list[str], colours: Path, tmp_path: Path) -> None:

@@ -380,11 +380,10 @@ class SwinTrainer(Trainer):
         told = [(group.get("initial_lr", group["lr"]), group["weight_decay"]) for group in groups]
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
-        # What torch says where the groups are not those of the checkpoint, or there are none: it is Muon's.
-        except (ValueError, KeyError) as error:
-            reason = "the optimizer is another one" if isinstance(error, KeyError) else error
+        # What torch says where the groups are not those of the checkpoint.
+        except ValueError as error:
             raise UsageError(
-                f"{checkpoint} does not fit these settings: {reason}. Go on with the model, the optimizer "
+                f"{checkpoint} does not fit these settings: {error}. Go on with the model, the optimizer "
                 "(--matrix_learning_rate or none) and the --layer_decay that it was saved with, or begin in another "
                 "--output_dir."
             ) from error

@@ -1,10 +1,9 @@
-"""Optimisers and parameter groups of Swin Transformer V2.
+"""Muon for the matrices of the network, beside AdamW for the rest.
 
-In: a model. Out: one optimiser that transformers' Trainer and learning-rate schedules can drive. Groups are chosen by
-what a parameter is, not by matching names of one layout.
+In: a model. Out: one optimiser that transformers' Trainer and its schedules can drive. Groups are chosen by what a
+parameter is, not by matching names of one layout.
 
-Source: weight decay: microsoft/Swin-Transformer, optimizer.py (its intent: none on norms, biases, the position-bias
-network and logit_scale). Muon: Jordan et al., 2024, as `torch.optim.Muon`; its step is scaled to AdamW's.
+Source: Jordan et al., 2024, as `torch.optim.Muon`; its step is scaled to AdamW's.
 """
 
 from collections.abc import Callable
@@ -22,6 +21,27 @@ def hidden_matrices(model: nn.Module) -> list[torch.Tensor]:
     head = getattr(model, "classifier", None)
     skipped = inside_bias | ({id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set())
     return [m.weight for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) not in skipped]
+
+
+def muon_groups(
+    model: nn.Module, matrix_learning_rate: float, learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """The parameters that learn, in two groups: the matrices, which alone decay, and the others.
+
+    Returns:
+        Groups for a torch optimiser: `params`, `lr`, `weight_decay`, and for people `names`.
+    """
+    matrices = {id(matrix) for matrix in hidden_matrices(model)}
+    groups: list[dict[str, Any]] = [
+        {"params": [], "names": [], "lr": matrix_learning_rate, "weight_decay": weight_decay},
+        {"params": [], "names": [], "lr": learning_rate, "weight_decay": 0.0},
+    ]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            group = groups[0 if id(parameter) in matrices else 1]
+            group["params"].append(parameter)
+            group["names"].append(name)
+    return groups
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -45,58 +65,23 @@ class MuonAdamW(torch.optim.Optimizer):
         weight_decay: float,
         betas: tuple[float, float] = (0.9, 0.99),
     ) -> None:
-        # Not the base class' constructor: groups and state live in the two parts, and it would make its own.
-        matrices = hidden_matrices(model)
-        chosen = {id(parameter) for parameter in matrices}
-        others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+        groups = muon_groups(model, matrix_learning_rate, learning_rate, weight_decay)
+        bare = [[{key: group[key] for key in ("params", "lr", "weight_decay")}] for group in groups]
         self.parts = (
-            torch.optim.Muon(
-                matrices, lr=matrix_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-            ),
-            torch.optim.AdamW(others, lr=learning_rate, betas=betas, weight_decay=0.0, fused=True),
+            torch.optim.Muon(bare[0], adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(bare[1], betas=betas, fused=True),
         )
-        self.defaults: dict[str, Any] = {}
+        # The groups are this optimiser's, with what their part has filled in; schedules read the rate of `defaults`.
+        super().__init__([part.param_groups[0] for part in self.parts], {"lr": learning_rate})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"parts": self.parts}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.parts = state["parts"]
-        self.defaults = {}
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The groups of both parts, for the learning-rate schedule."""
-        return [group for part in self.parts for group in part.param_groups]
-
-    @property
-    def state(self) -> dict[Any, Any]:  # type: ignore[override]
-        """The state of both parts by parameter."""
-        return {parameter: state for part in self.parts for parameter, state in part.state.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of both parts."""
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what `state_dict` returned.
-
-        Raises:
-            ValueError: It is another optimizer's, or its groups are others.
-        """
-        if "parts" not in state_dict:
-            raise ValueError("the state is another optimizer's, not that of Muon and AdamW together")
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients of all parameters."""
-        for part in self.parts:
-            part.zero_grad(set_to_none)
+        return super().__getstate__() | {"parts": self.parts}
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Takes one step with both parts."""
         loss = None if closure is None else closure()
-        for part in self.parts:
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            # Loading a state puts new groups and another state in the place of those before.
+            part.param_groups, part.state = [group], self.state
             part.step()
         return loss
