@@ -13,7 +13,7 @@ from swinv2.train.examples import StreamedExamples
 from swinv2.train.memory import Training, training_memory
 from swinv2.train.optim.groups import parameter_groups
 from swinv2.train.optim.muon import hidden_matrices, muon_groups
-from swinv2.train.settings import PAPER_BATCH
+from swinv2.train.options import PAPER_BATCH
 from swinv2.train.trainer import SwinTrainer
 
 
@@ -68,7 +68,7 @@ def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
         steps = math.ceil(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs)
     warmup = args.get_warmup_steps(steps)
     if warmup > steps:
-        raise UsageError(f"the warm-up has {warmup} steps, the whole training {steps}; give fewer --warmup_steps.")
+        raise UsageError(f"the warm-up has {warmup} steps, the whole training {steps}; give fewer --warmup-steps.")
     evaluation: Any = trainer.eval_dataset
     config: Any = model.config
     return {

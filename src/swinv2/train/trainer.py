@@ -43,7 +43,7 @@ from swinv2.train.health import Health
 from swinv2.train.optim.ema import WeightAverage
 from swinv2.train.optim.groups import parameter_groups
 from swinv2.train.optim.muon import MuonAdamW
-from swinv2.train.optim.schedule import make_schedule
+from swinv2.train.optim.schedule import make_scheduler
 from swinv2.train.settings import RunSettings
 from swinv2.train.signals import deafen
 
@@ -239,21 +239,18 @@ class SwinTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The authors' schedule if `--schedule` names one, otherwise transformers' `--lr_scheduler_type`."""
-        args = self.args
-        if args.schedule is None or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        schedule = make_schedule(
-            args.schedule,
-            num_training_steps,
-            args.get_warmup_steps(num_training_steps),
-            start=args.warmup_learning_rate / args.learning_rate,
-            floor=args.min_learning_rate / args.learning_rate,
-            milestones=args.milestones,
-            drop=args.milestone_factor,
-        )
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, schedule)
-        self._created_lr_scheduler = True
+        """transformers' `--lr-scheduler-type`, or drops at `--milestones`."""
+        args: Any = self.args
+        if self.lr_scheduler is None:
+            self.lr_scheduler = make_scheduler(
+                optimizer or self.optimizer,
+                args.lr_scheduler_type,
+                args.lr_scheduler_kwargs or {},
+                args.milestones,
+                args.get_warmup_steps(num_training_steps),
+                num_training_steps,
+            )
+            self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:

@@ -1,49 +1,34 @@
-"""The schedules, against timm's and torch's own."""
+"""The schedule with milestones, against timm's and torch's own; and what all schedules have in common."""
+
+from typing import Any
 
 import pytest
 import torch
-from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.multistep_lr import MultiStepLRScheduler
 from torch import nn
+from transformers.trainer_utils import SchedulerType
 
-from swinv2.errors import UsageError
-from swinv2.train.optim.schedule import make_schedule
+from swinv2.train.optim.schedule import make_scheduler, multistep_schedule
 
 RATE = 0.02
 
 
 def optimizer(*rates: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates])
+    return torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates], RATE)
 
 
-def rates_of(scheduler, total: int) -> list[float]:
-    """The learning rates of a scheduler of timm, step by step."""
+def rates_of(scheduler: Any, total: int) -> list[list[float]]:
+    """The learning rates of all groups, step by step."""
     found = []
-    for step in range(total):
-        scheduler.step_update(step)
-        found.append(scheduler.optimizer.param_groups[0]["lr"])
+    for _ in range(total):
+        found.append([group["lr"] for group in scheduler.optimizer.param_groups])
+        scheduler.optimizer.step()
+        scheduler.step()
     return found
 
 
-class TestAgainstOthers:
-    @pytest.mark.parametrize(("total", "warmup"), [(50, 0), (50, 1), (50, 13), (7, 6)])
-    @pytest.mark.parametrize(("start", "floor"), [(0.0, 0.0), (0.1, 0.05)])
-    def test_cosine_as_in_timm(self, total: int, warmup: int, start: float, floor: float) -> None:
-        start = start if warmup else 0.0
-        timms = CosineLRScheduler(
-            optimizer(RATE),
-            t_initial=total - warmup,
-            lr_min=floor * RATE,
-            warmup_t=warmup,
-            warmup_lr_init=start * RATE,
-            warmup_prefix=True,
-            t_in_epochs=False,
-        )
-        schedule = make_schedule("cosine", total, warmup, start, floor)
-        ours = [RATE * schedule(step) for step in range(total + 5)]
-        assert ours == pytest.approx(rates_of(timms, total + 5), rel=1e-9, abs=1e-15)
-
-    def test_multistep_as_in_timm(self) -> None:
+class TestMilestones:
+    def test_as_in_timm(self) -> None:
         # timm compares its milestones with the step after; the authors' code does not.
         timms = MultiStepLRScheduler(
             optimizer(RATE),
@@ -54,66 +39,47 @@ class TestAgainstOthers:
             warmup_prefix=False,
             t_in_epochs=False,
         )
-        schedule = make_schedule("multistep", 50, 8, 0.1, milestones=[0.7, 0.9], drop=0.3)
-        assert [RATE * schedule(step) for step in range(50)] == pytest.approx(rates_of(timms, 50))
+        expected = []
+        for step in range(50):
+            timms.step_update(step)
+            expected.append([timms.optimizer.param_groups[0]["lr"]])
+        scheduler = multistep_schedule(optimizer(RATE), 8, 50, [0.7, 0.9], warmup_lr_rate=0.1, gamma=0.3)
+        assert rates_of(scheduler, 50) == [pytest.approx(rates) for rates in expected]
 
     @pytest.mark.parametrize(("share", "step"), [(0.07, 7), (0.29, 29), (0.57, 57), (0.875, 88)])
     def test_a_milestone_is_the_nearest_step(self, share: float, step: int) -> None:
         torchs = torch.optim.lr_scheduler.MultiStepLR(optimizer(1.0), [step], 0.1)
-        schedule = make_schedule("multistep", 100, 0, milestones=[share])
-        for number in range(100):
-            assert schedule(number) == pytest.approx(torchs.get_last_lr()[0])
-            torchs.optimizer.step()
-            torchs.step()
+        found = rates_of(multistep_schedule(optimizer(1.0), 0, 100, [share]), 100)
+        assert found == [pytest.approx(rates) for rates in rates_of(torchs, 100)]
 
-    def test_two_groups_keep_their_ratio(self) -> None:
-        both = optimizer(1e-3, 4e-3)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(both, make_schedule("cosine", 20, 5, 0.1, 0.01))
-        seen = set()
-        for _ in range(22):
-            slow, fast = (group["lr"] for group in both.param_groups)
-            assert fast == pytest.approx(4 * slow)
-            seen.add(slow)
-            both.step()
-            scheduler.step()
-        assert len(seen) > 15
-
-
-class TestShapes:
-    def test_linear(self) -> None:
-        schedule = make_schedule("linear", 14, 4, 0.2, 0.5)
-        expected = [0.2, 0.4, 0.6, 0.8, *(1 - 0.05 * step for step in range(10)), 0.5, 0.5]
-        assert [schedule(step) for step in range(16)] == pytest.approx(expected)
-
-    def test_constant(self) -> None:
-        schedule = make_schedule("constant", 6, 2)
-        assert [schedule(step) for step in range(8)] == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 1])
-
-    @pytest.mark.parametrize("shape", ["cosine", "linear"])
-    def test_nothing_but_warm_up(self, shape: str) -> None:
-        schedule = make_schedule(shape, 4, 4)
-        assert [schedule(step) for step in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    @pytest.mark.parametrize("milestone", [0.0, 1.0, 30])
+    def test_what_is_no_share_is_refused(self, milestone: float) -> None:
+        with pytest.raises(ValueError, match="expected shares of the training between 0 and 1"):
+            multistep_schedule(optimizer(1.0), 0, 100, [0.5, milestone])
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("kind", "options", "milestones"),
     [
-        ({"shape": "cosin"}, "the schedule is 'cosin'; expected one of"),
-        ({"shape": "multistep"}, "multistep needs some"),
-        ({"milestones": [0.5]}, "no other schedule has any"),
-        ({"shape": "multistep", "milestones": [0.5, 1.0]}, "expected shares of the training"),
-        ({"shape": "multistep", "milestones": [0.0]}, "expected shares of the training"),
-        ({"shape": "multistep", "milestones": [30]}, "expected shares of the training"),
-        ({"shape": "multistep", "milestones": [0.5], "drop": 1.5}, "drops to 1.5 of itself"),
-        ({"shape": "multistep", "milestones": [0.5], "floor": 0.1}, "no effect on the schedule 'multistep'"),
-        ({"shape": "constant", "floor": 0.1}, "no effect on the schedule 'constant'"),
-        ({"floor": 1.5}, "least learning rate is 1.5 of the highest"),
-        ({"warmup_steps": 11}, "the warm-up has 11 steps; expected at most the training's 10"),
-        ({"warmup_steps": -1}, "the warm-up has -1 steps"),
-        ({"warmup_steps": 0, "start": 0.1}, "no effect without one"),
-        ({"start": 2.0}, "start of the warm-up is 2.0"),
+        ("linear", {}, []),
+        ("constant_with_warmup", {}, []),
+        ("cosine_warmup_with_min_lr", {"min_lr": 0.1 * RATE, "warmup_lr_rate": 0.1}, []),
+        ("linear", {"warmup_lr_rate": 0.1}, [0.5, 0.75]),
     ],
 )
-def test_refusals(given: dict[str, object], sentence: str) -> None:
-    with pytest.raises(UsageError, match=sentence):
-        make_schedule(**({"shape": "cosine", "total_steps": 10, "warmup_steps": 2} | given))
+def test_groups_keep_their_ratio(kind: str, options: dict[str, Any], milestones: list[float]) -> None:
+    """A least rate too is that of the highest group; the others' are smaller, as their rates are."""
+    scheduler = make_scheduler(optimizer(RATE / 4, RATE), kind, options, milestones, 5, 20)
+    found = rates_of(scheduler, 21)
+    assert all(fast == pytest.approx(4 * slow) for slow, fast in found)
+    assert max(fast for _, fast in found) == RATE
+    if "min_lr" in options:
+        assert min(fast for _, fast in found[5:]) == pytest.approx(0.1 * RATE)
+
+
+@pytest.mark.parametrize("kind", SchedulerType)
+def test_every_schedule_of_transformers_is_there(kind: SchedulerType) -> None:
+    options = {"cosine_with_min_lr": {"min_lr": 0.0}, "cosine_warmup_with_min_lr": {"min_lr": 0.0}}
+    options["warmup_stable_decay"] = {"num_decay_steps": 3}
+    scheduler = make_scheduler(optimizer(RATE), kind, options.get(kind.value, {}), [], 2, 10)
+    assert scheduler.optimizer.param_groups[0]["lr"] <= RATE

@@ -1,87 +1,73 @@
 """How the learning rate goes over a training, step by step.
 
-In: numbers. Out: a factor of the learning rate for each step; every parameter group, with its own rate, follows the
-same factors. transformers' own schedules remain available in training; these are the authors', with a floor below and
-a start above zero.
+In: an optimiser and numbers. Out: a scheduler; every parameter group, with its own rate, follows the same factors.
+All schedules are transformers', but for the one of SimMIM, whose rate drops at milestones.
 
-Source: microsoft/Swin-Transformer, lr_scheduler.py (timm's cosine with `warmup_prefix`, multi-step with a warm-up).
+Source: microsoft/Swin-Transformer, lr_scheduler.py (multi-step with a warm-up).
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-from swinv2.errors import UsageError
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import get_scheduler
 
-CONSTANT, COSINE, LINEAR, MULTISTEP = "constant", "cosine", "linear", "multistep"
-SHAPES = (COSINE, LINEAR, MULTISTEP, CONSTANT)
 
-
-def make_schedule(
-    shape: str,
-    total_steps: int,
+def make_scheduler(
+    optimizer: Optimizer,
+    kind: str,
+    options: dict[str, Any],
+    milestones: Sequence[float],
     warmup_steps: int,
-    start: float = 0.0,
-    floor: float = 0.0,
-    milestones: Sequence[float] = (),
-    drop: float = 0.1,
-) -> Callable[[int], float]:
-    """Makes a schedule.
+    total_steps: int,
+) -> LRScheduler:
+    """Makes a scheduler.
 
     Args:
-        shape: "cosine" or "linear" from 1 to `floor`, "multistep" with a drop at each milestone, or "constant"; each
-            after a linear warm-up.
-        total_steps: Steps of the whole training.
-        warmup_steps: Steps of the warm-up; the step after them has the factor 1.
-        start: Factor of the first step, if there is a warm-up.
-        floor: Factor that the cosine and the line would reach one step after the last.
-        milestones: For "multistep": when the rate drops, each as a share of the training from 0 to 1; the nearest step
-            is meant.
-        drop: For "multistep": factor of each drop, from 0 to 1.
-
-    Returns:
-        A function from the number of a step, from 0, to a factor.
+        optimizer: Its rates are the highest ones.
+        kind: A name of transformers' `SchedulerType`; without milestones.
+        options: What the schedule itself takes.
+        milestones: See `multistep_schedule`; none for a schedule of transformers.
+        warmup_steps, total_steps: Of the whole training.
 
     Raises:
-        UsageError: There is no such shape, a number is impossible, or a setting would have no effect.
-
-    Example:
-
-        >>> schedule = make_schedule("cosine", total_steps=100, warmup_steps=20, start=0.1)
-        >>> [round(schedule(step), 3) for step in (0, 10, 20, 60, 100)]
-        [0.1, 0.55, 1.0, 0.5, 0.0]
+        TypeError, ValueError: The options are not the schedule's, or impossible.
     """
-    if shape not in SHAPES:
-        raise UsageError(f"the schedule is {shape!r}; expected one of {', '.join(SHAPES)}.")
-    if bool(milestones) != (shape == MULTISTEP):
-        raise UsageError(
-            f"the schedule is {shape!r} and its milestones are {list(milestones)}; multistep needs some, and no other "
-            "schedule has any."
-        )
+    if milestones:
+        return multistep_schedule(optimizer, warmup_steps, total_steps, milestones, **options)
+    return get_scheduler(kind, optimizer, warmup_steps, total_steps, options)
+
+
+def multistep_schedule(
+    optimizer: Optimizer,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    milestones: Sequence[float],
+    warmup_lr_rate: float = 0.0,
+    gamma: float = 0.1,
+) -> LambdaLR:
+    """A linear warm-up, then a drop at each milestone; in the form of transformers' own schedules.
+
+    Args:
+        optimizer: Its rates are the highest ones.
+        num_warmup_steps: The step after them, counted from 0, has the whole rate.
+        num_training_steps: Of the whole training.
+        milestones: Shares of it, each between 0 and 1; the nearest step is meant.
+        warmup_lr_rate: Share of the rate that the first step of the warm-up has.
+        gamma: Factor of each drop.
+
+    Raises:
+        ValueError: A milestone is no such share.
+    """
     if not all(0.0 < milestone < 1.0 for milestone in milestones):
-        raise UsageError(f"the milestones are {list(milestones)}; expected shares of the training between 0 and 1.")
-    if not 0 <= warmup_steps <= total_steps:
-        raise UsageError(f"the warm-up has {warmup_steps} steps; expected at most the training's {total_steps}.")
-    if floor and shape not in (COSINE, LINEAR):
-        raise UsageError(f"a least learning rate has no effect on the schedule {shape!r}; leave it out.")
-    if not 0.0 <= floor <= 1.0:
-        raise UsageError(f"the least learning rate is {floor} of the highest; expected from 0 to 1.")
-    if start and not warmup_steps:
-        raise UsageError("a learning rate at the start of the warm-up has no effect without one; set warmup_steps.")
-    if not 0.0 <= start <= 1.0:
-        raise UsageError(f"the learning rate at the start of the warm-up is {start} of the highest; expected 0 to 1.")
-    if not 0.0 <= drop <= 1.0:
-        raise UsageError(f"the learning rate drops to {drop} of itself at a milestone; expected from 0 to 1.")
+        raise ValueError(f"the milestones are {list(milestones)}; expected shares of the training between 0 and 1.")
     # Rounded: 0.07 * 100 is more than 7.
-    drops_at = [round(milestone * total_steps) for milestone in milestones]
+    drops_at = [round(milestone * num_training_steps) for milestone in milestones]
 
     def factor(step: int) -> float:
-        if step < warmup_steps:
-            return start + (1 - start) * step / warmup_steps
-        done = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-        if shape == COSINE:
-            return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
-        if shape == LINEAR:
-            return floor + (1 - floor) * (1 - done)
-        return drop ** sum(step >= first for first in drops_at)
+        if step < num_warmup_steps:
+            return warmup_lr_rate + (1 - warmup_lr_rate) * step / num_warmup_steps
+        return gamma ** sum(step >= first for first in drops_at)
 
-    return factor
+    return LambdaLR(optimizer, factor)
