@@ -4,6 +4,7 @@ import ast
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,12 @@ def test_version_and_help() -> None:
         assert len(result.stdout) > 100
 
 
+def seconds_of_children() -> float:
+    """What the processes that have ended took of processors, whatever else ran beside them."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
@@ -92,6 +99,14 @@ def test_version_and_help() -> None:
         (["classify", "a.png", "--json", "--csv"], 2),
         (["info", "tiny", "--image-size", "wide"], 2),
         (["convert", "weights.pth"], 2),
+        (["pretrain", "--help"], 0),
+        (["finetune", "--help"], 0),
+        (["finetune", "-h"], 0),
+        (["finetune", "--wieght-decay", "1"], 2),
+        (["finetune", "--weight_decay", "much"], 2),
+        (["pretrain", "--data"], 2),
+        (["pretrain", "--data", "a", "--model", "tiny"], 2),
+        (["pretrain", "--config", "nowhere.yaml"], 2),
     ],
 )
 def test_help_and_refusals_import_nothing_that_takes_long(arguments: list[str], status: int) -> None:
@@ -104,7 +119,10 @@ def test_help_and_refusals_import_nothing_that_takes_long(arguments: list[str], 
         "    heavy = ('torch', 'transformers', 'numpy', 'PIL', 'pyarrow')\n"
         "    print('imported:', *(name for name in heavy if name in sys.modules), file=sys.stderr)\n"
     )
+    before = seconds_of_children()
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    # A third of a second where nothing else runs; torch and transformers take three and more.
+    assert seconds_of_children() - before < 1.5
     assert done.returncode == status, done.stderr
     assert done.stderr.splitlines()[-1].strip() == "imported:"
     assert "Traceback" not in done.stderr

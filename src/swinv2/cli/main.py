@@ -4,7 +4,7 @@ In: what a user types. Out: data on stdout, messages on stderr, and an exit stat
 `swinv2.predict`, `swinv2.train`, `swinv2.inspect` and `swinv2.convert`; these modules only ask and show.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,8 +37,8 @@ def _main(
     """No help of its own: that of `app` is shown."""
 
 
-_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h"]}
-"""Flags of trainings, `--help` too, are for `swinv2.train.settings` to read."""
+_PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Flags of trainings, `--help` too, are for `swinv2.train.flags` to read."""
 
 for command in (info, classify, features, pretrain, finetune, evaluate, reconstruct, convert, inspect, demo):
     app.command(context_settings=_PASS_ON if command in (pretrain, finetune) else None)(command)

@@ -20,7 +20,7 @@ from swinv2.lengths import as_pair
 from swinv2.simmim import average_distance, draw_mask, grid_of, mask_of_pixels
 from swinv2.train.augment import Pixels, for_evaluation, for_pretraining
 from swinv2.train.examples import EvaluationExamples, Recipe, collate
-from swinv2.train.groups import freeze_stages
+from swinv2.train.optim.groups import freeze_stages
 from swinv2.train.pictures import Pictures
 from swinv2.train.running import examples_to_train, make_processor, open_training, pixels_of
 from swinv2.train.settings import PretrainSettings

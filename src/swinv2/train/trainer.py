@@ -2,7 +2,7 @@
 
 In: a model, examples and settings. Out: checkpoints, logs and the trained model. It adds:
 
-- parameter groups and schedules of the authors (`groups.py`, `schedule.py`), an average of the weights (`average.py`);
+- parameter groups and schedules of the authors (`optim/groups.py`, `optim/schedule.py`), an average of the weights;
 - the order of the examples and all chance as functions of seed, epoch and step: a run that goes on from a checkpoint
   takes the same steps that it would have taken;
 - checkpoints that are whole or not there (`checkpoints.py`), a stop before what is no number reaches one and a count
@@ -30,7 +30,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from swinv2.errors import UsageError
 from swinv2.model import Swinv2PreTrainedModel
-from swinv2.train.average import WeightAverage
 from swinv2.train.checkpoints import clear_unfinished, prune, publish, staged
 from swinv2.train.examples import (
     DrawBatches,
@@ -40,10 +39,11 @@ from swinv2.train.examples import (
     make_seed,
     seed_everything,
 )
-from swinv2.train.groups import parameter_groups
 from swinv2.train.health import Health
-from swinv2.train.optim import MuonAdamW
-from swinv2.train.schedule import make_schedule
+from swinv2.train.optim.ema import WeightAverage
+from swinv2.train.optim.groups import parameter_groups
+from swinv2.train.optim.muon import MuonAdamW
+from swinv2.train.optim.schedule import make_scheduler
 from swinv2.train.settings import RunSettings
 from swinv2.train.signals import deafen
 
@@ -239,21 +239,18 @@ class SwinTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The authors' schedule if `--schedule` names one, otherwise transformers' `--lr_scheduler_type`."""
-        args = self.args
-        if args.schedule is None or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        schedule = make_schedule(
-            args.schedule,
-            num_training_steps,
-            args.get_warmup_steps(num_training_steps),
-            start=args.warmup_learning_rate / args.learning_rate,
-            floor=args.min_learning_rate / args.learning_rate,
-            milestones=args.milestones,
-            drop=args.milestone_factor,
-        )
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, schedule)
-        self._created_lr_scheduler = True
+        """transformers' `--lr-scheduler-type`, or drops at `--milestones`."""
+        args: Any = self.args
+        if self.lr_scheduler is None:
+            self.lr_scheduler = make_scheduler(
+                optimizer or self.optimizer,
+                args.lr_scheduler_type,
+                args.lr_scheduler_kwargs or {},
+                args.milestones,
+                args.get_warmup_steps(num_training_steps),
+                num_training_steps,
+            )
+            self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -380,11 +377,10 @@ class SwinTrainer(Trainer):
         told = [(group.get("initial_lr", group["lr"]), group["weight_decay"]) for group in groups]
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
-        # What torch says where the groups are not those of the checkpoint, or there are none: it is Muon's.
-        except (ValueError, KeyError) as error:
-            reason = "the optimizer is another one" if isinstance(error, KeyError) else error
+        # What torch says where the groups are not those of the checkpoint.
+        except ValueError as error:
             raise UsageError(
-                f"{checkpoint} does not fit these settings: {reason}. Go on with the model, the optimizer "
+                f"{checkpoint} does not fit these settings: {error}. Go on with the model, the optimizer "
                 "(--matrix_learning_rate or none) and the --layer_decay that it was saved with, or begin in another "
                 "--output_dir."
             ) from error
