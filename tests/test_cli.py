@@ -20,9 +20,9 @@ from typer.testing import CliRunner, Result
 
 import swinv2
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
-from swinv2.cli import app
+from swinv2.cli import app, printing
 from swinv2.console import shown
-from swinv2.predict import report, shipped
+from swinv2.predict import shipped
 from swinv2.predict.describe import describe
 from swinv2.predict.predictor import Prediction
 
@@ -147,7 +147,7 @@ def test_classify_prints_a_plain_table_and_names_what_it_skips(model: Path, imag
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["image", "label", "probability"]
     assert [line.split("  ")[0] for line in lines[1:]] == [
-        str(images / name) for name in ("[red]x.png", "photo 2.png", "photo 10.png") for _ in range(2)
+        str(images / name) for name in ("[red]x.png", "photo 10.png", "photo 2.png") for _ in range(2)
     ]
     assert all(line.rstrip().endswith("%") for line in lines[1:])
     assert result.stderr.splitlines() == [
@@ -169,9 +169,9 @@ def test_classify_as_json_lines(model: Path, images: Path) -> None:
     assert [(Path(record["image"]).name, "error" in record) for record in records] == [
         ("gone.png", True),
         ("[red]x.png", False),
+        ("photo 10.png", False),
         ("photo 2.png", False),
         ("photo 3.jpg", True),
-        ("photo 10.png", False),
     ]
     assert records[0]["error"] == "no such file or folder"
     predictions = records[1]["predictions"]
@@ -333,10 +333,10 @@ def test_tables_fit_a_terminal_of_eighty_columns(encoding: str) -> None:
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding)
     console = Console(file=file, force_terminal=True, width=80, color_system=None, legacy_windows=False)
-    report.print_description(describe("giant-3b"), console)
+    printing.print_description(describe("giant-3b"), console)
     sample = shipped.Sample(Path("00_cat.png"), "cat")
-    report.print_demo([sample, sample], [Prediction(0, "cat", 1.0), Prediction(1, "dog", 0.5)], console)
-    report.print_labels([(Path("x" * 100 + ".png"), [Prediction(0, "cat", 1.0)])], console)
+    printing.print_demo([sample, sample], [Prediction(0, "cat", 1.0), Prediction(1, "dog", 0.5)], console)
+    printing.print_labels([(Path("x" * 100 + ".png"), [Prediction(0, "cat", 1.0)])], console)
     file.flush()
     text = raw.getvalue().decode(encoding)
     assert max(len(line) for line in text.splitlines()) <= 80

@@ -47,7 +47,7 @@ def info(
         size = read_size(image_size, "--image-size")
         windows = read_windows(window_size, "--window-size")
         quiet_transformers()
-        from swinv2.predict import report
+        from swinv2.cli import printing
         from swinv2.predict.describe import build_on_meta, describe
         from swinv2.train.memory import ways_to_train
 
@@ -56,9 +56,9 @@ def info(
     if as_json:
         typer.echo(json.dumps(asdict(description) | ({"memory_mib": ways} if memory else {}), indent=2))
         return
-    report.print_description(description, data_console())
+    printing.print_description(description, data_console())
     if memory:
-        report.print_memory(ways, batch_size, world_size, data_console())
+        printing.print_memory(ways, batch_size, world_size, data_console())
 
 
 def convert(

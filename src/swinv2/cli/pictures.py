@@ -41,7 +41,7 @@ def classify(
             raise UsageError("--json and --csv were both given; choose one.")
         paths, missing = find_or_refuse(images, "swinv2 classify photo.jpg. To see it at work: swinv2 demo.")
         quiet_transformers()
-        from swinv2.predict import report
+        from swinv2.cli import printing
         from swinv2.predict.predictor import Classifier
 
         classifier = Classifier.load(model_or_shipped(model), device, precision.dtype)
@@ -51,13 +51,13 @@ def classify(
         with progress_bar(len(paths), "classifying", has_bar) as progress:
             answers = watch(classifier.classify(paths, top_k, batch_size), progress, skipped)
             if as_json:
-                report.print_json_lines(chain(((image.path, image) for image in missing), answers))
+                printing.print_json_lines(chain(((image.path, image) for image in missing), answers))
             elif as_csv:
-                report.print_csv(answers)
+                printing.print_csv(answers)
             else:
                 answers = list(answers)
         if not (as_json or as_csv):
-            report.print_labels(answers, data_console())
+            printing.print_labels(answers, data_console())
     finish(len(paths) + len(missing), skipped)
 
 
@@ -158,8 +158,8 @@ def demo() -> None:
     """Classify the twenty sample images with the model that both ship with the package."""
     with sentences():
         quiet_transformers()
+        from swinv2.cli import printing
         from swinv2.images import BrokenImage
-        from swinv2.predict import report
         from swinv2.predict.predictor import Classifier
         from swinv2.predict.shipped import shipped_model, shipped_samples
 
@@ -170,4 +170,4 @@ def demo() -> None:
             if isinstance(answer, BrokenImage):
                 raise UsageError(f"the shipped image {path} is {answer.reason}; install the package again.")
             predictions += answer
-    report.print_demo(samples, predictions, data_console())
+    printing.print_demo(samples, predictions, data_console())

@@ -60,7 +60,10 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Draw the confusion matrix and mistakes.")
     ] = None,
     batch_size: BatchSize = 64,
-    workers: Annotated[int, typer.Option(metavar="N", min=0, help="Processes that read pictures.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Processes that read pictures.", show_default="as many as pay"),
+    ] = None,
     device: Device = "auto",
     precision: Dtype = Precision.float32,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
@@ -70,7 +73,7 @@ def evaluate(
     A picture that cannot be read is named on stderr and left out; the exit status is then 1.
     """
     quiet_transformers()
-    from swinv2.predict import report
+    from swinv2.cli import printing
     from swinv2.train import evaluate as evaluation
 
     with sentences():
@@ -90,7 +93,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(found.summary(), indent=2))
     else:
-        report.print_evaluation(found.summary(), data_console())
+        printing.print_evaluation(found.summary(), data_console())
     console = message_console()
     for file in files:
         console.print(f"drawn: {shown(file)}")
