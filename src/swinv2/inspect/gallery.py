@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 
 from swinv2.errors import UsageError
-from swinv2.images import BrokenImage, read_images
+from swinv2.images import BrokenImage, read_or_skip
 from swinv2.inspect.amplitudes import Amplitude, Amplitudes, draw_amplitudes
 from swinv2.inspect.attention_map import StageRow, draw_attention, token_attention
 from swinv2.inspect.bias_field import BiasField, by_direction, draw_bias
@@ -117,7 +117,8 @@ class Inspector:
         Raises:
             UsageError: The point is not in an image, or the folder cannot be written to.
         """
-        for path, image in read_images(paths):
+        for path in paths:
+            image = read_or_skip(path)
             if isinstance(image, BrokenImage):
                 yield path, image
                 continue
