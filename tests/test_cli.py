@@ -218,7 +218,7 @@ def test_classify_in_low_precision(model: Path, images: Path, precision: str) ->
         (["classify", "IMAGES", "-m", "IMAGES"], "it has no config.json"),
         (["classify", "IMAGES", "-m", "microsoft/swinv2-tiny-patch4-window8-256"], "without --model"),
         (["classify", "IMAGES", "-m", "MODEL", "--device", "gpu"], "device 'gpu'"),
-        (["classify", "IMAGES", "-m", "MODEL", "--dtype", "int8"], "float32"),
+        (["classify", "IMAGES", "-m", "MODEL", "--dtype", "int8"], "--dtype is 'int8'; expected float32, bfloat16"),
         (["classify", "IMAGES", "-m", "MODEL", "--top-k", "0"], "--top-k"),
         (["classify", "IMAGES", "-m", "MODEL", "--batch-size", "0"], "--batch-size"),
         (["features", "IMAGES", "-m", "MODEL"], "--output"),
@@ -257,6 +257,25 @@ def test_too_little_memory_is_a_sentence(model: Path, images: Path, monkeypatch:
     result = swinv2_command("classify", images / "photo 2.png", "-m", model)
     assert result.exit_code == 2
     assert "--batch-size" in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["info", "tiny"], ["classify", "--csv"]])
+def test_a_full_disk_is_a_sentence(model: Path, images: Path, arguments: list[str]) -> None:
+    """Of a command that ends well, and of one that skips a file and ends with a status of its own."""
+    given = [str(images), "-m", str(model)] if arguments[0] == "classify" else []
+    script = "from swinv2.cli import app; app()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments, *given],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: no space is left on the disk; what was written is cut off."
+    assert "Traceback" not in done.stderr
 
 
 def test_features(model: Path, images: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.text import Text
 
-from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, Precision
+from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, read_dtype
 from swinv2.cli.running import SKIPPED, find_or_refuse, finish, model_or_shipped, quiet_transformers, sentences
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.train.signals import StoppedError, stopped_by_signals
@@ -65,7 +65,7 @@ def evaluate(
         typer.Option(metavar="N", min=0, help="Processes that read pictures.", show_default="as many as pay"),
     ] = None,
     device: Device = "auto",
-    precision: Dtype = Precision.float32,
+    precision: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Measure a classifier on labelled pictures.
@@ -86,7 +86,7 @@ def evaluate(
                 batch_size=batch_size,
                 workers=workers,
                 device=device,
-                dtype=precision.dtype,
+                dtype=read_dtype(precision),
                 advance=progress.update,
             )
         files = [] if output is None else evaluation.draw_evaluation(found, pictures, output)
