@@ -1,6 +1,7 @@
 """A random small model over image files, against the model called by hand."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,14 @@ def test_output_is_checked_before_the_work(tmp_path: Path) -> None:
     for name, message in (("a.pt", "ends in"), ("gone/a.parquet", "no folder"), ("folder.parquet", "is a folder")):
         with pytest.raises(UsageError, match=message):
             check_output(tmp_path / name)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"install swinv2\[parquet\]"):
+        check_output(tmp_path / "a.parquet")
+    check_output(tmp_path / "a.safetensors")
+    write_features([(Path("a"), torch.zeros(2))], tmp_path / "a.safetensors", {})
 
 
 def test_unknown_stage_lists_the_known_ones(model: Path) -> None:
