@@ -50,6 +50,21 @@ def test_classes_are_matched_by_name(colours: Path, tmp_path: Path) -> None:
     assert turned.confusion[1].tolist() == straight.confusion[0].tolist()
 
 
+def test_a_folder_may_be_one_split(colours: Path, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", ["blue", "green", "red"])
+    whole, _ = evaluate(model, str(colours))
+    for split in ("evaluation", "validation"):
+        alone, _ = evaluate(model, str(colours / "validation"), split)
+        assert alone.summary() == whole.summary()
+    with pytest.raises(UsageError, match="has the splits"):
+        evaluate(model, str(colours / "validation"), "test")
+    with pytest.raises(UsageError, match="has the splits"):
+        evaluate(model, str(colours / "train"))
+    # A folder of that name may hold several.
+    (tmp_path / "test").symlink_to(colours)
+    assert evaluate(model, str(tmp_path / "test"))[0].summary() == whole.summary()
+
+
 @pytest.mark.parametrize("names", [["blue", "green", "cat"], ["a", "b"], ["a", "b", "c", "d"]])
 def test_classes_that_do_not_fit(colours: Path, tmp_path: Path, names: list[str]) -> None:
     with pytest.raises(UsageError, match="names classes that the model does not know"):

@@ -20,7 +20,7 @@ from swinv2.heads import Swinv2ForImageClassification
 from swinv2.loading import choose_device, label_names, load_model, load_processor
 from swinv2.reading import read_batches
 from swinv2.train.augment import decode
-from swinv2.train.data import open_pictures
+from swinv2.train.data import SPLIT_FOLDERS, open_pictures
 from swinv2.train.drawing.confusion import draw_confusion
 from swinv2.train.drawing.mistakes import MOST_MISTAKES, Mistake, draw_mistakes
 from swinv2.train.examples import IGNORED_LABEL, EvaluationExamples, Recipe
@@ -82,7 +82,8 @@ def evaluate(
 
     Args:
         model: A folder, or a name on the hub.
-        data, split, image_column, label_column: See `data.open_pictures`.
+        data, split, image_column, label_column: See `data.open_pictures`; or a folder that is one split by itself, and
+            is called so.
         batch_size: Pictures at once.
         workers: Processes that read pictures; None for as many as pay.
         device: See `loading.choose_device`.
@@ -98,7 +99,7 @@ def evaluate(
     place = choose_device(device)
     classifier = load_model(Swinv2ForImageClassification, model, place, dtype)
     processor = load_processor(model)
-    pictures = open_pictures(data, split, image_column=image_column, label_column=label_column)
+    pictures = open_pictures(data, _split_of(data, split), image_column=image_column, label_column=label_column)
     if pictures.label_column is None:
         raise UsageError(f"{data} has no labels; sort the pictures into a folder for each class.")
     names = tuple(label_names(classifier.config))
@@ -146,7 +147,19 @@ def evaluate(
     return found, pictures
 
 
-def _prepare(processor: Any, image: Image.Image) -> np.ndarray:
+def _split_of(data: str, split: str) -> str:
+    """What the pictures are asked for by: a folder such as data/validation has one split, its own, which `datasets`
+    calls "train" as it does wherever it finds none."""
+    names = {name for called in SPLIT_FOLDERS.values() for name in called}
+    folder = Path(data).resolve()
+    own = folder.name.lower()
+    if not folder.is_dir() or own not in names - {*SPLIT_FOLDERS["train"]} or split not in ("evaluation", own):
+        return split
+    return split if any(path.name.lower() in names for path in folder.iterdir()) else "train"
+
+
+def _prepare(processor: Any, image: Image.Image) -> Any:
+    # An array of numpy, for `read_batches`.
     return processor(image, return_tensors="pt")["pixel_values"][0].numpy()
 
 
