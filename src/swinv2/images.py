@@ -192,17 +192,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Turns an image of any of PIL's modes into eight-bit RGB; transparent parts become white."""
     if image.mode.startswith("I") or image.mode == "F":
         return grey_to_rgb(np.asarray(image))
-    if _has_transparency(image):
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
-
-
-def _has_transparency(image: Image.Image) -> bool:
-    has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
-    has_palette_alpha = image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA"
-    return has_alpha or has_palette_alpha or "transparency" in image.info
 
 
 def grey_to_rgb(values: np.ndarray) -> Image.Image:

@@ -5,6 +5,7 @@ Computed in `swinv2.predict` and `swinv2.inspect`.
 
 import json
 import sys
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -142,12 +143,19 @@ def inspect(
     skipped = list(missing)
     with progress_bar(len(paths), "inspecting") as progress:
         answers = [answer for _, answer in watch(inspector.inspect(paths, output, point), progress, skipped)]
-    drawn = [answer for answer in answers if not isinstance(answer, BrokenImage)]
-    measured, bias, files = inspector.draw_model(output) if drawn else ([], [], [])
+    about = {
+        "model": name,
+        "images": [
+            {"image": str(each.path), "error": each.reason} if isinstance(each, BrokenImage) else asdict(each)
+            for each in [*missing, *answers]
+        ],
+        **inspector.draw_model(output),
+    }
     if as_json:
-        typer.echo(json.dumps(gallery.summary(name, [*missing, *answers], measured, bias, files), indent=2))
-    for file in [*(file for each in drawn for file in each.files), *files]:
-        message_console().print(f"drawn: {shown(Path(file))}")
+        typer.echo(json.dumps(about, indent=2))
+    for each in [*about["images"], about]:
+        for file in each.get("files", []):
+            message_console().print(f"drawn: {shown(Path(file))}")
     finish(len(paths) + len(missing), skipped)
 
 
