@@ -33,7 +33,8 @@ def read_batches(examples: Examples, batch_size: int, workers: int | None = None
             core, at most `MOST_WORKERS`, if there are many.
     """
     if workers is None:
-        workers = 0 if len(examples) < FEW else min(os.cpu_count() or 1, MOST_WORKERS)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = 0 if len(examples) < FEW else min(cores, MOST_WORKERS)
     # `list` leaves examples as they are.
     for batch in DataLoader(_Readable(examples), batch_size, num_workers=workers, collate_fn=list):
         for example in batch:

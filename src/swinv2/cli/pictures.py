@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -143,18 +143,15 @@ def inspect(
     skipped = list(missing)
     with progress_bar(len(paths), "inspecting") as progress:
         answers = [answer for _, answer in watch(inspector.inspect(paths, output, point), progress, skipped)]
-    about = {
-        "model": name,
-        "images": [
-            {"image": str(each.path), "error": each.reason} if isinstance(each, BrokenImage) else asdict(each)
-            for each in [*missing, *answers]
-        ],
-        **inspector.draw_model(output),
-    }
+    of_images: list[dict[str, Any]] = [
+        {"image": str(each.path), "error": each.reason} if isinstance(each, BrokenImage) else asdict(each)
+        for each in [*missing, *answers]
+    ]
+    of_model = inspector.draw_model(output)
     if as_json:
-        typer.echo(json.dumps(about, indent=2))
-    for each in [*about["images"], about]:
-        for file in each.get("files", []):
+        typer.echo(json.dumps({"model": name, "images": of_images, **of_model}, indent=2))
+    for found in [*of_images, of_model]:
+        for file in found.get("files", []):
             message_console().print(f"drawn: {shown(Path(file))}")
     finish(len(paths) + len(missing), skipped)
 
