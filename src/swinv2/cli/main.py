@@ -11,6 +11,7 @@ import typer
 import swinv2
 from swinv2.cli.models import convert, info
 from swinv2.cli.pictures import classify, demo, features, inspect
+from swinv2.cli.running import sentences
 from swinv2.cli.training import evaluate, finetune, pretrain, reconstruct
 
 app = typer.Typer(
@@ -41,4 +42,4 @@ _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": 
 """Flags of trainings, `--help` too, are for `swinv2.train.flags` to read."""
 
 for command in (info, classify, features, pretrain, finetune, evaluate, reconstruct, convert, inspect, demo):
-    app.command(context_settings=_PASS_ON if command in (pretrain, finetune) else None)(command)
+    app.command(context_settings=_PASS_ON if command in (pretrain, finetune) else None)(sentences()(command))

@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, Precision
+from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, read_dtype
 from swinv2.cli.running import SKIPPED, find_or_refuse, finish, model_or_shipped, quiet_transformers, sentences
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
@@ -192,9 +192,12 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Draw the confusion matrix and mistakes.")
     ] = None,
     batch_size: BatchSize = 64,
-    workers: Annotated[int, typer.Option(metavar="N", min=0, help="Processes that read pictures.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Processes that read pictures.", show_default="as many as pay"),
+    ] = None,
     device: Device = "auto",
-    precision: Dtype = Precision.float32,
+    precision: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Measure a classifier on labelled pictures.
@@ -202,7 +205,7 @@ def evaluate(
     A picture that cannot be read is named on stderr and left out; the exit status is then 1.
     """
     quiet_transformers()
-    from swinv2.predict import report
+    from swinv2.cli import printing
     from swinv2.train import evaluate as evaluation
 
     with sentences():
@@ -215,14 +218,14 @@ def evaluate(
                 batch_size=batch_size,
                 workers=workers,
                 device=device,
-                dtype=precision.dtype,
+                dtype=read_dtype(precision),
                 advance=progress.update,
             )
         files = [] if output is None else evaluation.draw_evaluation(found, pictures, output)
     if as_json:
         typer.echo(json.dumps(found.summary(), indent=2))
     else:
-        report.print_evaluation(found.summary(), data_console())
+        printing.print_evaluation(found.summary(), data_console())
     console = message_console()
     for file in files:
         console.print(f"drawn: {shown(file)}")

@@ -1,14 +1,17 @@
 """Paper and pen: what all pictures are drawn on, and how they are written.
 
-In: pictures and words with their places in pixels, or a figure. Out: a PNG file.
+In: pictures and words with their places in pixels, or a figure; what draws each tile. Out: a PNG file.
 """
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from swinv2.disk import whole_file
@@ -51,10 +54,54 @@ def open_figure(width: float, height: float) -> Figure:
     return Figure((width, height), dpi=DPI, facecolor="white", layout="constrained")
 
 
-def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Any:
-    """Adds axes at a place in inches from the top left of a figure."""
-    across, down = figure.get_size_inches()
-    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of one block of a network.
+
+    Attributes:
+        title: Which block, in words.
+        tiles: By the heading of each, what draws it on axes of matplotlib.
+        colours: What the block's bar of colours shows.
+    """
+
+    title: str
+    tiles: Mapping[str, Callable[[Any], None]]
+    colours: ScalarMappable
+
+
+def tile_blocks(blocks: Sequence[Tiles], title: str, note: str, unit: str, across: int = 8) -> Figure:
+    """Draws block below block, so many tiles in a row, each block with its bar, which measures `unit`.
+
+    `title` and `note` stand above the figure: it is to be saved with `cut`.
+    """
+    lines = [-(-len(block.tiles) // across) for block in blocks]
+    columns = min(max(len(block.tiles) for block in blocks), across)
+    heights = [1.36 * line_count + 0.56 for line_count in lines]
+    figure = open_figure(1.26 * (columns + 1), sum(heights))
+    figure.text(0, 1, printable(title, 130) + "\n" * (note.count("\n") + 2), va="bottom", fontsize=11, parse_math=False)
+    figure.text(0, 1, f"{note}\n", va="bottom", fontsize=8.5, color="#555555")
+    parts: Any = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=heights)
+    for part, block, line_count in zip(parts.flat, blocks, lines, strict=True):
+        part.suptitle(block.title, x=0, ha="left", fontsize=9.5, weight="bold")
+        # The last column is for the bars.
+        grid = part.subplots(line_count, columns + 1, squeeze=False)
+        for index, (axes, (name, draw)) in enumerate(zip(grid[:, :-1].flat, block.tiles.items(), strict=False)):
+            draw(axes)
+            axes.set_title(name, fontsize=8, pad=2.5)
+            if index % across:
+                axes.set(ylabel="", yticklabels=[])
+            if index + across < len(block.tiles):
+                axes.set(xlabel="", xticklabels=[])
+        for axes in grid.flat:
+            if not axes.has_data():
+                axes.axis("off")
+        place = grid[0, min(len(block.tiles), across)]
+        place.set_box_aspect(1)
+        bar: Any = part.colorbar(block.colours, cax=place.inset_axes((0, 0, 0.1, 1)))
+        bar.set_label(unit, fontsize=8)
+        bar.ax.tick_params(labelsize=7.5, length=2)
+        bar.outline.set_visible(False)
+    return figure
 
 
 def printable(name: str, most: int) -> str:

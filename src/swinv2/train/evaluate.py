@@ -7,23 +7,23 @@ pictures go through the image processor that lies beside the model: what is meas
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification
 from swinv2.loading import choose_device, label_names, load_model, load_processor
+from swinv2.reading import read_batches
 from swinv2.train.augment import decode
-from swinv2.train.data import open_pictures
+from swinv2.train.data import SPLIT_FOLDERS, open_pictures
 from swinv2.train.drawing.confusion import draw_confusion
 from swinv2.train.drawing.mistakes import MOST_MISTAKES, Mistake, draw_mistakes
-from swinv2.train.examples import IGNORED_LABEL, EvaluationExamples, Recipe, collate
+from swinv2.train.examples import IGNORED_LABEL, EvaluationExamples, Recipe
 from swinv2.train.pictures import Pictures
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def evaluate(
     split: str = "evaluation",
     *,
     batch_size: int = 64,
-    workers: int = 0,
+    workers: int | None = None,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
     image_column: str | None = None,
@@ -82,9 +82,10 @@ def evaluate(
 
     Args:
         model: A folder, or a name on the hub.
-        data, split, image_column, label_column: See `data.open_pictures`.
+        data, split, image_column, label_column: See `data.open_pictures`; or a folder that is one split by itself, and
+            is called so.
         batch_size: Pictures at once.
-        workers: Processes that read pictures.
+        workers: Processes that read pictures; None for as many as pay.
         device: See `loading.choose_device`.
         dtype: Type of the weights.
         advance: Is told how many pictures of how many are done.
@@ -98,28 +99,26 @@ def evaluate(
     place = choose_device(device)
     classifier = load_model(Swinv2ForImageClassification, model, place, dtype)
     processor = load_processor(model)
-    pictures = open_pictures(data, split, image_column=image_column, label_column=label_column)
+    pictures = open_pictures(data, _split_of(data, split), image_column=image_column, label_column=label_column)
     if pictures.label_column is None:
         raise UsageError(f"{data} has no labels; sort the pictures into a folder for each class.")
     names = tuple(label_names(classifier.config))
     to_model = _match_classes(pictures, names)
 
-    def prepare(image: Image.Image) -> Tensor:
-        return processor(image, return_tensors="pt")["pixel_values"][0]
-
-    examples = EvaluationExamples(pictures, Recipe(prepare, 3))
-    loader = DataLoader(examples, batch_size, num_workers=workers, collate_fn=collate)
+    examples = EvaluationExamples(pictures, Recipe(partial(_prepare, processor), 3))
     confusion = np.zeros((len(names), len(names)), np.int64)
     unreadable: list[str] = []
     worst: list[tuple[int, int, int, float]] = []
     loss, among_five, done = 0.0, 0, 0
-    for batch in loader:
+    for batch in read_batches(examples, batch_size, workers):
+        pixels = torch.from_numpy(np.stack([example["pixel_values"] for example in batch]))
         with torch.inference_mode():
-            logits = classifier(batch["pixel_values"].to(place, dtype)).logits.float().cpu()
-        readable = batch["labels"] != IGNORED_LABEL
-        unreadable += batch["broken"]
+            logits = classifier(pixels.to(place, dtype)).logits.float().cpu()
+        truths = torch.tensor([example["labels"] for example in batch])
+        readable = truths != IGNORED_LABEL
+        unreadable += [name for example in batch for name in example["broken"]]
         indices = torch.arange(done, done + len(readable))[readable]
-        labels = torch.tensor([to_model[int(label)] for label in batch["labels"][readable]], dtype=torch.long)
+        labels = torch.tensor([to_model[int(label)] for label in truths[readable]], dtype=torch.long)
         done += len(readable)
         advance(done, len(pictures))
         if not len(labels):
@@ -146,6 +145,22 @@ def evaluate(
         worst=worst,
     )
     return found, pictures
+
+
+def _split_of(data: str, split: str) -> str:
+    """What the pictures are asked for by: a folder such as data/validation has one split, its own, which `datasets`
+    calls "train" as it does wherever it finds none."""
+    names = {name for called in SPLIT_FOLDERS.values() for name in called}
+    folder = Path(data).resolve()
+    own = folder.name.lower()
+    if not folder.is_dir() or own not in names - {*SPLIT_FOLDERS["train"]} or split not in ("evaluation", own):
+        return split
+    return split if any(path.name.lower() in names for path in folder.iterdir()) else "train"
+
+
+def _prepare(processor: Any, image: Image.Image) -> Any:
+    # An array of numpy, for `read_batches`.
+    return processor(image, return_tensors="pt")["pixel_values"][0].numpy()
 
 
 def _match_classes(pictures: Pictures, names: tuple[str, ...]) -> dict[int, int]:
