@@ -1,10 +1,13 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
+import os
+import re
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from swinv2.disk import force_to_disk, whole_file
+from swinv2.disk import UNFINISHED, WriteError, delete_unfinished, force_to_disk, whole_file, whole_folder
 
 
 @pytest.fixture
@@ -70,3 +73,88 @@ def test_what_is_not_there_cannot_be_forced_to_the_disk(file: Path) -> None:
     force_to_disk(file.parent)
     with pytest.raises(FileNotFoundError):
         force_to_disk(file.with_name("gone"))
+
+
+class TestWholeFolder:
+    def test_it_is_there_in_the_end_and_as_open_as_any_other(self, tmp_path: Path) -> None:
+        with whole_folder(tmp_path / "out") as folder:
+            (folder / "deep").mkdir()
+            (folder / "deep" / "file").touch(0o600)
+            assert not (tmp_path / "out").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        (tmp_path / "usual").mkdir()
+        (tmp_path / "file").touch()
+        assert (tmp_path / "out").stat().st_mode == (tmp_path / "usual").stat().st_mode
+        assert (tmp_path / "out/deep/file").stat().st_mode == (tmp_path / "file").stat().st_mode
+
+    def test_every_file_and_folder_is_forced_to_the_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        plain, forced = os.fsync, []
+        monkeypatch.setattr(os, "fsync", lambda handle: (forced.append(os.fstat(handle).st_ino), plain(handle)))
+        with whole_folder(tmp_path / "out") as folder:
+            (folder / "deep").mkdir()
+            (folder / "deep" / "file").touch()
+        assert sorted(forced) == sorted(path.stat().st_ino for path in [tmp_path, *tmp_path.rglob("*")])
+
+    @pytest.mark.parametrize("shared", [False, True])
+    @pytest.mark.parametrize(
+        "error",
+        [OSError(28, "No space"), RuntimeError("write failed"), SafetensorError("IoError"), KeyboardInterrupt("now")],
+    )
+    def test_what_fails_on_the_way_leaves_nothing(self, tmp_path: Path, error: BaseException, shared: bool) -> None:
+        def fail() -> None:
+            with whole_folder(tmp_path / "out", shared=shared) as folder:
+                (folder / "half").touch()
+                raise error
+
+        expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else WriteError
+        with pytest.raises(expected, match=re.escape(str(error))):
+            fail()
+        assert not list(tmp_path.iterdir())
+
+    def test_a_place_that_is_none(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(WriteError, match=r"out' could not be written"), whole_folder(tmp_path / "file" / "out"):
+            pass
+
+    def test_what_came_meanwhile_is_kept(self, tmp_path: Path) -> None:
+        def write() -> None:
+            with whole_folder(tmp_path / "out"):
+                (tmp_path / "out").mkdir()
+                (tmp_path / "out" / "theirs").touch()
+
+        with pytest.raises(WriteError, match="could not be written"):
+            write()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs"]
+
+    def test_an_old_one_is_replaced_only_if_that_is_wanted(self, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "old").touch()
+        with whole_folder(tmp_path / "out", replace=True) as folder:
+            (folder / "new").touch()
+            assert (tmp_path / "out" / "old").exists()
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_a_folder_of_somebody_else_is_not_deleted(self, tmp_path: Path) -> None:
+        theirs = tmp_path / f"{UNFINISHED}out"
+        theirs.mkdir()
+        with whole_folder(tmp_path / "out"):
+            pass
+        assert theirs.exists()
+        delete_unfinished(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_a_file_system_that_cannot_force_names_to_the_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The folder is whole and has its name then: no failure."""
+
+        def refuse(place: Path) -> None:
+            if place == tmp_path:
+                raise OSError(22, "Invalid argument")
+
+        monkeypatch.setattr("swinv2.disk.force_to_disk", refuse)
+        with whole_folder(tmp_path / "out") as folder:
+            (folder / "file").touch()
+        assert (tmp_path / "out" / "file").exists()

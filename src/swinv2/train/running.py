@@ -14,11 +14,11 @@ from transformers import BitImageProcessor, PrinterCallback, ProgressCallback, V
 
 from swinv2.config import Swinv2Config
 from swinv2.console import Lines, message_console
-from swinv2.disk import whole_file
+from swinv2.disk import delete_unfinished, whole_file
 from swinv2.errors import UsageError
 from swinv2.lengths import as_pair
 from swinv2.train.augment import Pixels
-from swinv2.train.checkpoints import clear_unfinished, where_to_go_on
+from swinv2.train.checkpoints import where_to_go_on
 from swinv2.train.data import has_one_split, open_pictures
 from swinv2.train.examples import Recipe, StreamedExamples, TrainingExamples
 from swinv2.train.pictures import Pictures
@@ -111,7 +111,7 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
 def _run(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     settings = trainer.args
     if settings.should_save:
-        clear_unfinished(trainer.run)
+        delete_unfinished(trainer.run)
     start = where_to_go_on(trainer.run, settings.resume_from_checkpoint, settings.resume)
     results: dict[str, Any] = {}
 

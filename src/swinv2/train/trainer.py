@@ -31,7 +31,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from swinv2.errors import UsageError
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.train.average import WeightAverage
-from swinv2.train.checkpoints import clear_unfinished, prune, publish, staged
+from swinv2.train.checkpoints import prune, whole_checkpoint
 from swinv2.train.examples import (
     DrawBatches,
     StreamedExamples,
@@ -347,25 +347,22 @@ class SwinTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._health.refuse_broken_weights(self.model, self.state.global_step)
         final = self.run / f"checkpoint-{self.state.global_step}"
-        with self.not_counted(), staged(final) as staging:
-            # The Trainer writes to a folder of the same name below the one that it takes for the run's.
-            self._staging = staging
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._staging = None
-            written = staging / final.name
-            best = self.state.best_model_checkpoint
-            if best is not None and Path(best) == written:
-                self.state.best_model_checkpoint = str(final)
-                if self.args.should_save:
-                    self.state.save_to_json(str(written / TRAINER_STATE_NAME))
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                publish(written, final)
+        with self.not_counted():
+            with whole_checkpoint(final, self.args.should_save) as folder:
+                # The Trainer writes to a folder of the same name below the one that it takes for the run's.
+                self._staging = folder.parent
+                try:
+                    super()._save_checkpoint(model, trial)
+                finally:
+                    self._staging = None
                 best = self.state.best_model_checkpoint
-                prune(self.run, self.args.save_total_limit, [final, Path(best)] if best else [final])
-                clear_unfinished(self.run)
+                if best is not None and Path(best) == folder:
+                    self.state.best_model_checkpoint = str(final)
+                    if self.args.should_save:
+                        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+                self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                prune(self.run, self.args.save_total_limit, self.state.best_model_checkpoint)
             self.accelerator.wait_for_everyone()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -438,11 +435,10 @@ class SwinTrainer(Trainer):
                     model.load_state_dict(state, assign=True)
             if not self.args.should_save:
                 return
-            with staged(folder) as staging:
+            with whole_checkpoint(folder, publishes=True) as written:
                 if hasattr(model, "merge_and_unload"):
-                    model.save_pretrained(staging / "adapter")
+                    model.save_pretrained(written / "adapter")
                     model = copy.deepcopy(model).merge_and_unload()
-                model.save_pretrained(staging)
+                model.save_pretrained(written)
                 if self.processing_class is not None:
-                    self.processing_class.save_pretrained(staging)
-                publish(staging, folder)
+                    self.processing_class.save_pretrained(written)
