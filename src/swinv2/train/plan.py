@@ -11,7 +11,7 @@ from torch import nn
 from swinv2.errors import UsageError
 from swinv2.train.examples import StreamedExamples
 from swinv2.train.groups import parameter_groups
-from swinv2.train.memory import Training, training_memory
+from swinv2.train.memory import training_memory
 from swinv2.train.optim import hidden_matrices
 from swinv2.train.settings import PAPER_BATCH
 from swinv2.train.trainer import SwinTrainer
@@ -30,14 +30,12 @@ def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
     with_muon = sum(matrix.numel() for matrix in matrices if matrix.requires_grad)
     return training_memory(
         model,
-        Training(
-            args.train_batch_size,
-            in_half=args.bf16 or args.fp16,
-            checkpointed=bool(checkpointed),
-            with_average=args.ema_decay > 0,
-            moments=2 * learning - with_muon,
-            shards=args.world_size if trainer.is_fsdp_enabled else 0,
-        ),
+        args.train_batch_size,
+        in_half=args.bf16 or args.fp16,
+        checkpointed=bool(checkpointed),
+        with_average=args.ema_decay > 0,
+        moments=2 * learning - with_muon,
+        shards=args.world_size if trainer.is_fsdp_enabled else 0,
     )
 
 
