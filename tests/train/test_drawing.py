@@ -10,7 +10,7 @@ from PIL import Image
 
 from swinv2.drawing import paper
 from swinv2.simmim import normalise_targets
-from swinv2.train.augment import Pixels
+from swinv2.train.data.augment import Pixels
 from swinv2.train.drawing import confusion, curves, mistakes, reconstructions
 from swinv2.train.drawing.mistakes import Mistake
 

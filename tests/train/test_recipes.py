@@ -17,7 +17,7 @@ import yaml
 from transformers import TrainingArguments
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
-from swinv2.train.augment import for_finetuning, for_pretraining
+from swinv2.train.data.augment import for_finetuning, for_pretraining
 from swinv2.train.pretrain import mask_maker
 from swinv2.train.running import pixels_of
 from swinv2.train.schedule import make_schedule

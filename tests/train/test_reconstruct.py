@@ -12,7 +12,7 @@ import peers
 import swinv2
 from swinv2.cli import app
 from swinv2.errors import UsageError
-from swinv2.train.augment import Pixels
+from swinv2.train.data.augment import Pixels
 from swinv2.train.reconstruct import reconstruct
 from swinv2.train.running import make_processor
 

@@ -132,8 +132,8 @@ class TestPretraining:
         (0, 0.6, "a multiple of the patch size"),
         (8, 1.0, "expected above 0 and below 1"),
         (8, 0.0, "expected above 0 and below 1"),
-        (32, 0.6, "hide all of a picture"),  # one block
-        (16, 0.8, "hide all of a picture"),  # 4 of 4 blocks
+        (32, 0.6, "hide all of an image"),  # one block
+        (16, 0.8, "hide all of an image"),  # 4 of 4 blocks
     ],
 )
 def test_masks_that_are_none(block: int, ratio: float, sentence: str) -> None:

@@ -76,7 +76,7 @@ def evaluate(
     with sentences():
         name = model_or_shipped(model)
         with progress_bar(0, "evaluating") as progress:
-            found, pictures = evaluation.evaluate(
+            found, dataset = evaluation.evaluate(
                 name,
                 data,
                 split,
@@ -86,7 +86,7 @@ def evaluate(
                 dtype=precision.dtype,
                 advance=progress.update,
             )
-        files = [] if output is None else evaluation.draw_evaluation(found, pictures, output)
+        files = [] if output is None else evaluation.draw_evaluation(found, dataset, output)
     if as_json:
         typer.echo(json.dumps(found.summary(), indent=2))
     else:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from swinv2.errors import UsageError
-from swinv2.train.examples import StreamedExamples
+from swinv2.train.data.examples import StreamedExamples
 from swinv2.train.groups import parameter_groups
 from swinv2.train.memory import training_memory
 from swinv2.train.optim import hidden_matrices
@@ -85,9 +85,9 @@ def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
     return {
         "settings": {name: value for name, value in args.given.items() if name not in ("dry_run", "as_json")},
         "data": {
-            "place": train.pictures.place,
+            "place": train.dataset.source,
             "pictures": None if streams else len(train),
-            "classes": len(train.pictures.names) or None,
+            "classes": len(train.dataset.names) or None,
             "evaluated": None if evaluation is None else len(evaluation),
         },
         "model": {

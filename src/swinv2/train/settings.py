@@ -19,7 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from swinv2.errors import UsageError
 from swinv2.lengths import as_windows
 from swinv2.sizes import read_windows
-from swinv2.train.augment import IMAGENET_MEAN, IMAGENET_STD
+from swinv2.train.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from swinv2.train.schedule import MULTISTEP, SHAPES, make_schedule
 
 PAPER_BATCH = 512

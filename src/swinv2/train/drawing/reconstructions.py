@@ -10,7 +10,7 @@ from torch import Tensor
 
 from swinv2.drawing.paper import TILE, Sheet, printable, save
 from swinv2.simmim import local_statistics
-from swinv2.train.augment import Pixels
+from swinv2.train.data.augment import Pixels
 
 _GREY = 128
 

@@ -1,7 +1,7 @@
-"""From a stored picture to the tensor that a model learns from.
+"""From a stored image to the tensor that a model learns from.
 
-In: a picture as `pictures.py` has it. Out: normalised pixels (channels, height, width), fp32. Augmentation is timm's
-and torchvision's; chance comes from the global generators, which `examples.py` seeds for every picture.
+In: an image as `dataset.py` has it. Out: normalised pixels (channels, height, width), fp32. Augmentation is timm's
+and torchvision's; chance comes from the global generators, which `examples.py` seeds for every image.
 
 Source: microsoft/Swin-Transformer, data/build.py (fine-tuning, evaluation) and data/data_simmim_pt.py (pre-training).
 """
@@ -56,22 +56,22 @@ class Pixels:
         return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
 
 
-def decode(picture: str | bytes | np.ndarray, channels: int) -> Image.Image | Tensor:
-    """Reads a picture: a PIL image for one or three channels, otherwise pixels (channels, H, W).
+def decode(stored: str | bytes | np.ndarray, channels: int) -> Image.Image | Tensor:
+    """Reads an image: a PIL image for one or three channels, otherwise pixels (channels, H, W).
 
     Raises:
         BrokenImageError: It cannot be read.
         UsageError: It has other channels than the model.
     """
-    if isinstance(picture, (str, bytes)):
+    if isinstance(stored, (str, bytes)):
         if channels not in (1, 3):
-            raise UsageError(f"a picture file has 3 channels, or 1 as grey; {channels} need arrays (H, W, {channels}).")
-        image = read_image(picture)
+            raise UsageError(f"an image file has 3 channels, or 1 as grey; {channels} need arrays (H, W, {channels}).")
+        image = read_image(stored)
         return image.convert("L") if channels == 1 else image
-    pixels = picture[:, :, None] if picture.ndim == 2 else picture
+    pixels = stored[:, :, None] if stored.ndim == 2 else stored
     if pixels.ndim != 3 or pixels.shape[2] != channels or pixels.dtype != np.uint8:
         raise UsageError(
-            f"a picture is an array {picture.shape} of {picture.dtype}; expected (H, W, {channels}) of uint8."
+            f"an image is an array {stored.shape} of {stored.dtype}; expected (H, W, {channels}) of uint8."
         )
     if channels in (1, 3):
         return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
@@ -105,7 +105,7 @@ def for_finetuning(
         color_jitter: Strength of brightness, contrast and saturation; without effect beside `auto_augment`.
         erase_probability: Of random erasing.
         scale: Smallest and largest share of the area that a crop takes.
-        crop_padding: If not 0, pictures are resized and cropped at random after reflecting so many pixels at each
+        crop_padding: If not 0, images are resized and cropped at random after reflecting so many pixels at each
             edge, as one does with small ones, and `scale` has no effect.
 
     Raises:
