@@ -1,11 +1,13 @@
-"""The error that is the user's to mend."""
+"""The error that is the user's to mend, and what others' errors say in its sentence."""
+
+import re
 
 
 class UsageError(ValueError):
     """What was asked for cannot be done; the message says what was given, what was expected and what to do."""
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind if it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of an error's message, without its full stop; the name of its type if there is none."""
+    text = str(error).strip() or type(error).__name__
+    return re.split(r"(?<=[a-z)'\"])\.\s", text.splitlines()[0])[0].rstrip(".:")

@@ -3,7 +3,9 @@
 In: pictures and words with their places in pixels, or a figure. Out: a PNG file.
 """
 
+import textwrap
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,36 @@ def save(figure: Figure, path: Path, cut: bool = False) -> None:
         else:
             # Not print_figure, whose margins the user's matplotlibrc may change: pixels are to stay where they are.
             canvas.print_png(file)
+
+
+def tile_rows(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[Sequence[str]], heads: Sequence[str]) -> Figure:
+    """Rows of images, none resampled, with captions below them.
+
+    Args:
+        rows: Images (H, W, 3), eight bits.
+        captions: What stands below each image, wrapped to its column; rows may be shorter than those of the images.
+        heads: What stands above the columns; nothing if empty.
+    """
+    margin, gap, line = 16, 16, 20
+    width = max(160, *(tile.shape[1] for row in rows for tile in row))
+    texts = [[textwrap.wrap(caption, width // 9) for caption in row] for row in captions]
+    tall = [max(tile.shape[0] for tile in row) for row in rows]
+    heights = [
+        image + 4 + line * max((len(lines) for lines in row), default=0) + gap
+        for image, row in zip(tall, texts, strict=True)
+    ]
+    top = margin + (line + 6 if heads else 0)
+    sheet = Sheet(top + sum(heights) - gap + margin, 2 * margin + max(map(len, rows)) * (width + gap) - gap)
+    for column, head in enumerate(heads):
+        sheet.write(margin + column * (width + gap) + width // 2, margin, head, ha="center", weight="bold")
+    for row, row_texts, image_height, height in zip(rows, texts, tall, heights, strict=True):
+        for column, tile in enumerate(row):
+            # In the middle, and on its caption.
+            left = margin + column * (width + gap) + (width - tile.shape[1]) // 2
+            sheet.lay(left, top + image_height - tile.shape[0], tile)
+        for column, lines in enumerate(row_texts):
+            middle = margin + column * (width + gap) + width // 2
+            for number, text in enumerate(lines):
+                sheet.write(middle, top + image_height + 4 + number * line, text, ha="center")
+        top += height
+    return sheet.figure()

@@ -17,7 +17,7 @@ import datasets
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
-from swinv2.errors import UsageError, first_line
+from swinv2.errors import UsageError, first_sentence
 from swinv2.images import SUFFIXES
 from swinv2.train.data.dataset import ImageDataset
 
@@ -94,7 +94,7 @@ def _refusing(source: str) -> Iterator[None]:
         raise
     except _DAMAGED as error:
         reason = error.__cause__ if isinstance(error, DatasetGenerationError) else None
-        raise UsageError(f"--data {source!r} cannot be opened: {first_line(reason or error)}") from error
+        raise UsageError(f"--data {source!r} cannot be opened: {first_sentence(reason or error)}") from error
 
 
 def _load(source: str, split: str, streaming: bool) -> tuple[Any, str | None]:
