@@ -8,9 +8,8 @@ import pytest
 import peers
 import swinv2
 from swinv2.errors import UsageError
-from swinv2.train.data.augment import Pixels
+from swinv2.train.data.augment import Pixels, make_processor
 from swinv2.train.evaluate import draw_evaluation, evaluate
-from swinv2.train.running import make_processor
 
 
 def save_model(folder: Path, names: list[str]) -> str:

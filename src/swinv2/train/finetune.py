@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 
 from swinv2.errors import UsageError
-from swinv2.train.data.augment import for_evaluation, for_finetuning
+from swinv2.train.data.augment import for_evaluation, for_finetuning, make_processor
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL, EvaluationExamples, SampleTransform
-from swinv2.train.running import examples_to_train, make_processor, open_training, pixels_of
+from swinv2.train.running import examples_to_train, open_training, pixels_of
 from swinv2.train.settings import FinetuneSettings
 from swinv2.train.start import start_finetuning
 from swinv2.train.trainer import SwinTrainer

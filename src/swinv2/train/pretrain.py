@@ -18,11 +18,11 @@ from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
 from swinv2.lengths import as_pair
 from swinv2.simmim import average_distance, draw_mask, grid_of, mask_of_pixels
-from swinv2.train.data.augment import Pixels, for_evaluation, for_pretraining
+from swinv2.train.data.augment import Pixels, for_evaluation, for_pretraining, make_processor
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import EvaluationExamples, SampleTransform, collate
 from swinv2.train.groups import freeze_stages
-from swinv2.train.running import examples_to_train, make_processor, open_training, pixels_of
+from swinv2.train.running import examples_to_train, open_training, pixels_of
 from swinv2.train.settings import PretrainSettings
 from swinv2.train.start import start_pretraining
 from swinv2.train.trainer import SwinTrainer

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import BitImageProcessor, PrinterCallback, ProgressCallback, ViTImageProcessor
+from transformers import PrinterCallback, ProgressCallback
 
 from swinv2.config import Swinv2Config
 from swinv2.console import Lines, message_console
@@ -64,23 +64,6 @@ def examples_to_train(
             dataset, transform, settings.process_index, settings.world_size, settings.shuffle_buffer
         )
     return TrainingExamples(dataset, transform)
-
-
-def make_processor(pixels: Pixels, crop_ratio: float | None = None) -> Any:
-    """Builds transformers' image processor that does what `augment.for_evaluation` does."""
-    height, width = pixels.size
-    common: dict[str, Any] = {
-        "resample": 3,
-        "image_mean": list(pixels.mean),
-        "image_std": list(pixels.std),
-        # A grey image stays grey.
-        "do_convert_rgb": pixels.channels == 3,
-    }
-    if crop_ratio is None:
-        return ViTImageProcessor(size={"height": height, "width": width}, **common)
-    return BitImageProcessor(
-        size={"shortest_edge": int(height / crop_ratio)}, crop_size={"height": height, "width": width}, **common
-    )
 
 
 @contextmanager

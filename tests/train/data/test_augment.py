@@ -20,9 +20,9 @@ from swinv2.train.data.augment import (
     for_evaluation,
     for_finetuning,
     for_pretraining,
+    make_processor,
 )
 from swinv2.train.data.examples import seeded
-from swinv2.train.running import make_processor
 
 RANDOM = "rand-m9-mstd0.5-inc1"
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+from transformers import BitImageProcessor, ViTImageProcessor
 
 from swinv2.errors import UsageError
 from swinv2.images import read_image
@@ -170,27 +171,41 @@ def _posterize(image: Image.Image, bits: int, **rest: Any) -> Image.Image:
 
 
 def for_evaluation(pixels: Pixels, crop_ratio: float | None = None) -> Transform:
-    """Without chance: resized to the model's size; or, with `crop_ratio`, resized so that the centre that is cut out
-    is this share of the shorter side.
+    """Without chance, and what the model will serve: the image processor that is saved beside it; see
+    `make_processor`."""
+    return partial(_process, make_processor(pixels, crop_ratio))
 
-    What is measured is what the model will serve: pixels are those of transformers' image processor that
-    `running.make_processor` builds. So tensors are resized, not PIL images, which differ by up to two levels of 255;
-    and of an odd number of rows too many the smaller part goes at the top, where torchvision's own centre crop rounds.
+
+def _process(processor: Any, image: Image.Image | Tensor) -> Tensor:
+    # Not every version sees by itself where four channels are.
+    return processor(image, input_data_format="channels_first", return_tensors="pt")["pixel_values"][0]
+
+
+def make_processor(pixels: Pixels, crop_ratio: float | None = None) -> Any:
+    """Builds transformers' image processor for a model.
+
+    Args:
+        pixels: What the model takes.
+        crop_ratio: None to resize images to the model's size; otherwise they are resized so that the centre that is cut
+            out is this share of the shorter side.
+
+    Raises:
+        UsageError: There is no such crop.
     """
-    resize_to: Any = pixels.size
-    steps: list[Any] = [v2.ToImage()]
-    if crop_ratio is not None:
-        if not 0.0 < crop_ratio <= 1.0:
-            raise UsageError(f"crop_ratio is {crop_ratio}; expected above 0 and at most 1.")
-        if pixels.size[0] != pixels.size[1]:
-            raise UsageError(f"crop_ratio needs a square model; this one takes {pixels.size[0]} x {pixels.size[1]}.")
-        resize_to = int(pixels.size[0] / crop_ratio)
-    steps.append(v2.Resize(resize_to, InterpolationMode.BICUBIC))
-    if crop_ratio is not None:
-        steps.append(partial(_crop_centre, pixels.size))
-    return v2.Compose([*steps, *pixels.normalise()])
-
-
-def _crop_centre(size: Pair, image: Tensor) -> Tensor:
-    top, left = (image.shape[-2] - size[0]) // 2, (image.shape[-1] - size[1]) // 2
-    return v2.functional.crop(image, top, left, *size)
+    height, width = pixels.size
+    common: dict[str, Any] = {
+        "resample": 3,
+        "image_mean": list(pixels.mean),
+        "image_std": list(pixels.std),
+        # A grey image stays grey.
+        "do_convert_rgb": pixels.channels == 3,
+    }
+    if crop_ratio is None:
+        return ViTImageProcessor(size={"height": height, "width": width}, **common)
+    if not 0.0 < crop_ratio <= 1.0:
+        raise UsageError(f"crop_ratio is {crop_ratio}; expected above 0 and at most 1.")
+    if height != width:
+        raise UsageError(f"crop_ratio needs a square model; this one takes {height} x {width}.")
+    return BitImageProcessor(
+        size={"shortest_edge": int(height / crop_ratio)}, crop_size={"height": height, "width": width}, **common
+    )
