@@ -79,34 +79,32 @@ def save(figure: Figure, path: Path, cut: bool = False) -> None:
             canvas.print_png(file)
 
 
-def tile_rows(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[Sequence[str]], heads: Sequence[str]) -> Figure:
-    """Rows of images, none resampled, with captions below them.
+def tile_sheet(tiles: Sequence[np.ndarray], captions: Sequence[str], columns: int, heads: Sequence[str] = ()) -> Figure:
+    """Images in rows, none resampled, with captions below them.
 
     Args:
-        rows: Images (H, W, 3), eight bits.
-        captions: What stands below each image, wrapped to its column; rows may be shorter than those of the images.
+        tiles: Images (H, W, 3), eight bits.
+        captions: What stands below each, wrapped to its column; "" for nothing.
+        columns: How many images a row has.
         heads: What stands above the columns; nothing if empty.
     """
     margin, gap, line = 16, 16, 20
-    width = max(160, *(tile.shape[1] for row in rows for tile in row))
-    texts = [[textwrap.wrap(caption, width // 9) for caption in row] for row in captions]
-    tall = [max(tile.shape[0] for tile in row) for row in rows]
-    heights = [
-        image + 4 + line * max((len(lines) for lines in row), default=0) + gap
-        for image, row in zip(tall, texts, strict=True)
-    ]
+    width = max(160, *(tile.shape[1] for tile in tiles))
+    texts = [textwrap.wrap(caption, width // 9) for caption in captions]
+    rows = [range(first, min(first + columns, len(tiles))) for first in range(0, len(tiles), columns)]
+    tall = [max(tiles[index].shape[0] for index in row) for row in rows]
+    lines = [max(len(texts[index]) for index in row) for row in rows]
     top = margin + (line + 6 if heads else 0)
-    sheet = Sheet(top + sum(heights) - gap + margin, 2 * margin + max(map(len, rows)) * (width + gap) - gap)
+    height = top + sum(tall) + sum(4 + line * count + gap for count in lines) - gap + margin
+    sheet = Sheet(height, 2 * margin + min(columns, len(tiles)) * (width + gap) - gap)
     for column, head in enumerate(heads):
         sheet.write(margin + column * (width + gap) + width // 2, margin, head, ha="center", weight="bold")
-    for row, row_texts, image_height, height in zip(rows, texts, tall, heights, strict=True):
-        for column, tile in enumerate(row):
+    for row, image_height, count in zip(rows, tall, lines, strict=True):
+        for column, index in enumerate(row):
+            tile, middle = tiles[index], margin + column * (width + gap) + width // 2
             # In the middle, and on its caption.
-            left = margin + column * (width + gap) + (width - tile.shape[1]) // 2
-            sheet.lay(left, top + image_height - tile.shape[0], tile)
-        for column, lines in enumerate(row_texts):
-            middle = margin + column * (width + gap) + width // 2
-            for number, text in enumerate(lines):
+            sheet.lay(middle - tile.shape[1] // 2, top + image_height - tile.shape[0], tile)
+            for number, text in enumerate(texts[index]):
                 sheet.write(middle, top + image_height + 4 + number * line, text, ha="center")
-        top += height
+        top += image_height + 4 + line * count + gap
     return sheet.figure()

@@ -38,6 +38,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
         raise ValueError("the confusion matrix holds no counts; expected numbers of images, not all of them 0.")
     if names and len(names) != len(matrix):
         raise ValueError(f"there are {len(names)} names for {len(matrix)} classes; give as many, or none.")
+    names = names or [str(index) for index in range(len(matrix))]
     save(_figure_of_confusion(matrix, names), path, cut=True)
 
 
@@ -47,7 +48,7 @@ def _figure_of_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     shares = matrix / np.where(counts > 0, counts, np.nan)[:, None]
     classes = np.sort(np.argsort(shares.diagonal(), kind="stable")[:MOST_CLASSES])
     shares = shares[np.ix_(classes, classes)]
-    shown = [printable(names[index] if names else str(index), 24) for index in classes]
+    shown = [printable(names[index], 24) for index in classes.tolist()]
     has_numbers = len(classes) <= MOST_NUMBERS
     side, size = max(3.2, (0.45 if has_numbers else 0.27) * len(classes)), 9 if has_numbers else 8
     # The matrix fills the figure, and the words stand outside: the file is cut to what there is, see `paper.save`.

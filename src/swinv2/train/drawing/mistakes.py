@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from swinv2.drawing.paper import TILE, printable, save, tile_rows
+from swinv2.drawing.paper import TILE, printable, save, tile_sheet
 
 MOST_MISTAKES = 25
 """More mistakes than these are not drawn."""
@@ -48,10 +48,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> None:
         raise ValueError("there is no mistake to draw; expected at least one.")
     mistakes = mistakes[:MOST_MISTAKES]
     captions = [f"{printable(m.truth, 24)} -> {printable(m.answer, 24)} {m.probability:.0%}" for m in mistakes]
-    tiles = [_fitted(mistake.image) for mistake in mistakes]
-    firsts = range(0, len(tiles), COLUMNS)
-    rows, texts = ([items[first : first + COLUMNS] for first in firsts] for items in (tiles, captions))
-    save(tile_rows(rows, texts, ()), path)
+    save(tile_sheet([_fitted(mistake.image) for mistake in mistakes], captions, COLUMNS), path)
 
 
 def _fitted(image: np.ndarray) -> np.ndarray:

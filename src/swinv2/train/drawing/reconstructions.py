@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from swinv2.drawing.paper import TILE, printable, save, tile_rows
+from swinv2.drawing.paper import TILE, printable, save, tile_sheet
 from swinv2.simmim import local_statistics
 from swinv2.train.data.augment import Pixels
 
@@ -100,5 +100,13 @@ def draw_reconstructions(
         raise ValueError(f"there are {len(names)} names for {len(rows)} images; give as many, or none.")
     factor = -(-TILE // max(rows.shape[2:4]))
     rows = rows.repeat(factor, 2).repeat(factor, 3)
-    captions = [[printable(name, 60)] for name in names] or [[]] * len(rows)
-    save(tile_rows(list(rows), captions, ("input", "masked", "drawn where masked", "drawn")), path)
+    captions = [printable(name, 60) for name in names] or [""] * len(rows)
+    save(
+        tile_sheet(
+            list(rows.reshape(-1, *rows.shape[2:])),
+            [text for caption in captions for text in (caption, "", "", "")],
+            columns=4,
+            heads=("input", "masked", "drawn where masked", "drawn"),
+        ),
+        path,
+    )
