@@ -48,7 +48,7 @@ def _figure_of_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     shares = matrix / np.where(counts > 0, counts, np.nan)[:, None]
     classes = np.sort(np.argsort(shares.diagonal(), kind="stable")[:MOST_CLASSES])
     shares = shares[np.ix_(classes, classes)]
-    shown = [printable(names[index], 24) for index in classes.tolist()]
+    shown = [printable(str(names[index]), 24) for index in classes]
     has_numbers = len(classes) <= MOST_NUMBERS
     side, size = max(3.2, (0.45 if has_numbers else 0.27) * len(classes)), 9 if has_numbers else 8
     # The matrix fills the figure, and the words stand outside: the file is cut to what there is, see `paper.save`.
