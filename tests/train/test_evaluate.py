@@ -9,9 +9,8 @@ import peers
 import swinv2
 from colours import draw_colours
 from swinv2.errors import UsageError
-from swinv2.train.augment import Pixels
+from swinv2.train.data.augment import Pixels, make_processor
 from swinv2.train.evaluate import draw_evaluation, evaluate
-from swinv2.train.running import make_processor
 
 
 def save_model(folder: Path, names: list[str]) -> str:
@@ -32,13 +31,13 @@ def save_model(folder: Path, names: list[str]) -> str:
 
 
 def test_counts_add_up_and_mistakes_are_drawn(colours: Path, tmp_path: Path) -> None:
-    found, pictures = evaluate(save_model(tmp_path / "model", ["blue", "green", "red"]), str(colours))
+    found, dataset = evaluate(save_model(tmp_path / "model", ["blue", "green", "red"]), str(colours))
     assert found.confusion.sum(1).tolist() == [5, 5, 5]
     assert found.top1 == pytest.approx(found.confusion.trace() / 15)
-    assert (found.pictures, found.unreadable, found.top5) == (15, [], None)
+    assert (found.images, found.unreadable, found.top5) == (15, [], None)
     assert all(truth != answer for _, truth, answer, _ in found.worst)
     assert len(found.worst) == 15 - found.confusion.trace()
-    assert all(file.stat().st_size > 1000 for file in draw_evaluation(found, pictures, tmp_path))
+    assert all(file.stat().st_size > 1000 for file in draw_evaluation(found, dataset, tmp_path))
 
 
 def test_classes_are_matched_by_name(colours: Path, tmp_path: Path) -> None:
@@ -89,5 +88,5 @@ def test_foreign_names_are_matched_by_order_with_a_word(
     # The commands switch it off.
     monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
     found, _ = evaluate(save_model(tmp_path / "model", ["a", "b", "c"]), str(colours))
-    assert found.pictures == 15
+    assert found.images == 15
     assert "matched by their order" in caplog.text

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
-from swinv2.train.augment import for_finetuning, for_pretraining
+from swinv2.train.data.augment import for_finetuning, for_pretraining
 from swinv2.train.flags import OLDER_NAMES, as_flag
 from swinv2.train.optim.schedule import make_scheduler
 from swinv2.train.pretrain import mask_maker

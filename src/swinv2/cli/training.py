@@ -211,7 +211,7 @@ def evaluate(
     with sentences():
         name = model_or_shipped(model)
         with progress_bar(0, "evaluating") as progress:
-            found, pictures = evaluation.evaluate(
+            found, dataset = evaluation.evaluate(
                 name,
                 data,
                 split,
@@ -221,7 +221,7 @@ def evaluate(
                 dtype=read_dtype(precision),
                 advance=progress.update,
             )
-        files = [] if output is None else evaluation.draw_evaluation(found, pictures, output)
+        files = [] if output is None else evaluation.draw_evaluation(found, dataset, output)
     if as_json:
         typer.echo(json.dumps(found.summary(), indent=2))
     else:

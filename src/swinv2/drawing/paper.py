@@ -3,6 +3,7 @@
 In: pictures and words with their places in pixels, or a figure; what draws each tile. Out: a PNG file.
 """
 
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,3 +123,34 @@ def save(figure: Figure, path: Path, cut: bool = False) -> None:
         else:
             # Not print_figure, whose margins the user's matplotlibrc may change: pixels are to stay where they are.
             canvas.print_png(file)
+
+
+def tile_sheet(tiles: Sequence[np.ndarray], captions: Sequence[str], columns: int, heads: Sequence[str] = ()) -> Figure:
+    """Images in rows, none resampled, with captions below them.
+
+    Args:
+        tiles: Images (H, W, 3), eight bits.
+        captions: What stands below each, wrapped to its column; "" for nothing.
+        columns: How many images a row has.
+        heads: What stands above the columns; nothing if empty.
+    """
+    margin, gap, line = 16, 16, 20
+    width = max(160, *(tile.shape[1] for tile in tiles))
+    texts = [textwrap.wrap(caption, width // 9) for caption in captions]
+    rows = [range(first, min(first + columns, len(tiles))) for first in range(0, len(tiles), columns)]
+    tall = [max(tiles[index].shape[0] for index in row) for row in rows]
+    lines = [max(len(texts[index]) for index in row) for row in rows]
+    top = margin + (line + 6 if heads else 0)
+    height = top + sum(tall) + sum(4 + line * count + gap for count in lines) - gap + margin
+    sheet = Sheet(height, 2 * margin + min(columns, len(tiles)) * (width + gap) - gap)
+    for column, head in enumerate(heads):
+        sheet.write(margin + column * (width + gap) + width // 2, margin, head, ha="center", weight="bold")
+    for row, image_height, count in zip(rows, tall, lines, strict=True):
+        for column, index in enumerate(row):
+            tile, middle = tiles[index], margin + column * (width + gap) + width // 2
+            # In the middle, and on its caption.
+            sheet.lay(middle - tile.shape[1] // 2, top + image_height - tile.shape[0], tile)
+            for number, text in enumerate(texts[index]):
+                sheet.write(middle, top + image_height + 4 + number * line, text, ha="center")
+        top += image_height + 4 + line * count + gap
+    return sheet.figure()

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from swinv2.errors import UsageError
-from swinv2.train.examples import StreamedExamples
-from swinv2.train.memory import Training, training_memory
+from swinv2.train.data.examples import StreamedExamples
+from swinv2.train.memory import training_memory
 from swinv2.train.optim.groups import parameter_groups
 from swinv2.train.optim.muon import hidden_matrices, muon_groups
 from swinv2.train.options import PAPER_BATCH
@@ -30,14 +30,12 @@ def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
     with_muon = sum(matrix.numel() for matrix in matrices if matrix.requires_grad)
     return training_memory(
         model,
-        Training(
-            args.train_batch_size,
-            in_half=args.bf16 or args.fp16,
-            checkpointed=bool(checkpointed),
-            with_average=args.ema_decay > 0,
-            moments=2 * learning - with_muon,
-            shards=args.world_size if trainer.is_fsdp_enabled else 0,
-        ),
+        args.train_batch_size,
+        in_half=args.bf16 or args.fp16,
+        checkpointed=bool(checkpointed),
+        with_average=args.ema_decay > 0,
+        moments=2 * learning - with_muon,
+        shards=args.world_size if trainer.is_fsdp_enabled else 0,
     )
 
 
@@ -74,9 +72,9 @@ def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
     return {
         "settings": {name: value for name, value in args.given.items() if name not in ("dry_run", "as_json")},
         "data": {
-            "place": train.pictures.place,
+            "place": train.dataset.source,
             "pictures": None if streams else len(train),
-            "classes": len(train.pictures.names) or None,
+            "classes": len(train.dataset.names) or None,
             "evaluated": None if evaluation is None else len(evaluation),
         },
         "model": {
