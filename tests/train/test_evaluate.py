@@ -58,7 +58,7 @@ def test_processes_that_read_change_nothing(tmp_path: Path) -> None:
     assert here.summary() == there.summary()
     assert here.worst == there.worst
     assert len(here.unreadable) == 1
-    assert here.pictures == 15
+    assert here.images == 15
 
 
 def test_a_folder_may_be_one_split(colours: Path, tmp_path: Path) -> None:
