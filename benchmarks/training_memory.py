@@ -21,7 +21,7 @@ import typer
 from PIL import Image
 
 from swinv2 import Swinv2Config, Swinv2ForMaskedImageModeling
-from swinv2.train.memory import Training, training_memory
+from swinv2.train.memory import training_memory
 from swinv2.zoo import find_size
 
 WORLDS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -57,15 +57,13 @@ def main(
     print("| processes | state | gathered | activations | all | activations, checkpointed | all |")
     print("|" + " --- |" * 7)
     for world in WORLDS:
-        found, less = (
-            training_memory(model, Training(batch_size, checkpointed=c, shards=world)) for c in (False, True)
-        )
+        found, less = (training_memory(model, batch_size, checkpointed=c, shards=world) for c in (False, True))
         state = found["weights"] + found["gradients"] + found["optimizer"]
         numbers = (state, found["gathered"], found["activations"], sum(found.values()))
         numbers = (*numbers, less["activations"], sum(less.values()))
         print(f"| {world} | " + " | ".join(f"{number / 1024:.1f}" for number in numbers) + " |")
     if measure:
-        expected = training_memory(model, Training(batch_size, in_half=False, shards=measure))
+        expected = training_memory(model, batch_size, in_half=False, shards=measure)
         peaks = _measure(size, image_size, window_size, batch_size, measure)
         worked_out = round(sum(expected.values()))
         print(json.dumps({"processes": measure, "worked_out_mib": worked_out, **peaks}))

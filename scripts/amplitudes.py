@@ -24,15 +24,16 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from cifar10 import read_arrays
 from torch import Tensor, nn
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.inspect.amplitudes import Amplitude, Amplitudes, draw_amplitudes
 from swinv2.inspect.observation import observe
 from swinv2.layers.block import PostNorm, SwinTransformerBlock
-from swinv2.train.cifar10 import LABELS, Split, load_cifar10
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CLASSES = 10
 MODEL = {"image_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 48, "num_heads": [2, 4]}
 WARM_UP = 50
 """Steps in which the rate rises."""
@@ -58,7 +59,7 @@ class PreNormBlock(SwinTransformerBlock):
 def build(where: str, depths: list[int], seed: int) -> Swinv2ForImageClassification:
     """A fresh model; those of the other kinds have the same weights but for the norms."""
     torch.manual_seed(seed)
-    config = Swinv2Config(**MODEL, depths=depths, drop_path_rate=0.0, num_labels=len(LABELS))
+    config = Swinv2Config(**MODEL, depths=depths, drop_path_rate=0.0, num_labels=CLASSES)
     model = Swinv2ForImageClassification(config)
     for module in model.modules():
         if isinstance(module, SwinTransformerBlock) and where == PRE:
@@ -74,7 +75,9 @@ def pixels(images: np.ndarray) -> Tensor:
     return (values - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
 
 
-def train(model: nn.Module, split: Split, steps: int, rate: float, batch_size: int, seed: int) -> list[float]:
+def train(
+    model: nn.Module, images: np.ndarray, labels: np.ndarray, steps: int, rate: float, batch_size: int, seed: int
+) -> list[float]:
     """Trains by AdamW with a warm-up and half a cosine; returns the loss of each step."""
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)
     draw = np.random.default_rng(seed)
@@ -85,10 +88,10 @@ def train(model: nn.Module, split: Split, steps: int, rate: float, batch_size: i
         share = min((step + 1) / WARM_UP, 1.0) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = rate * share
-        chosen = draw.integers(0, len(split.labels), batch_size)
-        images = split.images[chosen]
-        images = np.where(draw.random(batch_size)[:, None, None, None] < 0.5, images, images[:, :, ::-1])
-        loss = model(pixels(images), labels=torch.from_numpy(split.labels[chosen]).long()).loss
+        chosen = draw.integers(0, len(labels), batch_size)
+        batch = images[chosen]
+        batch = np.where(draw.random(batch_size)[:, None, None, None] < 0.5, batch, batch[:, :, ::-1])
+        loss = model(pixels(batch), labels=torch.from_numpy(labels[chosen]).long()).loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -101,7 +104,9 @@ def train(model: nn.Module, split: Split, steps: int, rate: float, batch_size: i
 
 
 @torch.no_grad()
-def measure(model: Swinv2ForImageClassification, split: Split, count: int) -> tuple[list[Amplitude], float]:
+def measure(
+    model: Swinv2ForImageClassification, images: np.ndarray, labels: np.ndarray, count: int
+) -> tuple[list[Amplitude], float]:
     """Amplitudes over the first test pictures, and the share of them that is recognised."""
     model.eval()
     # What `observe` needs.
@@ -110,9 +115,9 @@ def measure(model: Swinv2ForImageClassification, split: Split, count: int) -> tu
     is_pre = any(isinstance(module, PreNormBlock) for module in model.modules())
     ends = ("attention", "output") if is_pre else ("layernorm_before", "layernorm_after")
     for start in range(0, count, 100):
-        images, labels = pixels(split.images[start : start + 100]), split.labels[start : start + 100]
-        amplitudes.add(observe(model.swinv2, images, ends))
-        right += int((model(images).logits.argmax(-1).numpy() == labels).sum())
+        batch = pixels(images[start : start + 100])
+        amplitudes.add(observe(model.swinv2, batch, ends))
+        right += int((model(batch).logits.argmax(-1).numpy() == labels[start : start + 100]).sum())
     return amplitudes.measured(), right / count
 
 
@@ -140,8 +145,8 @@ def main(
             continue
         print(f"branches {where}", flush=True)
         model = build(where, [int(depth) for depth in depths.split(",")], seed)
-        losses = train(model, load_cifar10(data, train=True), steps, rate, batch_size, seed)
-        measured, top1 = measure(model, load_cifar10(data, train=False), pictures)
+        losses = train(model, *read_arrays(data, "train")[:2], steps, rate, batch_size, seed)
+        measured, top1 = measure(model, *read_arrays(data, "test")[:2], pictures)
         mains = [amplitude.main for amplitude in measured]
         print(f"  top-1 {top1:.1%}; highest over lowest amplitude {max(mains) / min(mains):.1f}", flush=True)
         loss = float(np.mean(losses[-50:]))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import transformers
 import typer
+from cifar10 import read_arrays
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
@@ -26,7 +27,6 @@ from swinv2 import Swinv2ForImageClassification
 from swinv2.lengths import as_pair, plain_windows
 from swinv2.loading import label_names, load_processor, read_config
 from swinv2.predict.shipped import shipped_model
-from swinv2.train.cifar10 import LABELS, Split, load_cifar10
 
 BEGIN, END = "<!-- scripts/other_sizes.py: begin -->", "<!-- scripts/other_sizes.py: end -->"
 BATCH_SIZE = 50
@@ -41,14 +41,16 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def top1(model: Swinv2ForImageClassification, processor: Any, test: Split, size: tuple[int, int]) -> float:
-    """Share of the test pictures that are recognised at a size."""
+def top1(
+    model: Swinv2ForImageClassification, processor: Any, images: np.ndarray, labels: list[str], size: tuple[int, int]
+) -> float:
+    """Share of the test images that are recognised at a size."""
     names = label_names(model.config)
-    truth = torch.tensor([names.index(LABELS[label]) for label in test.labels])
+    truth = torch.tensor([names.index(label) for label in labels])
     right = 0
     resize = {"size": {"height": size[0], "width": size[1]}, "do_resize": True, "do_center_crop": False}
     for start in range(0, len(truth), BATCH_SIZE):
-        pictures = [Image.fromarray(image) for image in test.images[start : start + BATCH_SIZE]]
+        pictures = [Image.fromarray(image) for image in images[start : start + BATCH_SIZE]]
         answers = model(**processor(pictures, return_tensors="pt", **resize)).logits.argmax(-1)
         right += int((answers == truth[start : start + BATCH_SIZE]).sum())
     return right / len(truth)
@@ -70,10 +72,11 @@ def main(
     """Measures all sizes and writes the table."""
     disable_progress_bar()
     name = model or str(shipped_model())
-    whole, processor = load_cifar10(data, train=False), load_processor(name)
-    test = Split(whole.images[:pictures], whole.labels[:pictures])
+    images, indices, names = read_arrays(data, "test")
+    images, labels = images[:pictures], [names[index] for index in indices[:pictures]]
+    processor = load_processor(name)
     old = read_config(name)
-    if sorted(label_names(old)) != sorted(LABELS):
+    if sorted(label_names(old)) != sorted(names):
         raise SystemExit(f"--model {name} does not have the ten labels of CIFAR-10; choose one that was trained on it.")
     before = guide.read_text() if guide is not None else ""
     if guide is not None and not 0 <= before.find(BEGIN) < before.find(END):
@@ -93,7 +96,7 @@ def main(
         for new_window, stretch in ((window, False), (window, True), (old.window_size, False)):
             changed = Swinv2ForImageClassification.from_pretrained(name).eval()
             changed.set_image_size(size, new_window, stretch=stretch)
-            cells.append(f"{top1(changed, processor, test, size):.2%}")
+            cells.append(f"{top1(changed, processor, images, labels, size):.2%}")
         rows.append(f"| {size[0]} x {size[1]} | {window} | {' | '.join(cells)} |")
         print(f"{rows[-1]}  ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
     error = 100 * float(np.sqrt(0.25 / pictures))

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from cifar10 import read_arrays
 from PIL import Image
 
 from swinv2 import Swinv2ForImageClassification
 from swinv2.predict.shipped import FOLDER
-from swinv2.train.cifar10 import LABELS, TEST_SIZE, Split, load_cifar10
 
 SAMPLES = 20
 BATCH_SIZE = 500
@@ -87,14 +87,12 @@ def predict(folder: Path, images: np.ndarray) -> np.ndarray:
     return torch.cat(answers).numpy()
 
 
-def draw_samples(test: Split, folder: Path) -> np.ndarray:
+def draw_samples(images: np.ndarray, labels: np.ndarray, names: tuple[str, ...], folder: Path) -> np.ndarray:
     """Writes the samples and returns their indices among the test images."""
-    drawn = np.random.default_rng(0).permutation(TEST_SIZE)[:SAMPLES]
+    drawn = np.random.default_rng(0).permutation(len(images))[:SAMPLES]
     folder.mkdir(parents=True)
     for order, index in enumerate(drawn):
-        Image.fromarray(test.images[index]).save(
-            folder / f"{order:02d}_{LABELS[test.labels[index]]}.png", optimize=True
-        )
+        Image.fromarray(images[index]).save(folder / f"{order:02d}_{names[labels[index]]}.png", optimize=True)
     return drawn
 
 
@@ -109,21 +107,21 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    test = load_cifar10(args.data, train=False)
-    right = predict(args.model, test.images) == test.labels
-    by_class = {label: float(right[test.labels == index].mean()) for index, label in enumerate(LABELS)}
+    images, labels, names = read_arrays(args.data, "test")
+    right = predict(args.model, images) == labels
+    by_class = {name: float(right[labels == index].mean()) for index, name in enumerate(names)}
 
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         shutil.copyfile(args.model / name, FOLDER / name)
-    drawn = draw_samples(test, FOLDER / "samples")
+    drawn = draw_samples(images, labels, names, FOLDER / "samples")
 
     model = Swinv2ForImageClassification.from_pretrained(FOLDER)
     stages = model.config.stages()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     card = CARD.format(
-        labels=", ".join(LABELS),
+        labels=", ".join(names),
         top1=right.mean(),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         image_size=model.config.image_size,
@@ -143,7 +141,9 @@ def main() -> None:
         right=int(right[drawn].sum()),
     )
     (FOLDER / "README.md").write_text(card)
-    print(f"top-1 {right.mean():.4f} on {TEST_SIZE} test images; {int(right[drawn].sum())} of {SAMPLES} samples right")
+    print(
+        f"top-1 {right.mean():.4f} on {len(images)} test images; {int(right[drawn].sum())} of {SAMPLES} samples right"
+    )
 
 
 if __name__ == "__main__":

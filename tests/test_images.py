@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from swinv2.errors import UsageError
-from swinv2.images import BrokenImageError, find_images, grey_to_rgb, natural_key, read_image
+from swinv2.images import SUFFIXES, BrokenImageError, find_images, grey_to_rgb, read_image
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -67,6 +67,20 @@ def test_exif_orientation_sets_the_image_upright(
     result = read(tmp_path, halves(), name, exif=exif, **options)
     assert result.size == size
     assert close(result.getpixel((0, 0)), upper_left, 8)
+
+
+def test_exif_that_cannot_be_written_turns_the_image_all_the_same(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.0
+    halves().save(tmp_path / "a.jpg", exif=exif)
+    # The resolution, a fraction, becomes a text, which PIL reads and does not write.
+    data = (tmp_path / "a.jpg").read_bytes()
+    assert data.count(b"\x1a\x01\x05\x00") + data.count(b"\x01\x1a\x00\x05") == 1
+    data = data.replace(b"\x1a\x01\x05\x00", b"\x1a\x01\x02\x00").replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02")
+    (tmp_path / "a.jpg").write_bytes(data)
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises((TypeError, AttributeError, ValueError)):
+        ImageOps.exif_transpose(image)
+    assert read_image(tmp_path / "a.jpg").size == (10, 20)
 
 
 def test_damaged_exif_leaves_a_sound_image(tmp_path: Path) -> None:
@@ -235,16 +249,44 @@ def names_of(paths: list[Path], folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in paths]
 
 
-def test_folders_are_searched_in_natural_order(tmp_path: Path) -> None:
-    make_files(tmp_path, "10.jpg", "9.JPG", "notes.txt", "sub/2.png", "sub/1.png", ".hidden/3.png", "._9.jpg", "a.heic")
+def test_folders_are_searched_to_their_depth(tmp_path: Path) -> None:
+    make_files(
+        tmp_path,
+        "10.jpg",
+        "9.JPG",
+        "notes.txt",
+        "sub/2.png",
+        "sub/1.png",
+        ".hidden/3.png",
+        "._9.jpg",
+        "a.heic",
+        "a.mpg",
+    )
     paths, missing = find_images([tmp_path])
-    assert names_of(paths, tmp_path) == ["9.JPG", "10.jpg", "a.heic", "sub/1.png", "sub/2.png"]
+    assert names_of(paths, tmp_path) == ["10.jpg", "9.JPG", "a.heic", "sub/1.png", "sub/2.png"]
     assert missing == []
+
+
+def test_suffixes_are_those_that_people_have() -> None:
+    assert {
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".tif",
+        ".bmp",
+        ".gif",
+        ".avif",
+        ".jp2",
+        ".mpo",
+        ".heic",
+        ".jxl",
+    } <= SUFFIXES
 
 
 def test_globs(tmp_path: Path) -> None:
     make_files(tmp_path, "b10.png", "b9.png", "b.txt", "sub/c.jpg", "sub/deep/d.jpg", "[1].png")
-    assert names_of(find_images([f"{tmp_path}/b*"])[0], tmp_path) == ["b9.png", "b10.png"]
+    assert names_of(find_images([f"{tmp_path}/b*"])[0], tmp_path) == ["b10.png", "b9.png"]
     assert names_of(find_images([f"{tmp_path}/**/*.jpg"])[0], tmp_path) == ["sub/c.jpg", "sub/deep/d.jpg"]
     assert names_of(find_images([f"{tmp_path}/s*"])[0], tmp_path) == ["sub/c.jpg", "sub/deep/d.jpg"]
     assert len(find_images([f"{tmp_path}/**"])[0]) == 5
@@ -275,8 +317,3 @@ def test_nothing_at_all_is_refused(tmp_path: Path) -> None:
         find_images([tmp_path])
     with pytest.raises(UsageError, match="no image was given"):
         find_images([])
-
-
-def test_natural_key_takes_any_digits() -> None:
-    names = ["b", "a10", "a9", "٣", "10", "²", "a"]
-    assert sorted(names, key=natural_key)[:4] == ["10", "a", "a9", "a10"]

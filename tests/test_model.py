@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 
 import peers
@@ -830,11 +831,14 @@ class TestRefusals:
             ({}, r"pixel_values is missing"),
             ({"pixel_values": torch.zeros(3, 64, 64)}, r"shape \(3, 64, 64\); expected \(batch, 3,"),
             ({"pixel_values": torch.zeros(1, 1, 64, 64)}, r"shape \(1, 1, 64, 64\).*config.num_channels"),
+            ({"pixel_values": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, r"type torch.uint8.* image processor"),
+            ({"pixel_values": Image.new("RGB", (64, 64))}, r"type Image; expected a tensor of floats"),
+            ({"pixel_values": [torch.zeros(3, 64, 64)]}, r"type list"),
         ],
     )
     @pytest.mark.parametrize("model_class", [Swinv2Model, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling])
-    def test_images(self, model_class: type, arguments: dict[str, Tensor], message: str) -> None:
-        """Images that are missing, without a batch, or of other channels."""
+    def test_images(self, model_class: type, arguments: dict[str, Any], message: str) -> None:
+        """Images that are missing, without a batch, of other channels, or not yet what an image processor makes."""
         with pytest.raises(ValueError, match=message):
             build(model_class)(**arguments)
 

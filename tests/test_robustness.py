@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.errors import UsageError
 from swinv2.loading import load_processor
-from swinv2.train.optim import MuonAdamW
+from swinv2.train.optim.muon import MuonAdamW
 
 SMALL = {"image_size": 64, "window_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "num_labels": 3}
 

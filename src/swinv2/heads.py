@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
-from transformers.utils import ModelOutput
 
 from swinv2.config import Swinv2Config
 from swinv2.layers.patches import Embeddings, PatchEmbeddings
@@ -21,10 +20,6 @@ from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.windows import Pair
 from swinv2.outputs import Swinv2ImageClassifierOutput, Swinv2MaskedImageModelingOutput
 from swinv2.simmim import grid_of, masked_pixel_loss, normalise_targets
-
-
-def _as_tuple(output: ModelOutput) -> tuple[Any, ...]:
-    return tuple(value for value in output.values() if value is not None)
 
 
 def classification_loss(
@@ -123,7 +118,7 @@ class Swinv2ForImageClassification(Swinv2PreTrainedModel):
             attentions=outputs.attentions,
             reshaped_hidden_states=outputs.reshaped_hidden_states,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else _as_tuple(output)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 class PixelDecoder(nn.Sequential):
@@ -223,7 +218,7 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
             attentions=outputs.attentions,
             reshaped_hidden_states=outputs.reshaped_hidden_states,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else _as_tuple(output)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
@@ -288,4 +283,4 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
             hidden_states=tuple(each.tokens for each in views.values()) if output_hidden_states else None,
             attentions=stage_attentions(stages) if output_attentions else None,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else _as_tuple(output)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()

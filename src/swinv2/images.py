@@ -8,6 +8,7 @@ A file that cannot be read is not an accident here: it is a `BrokenImage` with a
 Colour profiles are not applied, as in transformers and torchvision. Of an animation the first frame is taken.
 """
 
+import contextlib
 import glob
 import io
 import os
@@ -15,26 +16,25 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from swinv2.errors import UsageError
 
-# fmt: off
-SUFFIXES = frozenset((
-    ".apng", ".avif", ".avifs", ".bmp", ".cur", ".dds", ".dib", ".gif", ".heic", ".heif", ".icns", ".ico", ".im",
-    ".j2c", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".jxl", ".mpo", ".pbm", ".pcx",
-    ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp",
-))
-# fmt: on
+_NEEDS_PLUGIN = {".heic": "pillow-heif", ".heif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
+
+# PIL lists these too, and reads no pixels of them by itself.
+_NO_PIXELS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF")
+
+SUFFIXES = _NEEDS_PLUGIN.keys() | {
+    suffix for suffix, kind in Image.registered_extensions().items() if kind not in _NO_PIXELS
+}
 """What counts as an image inside a folder. HEIF and JPEG XL are among them although PIL alone cannot read them: a photo
 that cannot be read is to be named, not left out. A file that is named itself is read whatever its suffix."""
-
-_NEEDS_PLUGIN = {".heic": "pillow-heif", ".heif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
 
 # Everything that PIL's decoders raised on some 90,000 damaged files of 20 formats, and what their sources raise beside.
 _DECODING_ERRORS = (
@@ -47,17 +47,6 @@ _DECODING_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What sets an image upright, by its EXIF orientation."""
 
 
 class BrokenImageError(ValueError):
@@ -77,18 +66,6 @@ class BrokenImage:
     reason: str
 
 
-def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Sorts as people count: "photo 2" before "photo 10", whatever the case.
-
-    Example:
-
-        >>> sorted(["photo 10.jpg", "Photo 2.jpg", "photo 2b.jpg"], key=natural_key)
-        ['Photo 2.jpg', 'photo 2b.jpg', 'photo 10.jpg']
-    """
-    parts = re.split(r"([0-9]+)", text.casefold())
-    return [(0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part) for part in parts if part]
-
-
 def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenImage]]:
     """Finds the images that are meant.
 
@@ -97,8 +74,8 @@ def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenIm
             hidden ones left out; globs ("**" for any depth).
 
     Returns:
-        The images, each file once, in the order of the inputs and in natural order within each; and the inputs that do
-        not exist.
+        The images, each file once, in the order of the inputs and by name within each; and the inputs that do not
+        exist.
 
     Raises:
         UsageError: There is no image at all.
@@ -142,12 +119,12 @@ def _inside(folder: Path) -> list[Path]:
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(root, name) for name in names if not name.startswith(".") and _is_image_name(name)]
-    return sorted(found, key=lambda path: [natural_key(part) for part in path.parts])
+    return sorted(found)
 
 
 def _matching(pattern: str) -> list[Path]:
     found = []
-    for name in sorted(glob.glob(pattern, recursive=True), key=natural_key):
+    for name in sorted(glob.glob(pattern, recursive=True)):
         path = Path(name)
         if path.is_dir():
             # "**" lists the files of a folder as well as the folder: only a folder that is matched by itself is opened.
@@ -201,30 +178,25 @@ def _reason(file: Path | io.BytesIO, error: Exception) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _DECODING_ERRORS:
-        # The pixels are sound, the note beside them is not: the image is taken as it is stored.
-        return image
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
+    # Pixels may be sound where the note beside them is not: such an image is taken as it is stored.
+    with contextlib.suppress(*_DECODING_ERRORS):
+        # Read once and kept. PIL then finds no EXIF to write anew, which fails where an entry is odd.
+        image.getexif()
+        for name in ("exif", "Raw profile type exif"):
+            image.info.pop(name, None)
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turns an image of any of PIL's modes into eight-bit RGB; transparent parts become white."""
     if image.mode.startswith("I") or image.mode == "F":
         return grey_to_rgb(np.asarray(image))
-    if _has_transparency(image):
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
-
-
-def _has_transparency(image: Image.Image) -> bool:
-    has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
-    has_palette_alpha = image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA"
-    return has_alpha or has_palette_alpha or "transparency" in image.info
 
 
 def grey_to_rgb(values: np.ndarray) -> Image.Image:
@@ -252,10 +224,9 @@ def grey_to_rgb(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(grey / white * 255 + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def read_images(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image | BrokenImage]]:
-    """Reads images one after another, the broken ones as `BrokenImage`."""
-    for path in paths:
-        try:
-            yield path, read_image(path)
-        except BrokenImageError as error:
-            yield path, BrokenImage(path, str(error))
+def read_or_skip(path: Path) -> Image.Image | BrokenImage:
+    """Reads a file by `read_image`, or says why it cannot be read."""
+    try:
+        return read_image(path)
+    except BrokenImageError as error:
+        return BrokenImage(path, str(error))

@@ -153,6 +153,13 @@ class Swinv2PreTrainedModel(PreTrainedModel):
     def _check_images(self, pixel_values: Tensor | None) -> Tensor:
         if pixel_values is None:
             raise ValueError("pixel_values is missing; pass images of shape (batch, channels, height, width).")
+        is_tensor = isinstance(pixel_values, Tensor)
+        if not is_tensor or not pixel_values.is_floating_point():
+            kind = pixel_values.dtype if is_tensor else type(pixel_values).__name__
+            raise ValueError(
+                f"pixel_values is of type {kind}; expected a tensor of floats (batch, channels, height, width), which "
+                "the model's image processor makes of images."
+            )
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, {self.config.num_channels}, "

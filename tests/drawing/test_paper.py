@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from swinv2.drawing.paper import Sheet, open_figure, printable, save
+from swinv2.drawing.paper import Sheet, open_figure, printable, save, tile_sheet
 
 
 def test_pictures_lie_pixel_by_pixel(tmp_path: Path) -> None:
@@ -34,3 +34,22 @@ def test_cut_figures_hold_what_stands_outside(tmp_path: Path) -> None:
 def test_names_are_printable() -> None:
     assert printable("a\nlong  name\udcff", 20) == "a long name?"
     assert printable("abcdef", 4) == "abc…"
+
+
+def test_tiles_lie_in_rows_on_their_captions(tmp_path: Path) -> None:
+    """Pixel by pixel, of all sizes, the smaller ones in the middle of their columns."""
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    sizes = [(30, 200), (10, 50), (7, 9)]
+    tiles = [np.full((*size, 3), colour, np.uint8) for size, colour in zip(sizes, colours, strict=True)]
+    save(tile_sheet(tiles, ["one two " * 5, "", ""], 2, ("left", "right")), tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    boxes = []
+    for colour, tile in zip(colours, tiles, strict=True):
+        rows, columns = np.nonzero((pixels == colour).all(-1))
+        assert len(rows) == tile.shape[0] * tile.shape[1]
+        boxes.append((rows.min(), rows.max() + 1, columns.min() + columns.max() + 1))
+    (_, red, left), (_, green, right), (blue, _, below) = boxes
+    assert red == green < blue - 2 * 20
+    assert abs(left - below) <= 1
+    assert left < right - 2 * 200

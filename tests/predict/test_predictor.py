@@ -1,67 +1,21 @@
 """A random small model over image files, against the model called by hand."""
 
-import json
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet
 import pytest
 import torch
-from PIL import Image
-from safetensors import safe_open
-from torch import nn
 from transformers import ViTImageProcessor
 
+from small_models import LABELS, make_model, sound_features
 from swinv2 import (
-    Swinv2Backbone,
-    Swinv2Config,
     Swinv2ForImageClassification,
     Swinv2ForMaskedImageModeling,
-    Swinv2Model,
 )
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImage, read_image
-from swinv2.loading import choose_device, read_config
-from swinv2.predict.describe import describe
-from swinv2.predict.features import check_output, write_features
+from swinv2.loading import choose_device
+from swinv2.predict.features import write_features
 from swinv2.predict.predictor import Classifier, FeatureExtractor, Prediction
-
-LABELS = ["ant", "bee", "cat", "dog"]
-
-
-def make_model(folder: Path, model_class: type = Swinv2ForImageClassification, **fields: object) -> Path:
-    """Saves a random small model that tells images apart, and its processor."""
-    torch.manual_seed(0)
-    size = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
-    config = Swinv2Config(**{**size, "encoder_stride": 4, "id2label": dict(enumerate(LABELS)), **fields})
-    model = model_class(config)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    model.save_pretrained(folder)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
-    return folder
-
-
-def make_images(folder: Path, count: int = 7) -> list[Path]:
-    """Random images of all shapes, the fourth one broken."""
-    folder.mkdir(exist_ok=True)
-    random = np.random.default_rng(0)
-    paths = [folder / f"{index}.png" for index in range(count)]
-    for index, path in enumerate(paths):
-        shape = ((1, 1, 3), (3, 3, 3), (40, 20, 3), (5, 5, 3))[index % 4]
-        Image.fromarray(random.integers(0, 255, shape, dtype=np.uint8)).save(path)
-    paths[3].write_text("not an image")
-    return paths
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return make_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
@@ -81,6 +35,14 @@ def test_classifier_agrees_with_the_model_called_by_hand(model: Path, images: li
         assert [prediction.index for prediction in predictions] == best.indices.tolist()
         assert [prediction.label for prediction in predictions] == [LABELS[index] for index in best.indices]
         torch.testing.assert_close(torch.tensor([prediction.probability for prediction in predictions]), best.values)
+
+
+def test_processes_that_read_change_nothing(model: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = Classifier.load(str(model), "cpu")
+    here = list(classifier.classify(images, batch_size=3))
+    monkeypatch.setattr("swinv2.reading.FEW", 1)
+    assert list(classifier.classify(images, batch_size=3)) == here
+    assert here[3] == (images[3], BrokenImage(images[3], "not an image"))
 
 
 def test_top_k_is_clipped_to_the_labels(model: Path, images: list[Path]) -> None:
@@ -115,17 +77,15 @@ def test_processor_that_does_not_resize_gives_batches_of_equal_size(tmp_path: Pa
     for (path, first), (_, second) in zip(together, alone, strict=True):
         if path != images[3]:
             assert [p.index for p in first] == [p.index for p in second]  # pyright: ignore
-    sizes = [features.shape for _, features in _sound(FeatureExtractor.load(str(folder), "stage1", "cpu"), images)]
+    sizes = [
+        features.shape for _, features in sound_features(FeatureExtractor.load(str(folder), "stage1", "cpu"), images)
+    ]
     assert len(set(sizes)) == 3
     with pytest.raises(UsageError, match="parquet"):
         write_features(
-            _sound(FeatureExtractor.load(str(folder), "stage1", "cpu"), images), tmp_path / "f.safetensors", {}
+            sound_features(FeatureExtractor.load(str(folder), "stage1", "cpu"), images), tmp_path / "f.safetensors", {}
         )
     assert not (tmp_path / "f.safetensors").exists()
-
-
-def _sound(extractor: FeatureExtractor, images: list[Path]) -> list[tuple[Path, torch.Tensor]]:
-    return [(path, item) for path, item in extractor.extract(images, 3) if not isinstance(item, BrokenImage)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -137,67 +97,6 @@ def test_low_precision(model: Path, images: list[Path], dtype: torch.dtype) -> N
         for prediction in predictions:  # pyright: ignore
             assert isinstance(prediction, Prediction)
             assert prediction.probability == pytest.approx(expected[prediction.label], abs=0.1)
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".parquet"])
-@pytest.mark.parametrize("stage", ["pooled", "stem", "stage2"])
-def test_features_in_a_file(model: Path, images: list[Path], tmp_path: Path, suffix: str, stage: str) -> None:
-    file = tmp_path / f"features{suffix}"
-    file.write_text("old")
-    extractor = FeatureExtractor.load(str(model), stage, "cpu")
-    assert write_features(_sound(extractor, images), file, {"stage": stage}) == 6
-    sound = [path for path in images if path != images[3]]
-    pixels = ViTImageProcessor.from_pretrained(model)(images=[read_image(path) for path in sound], return_tensors="pt")
-    with torch.no_grad():
-        if stage == "pooled":
-            expected = Swinv2Model.from_pretrained(model).eval()(**pixels).pooler_output
-        else:
-            backbone = Swinv2Backbone.from_pretrained(model, out_features=[stage]).eval()
-            expected = backbone(**pixels).feature_maps[0]
-    if suffix == ".safetensors":
-        with safe_open(file, "pt") as opened:
-            features = opened.get_tensor("features")
-            paths = opened.metadata()["paths"]
-        assert [Path(name).name for name in json.loads(paths)] == [path.name for path in sound]
-    else:
-        table = pyarrow.parquet.read_table(file)
-        assert table.schema.metadata[b"stage"] == stage.encode()
-        assert table["path"].to_pylist() == [str(path) for path in sound]
-        rows = zip(table["features"].to_pylist(), table["shape"].to_pylist(), strict=True)
-        features = torch.stack([torch.tensor(values).view(shape) for values, shape in rows])
-    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
-    assert [path.name for path in tmp_path.iterdir()] == [file.name]
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".parquet"])
-def test_an_interrupted_file_leaves_the_old_one(tmp_path: Path, suffix: str) -> None:
-    file = tmp_path / f"features{suffix}"
-    file.write_text("old")
-
-    def interrupted():
-        yield Path("a"), torch.zeros(5_000_000)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_features(interrupted(), file, {})
-    assert file.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    assert write_features([], tmp_path / f"none{suffix}", {}) == 0
-    assert not (tmp_path / f"none{suffix}").exists()
-
-
-def test_files_have_ordinary_permissions(tmp_path: Path) -> None:
-    (tmp_path / "plain").touch()
-    write_features([(Path("a"), torch.zeros(2))], tmp_path / "f.safetensors", {})
-    write_features([(Path("a"), torch.zeros(2))], tmp_path / "f.parquet", {})
-    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
-
-
-def test_output_is_checked_before_the_work(tmp_path: Path) -> None:
-    (tmp_path / "folder.parquet").mkdir()
-    for name, message in (("a.pt", "ends in"), ("gone/a.parquet", "no folder"), ("folder.parquet", "is a folder")):
-        with pytest.raises(UsageError, match=message):
-            check_output(tmp_path / name)
 
 
 def test_unknown_stage_lists_the_known_ones(model: Path) -> None:
@@ -242,26 +141,3 @@ def test_devices() -> None:
     for name in ("gpu", "meta", "cuda:99", "cpu:x"):
         with pytest.raises(UsageError, match="--device cpu"):
             choose_device(name)
-
-
-def test_describe_needs_no_weights(model: Path, tmp_path: Path) -> None:
-    described = describe(str(model))
-    assert described.labels == LABELS
-    assert described.parameters == sum(
-        p.numel() for p in Swinv2ForImageClassification(read_config(str(model))).parameters()
-    )
-    assert [stage.grid for stage in described.stages] == [(8, 8), (4, 4)]
-    assert [stage.shift for stage in described.stages] == [(2, 2), (0, 0)]
-    assert " runs: " in described.attention
-    headless = describe(str(make_model(tmp_path, Swinv2ForMaskedImageModeling)))
-    assert headless.num_labels is None
-    assert headless.model_class == "Swinv2ForMaskedImageModeling"
-
-
-def test_describe_sizes_and_published_checkpoints() -> None:
-    assert describe("giant-3b").parameters == 2_997_843_680
-    published = describe("microsoft/swinv2-base-patch4-window12to24-192to384-22kto1k-ft")
-    assert (published.top1, published.licence, published.num_labels) == (87.1, "apache-2.0", 1000)
-    assert [stage.pretrained_window for stage in published.stages] == [(12, 12)] * 3 + [(6, 6)]
-    with pytest.raises(UsageError, match="Did you mean tiny"):
-        describe("tini")

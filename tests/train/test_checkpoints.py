@@ -2,28 +2,24 @@
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors import SafetensorError
 
+from swinv2.disk import UNFINISHED, delete_unfinished
 from swinv2.errors import UsageError
 from swinv2.train import checkpoints
 from swinv2.train.checkpoints import (
     MANIFEST,
-    STAGING,
     SaveError,
-    clear_unfinished,
     newest_sound,
     prune,
-    publish,
     seal,
-    staged,
     where_to_go_on,
+    whole_checkpoint,
     why_unusable,
 )
 
@@ -34,18 +30,17 @@ class KilledError(BaseException):
 
 def write(folder: Path, content: str = "weights") -> Path:
     """Writes what a trainer would."""
-    (folder / "deep" / "deeper").mkdir(parents=True)
+    (folder / "deep" / "deeper").mkdir(parents=True, exist_ok=True)
     (folder / "model").write_text(content)
     (folder / "deep" / "deeper" / "state").write_bytes(b"\0" * 100)
     return folder
 
 
 def save(run: Path, step: int, content: str = "weights") -> Path:
-    """Publishes a checkpoint as the trainer does, without what it does on failure."""
+    """Saves a checkpoint as the trainer does."""
     final = run / f"checkpoint-{step}"
-    staging = run / f"{STAGING}{final.name}"
-    publish(write(staging / final.name, content), final)
-    staging.rmdir()
+    with whole_checkpoint(final, publishes=True) as folder:
+        write(folder, content)
     return final
 
 
@@ -69,18 +64,10 @@ class TestSeal:
         seal(folder)
         assert why_unusable(folder) is None
 
-    def test_every_file_and_folder_is_forced_to_the_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        folder, forced = write(tmp_path / "checkpoint-1"), []
-        plain = os.fsync
-        monkeypatch.setattr(os, "fsync", lambda handle: (forced.append(os.fstat(handle).st_ino), plain(handle)))
-        seal(folder)
-        assert sorted(forced) == sorted(path.stat().st_ino for path in [folder, *folder.rglob("*")])
-
     @pytest.mark.parametrize(
         ("damage", "reason"),
         [
             (lambda folder: (folder / "model").write_text("weight"), "model has 6 bytes, and had 7"),
-            (lambda folder: (folder / "model").write_text("weighty"), "model has changed"),
             (lambda folder: (folder / "deep/deeper/state").unlink(), "deep/deeper/state is missing"),
             (lambda folder: (folder / MANIFEST).unlink(), f"{MANIFEST} is missing"),
             (lambda folder: (folder / MANIFEST).write_text('{"model"'), f"{MANIFEST} cannot be read"),
@@ -88,7 +75,10 @@ class TestSeal:
             (lambda folder: (folder / MANIFEST).write_text(""), f"{MANIFEST} cannot be read"),
             (lambda folder: (folder / MANIFEST).write_text("[1]"), f"{MANIFEST} cannot be read"),
             (lambda folder: (folder / MANIFEST).write_text('{"model": 7}'), f"{MANIFEST} cannot be read"),
-            (lambda folder: (folder / MANIFEST).write_text('{"model": {"bytes": 7}}'), f"{MANIFEST} cannot be read"),
+            (
+                lambda folder: (folder / MANIFEST).write_text('{"model": {"size": 7}}'),
+                f"{MANIFEST} cannot be read",
+            ),
             (lambda folder: (folder / MANIFEST).write_text("{}"), f"{MANIFEST} lists no file"),
         ],
     )
@@ -103,18 +93,18 @@ class TestNewest:
     def test_steps_are_numbers(self, tmp_path: Path) -> None:
         for step in (2, 10, 9):
             save(tmp_path, step)
-        for other in ("checkpoint-x", "checkpoint-99-copy", "checkpoint-", f"{STAGING}checkpoint-99"):
+        for other in ("checkpoint-x", "checkpoint-99-copy", "checkpoint-", f"{UNFINISHED}checkpoint-99"):
             write(tmp_path / other)
         (tmp_path / "checkpoint-100").write_text("a file")
         assert names(tmp_path) == ["checkpoint-10", "checkpoint-9", "checkpoint-2"]
 
     def test_it_falls_back_and_says_why(self, tmp_path: Path) -> None:
         good, changed, unsealed = save(tmp_path, 1), save(tmp_path, 2), write(tmp_path / "checkpoint-3")
-        (changed / "model").write_text("WEIGHTS")
+        (changed / "model").write_text("cut")
         found, unusable = newest_sound(tmp_path)
         assert found == good
         assert [folder for folder, _ in unusable] == [unsealed, changed]
-        assert unusable[1][1] == "model has changed"
+        assert unusable[1][1] == "model has 3 bytes, and had 7"
 
     def test_none(self, tmp_path: Path) -> None:
         assert newest_sound(tmp_path / "nowhere") == (None, [])
@@ -123,19 +113,10 @@ class TestNewest:
         assert found is None
         assert [folder for folder, _ in unusable] == [broken]
 
-    def test_what_a_killed_process_left_is_cleared(self, tmp_path: Path) -> None:
-        save(tmp_path, 1)
-        write(tmp_path / f"{STAGING}checkpoint-2")
-        clear_unfinished(tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
-
-class TestStaged:
-    @pytest.mark.parametrize(
-        "error", [OSError(28, "No space left on device"), RuntimeError("write failed"), SafetensorError("IoError")]
-    )
-    def test_failure_leaves_nothing_and_names_what_is_left(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+class TestWholeCheckpoint:
+    def test_failure_leaves_nothing_and_says_which_one_is_left(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # A relative path, which must not be capitalised.
         monkeypatch.chdir(tmp_path)
@@ -144,92 +125,78 @@ class TestStaged:
         (save(run, 2) / "model").unlink()
 
         def fail() -> None:
-            with staged(run / "checkpoint-3") as staging:
-                write(staging / "checkpoint-3")
-                raise error
+            with whole_checkpoint(run / "checkpoint-3", publishes=True) as folder:
+                write(folder)
+                raise OSError(28, "No space left on device")
 
-        expected = f"run/checkpoint-3 could not be written: {error}. run/checkpoint-1 is complete. If the disk is full"
-        with pytest.raises(SaveError, match=re.escape(expected)):
+        with pytest.raises(SaveError, match=r"^'run/checkpoint-3' could .* run/checkpoint-1 is complete\. If the disk"):
             fail()
         assert sorted(path.name for path in run.iterdir()) == ["checkpoint-1", "checkpoint-2"]
 
     def test_the_first_one_fails(self, tmp_path: Path) -> None:
-        with pytest.raises(SaveError, match=r"There is no earlier one\."), staged(tmp_path / "run" / "checkpoint-3"):
+        with (
+            pytest.raises(SaveError, match=r"There is no earlier one\."),
+            whole_checkpoint(tmp_path / "run" / "checkpoint-3", publishes=True),
+        ):
             raise OSError("full")
         assert not list((tmp_path / "run").iterdir())
 
-    def test_a_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
-        (tmp_path / "run").write_text("a file")
-        with pytest.raises(SaveError, match="could not be written"), staged(tmp_path / "run" / "checkpoint-3"):
-            pass
+    def test_several_processes_write_one(self, tmp_path: Path) -> None:
+        final = tmp_path / "checkpoint-3"
+        with whole_checkpoint(final, publishes=True) as folder:
+            with whole_checkpoint(final, publishes=False) as same:
+                (same / "shard-1").write_text("second")
+            assert not final.exists()
+            (folder / "shard-0").write_text("first")
+        assert newest_sound(tmp_path) == (final, [])
+        assert sorted(path.name for path in final.iterdir()) == [MANIFEST, "shard-0", "shard-1"]
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
-    @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, KilledError])
-    def test_what_is_no_failure_to_write_passes_through(self, tmp_path: Path, error: type[BaseException]) -> None:
-        def fail() -> None:
-            with staged(tmp_path / "checkpoint-3") as staging:
-                write(staging / "checkpoint-3")
-                raise error
-
-        with pytest.raises(error):
-            fail()
-        assert not list(tmp_path.iterdir())
-
-
-class TestPublish:
-    def test_over_an_older_one(self, tmp_path: Path) -> None:
-        save(tmp_path, 1, "old")
+    @pytest.mark.parametrize("broken", [False, True])
+    def test_over_an_older_one(self, tmp_path: Path, broken: bool) -> None:
+        old = save(tmp_path, 1, "old")
+        if broken:
+            (old / "model").unlink()
         final = save(tmp_path, 1, "new")
         assert newest_sound(tmp_path) == (final, [])
         assert (final / "model").read_text() == "new"
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
-    def test_over_a_broken_one(self, tmp_path: Path) -> None:
-        (save(tmp_path, 1, "old") / "model").unlink()
-        save(tmp_path, 1, "new")
-        assert newest_sound(tmp_path) == (tmp_path / "checkpoint-1", [])
-        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
-
 
 class TestPrune:
     @pytest.mark.parametrize(
-        ("keep", "protected", "left"),
+        ("keep", "best", "left"),
         [
-            (None, [], [5, 4, 3, 2, 1]),
-            (9, [], [5, 4, 3, 2, 1]),
-            (3, [], [5, 4, 3]),
-            (1, [], [5]),
-            (1, [2], [5, 2]),
-            (2, [2], [5, 2]),
-            (3, [2], [5, 4, 2]),
-            (3, [2, 1], [5, 2, 1]),
-            (2, [5], [5, 4]),
-            (2, [77], [5, 4]),
+            (None, None, [5, 4, 3, 2, 1]),
+            (9, None, [5, 4, 3, 2, 1]),
+            (3, None, [5, 4, 3]),
+            (1, None, [5]),
+            (1, 2, [5, 2]),
+            (2, 2, [5, 2]),
+            (3, 2, [5, 4, 2]),
+            (2, 5, [5, 4]),
         ],
     )
-    def test_the_oldest_go(self, tmp_path: Path, keep: int | None, protected: list[int], left: list[int]) -> None:
+    def test_the_oldest_go(self, tmp_path: Path, keep: int | None, best: int | None, left: list[int]) -> None:
         for step in range(1, 6):
             save(tmp_path, step)
-        prune(tmp_path, keep, [tmp_path / f"checkpoint-{step}" for step in protected])
+        # Known after the run was moved.
+        prune(tmp_path, keep, best and f"old-place/checkpoint-{best}")
         assert names(tmp_path) == [f"checkpoint-{step}" for step in left]
         assert len(list(tmp_path.iterdir())) == len(left)
 
-    def test_the_best_is_known_after_the_run_was_moved(self, tmp_path: Path) -> None:
-        for step in range(1, 4):
-            save(tmp_path, step)
-        prune(tmp_path, 2, [Path("old-place/checkpoint-1")])
-        assert names(tmp_path) == ["checkpoint-3", "checkpoint-1"]
-
-    def test_broken_ones_of_higher_steps_do_not_push_out_what_was_just_saved(self, tmp_path: Path) -> None:
-        """A run went back to step 4, because what came later cannot be used."""
-        for age, step in enumerate((4, 8, 12, 6)):
-            os.utime(save(tmp_path, step) / MANIFEST, (1000 + age, 1000 + age))
-        for step in (8, 12):
-            (tmp_path / f"checkpoint-{step}" / "model").unlink()
-        prune(tmp_path, 1)
-        assert newest_sound(tmp_path)[0] == tmp_path / "checkpoint-6"
+    def test_the_checkpoints_that_a_run_went_back_behind_go_first(self, tmp_path: Path) -> None:
+        """It went back to step 4, because what came later cannot be used."""
+        for second, step in enumerate((4, 8, 12, 6)):
+            final = save(tmp_path, step)
+            if step > 6:
+                (final / "model").unlink()
+            os.utime(final, (1000 + second, 1000 + second))
+        prune(tmp_path, 1, None)
+        assert names(tmp_path) == ["checkpoint-6"]
 
     def test_an_empty_run(self, tmp_path: Path) -> None:
-        prune(tmp_path, 1)
+        prune(tmp_path, 1, None)
         assert names(tmp_path) == []
 
 
@@ -259,7 +226,8 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, moment: int) -> Callable[[], bool]:
     def fsync(handle: int) -> None:
         tick()
 
-    def rmtree(path: Path, ignore_errors: bool = False) -> None:
+    def rmtree(path: str | Path, ignore_errors: bool = False) -> None:
+        path = Path(path)
         tick()
         if path.exists():
             (path / MANIFEST).unlink(missing_ok=True)
@@ -322,7 +290,7 @@ class TestKilled:
         assert found == sorted(found, reverse=True)
         for run in runs:
             before = content(run)
-            clear_unfinished(run)
+            delete_unfinished(run)
             assert content(run) == before
             # The run goes on, and comes to the same step again.
             save(run, 1, "newest")
@@ -330,10 +298,10 @@ class TestKilled:
             assert [path.name for path in run.iterdir()] == ["checkpoint-1"]
 
     def test_twice_at_any_two_moments(self, tmp_path: Path) -> None:
-        """The second attempt meets what the first left behind, nothing being cleared."""
+        """The second attempt meets what the first left behind, whatever it was."""
 
         def again(run: Path) -> None:
-            shutil.rmtree(run / f"{STAGING}checkpoint-1", ignore_errors=True)
+            delete_unfinished(run)
             save(run, 1, "newest")
 
         first = until_it_survives(
@@ -351,17 +319,15 @@ class TestKilled:
             for step in (1, 2, 3, 4):
                 save(run, step, str(step))
 
-        runs = until_it_survives(
-            tmp_path, prepare, lambda run: prune(run, 2, [run / "checkpoint-1", run / "checkpoint-9"])
-        )
-        assert len(runs) > 8
+        runs = until_it_survives(tmp_path, prepare, lambda run: prune(run, 2, "checkpoint-1"))
+        assert len(runs) > 4
         for run in runs:
-            # All that bears the name of a checkpoint is one.
+            # Half of a checkpoint does not pass for one.
             assert newest_sound(run) == (run / "checkpoint-4", [])
-            assert all(why_unusable(run / name) is None for name in names(run))
-            assert (run / "checkpoint-1").exists()
-            clear_unfinished(run)
-            prune(run, 2, [run / "checkpoint-1"])
+            halves = [name for name in names(run) if why_unusable(run / name)]
+            assert len(halves) <= 1
+            assert why_unusable(run / "checkpoint-1") is None
+            prune(run, 2, "checkpoint-1")
             assert sorted(path.name for path in run.iterdir()) == ["checkpoint-1", "checkpoint-4"]
 
     def test_a_folder_that_cannot_be_deleted_does_not_stop_the_run(
@@ -371,11 +337,11 @@ class TestKilled:
             save(tmp_path, step)
         plain = os.unlink
         monkeypatch.setattr(os, "unlink", lambda *args, **rest: (_ for _ in ()).throw(OSError(16, "busy")))
-        prune(tmp_path, 1)
+        prune(tmp_path, 1, None)
         monkeypatch.setattr(os, "unlink", plain)
+        assert newest_sound(tmp_path)[0] == tmp_path / "checkpoint-3"
+        prune(tmp_path, 1, None)
         assert names(tmp_path) == ["checkpoint-3"]
-        clear_unfinished(tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
 class TestWhereToGoOn:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from swinv2.drawing import paper
 from swinv2.simmim import normalise_targets
-from swinv2.train.augment import Pixels
+from swinv2.train.data.augment import Pixels
 from swinv2.train.drawing import confusion, curves, mistakes, reconstructions
 from swinv2.train.drawing.mistakes import Mistake
 
@@ -105,11 +105,6 @@ def test_nothing_to_draw(history, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_percent_instead_of_shares(tmp_path):
-    with pytest.raises(ValueError, match=r"eval_top1 is 83\.5"):
-        curves.draw_curves([{"step": 1, "eval_top1": 83.5}], tmp_path / "curves.png")
-
-
 @pytest.mark.parametrize(("points", "lines"), [(curves.MANY_POINTS, 1), (curves.MANY_POINTS + 1, 2)])
 def test_many_points_are_smoothed(points, lines):
     loss = curves._figure_of_curves(*curves.curves(log_of(points)), "").axes[0]
@@ -196,7 +191,7 @@ def test_grid_of_reconstructions(tmp_path):
     assert bottom - top > 2 * 192
     assert (grid[top : top + 192, left : left + 192] == RED).all()
     # Beside it the masked image: grey on the left.
-    second = grid[top : top + 192, left + 192 + 10 : left + 2 * 192 + 10]
+    second = grid[top : top + 192, left + 192 + 16 : left + 2 * 192 + 16]
     assert (second[:, :96] == 128).all()
     assert (second[:, 96:] == RED).all()
     bare = tmp_path / "bare.png"
@@ -234,7 +229,7 @@ def words(figure):
 
 def test_numbers_of_a_small_matrix(tmp_path):
     matrix = np.array([[90, 10, 0], [1, 399, 0], [0, 0, 0]])
-    figure = confusion._figure_of_matrix(matrix.astype(float), ["a", "b", "c"])
+    figure = confusion._figure_of_confusion(matrix.astype(float), ["a", "b", "c"])
     cells, classes = words(figure)
     assert cells == ["90", "10", "<1", "100"]
     assert classes == ["a", "b", "c"]
@@ -252,29 +247,26 @@ def test_numbers_of_a_small_matrix(tmp_path):
 
 
 def test_recall_beside_the_names_of_more_classes():
-    cells, classes = words(confusion._figure_of_matrix(np.eye(21) * 3 + 1, [f"class {i}" for i in range(21)]))
+    cells, classes = words(confusion._figure_of_confusion(np.eye(21) * 3 + 1, [f"class {i}" for i in range(21)]))
     assert cells == []
     assert classes[20] == "class 20  17%"
 
 
-def test_most_confused():
-    matrix = np.zeros((60, 60))
-    np.fill_diagonal(matrix, 10)
+def test_the_worst_of_many_classes() -> None:
+    """Those of lowest recall, in the order of the classes; what they were taken for beyond them is not drawn."""
+    matrix = np.eye(60) * 10
     matrix[7] = 0
-    matrix[3, [3, 4, 5, 6]] = [2, 5, 2, 1]
-    matrix[9, [9, 1]] = [5, 5]
-    matrix[8, [8, 2]] = [50, 50]
-    worst = confusion.most_confused(matrix, classes=3, answers=2)
-    assert [confused.truth for confused in worst] == [3, 8, 9]
-    assert worst[0].recall == 0.2
-    assert worst[0].answers == ((4, 0.5), (5, 0.2))
-    assert worst[0].rest == pytest.approx(0.1)
-    assert worst[1].answers == ((2, 0.5),)
-    assert 7 not in [confused.truth for confused in confusion.most_confused(matrix, classes=60)]
-    cells, classes = words(confusion._figure_of_worst(matrix, [f"class {i}" for i in range(60)]))
-    assert classes[:3] == ["class 3", "class 8", "class 9"]
-    assert len(classes) == 30
-    assert cells[:5] == ["20%", "class 4  50%", "class 5  20%", "class 6  10%", ""]
+    matrix[59, [3, 59]] = [6, 4]
+    matrix[3, [3, 59]] = [5, 5]
+    figure = confusion._figure_of_confusion(matrix, [f"class {i}" for i in range(60)])
+    _, classes = words(figure)
+    assert len(classes) == 50
+    assert classes[3] == "class 3  50%"
+    assert classes[-1] == "class 59  40%"
+    assert not any(name.startswith("class 7 ") or name == "class 7" for name in classes)
+    wrong = figure.axes[0].images[0].get_array()
+    assert (wrong[-1, 3], wrong[3, -1]) == (0.6, 0.5)
+    assert "50 classes of 60" in figure.axes[0].get_title()
 
 
 @pytest.mark.parametrize("classes", [1, 20, 21, 50, 51, 200])

@@ -7,10 +7,10 @@ import pytest
 
 import peers
 import swinv2
+from colours import draw_colours
 from swinv2.errors import UsageError
-from swinv2.train.augment import Pixels
+from swinv2.train.data.augment import Pixels, make_processor
 from swinv2.train.evaluate import draw_evaluation, evaluate
-from swinv2.train.running import make_processor
 
 
 def save_model(folder: Path, names: list[str]) -> str:
@@ -31,13 +31,13 @@ def save_model(folder: Path, names: list[str]) -> str:
 
 
 def test_counts_add_up_and_mistakes_are_drawn(colours: Path, tmp_path: Path) -> None:
-    found, pictures = evaluate(save_model(tmp_path / "model", ["blue", "green", "red"]), str(colours))
+    found, dataset = evaluate(save_model(tmp_path / "model", ["blue", "green", "red"]), str(colours))
     assert found.confusion.sum(1).tolist() == [5, 5, 5]
     assert found.top1 == pytest.approx(found.confusion.trace() / 15)
-    assert (found.pictures, found.unreadable, found.top5) == (15, [], None)
+    assert (found.images, found.unreadable, found.top5) == (15, [], None)
     assert all(truth != answer for _, truth, answer, _ in found.worst)
     assert len(found.worst) == 15 - found.confusion.trace()
-    assert all(file.stat().st_size > 1000 for file in draw_evaluation(found, pictures, tmp_path))
+    assert all(file.stat().st_size > 1000 for file in draw_evaluation(found, dataset, tmp_path))
 
 
 def test_classes_are_matched_by_name(colours: Path, tmp_path: Path) -> None:
@@ -48,6 +48,32 @@ def test_classes_are_matched_by_name(colours: Path, tmp_path: Path) -> None:
     assert (turned.confusion[order].sum(1) == straight.confusion.sum(1)).all()
     assert (turned.confusion.sum(0) == straight.confusion.sum(0)).all()
     assert turned.confusion[1].tolist() == straight.confusion[0].tolist()
+
+
+def test_processes_that_read_change_nothing(tmp_path: Path) -> None:
+    draw_colours(tmp_path / "data" / "validation", 5)
+    (tmp_path / "data" / "validation" / "green" / "broken.png").write_text("broken")
+    model = save_model(tmp_path / "model", ["blue", "green", "red"])
+    here, there = (evaluate(model, str(tmp_path / "data"), batch_size=4, workers=workers)[0] for workers in (0, 2))
+    assert here.summary() == there.summary()
+    assert here.worst == there.worst
+    assert len(here.unreadable) == 1
+    assert here.images == 15
+
+
+def test_a_folder_may_be_one_split(colours: Path, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", ["blue", "green", "red"])
+    whole, _ = evaluate(model, str(colours))
+    for split in ("evaluation", "validation"):
+        alone, _ = evaluate(model, str(colours / "validation"), split)
+        assert alone.summary() == whole.summary()
+    with pytest.raises(UsageError, match="has the splits"):
+        evaluate(model, str(colours / "validation"), "test")
+    with pytest.raises(UsageError, match="has the splits"):
+        evaluate(model, str(colours / "train"))
+    # A folder of that name may hold several.
+    (tmp_path / "test").symlink_to(colours)
+    assert evaluate(model, str(tmp_path / "test"))[0].summary() == whole.summary()
 
 
 @pytest.mark.parametrize("names", [["blue", "green", "cat"], ["a", "b"], ["a", "b", "c", "d"]])
@@ -62,5 +88,5 @@ def test_foreign_names_are_matched_by_order_with_a_word(
     # The commands switch it off.
     monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
     found, _ = evaluate(save_model(tmp_path / "model", ["a", "b", "c"]), str(colours))
-    assert found.pictures == 15
+    assert found.images == 15
     assert "matched by their order" in caplog.text

@@ -11,8 +11,8 @@ import pytest
 from test_training import log, losses, start, wait_for
 from typer.testing import CliRunner
 
-from swinv2.cli import app
-from swinv2.train import checkpoints, commands, signals
+from swinv2.cli import app, training
+from swinv2.train import checkpoints, signals
 
 
 def living(group: int) -> list[str]:
@@ -121,12 +121,11 @@ def test_the_second_signal_stops_at_once() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_where_no_step_is_under_way_is_one_line(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def prepare(flags: list[str]) -> int:
+    def prepare(command: str, flags: list[str]) -> None:
         os.kill(os.getpid(), number)
         time.sleep(5)
-        return 0
 
-    monkeypatch.setattr(commands, "finetune", prepare)
+    monkeypatch.setattr(training, "_prepare", prepare)
     result = CliRunner().invoke(app, ["finetune"])
     assert result.exit_code == 128 + number
     said = "stopped at once; --resume goes on from the newest checkpoint, if there is one"

@@ -100,12 +100,11 @@ class TestNew:
     @pytest.mark.parametrize(
         ("given", "sentence"),
         [
-            ({"model_fields": "{"}, "--model_fields is no JSON"),
-            ({"model_fields": "[1]"}, r"--model_fields is \[1\]; expected an object"),
+            ({"model_fields": "{"}, "--model-fields is no JSON"),
+            ({"model_fields": "[1]"}, r"--model-fields is \[1\]; expected an object"),
             ({"model_fields": {"embed_dims": 8}}, "no possible model: .* did you mean 'embed_dim'"),
             ({"model_fields": {"depths": "many"}}, "no possible model: depths is 'many'"),
-            ({"model_fields": {"num_channels": 4}}, "num_channels 4, and --image_mean makes it 3"),
-            ({"stretch_bias": True}, "--stretch_bias has no effect on a new model"),
+            ({"model_fields": {"num_channels": 4}}, "num_channels 4, and --image-mean makes it 3"),
             ({"image_size": [1]}, "no possible model: image_size 1"),
             ({"head_map": "rows.txt"}, "rows.txt"),
             ({"frozen_stages": 4}, "4 stages are to be frozen; expected 0 to 3"),
@@ -116,7 +115,7 @@ class TestNew:
             finetune(**({"model": "new", "model_fields": FIELDS} | given))
 
     def test_targets_said_twice(self, pretrain: Any) -> None:
-        with pytest.raises(UsageError, match="norm_targets 9, and --norm_targets makes it 47"):
+        with pytest.raises(UsageError, match="norm_targets 9, and --norm-targets makes it 47"):
             pretrain(model="new", model_fields=FIELDS | {"norm_targets": 9})
 
 
@@ -194,13 +193,12 @@ class TestLoaded:
     @pytest.mark.parametrize(
         ("given", "sentence"),
         [
-            ({"image_mean": [0.5], "image_std": [0.5]}, "takes 3 channels; --image_mean has 1"),
-            ({"stretch_bias": True}, "--stretch_bias has no effect without another"),
-            ({"model_fields": {"window_size": 8}}, "give --window_size instead"),
-            ({"model_fields": {"image_size": 64}}, "give --image_size instead"),
+            ({"image_mean": [0.5], "image_std": [0.5]}, "takes 3 channels; --image-mean has 1"),
+            ({"model_fields": {"window_size": 8}}, "give --window-size instead"),
+            ({"model_fields": {"image_size": 64}}, "give --image-size instead"),
             ({"model_fields": {"embed_dim": 16}}, "no fitting weights for .* do not belong together"),
-            ({"image_size": [1]}, "--image_size or --window_size is impossible: image_size 1 is smaller"),
-            ({"window_size": 0}, "--window_size is 0; expected tokens such as 8"),
+            ({"image_size": [1]}, "--image-size or --window-size is impossible: image_size 1 is smaller"),
+            ({"window_size": 0}, "--window-size is 0; expected tokens such as 8"),
             ({"window_size": "8,8,4"}, "impossible: window_size is .* one for each of the 2 stages"),
             ({"model": "no/such folder"}, "there is no folder"),
         ],

@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,11 +28,13 @@ import peers
 import swinv2
 from colours import draw_colours
 from swinv2 import console
+from swinv2.cli import training
+from swinv2.disk import UNFINISHED
 from swinv2.errors import UsageError
-from swinv2.train import checkpoints, commands
+from swinv2.train import checkpoints
 from swinv2.train.finetune import make_finetuning
 from swinv2.train.health import DivergedError, TooManyBrokenError
-from swinv2.train.optim import MuonAdamW
+from swinv2.train.optim.muon import MuonAdamW
 from swinv2.train.pretrain import make_pretraining, mask_maker
 from swinv2.train.running import run_training
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, parse_settings
@@ -131,8 +134,8 @@ class TestPretraining:
         (0, 0.6, "a multiple of the patch size"),
         (8, 1.0, "expected above 0 and below 1"),
         (8, 0.0, "expected above 0 and below 1"),
-        (32, 0.6, "hide all of a picture"),  # one block
-        (16, 0.8, "hide all of a picture"),  # 4 of 4 blocks
+        (32, 0.6, "hide all of an image"),  # one block
+        (16, 0.8, "hide all of an image"),  # 4 of 4 blocks
     ],
 )
 def test_masks_that_are_none(block: int, ratio: float, sentence: str) -> None:
@@ -155,7 +158,7 @@ class TestFinetuning:
         assert answers[0]["label"] == "red"
 
     def test_everything_at_once(self, flags: list[str], tmp_path: Path) -> None:
-        trainer = train("finetune", [*flags, *AUGMENTED, "--layer_decay", "0.8", "--schedule", "cosine"])
+        trainer = train("finetune", [*flags, *AUGMENTED, "--layer_decay", "0.8", "--lr-scheduler-type", "cosine"])
         assert len(trainer.optimizer.param_groups) > 4
         assert trainer.average is not None
         # What is kept is the average, which differs from the last weights.
@@ -294,7 +297,7 @@ class TestGoingOn:
 
     @pytest.mark.slow
     def test_another_learning_rate_is_followed(self, flags: list[str], tmp_path: Path) -> None:
-        flags = [*flags, "--schedule", "linear", "--eval_strategy", "no"]
+        flags = [*flags, "--lr-scheduler-type", "linear", "--eval_strategy", "no"]
         with pytest.raises(CrashError):
             train("finetune", flags, lambda trainer: trainer.add_callback(CrashAt(6)))
         shutil.copytree(tmp_path / "run", tmp_path / "other")
@@ -320,10 +323,9 @@ class TestGoingOn:
         with pytest.raises(CrashError):
             train("finetune", flags, lambda trainer: trainer.add_callback(CrashAt(9)))
         with (tmp_path / "run" / "checkpoint-8" / "optimizer.pt").open("r+b") as file:
-            file.seek(200)
-            file.write(b"x")
+            file.truncate(200)
         train("finetune", [*flags, "--resume"])
-        assert "optimizer.pt has changed" in caplog.text
+        assert "optimizer.pt has 200 bytes" in caplog.text
         assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
@@ -368,7 +370,7 @@ class TestTrouble:
         with pytest.raises(checkpoints.SaveError, match=r"No space left.*checkpoint-4 is complete"):
             train("finetune", flags)
         monkeypatch.undo()
-        assert not list((tmp_path / "run").glob(f"{checkpoints.STAGING}*"))
+        assert not list((tmp_path / "run").glob(f"{UNFINISHED}*"))
         assert checkpoints.newest_sound(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-4"
 
     def test_unreadable_pictures_are_skipped_up_to_a_number(self, flags: list[str], tmp_path: Path) -> None:
@@ -441,7 +443,7 @@ class TestTrouble:
         with pytest.raises(CrashError):
             train("finetune", flags, lambda trainer: trainer.add_callback(CrashAt(6)))
         assert "going on" not in capsys.readouterr().err
-        assert commands.finetune([*flags, "--resume", "--as_json", "true"]) == 0
+        assert training.train("finetune", [*flags, "--resume", "--as_json", "true"]) == 0
         out, err = capsys.readouterr()
         run = tmp_path / "run"
         assert f"going on from step 4 of 15: {run / 'checkpoint-4'}\n" in err
@@ -472,22 +474,44 @@ class TestTrouble:
         assert process.returncode == 128 + signal.SIGTERM, errors
         assert checkpoints.newest_sound(tmp_path / "run")[0] is not None
 
-    def test_a_checkpoint_of_other_groups_is_status_2(self, flags: list[str]) -> None:
+    def test_a_dry_run_prints_and_does_nothing(
+        self, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert training.train("finetune", [*flags, "--dry-run"]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        for said in (
+            *("36 pictures, 3 classes", "15 steps of 8 images, 2 of them warm-up", "which is 0.128 for 512 images"),
+            *("image size, windows 32, [[4, 4], [4, 4]]", "layer learning rate weight decay tensors parameters"),
+            "warmup_steps 2",
+        ):
+            assert said in printed
+        assert training.train("finetune", [*flags, "--dry-run", "--as-json"]) == 0
+        assert json.loads(capsys.readouterr().out)["steps"] == 15
+        assert not list((tmp_path / "run").iterdir())
+
+    def test_a_checkpoint_of_other_groups_is_status_2(
+        self, flags: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         with pytest.raises(CrashError):
             train("finetune", flags, lambda trainer: trainer.add_callback(CrashAt(6)))
-        with pytest.raises(UsageError, match="does not fit these settings"):
-            commands.finetune([*flags, "--resume", "--layer_decay", "0.5"])
+        with pytest.raises(typer.Exit) as end:
+            training.train("finetune", [*flags, "--resume", "--layer_decay", "0.5"])
+        assert end.value.exit_code == 2
+        assert "does not fit these settings" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("before", "after"), [([], MUON), pytest.param(MUON, [], marks=pytest.mark.slow)], ids=["to Muon", "from Muon"]
     )
     def test_a_checkpoint_of_another_optimizer_is_status_2(
-        self, before: list[str], after: list[str], flags: list[str]
+        self, before: list[str], after: list[str], flags: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(CrashError):
             train("finetune", [*flags, *before], lambda trainer: trainer.add_callback(CrashAt(6)))
-        with pytest.raises(UsageError, match=r"does not fit these settings: .*another.*--matrix_learning_rate or none"):
-            commands.finetune([*flags, *after, "--resume"])
+        with pytest.raises(typer.Exit) as end:
+            training.train("finetune", [*flags, *after, "--resume"])
+        assert end.value.exit_code == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert re.search(r"does not fit these settings: .*group.*--matrix_learning_rate or none", said), said
 
     def test_stopped_by_itself_is_status_3(self, flags: list[str], colours: Path, tmp_path: Path) -> None:
         for picture in (colours / "train").rglob("*.png"):
@@ -495,7 +519,7 @@ class TestTrouble:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(picture.read_bytes()[: 300 if picture.stem in "012" else None])
         flags = [*flags, "--data", str(tmp_path / "data"), "--max_broken_images", "0", "--eval_strategy", "no"]
-        assert commands.finetune(flags) == commands.STOPPED
+        assert training.train("finetune", flags) == training.STOPPED
 
 
 def start(command: str, flags: list[str]) -> "subprocess.Popen[str]":

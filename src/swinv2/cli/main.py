@@ -4,13 +4,14 @@ In: what a user types. Out: data on stdout, messages on stderr, and an exit stat
 `swinv2.predict`, `swinv2.train`, `swinv2.inspect` and `swinv2.convert`; these modules only ask and show.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import swinv2
 from swinv2.cli.models import convert, info
 from swinv2.cli.pictures import classify, demo, features, inspect
+from swinv2.cli.running import sentences
 from swinv2.cli.training import evaluate, finetune, pretrain, reconstruct
 
 app = typer.Typer(
@@ -37,8 +38,8 @@ def _main(
     """No help of its own: that of `app` is shown."""
 
 
-_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["-h"]}
-"""Flags of trainings, `--help` too, are for `swinv2.train.settings` to read."""
+_PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Flags of trainings, `--help` too, are for `swinv2.train.flags` to read."""
 
 for command in (info, classify, features, pretrain, finetune, evaluate, reconstruct, convert, inspect, demo):
-    app.command(context_settings=_PASS_ON if command in (pretrain, finetune) else None)(command)
+    app.command(context_settings=_PASS_ON if command in (pretrain, finetune) else None)(sentences()(command))

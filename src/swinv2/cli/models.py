@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from swinv2.cli.running import quiet_transformers, sentences
+from swinv2.cli.running import quiet_transformers
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
 from swinv2.sizes import read_learned_windows, read_size, read_windows
@@ -41,24 +41,23 @@ def info(
 
     The memory is worked out for a training in 16 bits with AdamW, whose weights stay in fp32.
     """
-    with sentences():
-        if not memory and (batch_size, world_size) != (1, 1):
-            raise UsageError("--batch-size and --world-size have no effect without --memory; leave them out.")
-        size = read_size(image_size, "--image-size")
-        windows = read_windows(window_size, "--window-size")
-        quiet_transformers()
-        from swinv2.predict import report
-        from swinv2.predict.describe import build_on_meta, describe
-        from swinv2.train.memory import ways_to_train
+    if not memory and (batch_size, world_size) != (1, 1):
+        raise UsageError("--batch-size and --world-size have no effect without --memory; leave them out.")
+    size = read_size(image_size, "--image-size")
+    windows = read_windows(window_size, "--window-size")
+    quiet_transformers()
+    from swinv2.cli import printing
+    from swinv2.predict.describe import build_on_meta, describe
+    from swinv2.train.memory import ways_to_train
 
-        description = describe(model, size, windows)
-        ways = ways_to_train(build_on_meta(model, size, windows), batch_size, world_size) if memory else []
+    description = describe(model, size, windows)
+    ways = ways_to_train(build_on_meta(model, size, windows), batch_size, world_size) if memory else []
     if as_json:
         typer.echo(json.dumps(asdict(description) | ({"memory_mib": ways} if memory else {}), indent=2))
         return
-    report.print_description(description, data_console())
+    printing.print_description(description, data_console())
     if memory:
-        report.print_memory(ways, batch_size, world_size, data_console())
+        printing.print_memory(ways, batch_size, world_size, data_console())
 
 
 def convert(
@@ -92,30 +91,27 @@ def convert(
 
     The folder appears whole or not at all.
     """
-    with sentences():
-        if output is None and not dry_run:
-            raise UsageError(
-                "no folder to make was given; for example: swinv2 convert weights.pth my-model, or --dry-run."
-            )
-        size, windows = read_size(image_size, "--image-size"), read_windows(window_size, "--window-size")
-        trained_size = read_size(trained_image_size, "--trained-image-size")
-        trained_windows = read_windows(trained_window_size, "--trained-window-size")
-        learned_windows = read_learned_windows(pretrained_window_sizes, "--pretrained-window-sizes")
-        quiet_transformers()
-        from swinv2.cli.convert_report import print_conversion
-        from swinv2.convert import convert as convert_weights
+    if output is None and not dry_run:
+        raise UsageError("no folder to make was given; for example: swinv2 convert weights.pth my-model, or --dry-run.")
+    size, windows = read_size(image_size, "--image-size"), read_windows(window_size, "--window-size")
+    trained_size = read_size(trained_image_size, "--trained-image-size")
+    trained_windows = read_windows(trained_window_size, "--trained-window-size")
+    learned_windows = read_learned_windows(pretrained_window_sizes, "--pretrained-window-sizes")
+    quiet_transformers()
+    from swinv2.cli.convert_report import print_conversion
+    from swinv2.convert import convert as convert_weights
 
-        with progress_bar(0, "converting", is_shown=False):
-            report = convert_weights(
-                source,
-                None if dry_run else output,
-                format,
-                size,
-                windows,
-                trained_image_size=trained_size,
-                trained_window_size=trained_windows,
-                pretrained_window_sizes=learned_windows,
-            )
+    with progress_bar(0, "converting", is_shown=False):
+        report = convert_weights(
+            source,
+            None if dry_run else output,
+            format,
+            size,
+            windows,
+            trained_image_size=trained_size,
+            trained_window_size=trained_windows,
+            pretrained_window_sizes=learned_windows,
+        )
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
     else:

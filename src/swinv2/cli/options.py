@@ -3,28 +3,30 @@
 In: nothing. Out: annotations for the arguments of commands.
 """
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from swinv2.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
 
-class Precision(StrEnum):
-    """Types a model can compute in."""
+DTYPES = ("float32", "bfloat16", "float16")
 
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
-    @property
-    def dtype(self) -> "torch.dtype":
-        """The same for torch."""
-        import torch
+def read_dtype(name: str) -> "torch.dtype":
+    """Reads `--dtype`.
 
-        return getattr(torch, self.value)
+    Raises:
+        UsageError: It is none of `DTYPES`.
+    """
+    if name not in DTYPES:
+        raise UsageError(f"--dtype is {name!r}; expected {', '.join(DTYPES)}.")
+    import torch
+
+    return getattr(torch, name)
 
 
 Images = Annotated[
@@ -35,7 +37,7 @@ BatchSize = Annotated[int, typer.Option("--batch-size", "-b", metavar="N", min=1
 Device = Annotated[
     str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 ... auto: an accelerator if there is one.")
 ]
-Dtype = Annotated[Precision, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.")]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -5,14 +5,15 @@ Computed in `swinv2.predict` and `swinv2.inspect`.
 
 import json
 import sys
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, Precision
-from swinv2.cli.running import find_or_refuse, finish, model_or_shipped, quiet_transformers, sentences, watch
+from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, read_dtype
+from swinv2.cli.running import find_or_refuse, finish, model_or_shipped, quiet_transformers, watch
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
 
@@ -26,7 +27,7 @@ def classify(
     ] = 3,
     batch_size: BatchSize = 16,
     device: Device = "auto",
-    precision: Dtype = Precision.float32,
+    precision: Dtype = "float32",
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON Lines: an object for each image, a skipped one with its error.")
     ] = False,
@@ -36,28 +37,27 @@ def classify(
 
     An image that cannot be read is named on stderr and skipped; the exit status is then 1.
     """
-    with sentences():
-        if as_json and as_csv:
-            raise UsageError("--json and --csv were both given; choose one.")
-        paths, missing = find_or_refuse(images, "swinv2 classify photo.jpg. To see it at work: swinv2 demo.")
-        quiet_transformers()
-        from swinv2.predict import report
-        from swinv2.predict.predictor import Classifier
+    if as_json and as_csv:
+        raise UsageError("--json and --csv were both given; choose one.")
+    paths, missing = find_or_refuse(images, "swinv2 classify photo.jpg. To see it at work: swinv2 demo.")
+    quiet_transformers()
+    from swinv2.cli import printing
+    from swinv2.predict.predictor import Classifier
 
-        classifier = Classifier.load(model_or_shipped(model), device, precision.dtype)
-        skipped = list(missing)
-        # Lines of data in a terminal would run through the bar.
-        has_bar = not ((as_json or as_csv) and sys.stdout.isatty())
-        with progress_bar(len(paths), "classifying", has_bar) as progress:
-            answers = watch(classifier.classify(paths, top_k, batch_size), progress, skipped)
-            if as_json:
-                report.print_json_lines(chain(((image.path, image) for image in missing), answers))
-            elif as_csv:
-                report.print_csv(answers)
-            else:
-                answers = list(answers)
-        if not (as_json or as_csv):
-            report.print_labels(answers, data_console())
+    classifier = Classifier.load(model_or_shipped(model), device, read_dtype(precision))
+    skipped = list(missing)
+    # Lines of data in a terminal would run through the bar.
+    has_bar = not ((as_json or as_csv) and sys.stdout.isatty())
+    with progress_bar(len(paths), "classifying", has_bar) as progress:
+        answers = watch(classifier.classify(paths, top_k, batch_size), progress, skipped)
+        if as_json:
+            printing.print_json_lines(chain(((image.path, image) for image in missing), answers))
+        elif as_csv:
+            printing.print_csv(answers)
+        else:
+            answers = list(answers)
+    if not (as_json or as_csv):
+        printing.print_labels(answers, data_console())
     finish(len(paths) + len(missing), skipped)
 
 
@@ -73,7 +73,7 @@ def features(
     ] = "pooled",
     batch_size: BatchSize = 16,
     device: Device = "auto",
-    precision: Dtype = Precision.float32,
+    precision: Dtype = "float32",
 ) -> None:
     """Write the features of images to a file.
 
@@ -81,24 +81,23 @@ def features(
 
     An image that cannot be read is named on stderr and left out; the exit status is then 1.
     """
-    with sentences():
-        paths, missing = find_or_refuse(images, "swinv2 features photos -o photos.safetensors.")
-        quiet_transformers()
-        from swinv2.images import BrokenImage
-        from swinv2.predict.features import check_output, write_features
-        from swinv2.predict.predictor import FeatureExtractor
+    paths, missing = find_or_refuse(images, "swinv2 features photos -o photos.safetensors.")
+    quiet_transformers()
+    from swinv2.images import BrokenImage
+    from swinv2.predict.features import check_output, write_features
+    from swinv2.predict.predictor import FeatureExtractor
 
-        check_output(output)
-        name = model_or_shipped(model)
-        extractor = FeatureExtractor.load(name, stage, device, precision.dtype)
-        skipped = list(missing)
-        with progress_bar(len(paths), "extracting") as progress:
-            answers = watch(extractor.extract(paths, batch_size), progress, skipped)
-            sound = ((path, answer) for path, answer in answers if not isinstance(answer, BrokenImage))
-            try:
-                written = write_features(sound, output, {"model": name, "stage": stage})
-            except OSError as error:
-                raise UsageError(f"--output {str(output)!r} cannot be written: {error}.") from error
+    check_output(output)
+    name = model_or_shipped(model)
+    extractor = FeatureExtractor.load(name, stage, device, read_dtype(precision))
+    skipped = list(missing)
+    with progress_bar(len(paths), "extracting") as progress:
+        answers = watch(extractor.extract(paths, batch_size), progress, skipped)
+        sound = ((path, answer) for path, answer in answers if not isinstance(answer, BrokenImage))
+        try:
+            written = write_features(sound, output, {"model": name, "stage": stage})
+        except OSError as error:
+            raise UsageError(f"--output {str(output)!r} cannot be written: {error}.") from error
     if written:
         message_console().print(f"features of {written} images written to {shown(output)}")
     finish(len(paths) + len(missing), skipped)
@@ -128,46 +127,48 @@ def inspect(
 
     An image that cannot be read is named on stderr and left out; the exit status is then 1.
     """
-    with sentences():
-        paths, missing = find_or_refuse(images, "swinv2 inspect photo.jpg --token 120,80.")
-        quiet_transformers()
-        from swinv2.images import BrokenImage
+    paths, missing = find_or_refuse(images, "swinv2 inspect photo.jpg --token 120,80.")
+    quiet_transformers()
+    from swinv2.images import BrokenImage
 
-        try:
-            from swinv2.inspect import gallery
-        except ModuleNotFoundError as error:
-            raise UsageError(
-                f"inspect draws with {error.name}, which is not installed; install swinv2[train], which brings it."
-            ) from error
-        point = gallery.parse_token(token)
-        name = model_or_shipped(model)
-        inspector = gallery.Inspector.load(name, stage, device)
-        skipped = list(missing)
-        with progress_bar(len(paths), "inspecting") as progress:
-            answers = [answer for _, answer in watch(inspector.inspect(paths, output, point), progress, skipped)]
-        drawn = [answer for answer in answers if not isinstance(answer, BrokenImage)]
-        measured, bias, files = inspector.draw_model(output) if drawn else ([], [], [])
+    try:
+        from swinv2.inspect import gallery
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"inspect draws with {error.name}, which is not installed; install swinv2[train], which brings it."
+        ) from error
+    point = gallery.parse_token(token)
+    name = model_or_shipped(model)
+    inspector = gallery.Inspector.load(name, stage, device)
+    skipped = list(missing)
+    with progress_bar(len(paths), "inspecting") as progress:
+        answers = [answer for _, answer in watch(inspector.inspect(paths, output, point), progress, skipped)]
+    of_images: list[dict[str, Any]] = [
+        {"image": str(each.path), "error": each.reason} if isinstance(each, BrokenImage) else asdict(each)
+        for each in [*missing, *answers]
+    ]
+    of_model = inspector.draw_model(output)
     if as_json:
-        typer.echo(json.dumps(gallery.summary(name, [*missing, *answers], measured, bias, files), indent=2))
-    for file in [*(file for each in drawn for file in each.files), *files]:
-        message_console().print(f"drawn: {shown(Path(file))}")
+        typer.echo(json.dumps({"model": name, "images": of_images, **of_model}, indent=2))
+    for found in [*of_images, of_model]:
+        for file in found.get("files", []):
+            message_console().print(f"drawn: {shown(Path(file))}")
     finish(len(paths) + len(missing), skipped)
 
 
 def demo() -> None:
     """Classify the twenty sample images with the model that both ship with the package."""
-    with sentences():
-        quiet_transformers()
-        from swinv2.images import BrokenImage
-        from swinv2.predict import report
-        from swinv2.predict.predictor import Classifier
-        from swinv2.predict.shipped import shipped_model, shipped_samples
+    quiet_transformers()
+    from swinv2.cli import printing
+    from swinv2.images import BrokenImage
+    from swinv2.predict.predictor import Classifier
+    from swinv2.predict.shipped import shipped_model, shipped_samples
 
-        samples = shipped_samples()
-        classifier = Classifier.load(str(shipped_model()), "cpu")
-        predictions = []
-        for path, answer in classifier.classify([sample.path for sample in samples], top_k=1):
-            if isinstance(answer, BrokenImage):
-                raise UsageError(f"the shipped image {path} is {answer.reason}; install the package again.")
-            predictions += answer
-    report.print_demo(samples, predictions, data_console())
+    samples = shipped_samples()
+    classifier = Classifier.load(str(shipped_model()), "cpu")
+    predictions = []
+    for path, answer in classifier.classify([sample.path for sample in samples], top_k=1):
+        if isinstance(answer, BrokenImage):
+            raise UsageError(f"the shipped image {path} is {answer.reason}; install the package again.")
+        predictions += answer
+    printing.print_demo(samples, predictions, data_console())

@@ -5,6 +5,9 @@ files were skipped, 2 when nothing could be done as asked. torch and transformer
 the commands they are imported where they are needed, so that help and refusals come at once.
 """
 
+import errno
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +31,12 @@ Answer = TypeVar("Answer")
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Ends the command with one sentence where the user can mend what went wrong."""
+    """Ends a command, which it decorates, with one sentence where the user can mend what went wrong."""
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except UsageError as error:
         _refuse(str(error))
     except typer.Exit:
@@ -42,6 +48,13 @@ def sentences() -> Iterator[None]:
         if not isinstance(error, OutOfMemoryError):
             raise
         _refuse("the device has too little memory for a batch; give a smaller --batch-size, or --device cpu.")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # When Python ends, it tries once more to write what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        where = f" for {error.filename}" if error.filename else ""
+        _refuse(f"no space is left on the disk{where}; what was written is cut off.")
 
 
 def _refuse(sentence: str) -> NoReturn:

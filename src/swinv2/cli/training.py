@@ -1,19 +1,31 @@
 """The commands that train a model and measure it: `pretrain`, `finetune`, `evaluate` and `reconstruct`.
 
-Computed in `swinv2.train`, which is imported only when one of them runs.
+Computed in `swinv2.train`, most of which is imported only when one of them runs.
 """
 
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
 from rich.text import Text
 
-from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, Precision
+from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, read_dtype
 from swinv2.cli.running import SKIPPED, find_or_refuse, finish, model_or_shipped, quiet_transformers, sentences
 from swinv2.console import data_console, message_console, progress_bar, shown
+from swinv2.errors import UsageError
 from swinv2.train.signals import StoppedError, stopped_by_signals
+
+if TYPE_CHECKING:
+    from swinv2.train.trainer import SwinTrainer
+
+STOPPED = 3
+"""Exit status of a training that could not go on."""
 
 
 def pretrain(context: typer.Context) -> None:
@@ -21,7 +33,7 @@ def pretrain(context: typer.Context) -> None:
 
     Exit status 3: the training stopped because it could not go on. 143: SIGTERM came, and a checkpoint was saved.
     """
-    _train("pretrain", context.args)
+    raise typer.Exit(train("pretrain", context.args))
 
 
 def finetune(context: typer.Context) -> None:
@@ -29,25 +41,145 @@ def finetune(context: typer.Context) -> None:
 
     Exit status 3: the training stopped because it could not go on. 143: SIGTERM came, and a checkpoint was saved.
     """
-    _train("finetune", context.args)
+    raise typer.Exit(train("finetune", context.args))
 
 
-def _train(command: str, flags: list[str]) -> NoReturn:
-    """Runs a training, and ends the command with its exit status; a signal that does not wait for a step too."""
+def train(command: str, flags: Sequence[str]) -> int:
+    """Runs a training, from flags to exit status; a signal that does not wait for a step ends it too."""
     with sentences():
         try:
             with stopped_by_signals():
-                quiet_transformers()
-                from swinv2.train import commands
-
-                status = commands.pretrain(flags) if command == "pretrain" else commands.finetune(flags)
+                return _run(_prepare(command, flags))
         except StoppedError as error:
             message_console().print(
                 f"{error}: stopped at once; --resume goes on from the newest checkpoint, if there is one",
                 style="yellow",
             )
-            status = 128 + error.number
-        raise typer.Exit(status)
+            return 128 + error.number
+
+
+def _prepare(command: str, flags: Sequence[str]) -> "SwinTrainer":
+    """Reads flags and builds what they ask for. Help and most refusals come before anything that takes long."""
+    from swinv2.train.flags import read_flags
+    from swinv2.train.options import FinetuneOptions, PretrainOptions
+
+    is_pretraining = command == "pretrain"
+    described = pretrain.__doc__ if is_pretraining else finetune.__doc__
+    told = read_flags(PretrainOptions if is_pretraining else FinetuneOptions, flags, f"swinv2 {command}", described)
+    quiet_transformers()
+    _log_to_stderr()
+    from swinv2.train.settings import FinetuneSettings, PretrainSettings, make_settings
+
+    if is_pretraining:
+        from swinv2.train.pretrain import make_pretraining
+
+        return make_pretraining(make_settings(PretrainSettings, told))
+    from swinv2.train.finetune import make_finetuning
+
+    return make_finetuning(make_settings(FinetuneSettings, told))
+
+
+def _log_to_stderr() -> None:
+    """Lets this package's own messages through."""
+    logger = logging.getLogger("swinv2")
+    if not logger.handlers:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        logger.addHandler(RichHandler(console=console, show_time=False, show_path=False, markup=False))
+        logger.propagate = False
+
+
+def _run(trainer: "SwinTrainer") -> int:
+    import torch
+
+    from swinv2.train.checkpoints import SaveError, newest_sound
+    from swinv2.train.health import DivergedError, TooManyBrokenError
+    from swinv2.train.plan import make_plan
+    from swinv2.train.running import run_training
+
+    args = trainer.args
+    plan = make_plan(trainer)
+    if args.dry_run:
+        print(json.dumps(plan, indent=2)) if args.as_json else print_plan(plan, Console(highlight=False))
+        return 0
+    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    if args.should_save:
+        messages.print(f"{_steps(plan)}; {_rates(plan)}; {args.output_dir}", style="dim")
+    try:
+        results, status = run_training(trainer)
+    except (DivergedError, SaveError, TooManyBrokenError) as error:
+        reason = str(error)
+    except UsageError as error:
+        if not trainer.has_begun:
+            raise
+        reason = _sentence(error)
+    except torch.OutOfMemoryError:
+        reason = (
+            "the device has too little memory; give a smaller --per-device-train-batch-size with more "
+            "--gradient-accumulation-steps, or --activation-checkpointing."
+        )
+    except OSError as error:
+        kept = newest_sound(trainer.run)[0] or "there is none yet"
+        reason = f"a file of the run could not be written or read: {error}. The newest checkpoint: {kept}."
+    else:
+        if args.should_save:
+            _print_results(results, status, args.as_json, messages)
+        return status
+    messages.print(Text.assemble(("stopped: ", "bold red"), reason))
+    return STOPPED
+
+
+def _sentence(error: UsageError) -> str:
+    """What an error says. One from a process that reads pictures brings the process' whole traceback along."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
+
+
+def _print_results(results: dict[str, Any], status: int, as_json: bool, messages: Console) -> None:
+    if as_json:
+        print(json.dumps(results))
+    elif status:
+        messages.print(f"{results['stopped_by']}: saved at step {results['step']}; --resume goes on", style="yellow")
+    else:
+        shown = {name: value for name, value in results.items() if isinstance(value, float)}
+        messages.print(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+
+
+def _steps(plan: dict[str, Any]) -> str:
+    return f"{plan['steps']:,} steps of {plan['images_a_step']} images, {plan['warmup_steps']} of them warm-up"
+
+
+def _rates(plan: dict[str, Any]) -> str:
+    rate, for_512_images = plan["learning_rate"], plan["learning_rate_for_512_images"]
+    return f"learning rate {rate:g}, which is {for_512_images:g} for 512 images"
+
+
+def print_plan(plan: dict[str, Any], console: Console) -> None:
+    """Prints what `--dry-run` found, as tables."""
+    data, model, memory = plan["data"], plan["model"], plan["memory_mib"]
+    pictures = "streams" if data["pictures"] is None else f"{data['pictures']:,} pictures"
+    parts = " + ".join(f"{name} {value:,.0f}" for name, value in memory.items())
+    facts = {
+        "data": f"{data['place']}: {pictures}, {data['classes'] or 'no'} classes",
+        "evaluated": f"{data['evaluated']:,} pictures" if data["evaluated"] else "nothing",
+        "model": f"{model['parameters']:,} parameters, {model['learning']:,} of them learn",
+        "image size, windows": f"{model['image_size']}, {model['windows']}",
+        "bias learned in windows": f"{model['pretrained_windows']} (0: the same)",
+        "training": f"{_steps(plan)}; {_rates(plan)}",
+        "memory, about": f"{parts} = {sum(memory.values()):,.0f} MiB",
+    }
+    columns = ("layer", "learning rate", "weight decay", "tensors", "parameters")
+    groups = Table(*columns, box=None, pad_edge=False)
+    for group in plan["groups"]:
+        rate, decay = f"{group['learning_rate']:.4g}", f"{group['weight_decay']:g}"
+        groups.add_row(str(group["layer"]), rate, decay, str(group["tensors"]), f"{group['parameters']:,}")
+    console.print(_two_columns(facts), groups, _two_columns(plan["settings"]), sep="\n")
+
+
+def _two_columns(facts: dict[str, Any]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in facts.items():
+        table.add_row(name, Text(str(value)))
+    return table
 
 
 def evaluate(
@@ -60,9 +192,12 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Draw the confusion matrix and mistakes.")
     ] = None,
     batch_size: BatchSize = 64,
-    workers: Annotated[int, typer.Option(metavar="N", min=0, help="Processes that read pictures.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Processes that read pictures.", show_default="as many as pay"),
+    ] = None,
     device: Device = "auto",
-    precision: Dtype = Precision.float32,
+    precision: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Measure a classifier on labelled pictures.
@@ -70,27 +205,27 @@ def evaluate(
     A picture that cannot be read is named on stderr and left out; the exit status is then 1.
     """
     quiet_transformers()
-    from swinv2.predict import report
+    from swinv2.cli import printing
     from swinv2.train import evaluate as evaluation
 
     with sentences():
         name = model_or_shipped(model)
         with progress_bar(0, "evaluating") as progress:
-            found, pictures = evaluation.evaluate(
+            found, dataset = evaluation.evaluate(
                 name,
                 data,
                 split,
                 batch_size=batch_size,
                 workers=workers,
                 device=device,
-                dtype=precision.dtype,
+                dtype=read_dtype(precision),
                 advance=progress.update,
             )
-        files = [] if output is None else evaluation.draw_evaluation(found, pictures, output)
+        files = [] if output is None else evaluation.draw_evaluation(found, dataset, output)
     if as_json:
         typer.echo(json.dumps(found.summary(), indent=2))
     else:
-        report.print_evaluation(found.summary(), data_console())
+        printing.print_evaluation(found.summary(), data_console())
     console = message_console()
     for file in files:
         console.print(f"drawn: {shown(file)}")

@@ -1,14 +1,18 @@
 """Paper and pen: what all pictures are drawn on, and how they are written.
 
-In: pictures and words with their places in pixels, or a figure. Out: a PNG file.
+In: pictures and words with their places in pixels, or a figure; what draws each tile. Out: a PNG file.
 """
 
+import textwrap
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from swinv2.disk import whole_file
@@ -51,10 +55,54 @@ def open_figure(width: float, height: float) -> Figure:
     return Figure((width, height), dpi=DPI, facecolor="white", layout="constrained")
 
 
-def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Any:
-    """Adds axes at a place in inches from the top left of a figure."""
-    across, down = figure.get_size_inches()
-    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of one block of a network.
+
+    Attributes:
+        title: Which block, in words.
+        tiles: By the heading of each, what draws it on axes of matplotlib.
+        colours: What the block's bar of colours shows.
+    """
+
+    title: str
+    tiles: Mapping[str, Callable[[Any], None]]
+    colours: ScalarMappable
+
+
+def tile_blocks(blocks: Sequence[Tiles], title: str, note: str, unit: str, across: int = 8) -> Figure:
+    """Draws block below block, so many tiles in a row, each block with its bar, which measures `unit`.
+
+    `title` and `note` stand above the figure: it is to be saved with `cut`.
+    """
+    lines = [-(-len(block.tiles) // across) for block in blocks]
+    columns = min(max(len(block.tiles) for block in blocks), across)
+    heights = [1.36 * line_count + 0.56 for line_count in lines]
+    figure = open_figure(1.26 * (columns + 1), sum(heights))
+    figure.text(0, 1, printable(title, 130) + "\n" * (note.count("\n") + 2), va="bottom", fontsize=11, parse_math=False)
+    figure.text(0, 1, f"{note}\n", va="bottom", fontsize=8.5, color="#555555")
+    parts: Any = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=heights)
+    for part, block, line_count in zip(parts.flat, blocks, lines, strict=True):
+        part.suptitle(block.title, x=0, ha="left", fontsize=9.5, weight="bold")
+        # The last column is for the bars.
+        grid = part.subplots(line_count, columns + 1, squeeze=False)
+        for index, (axes, (name, draw)) in enumerate(zip(grid[:, :-1].flat, block.tiles.items(), strict=False)):
+            draw(axes)
+            axes.set_title(name, fontsize=8, pad=2.5)
+            if index % across:
+                axes.set(ylabel="", yticklabels=[])
+            if index + across < len(block.tiles):
+                axes.set(xlabel="", xticklabels=[])
+        for axes in grid.flat:
+            if not axes.has_data():
+                axes.axis("off")
+        place = grid[0, min(len(block.tiles), across)]
+        place.set_box_aspect(1)
+        bar: Any = part.colorbar(block.colours, cax=place.inset_axes((0, 0, 0.1, 1)))
+        bar.set_label(unit, fontsize=8)
+        bar.ax.tick_params(labelsize=7.5, length=2)
+        bar.outline.set_visible(False)
+    return figure
 
 
 def printable(name: str, most: int) -> str:
@@ -75,3 +123,34 @@ def save(figure: Figure, path: Path, cut: bool = False) -> None:
         else:
             # Not print_figure, whose margins the user's matplotlibrc may change: pixels are to stay where they are.
             canvas.print_png(file)
+
+
+def tile_sheet(tiles: Sequence[np.ndarray], captions: Sequence[str], columns: int, heads: Sequence[str] = ()) -> Figure:
+    """Images in rows, none resampled, with captions below them.
+
+    Args:
+        tiles: Images (H, W, 3), eight bits.
+        captions: What stands below each, wrapped to its column; "" for nothing.
+        columns: How many images a row has.
+        heads: What stands above the columns; nothing if empty.
+    """
+    margin, gap, line = 16, 16, 20
+    width = max(160, *(tile.shape[1] for tile in tiles))
+    texts = [textwrap.wrap(caption, width // 9) for caption in captions]
+    rows = [range(first, min(first + columns, len(tiles))) for first in range(0, len(tiles), columns)]
+    tall = [max(tiles[index].shape[0] for index in row) for row in rows]
+    lines = [max(len(texts[index]) for index in row) for row in rows]
+    top = margin + (line + 6 if heads else 0)
+    height = top + sum(tall) + sum(4 + line * count + gap for count in lines) - gap + margin
+    sheet = Sheet(height, 2 * margin + min(columns, len(tiles)) * (width + gap) - gap)
+    for column, head in enumerate(heads):
+        sheet.write(margin + column * (width + gap) + width // 2, margin, head, ha="center", weight="bold")
+    for row, image_height, count in zip(rows, tall, lines, strict=True):
+        for column, index in enumerate(row):
+            tile, middle = tiles[index], margin + column * (width + gap) + width // 2
+            # In the middle, and on its caption.
+            sheet.lay(middle - tile.shape[1] // 2, top + image_height - tile.shape[0], tile)
+            for number, text in enumerate(texts[index]):
+                sheet.write(middle, top + image_height + 4 + number * line, text, ha="center")
+        top += image_height + 4 + line * count + gap
+    return sheet.figure()

@@ -120,12 +120,10 @@ def draw_amplitudes(
         label = f"{lead}map after the block" if has_branches else printable(name, 60)
         _line(axes, [each.main for each in measured], label, color=colour, marker="o")
         if has_branches:
-            styles: dict[str, Any] = {"linewidth": 1.1, "color": colour if len(models) > 1 else _COLOURS[1]}
-            for branch, options in (("attention", {"marker": "^"}), ("mlp", {"marker": "s"})):
+            thin: dict[str, Any] = {"linewidth": 1.1, "color": colour if len(models) > 1 else _COLOURS[1]}
+            for branch, word, marker, line in (("attention", "attention", "^", "--"), ("mlp", "MLP", "s", ":")):
                 values = [getattr(each, branch) for each in measured]
-                word = {"attention": "attention", "mlp": "MLP"}[branch]
-                style = {"linestyle": "--" if branch == "attention" else ":"}
-                _line(axes, values, f"{lead}what the {word} adds", **styles, **options, **style)
+                _line(axes, values, f"{lead}what the {word} adds", marker=marker, linestyle=line, **thin)
     axes.set_yscale("log")
     axes.set_xticks(range(len(places)), places, rotation=90 if len(places) > 12 else 0, fontsize=8)
     axes.set(xlabel="block (stage.block)", ylabel="amplitude: average channel variance")

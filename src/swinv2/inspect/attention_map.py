@@ -5,7 +5,7 @@ weights on the map, every one in its place, and a picture of them. Where the tok
 `ops.windows`: the places of the map's tokens go the way of the tokens, through padding, shift and cutting.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,15 @@ from jaxtyping import Bool, Float, UInt8
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from swinv2.drawing.paper import DPI, axes_at, printable, save
+from swinv2.drawing.paper import Tiles, save, tile_blocks
 from swinv2.ops import windows
 from swinv2.ops.windows import Pair, WindowPlan
 
-HEADS_ACROSS = 8
-"""So many heads stand in a row of a picture."""
+Region = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels."""
 
 _COLOURS = "viridis"
 _TOKEN, _WINDOW = "#ff2d2d", "#ffd400"
@@ -148,50 +147,27 @@ def draw_attention(rows: Sequence[StageRow], picture: np.ndarray, path: Path, ti
         path: The PNG file; one that exists is replaced.
         title: What to write above.
     """
-    figure = _figure_of_attention(rows, picture, title)
-    save(figure, path, cut=True)
-
-
-def _figure_of_attention(rows: Sequence[StageRow], picture: np.ndarray, title: str) -> Figure:
-    side, gap, head, heading = 1.12, 0.12, 0.24, 0.42
-    lines = [-(-len(row.attention.weights) // HEADS_ACROSS) for row in rows]
-    across = 2 + max(min(len(row.attention.weights), HEADS_ACROSS) for row in rows)
-    total_width = across * (side + gap) + 0.7
-    total_height = sum(line * (side + head) + heading for line in lines) + 0.45
-    figure = Figure((total_width, total_height), dpi=DPI, facecolor="white")
-    if title:
-        figure.text(0, 1, printable(title, 130), va="top", fontsize=11, parse_math=False)
     note = "red: the token · yellow: what it may attend to"
     if any((row.attention.window != row.attention.visible).any() for row in rows):
         note += " (dotted: the rest of its window)"
     note += " · heads are enlarged, each sums to 100% · colours lie half over the image in grey"
-    figure.text(0, 1 - 0.22 / total_height, note, va="top", fontsize=8.5, color="#555555")
-    top = 0.45
-    for row, line_count in zip(rows, lines, strict=True):
-        figure.text(0, 1 - (top + 0.06) / total_height, row.title, va="top", fontsize=9.5, weight="bold")
-        attention = row.attention
-        mean, most = attention.weights.mean(0), float(attention.weights.max())
-        zoom = _around(attention.window if attention.window.all() else attention.visible, row.token_size, picture)
-        tiles = [("image", None, None), ("mean of heads", mean, None)]
-        tiles += [(f"head {index}", weights, zoom) for index, weights in enumerate(attention.weights, 1)]
-        for index, (name, weights, region) in enumerate(tiles):
-            line, column = (0, index) if index < 2 else ((index - 2) // HEADS_ACROSS, 2 + (index - 2) % HEADS_ACROSS)
-            below = top + heading + line * (side + head)
-            axes = axes_at(figure, column * (side + gap), below, side, side)
-            laid = picture if weights is None else overlay(picture, weights, attention.visible, row.token_size, most)
-            _show(axes, laid, row, region)
-            axes.set_title(name, fontsize=8, pad=2.5)
-        bar_left = min(2 + len(attention.weights), across) * (side + gap)
-        bar_axes = axes_at(figure, bar_left, top + heading, 0.1, side)
-        bar: Any = figure.colorbar(ScalarMappable(Normalize(0, 100 * most), _COLOURS), cax=bar_axes)
-        bar.set_label("weight, %", fontsize=8)
-        bar.ax.tick_params(labelsize=7.5, length=2)
-        bar.outline.set_visible(False)
-        top += line_count * (side + head) + heading
-    return figure
+    save(tile_blocks([_tiles(row, picture) for row in rows], title, note, "weight, %", across=10), path, cut=True)
 
 
-def _show(axes: Any, shown: np.ndarray, row: StageRow, region: tuple[float, float, float, float] | None) -> None:
+def _tiles(row: StageRow, picture: np.ndarray) -> Tiles:
+    attention, most = row.attention, float(row.attention.weights.max())
+    around = _around(attention.window if attention.window.all() else attention.visible, row.token_size, picture)
+
+    def laid(weights: np.ndarray, region: Region | None = None) -> Callable[[Any], None]:
+        mixed = overlay(picture, weights, attention.visible, row.token_size, most)
+        return lambda axes: _show(axes, mixed, row, region)
+
+    tiles = {"image": lambda axes: _show(axes, picture, row), "mean of heads": laid(attention.weights.mean(0))}
+    tiles |= {f"head {index}": laid(weights, around) for index, weights in enumerate(attention.weights, 1)}
+    return Tiles(row.title, tiles, ScalarMappable(Normalize(0, 100 * most), _COLOURS))
+
+
+def _show(axes: Any, shown: np.ndarray, row: StageRow, region: tuple[float, float, float, float] | None = None) -> None:
     """Shows a picture with the token and its window; of the picture only a region, if one is given."""
     height, width = shown.shape[:2]
     axes.imshow(shown, extent=(0, width, height, 0), interpolation="nearest")
@@ -202,10 +178,7 @@ def _show(axes: Any, shown: np.ndarray, row: StageRow, region: tuple[float, floa
     y, x = attention.token
     axes.add_patch(Rectangle((x * across, y * down), across, down, fill=False, edgecolor=_TOKEN, linewidth=1.4))
     left, top, right, bottom = region or (0, 0, width, height)
-    axes.set_xlim(left, right)
-    axes.set_ylim(bottom, top)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
     axes.spines[:].set_color("#bbbbbb")
 
 
@@ -220,7 +193,7 @@ def _outline(mask: Bool[np.ndarray, "H W"]) -> list[tuple[tuple[int, int], tuple
     return lines
 
 
-def _around(mask: Bool[np.ndarray, "H W"], token_size: Pair, picture: np.ndarray) -> tuple[float, float, float, float]:
+def _around(mask: Bool[np.ndarray, "H W"], token_size: Pair, picture: np.ndarray) -> Region:
     """The square around a mask, half as large again, inside the picture: left, top, right, bottom, in pixels."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, bottom = rows[0] * token_size[0], (rows[-1] + 1) * token_size[0]

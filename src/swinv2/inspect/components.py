@@ -91,11 +91,6 @@ def draw_components(
     tile = (side * min(1.0, width / height), side * min(1.0, height / width))
     figure = open_figure((tile[0] + 0.15) * (len(maps) + 1) + 0.5, (tile[1] + 0.33) * (1 + len(_ROWS)) + 0.9)
     grid: Any = figure.subplots(1 + len(_ROWS), len(maps) + 1, squeeze=False)
-    for axes in grid.flat:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_xlim(0, width)
-        axes.set_ylim(height, 0)
     grid[0, 0].imshow(picture, extent=(0, width, height, 0), interpolation="nearest")
     grid[0, 0].set_title(f"what the\nmodel saw\n{width} x {height} pixels", fontsize=8.5)
     for axes in grid[1:, 0]:
@@ -115,9 +110,8 @@ def draw_components(
             limit = max(float(np.abs(scores).max()), 1e-12)
             grid[index + 1, column].imshow(scores, cmap="RdBu_r", vmin=-limit, vmax=limit, **options)
             grid[index + 1, column].set_title(f"{components.shares[index]:.0%} of the variance", fontsize=8)
-        for axes in grid[:, column]:
-            axes.set_xlim(0, width)
-            axes.set_ylim(height, 0)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
     words = f"{printable(title, 110)}\n" if title else ""
     figure.suptitle(words + "tokens of one colour are alike; red and blue: above and below the mean", fontsize=9.5)
     save(figure, path)

@@ -14,8 +14,8 @@ from typing import Any, Self
 import torch
 
 from swinv2.errors import UsageError
-from swinv2.images import BrokenImage, read_images
-from swinv2.inspect.amplitudes import Amplitude, Amplitudes, draw_amplitudes
+from swinv2.images import BrokenImage, read_or_skip
+from swinv2.inspect.amplitudes import Amplitudes, draw_amplitudes
 from swinv2.inspect.attention_map import StageRow, draw_attention, token_attention
 from swinv2.inspect.bias_field import BiasField, by_direction, draw_bias
 from swinv2.inspect.components import draw_components, principal_components
@@ -117,7 +117,8 @@ class Inspector:
         Raises:
             UsageError: The point is not in an image, or the folder cannot be written to.
         """
-        for path, image in read_images(paths):
+        for path in paths:
+            image = read_or_skip(path)
             if isinstance(image, BrokenImage):
                 yield path, image
                 continue
@@ -127,18 +128,20 @@ class Inspector:
             self.amplitudes.add(seen)
             yield path, self._draw_image(path, view, pixel, seen, output)
 
-    def draw_model(self, output: Path) -> tuple[list[Amplitude], list[dict[str, Any]], list[Path]]:
-        """Draws the position bias, and the amplitudes over all images so far.
+    def draw_model(self, output: Path) -> dict[str, list[Any]]:
+        """Draws the position bias, and the amplitudes over all images so far; nothing before there was one.
 
         Args:
             output: The folder to write to.
 
         Returns:
-            The amplitudes; for each stage the range of its bias; the pictures.
+            The amplitudes, for each stage the range of its bias, and the pictures, for JSON.
         """
+        measured = self.amplitudes.measured()
+        if not measured:
+            return {"amplitudes": [], "bias": [], "files": []}
         fields = self._bias_fields()
         files = [output / "bias.png", output / "amplitudes.png"]
-        measured = self.amplitudes.measured()
         with _writing(output):
             draw_bias(fields, files[0], f"Position bias of {self.name}")
             draw_amplitudes({self.name: measured}, files[1], f"Amplitude of activations in {self.name}")
@@ -152,7 +155,11 @@ class Inspector:
             }
             for field in fields
         ]
-        return measured, ranges, files
+        return {
+            "amplitudes": [asdict(amplitude) for amplitude in measured],
+            "bias": ranges,
+            "files": [str(file) for file in files],
+        }
 
     def _wants(self, stage: int) -> bool:
         return self.stage in (None, f"stage{stage}")
@@ -236,29 +243,3 @@ def _writing(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(f"--output {str(output)!r} cannot be written to: {error}.") from error
-
-
-def summary(
-    name: str,
-    images: list[Inspected | BrokenImage],
-    measured: list[Amplitude],
-    bias: list[dict[str, Any]],
-    files: list[Path],
-) -> dict[str, Any]:
-    """All numbers as one object that JSON can hold.
-
-    Args:
-        name: The model, as the user named it.
-        images: What was drawn of each image, or why it was skipped.
-        measured, bias, files: What `Inspector.draw_model` returned.
-    """
-    return {
-        "model": name,
-        "images": [
-            {"image": str(each.path), "error": each.reason} if isinstance(each, BrokenImage) else asdict(each)
-            for each in images
-        ],
-        "amplitudes": [asdict(amplitude) for amplitude in measured],
-        "bias": bias,
-        "files": [str(file) for file in files],
-    }

@@ -6,6 +6,7 @@ so the three-billion-parameter one takes no more memory than the smallest.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from swinv2.lengths import Pair, Windows, as_pair
 from swinv2.loading import EXAMPLE, label_names, read_config
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.backends import explain_backend
-from swinv2.zoo import CHECKPOINTS, SIZES, Checkpoint, find_size
+from swinv2.zoo import CHECKPOINTS, SIZES, find_size
 
 _CLASSES: dict[str, type[Swinv2PreTrainedModel]] = {
     model_class.__name__: model_class
@@ -60,30 +61,30 @@ class Description:
         kind: Where the numbers are from, in words.
         model_class: The class that was counted.
         parameters: Number of its parameters.
-        quoted: The number usually quoted for a size of the papers, and what it counts.
         image_size: Configured image size (height, width) in pixels.
         patch_size: Patch size (height, width) in pixels.
         num_labels: Classes; None without a classifier.
-        labels: Their names; None where they are not known without downloading.
         attention: The form of attention that runs, and why; a line for each form.
+        stages: One for each stage.
+        quoted: The number usually quoted for a size of the papers, and what it counts.
+        labels: Names of the classes; None where they are not known without downloading.
         top1: Published top-1 accuracy on ImageNet-1k in percent.
         licence: Licence of published weights.
-        stages: One for each stage.
     """
 
     name: str
     kind: str
     model_class: str
     parameters: int
-    quoted: str | None
     image_size: Pair
     patch_size: Pair
     num_labels: int | None
-    labels: list[str] | None
     attention: str
-    top1: float | None
-    licence: str | None
     stages: list[StageDescription]
+    quoted: str | None = None
+    labels: list[str] | None = None
+    top1: float | None = None
+    licence: str | None = None
 
 
 def describe(name: str, image_size: int | Pair | None = None, window_size: Windows | None = None) -> Description:
@@ -98,23 +99,18 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: Windo
     Raises:
         UsageError: It is none of these, or the size or the window is impossible.
     """
-    found = _find(name)
-    model = _build(name, found, image_size, window_size)
+    built, model_class, facts = _find(name)
+    model = _build(name, built, model_class, image_size, window_size)
     config = model.config
     encoder = next(module for module in model.modules() if isinstance(module, Encoder))
     return Description(
         name=name,
-        kind=found.kind,
-        model_class=found.model_class.__name__,
+        model_class=model_class.__name__,
         parameters=_count(model),
-        quoted=found.quoted,
         image_size=as_pair("image_size", config.image_size),
         patch_size=as_pair("patch_size", config.patch_size),
-        num_labels=config.num_labels if found.model_class is Swinv2ForImageClassification else None,
-        labels=found.labels,
+        num_labels=config.num_labels if model_class is Swinv2ForImageClassification else None,
         attention=explain_backend(config._attn_implementation or "eager"),
-        top1=found.checkpoint.top1 if found.checkpoint else None,
-        licence=found.checkpoint.licence if found.checkpoint else None,
         stages=[
             StageDescription(
                 *(spec.name, spec.depth, spec.dim, spec.num_heads, spec.grid, spec.window, spec.shift),
@@ -123,6 +119,7 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: Windo
             )
             for spec, stage in zip(config.stages(), encoder.layers, strict=True)
         ],
+        **facts,
     )
 
 
@@ -130,22 +127,12 @@ def build_on_meta(
     name: str, image_size: int | Pair | None = None, window_size: Windows | None = None
 ) -> Swinv2PreTrainedModel:
     """The model that `describe` describes, without memory for its weights; arguments and errors are the same."""
-    return _build(name, _find(name), image_size, window_size)
+    config, model_class, _ = _find(name)
+    return _build(name, config, model_class, image_size, window_size)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What a name means."""
-
-    config: Swinv2Config
-    model_class: type[Swinv2PreTrainedModel]
-    kind: str
-    quoted: str | None = None
-    labels: list[str] | None = None
-    checkpoint: Checkpoint | None = None
-
-
-def _find(name: str) -> _Found:
+def _find(name: str) -> tuple[Swinv2Config, type[Swinv2PreTrainedModel], dict[str, Any]]:
+    """What a name means: a configuration, what to build of it, and the facts of a description that neither tells."""
     checkpoint, is_folder = CHECKPOINTS.get(name), Path(name).expanduser().is_dir()
     if not is_folder and "/" not in name and not Path(name).exists():
         try:
@@ -156,32 +143,34 @@ def _find(name: str) -> _Found:
         config = read_config(name)
         model_class = _CLASSES.get((config.architectures or [""])[0], Swinv2Model)
         labels = label_names(config) if model_class is Swinv2ForImageClassification else None
-        return _Found(config, model_class, "model in a folder" if is_folder else "model on the hub", labels=labels)
+        return config, model_class, {"kind": f"model {'in a folder' if is_folder else 'on the hub'}", "labels": labels}
     if checkpoint is not None:
         kind = f"published checkpoint of {SIZES[checkpoint.size].paper_name}, trained on {checkpoint.training}"
-        config = Swinv2Config(**checkpoint.config_fields())
-        return _Found(config, Swinv2ForImageClassification, kind, checkpoint=checkpoint)
+        facts = {"kind": kind, "top1": checkpoint.top1, "licence": checkpoint.licence}
+        return Swinv2Config(**checkpoint.config_fields()), Swinv2ForImageClassification, facts
     size = SIZES[name]
     head = "with a classifier of 1000 classes" if size.stated_with_classifier else "without a head"
-    return _Found(
-        Swinv2Config(**size.config_fields()),
-        Swinv2Model,
-        f"size {size.paper_name} of the papers, without a head",
-        quoted=f"{size.stated_parameters} million, {head}",
-    )
+    facts = {
+        "kind": f"size {size.paper_name} of the papers, without a head",
+        "quoted": f"{size.stated_parameters} million, {head}",
+    }
+    return Swinv2Config(**size.config_fields()), Swinv2Model, facts
 
 
 def _build(
-    name: str, found: _Found, image_size: int | Pair | None, window_size: Windows | None
+    name: str,
+    config: Swinv2Config,
+    model_class: type[Swinv2PreTrainedModel],
+    image_size: int | Pair | None,
+    window_size: Windows | None,
 ) -> Swinv2PreTrainedModel:
-    config = found.config
     if image_size is not None or window_size is not None:
         try:
             config = config.resized(config.image_size if image_size is None else image_size, window_size)
         except ValueError as error:
             raise UsageError(f"{name} cannot be planned so: {error}") from error
     with torch.device("meta"):
-        return found.model_class(config)
+        return model_class(config)
 
 
 def _count(module: nn.Module) -> int:

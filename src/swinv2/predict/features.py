@@ -7,14 +7,14 @@ computed in; the metadata hold "paths", a JSON list in the same order. parquet: 
 `path`, `features` (a list of 32-bit floats, row by row) and `shape`.
 """
 
+import importlib.util
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import chain, islice
 from pathlib import Path
 
-import pyarrow as pa
 import torch
-from pyarrow.parquet import ParquetWriter
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,14 +24,14 @@ from swinv2.errors import UsageError
 SUFFIXES = (".safetensors", ".parquet")
 
 _ROW_GROUP = 4_000_000
-"""Numbers that are held before a group of parquet rows is written: 16 MB of them."""
+"""Numbers of a group of parquet rows, which are written together: about 16 MB of them."""
 
 
 def check_output(output: Path) -> None:
     """Makes sure that a file can be written, before any work is done for it.
 
     Raises:
-        UsageError: Its suffix is none of the two, or its place cannot be written to.
+        UsageError: Its suffix is none of the two, its place cannot be written to, or what writes it is not installed.
     """
     if output.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--output is {str(output)!r}; expected a file name that ends in {' or '.join(SUFFIXES)}.")
@@ -42,6 +42,11 @@ def check_output(output: Path) -> None:
         raise UsageError(f"--output {str(output)!r}: there is no folder {str(folder)!r}; make it first.")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--output {str(output)!r}: the folder {str(folder)!r} may not be written to.")
+    if output.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UsageError(
+            f"--output {str(output)!r}: parquet is written with pyarrow, which is not installed; install "
+            "swinv2[parquet], which brings it, or write a .safetensors file."
+        )
 
 
 def write_features(features: Iterable[tuple[Path, Tensor]], output: Path, about: dict[str, str]) -> int:
@@ -81,36 +86,27 @@ def _write_safetensors(features: Iterable[tuple[Path, Tensor]], file: Path, abou
 
 
 def _write_parquet(features: Iterable[tuple[Path, Tensor]], file: Path, about: dict[str, str]) -> int:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    following = iter(features)
+    first = next(following, None)
+    if first is None:
+        return 0
+    following = chain([first], following)
+    rows_of_group = max(_ROW_GROUP // first[1].numel(), 1)
     schema = pa.schema(
         [("path", pa.string()), ("features", pa.list_(pa.float32())), ("shape", pa.list_(pa.int32()))], metadata=about
     )
     count = 0
-    writer: ParquetWriter | None = None
-    try:
-        for rows in _groups(features):
-            writer = writer or ParquetWriter(file, schema)
+    with ParquetWriter(file, schema) as writer:
+        while rows := list(islice(following, rows_of_group)):
             columns = [
                 # A name that is no text keeps its bytes in JSON and safetensors; parquet text has no place for them.
                 [os.fsencode(path).decode("utf-8", "replace") for path, _ in rows],
                 [tensor.float().flatten().numpy() for _, tensor in rows],
                 [list(tensor.shape) for _, tensor in rows],
             ]
-            writer.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema))
+            writer.write_table(pa.table(columns, schema=schema))
             count += len(rows)
-    finally:
-        if writer is not None:
-            writer.close()
     return count
-
-
-def _groups(features: Iterable[tuple[Path, Tensor]]) -> Iterator[list[tuple[Path, Tensor]]]:
-    rows: list[tuple[Path, Tensor]] = []
-    numbers = 0
-    for path, tensor in features:
-        rows.append((path, tensor))
-        numbers += tensor.numel()
-        if numbers >= _ROW_GROUP:
-            yield rows
-            rows, numbers = [], 0
-    if rows:
-        yield rows

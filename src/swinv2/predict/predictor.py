@@ -4,19 +4,22 @@ In: paths. Out, for each path and in their order: predictions or features, or a 
 images are batched; it writes nothing and prints nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification
-from swinv2.images import BrokenImage, read_images
+from swinv2.images import BrokenImage, read_or_skip
 from swinv2.loading import choose_device, label_names, load_model, load_processor, read_config
 from swinv2.model import Swinv2Model
+from swinv2.reading import read_batches
 
 Answer = TypeVar("Answer")
 
@@ -39,6 +42,22 @@ class Prediction:
     probability: float
 
 
+class _Prepared:
+    """What the model gets of each file: pixels, or why there are none."""
+
+    def __init__(self, paths: Sequence[Path], processor: Any) -> None:
+        self.paths, self.processor = paths, processor
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray | BrokenImage:
+        image = read_or_skip(self.paths[index])
+        if isinstance(image, BrokenImage):
+            return image
+        return self.processor(images=image, return_tensors="pt")["pixel_values"][0].numpy()
+
+
 def run(
     compute: Callable[[Tensor], list[Answer]],
     processor: Any,
@@ -58,27 +77,15 @@ def run(
         device: Where `compute` wants the images.
         dtype: And of which type.
     """
-    waiting: list[tuple[Path, Tensor | BrokenImage]] = []
-    shape, count = None, 0
-
-    def flush() -> Iterator[tuple[Path, Answer | BrokenImage]]:
-        images = [item for _, item in waiting if isinstance(item, Tensor)]
-        answers = iter(compute(torch.stack(images).to(device, dtype)) if images else ())
-        for path, item in waiting:
-            yield path, item if isinstance(item, BrokenImage) else next(answers)
-        waiting.clear()
-
-    for path, image in read_images(paths):
-        if isinstance(image, BrokenImage):
-            waiting.append((path, image))
-            continue
-        pixels = processor(images=image, return_tensors="pt")["pixel_values"][0]
-        if count and (count == batch_size or pixels.shape != shape):
-            yield from flush()
-            count = 0
-        waiting.append((path, pixels))
-        shape, count = pixels.shape, count + 1
-    yield from flush()
+    paths = list(paths)
+    following = iter(paths)
+    for batch in read_batches(_Prepared(paths, processor), batch_size):
+        answers: list[Answer] = []
+        sound = (item for item in batch if not isinstance(item, BrokenImage))
+        for _, pixels in groupby(sound, lambda item: item.shape):
+            answers += compute(torch.from_numpy(np.stack(list(pixels))).to(device, dtype))
+        for item in batch:
+            yield next(following), item if isinstance(item, BrokenImage) else answers.pop(0)
 
 
 class Classifier:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swinv2.errors import UsageError
-from swinv2.images import natural_key
 
 FOLDER = Path(__file__).parent.parent / "checkpoints" / "cifar10"
 
@@ -45,7 +44,7 @@ def shipped_samples() -> list[Sample]:
     Raises:
         UsageError: The installation has none.
     """
-    paths = sorted((FOLDER / "samples").glob("*_*.png"), key=lambda path: natural_key(path.name))
+    paths = sorted((FOLDER / "samples").glob("*_*.png"))
     if not paths:
         raise UsageError(f"this installation of swinv2 has no images in {FOLDER / 'samples'}; install it again.")
     return [Sample(path, path.stem.split("_", 1)[1]) for path in paths]

@@ -1,60 +1,73 @@
 """Checkpoints of a run that are whole or not there.
 
-In: folders that a trainer wrote. Out: sealed folders, and the newest one that is sound. A checkpoint is written beside
-its place, sealed with the size and digest of every file, forced to the disk and only then moved to its place; older
-ones are deleted after that. Whatever kills the process, at any moment, leaves the last sealed checkpoint. This module
-knows no model and no trainer.
+In: folders that a trainer writes. Out: sealed folders, and the newest one that is sound. A checkpoint is sealed with
+the size of every file before `disk.whole_folder` moves it to its place; older ones are deleted after that. Whatever
+kills the process, at any moment, leaves the last sealed checkpoint. This module knows no model and no trainer.
 """
 
-import hashlib
 import json
 import logging
 import re
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
+from transformers.trainer_utils import rotate_checkpoints
 
-from swinv2.disk import force_to_disk
+from swinv2.disk import REPLACED, WriteError, whole_folder
 from swinv2.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-STAGING = ".unfinished-"
-"""How the names of unfinished checkpoints begin."""
-OLDER = "-older"
-"""How the name of a sound checkpoint ends while another one takes its place."""
 
 
 class SaveError(UsageError):
     """A checkpoint could not be written."""
 
 
+@contextmanager
+def whole_checkpoint(final: Path, publishes: bool) -> Iterator[Path]:
+    """Lends a folder to write a checkpoint into; see `disk.whole_folder`.
+
+    Args:
+        final: Where the checkpoint will be.
+        publishes: Whether this process seals it and moves it to its place, when all of them have written.
+
+    Raises:
+        SaveError: Writing failed, because the disk is full for example.
+    """
+    try:
+        with whole_folder(final, replace=True, shared=True, publishes=publishes) as folder:
+            yield folder
+            if publishes:
+                seal(folder)
+    except WriteError as error:
+        good, _ = newest_sound(final.parent)
+        kept = f"{good} is complete" if good else "There is no earlier one"
+        raise SaveError(
+            f"{error} {kept}. If the disk is full, make room; then run the same command with --resume."
+        ) from error
+
+
 def seal(folder: Path) -> None:
-    """Writes down the size and digest of every file and forces all of them to the disk.
+    """Writes down the size of every file.
 
     Args:
         folder: The checkpoint.
     """
-    manifest = folder / MANIFEST
-    inside = sorted(folder.rglob("*"))
-    files = [path for path in inside if path.is_file() and path != manifest]
-    digests = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
-    manifest.write_text(json.dumps(digests, indent=2))
-    for path in [*files, manifest, *(path for path in inside if path.is_dir()), folder]:
-        force_to_disk(path)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
+    sizes = {str(path.relative_to(folder)): {"bytes": path.stat().st_size} for path in files}
+    (folder / MANIFEST).write_text(json.dumps(sizes, indent=2))
 
 
 def why_unusable(folder: Path) -> str | None:
-    """Says what is wrong with a sealed folder; None if it is as it was sealed.
+    """Says what is wrong with a sealed folder; None if its files are as long as when it was sealed.
 
     Files that came later do not matter.
     """
     try:
-        expected: dict[str, dict[str, int | str]] = json.loads((folder / MANIFEST).read_text())
+        expected: dict[str, dict[str, int]] = json.loads((folder / MANIFEST).read_text())
         if not expected:
             return f"{MANIFEST} lists no file"
         for name, was in expected.items():
@@ -63,8 +76,6 @@ def why_unusable(folder: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != was["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, and had {was['bytes']}"
-            if _digest(path) != was["sha256"]:
-                return f"{name} has changed"
     except FileNotFoundError:
         return f"{MANIFEST} is missing: it was not written to its end, or not by this package"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -72,17 +83,12 @@ def why_unusable(folder: Path) -> str | None:
     return None
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, by their step, the newest first.
 
-    One that `publish` was killed while replacing comes after that which was to replace it.
+    One that was being replaced when the process was killed comes after the one that was to replace it.
     """
-    found = [(path, re.fullmatch(rf"checkpoint-(\d+)({OLDER})?", path.name)) for path in run.glob("checkpoint-*")]
+    found = [(path, re.fullmatch(rf"checkpoint-(\d+)({REPLACED})?", path.name)) for path in run.glob("checkpoint-*")]
     numbered = [(int(match[1]), match[2] is None, path) for path, match in found if match and path.is_dir()]
     return [path for *_, path in sorted(numbered, reverse=True)]
 
@@ -139,97 +145,15 @@ def where_to_go_on(run: Path, wanted: str | None, resume: bool) -> Path | None:
     return good
 
 
-def clear_unfinished(run: Path) -> None:
-    """Deletes what a killed process left."""
-    for folder in run.glob(f"{STAGING}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def prune(run: Path, keep: int | None, best: str | None) -> None:
+    """Deletes those checkpoints that were saved first, but never the last one and the best one.
 
-
-@contextmanager
-def staged(final: Path) -> Iterator[Path]:
-    """Gives a folder to write a checkpoint into, and deletes it if writing fails or is interrupted.
-
-    Args:
-        final: Where the checkpoint will be, after `publish`.
-
-    Yields:
-        The folder to write into.
-
-    Raises:
-        SaveError: Writing failed, because the disk is full for example.
-    """
-    staging = final.with_name(STAGING + final.name)
-    try:
-        staging.mkdir(parents=True, exist_ok=True)
-        yield staging
-    # torch reports a full disk as a RuntimeError, safetensors as an error of its own.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        good, _ = newest_sound(final.parent)
-        kept = f"{good} is complete" if good else "There is no earlier one"
-        raise SaveError(
-            f"{final} could not be written: {error}. {kept}. If the disk is full, make room; then run the same command "
-            "with --resume."
-        ) from error
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-
-
-def publish(staging: Path, final: Path) -> None:
-    """Seals a checkpoint and moves it to its place, that of an older one of the same name included."""
-    seal(staging)
-    older = final.with_name(final.name + OLDER)
-    if final.exists():
-        # A sound one stays one that `newest_sound` finds until the new one is in its place.
-        if why_unusable(final) is None:
-            _delete(older)
-            final.rename(older)
-        else:
-            _delete(final)
-    staging.rename(final)
-    force_to_disk(final.parent)
-    _delete(older)
-
-
-def _delete(folder: Path) -> None:
-    """Deletes a folder under another name: half of a checkpoint must not pass for one.
-
-    What cannot be deleted now, `clear_unfinished` tries again.
-    """
-    if not folder.exists():
-        return
-    doomed = folder.with_name(f"{STAGING}deleted-{folder.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def prune(run: Path, keep: int | None, protected: Iterable[Path] = ()) -> None:
-    """Deletes the oldest checkpoints, but never the one of the highest step and the one that was sealed last.
-
-    These are two if the run went back: because later checkpoints are not sound, or because it was told to.
+    Half of a checkpoint, which a killed process leaves, misses files of its manifest.
 
     Args:
         run: Folder of the run.
         keep: How many stay; None for all.
-        protected: Checkpoints that stay whatever their age, known by their names since a run may have been moved; they
-            count among those that stay.
+        best: The best one, known by its name since a run may have been moved.
     """
-    if keep is None or keep < 1:
-        return
-    present, names = checkpoints(run), {path.name for path in protected}
-    staying = {path for path in present if path.name in names} | set(present[:1])
-    if present:
-        staying.add(max(present, key=_sealed_at))
-    for path in present:
-        if len(staying) < keep:
-            staying.add(path)
-    for path in reversed(present):
-        if path not in staying:
-            _delete(path)
-
-
-def _sealed_at(folder: Path) -> int:
-    manifest = folder / MANIFEST
-    return manifest.stat().st_mtime_ns if manifest.is_file() else 0
+    # By time: a run that went back saves checkpoints of lower steps than those that it leaves behind.
+    rotate_checkpoints(str(run), keep, best and str(run / Path(best).name), use_mtime=True)

@@ -1,30 +1,30 @@
-"""How good a classifier is on labelled pictures, and where it errs.
+"""How good a classifier is on labelled images, and where it errs.
 
-In: a model's folder or name, and a place with labelled pictures. Out: accuracies, and pictures of the mistakes. The
-pictures go through the image processor that lies beside the model: what is measured is what a user gets.
+In: a model's folder or name, and a source of labelled images. Out: accuracies, and drawings of the mistakes. The
+images go through the image processor that lies beside the model: what is measured is what a user gets.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification
 from swinv2.loading import choose_device, label_names, load_model, load_processor
-from swinv2.train.augment import decode
-from swinv2.train.data import open_pictures
+from swinv2.reading import read_batches
+from swinv2.train.data.augment import decode
+from swinv2.train.data.dataset import ImageDataset
+from swinv2.train.data.examples import IGNORED_LABEL, EvaluationExamples, SampleTransform
+from swinv2.train.data.sources import SPLIT_FOLDERS, open_dataset
 from swinv2.train.drawing.confusion import draw_confusion
 from swinv2.train.drawing.mistakes import MOST_MISTAKES, Mistake, draw_mistakes
-from swinv2.train.examples import IGNORED_LABEL, EvaluationExamples, Recipe, collate
-from swinv2.train.pictures import Pictures
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,10 @@ class Evaluation:
     """What was found.
 
     Attributes:
-        top1, top5: Shares of the pictures; top5 is None with fewer than six classes.
+        top1, top5: Shares of the images; top5 is None with fewer than six classes.
         loss: Mean cross entropy.
-        pictures: How many counted.
-        unreadable: Pictures that could not be read, each with the reason.
+        images: How many counted.
+        unreadable: Images that could not be read, each with the reason.
         confusion: Counts (truth, answer).
         names: Names of the classes.
         worst: Index, truth, answer and probability of the surest wrong answers, the surest first.
@@ -46,7 +46,7 @@ class Evaluation:
     top1: float
     top5: float | None
     loss: float
-    pictures: int
+    images: int
     unreadable: list[str]
     confusion: np.ndarray
     names: tuple[str, ...]
@@ -59,7 +59,7 @@ class Evaluation:
             "top1": self.top1,
             "top5": self.top5,
             "loss": self.loss,
-            "pictures": self.pictures,
+            "pictures": self.images,
             "unreadable": self.unreadable,
             "recall": {name: float(value) for name, value in zip(self.names, recall, strict=True)},
         }
@@ -71,57 +71,56 @@ def evaluate(
     split: str = "evaluation",
     *,
     batch_size: int = 64,
-    workers: int = 0,
+    workers: int | None = None,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
     image_column: str | None = None,
     label_column: str | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Evaluation, Pictures]:
+) -> tuple[Evaluation, ImageDataset]:
     """Evaluates a classifier.
 
     Args:
         model: A folder, or a name on the hub.
-        data, split, image_column, label_column: See `data.open_pictures`.
-        batch_size: Pictures at once.
-        workers: Processes that read pictures.
+        data, split, image_column, label_column: See `sources.open_dataset`; or a folder that is one split by itself,
+            and is called so.
+        batch_size: Images at once.
+        workers: Processes that read images; None for as many as pay.
         device: See `loading.choose_device`.
         dtype: Type of the weights.
-        advance: Is told how many pictures of how many are done.
+        advance: Is told how many images of how many are done.
 
     Returns:
-        What was found, and the pictures.
+        What was found, and the data set.
 
     Raises:
         UsageError: The model or the data cannot be opened, or their classes do not fit.
     """
-    place = choose_device(device)
-    classifier = load_model(Swinv2ForImageClassification, model, place, dtype)
+    chosen = choose_device(device)
+    classifier = load_model(Swinv2ForImageClassification, model, chosen, dtype)
     processor = load_processor(model)
-    pictures = open_pictures(data, split, image_column=image_column, label_column=label_column)
-    if pictures.label_column is None:
-        raise UsageError(f"{data} has no labels; sort the pictures into a folder for each class.")
+    dataset = open_dataset(data, _split_of(data, split), image_column=image_column, label_column=label_column)
+    if dataset.label_column is None:
+        raise UsageError(f"{data} has no labels; sort the images into a folder for each class.")
     names = tuple(label_names(classifier.config))
-    to_model = _match_classes(pictures, names)
+    to_model = _match_classes(dataset, names)
 
-    def prepare(image: Image.Image) -> Tensor:
-        return processor(image, return_tensors="pt")["pixel_values"][0]
-
-    examples = EvaluationExamples(pictures, Recipe(prepare, 3))
-    loader = DataLoader(examples, batch_size, num_workers=workers, collate_fn=collate)
+    examples = EvaluationExamples(dataset, SampleTransform(partial(_prepare, processor), 3))
     confusion = np.zeros((len(names), len(names)), np.int64)
     unreadable: list[str] = []
     worst: list[tuple[int, int, int, float]] = []
     loss, among_five, done = 0.0, 0, 0
-    for batch in loader:
+    for batch in read_batches(examples, batch_size, workers):
+        pixels = torch.from_numpy(np.stack([example["pixel_values"] for example in batch]))
         with torch.inference_mode():
-            logits = classifier(batch["pixel_values"].to(place, dtype)).logits.float().cpu()
-        readable = batch["labels"] != IGNORED_LABEL
-        unreadable += batch["broken"]
+            logits = classifier(pixels.to(chosen, dtype)).logits.float().cpu()
+        truths = torch.tensor([example["labels"] for example in batch])
+        readable = truths != IGNORED_LABEL
+        unreadable += [name for example in batch for name in example["broken"]]
         indices = torch.arange(done, done + len(readable))[readable]
-        labels = torch.tensor([to_model[int(label)] for label in batch["labels"][readable]], dtype=torch.long)
+        labels = torch.tensor([to_model[int(label)] for label in truths[readable]], dtype=torch.long)
         done += len(readable)
-        advance(done, len(pictures))
+        advance(done, len(dataset))
         if not len(labels):
             continue
         probabilities = logits[readable].softmax(-1)
@@ -134,40 +133,56 @@ def evaluate(
         worst = sorted(worst, key=lambda mistake: -mistake[3])[:MOST_MISTAKES]
     counted = int(confusion.sum())
     if not counted:
-        raise UsageError(f"{data} holds no picture that can be read.")
+        raise UsageError(f"{data} holds no image that can be read.")
     found = Evaluation(
         top1=float(confusion.trace() / counted),
         top5=among_five / counted if len(names) > 5 else None,
         loss=loss / counted,
-        pictures=counted,
+        images=counted,
         unreadable=unreadable,
         confusion=confusion,
         names=names,
         worst=worst,
     )
-    return found, pictures
+    return found, dataset
 
 
-def _match_classes(pictures: Pictures, names: tuple[str, ...]) -> dict[int, int]:
+def _split_of(data: str, split: str) -> str:
+    """What the images are asked for by: a folder such as data/validation has one split, its own, which `datasets`
+    calls "train" as it does wherever it finds none."""
+    names = {name for called in SPLIT_FOLDERS.values() for name in called}
+    folder = Path(data).resolve()
+    own = folder.name.lower()
+    if not folder.is_dir() or own not in names - {*SPLIT_FOLDERS["train"]} or split not in ("evaluation", own):
+        return split
+    return split if any(path.name.lower() in names for path in folder.iterdir()) else "train"
+
+
+def _prepare(processor: Any, image: Image.Image) -> Any:
+    # An array of numpy, for `read_batches`.
+    return processor(image, return_tensors="pt")["pixel_values"][0].numpy()
+
+
+def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> dict[int, int]:
     """The model's class for each of the data's: by name where the model knows the data's names, by number where it
     knows none of them and there are as many."""
-    pictures.check_labels(len(pictures.names) or len(names))
-    if pictures.names and set(pictures.names) <= set(names):
-        return {index: names.index(name) for index, name in enumerate(pictures.names)}
-    if pictures.names and (len(pictures.names) != len(names) or set(pictures.names) & set(names)):
+    dataset.check_labels(len(dataset.names) or len(names))
+    if dataset.names and set(dataset.names) <= set(names):
+        return {index: names.index(name) for index, name in enumerate(dataset.names)}
+    if dataset.names and (len(dataset.names) != len(names) or set(dataset.names) & set(names)):
         raise UsageError(
-            f"{pictures.place} names classes that the model does not know, for example "
-            f"{sorted(set(pictures.names) - set(names))[:3]}; the folders must be called as in the model's config.json."
+            f"{dataset.source} names classes that the model does not know, for example "
+            f"{sorted(set(dataset.names) - set(names))[:3]}; the folders must be called as in the model's config.json."
         )
-    if pictures.names:
+    if dataset.names:
         logger.warning(
-            f"the model calls no class as {pictures.place} does ({names[0]!r}, {pictures.names[0]!r} ...); classes are "
+            f"the model calls no class as {dataset.source} does ({names[0]!r}, {dataset.names[0]!r} ...); classes are "
             "matched by their order"
         )
     return {index: index for index in range(len(names))}
 
 
-def draw_evaluation(found: Evaluation, pictures: Pictures, folder: Path) -> list[Path]:
+def draw_evaluation(found: Evaluation, dataset: ImageDataset, folder: Path) -> list[Path]:
     """Draws the confusion matrix and, if there are any, the surest mistakes.
 
     Returns:
@@ -179,7 +194,7 @@ def draw_evaluation(found: Evaluation, pictures: Pictures, folder: Path) -> list
         files.append(folder / "mistakes.png")
         drawn = []
         for index, truth, answer, probability in found.worst:
-            image = decode(pictures[index].picture, 3)
+            image = decode(dataset[index].image, 3)
             drawn.append(Mistake(np.asarray(image), found.names[truth], found.names[answer], probability))
         draw_mistakes(drawn, files[1])
     return files

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 
 from swinv2.errors import UsageError
-from swinv2.train.augment import for_evaluation, for_finetuning
-from swinv2.train.examples import IGNORED_LABEL, EvaluationExamples, Recipe
-from swinv2.train.pictures import Pictures
-from swinv2.train.running import examples_to_train, make_processor, open_training, pixels_of
+from swinv2.train.data.augment import for_evaluation, for_finetuning, make_processor
+from swinv2.train.data.dataset import ImageDataset
+from swinv2.train.data.examples import IGNORED_LABEL, EvaluationExamples, SampleTransform
+from swinv2.train.running import examples_to_train, open_training, pixels_of
 from swinv2.train.settings import FinetuneSettings
 from swinv2.train.start import start_finetuning
 from swinv2.train.trainer import SwinTrainer
 
 BEST_CLASSES = 5
-"""How many classes of each picture evaluation keeps."""
+"""How many classes of each image evaluation keeps."""
 
 
 class FinetuneTrainer(SwinTrainer):
@@ -56,7 +56,7 @@ class FinetuneTrainer(SwinTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Cross entropy in fp32; of mixed pictures with mixed labels, in training."""
+        """Cross entropy in fp32; of mixed images with mixed labels, in training."""
         inputs.pop("broken", None)
         images, labels = inputs["pixel_values"], inputs["labels"]
         smoothing = 0.0
@@ -77,12 +77,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
 
 
 def keep_best(logits: Tensor, labels: Tensor) -> Tensor:
-    """The best classes of each picture, best first: all that evaluation needs of the logits."""
+    """The best classes of each image, best first: all that evaluation needs of the logits."""
     return logits.topk(min(BEST_CLASSES, logits.shape[-1])).indices
 
 
 def accuracies(prediction: EvalPrediction) -> dict[str, float]:
-    """Shares of pictures whose class is the best answer, and among the five best; unreadable ones are counted apart."""
+    """Shares of images whose class is the best answer, and among the five best; unreadable ones are counted apart."""
     best, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     counted = labels != IGNORED_LABEL
     hits = best[counted] == labels[counted][:, None]
@@ -92,17 +92,17 @@ def accuracies(prediction: EvalPrediction) -> dict[str, float]:
     return scores
 
 
-def class_names(settings: FinetuneSettings, pictures: Pictures) -> tuple[str, ...]:
+def class_names(settings: FinetuneSettings, dataset: ImageDataset) -> tuple[str, ...]:
     """Names of the classes: of the data, of `--label_names_file`, or else numbers.
 
     Raises:
         UsageError: Nobody knows how many there are.
     """
-    if pictures.names:
-        return pictures.names
-    if pictures.streams:
-        raise UsageError(f"{pictures.place} does not name its classes; give --label_names_file, a name on each line.")
-    return tuple(str(number) for number in range(int(pictures.labels().max()) + 1))
+    if dataset.names:
+        return dataset.names
+    if dataset.streams:
+        raise UsageError(f"{dataset.source} does not name its classes; give --label_names_file, a name on each line.")
+    return tuple(str(number) for number in range(int(dataset.labels().max()) + 1))
 
 
 def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
@@ -121,17 +121,17 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
             raise UsageError(f"--label_names_file {settings.label_names_file!r} cannot be read: {error}") from error
     train, evaluation = open_training(settings, given)
     if train.label_column is None:
-        raise UsageError(f"{train.place} has no labels; sort the pictures into a folder for each class, or pretrain.")
+        raise UsageError(f"{train.source} has no labels; sort the images into a folder for each class, or pretrain.")
     names = class_names(settings, train)
     if evaluation is not None and evaluation.names and evaluation.names != names:
         differing = sorted(set(names) ^ set(evaluation.names))[:5]
-        raise UsageError(f"{evaluation.place} has other classes than {train.place}: {differing}.")
-    for pictures in (train, evaluation):
-        if pictures is not None and not pictures.streams:
-            pictures.check_labels(len(names))
+        raise UsageError(f"{evaluation.source} has other classes than {train.source}: {differing}.")
+    for dataset in (train, evaluation):
+        if dataset is not None and not dataset.streams:
+            dataset.check_labels(len(names))
     model: Any = start_finetuning(settings, names)
     pixels = pixels_of(model.config, settings.image_mean, settings.image_std)
-    augment = for_finetuning(
+    augmented = for_finetuning(
         pixels,
         settings.auto_augment,
         settings.color_jitter,
@@ -139,15 +139,15 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
         settings.crop_scale,
         settings.crop_padding,
     )
+    transform = SampleTransform(augmented, pixels.channels, None, settings.seed)
+    plain = SampleTransform(for_evaluation(pixels, settings.crop_ratio), pixels.channels)
     return FinetuneTrainer(
         settings,
         classes=len(names),
         model=model,
         processing_class=make_processor(pixels, settings.crop_ratio),
-        train_dataset=examples_to_train(settings, train, Recipe(augment, pixels.channels, None, settings.seed)),
-        eval_dataset=None
-        if evaluation is None
-        else EvaluationExamples(evaluation, Recipe(for_evaluation(pixels, settings.crop_ratio), pixels.channels)),
+        train_dataset=examples_to_train(settings, train, transform),
+        eval_dataset=None if evaluation is None else EvaluationExamples(evaluation, plain),
         compute_metrics=accuracies,
         preprocess_logits_for_metrics=keep_best,
     )

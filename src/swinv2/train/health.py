@@ -1,6 +1,6 @@
 """Whether a run is worth going on with.
 
-In: losses, weights and the names of pictures that could not be read. Out: an error, before anything of it reaches a
+In: losses, weights and the names of images that could not be read. Out: an error, before anything of it reaches a
 checkpoint.
 """
 
@@ -22,7 +22,7 @@ class DivergedError(UsageError):
 
 
 class TooManyBrokenError(UsageError):
-    """More pictures than allowed could not be read."""
+    """More images than allowed could not be read."""
 
 
 class Health:
@@ -31,7 +31,7 @@ class Health:
     Args:
         run: Its folder, for the message that says where it can go on.
         device: Where its losses are.
-        max_broken_images: How many pictures of this process may be unreadable.
+        max_broken_images: How many images of this process may be unreadable.
     """
 
     def __init__(self, run: Path, device: torch.device, max_broken_images: int) -> None:
@@ -94,10 +94,10 @@ class Health:
         self.refuse_divergence(step)
 
     def count_broken(self, names: list[str]) -> None:
-        """Counts pictures that could not be read, each once.
+        """Counts images that could not be read, each once.
 
         Args:
-            names: What each is called and why it could not be read; the same text for the same picture.
+            names: What each is called and why it could not be read; the same text for the same image.
 
         Raises:
             TooManyBrokenError: There are more than allowed.
@@ -108,6 +108,6 @@ class Health:
         self._broken.update(names)
         if len(self._broken) > self._max_broken_images:
             raise TooManyBrokenError(
-                f"{len(self._broken)} pictures could not be read, more than --max_broken_images "
+                f"{len(self._broken)} images could not be read, more than --max_broken_images "
                 f"{self._max_broken_images}; the last one is {names[-1]}."
             )

@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from swinv2.errors import UsageError
-from swinv2.train.examples import StreamedExamples
-from swinv2.train.groups import parameter_groups
-from swinv2.train.memory import Training, training_memory
-from swinv2.train.optim import hidden_matrices
-from swinv2.train.settings import PAPER_BATCH
+from swinv2.train.data.examples import StreamedExamples
+from swinv2.train.memory import training_memory
+from swinv2.train.optim.groups import parameter_groups
+from swinv2.train.optim.muon import hidden_matrices, muon_groups
+from swinv2.train.options import PAPER_BATCH
 from swinv2.train.trainer import SwinTrainer
 
 
@@ -30,14 +30,12 @@ def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
     with_muon = sum(matrix.numel() for matrix in matrices if matrix.requires_grad)
     return training_memory(
         model,
-        Training(
-            args.train_batch_size,
-            in_half=args.bf16 or args.fp16,
-            checkpointed=bool(checkpointed),
-            with_average=args.ema_decay > 0,
-            moments=2 * learning - with_muon,
-            shards=args.world_size if trainer.is_fsdp_enabled else 0,
-        ),
+        args.train_batch_size,
+        in_half=args.bf16 or args.fp16,
+        checkpointed=bool(checkpointed),
+        with_average=args.ema_decay > 0,
+        moments=2 * learning - with_muon,
+        shards=args.world_size if trainer.is_fsdp_enabled else 0,
     )
 
 
@@ -47,21 +45,8 @@ def _groups(trainer: SwinTrainer, model: nn.Module) -> list[dict[str, Any]]:
     groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
     if not args.matrix_learning_rate:
         return groups
-    # `optim.MuonAdamW` parts them by itself: matrices of the network, which alone decay, and the rest.
-    matrices = {id(matrix) for matrix in hidden_matrices(model)}
-    parts: list[dict[str, Any]] = [
-        {"lr": args.matrix_learning_rate, "weight_decay": args.weight_decay},
-        {"lr": args.learning_rate, "weight_decay": 0.0},
-    ]
-    for part in parts:
-        part |= {"params": [], "names": [], "layer": groups[-1]["layer"]}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        part = parts[0 if id(parameter) in matrices else 1]
-        part["params"].append(parameter)
-        part["names"].append(name)
-    return parts
+    parts = muon_groups(model, args.matrix_learning_rate, args.learning_rate, args.weight_decay)
+    return [part | {"layer": groups[-1]["layer"]} for part in parts]
 
 
 def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
@@ -81,15 +66,15 @@ def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
         steps = math.ceil(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs)
     warmup = args.get_warmup_steps(steps)
     if warmup > steps:
-        raise UsageError(f"the warm-up has {warmup} steps, the whole training {steps}; give fewer --warmup_steps.")
+        raise UsageError(f"the warm-up has {warmup} steps, the whole training {steps}; give fewer --warmup-steps.")
     evaluation: Any = trainer.eval_dataset
     config: Any = model.config
     return {
         "settings": {name: value for name, value in args.given.items() if name not in ("dry_run", "as_json")},
         "data": {
-            "place": train.pictures.place,
+            "place": train.dataset.source,
             "pictures": None if streams else len(train),
-            "classes": len(train.pictures.names) or None,
+            "classes": len(train.dataset.names) or None,
             "evaluated": None if evaluation is None else len(evaluation),
         },
         "model": {

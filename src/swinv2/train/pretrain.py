@@ -18,11 +18,11 @@ from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
 from swinv2.lengths import as_pair
 from swinv2.simmim import average_distance, draw_mask, grid_of, mask_of_pixels
-from swinv2.train.augment import Pixels, for_evaluation, for_pretraining
-from swinv2.train.examples import EvaluationExamples, Recipe, collate
-from swinv2.train.groups import freeze_stages
-from swinv2.train.pictures import Pictures
-from swinv2.train.running import examples_to_train, make_processor, open_training, pixels_of
+from swinv2.train.data.augment import Pixels, for_evaluation, for_pretraining, make_processor
+from swinv2.train.data.dataset import ImageDataset
+from swinv2.train.data.examples import EvaluationExamples, SampleTransform, collate
+from swinv2.train.optim.groups import freeze_stages
+from swinv2.train.running import examples_to_train, open_training, pixels_of
 from swinv2.train.settings import PretrainSettings
 from swinv2.train.start import start_pretraining
 from swinv2.train.trainer import SwinTrainer
@@ -104,7 +104,7 @@ def mask_maker(config: Swinv2Config, block: int, ratio: float) -> Callable[[], T
         ratio: Share of the blocks that are masked.
 
     Raises:
-        UsageError: A block is no whole number of patches, or nothing of a picture would be masked, or nothing seen.
+        UsageError: A block is no whole number of patches, or nothing of an image would be masked, or nothing seen.
     """
     patch, size = as_pair("patch_size", config.patch_size), as_pair("image_size", config.image_size)
     if not 0.0 < ratio < 1.0:
@@ -114,7 +114,7 @@ def mask_maker(config: Swinv2Config, block: int, ratio: float) -> Callable[[], T
     draw = partial(draw_mask, grid_of(size, patch), (block // patch[0], block // patch[1]), ratio)
     if bool(draw().all()):
         raise UsageError(
-            f"a mask block of {block} and a mask ratio of {ratio} hide all of a picture of {size}; expected smaller "
+            f"a mask block of {block} and a mask ratio of {ratio} hide all of an image of {size}; expected smaller "
             "ones."
         )
     return draw
@@ -132,13 +132,13 @@ def make_pretraining(settings: PretrainSettings) -> PretrainTrainer:
     pixels = pixels_of(model.config, settings.image_mean, settings.image_std)
     masks = mask_maker(model.config, settings.mask_block, settings.mask_ratio)
     train, evaluation = open_training(settings)
-    recipe = Recipe(for_pretraining(pixels, settings.crop_scale), pixels.channels, masks, settings.seed)
-    plain = Recipe(for_evaluation(pixels), pixels.channels, masks, settings.seed)
+    transform = SampleTransform(for_pretraining(pixels, settings.crop_scale), pixels.channels, masks, settings.seed)
+    plain = SampleTransform(for_evaluation(pixels), pixels.channels, masks, settings.seed)
     trainer = PretrainTrainer(
         settings,
         model=model,
         processing_class=make_processor(pixels),
-        train_dataset=examples_to_train(settings, _unlabelled(train), recipe),
+        train_dataset=examples_to_train(settings, _unlabelled(train), transform),
         eval_dataset=None if evaluation is None else EvaluationExamples(_unlabelled(evaluation), plain),
     )
     if settings.grid_images:
@@ -150,5 +150,5 @@ def make_pretraining(settings: PretrainSettings) -> PretrainTrainer:
     return trainer
 
 
-def _unlabelled(pictures: Pictures) -> Pictures:
-    return replace(pictures, label_column=None, names=())
+def _unlabelled(dataset: ImageDataset) -> ImageDataset:
+    return replace(dataset, label_column=None, names=())

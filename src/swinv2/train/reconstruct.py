@@ -15,9 +15,9 @@ from swinv2.images import BrokenImageError, read_image
 from swinv2.lengths import as_pair
 from swinv2.loading import choose_device, load_model, load_processor
 from swinv2.simmim import mask_of_pixels
-from swinv2.train.augment import Pixels, for_evaluation
+from swinv2.train.data.augment import Pixels, for_evaluation
+from swinv2.train.data.examples import make_seed, seeded
 from swinv2.train.drawing.reconstructions import draw_reconstructions
-from swinv2.train.examples import make_seed, seeded
 from swinv2.train.pretrain import mask_maker
 
 
@@ -49,10 +49,10 @@ def reconstruct(
     Raises:
         UsageError: Something cannot be read, or does not fit.
     """
-    place = choose_device(device)
-    drawer = load_model(Swinv2ForMaskedImageModeling, model, place, torch.float32)
+    chosen = choose_device(device)
+    decoder = load_model(Swinv2ForMaskedImageModeling, model, chosen, torch.float32)
     processor = load_processor(model)
-    config = drawer.config
+    config = decoder.config
     pixels = Pixels(as_pair("image_size", config.image_size), tuple(processor.image_mean), tuple(processor.image_std))
     block = max(as_pair("encoder_stride", config.encoder_stride)) if mask_block is None else mask_block
     draw_mask = mask_maker(config, block, mask_ratio)
@@ -67,7 +67,7 @@ def reconstruct(
             masks.append(draw_mask())
     hidden = torch.stack(masks).flatten(1)
     with torch.inference_mode():
-        drawn = drawer(inputs.to(place), bool_masked_pos=hidden.to(place))
+        drawn = decoder(inputs.to(chosen), bool_masked_pos=hidden.to(chosen))
     draw_reconstructions(
         inputs,
         drawn.reconstruction.cpu(),

@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import BitImageProcessor, PrinterCallback, ProgressCallback, ViTImageProcessor
+from transformers import PrinterCallback, ProgressCallback
 
 from swinv2.config import Swinv2Config
 from swinv2.console import Lines, message_console
-from swinv2.disk import whole_file
+from swinv2.disk import delete_unfinished, whole_file
 from swinv2.errors import UsageError
 from swinv2.lengths import as_pair
-from swinv2.train.augment import Pixels
-from swinv2.train.checkpoints import clear_unfinished, where_to_go_on
-from swinv2.train.data import has_one_split, open_pictures
-from swinv2.train.examples import Recipe, StreamedExamples, TrainingExamples
-from swinv2.train.pictures import Pictures
+from swinv2.train.checkpoints import where_to_go_on
+from swinv2.train.data.augment import Pixels
+from swinv2.train.data.dataset import ImageDataset
+from swinv2.train.data.examples import SampleTransform, StreamedExamples, TrainingExamples
+from swinv2.train.data.sources import open_dataset
 from swinv2.train.settings import RunSettings
 from swinv2.train.signals import noting_signals
 from swinv2.train.trainer import SwinTrainer
@@ -35,19 +35,19 @@ def pixels_of(config: Swinv2Config, mean: list[float], std: list[float]) -> Pixe
     return Pixels(as_pair("image_size", config.image_size), tuple(mean), tuple(std))
 
 
-def open_training(settings: RunSettings, names: tuple[str, ...] = ()) -> tuple[Pictures, Pictures | None]:
-    """Opens the pictures to train on and, if evaluation is wanted, those to evaluate."""
+def open_training(settings: RunSettings, names: tuple[str, ...] = ()) -> tuple[ImageDataset, ImageDataset | None]:
+    """Opens the images to train on and, if evaluation is wanted, those to evaluate."""
     columns: dict[str, Any] = {
         "image_column": settings.image_column,
         "label_column": settings.label_column,
         "names": names,
     }
-    train = open_pictures(settings.data, settings.train_split, streaming=settings.streaming, **columns)
+    train = open_dataset(settings.data, settings.train_split, streaming=settings.streaming, **columns)
     train = train.share(settings.train_fraction, settings.seed)
     if settings.eval_strategy == "no" and not settings.do_eval:
         return train, None
-    evaluation = open_pictures(settings.eval_data or settings.data, settings.eval_split, **columns)
-    if not settings.eval_data and has_one_split(settings.data):
+    evaluation = open_dataset(settings.eval_data or settings.data, settings.eval_split, **columns)
+    if not settings.eval_data and evaluation.split is None:
         raise UsageError(
             f"--data {settings.data!r} has one split only, which would be trained on and evaluated; say with "
             "--eval_data what to evaluate, or use --eval_strategy no."
@@ -55,28 +55,15 @@ def open_training(settings: RunSettings, names: tuple[str, ...] = ()) -> tuple[P
     return train, evaluation
 
 
-def examples_to_train(settings: RunSettings, pictures: Pictures, recipe: Recipe) -> TrainingExamples | StreamedExamples:
+def examples_to_train(
+    settings: RunSettings, dataset: ImageDataset, transform: SampleTransform
+) -> TrainingExamples | StreamedExamples:
     """Examples of this process."""
-    if pictures.streams:
-        return StreamedExamples(pictures, recipe, settings.process_index, settings.world_size, settings.shuffle_buffer)
-    return TrainingExamples(pictures, recipe)
-
-
-def make_processor(pixels: Pixels, crop_ratio: float | None = None) -> Any:
-    """Builds transformers' image processor that does what `augment.for_evaluation` does."""
-    height, width = pixels.size
-    common: dict[str, Any] = {
-        "resample": 3,
-        "image_mean": list(pixels.mean),
-        "image_std": list(pixels.std),
-        # A grey picture stays grey.
-        "do_convert_rgb": pixels.channels == 3,
-    }
-    if crop_ratio is None:
-        return ViTImageProcessor(size={"height": height, "width": width}, **common)
-    return BitImageProcessor(
-        size={"shortest_edge": int(height / crop_ratio)}, crop_size={"height": height, "width": width}, **common
-    )
+    if dataset.streams:
+        return StreamedExamples(
+            dataset, transform, settings.process_index, settings.world_size, settings.shuffle_buffer
+        )
+    return TrainingExamples(dataset, transform)
 
 
 @contextmanager
@@ -111,7 +98,7 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
 def _run(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     settings = trainer.args
     if settings.should_save:
-        clear_unfinished(trainer.run)
+        delete_unfinished(trainer.run)
     start = where_to_go_on(trainer.run, settings.resume_from_checkpoint, settings.resume)
     results: dict[str, Any] = {}
 

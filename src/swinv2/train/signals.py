@@ -1,7 +1,7 @@
 """Who answers SIGTERM and Ctrl-C in a training: the process that trains, after the step that is under way.
 
-Launchers, schedulers and terminals signal all processes of a run. Those that read pictures must stay until the last
-step has its pictures, and must still end, without a complaint, when the training process ends them. This module imports
+Launchers, schedulers and terminals signal all processes of a run. Those that read images must stay until the last
+step has its images, and must still end, without a complaint, when the training process ends them. This module imports
 nothing that takes long: a signal is answered from the first moment of a command on.
 """
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _is_leaving: Any = RawValue(ctypes.c_bool, False)
-"""Shared with the processes that read pictures: whether this one is at its end, and a SIGTERM is its own."""
+"""Shared with the processes that read images: whether this one is at its end, and a SIGTERM is its own."""
 
 
 @atexit.register

@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
-from swinv2.lengths import Pair, as_pair, plain_pair
+from swinv2.lengths import as_pair, plain_pair
 from swinv2.loading import read_config
 from swinv2.model import Swinv2PreTrainedModel
-from swinv2.train.groups import freeze_stages
+from swinv2.train.flags import as_flag
+from swinv2.train.optim.groups import freeze_stages
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings
 from swinv2.zoo import SIZES
 
 logger = logging.getLogger(__name__)
 
 NEW = "new"
-"""What --model is called when --model_fields describe a new one."""
+"""What --model is called when --model-fields describe a new one."""
 
 Model = TypeVar("Model", bound=Swinv2PreTrainedModel)
 
@@ -81,20 +82,20 @@ def _fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
         try:
             given = json.loads(given)
         except ValueError as error:
-            raise UsageError(f"--model_fields is no JSON: {error}") from error
+            raise UsageError(f"--model-fields is no JSON: {error}") from error
     if not isinstance(given, dict):
-        raise UsageError(f"--model_fields is {given!r}; expected an object such as '{{\"embed_dim\": 96}}'.")
+        raise UsageError(f"--model-fields is {given!r}; expected an object such as '{{\"embed_dim\": 96}}'.")
     decided["num_channels"] = len(settings.image_mean)
     for name, value in decided.items():
         if given.get(name, value) != value:
-            flag = "--image_mean" if name == "num_channels" else f"--{name}"
-            raise UsageError(f"--model_fields has {name} {given[name]!r}, and {flag} makes it {value}; say the same.")
+            flag = as_flag("image_mean" if name == "num_channels" else name)
+            raise UsageError(f"--model-fields has {name} {given[name]!r}, and {flag} makes it {value}; say the same.")
     if not _is_new(settings):
         for name in ("image_size", "window_size"):
             if name in given:
                 raise UsageError(
-                    f"--model_fields has {name}, which is a setting of its own for a model that is there already; give "
-                    f"--{name} instead."
+                    f"--model-fields has {name}, which is a setting of its own for a model that is there already; give "
+                    f"{as_flag(name)} instead."
                 )
     fields: dict[str, Any] = dict(given) | decided
     if settings.drop_path_rate is not None:
@@ -102,38 +103,32 @@ def _fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
     return fields
 
 
-def _size(settings: RunSettings) -> int | Pair | None:
-    if not settings.image_size:
-        return None
-    return settings.image_size[0] if len(settings.image_size) == 1 else (settings.image_size[0], settings.image_size[1])
+def _size(settings: RunSettings) -> Any:
+    """The image size that is given: one length, or height and width."""
+    return settings.image_size[0] if len(settings.image_size) == 1 else tuple(settings.image_size)
 
 
 def _new_config(settings: RunSettings, fields: dict[str, Any]) -> Swinv2Config:
     if settings.model in SIZES:
         fields = SIZES[settings.model].config_fields() | fields
     if settings.image_size:
-        size = _size(settings)
-        fields = fields | {"image_size": size if isinstance(size, int) else list(size or ())}
+        fields = fields | {"image_size": _size(settings)}
     if settings.window_size is not None:
-        fields = fields | {"window_size": settings.windows}
-    if settings.stretch_bias:
-        raise UsageError("--stretch_bias has no effect on a new model: its position bias has not been learned yet.")
+        fields = fields | {"window_size": settings.window_size}
     try:
         return Swinv2Config(**fields).checked()
     except (ValueError, TypeError) as error:
-        raise UsageError(f"--model_fields describe no possible model: {error}") from error
+        raise UsageError(f"--model-fields describe no possible model: {error}") from error
 
 
 def _start(kind: type[Model], settings: RunSettings, fields: dict[str, Any], may_be_new: tuple[str, ...]) -> Model:
     """Builds a new model, or loads one; only parameters whose names begin with one of `may_be_new` may be fresh."""
     if _is_new(settings):
         return kind(_new_config(settings, fields))
-    if settings.stretch_bias and not settings.image_size and settings.window_size is None:
-        raise UsageError("--stretch_bias has no effect without another --window_size or --image_size; leave it out.")
     config = read_config(settings.model)
     if config.num_channels != fields["num_channels"]:
         raise UsageError(
-            f"{settings.model!r} takes {config.num_channels} channels; --image_mean has {fields['num_channels']}. Give "
+            f"{settings.model!r} takes {config.num_channels} channels; --image-mean has {fields['num_channels']}. Give "
             "one mean and one deviation for each of the model's channels."
         )
     model, fresh = _load(kind, settings.model, **fields)
@@ -146,11 +141,12 @@ def _start(kind: type[Model], settings: RunSettings, fields: dict[str, Any], may
     if fresh:
         logger.warning(f"new in this training, with random weights: {', '.join(fresh)}")
     if settings.image_size or settings.window_size is not None:
-        size: Any = _size(settings) or model.config.image_size
+        size: Any = _size(settings) if settings.image_size else model.config.image_size
+        windows: Any = settings.window_size
         try:
-            model.set_image_size(size, settings.windows, settings.stretch_bias)
+            model.set_image_size(size, windows, settings.stretch_bias)
         except ValueError as error:
-            raise UsageError(f"--image_size or --window_size is impossible: {error}") from error
+            raise UsageError(f"--image-size or --window-size is impossible: {error}") from error
     return model
 
 
@@ -176,18 +172,18 @@ def _mapped_head(model: str, table: str, classes: int) -> tuple[Tensor, Tensor]:
     try:
         rows = torch.tensor([int(line) for line in Path(table).read_text().split()])
     except (OSError, ValueError) as error:
-        raise UsageError(f"--head_map {table!r} cannot be read: {error}. Expected a number on each line.") from error
+        raise UsageError(f"--head-map {table!r} cannot be read: {error}. Expected a number on each line.") from error
     if len(rows) != classes:
-        raise UsageError(f"--head_map {table!r} has {len(rows)} lines; expected one for each of the {classes} classes.")
+        raise UsageError(f"--head-map {table!r} has {len(rows)} lines; expected one for each of the {classes} classes.")
     if model == NEW or model in SIZES:
-        raise UsageError(f"--head_map takes rows of a trained classifier; {model!r} has none.")
+        raise UsageError(f"--head-map takes rows of a trained classifier; {model!r} has none.")
     loaded, fresh = _load(Swinv2ForImageClassification, model)
     if any(name.startswith("classifier.") for name in fresh):
-        raise UsageError(f"--head_map takes rows of a trained classifier; {model!r} has none.")
+        raise UsageError(f"--head-map takes rows of a trained classifier; {model!r} has none.")
     old = loaded.classifier
     if not isinstance(old, nn.Linear) or int(rows.min()) < 0 or int(rows.max()) >= old.out_features:
         raise UsageError(
-            f"--head_map {table!r} names classes {int(rows.min())} to {int(rows.max())}; {model!r} has "
+            f"--head-map {table!r} names classes {int(rows.min())} to {int(rows.max())}; {model!r} has "
             f"{getattr(old, 'out_features', 0)}, counted from 0."
         )
     return old.weight.detach()[rows], old.bias.detach()[rows]

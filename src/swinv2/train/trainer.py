@@ -2,11 +2,11 @@
 
 In: a model, examples and settings. Out: checkpoints, logs and the trained model. It adds:
 
-- parameter groups and schedules of the authors (`groups.py`, `schedule.py`), an average of the weights (`average.py`);
+- parameter groups and schedules of the authors (`optim/groups.py`, `optim/schedule.py`), an average of the weights;
 - the order of the examples and all chance as functions of seed, epoch and step: a run that goes on from a checkpoint
   takes the same steps that it would have taken;
 - checkpoints that are whole or not there (`checkpoints.py`), a stop before what is no number reaches one and a count
-  of unreadable pictures (`health.py`), a save on SIGTERM.
+  of unreadable images (`health.py`), a save on SIGTERM.
 
 What a step computes is left to `pretrain.py` and `finetune.py`.
 """
@@ -30,20 +30,20 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from swinv2.errors import UsageError
 from swinv2.model import Swinv2PreTrainedModel
-from swinv2.train.average import WeightAverage
-from swinv2.train.checkpoints import clear_unfinished, prune, publish, staged
-from swinv2.train.examples import (
-    DrawBatches,
+from swinv2.train.checkpoints import prune, whole_checkpoint
+from swinv2.train.data.examples import (
+    ShuffledBatches,
     StreamedExamples,
     TrainingExamples,
     collate,
     make_seed,
     seed_everything,
 )
-from swinv2.train.groups import parameter_groups
 from swinv2.train.health import Health
-from swinv2.train.optim import MuonAdamW
-from swinv2.train.schedule import make_schedule
+from swinv2.train.optim.ema import WeightAverage
+from swinv2.train.optim.groups import parameter_groups
+from swinv2.train.optim.muon import MuonAdamW
+from swinv2.train.optim.schedule import make_scheduler
 from swinv2.train.settings import RunSettings
 from swinv2.train.signals import deafen
 
@@ -62,16 +62,6 @@ class Watch(TrainerCallback):
 
     def __init__(self, trainer: "SwinTrainer") -> None:
         self.trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
-    ) -> None:
-        self.trainer.begin_counting()
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
-    ) -> None:
-        self.trainer.begin_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         self.trainer.end_step(control)
@@ -103,7 +93,7 @@ class SwinTrainer(Trainer):
         if self.is_fsdp_enabled and settings.matrix_learning_rate:
             raise UsageError("--matrix_learning_rate and --fsdp do not work together: Muon needs whole matrices.")
         self._staging: Path | None = None
-        self._batches: DrawBatches | None = None
+        self._batches: ShuffledBatches | None = None
         self._last_micro_step = (-1, 0)
         self._health = Health(self.run, settings.device, settings.max_broken_images)
         self._seen, self._seen_since, self._counted_from = 0, 0, time.perf_counter()
@@ -158,36 +148,31 @@ class SwinTrainer(Trainer):
             "generator": torch.Generator().manual_seed(args.seed),
         }
         if isinstance(examples, StreamedExamples):
-            loader = DataLoader(
-                examples, batch_size=self._train_batch_size, drop_last=args.dataloader_drop_last, **options
+            options |= {"batch_size": self._train_batch_size, "drop_last": args.dataloader_drop_last}
+        elif isinstance(examples, TrainingExamples):
+            self._batches = options["batch_sampler"] = ShuffledBatches(
+                len(examples),
+                self._train_batch_size,
+                args.seed,
+                args.process_index,
+                args.world_size,
+                args.dataloader_drop_last,
             )
-            deafen(loader)
-            return loader
-        if not isinstance(examples, TrainingExamples):
+        else:
             raise UsageError(f"the training examples are {type(examples).__name__}; expected TrainingExamples.")
-        batches = DrawBatches(
-            len(examples),
-            self._train_batch_size,
-            args.seed,
-            args.process_index,
-            args.world_size,
-            args.dataloader_drop_last,
-        )
-        self._batches = batches
-        loader = DataLoader(examples, batch_sampler=batches, **options)
+        loader = DataLoader(examples, **options)
         deafen(loader)
         return loader
 
-    def begin_counting(self) -> None:
-        """Starts the clock of the images per second."""
-        self.has_begun = True
-        self._counted_from, self._seen_since, self._waiting = time.perf_counter(), self._seen, 0.0
-
     def _run_epoch(self, **rest: Any) -> None:
+        if not self.has_begun:
+            self.has_begun, self._counted_from, self._waiting = True, time.perf_counter(), 0.0
         # The Trainer asks only after a step: a run that has taken its last one would take another when it goes on.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        if self._batches is not None:
+            self._batches.set_epoch(rest["epoch"])
         try:
             super()._run_epoch(**rest)
         finally:
@@ -196,12 +181,12 @@ class SwinTrainer(Trainer):
                 self._stop_reading()
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """Notes who reads the pictures of this epoch."""
+        """Notes who reads the images of this epoch."""
         self._reading = epoch_iterator
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def train(self, *args: Any, **rest: Any) -> Any:
-        """Trains; the processes that read pictures end with it."""
+        """Trains; the processes that read images end with it."""
         try:
             return super().train(*args, **rest)
         finally:
@@ -215,11 +200,6 @@ class SwinTrainer(Trainer):
             reading._shutdown_workers()
         elif isinstance(reading, Generator):
             reading.close()
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Draws the order of an epoch. Called before the Trainer asks for its batches."""
-        if self._batches is not None:
-            self._batches.set_epoch(epoch)
 
     # Optimisation
 
@@ -239,21 +219,18 @@ class SwinTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The authors' schedule if `--schedule` names one, otherwise transformers' `--lr_scheduler_type`."""
-        args = self.args
-        if args.schedule is None or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        schedule = make_schedule(
-            args.schedule,
-            num_training_steps,
-            args.get_warmup_steps(num_training_steps),
-            start=args.warmup_learning_rate / args.learning_rate,
-            floor=args.min_learning_rate / args.learning_rate,
-            milestones=args.milestones,
-            drop=args.milestone_factor,
-        )
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, schedule)
-        self._created_lr_scheduler = True
+        """transformers' `--lr-scheduler-type`, or drops at `--milestones`."""
+        args: Any = self.args
+        if self.lr_scheduler is None:
+            self.lr_scheduler = make_scheduler(
+                optimizer or self.optimizer,
+                args.lr_scheduler_type,
+                args.lr_scheduler_kwargs or {},
+                args.milestones,
+                args.get_warmup_steps(num_training_steps),
+                num_training_steps,
+            )
+            self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -335,7 +312,7 @@ class SwinTrainer(Trainer):
                 yield
 
     def evaluate(self, *args: Any, **rest: Any) -> dict[str, float]:
-        """Evaluates the average of the weights if there is one. Pictures that cannot be read are left out."""
+        """Evaluates the average of the weights if there is one. Images that cannot be read are left out."""
         with self.not_counted(), self.averaged():
             return super().evaluate(*args, **rest)
 
@@ -347,25 +324,22 @@ class SwinTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._health.refuse_broken_weights(self.model, self.state.global_step)
         final = self.run / f"checkpoint-{self.state.global_step}"
-        with self.not_counted(), staged(final) as staging:
-            # The Trainer writes to a folder of the same name below the one that it takes for the run's.
-            self._staging = staging
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._staging = None
-            written = staging / final.name
-            best = self.state.best_model_checkpoint
-            if best is not None and Path(best) == written:
-                self.state.best_model_checkpoint = str(final)
-                if self.args.should_save:
-                    self.state.save_to_json(str(written / TRAINER_STATE_NAME))
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                publish(written, final)
+        with self.not_counted():
+            with whole_checkpoint(final, self.args.should_save) as folder:
+                # The Trainer writes to a folder of the same name below the one that it takes for the run's.
+                self._staging = folder.parent
+                try:
+                    super()._save_checkpoint(model, trial)
+                finally:
+                    self._staging = None
                 best = self.state.best_model_checkpoint
-                prune(self.run, self.args.save_total_limit, [final, Path(best)] if best else [final])
-                clear_unfinished(self.run)
+                if best is not None and Path(best) == folder:
+                    self.state.best_model_checkpoint = str(final)
+                    if self.args.should_save:
+                        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+                self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                prune(self.run, self.args.save_total_limit, self.state.best_model_checkpoint)
             self.accelerator.wait_for_everyone()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -380,11 +354,10 @@ class SwinTrainer(Trainer):
         told = [(group.get("initial_lr", group["lr"]), group["weight_decay"]) for group in groups]
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
-        # What torch says where the groups are not those of the checkpoint, or there are none: it is Muon's.
-        except (ValueError, KeyError) as error:
-            reason = "the optimizer is another one" if isinstance(error, KeyError) else error
+        # What torch says where the groups are not those of the checkpoint.
+        except ValueError as error:
             raise UsageError(
-                f"{checkpoint} does not fit these settings: {reason}. Go on with the model, the optimizer "
+                f"{checkpoint} does not fit these settings: {error}. Go on with the model, the optimizer "
                 "(--matrix_learning_rate or none) and the --layer_decay that it was saved with, or begin in another "
                 "--output_dir."
             ) from error
@@ -438,11 +411,10 @@ class SwinTrainer(Trainer):
                     model.load_state_dict(state, assign=True)
             if not self.args.should_save:
                 return
-            with staged(folder) as staging:
+            with whole_checkpoint(folder, publishes=True) as written:
                 if hasattr(model, "merge_and_unload"):
-                    model.save_pretrained(staging / "adapter")
+                    model.save_pretrained(written / "adapter")
                     model = copy.deepcopy(model).merge_and_unload()
-                model.save_pretrained(staging)
+                model.save_pretrained(written)
                 if self.processing_class is not None:
-                    self.processing_class.save_pretrained(staging)
-                publish(staging, folder)
+                    self.processing_class.save_pretrained(written)

@@ -70,18 +70,17 @@ def test_simmim(older: bool, tmp_path: Path) -> None:
 
 
 def test_rectangles_under_the_authors_names(tmp_path: Path) -> None:
-    """Their code has none; a file whose tables and masks prove them is read, its image size asked for."""
+    """Their code has none; a file whose tables and masks prove them is read."""
     config = swinv2.Swinv2Config(
         embed_dim=16, depths=[2, 2], num_heads=[2, 4], image_size=WIDE, window_size=(4, 8), num_labels=5
     )
     model = peers.draw_weights(swinv2.Swinv2ForImageClassification(config).eval())
     file = state_dict(model, "microsoft")
     source = save({"model": file}, tmp_path / "weights.pth")
-    with pytest.raises(UsageError, match="give --trained-image-size"):
-        convert(source, None)
     with pytest.raises(UsageError, match=r"attn_mask is not what follows .* on a map of 32 x 32"):
         convert(source, None, trained_image_size=128)
-    again = swinv2.load(source, trained_image_size=WIDE)
+    again = swinv2.load(source)
+    assert tuple(again.config.image_size) == WIDE
     assert again.config.window_size == [4, 8]
     pictures = peers.images(WIDE)
     with torch.no_grad():

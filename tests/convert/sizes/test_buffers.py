@@ -54,9 +54,24 @@ def test_windows_are_read_back(window: tuple[int, int], pretrained: tuple[int, i
     )
     table = make_table("coordinates", config.stages()[0], 0)
     buffers = [Buffer("table", "coordinates", 0, 0, table.to(dtype))]
-    assert read_tables(buffers, 1) == SizeHints(None, [window], [pretrained])
+    assert read_tables(buffers, 1, (4, 4)) == SizeHints(None, [window], [pretrained])
     # A stage without a table leaves all open.
-    assert read_tables(buffers, 2) == SizeHints()
+    assert read_tables(buffers, 2, (4, 4)) == SizeHints()
+
+
+@pytest.mark.parametrize("image_size", [(64, 64), (128, 64), (64, 192)], ids=str)
+def test_the_image_size_is_read_from_the_mask_of_a_shifted_block(image_size: tuple[int, int]) -> None:
+    """Rows and columns of windows, from the regions in them; in the second stage, whose map is half as large."""
+    config = Swinv2Config(image_size=image_size, embed_dim=16, depths=[1, 2], num_heads=[2, 4], window_size=4)
+    stages = config.stages()
+    buffers = [
+        Buffer(f"{stage}.{block}.{kind}", kind, stage, block, table)
+        for stage, block in ((0, 0), (1, 0), (1, 1))
+        for kind in ("pairs", "regions")
+        if (table := make_table(kind, stages[stage], block)) is not None
+    ]
+    expected = 64 if image_size == (64, 64) else [*image_size]
+    assert read_tables(buffers, 2, (4, 4)) == SizeHints(expected, [(4, 4), (4, 4)])
 
 
 def test_a_table_of_pairs_that_fits_a_row_and_a_column(tmp_path: Path) -> None:

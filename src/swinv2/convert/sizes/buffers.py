@@ -14,7 +14,7 @@ from torch import Tensor
 from swinv2.config import StageSpec
 from swinv2.convert.dialects.rules import Buffer
 from swinv2.convert.sizes.metadata import SizeHints
-from swinv2.lengths import Pair
+from swinv2.lengths import Pair, plain_pair
 
 OUTSIDE = -100.0
 """What the authors add to the logit of two tokens of different regions."""
@@ -84,16 +84,19 @@ def make_table(kind: str, spec: StageSpec, block: int) -> Tensor | None:
     return regions(spec.grid, spec.window, spec.shift) if block % 2 and any(spec.shift) else None
 
 
-def read_tables(buffers: Sequence[Buffer], stages: int) -> SizeHints:
-    """Reads windows from a stage's first table; that every table is what these windows make, is verified afterwards.
+def read_tables(buffers: Sequence[Buffer], stages: int, patch: Pair) -> SizeHints:
+    """Reads sizes from a stage's first table; that every table is what these sizes make, is verified afterwards.
 
     Args:
         buffers: Everything in the file that is not learned.
         stages: Number of stages.
+        patch: Size of a patch in pixels.
 
     Returns:
-        The window of each stage, and the window in which its position bias was learned, if every stage shows them.
+        The window of each stage, and the window in which its position bias was learned, if every stage shows them; and
+        the image size, if the mask of a shifted block shows it.
     """
+    image_size: int | list[int] | None = None
     windows: list[Pair] = []
     learned: list[int | Pair] = []
     for stage in range(stages):
@@ -106,10 +109,13 @@ def read_tables(buffers: Sequence[Buffer], stages: int) -> SizeHints:
         if window is None:
             return SizeHints()
         windows.append(window)
+        grid = _grid_of_mask(here["regions"], window) if image_size is None and "regions" in here else None
+        if grid is not None:
+            image_size = plain_pair(((grid[0] << stage) * patch[0], (grid[1] << stage) * patch[1]))
         if "coordinates" in here:
             pretrained = _pretrained(here["coordinates"], window)
             learned.append(0 if pretrained == window else pretrained)
-    return SizeHints(window_size=windows, pretrained_window_sizes=learned if len(learned) == stages else None)
+    return SizeHints(image_size, windows, learned if len(learned) == stages else None)
 
 
 def _window_of_coordinates(table: Tensor) -> Pair | None:
@@ -124,6 +130,17 @@ def _window_of_pairs(table: Tensor) -> Pair | None:
     tokens = math.isqrt(table.numel())
     sizes = [(tokens // width, width) for width in range(1, tokens + 1) if tokens % width == 0]
     fitting = [size for size in sizes if torch.equal(table.flatten().long(), pairs(size).flatten())]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _grid_of_mask(mask: Tensor, window: Pair) -> Pair | None:
+    """The one map, in tokens, that has this mask of a shifted block."""
+    count, shift = len(mask), (window[0] // 2, window[1] // 2)
+    counts = [(count // across, across) for across in range(1, count + 1) if count % across == 0]
+    grids = [(down * window[0], across * window[1]) for down, across in counts]
+    if mask.shape[1:] != (math.prod(window),) * 2:
+        return None
+    fitting = [grid for grid in grids if torch.equal(mask.float(), regions(grid, window, shift))]
     return fitting[0] if len(fitting) == 1 else None
 
 

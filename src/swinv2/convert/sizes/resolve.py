@@ -64,7 +64,8 @@ def resolve_sizes(
     except ValueError as error:
         raise UsageError(str(error)) from error
     if isinstance(stated, SizeHints):
-        resolved = _choose(dialect, fields, read_tables(buffers, stages), given, stated, name)
+        tables = read_tables(buffers, stages, as_pair("patch_size", fields["patch_size"]))
+        resolved = _choose(dialect, fields, tables, given, stated, name)
     else:
         check_fields(stated, fields, CONFIG)
         check_given(stated, given)
@@ -88,7 +89,11 @@ def _choose(
         # One window for all stages, which the maps of the last ones clip.
         largest = max(window[0] for window in windows), max(window[1] for window in windows)
         tables = replace(tables, window_size=plain_windows(windows if dialect.windows_by_stage else [largest]))
-    candidates = ((given, "given"), (tables, _TABLES), (stated, CONFIG), (fitting, f"the name {name!r}"))
+    masks, tables = SizeHints(tables.image_size), replace(tables, image_size=None)
+    candidates = (
+        *((given, "given"), (tables, _TABLES), (stated, CONFIG), (fitting, f"the name {name!r}")),
+        (masks, "the masks of its shifted blocks"),
+    )
     found, sources = SizeHints(), dict[str, str]()
     for field, words in _IN_WORDS.items():
         for hints, source in candidates:

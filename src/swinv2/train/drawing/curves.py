@@ -1,6 +1,5 @@
 """Curves of a training, from the log of transformers' Trainer."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from swinv2.drawing.paper import open_figure, printable, save
 
@@ -40,37 +39,21 @@ def curves(history: Sequence[Mapping[str, float]]) -> tuple[str, dict[str, dict[
     Returns:
         What the curves are drawn against, "epoch", or "step" if an entry does not know its epoch; and of each panel
         that has data the points of its curves, by the name that they have in the log.
-
-    Raises:
-        ValueError: An accuracy is no share from 0 to 1.
     """
     keys = [key for series in _PANELS.values() for key in series]
-    entries = [entry for entry in history if any(_number(entry, key) is not None for key in keys)]
-    epochs = [_number(entry, "epoch") for entry in entries]
-    against = "epoch" if None not in epochs and any(epochs) else "step"
+    entries = [entry for entry in history if any(key in entry for key in keys)]
+    against = "epoch" if all(entry.get("epoch") is not None for entry in entries) else "step"
     panels: dict[str, dict[str, np.ndarray]] = {}
     for panel, series in _PANELS.items():
         for key in series:
-            points = [(_number(entry, against), _number(entry, key)) for entry in entries]
-            points = [(x, y) for x, y in points if x is not None and y is not None]
-            if panel == "accuracy in %":
-                points = [(x, 100 * _share(key, y)) for x, y in points]
-            elif panel == "gradient norm":
-                points = [(x, y) for x, y in points if y > 0]
-            if points:
-                panels.setdefault(panel, {})[key] = np.array(points, np.float64)
+            # None becomes NaN.
+            points = np.array([(entry.get(against), entry.get(key)) for entry in entries], np.float64).reshape(-1, 2)
+            points = points[np.isfinite(points).all(1)]
+            if panel == "gradient norm":
+                points = points[points[:, 1] > 0]
+            if len(points):
+                panels.setdefault(panel, {})[key] = points * (1, 100) if panel == "accuracy in %" else points
     return against, panels
-
-
-def _number(entry: Mapping[str, float], key: str) -> float | None:
-    value = entry.get(key)
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _share(key: str, value: float) -> float:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{key} is {value} in the history; expected a share from 0 to 1.")
-    return value
 
 
 def smoothed(values: Float[np.ndarray, "points"], window: int) -> Float[np.ndarray, "points"]:
@@ -103,14 +86,12 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path, title: str =
     of the points. What else is in the log, as speed, is not drawn.
 
     Args:
-        history: `TrainerState.log_history`: dictionaries with "step" or "epoch" and any of "loss", "eval_loss",
-            "eval_top1", "eval_top5" (shares from 0 to 1), "learning_rate" and "grad_norm". Missing, NaN and infinite
-            entries are skipped.
+        history: `TrainerState.log_history`; see `curves`.
         path: The PNG file; one that exists is replaced.
         title: What to write above.
 
     Raises:
-        ValueError: There is nothing to draw, or an accuracy is no share.
+        ValueError: There is nothing to draw.
     """
     against, panels = curves(history)
     if not panels:
@@ -122,29 +103,23 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path, title: str =
     save(_figure_of_curves(against, panels, title), path)
 
 
-class _PlainLogFormatter(LogFormatter):
-    """0.6 where matplotlib writes 6 x 10^-1; it still decides which ticks have room for a number."""
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return f"{x:g}" if super().__call__(x, pos) else ""
-
-
 def _figure_of_curves(against: str, panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
     heights = [_TALL[panel] for panel in panels]
     figure = open_figure(8.5, sum(heights) + 0.8)
     grid: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
     for axes, (panel, series) in zip(grid[:, 0], panels.items(), strict=True):
-        if panel == "gradient norm":
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(_PlainLogFormatter())
-            axes.yaxis.set_minor_formatter(_PlainLogFormatter())
         for key, points in series.items():
             _draw_series(axes, key, _PANELS[panel][key], points)
-        if len(_PANELS[panel]) > 1:
-            axes.legend(frameon=False, fontsize=9)
+        if panel == "gradient norm":
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if panel == "learning rate":
             axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
             axes.set_ylim(bottom=0)
+        if len(_PANELS[panel]) > 1:
+            axes.legend(frameon=False, fontsize=9)
         axes.set_ylabel(panel)
         axes.grid(True, color="#e4e4e4", linewidth=0.7)
         axes.set_axisbelow(True)
@@ -159,19 +134,17 @@ def _figure_of_curves(against: str, panels: dict[str, dict[str, np.ndarray]], ti
 
 def _draw_series(axes: Any, key: str, name: str, points: np.ndarray) -> None:
     x, y = points.T
+    # Dots that would touch each other are a thick line, and say nothing.
+    dots = {"marker": "o", "markersize": 4.5} if len(y) <= MANY_POINTS else {}
     if key.startswith("eval_"):
         best = f"lowest {y.min():.4g}" if key == "eval_loss" else f"best {y.max():.2f}%"
         colour = _TRAINING if key == "eval_top5" else _EVALUATION
-        # Dots that would touch each other are a thick line, and say nothing.
-        size = 4.5 if len(y) <= MANY_POINTS else 0.0
-        axes.plot(x, y, color=colour, linewidth=1.6, marker="o", markersize=size, label=f"{name}, {best}", zorder=3)
-        return
-    marker = {"marker": "o", "markersize": 4.5} if len(y) == 1 else {}
-    if key == "learning_rate" or len(y) <= MANY_POINTS:
-        axes.plot(x, y, color=_TRAINING, linewidth=1.4, label=name, **marker)
-        return
-    window = max(len(y) // 40, 5)
-    # On a logarithmic axis the middle of two points is their geometric mean.
-    middle = np.exp(smoothed(np.log(y), window)) if key == "grad_norm" else smoothed(y, window)
-    axes.plot(x, y, color=_TRAINING, linewidth=0.6, alpha=0.35, label=name)
-    axes.plot(x, middle, color=_TRAINING, linewidth=1.8, label=f"{name}, smoothed")
+        axes.plot(x, y, color=colour, linewidth=1.6, label=f"{name}, {best}", zorder=3, **dots)
+    elif key == "learning_rate" or len(y) <= MANY_POINTS:
+        axes.plot(x, y, color=_TRAINING, linewidth=1.4, label=name, **(dots if len(y) == 1 else {}))
+    else:
+        window = max(len(y) // 40, 5)
+        # On a logarithmic axis the middle of two points is their geometric mean.
+        middle = np.exp(smoothed(np.log(y), window)) if key == "grad_norm" else smoothed(y, window)
+        axes.plot(x, y, color=_TRAINING, linewidth=0.6, alpha=0.35, label=name)
+        axes.plot(x, middle, color=_TRAINING, linewidth=1.8, label=f"{name}, smoothed")

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from swinv2.drawing.paper import TILE, Sheet, printable, save
+from swinv2.drawing.paper import TILE, printable, save, tile_sheet
 from swinv2.simmim import local_statistics
-from swinv2.train.augment import Pixels
+from swinv2.train.data.augment import Pixels
 
 _GREY = 128
 
@@ -81,8 +81,6 @@ def draw_reconstructions(
     """Draws a row for each image: the input, the masked input, the drawing in the masked places, and the whole drawing.
 
     No pixel is resampled: images with a longer side below 192 pixels are enlarged, every pixel to a square of pixels.
-    Images of one channel, and the first channel of two, are grey; of more than three channels the first three are
-    red, green and blue.
 
     Args:
         images: Normalised images.
@@ -92,7 +90,7 @@ def draw_reconstructions(
         pixels: Mean and deviation with which the images were normalised.
         norm_targets: Side of the square by whose statistics the model's targets were normalised, 0 if they were not;
             see `reconstruction_rows`.
-        names: What to write above each row; nothing if empty.
+        names: What to write below the first image of each row; nothing if empty.
 
     Raises:
         ValueError: The shapes do not belong together, or there are not as many names as images.
@@ -102,16 +100,13 @@ def draw_reconstructions(
         raise ValueError(f"there are {len(names)} names for {len(rows)} images; give as many, or none.")
     factor = -(-TILE // max(rows.shape[2:4]))
     rows = rows.repeat(factor, 2).repeat(factor, 3)
-    height, width = rows.shape[2:4]
-    gap, margin, head, caption, skip = (10, 16, 26, 22, 16) if names else (10, 16, 26, 0, 10)
-    across, down = max(width, 160) + gap, caption + height + skip
-    sheet = Sheet(2 * margin + head + len(rows) * down - skip, 2 * margin + 4 * across - gap)
-    for column, name in enumerate(("input", "masked", "drawn where masked", "drawn")):
-        sheet.write(margin + column * across, margin, name, weight="bold")
-    for row, tiles in enumerate(rows):
-        top = margin + head + row * down
-        if names:
-            sheet.write(margin, top, printable(names[row], (4 * across - gap) // 9))
-        for column, tile in enumerate(tiles):
-            sheet.lay(margin + column * across, top + caption, tile)
-    save(sheet.figure(), path)
+    captions = [printable(name, 60) for name in names] or [""] * len(rows)
+    save(
+        tile_sheet(
+            list(rows.reshape(-1, *rows.shape[2:])),
+            [text for caption in captions for text in (caption, "", "", "")],
+            columns=4,
+            heads=("input", "masked", "drawn where masked", "drawn"),
+        ),
+        path,
+    )

@@ -8,7 +8,7 @@ from torch import nn
 import peers
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.errors import UsageError
-from swinv2.train.groups import freeze_stages, parameter_groups, parameter_roles
+from swinv2.train.optim.groups import freeze_stages, parameter_groups, parameter_roles
 
 FIELDS = {"image_size": 16, "patch_size": 2, "window_size": 2, "embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2]}
 

@@ -1,10 +1,10 @@
 """Examples in batches, each reproducible by itself.
 
-In: pictures and a transform. Out: batches of tensors. The chance in an example (crop, flip, mask) depends on the seed,
-the epoch and the picture's index alone: not on the process, the worker, the batch or what was drawn before. So a run
-that was killed goes on with the examples it would have had, on any number of processes.
+In: a data set and a transform. Out: batches of tensors. The chance in an example (crop, flip, mask) depends on the
+seed, the epoch and the sample's index alone: not on the process, the worker, the batch or what was drawn before. So a
+run that was killed goes on with the examples it would have had, on any number of processes.
 
-A picture that cannot be read is replaced by the next one in training, and left out in evaluation; either way its name
+An image that cannot be read is replaced by the next one in training, and left out in evaluation; either way its name
 and the reason travel with the batch, so that the trainer can count them.
 """
 
@@ -13,31 +13,31 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImageError
-from swinv2.train.augment import Transform, decode
-from swinv2.train.pictures import Pictures, Row
+from swinv2.train.data.augment import Transform, decode
+from swinv2.train.data.dataset import ImageDataset, Sample
 
 IGNORED_LABEL = -100
 """Label of an example that does not count: the one that torch's cross entropy leaves out."""
 
 MOST_BROKEN_IN_A_ROW = 100
-"""Unreadable pictures, one after another, at which the data as a whole is taken to be broken."""
+"""Unreadable images, one after another, at which the data as a whole is taken to be broken."""
 
 Masks = Callable[[], Tensor]
 """Draws a mask of patches (H, W) from torch's global generator."""
 
 
-@dataclass(frozen=True)
-class Draw:
-    """Which example: a picture, in an epoch."""
+class SampleIndex(NamedTuple):
+    """Which example: a sample, in an epoch."""
 
     epoch: int
     index: int
@@ -73,60 +73,60 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a row becomes an example.
+class SampleTransform:
+    """How a sample becomes an example.
 
     Attributes:
-        transform: From a decoded picture to pixels.
+        image_transform: From a decoded image to pixels.
         channels: Of the model.
         masks: Draws the mask of an example; None for no mask.
         seed: Of the whole run.
     """
 
-    transform: Transform
+    image_transform: Transform
     channels: int
     masks: Masks | None = None
     seed: int = 0
 
-    def cook(self, row: Row, epoch: int, index: int) -> dict[str, Any]:
+    def __call__(self, sample: Sample, epoch: int, index: int) -> dict[str, Any]:
         """Makes the example.
 
         Raises:
-            BrokenImageError: The picture cannot be read.
+            BrokenImageError: The image cannot be read.
         """
-        picture = decode(row.picture, self.channels)
+        image = decode(sample.image, self.channels)
         with seeded(make_seed(self.seed, epoch, index)):
-            example: dict[str, Any] = {"pixel_values": self.transform(picture)}
+            example: dict[str, Any] = {"pixel_values": self.image_transform(image)}
             if self.masks is not None:
                 example["bool_masked_pos"] = self.masks().flatten()
-        if row.label is not None:
-            example["labels"] = row.label
+        if sample.label is not None:
+            example["labels"] = sample.label
         return example | {"broken": []}
 
 
 class TrainingExamples(Dataset[dict[str, Any]]):
-    """Examples by `Draw`.
+    """Examples by `SampleIndex`.
 
     Args:
-        pictures: The rows.
-        recipe: What becomes of them.
+        dataset: The samples.
+        transform: What becomes of them.
     """
 
-    def __init__(self, pictures: Pictures, recipe: Recipe) -> None:
-        self.pictures, self.recipe = pictures, recipe
+    def __init__(self, dataset: ImageDataset, transform: SampleTransform) -> None:
+        self.dataset, self.transform = dataset, transform
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.dataset)
 
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+    def __getitem__(self, drawn: SampleIndex) -> dict[str, Any]:
         broken: list[str] = []
         for offset in range(min(MOST_BROKEN_IN_A_ROW, len(self))):
-            index = (draw.index + offset) % len(self)
-            row = self.pictures[index]
+            index = (drawn.index + offset) % len(self)
+            sample = self.dataset[index]
             try:
-                return self.recipe.cook(row, draw.epoch, index) | {"broken": broken}
+                return self.transform(sample, drawn.epoch, index) | {"broken": broken}
             except BrokenImageError as error:
-                broken.append(f"{row.name}: {error}")
+                broken.append(f"{sample.name}: {error}")
         raise _all_broken(broken)
 
 
@@ -134,24 +134,24 @@ class EvaluationExamples(Dataset[dict[str, Any]]):
     """Examples by index; what cannot be read has the label `IGNORED_LABEL`, and nothing of it is masked.
 
     Args:
-        pictures: The rows.
-        recipe: What becomes of them; epoch 0, so that masks are the same in every evaluation.
+        dataset: The samples.
+        transform: What becomes of them; epoch 0, so that masks are the same in every evaluation.
     """
 
-    def __init__(self, pictures: Pictures, recipe: Recipe) -> None:
-        self.pictures, self.recipe = pictures, recipe
+    def __init__(self, dataset: ImageDataset, transform: SampleTransform) -> None:
+        self.dataset, self.transform = dataset, transform
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.pictures[index]
+        sample = self.dataset[index]
         try:
-            return self.recipe.cook(row, 0, index)
+            return self.transform(sample, 0, index)
         except BrokenImageError as error:
-            blank = Row(np.zeros((1, 1, self.recipe.channels), np.uint8), row.label, row.name)
-            example = self.recipe.cook(blank, 0, index)
-            example["broken"] = [f"{row.name}: {error}"]
+            blank = np.zeros((1, 1, self.transform.channels), np.uint8)
+            example = self.transform(sample._replace(image=blank), 0, index)
+            example["broken"] = [f"{sample.name}: {error}"]
             if "labels" in example:
                 example["labels"] = IGNORED_LABEL
             if "bool_masked_pos" in example:
@@ -161,29 +161,32 @@ class EvaluationExamples(Dataset[dict[str, Any]]):
 
 
 class StreamedExamples(IterableDataset[dict[str, Any]]):
-    """Examples one after another, without end; every process and every worker reads rows of its own.
+    """Examples one after another, without end; every process and every worker reads samples of its own.
 
     Args:
-        pictures: Rows that stream.
-        recipe: What becomes of them.
+        dataset: Samples that stream.
+        transform: What becomes of them.
         rank, world_size: This process among all.
-        shuffle_buffer: From how many rows the next one is drawn at random; 0 to keep the order.
+        shuffle_buffer: From how many samples the next one is drawn at random; 0 to keep the order.
     """
 
     def __init__(
-        self, pictures: Pictures, recipe: Recipe, rank: int = 0, world_size: int = 1, shuffle_buffer: int = 1000
+        self,
+        dataset: ImageDataset,
+        transform: SampleTransform,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle_buffer: int = 1000,
     ) -> None:
-        self.pictures, self.recipe, self.rank, self.world_size = pictures, recipe, rank, world_size
+        self.dataset, self.transform, self.rank, self.world_size = dataset, transform, rank, world_size
         self.shuffle_buffer = shuffle_buffer
 
     def rows(self, epoch: int) -> Any:
         """The rows of this process in the order of an epoch, which is the same in every process and worker."""
-        from datasets.distributed import split_dataset_by_node
-
         # Not `set_epoch`: all workers share its number, and one that is ahead would change the order of the others.
-        rows = self.pictures.rows
+        rows = self.dataset.rows
         if self.shuffle_buffer:
-            rows = rows.shuffle(seed=make_seed(self.recipe.seed, epoch), buffer_size=self.shuffle_buffer)
+            rows = rows.shuffle(seed=make_seed(self.transform.seed, epoch), buffer_size=self.shuffle_buffer)
         # `datasets` gives each worker of a torch loader shards of its own by itself.
         return split_dataset_by_node(rows, rank=self.rank, world_size=self.world_size)
 
@@ -193,34 +196,34 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
         broken: list[str] = []
         for epoch in itertools.count():
             index = -1
-            for index, stored in enumerate(self.rows(epoch)):
-                row = self.pictures.row(stored, index)
+            for index, row in enumerate(self.rows(epoch)):
+                sample = self.dataset.sample(row, index)
                 try:
-                    yield self.recipe.cook(row, epoch, make_seed(mine, index)) | {"broken": broken}
+                    yield self.transform(sample, epoch, make_seed(mine, index)) | {"broken": broken}
                     broken = []
                 except BrokenImageError as error:
-                    broken.append(f"{row.name}: {error}")
+                    broken.append(f"{sample.name}: {error}")
                     if len(broken) >= MOST_BROKEN_IN_A_ROW:
                         raise _all_broken(broken) from error
             if index < 0:
                 raise UsageError(
-                    f"{self.pictures.place} has no picture for worker {worker.id if worker else 0} of process "
+                    f"{self.dataset.source} has no image for worker {worker.id if worker else 0} of process "
                     f"{self.rank}; use fewer --dataloader_num_workers, or more files."
                 )
 
 
 def _all_broken(broken: list[str]) -> UsageError:
-    return UsageError(f"{len(broken)} pictures in a row cannot be read, the first one {broken[0]}.")
+    return UsageError(f"{len(broken)} images in a row cannot be read, the first one {broken[0]}.")
 
 
-class DrawBatches(Sampler[list[Draw]]):
-    """The batches of one process: the pictures in another order each epoch.
+class ShuffledBatches(Sampler[list[SampleIndex]]):
+    """The batches of one process: the samples in another order each epoch.
 
-    All processes together take batches from one order, a batch of the whole run after another; so the pictures of a
+    All processes together take batches from one order, a batch of the whole run after another; so the images of a
     step are the same on any number of processes, as long as the whole batch is as large.
 
     Args:
-        length: Number of pictures.
+        length: Number of samples.
         batch_size: Of this process.
         seed: Of the whole run.
         rank, world_size: This process among all.
@@ -233,7 +236,7 @@ class DrawBatches(Sampler[list[Draw]]):
         whole = batch_size * world_size
         if drop_last and length < whole:
             raise UsageError(
-                f"there are {length} pictures, and a batch of all processes takes {whole}: with --dataloader_drop_last "
+                f"there are {length} images, and a batch of all processes takes {whole}: with --dataloader_drop_last "
                 "there is no batch at all."
             )
         self.length, self.batch_size, self.seed, self.rank, self.world_size = length, batch_size, seed, rank, world_size
@@ -247,13 +250,11 @@ class DrawBatches(Sampler[list[Draw]]):
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        whole = self.batch_size * self.world_size
-        order = np.resize(order, self.steps * whole)
-        for step in range(self.steps):
-            first = step * whole + self.rank * self.batch_size
-            yield [Draw(self.epoch, int(index)) for index in order[first : first + self.batch_size]]
+        order = np.resize(order, (self.steps, self.world_size, self.batch_size))
+        for batch in order[:, self.rank]:
+            yield [SampleIndex(self.epoch, int(index)) for index in batch]
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,56 +1,56 @@
-"""A share of the rows, and whose labels have a class."""
+"""A share of the samples, and whose labels have a class."""
 
 import datasets
 import numpy as np
 import pytest
 
 from swinv2.errors import UsageError
-from swinv2.train.pictures import Pictures
+from swinv2.train.data.dataset import ImageDataset
 
 
 @pytest.fixture(scope="module")
-def many() -> Pictures:
+def many() -> ImageDataset:
     """A hundred rows of a class, forty of another, three of a third."""
     rows = datasets.Dataset.from_dict({"image": [b""] * 143, "label": np.repeat([0, 1, 2], [100, 40, 3])})
-    return Pictures(rows, "image", "label", (), "place")
+    return ImageDataset(rows, "image", "label", (), "source")
 
 
 class TestShare:
-    def test_of_each_class(self, many: Pictures) -> None:
+    def test_of_each_class(self, many: ImageDataset) -> None:
         part = many.share(0.1, 0)
         assert np.bincount(part.labels()).tolist() == [10, 4, 1]
         assert [row.label for row in part] == part.labels().tolist()
-        assert part[14].name == f"place[{part.chosen[14]}]"
+        assert part[14].name == f"source[{part.chosen[14]}]"
 
-    def test_equal_seeds(self, many: Pictures) -> None:
+    def test_equal_seeds(self, many: ImageDataset) -> None:
         one, same, other = (many.share(0.5, seed).chosen for seed in (1, 1, 2))
         assert np.array_equal(one, same)
         assert not np.array_equal(one, other)
 
-    def test_smaller_ones_lie_in_larger_ones(self, many: Pictures) -> None:
+    def test_smaller_ones_lie_in_larger_ones(self, many: ImageDataset) -> None:
         small, large = many.share(0.1, 1).chosen, many.share(0.5, 1).chosen
         assert set(small) < set(large)
         assert many.share(1.0, 1) is many
 
-    def test_of_a_share(self, many: Pictures) -> None:
+    def test_of_a_share(self, many: ImageDataset) -> None:
         half = many.share(0.5, 1)
         quarter = half.share(0.5, 2)
         assert set(quarter.chosen) < set(half.chosen)
         assert np.bincount(quarter.labels()).tolist() == [25, 10, 1]
 
-    def test_without_labels(self, many: Pictures) -> None:
-        rows = Pictures(many.rows, "image", None, (), "place").share(0.1, 0)
+    def test_without_labels(self, many: ImageDataset) -> None:
+        rows = ImageDataset(many.rows, "image", None, (), "source").share(0.1, 0)
         assert len(set(rows.chosen)) == 14
 
     @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5, float("nan")])
-    def test_no_share(self, many: Pictures, fraction: float) -> None:
+    def test_no_share(self, many: ImageDataset, fraction: float) -> None:
         with pytest.raises(UsageError, match=f"is {fraction}; expected above 0"):
             many.share(fraction, 0)
 
 
 class TestLabels:
     @pytest.mark.parametrize(("classes", "wrong"), [(2, 2), (1, 2)])
-    def test_without_a_class(self, many: Pictures, classes: int, wrong: int) -> None:
+    def test_without_a_class(self, many: ImageDataset, classes: int, wrong: int) -> None:
         many.check_labels(3)
         with pytest.raises(UsageError, match=f"has a label {wrong}, but there are {classes} classes"):
             many.check_labels(classes)
@@ -58,4 +58,4 @@ class TestLabels:
     def test_kept_secret(self) -> None:
         rows = datasets.Dataset.from_dict({"image": [b""] * 2, "label": [-1, -1]})
         with pytest.raises(UsageError, match="has a label -1"):
-            Pictures(rows, "image", "label", (), "place").check_labels(3)
+            ImageDataset(rows, "image", "label", (), "source").check_labels(3)

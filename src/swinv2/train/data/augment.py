@@ -1,7 +1,7 @@
-"""From a stored picture to the tensor that a model learns from.
+"""From a stored image to the tensor that a model learns from.
 
-In: a picture as `pictures.py` has it. Out: normalised pixels (channels, height, width), fp32. Augmentation is timm's
-and torchvision's; chance comes from the global generators, which `examples.py` seeds for every picture.
+In: an image as `dataset.py` has it. Out: normalised pixels (channels, height, width), fp32. Augmentation is timm's
+and torchvision's; chance comes from the global generators, which `examples.py` seeds for every image.
 
 Source: microsoft/Swin-Transformer, data/build.py (fine-tuning, evaluation) and data/data_simmim_pt.py (pre-training).
 """
@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+from transformers import BitImageProcessor, ViTImageProcessor
 
 from swinv2.errors import UsageError
 from swinv2.images import read_image
@@ -56,22 +57,22 @@ class Pixels:
         return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
 
 
-def decode(picture: str | bytes | np.ndarray, channels: int) -> Image.Image | Tensor:
-    """Reads a picture: a PIL image for one or three channels, otherwise pixels (channels, H, W).
+def decode(stored: str | bytes | np.ndarray, channels: int) -> Image.Image | Tensor:
+    """Reads an image: a PIL image for one or three channels, otherwise pixels (channels, H, W).
 
     Raises:
         BrokenImageError: It cannot be read.
         UsageError: It has other channels than the model.
     """
-    if isinstance(picture, (str, bytes)):
+    if isinstance(stored, (str, bytes)):
         if channels not in (1, 3):
-            raise UsageError(f"a picture file has 3 channels, or 1 as grey; {channels} need arrays (H, W, {channels}).")
-        image = read_image(picture)
+            raise UsageError(f"an image file has 3 channels, or 1 as grey; {channels} need arrays (H, W, {channels}).")
+        image = read_image(stored)
         return image.convert("L") if channels == 1 else image
-    pixels = picture[:, :, None] if picture.ndim == 2 else picture
+    pixels = stored[:, :, None] if stored.ndim == 2 else stored
     if pixels.ndim != 3 or pixels.shape[2] != channels or pixels.dtype != np.uint8:
         raise UsageError(
-            f"a picture is an array {picture.shape} of {picture.dtype}; expected (H, W, {channels}) of uint8."
+            f"an image is an array {stored.shape} of {stored.dtype}; expected (H, W, {channels}) of uint8."
         )
     if channels in (1, 3):
         return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
@@ -105,7 +106,7 @@ def for_finetuning(
         color_jitter: Strength of brightness, contrast and saturation; without effect beside `auto_augment`.
         erase_probability: Of random erasing.
         scale: Smallest and largest share of the area that a crop takes.
-        crop_padding: If not 0, pictures are resized and cropped at random after reflecting so many pixels at each
+        crop_padding: If not 0, images are resized and cropped at random after reflecting so many pixels at each
             edge, as one does with small ones, and `scale` has no effect.
 
     Raises:
@@ -170,27 +171,41 @@ def _posterize(image: Image.Image, bits: int, **rest: Any) -> Image.Image:
 
 
 def for_evaluation(pixels: Pixels, crop_ratio: float | None = None) -> Transform:
-    """Without chance: resized to the model's size; or, with `crop_ratio`, resized so that the centre that is cut out
-    is this share of the shorter side.
+    """Without chance, and what the model will serve: the image processor that is saved beside it; see
+    `make_processor`."""
+    return partial(_process, make_processor(pixels, crop_ratio))
 
-    What is measured is what the model will serve: pixels are those of transformers' image processor that
-    `running.make_processor` builds. So tensors are resized, not PIL images, which differ by up to two levels of 255;
-    and of an odd number of rows too many the smaller part goes at the top, where torchvision's own centre crop rounds.
+
+def _process(processor: Any, image: Image.Image | Tensor) -> Tensor:
+    # Not every version sees by itself where four channels are.
+    return processor(image, input_data_format="channels_first", return_tensors="pt")["pixel_values"][0]
+
+
+def make_processor(pixels: Pixels, crop_ratio: float | None = None) -> Any:
+    """Builds transformers' image processor for a model.
+
+    Args:
+        pixels: What the model takes.
+        crop_ratio: None to resize images to the model's size; otherwise they are resized so that the centre that is cut
+            out is this share of the shorter side.
+
+    Raises:
+        UsageError: There is no such crop.
     """
-    resize_to: Any = pixels.size
-    steps: list[Any] = [v2.ToImage()]
-    if crop_ratio is not None:
-        if not 0.0 < crop_ratio <= 1.0:
-            raise UsageError(f"crop_ratio is {crop_ratio}; expected above 0 and at most 1.")
-        if pixels.size[0] != pixels.size[1]:
-            raise UsageError(f"crop_ratio needs a square model; this one takes {pixels.size[0]} x {pixels.size[1]}.")
-        resize_to = int(pixels.size[0] / crop_ratio)
-    steps.append(v2.Resize(resize_to, InterpolationMode.BICUBIC))
-    if crop_ratio is not None:
-        steps.append(partial(_crop_centre, pixels.size))
-    return v2.Compose([*steps, *pixels.normalise()])
-
-
-def _crop_centre(size: Pair, image: Tensor) -> Tensor:
-    top, left = (image.shape[-2] - size[0]) // 2, (image.shape[-1] - size[1]) // 2
-    return v2.functional.crop(image, top, left, *size)
+    height, width = pixels.size
+    common: dict[str, Any] = {
+        "resample": 3,
+        "image_mean": list(pixels.mean),
+        "image_std": list(pixels.std),
+        # A grey image stays grey.
+        "do_convert_rgb": pixels.channels == 3,
+    }
+    if crop_ratio is None:
+        return ViTImageProcessor(size={"height": height, "width": width}, **common)
+    if not 0.0 < crop_ratio <= 1.0:
+        raise UsageError(f"crop_ratio is {crop_ratio}; expected above 0 and at most 1.")
+    if height != width:
+        raise UsageError(f"crop_ratio needs a square model; this one takes {height} x {width}.")
+    return BitImageProcessor(
+        size={"shortest_edge": int(height / crop_ratio)}, crop_size={"height": height, "width": width}, **common
+    )

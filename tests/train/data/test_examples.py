@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader
 
 from swinv2.errors import UsageError
 from swinv2.simmim import draw_mask
-from swinv2.train.augment import Pixels, for_evaluation, for_finetuning
-from swinv2.train.data import open_pictures
-from swinv2.train.examples import (
+from swinv2.train.data.augment import Pixels, for_evaluation, for_finetuning
+from swinv2.train.data.dataset import ImageDataset
+from swinv2.train.data.examples import (
     IGNORED_LABEL,
     MOST_BROKEN_IN_A_ROW,
-    Draw,
-    DrawBatches,
     EvaluationExamples,
-    Recipe,
+    SampleIndex,
+    SampleTransform,
+    ShuffledBatches,
     StreamedExamples,
     TrainingExamples,
     collate,
@@ -32,42 +32,42 @@ from swinv2.train.examples import (
     seed_everything,
     seeded,
 )
-from swinv2.train.pictures import Pictures
+from swinv2.train.data.sources import open_dataset
 
 PIXELS = Pixels((8, 8), (0.5,), (0.5,))
 COUNT = 12
 
 
-def pictures(count: int = COUNT, broken: tuple[int, ...] = ()) -> Pictures:
-    """Grey pictures whose first pixel says which they are; the label is the number, too."""
+def dataset(count: int = COUNT, broken: tuple[int, ...] = ()) -> ImageDataset:
+    """Grey images whose first pixel says which they are; the label is the number, too."""
     draw = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     for index in range(count):
         pixels = draw.integers(0, 256, (10, 12), dtype=np.uint8)
         pixels[0, 0] = index
         rows.append({"image": b"broken" if index in broken else pixels, "label": index})
-    return Pictures(rows, "image", "label", (), "place")
+    return ImageDataset(rows, "image", "label", (), "source")
 
 
 def masks() -> Tensor:
     return draw_mask((4, 4), (1, 1), 0.5)
 
 
-def recipe(seed: int = 0) -> Recipe:
+def transform(seed: int = 0) -> SampleTransform:
     """With chance of all three kinds: torch's, numpy's and Python's."""
     augmented = for_finetuning(PIXELS, erase_probability=0.5)
 
-    def transform(picture: Any) -> Tensor:
-        return augmented(picture) + random.random() + float(np.random.rand())
+    def varied(image: Any) -> Tensor:
+        return augmented(image) + random.random() + float(np.random.rand())
 
-    return Recipe(transform, 1, masks, seed)
+    return SampleTransform(varied, 1, masks, seed)
 
 
-def identity(picture: Any) -> Tensor:
+def constant(image: Any) -> Tensor:
     return torch.zeros(1)
 
 
-PLAIN = Recipe(identity, 1)
+PLAIN = SampleTransform(constant, 1)
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -79,26 +79,30 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 class TestChance:
     def test_an_example_depends_on_seed_epoch_and_index_alone(self) -> None:
-        examples = TrainingExamples(pictures(), recipe())
-        first = examples[Draw(3, 5)]
+        examples = TrainingExamples(dataset(), transform())
+        first = examples[SampleIndex(3, 5)]
         seed_everything(99)
-        examples[Draw(0, 1)]
-        assert same(first, examples[Draw(3, 5)])
-        assert same(first, TrainingExamples(pictures(), recipe())[Draw(3, 5)])
-        assert not torch.equal(first["pixel_values"], examples[Draw(4, 5)]["pixel_values"])
-        assert not torch.equal(first["bool_masked_pos"], examples[Draw(4, 5)]["bool_masked_pos"])
-        other = TrainingExamples(pictures(), recipe(1))[Draw(3, 5)]
+        examples[SampleIndex(0, 1)]
+        assert same(first, examples[SampleIndex(3, 5)])
+        assert same(first, TrainingExamples(dataset(), transform())[SampleIndex(3, 5)])
+        assert not torch.equal(first["pixel_values"], examples[SampleIndex(4, 5)]["pixel_values"])
+        assert not torch.equal(first["bool_masked_pos"], examples[SampleIndex(4, 5)]["bool_masked_pos"])
+        other = TrainingExamples(dataset(), transform(1))[SampleIndex(3, 5)]
         assert not torch.equal(first["pixel_values"], other["pixel_values"])
 
-    def test_pictures_do_not_share_their_chance(self) -> None:
-        examples = TrainingExamples(pictures(), recipe())
-        drawn = {tuple(examples[Draw(0, index)]["bool_masked_pos"].tolist()) for index in range(COUNT)}
+    def test_samples_do_not_share_their_chance(self) -> None:
+        examples = TrainingExamples(dataset(), transform())
+        drawn = {tuple(examples[SampleIndex(0, index)]["bool_masked_pos"].tolist()) for index in range(COUNT)}
         assert len(drawn) > COUNT // 2
 
     def test_workers_change_nothing(self) -> None:
-        examples = TrainingExamples(pictures(broken=(3,)), recipe())
+        examples = TrainingExamples(dataset(broken=(3,)), transform())
         loaded = [
-            list(DataLoader(examples, batch_sampler=DrawBatches(COUNT, 5, 0), num_workers=workers, collate_fn=collate))
+            list(
+                DataLoader(
+                    examples, batch_sampler=ShuffledBatches(COUNT, 5, 0), num_workers=workers, collate_fn=collate
+                )
+            )
             for workers in (0, 2)
         ]
         assert len(loaded[0]) == 3
@@ -107,8 +111,8 @@ class TestChance:
     def test_the_global_generators_do_not_notice(self) -> None:
         seed_everything(1)
         before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-        TrainingExamples(pictures(), recipe())[Draw(0, 0)]
-        EvaluationExamples(pictures(), recipe())[0]
+        TrainingExamples(dataset(), transform())[SampleIndex(0, 0)]
+        EvaluationExamples(dataset(), transform())[0]
         assert random.getstate() == before[0]
         assert np.array_equal(np.random.get_state()[1], before[1])
         assert torch.equal(torch.get_rng_state(), before[2])
@@ -132,11 +136,11 @@ def epoch_of(length: int, batch_size: int, world_size: int, epoch: int = 0, **re
     """Indices of each batch of each process."""
     drawn = []
     for rank in range(world_size):
-        batches = DrawBatches(length, batch_size, 7, rank, world_size, **rest)
+        batches = ShuffledBatches(length, batch_size, 7, rank, world_size, **rest)
         batches.set_epoch(epoch)
-        drawn.append([[draw.index for draw in batch] for batch in batches])
+        drawn.append([[one.index for one in batch] for batch in batches])
         assert len(drawn[-1]) == len(batches)
-        assert all(draw.epoch == epoch for batch in batches for draw in batch)
+        assert all(one.epoch == epoch for batch in batches for one in batch)
     return drawn
 
 
@@ -144,9 +148,9 @@ def whole_batches(drawn: list[list[list[int]]]) -> list[list[int]]:
     return [list(chain(*step)) for step in zip(*drawn, strict=True)]
 
 
-class TestDrawBatches:
+class TestShuffledBatches:
     @pytest.mark.parametrize("world_size", [1, 2, 4])
-    def test_every_picture_once(self, world_size: int) -> None:
+    def test_every_sample_once(self, world_size: int) -> None:
         drawn = whole_batches(epoch_of(48, 24 // world_size // 2, world_size))
         assert sorted(chain(*drawn)) == list(range(48))
 
@@ -158,7 +162,7 @@ class TestDrawBatches:
     def test_epochs_and_seeds_have_orders_of_their_own(self) -> None:
         assert epoch_of(48, 8, 1, epoch=1) == epoch_of(48, 8, 1, epoch=1)
         assert epoch_of(48, 8, 1, epoch=1) != epoch_of(48, 8, 1, epoch=2)
-        assert list(DrawBatches(48, 8, 1)) != list(DrawBatches(48, 8, 2))
+        assert list(ShuffledBatches(48, 8, 1)) != list(ShuffledBatches(48, 8, 2))
 
     def test_the_last_batch_is_filled_from_the_beginning(self) -> None:
         drawn = list(chain(*whole_batches(epoch_of(10, 4, 1))))
@@ -166,7 +170,7 @@ class TestDrawBatches:
         assert drawn[10:] == drawn[:2]
         assert sorted(drawn[:10]) == list(range(10))
 
-    def test_fewer_pictures_than_a_batch(self) -> None:
+    def test_fewer_samples_than_a_batch(self) -> None:
         drawn = list(chain(*whole_batches(epoch_of(3, 4, 2))))
         assert drawn == (drawn[:3] * 3)[:8]
 
@@ -175,13 +179,13 @@ class TestDrawBatches:
         assert len(set(drawn)) == len(drawn) == 8
 
     def test_no_batch_at_all(self) -> None:
-        with pytest.raises(UsageError, match="there are 7 pictures, and a batch of all processes takes 8"):
-            DrawBatches(7, 4, 0, 0, 2, drop_last=True)
+        with pytest.raises(UsageError, match="there are 7 images, and a batch of all processes takes 8"):
+            ShuffledBatches(7, 4, 0, 0, 2, drop_last=True)
 
     def test_the_first_batches_can_be_skipped(self) -> None:
-        batches = DrawBatches(COUNT, 3, 0)
+        batches = ShuffledBatches(COUNT, 3, 0)
         batches.set_epoch(2)
-        loader = DataLoader(TrainingExamples(pictures(), recipe()), batch_sampler=batches, collate_fn=collate)
+        loader = DataLoader(TrainingExamples(dataset(), transform()), batch_sampler=batches, collate_fn=collate)
         whole, rest = list(loader), list(skip_first_batches(loader, 2))
         assert len(rest) == 2
         assert all(same(one, other) for one, other in zip(whole[2:], rest, strict=True))
@@ -189,39 +193,39 @@ class TestDrawBatches:
 
 class TestUnreadable:
     def test_the_next_one_takes_its_place(self) -> None:
-        examples = TrainingExamples(pictures(broken=(4, 5, 11)), recipe())
-        example = examples[Draw(1, 4)]
+        examples = TrainingExamples(dataset(broken=(4, 5, 11)), transform())
+        example = examples[SampleIndex(1, 4)]
         assert example["labels"] == 6
-        assert [name.split(":")[0] for name in example["broken"]] == ["place[4]", "place[5]"]
-        assert all(len(name) > len("place[4]: ") for name in example["broken"])
+        assert [name.split(":")[0] for name in example["broken"]] == ["source[4]", "source[5]"]
+        assert all(len(name) > len("source[4]: ") for name in example["broken"])
         # As if the next one had been drawn itself.
-        assert same(example, examples[Draw(1, 6)] | {"broken": example["broken"]})
-        assert examples[Draw(1, 11)]["labels"] == 0
+        assert same(example, examples[SampleIndex(1, 6)] | {"broken": example["broken"]})
+        assert examples[SampleIndex(1, 11)]["labels"] == 0
 
     def test_names_travel_with_the_batch(self) -> None:
-        examples = TrainingExamples(pictures(broken=(4, 7)), PLAIN)
-        batch = collate([examples[Draw(0, index)] for index in (7, 1, 4)])
+        examples = TrainingExamples(dataset(broken=(4, 7)), PLAIN)
+        batch = collate([examples[SampleIndex(0, index)] for index in (7, 1, 4)])
         assert batch["labels"].tolist() == [8, 1, 5]
-        assert [name.split(":")[0] for name in batch["broken"]] == ["place[7]", "place[4]"]
+        assert [name.split(":")[0] for name in batch["broken"]] == ["source[7]", "source[4]"]
         assert "bool_masked_pos" not in batch
 
     def test_evaluation_leaves_it_out(self) -> None:
-        examples = EvaluationExamples(pictures(broken=(4,)), Recipe(for_evaluation(PIXELS), 1, masks))
+        examples = EvaluationExamples(dataset(broken=(4,)), SampleTransform(for_evaluation(PIXELS), 1, masks))
         batch = collate([examples[index] for index in (3, 4)])
         assert batch["labels"].tolist() == [3, IGNORED_LABEL]
-        assert batch["broken"][0].startswith("place[4]: ")
+        assert batch["broken"][0].startswith("source[4]: ")
         assert batch["pixel_values"].shape == (2, 1, 8, 8)
         # What is not masked is not in the loss either.
         assert batch["bool_masked_pos"].sum(1).tolist() == [8, 0]
-        unlabelled = Pictures(examples.pictures.rows, "image", None, (), "place")
-        assert "labels" not in EvaluationExamples(unlabelled, examples.recipe)[4]
+        unlabelled = ImageDataset(examples.dataset.rows, "image", None, (), "source")
+        assert "labels" not in EvaluationExamples(unlabelled, examples.transform)[4]
 
     @pytest.mark.parametrize("count", [3, MOST_BROKEN_IN_A_ROW + 5])
     def test_all_of_them(self, count: int) -> None:
-        examples = TrainingExamples(pictures(count, broken=tuple(range(count))), PLAIN)
+        examples = TrainingExamples(dataset(count, broken=tuple(range(count))), PLAIN)
         seen = min(count, MOST_BROKEN_IN_A_ROW)
-        with pytest.raises(UsageError, match=rf"^{seen} pictures in a row cannot be read, the first one place\[1\]: "):
-            examples[Draw(0, 1)]
+        with pytest.raises(UsageError, match=rf"^{seen} images in a row cannot be read, the first one source\[1\]: "):
+            examples[SampleIndex(0, 1)]
 
 
 ROWS, SHARDS = 60, 4
@@ -235,7 +239,7 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.0)
 
 
-def shards(folder: Path, count: int = SHARDS, broken: tuple[int, ...] = ()) -> Pictures:
+def shards(folder: Path, count: int = SHARDS, broken: tuple[int, ...] = ()) -> ImageDataset:
     """Sixty rows in files of uneven lengths, as a stream."""
     ends = [0, *(ROWS * (index + 1) // count + (index % 2 if index < count - 1 else 0) for index in range(count))]
     folder.mkdir()
@@ -244,7 +248,7 @@ def shards(folder: Path, count: int = SHARDS, broken: tuple[int, ...] = ()) -> P
         images = [[[255]] if number not in broken else None for number in numbers]
         rows = datasets.Dataset.from_dict({"image": images, "label": list(numbers)})
         rows.to_parquet(folder / f"{index}.parquet")
-    return open_pictures(f"{folder}/*.parquet", "train", streaming=True)
+    return open_dataset(f"{folder}/*.parquet", "train", streaming=True)
 
 
 def stream(examples: StreamedExamples, workers: int, count: int) -> list[int]:
@@ -292,7 +296,7 @@ class TestStreamed:
     def test_equal_seeds_give_equal_examples(self, tmp_path: Path) -> None:
         rows = shards(tmp_path / "data")
         one, same_again, other = (
-            stream(StreamedExamples(rows, Recipe(identity, 1, seed=seed), shuffle_buffer=100), 0, ROWS)
+            stream(StreamedExamples(rows, SampleTransform(constant, 1, seed=seed), shuffle_buffer=100), 0, ROWS)
             for seed in (1, 1, 2)
         )
         assert one == same_again
@@ -320,7 +324,9 @@ class TestStreamed:
         rows = shards(tmp_path / "data")
 
         def first(rank: int) -> Tensor:
-            return next(iter(StreamedExamples(rows, Recipe(identity, 1, masks), rank, 2, 0)))["bool_masked_pos"]
+            return next(iter(StreamedExamples(rows, SampleTransform(constant, 1, masks), rank, 2, 0)))[
+                "bool_masked_pos"
+            ]
 
         assert torch.equal(first(0), first(0))
         assert not torch.equal(first(0), first(1))
@@ -338,19 +344,19 @@ class TestStreamed:
 
     def test_all_of_them_broken(self, tmp_path: Path) -> None:
         examples = StreamedExamples(shards(tmp_path / "data", broken=tuple(range(ROWS))), PLAIN, shuffle_buffer=0)
-        with pytest.raises(UsageError, match=f"^{MOST_BROKEN_IN_A_ROW} pictures in a row cannot be read, the first"):
+        with pytest.raises(UsageError, match=f"^{MOST_BROKEN_IN_A_ROW} images in a row cannot be read, the first"):
             next(iter(examples))
 
     def test_a_worker_without_rows(self, tmp_path: Path) -> None:
         examples = StreamedExamples(shards(tmp_path / "data", 1), PLAIN)
         with pytest.MonkeyPatch.context() as patch:
             assert epoch_of_worker(examples, 0, 1, 2, patch) == []
-            with pytest.raises(UsageError, match="no picture for worker 1 of process 0; use fewer"):
+            with pytest.raises(UsageError, match="no image for worker 1 of process 0; use fewer"):
                 next(iter(examples))
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_the_first_batches_can_be_skipped(self, tmp_path: Path, workers: int) -> None:
-        examples = StreamedExamples(shards(tmp_path / "data"), Recipe(identity, 1, masks), shuffle_buffer=20)
+        examples = StreamedExamples(shards(tmp_path / "data"), SampleTransform(constant, 1, masks), shuffle_buffer=20)
         loader = DataLoader(examples, 7, num_workers=workers, collate_fn=collate)
         whole = iter(loader)
         wanted = [next(whole) for _ in range(12)]
@@ -361,7 +367,7 @@ class TestStreamed:
     def test_what_lies_on_the_disk_has_shards_for_many(self, tmp_path: Path, world_size: int) -> None:
         rows = datasets.Dataset.from_dict({"image": [[[255]]] * ROWS, "label": list(range(ROWS))})
         rows.save_to_disk(tmp_path / "saved")
-        stored = open_pictures(str(tmp_path / "saved"), "train", streaming=True)
+        stored = open_dataset(str(tmp_path / "saved"), "train", streaming=True)
         found: list[int] = []
         for rank in range(world_size):
             for worker in range(2):

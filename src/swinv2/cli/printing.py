@@ -137,11 +137,11 @@ def print_memory(ways: list[dict[str, Any]], batch_size: int, processes: int, co
     images = f"{batch_size} image{'s' * (batch_size > 1)} on each process"
     shared = f", shared by {processes} processes (FSDP2)" if processes > 1 else ""
     console.print(f"\nGiB of memory to train it: 16 bits, AdamW, {images}{shared}")
-    kinds = [name for name in ways[0] if name not in ("attention", "checkpointed")]
-    table = _table(console, attention={}, blocks={}, **dict.fromkeys(kinds, _RIGHT))
+    kinds = [name for name in ways[0] if name != "checkpointed"]
+    table = _table(console, blocks={}, **dict.fromkeys(kinds, _RIGHT))
     for way in ways:
         blocks = "computed again" if way["checkpointed"] else "kept"
-        table.add_row(way["attention"], blocks, *(f"{way[name] / 1024:.2f}" for name in kinds))
+        table.add_row(blocks, *(f"{way[name] / 1024:.2f}" for name in kinds))
     console.print(table)
 
 

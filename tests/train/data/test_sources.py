@@ -13,11 +13,9 @@ import pytest
 
 from colours import COLOURS, draw_colours
 from swinv2.errors import UsageError
-from swinv2.train import data
-from swinv2.train.augment import decode
-from swinv2.train.cifar10 import LABELS, Split
-from swinv2.train.data import open_pictures
-from swinv2.train.pictures import Pictures, Row
+from swinv2.train.data.augment import decode
+from swinv2.train.data.dataset import ImageDataset, Sample
+from swinv2.train.data.sources import open_dataset
 
 NAMES = tuple(COLOURS)
 COUNT = {"train": 4, "validation": 2}
@@ -127,31 +125,31 @@ WITH_SPLITS = [split_folders, parquet_folder, tar_folder, saved_splits]
 PLACES = [*WITH_SPLITS, class_folders, parquet_file, parquet_glob, tar_file, saved]
 
 
-def contents(row: Row) -> bytes:
+def contents(sample: Sample) -> bytes:
     """What is stored, read from its file if need be."""
-    assert isinstance(row.picture, (str, bytes))
-    return Path(row.picture).read_bytes() if isinstance(row.picture, str) else row.picture
+    assert isinstance(sample.image, (str, bytes))
+    return Path(sample.image).read_bytes() if isinstance(sample.image, str) else sample.image
 
 
-def seen(rows: Pictures) -> list[tuple[bytes, int | None]]:
-    return [(contents(row), row.label) for row in rows]
+def seen(dataset: ImageDataset) -> list[tuple[bytes, int | None]]:
+    return [(contents(sample), sample.label) for sample in dataset]
 
 
 class TestPlaces:
     @pytest.mark.parametrize("make", PLACES)
     def test_rows_and_labels(self, make: Places, pictures: Path, tmp_path: Path) -> None:
         place = make(pictures, tmp_path / "place")
-        found = open_pictures(place, "train")
+        found = open_dataset(place, "train")
         assert not found.streams
         assert len(found) == 12
         assert seen(found) == stored(pictures, "train")
         assert found.labels().tolist() == [label for _, label in stored(pictures, "train")]
         assert found.names == (() if "tar" in make.__name__ else NAMES)
-        assert decode(found[3].picture, 3).size == (48, 40)
+        assert decode(found[3].image, 3).size == (48, 40)
 
     @pytest.mark.parametrize("make", PLACES)
     def test_streaming(self, make: Places, pictures: Path, tmp_path: Path) -> None:
-        found = open_pictures(make(pictures, tmp_path / "place"), "train", streaming=True)
+        found = open_dataset(make(pictures, tmp_path / "place"), "train", streaming=True)
         assert found.streams
         assert seen(found) == stored(pictures, "train")
         assert found.names == (() if "tar" in make.__name__ else NAMES)
@@ -160,14 +158,14 @@ class TestPlaces:
     @pytest.mark.parametrize("streaming", [False, True])
     def test_another_split(self, make: Places, streaming: bool, pictures: Path, tmp_path: Path) -> None:
         place = make(pictures, tmp_path / "place")
-        found = open_pictures(place, "evaluation", streaming=streaming)
+        found = open_dataset(place, "evaluation", streaming=streaming)
         assert seen(found) == stored(pictures, "validation")
         with pytest.raises(UsageError, match=r"splits \['train', 'validation'\]; expected 'test'"):
-            open_pictures(place, "test")
+            open_dataset(place, "test")
 
     @pytest.mark.parametrize("make", [parquet_file, parquet_glob, tar_file, saved])
     def test_files_are_whatever_split_is_asked_for(self, make: Places, pictures: Path, tmp_path: Path) -> None:
-        assert len(open_pictures(make(pictures, tmp_path / "place"), "evaluation")) == 12
+        assert len(open_dataset(make(pictures, tmp_path / "place"), "evaluation")) == 12
 
     def test_pictures_without_labels(self, pictures: Path, tmp_path: Path) -> None:
         """With names that `datasets` would take for those of splits."""
@@ -175,89 +173,49 @@ class TestPlaces:
         for index, file in enumerate(files):
             (tmp_path / f"{index:02}{('-test-', '_train', '')[index % 3]}.png").write_bytes(file)
         for streaming in (False, True):
-            found = open_pictures(str(tmp_path), "train", streaming=streaming)
+            found = open_dataset(str(tmp_path), "train", streaming=streaming)
             assert [contents(row) for row in found] == files
             assert {row.label for row in found} == {None}
             assert (found.label_column, found.names) == (None, ())
-        assert found.row({"image": {"path": "a.png", "bytes": None}}, 0) == Row("a.png", None, "a.png")
+        assert found.sample({"image": {"path": "a.png", "bytes": None}}, 0) == Sample("a.png", None, "a.png")
 
     def test_classes_that_are_called_like_splits(self, pictures: Path, tmp_path: Path) -> None:
         """At the top nobody can tell; below a split they are classes."""
         draw_colours(tmp_path / "data" / "train", 2)
         os.rename(tmp_path / "data" / "train" / "red", tmp_path / "data" / "train" / "train")
-        assert open_pictures(str(tmp_path / "data"), "train").names == ("blue", "green", "train")
+        assert open_dataset(str(tmp_path / "data"), "train").names == ("blue", "green", "train")
         with pytest.raises(UsageError, match=r"holds 'train', which is the name of a split, beside .* blue, green;"):
-            open_pictures(str(tmp_path / "data" / "train"), "train")
+            open_dataset(str(tmp_path / "data" / "train"), "train")
 
     def test_a_folder_with_characters_of_globs(self, pictures: Path, tmp_path: Path) -> None:
         place = tmp_path / "my [data] *"
         draw_colours(place, 2)
-        assert len(open_pictures(str(place), "train")) == 6
+        assert len(open_dataset(str(place), "train")) == 6
         write_tar(tmp_path / "[x]" / "a[1].tar", stored(pictures, "train"))
-        assert len(open_pictures(str(tmp_path / "[x]" / "a[1].tar"), "train")) == 12
-        assert len(open_pictures(str(tmp_path / "[x]"), "train")) == 12
+        assert len(open_dataset(str(tmp_path / "[x]" / "a[1].tar"), "train")) == 12
+        assert len(open_dataset(str(tmp_path / "[x]"), "train")) == 12
 
     def test_a_folder_that_changed_is_read_anew(self, tmp_path: Path) -> None:
         draw_colours(tmp_path / "data", 2)
         place = str(tmp_path / "data")
-        assert len(open_pictures(place, "train")) == 6
+        assert len(open_dataset(place, "train")) == 6
         draw_colours(tmp_path / "data", 3)
-        assert len(open_pictures(place, "train")) == 9
+        assert len(open_dataset(place, "train")) == 9
         os.rename(tmp_path / "data" / "red", tmp_path / "data" / "amber")
-        assert open_pictures(place, "train").names == ("amber", "blue", "green")
+        assert open_dataset(place, "train").names == ("amber", "blue", "green")
         (tmp_path / "data" / "amber" / "0.png").unlink()
-        assert len(open_pictures(place, "train")) == 8
+        assert len(open_dataset(place, "train")) == 8
         table_file = tmp_path / "rows.parquet"
         for count in (2, 3):
             datasets.Dataset.from_dict({"image": [b"x"] * count}).to_parquet(table_file)
-            assert len(open_pictures(str(table_file), "train")) == count
+            assert len(open_dataset(str(table_file), "train")) == count
 
     def test_names_in_messages(self, pictures: Path, tmp_path: Path) -> None:
-        assert open_pictures(str(pictures), "train")[0].name == str(pictures / "train" / "blue" / "0.png")
+        assert open_dataset(str(pictures), "train")[0].name == str(pictures / "train" / "blue" / "0.png")
         place = tar_file(pictures, tmp_path / "place")
-        assert open_pictures(place, "train")[7].name == "0007"
+        assert open_dataset(place, "train")[7].name == "0007"
         place = parquet_file(pictures, tmp_path / "other")
-        assert open_pictures(place, "train")[7].name == f"{place}[7]"
-
-
-class TestCifar10:
-    @pytest.fixture
-    def place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        """A folder that looks like torchvision's, with five pictures to train on and three for the test."""
-
-        def load(source: str, train: bool) -> Split:
-            assert source == str(tmp_path)
-            count = 5 if train else 3
-            pixels = np.arange(count, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 32, 32, 3), np.uint8)
-            return Split(pixels, np.arange(count, dtype=np.uint8) * 2)
-
-        (tmp_path / "cifar-10-batches-py").mkdir()
-        monkeypatch.setattr(data, "load_cifar10", load)
-        return str(tmp_path)
-
-    def test_rows(self, place: str) -> None:
-        found = open_pictures(place, "train")
-        assert (len(found), found.names, found.streams) == (5, LABELS, False)
-        assert found.labels().tolist() == [0, 2, 4, 6, 8]
-        rows = list(found)
-        assert [int(np.asarray(row.picture)[0, 0, 0]) for row in rows] == [0, 1, 2, 3, 4]
-        assert [row.label for row in rows] == [0, 2, 4, 6, 8]
-        assert decode(rows[2].picture, 3).getpixel((5, 5)) == (2, 2, 2)
-        assert len(open_pictures(place, "test")) == len(open_pictures(place, "evaluation")) == 3
-        assert len(found.share(0.4, 0)) == 5
-
-    def test_refusals(self, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        with pytest.raises(UsageError, match="lies in memory; leave out --streaming"):
-            open_pictures(place, "train", streaming=True)
-        with pytest.raises(UsageError, match=r"splits \['test', 'train'\]; there is no 'validation'"):
-            open_pictures(place, "validation")
-        with pytest.raises(UsageError, match=r"no column 'img'; it has \['image', 'label'\]"):
-            open_pictures(place, "train", image_column="img")
-        with pytest.raises(UsageError, match=r"names its classes airplane, automobile, bird \.\.\. \(10\)"):
-            open_pictures(place, "train", names=["a", "b"])
-        monkeypatch.undo()
-        with pytest.raises(UsageError, match="cannot be opened: Dataset not found or corrupted"):
-            open_pictures(place, "train")
+        assert open_dataset(place, "train")[7].name == f"{place}[7]"
 
 
 class TestColumns:
@@ -268,26 +226,26 @@ class TestColumns:
     @pytest.mark.parametrize("streaming", [False, True])
     def test_found_by_their_names(self, tmp_path: Path, streaming: bool) -> None:
         place = self.parquet(tmp_path, img=[b"x", b"y"], other=[3, 4], target=[1, 0])
-        found = open_pictures(place, "train", streaming=streaming, names=["no", "yes"])
-        assert list(found) == [Row(b"x", 1, f"{place}[0]"), Row(b"y", 0, f"{place}[1]")]
+        found = open_dataset(place, "train", streaming=streaming, names=["no", "yes"])
+        assert list(found) == [Sample(b"x", 1, f"{place}[0]"), Sample(b"y", 0, f"{place}[1]")]
         assert found.names == ("no", "yes")
 
     def test_given(self, tmp_path: Path) -> None:
         place = self.parquet(tmp_path, image=[b"x"], png=[b"y"], label=[1], cls=[0])
-        with pytest.raises(UsageError, match="say with --image_column which"):
-            open_pictures(place, "train", label_column="cls")
-        with pytest.raises(UsageError, match=r"label columns \['label', 'cls'\]; choose one with --label_column"):
-            open_pictures(place, "train", image_column="png")
-        found = open_pictures(place, "train", image_column="png", label_column="cls")
+        with pytest.raises(UsageError, match=r"columns \['image', 'png'\]; choose one with --image_column"):
+            open_dataset(place, "train", label_column="cls")
+        with pytest.raises(UsageError, match=r"has the columns \['label', 'cls'\]; choose one with --label_column"):
+            open_dataset(place, "train", image_column="png")
+        found = open_dataset(place, "train", image_column="png", label_column="cls")
         assert found[0][:2] == (b"y", 0)
         for options in ({"image_column": "jpg"}, {"image_column": "png", "label_column": "jpg"}):
             with pytest.raises(UsageError, match=r"no column 'jpg'; it has \['cls', 'image', 'label', 'png'\]"):
-                open_pictures(place, "train", **options)
+                open_dataset(place, "train", **options)
 
     def test_no_picture_at_all(self, tmp_path: Path) -> None:
         place = self.parquet(tmp_path, text=["x"], label=[1])
         with pytest.raises(UsageError, match=r"has the columns \['label', 'text'\]"):
-            open_pictures(place, "train")
+            open_dataset(place, "train")
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_arrays(self, tmp_path: Path, streaming: bool) -> None:
@@ -296,83 +254,83 @@ class TestColumns:
         features = datasets.Features({"image": datasets.Array3D((4, 5, 2), "uint8")})
         rows = datasets.Dataset.from_dict({"image": list(pixels)}, features=features)
         rows.save_to_disk(tmp_path / "saved")
-        found = open_pictures(str(tmp_path / "saved"), "train", streaming=streaming)
-        for row, expected in zip(found, pixels, strict=True):
-            assert np.array_equal(decode(row.picture, 2).numpy(), expected.transpose(2, 0, 1))
+        found = open_dataset(str(tmp_path / "saved"), "train", streaming=streaming)
+        for sample, expected in zip(found, pixels, strict=True):
+            assert np.array_equal(decode(sample.image, 2).numpy(), expected.transpose(2, 0, 1))
 
     def test_numbers_that_are_no_eight_bits_are_not_cut_off(self, tmp_path: Path) -> None:
         place = self.parquet(tmp_path, image=[[[[300, 0, 0]]]])
         with pytest.raises(UsageError, match=r"expected .* of uint8"):
-            decode(open_pictures(place, "train")[0].picture, 3)
+            decode(open_dataset(place, "train")[0].image, 3)
 
     def test_a_picture_that_is_not_there(self, tmp_path: Path) -> None:
         features = datasets.Features({"image": datasets.Image()})
         datasets.Dataset.from_dict({"image": [None]}, features=features).to_parquet(tmp_path / "rows.parquet")
-        assert open_pictures(str(tmp_path / "rows.parquet"), "train")[0].picture == b""
+        assert open_dataset(str(tmp_path / "rows.parquet"), "train")[0].image == b""
 
     @pytest.mark.parametrize(("labels", "shown"), [(["cat", "dog"], "'cat'"), ([1, None], "None"), ([0.5, 1.0], "0.5")])
     def test_labels_that_are_no_integers(self, tmp_path: Path, labels: list[Any], shown: str) -> None:
-        found = open_pictures(self.parquet(tmp_path, image=[b"x"] * 2, label=labels), "train")
+        found = open_dataset(self.parquet(tmp_path, image=[b"x"] * 2, label=labels), "train")
         for read in (found.labels, lambda: list(found)):
             with pytest.raises(UsageError, match=f"has the label {shown} in the column 'label'; expected integers"):
                 read()
 
     def test_names_twice(self, pictures: Path) -> None:
-        assert open_pictures(str(pictures), "train", names=NAMES).names == NAMES
+        assert open_dataset(str(pictures), "train", names=NAMES).names == NAMES
         with pytest.raises(UsageError, match=r"names its classes blue, green, red; leave out the other names, a, b\."):
-            open_pictures(str(pictures), "train", names=["a", "b"])
+            open_dataset(str(pictures), "train", names=["a", "b"])
 
 
 class TestRefusals:
     @pytest.mark.parametrize("place", ["/no/such/place", "./nowhere", "a/b/c"])
     def test_no_such_place(self, place: str) -> None:
         with pytest.raises(UsageError, match=f"--data '{place}' does not exist"):
-            open_pictures(place, "train")
+            open_dataset(place, "train")
 
     def test_no_such_data_set(self) -> None:
         with pytest.raises(UsageError, match=r"--data 'nobody/nothing:config' cannot be opened: .+nobody/nothing"):
-            open_pictures("nobody/nothing:config", "train")
+            open_dataset("nobody/nothing:config", "train")
 
     def test_no_match(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"x-\*\.parquet' matches no file"):
-            open_pictures(f"{tmp_path}/x-*.parquet", "train")
+            open_dataset(f"{tmp_path}/x-*.parquet", "train")
 
     def test_a_file_of_another_kind(self, tmp_path: Path) -> None:
         (tmp_path / "x.zip").write_bytes(b"x")
         with pytest.raises(UsageError, match=r"x\.zip' is a file; expected a folder, or files \.parquet"):
-            open_pictures(str(tmp_path / "x.zip"), "train")
+            open_dataset(str(tmp_path / "x.zip"), "train")
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_no_pictures(self, tmp_path: Path, streaming: bool) -> None:
         (tmp_path / "data" / "train").mkdir(parents=True)
         (tmp_path / "data" / "train" / "notes.txt").write_text("x")
         for place in ("data", "data/train"):
-            with pytest.raises(UsageError, match="has no pictures in the split 'train'"):
-                open_pictures(str(tmp_path / place), "train", streaming=streaming)
+            with pytest.raises(UsageError, match="has no images in the split 'train'"):
+                open_dataset(str(tmp_path / place), "train", streaming=streaming)
 
     def test_no_rows(self, tmp_path: Path) -> None:
         datasets.Dataset.from_dict({"image": [b"x"]}).select([]).to_parquet(tmp_path / "rows.parquet")
         with pytest.raises(UsageError, match=r"rows\.parquet' cannot be opened: .* no data"):
-            open_pictures(str(tmp_path / "rows.parquet"), "train")
+            open_dataset(str(tmp_path / "rows.parquet"), "train")
         datasets.Dataset.from_dict({"image": [b"x"]}).select([]).save_to_disk(tmp_path / "saved")
         with pytest.raises(UsageError, match="saved' cannot be opened"):
-            open_pictures(str(tmp_path / "saved"), "train")
+            open_dataset(str(tmp_path / "saved"), "train")
 
     @pytest.mark.parametrize("streaming", [False, True])
     @pytest.mark.parametrize("name", ["x.parquet", "x.tar", "x.tar.gz"])
     def test_damaged_files(self, tmp_path: Path, name: str, streaming: bool) -> None:
         (tmp_path / name).write_bytes(b"\x1f\x8b" + b"x" * 100)
         with pytest.raises(UsageError, match=f"{name}' cannot be opened: .+"):
-            open_pictures(str(tmp_path / name), "train", streaming=streaming)
+            open_dataset(str(tmp_path / name), "train", streaming=streaming)
 
     def test_files_of_no_split(self, pictures: Path, tmp_path: Path) -> None:
         place = tar_folder(pictures, tmp_path / "place")
         write_tar(tmp_path / "place" / "more.tar", stored(pictures, "train"))
         with pytest.raises(UsageError, match=r"files of none, more\.tar; choose files with a glob"):
-            open_pictures(place, "train")
+            open_dataset(place, "train")
 
     def test_labels_of_what_has_none_or_streams(self, pictures: Path) -> None:
         with pytest.raises(UsageError, match="streams: its labels are not known beforehand"):
-            open_pictures(str(pictures), "train", streaming=True).labels()
-        with pytest.raises(UsageError, match="has no labels; sort the pictures"):
-            open_pictures(str(pictures / "train" / "red"), "train").labels()
+            open_dataset(str(pictures), "train", streaming=True).labels()
+        with pytest.raises(UsageError, match="has no labels; sort the images"):
+            open_dataset(str(pictures / "train" / "red"), "train").labels()

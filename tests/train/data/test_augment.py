@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor
 
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImageError
-from swinv2.train.augment import (
+from swinv2.train.data.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Pixels,
@@ -20,9 +20,9 @@ from swinv2.train.augment import (
     for_evaluation,
     for_finetuning,
     for_pretraining,
+    make_processor,
 )
-from swinv2.train.examples import seeded
-from swinv2.train.running import make_processor
+from swinv2.train.data.examples import seeded
 
 RANDOM = "rand-m9-mstd0.5-inc1"
 

@@ -1,0 +1,156 @@
+"""A data set of images to learn from, as it is stored.
+
+In: a `datasets` object that is indexed or streams. Out: samples, each an image that nobody has decoded yet and perhaps
+a label; the labels alone; a share of the samples. Where the rows come from is for `sources.py` to say.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from swinv2.errors import UsageError
+
+
+class Sample(NamedTuple):
+    """An image as it is stored.
+
+    Attributes:
+        image: Path or contents of an image file, or pixels (H, W) or (H, W, channels), eight bits.
+        label: Index of its class; None if the data has no labels.
+        name: What to call it in messages.
+    """
+
+    image: str | bytes | np.ndarray
+    label: int | None
+    name: str
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """All samples of a split.
+
+    Attributes:
+        rows: What is indexed or, if the data streams, iterated: a `datasets` object.
+        image_column, label_column: Where image and label stand in a row.
+        names: Names of the classes; empty if there are no labels, or if nobody knows what they are called.
+        source: Where it came from, for messages.
+        split: Its name; None of a source without splits, which is whatever split is asked for.
+        chosen: Which rows count, in this order; None for all.
+    """
+
+    rows: Any
+    image_column: str
+    label_column: str | None
+    names: tuple[str, ...]
+    source: str
+    split: str | None = None
+    chosen: np.ndarray | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the samples come one after another, with no number and no length."""
+        return not hasattr(self.rows, "__len__")
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.chosen is None else len(self.chosen)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = int(index if self.chosen is None else self.chosen[index])
+        return self.sample(self.rows[index], index)
+
+    def __iter__(self) -> Iterator[Sample]:
+        if self.streams:
+            for index, row in enumerate(self.rows):
+                yield self.sample(row, index)
+        else:
+            for index in range(len(self)):
+                yield self[index]
+
+    def sample(self, row: dict[str, Any], index: int) -> Sample:
+        """Reads a row as `rows` gives it. An image that is not there is empty, and so cannot be read.
+
+        Raises:
+            UsageError: The label is no integer.
+        """
+        image, name = row[self.image_column], f"{self.source}[{index}]"
+        if isinstance(image, dict):
+            name = image.get("path") or name
+            image = image["bytes"] if image.get("bytes") is not None else image.get("path")
+        if image is None:
+            image = b""
+        elif not isinstance(image, (str, bytes)):
+            image = _as_pixels(image)
+        label = None if self.label_column is None else row[self.label_column]
+        if self.label_column is not None and not isinstance(label, (int, np.integer)):
+            raise self._no_integer(label)
+        return Sample(image, None if label is None else int(label), str(row.get("__key__", name)))
+
+    def _no_integer(self, label: object) -> UsageError:
+        return UsageError(
+            f"{self.source} has the label {label!r} in the column {self.label_column!r}; expected integers, which the "
+            "`class_encode_column` of `datasets` makes of names, or another --label_column."
+        )
+
+    def labels(self) -> np.ndarray:
+        """The label of every sample, without touching an image.
+
+        Raises:
+            UsageError: There are none, they are no integers, or the data streams.
+        """
+        if self.streams:
+            raise UsageError(f"{self.source} streams: its labels are not known beforehand. Leave out --streaming.")
+        if self.label_column is None:
+            raise UsageError(f"{self.source} has no labels; sort the images into a folder for each class.")
+        # Row by row, a million labels take a quarter of a minute.
+        labels = np.asarray(self.rows.with_format("numpy")[self.label_column][:])
+        if labels.dtype.kind not in "iub":
+            raise self._no_integer(next(label for label in self.rows[self.label_column] if not isinstance(label, int)))
+        return labels if self.chosen is None else labels[self.chosen]
+
+    def check_labels(self, classes: int) -> None:
+        """Refuses labels without a class.
+
+        Args:
+            classes: How many there are, from 0.
+
+        Raises:
+            UsageError: A label is none of them, such as the -1 of splits whose labels are kept secret.
+        """
+        labels = self.labels()
+        for label in (int(labels.min()), int(labels.max())):
+            if not 0 <= label < classes:
+                raise UsageError(f"{self.source} has a label {label}, but there are {classes} classes, from 0.")
+
+    def share(self, fraction: float, seed: int) -> "ImageDataset":
+        """Keeps a share of each class, or of all images if there are no classes, drawn at random.
+
+        Args:
+            fraction: The share, above 0 and at most 1; of each class at least one image is kept.
+            seed: Equal seeds keep equal images, and a smaller share is part of a larger one.
+
+        Raises:
+            UsageError: There is no such share, or the data streams.
+        """
+        if not 0.0 < fraction <= 1.0:
+            raise UsageError(f"the share of the training images is {fraction}; expected above 0 and at most 1.")
+        if fraction == 1.0:
+            return self
+        unlabelled = self.label_column is None and not self.streams
+        labels = np.zeros(len(self), np.int64) if unlabelled else self.labels()
+        draw = np.random.default_rng(seed)
+        kept: list[np.ndarray] = []
+        for label in np.unique(labels):
+            members = draw.permutation(np.flatnonzero(labels == label))
+            kept.append(members[: max(round(fraction * len(members)), 1)])
+        chosen = np.sort(np.concatenate(kept))
+        return replace(self, chosen=chosen if self.chosen is None else self.chosen[chosen])
+
+
+def _as_pixels(image: Any) -> np.ndarray:
+    """An array; as eight bits if it comes as lists, which do not say of how many bits their numbers are."""
+    pixels = np.asarray(image)
+    if isinstance(image, list) and pixels.dtype.kind in "iu" and pixels.size:
+        return pixels.astype(np.uint8) if pixels.min() >= 0 and pixels.max() <= 255 else pixels
+    return pixels

@@ -1,0 +1,201 @@
+"""Flags of `swinv2 pretrain` and `swinv2 finetune`, and the recipe below them.
+
+In: flags, as they stand on the command line. Out: what was told, by the names of the settings, or the help text.
+
+Most settings are transformers' `TrainingArguments`, whose import brings torch and takes seconds. So that help and
+refusals come at once, their names, types, defaults and help are read from its source, which is not run.
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from inspect import formatannotation
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import yaml
+
+from swinv2.errors import UsageError
+from swinv2.train.options import RunOptions, refuse_missing
+
+OLDER_NAMES = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
+}
+"""Settings of transformers, and what its older versions call them."""
+
+
+def _read_bool(text: str) -> bool:
+    for value, words in {True: ("true", "t", "yes", "y", "1"), False: ("false", "f", "no", "n", "0")}.items():
+        if text.lower() in words:
+            return value
+    raise argparse.ArgumentTypeError(f"expected true or false, not {text!r}")
+
+
+_READERS: dict[str, Callable[[str], Any]] = {"bool": _read_bool, "str": str, "int": int, "float": float}
+"""What makes a value of text; the first is taken that a type allows. Enumerations of transformers are text to it."""
+
+
+class Setting(NamedTuple):
+    """A setting as its class declares it: its type and default as Python writes them."""
+
+    name: str
+    type: str
+    default: str
+    help: str
+
+    def argument(self) -> dict[str, Any]:
+        """How argparse reads it."""
+        inside = re.fullmatch(r"list\[(\w+)\]( \| None)?", self.type)
+        kinds = (inside[1] if inside else self.type).split(" | ")
+        kind, read = next(((kind, _READERS[kind]) for kind in _READERS if kind in kinds), ("json", json.loads))
+        shape = {"nargs": "+"} if inside else {"nargs": "?", "const": True} if kind == "bool" else {}
+        default = "" if self.default in ("None", "[]", "''") else f" (default: {self.default})"
+        return {"dest": self.name, "type": read, "metavar": kind.upper(), "help": self.help + default, **shape}
+
+
+def own_settings(options: type[Any]) -> list[Setting]:
+    """The settings of a data class."""
+    found: list[Setting] = []
+    for item in dataclasses.fields(options):
+        if item.init:
+            default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+            found.append(Setting(item.name, formatannotation(item.type), repr(default), item.metadata.get("help", "")))
+    return found
+
+
+def settings_of_transformers() -> list[Setting]:
+    """The settings of `TrainingArguments`, in the version that is installed."""
+    package: Any = find_spec("transformers")
+    source = Path(package.submodule_search_locations[0], "training_args.py").read_text("utf-8")
+    classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    found: list[Setting] = []
+    for node in next(node.body for node in classes if node.name == "TrainingArguments"):
+        # name: type = field(default=..., metadata={"help": ...})
+        if not (isinstance(node, ast.AnnAssign) and node.value):
+            continue
+        words = node.value.keywords if isinstance(node.value, ast.Call) else [ast.keyword("default", node.value)]
+        told = {word.arg: word.value for word in words}
+        if "init" not in told:
+            metadata = told.get("metadata")
+            entries = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
+            texts = {ast.unparse(key): text.value for key, text in entries if key and isinstance(text, ast.Constant)}
+            default = ast.unparse(told["default"]) if "default" in told else "[]"
+            help = str(texts.get("'help'", ""))
+            found.append(Setting(ast.unparse(node.target), ast.unparse(node.annotation), default, help))
+    return found
+
+
+class _Parser(argparse.ArgumentParser):
+    """Knows all settings of a command.
+
+    Args:
+        options: Those of this package.
+        rest: What argparse takes.
+    """
+
+    def __init__(self, options: type[RunOptions], **rest: Any) -> None:
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **rest)
+        self.settings: dict[str, Setting] = {}
+        self.add_argument("--config", type=Path, metavar="FILE", help="A recipe: a YAML file of the settings below.")
+        own = {setting.name: setting for setting in own_settings(options)}
+        theirs = {setting.name: setting for setting in settings_of_transformers() if setting.name not in own}
+        for title, settings in {"settings": own, "settings of transformers' TrainingArguments": theirs}.items():
+            group = self.add_argument_group(title)
+            for name, setting in settings.items():
+                newer = [new for new, old in OLDER_NAMES.items() if old == name and new not in theirs]
+                flags = [as_flag(one) for one in (name, *newer)]
+                group.add_argument(*flags, **setting.argument())
+                if setting.default == "True":
+                    flags.append(as_flag(f"no_{name}"))
+                    group.add_argument(flags[-1], dest=name, action="store_false", help=argparse.SUPPRESS)
+                self.settings |= dict.fromkeys(flags, setting)
+
+    def error(self, message: str) -> NoReturn:
+        """Refuses with a sentence instead of a usage text of three hundred lines."""
+        raise UsageError(f"{message}. `--help` lists all flags.")
+
+    def read(self, flags: Sequence[str]) -> dict[str, Any]:
+        """What flags say, by the names of settings; underscores in a flag are as good as dashes."""
+        told, unknown = self.parse_known_args(
+            [re.sub("^--[^=]+", lambda name: as_flag(name[0]), flag) for flag in flags]
+        )
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            raise UsageError(f"there is no setting {flag!r}{self.suggest(flag)} `--help` lists all flags.")
+        return vars(told)
+
+    def suggest(self, flag: str) -> str:
+        """The end of a sentence about a flag that there is not."""
+        close = difflib.get_close_matches(flag, self.settings, 1)
+        return f"; did you mean {close[0]}?" if close else "."
+
+    def read_recipe(self, path: Path) -> dict[str, Any]:
+        """What a recipe says, by the names of settings.
+
+        Raises:
+            UsageError: It cannot be read, is no mapping, or has a setting or a value that there is not.
+        """
+        try:
+            recipe: Any = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"the recipe {path} cannot be read: {error}") from error
+        if not isinstance(recipe, dict):
+            raise UsageError(f"the recipe {path} is no list of settings; expected lines such as 'learning_rate: 1e-3'.")
+        bare: dict[str, Any] = {}
+        flags: list[str] = []
+        for name, value in recipe.items():
+            flag = as_flag(str(name))
+            setting = self.settings.get(flag)
+            if setting is None:
+                hint = self.suggest(flag).replace("--", "").replace("-", "_")
+                raise UsageError(f"the recipe {path} has a setting {name!r} that there is not{hint}")
+            # Read as if it were a flag: YAML takes 1e-3, without a point, for text. What no flag can say is as it is.
+            if isinstance(value, list) and value and "str" not in setting.type:
+                flags += [flag, *map(str, value)]
+            elif value is None or isinstance(value, (dict, list)):
+                bare[setting.name] = value
+            else:
+                flags.append(f"{flag}={value}")
+        try:
+            return bare | self.read(flags)
+        except UsageError as error:
+            raise UsageError(f"the recipe {path}: {error}") from error
+
+
+def as_flag(name: str) -> str:
+    """A setting's name as a flag, "--weight-decay" of "weight_decay" and of "--weight_decay"."""
+    return f"--{name.removeprefix('--').replace('_', '-')}"
+
+
+def read_flags(
+    options: type[RunOptions], flags: Sequence[str], command: str, description: str | None = None
+) -> dict[str, Any]:
+    """Reads flags, and the recipe that `--config` names below them.
+
+    Args:
+        options: The settings of this package that the command has.
+        flags: As they stand on the command line.
+        command: What the help text calls the command.
+        description: What the help text says of it.
+
+    Returns:
+        What was told, by the names of the settings.
+
+    Raises:
+        UsageError: There is no such recipe, setting or value, or one that every training needs is missing.
+        SystemExit: `--help` was given, and printed.
+    """
+    usage = "%(prog)s [--config FILE] [--SETTING VALUE ...]"
+    parser = _Parser(options, prog=command, usage=usage, description=description)
+    told = parser.read(flags)
+    recipe = told.pop("config", None)
+    if recipe is not None:
+        told = parser.read_recipe(recipe) | told
+    refuse_missing(told)
+    return told

@@ -1,0 +1,87 @@
+"""Muon for the matrices of the network, beside AdamW for the rest.
+
+In: a model. Out: one optimiser that transformers' Trainer and its schedules can drive. Groups are chosen by what a
+parameter is, not by matching names of one layout.
+
+Source: Jordan et al., 2024, as `torch.optim.Muon`; its step is scaled to AdamW's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from swinv2.layers.position import ContinuousPositionBias
+
+
+def hidden_matrices(model: nn.Module) -> list[torch.Tensor]:
+    """The weights of the linear layers inside the network: not the position-bias networks, not the classifier."""
+    inside_bias = {id(p) for m in model.modules() if isinstance(m, ContinuousPositionBias) for p in m.parameters()}
+    head = getattr(model, "classifier", None)
+    skipped = inside_bias | ({id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set())
+    return [m.weight for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) not in skipped]
+
+
+def muon_groups(
+    model: nn.Module, matrix_learning_rate: float, learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """The parameters that learn, in two groups: the matrices, which alone decay, and the others.
+
+    Returns:
+        Groups for a torch optimiser: `params`, `lr`, `weight_decay`, and for people `names`.
+    """
+    matrices = {id(matrix) for matrix in hidden_matrices(model)}
+    groups: list[dict[str, Any]] = [
+        {"params": [], "names": [], "lr": matrix_learning_rate, "weight_decay": weight_decay},
+        {"params": [], "names": [], "lr": learning_rate, "weight_decay": 0.0},
+    ]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            group = groups[0 if id(parameter) in matrices else 1]
+            group["params"].append(parameter)
+            group["names"].append(name)
+    return groups
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for the matrices inside the network, AdamW for everything else, as one optimiser.
+
+    In a short training of a small model Muon learns several times faster than AdamW alone (see docs/log.md).
+
+    Args:
+        model: The model.
+        matrix_learning_rate: Of the matrices; per entry comparable to one of AdamW.
+        learning_rate: Of everything else.
+        weight_decay: Of the matrices; nothing else is decayed.
+        betas: Of AdamW.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        matrix_learning_rate: float,
+        learning_rate: float,
+        weight_decay: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+    ) -> None:
+        groups = muon_groups(model, matrix_learning_rate, learning_rate, weight_decay)
+        bare = [[{key: group[key] for key in ("params", "lr", "weight_decay")}] for group in groups]
+        self.parts = (
+            torch.optim.Muon(bare[0], adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(bare[1], betas=betas, fused=True),
+        )
+        # The groups are this optimiser's, with what their part has filled in; schedules read the rate of `defaults`.
+        super().__init__([part.param_groups[0] for part in self.parts], {"lr": learning_rate})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"parts": self.parts}
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Takes one step with both parts."""
+        loss = None if closure is None else closure()
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            # Loading a state puts new groups and another state in the place of those before.
+            part.param_groups, part.state = [group], self.state
+            part.step()
+        return loss
