@@ -22,7 +22,8 @@ from test_ecosystem import registered  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "swinv2"
-TOUR, PARITY, README = ROOT / "docs" / "tour.md", ROOT / "docs" / "concepts" / "parity.md", ROOT / "README.md"
+TOUR, GLOSSARY = ROOT / "docs" / "tour.md", ROOT / "docs" / "glossary.md"
+PARITY, README = ROOT / "docs" / "concepts" / "parity.md", ROOT / "README.md"
 DOCUMENTS = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md"]
 CODE = (".py", ".c", ".h")
 HUB_NAME = "microsoft/swinv2-tiny-patch4-window8-256"
@@ -109,17 +110,18 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def test_files_of_the_tour_exist() -> None:
-    """A file the tour names is there, and every file of the package has its place in the tour."""
-    named = {name for name in in_backticks(read(TOUR)) if is_file_name(name)}
+    """Every file that the tour and the glossary name exists, and the tour names every folder and top-level module."""
+    named = {name for name in in_backticks(read(TOUR) + read(GLOSSARY)) if is_file_name(name)}
     assert sorted(name for name in named if find_file(name) is None) == []
-    modules = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py") if file.name != "__init__.py"}
-    assert sorted(modules - named - {"errors.py"}) == []
+    modules = {file.name for file in PACKAGE.glob("*.py")}
+    folders = {f"{file.parent.relative_to(PACKAGE)}/" for suffix in CODE for file in PACKAGE.rglob(f"*{suffix}")}
+    assert sorted((modules | folders - {"./"}) - set(in_backticks(read(TOUR)))) == []
 
 
 def test_names_of_the_tour_are_in_the_files_beside_them() -> None:
     """A name in backticks is found in a file that the same paragraph, item or row names."""
     astray = []
-    for passage in passages(read(TOUR)):
+    for passage in passages(read(TOUR)) + passages(read(GLOSSARY)):
         quoted = in_backticks(passage)
         files = [find_file(name) for name in quoted if is_file_name(name)]
         known = frozenset[str]().union(*(names_in(file) for file in files if file and file.suffix in CODE))
@@ -142,8 +144,8 @@ def test_the_tour_has_twenty_questions() -> None:
 
 
 def test_names_in_the_file_are_names_in_the_code() -> None:
-    """The tour's table of checkpoint names: each is part of a real tensor's name."""
-    table = read(TOUR).partition("## Names in the file")[2].partition("\n## ")[0]
+    """The glossary's table of checkpoint names: each is part of a real tensor's name."""
+    table = read(GLOSSARY).partition("## Names in the file")[2].partition("\n## ")[0]
     columns = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     with torch.device("meta"):
         tensors = list(Swinv2ForImageClassification(Swinv2Config()).state_dict())

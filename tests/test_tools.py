@@ -224,5 +224,5 @@ def test_the_guide_runs() -> None:
     code = guide.read_text().partition("## Grad-CAM")[2].partition("```python\n")[2].partition("```")[0]
     names: dict[str, Any] = {}
     exec(code, names)
-    assert names["picture"].shape == (1, 64, 64)
+    assert names["heatmap"].shape == (1, 64, 64)
     assert tuple(names["attribution"].shape) == (1, 8, 8)
