@@ -3,12 +3,12 @@
     python benchmarks/attention.py --device cuda
     python benchmarks/attention.py --shapes tiny-256-w8-stage1 --precisions fp32
 
-Each form goes from a map to the attended map. The product for queries, keys and values is taken in the order in which a
-form's library takes it (others roll and cut the map first); its time, the same for all, is measured too and taken off.
-On a GPU the tests of the kernels come first, and if they fail nothing is measured. At each shape the answers are
-compared with the plain form's; a form whose answer differs gets a note in place of numbers, and the exit status is 1 if
-it is one of this package. Progress goes to stderr, the table to stdout. Results go to
-benchmarks/results/attention_<machine>_<yyyy-mm>.csv, .md and .png (a roofline).
+Each implementation goes from a map to the attended map. The product for queries, keys and values is taken in the order
+in which a implementation's library takes it (others roll and cut the map first); its time, the same for all, is
+measured too and taken off. On a GPU the tests of the kernels come first, and if they fail nothing is measured. At each
+shape the answers are compared with the plain implementation's; a implementation whose answer differs gets a note in
+place of numbers, and the exit status is 1 if it is one of this package. Progress goes to stderr, the table to stdout.
+Results go to benchmarks/results/attention_<machine>_<yyyy-mm>.csv, .md and .png (a roofline).
 """
 
 import multiprocessing
@@ -34,7 +34,7 @@ from swinv2.ops.backends import SDPA, Call, choose_backend, window_attention
 from swinv2.ops.windows import WindowPlan, merge, partition, shift, unshift
 
 HEAD_DIM = 32
-SIZES = {"tiny": (96, 3), "base": (128, 4), "large": (192, 6), "giant-3b": (512, 16)}
+PRESETS = {"tiny": (96, 3), "base": (128, 4), "large": (192, 6), "giant-3b": (512, 16)}
 """Channels and heads of the first stage."""
 
 IMAGES = ((256, 8), (256, 16), (384, 24), (640, 40), (1536, 32), (1536, 48))
@@ -84,7 +84,7 @@ class Shape:
 def shapes() -> dict[str, Shape]:
     """Every attention of the sizes, each kind once, by name."""
     found: dict[tuple[int, ...], Shape] = {}
-    for size, (_, heads) in SIZES.items():
+    for size, (_, heads) in PRESETS.items():
         for image_size, window_size in IMAGES:
             for stage in range(STAGES):
                 grid = image_size // PATCH >> stage
@@ -96,7 +96,7 @@ def shapes() -> dict[str, Shape]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every form is given.
+    """What every implementation is given.
 
     Attributes:
         feature_map: (B, H, W, C).
@@ -240,7 +240,7 @@ def _as_a_library(inputs: Inputs, times_mask: int) -> Tensor:
     return _back(logits.softmax(-1) @ value, inputs)
 
 
-FORMS: dict[str, Callable[[Inputs], Tensor]] = {
+IMPLEMENTATIONS: dict[str, Callable[[Inputs], Tensor]] = {
     "triton": ours_triton,
     "sdpa": ours_without_triton,
     "plain-sdpa": plain_sdpa,
@@ -263,8 +263,8 @@ COMPILERS = 8
 """Processes that compile kernels, for the tests and before anything is measured."""
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2}
-"""Largest distance from the plain form's answer, relative to it: cosines rounded to 16 bits and multiplied by 100 leave
-much, in the plain form too. The tests are far stricter."""
+"""Largest distance from the plain implementation's answer, relative to it: cosines rounded to 16 bits and multiplied by
+100 leave much, in the plain implementation too. The tests are far stricter."""
 
 MAPS_MOVED = {"forward": 4, "both": 11}
 """Maps that must be read or written at least: q, k, v and the answer; then q, k, v again, the answer's gradient, and
@@ -277,19 +277,21 @@ PRODUCTS = {"forward": 2, "both": 6}
 def main(
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.CPU,
     only: Annotated[str, typer.Option("--shapes", help="Shapes whose names begin so, separated by commas.")] = "",
-    forms: Annotated[str, typer.Option(help=f"Of {', '.join(FORMS)}.")] = "",
+    implementations: Annotated[str, typer.Option(help=f"Of {', '.join(IMPLEMENTATIONS)}.")] = "",
     precisions: Annotated[str, typer.Option(help=f"Of {', '.join(DTYPES)}.")] = "bf16",
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each form, taken in turns.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each implementation, taken in turns.")] = 5,
     tested: Annotated[bool, typer.Option(help="Whether the kernels' tests ran already, on this machine.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write to this path, with endings.")] = None,
 ) -> None:
-    """Compares forms of window attention."""
+    """Compares implementations of window attention."""
     if device == Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
-    _check("forms", forms, FORMS)
+    _check("forms", implementations, IMPLEMENTATIONS)
     _check("precisions", precisions, DTYPES)
-    names = [name for name in FORMS if name in (forms.split(",") if forms else FORMS)]
-    if device == Device.CPU and not forms:
+    names = [
+        name for name in IMPLEMENTATIONS if name in (implementations.split(",") if implementations else IMPLEMENTATIONS)
+    ]
+    if device == Device.CPU and not implementations:
         names.remove("triton")
     chosen = [shape for name, shape in shapes().items() if name.startswith(tuple(only.split(",")))]
     if not chosen or not names:
@@ -305,7 +307,7 @@ def main(
         compile_ahead(chosen, precisions.split(","))
     facts = report.describe_run(device)
     limits_of = {name: measure_limits(device, name) for name in precisions.split(",")}
-    stem = output or report.default_stem("attention" if not (only or forms) else "attention-part", device)
+    stem = output or report.default_stem("attention" if not (only or implementations) else "attention-part", device)
     rows: list[report.Row] = []
     for precision, limits in limits_of.items():
         _progress(f"{precision}: {limits}")
@@ -342,8 +344,8 @@ def compile_ahead(chosen: list[Shape], precisions: list[str]) -> None:
 
 def _compile(shape: Shape, precision: str) -> None:
     inputs = draw(shape, 1, DTYPES[precision], "cuda")
-    _forward(FORMS["triton"], inputs)
-    FORMS["triton"](inputs).sum().backward()
+    _forward(IMPLEMENTATIONS["triton"], inputs)
+    IMPLEMENTATIONS["triton"](inputs).sum().backward()
 
 
 def measure_shape(
@@ -355,10 +357,10 @@ def measure_shape(
     rounds: int,
     limits: Limits,
 ) -> list[report.Row]:
-    """Measures all forms at one shape.
+    """Measures all implementations at one shape.
 
     Returns:
-        A row for each form; one that runs out of memory has a note in place of numbers.
+        A row for each implementation; one that runs out of memory has a note in place of numbers.
     """
     dtype = DTYPES[precision]
     batch = shape.batch(MAP_BYTES[device], dtype.itemsize)
@@ -370,16 +372,16 @@ def measure_shape(
     for name in names:
         try:
             distance = (
-                (_forward(FORMS[name], draw(shape, 1, dtype, device)) - expected).norm() / expected.norm()
+                (_forward(IMPLEMENTATIONS[name], draw(shape, 1, dtype, device)) - expected).norm() / expected.norm()
             ).item()
             if not distance <= TOLERANCE[precision]:
                 notes[name] = f"its answer is off by {distance:.1e}"
                 continue
-            peaks[name] = _peak(FORMS[name], inputs, direction, grad, device)
+            peaks[name] = _peak(IMPLEMENTATIONS[name], inputs, direction, grad, device)
         except torch.OutOfMemoryError:
             notes[name] = "out of memory"
             continue
-        calls[name] = _make_call(FORMS[name], inputs, direction, grad)
+        calls[name] = _make_call(IMPLEMENTATIONS[name], inputs, direction, grad)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():  # takes the memory that the allocator gave back
         call()
@@ -425,21 +427,25 @@ def measure_shape(
     return rows
 
 
-def _make_call(form: Callable[[Inputs], Tensor], inputs: Inputs, direction: str, grad: Tensor) -> Callable[[], object]:
+def _make_call(
+    implementation: Callable[[Inputs], Tensor], inputs: Inputs, direction: str, grad: Tensor
+) -> Callable[[], object]:
     if direction == "forward":
-        return lambda: _forward(form, inputs)
-    leaves = inputs.leaves[:2] if form is product_only else inputs.leaves
-    return lambda: torch.autograd.grad(form(inputs), leaves, grad)
+        return lambda: _forward(implementation, inputs)
+    leaves = inputs.leaves[:2] if implementation is product_only else inputs.leaves
+    return lambda: torch.autograd.grad(implementation(inputs), leaves, grad)
 
 
 @torch.no_grad()
-def _forward(form: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
-    return form(inputs)
+def _forward(implementation: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
+    return implementation(inputs)
 
 
-def _peak(form: Callable[[Inputs], Tensor], inputs: Inputs, direction: str, grad: Tensor, device: str) -> float:
+def _peak(
+    implementation: Callable[[Inputs], Tensor], inputs: Inputs, direction: str, grad: Tensor, device: str
+) -> float:
     """Bytes that a call takes beside what was there; known on a GPU only."""
-    call = _make_call(form, inputs, direction, grad)
+    call = _make_call(implementation, inputs, direction, grad)
     call()
     if device != "cuda":
         return float("nan")
@@ -452,7 +458,7 @@ def _peak(form: Callable[[Inputs], Tensor], inputs: Inputs, direction: str, grad
 
 
 def _tables(rows: list[report.Row], names: list[str]) -> list[str]:
-    """Milliseconds of every form, by pass and precision."""
+    """Milliseconds of every implementation, by pass and precision."""
     tables = []
     kinds = dict.fromkeys((str(row["pass"]), str(row["precision"])) for row in rows)
     for direction, precision in kinds:
@@ -500,14 +506,14 @@ def _draw_roofline(rows: list[report.Row], limits_of: dict[str, Limits], path: P
         )
     colours = ("#2166ac", "#67a9cf", "#d6604d", "#f4a582", "#999999")
     names = dict.fromkeys(str(row["form"]) for row in rows)
-    for form, colour in zip(names, colours, strict=False):
+    for implementation, colour in zip(names, colours, strict=False):
         points = [
             (float(row["operations_per_byte"]), float(row["operations_per_second"]) / 1e12)
             for row in rows
-            if row["form"] == form and row["operations_per_second"] != ""
+            if row["form"] == implementation and row["operations_per_second"] != ""
         ]
         if points:
-            axes.scatter(*zip(*points, strict=True), s=14, color=colour, label=form)
+            axes.scatter(*zip(*points, strict=True), s=14, color=colour, label=implementation)
     axes.set(xscale="log", yscale="log", xlabel="operations for each byte that must move", ylabel="TFLOP/s")
     axes.legend(frameon=False, fontsize=9)
     axes.grid(True, color="#e4e4e4", linewidth=0.7)

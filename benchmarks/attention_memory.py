@@ -2,7 +2,7 @@
 
     python benchmarks/attention_memory.py
 
-For the first stage of SwinV2-L on pictures of 1536 pixels, windows of 32 and 48 tokens, from the map to the attended
+For the first stage of SwinV2-L on images of 1536 pixels, windows of 32 and 48 tokens, from the map to the attended
 map: forward without gradients, and forward with backward. What CPUs run where "sdpa" is asked for is measured, as the
 rise of the process's resident memory. The kernels ("triton") and the others' operations are worked out: every tensor
 that torch makes, on the meta device, as long as it lives; the others would need up to 32 GiB here. A check at a small
@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import report
 import torch
 import typer
-from attention import FORMS, Inputs, Shape, draw, shapes
+from attention import IMPLEMENTATIONS, Inputs, Shape, draw, shapes
 from living import Living
 from memory import MIB, highest_rise, run_alone
 
@@ -34,21 +34,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODES = ("forward", "forward and backward")
 
 
-def make_step(form: str, inputs: Inputs, mode: str) -> Callable[[], None]:
+def make_step(implementation: str, inputs: Inputs, mode: str) -> Callable[[], None]:
     """One attention; its gradients are dropped."""
 
     def forward() -> None:
         with torch.no_grad():
-            FORMS[form](inputs)
+            IMPLEMENTATIONS[implementation](inputs)
 
     def both() -> None:
-        attended = FORMS[form](inputs)
+        attended = IMPLEMENTATIONS[implementation](inputs)
         torch.autograd.grad(attended, inputs.leaves, torch.empty_like(attended))
 
     return forward if mode == MODES[0] else both
 
 
-def work_out(form: str, shape: Shape, dtype: torch.dtype, mode: str) -> int:
+def work_out(implementation: str, shape: Shape, dtype: torch.dtype, mode: str) -> int:
     """Bytes at the highest, on the meta device."""
     with torch.device("meta"):
         channels, table = shape.channels, 2 * shape.window - 1
@@ -59,7 +59,7 @@ def work_out(form: str, shape: Shape, dtype: torch.dtype, mode: str) -> int:
             torch.empty(shape.heads, requires_grad=True),
             shape.plan,
         )
-    step = make_step(form, inputs, mode)
+    step = make_step(implementation, inputs, mode)
     step()  # what libraries keep between two calls (masks, indices) is made here
     with Living() as living:
         living.know(inputs.leaves)
@@ -67,9 +67,9 @@ def work_out(form: str, shape: Shape, dtype: torch.dtype, mode: str) -> int:
     return living.highest
 
 
-def measure(form: str, shape: Shape, dtype: str, mode: str) -> int:
+def measure(implementation: str, shape: Shape, dtype: str, mode: str) -> int:
     """Bytes at the highest, on this machine's processors, in a process of its own."""
-    asked = json.dumps({"form": form, "shape": asdict(shape), "dtype": dtype, "mode": mode})
+    asked = json.dumps({"form": implementation, "shape": asdict(shape), "dtype": dtype, "mode": mode})
     return int(run_alone(__file__, asked)[-1])
 
 
@@ -93,14 +93,14 @@ def main(
     for name, dtype, mode in product((SMALL, *WANTED), DTYPES, MODES):
         shape = known[name]
         map_mib = shape.grid**2 * shape.channels * DTYPES[dtype].itemsize / MIB
-        for form in COMPARED:
-            is_measured = form in MEASURED or (name == SMALL and form != "triton")
-            ways = (("measured", measure(form, shape, dtype, mode)),) if is_measured else ()
+        for implementation in COMPARED:
+            is_measured = implementation in MEASURED or (name == SMALL and implementation != "triton")
+            ways = (("measured", measure(implementation, shape, dtype, mode)),) if is_measured else ()
             # On the meta device that would be what other devices run.
-            if form not in MEASURED:
-                ways = (*ways, ("worked out", work_out(form, shape, DTYPES[dtype], mode)))
+            if implementation not in MEASURED:
+                ways = (*ways, ("worked out", work_out(implementation, shape, DTYPES[dtype], mode)))
             for way, found in ways:
-                row = {"shape": name, "dtype": dtype, "mode": mode, "form": form, "way": way}
+                row = {"shape": name, "dtype": dtype, "mode": mode, "form": implementation, "way": way}
                 rows.append(row | {"mib": round(found / MIB), "maps": round(found / MIB / map_mib, 1)})
                 print(*rows[-1].values(), sep=",", file=sys.stderr, flush=True)
     facts = report.describe_run("cpu")

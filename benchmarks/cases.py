@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 """Largest disagreement with transformers at which speeds are worth comparing; the tests are far stricter."""
 
 ON_GPUS_ONLY = ("graphs", "tuned")
-"""Of this package alone; the peers' form beside them is compiled. Both replay CUDA graphs."""
+"""Of this package alone; the peers' implementation beside them is compiled. Both replay CUDA graphs."""
 
 EXECUTIONS_WHEN_NAMED = ("tuned",)
 """Takes minutes to prepare."""
@@ -258,7 +258,7 @@ PEERS = tuple(name for name in LIBRARIES if name != OURS)
 
 
 def libraries_for(setting: Setting, libraries: Iterable[str]) -> list[str]:
-    """Those that a setting is for: OpenVINO infers, in fp32, on a CPU; only ours has forms for GPUs alone."""
+    """Those that a setting is for: OpenVINO infers, in fp32, on a CPU; only ours has implementations for GPUs alone."""
 
     def takes_part(library: str) -> bool:
         if library == OPENVINO:

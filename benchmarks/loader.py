@@ -1,4 +1,4 @@
-"""Whether reading pictures keeps up with training: images per second of the loader alone, and of a training with it.
+"""Whether reading images keeps up with training: images per second of the loader alone, and of a training with it.
 
     python benchmarks/loader.py --model tiny --device cpu
 
@@ -37,7 +37,7 @@ def main(
     image_size: Annotated[int, typer.Option(help="Side in pixels, of the files and of the model's input.")] = 256,
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.CPU,
     batch_size: Annotated[int, typer.Option(min=2, help="Images in a step.")] = 8,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 2,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 2,
     steps: Annotated[int, typer.Option(min=2, help="Steps of the training that are measured.")] = 10,
     images: Annotated[int, typer.Option(min=16, help="Pictures that the loader alone reads.")] = 1024,
     output: Annotated[Path | None, typer.Option(help="A JSON file to write as well.")] = None,

@@ -22,7 +22,7 @@ from PIL import Image
 
 from swinv2 import Swinv2Config, Swinv2ForMaskedImageModeling
 from swinv2.train.memory import training_memory
-from swinv2.zoo import find_size
+from swinv2.zoo import find_preset
 
 WORLDS = (1, 2, 4, 8, 16, 32, 64, 128)
 STEPS = 3
@@ -50,7 +50,7 @@ def main(
     measure: Annotated[int, typer.Option(min=0, help="Processes to measure here; 0 measures nothing.")] = 0,
 ) -> None:
     """Works out, measures and prints."""
-    fields = find_size(size).config_fields() | {"image_size": image_size, "window_size": window_size}
+    fields = find_preset(size).config_fields() | {"image_size": image_size, "window_size": window_size}
     config = Swinv2Config(**fields)
     with torch.device("meta"):
         model = Swinv2ForMaskedImageModeling(config)

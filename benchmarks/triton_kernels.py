@@ -100,13 +100,14 @@ def attend(dtype: torch.dtype, window: int, head_dim: int, variant: str) -> None
         heads, plan = 1, WindowPlan((window, window), (window, window))
     feature_map = torch.zeros(1, *plan.grid, heads, head_dim, dtype=dtype)
     table, scale = torch.zeros(heads, 2 * window - 1, 2 * window - 1), torch.ones(heads)
-    filling = torch.zeros(heads, head_dim, dtype=dtype) if plan.grid != plan.padded_grid else None
-    inputs = (feature_map, feature_map, feature_map, table, scale, filling)
+    padding = torch.zeros(heads, head_dim, dtype=dtype) if plan.grid != plan.padded_grid else None
+    inputs = (feature_map, feature_map, feature_map, table, scale, padding)
     torch.use_deterministic_algorithms(variant == "deterministic")
-    # Below torch's operations, which would look for a form for tensors on a CPU; they are only described here.
-    attended, normalisers = launch.attend_fused.__wrapped__(*inputs, plan)
+    # Below torch's operations, which would look for a implementation for tensors on a CPU; they are only described
+    # here.
+    attended, softmax_stats = launch.attend_fused.__wrapped__(*inputs, plan)
     wants_bias = variant != "frozen bias"
-    launch.attend_fused_backward.__wrapped__(attended, *inputs, attended, normalisers, wants_bias, plan)
+    launch.attend_fused_backward.__wrapped__(attended, *inputs, attended, softmax_stats, wants_bias, plan)
     torch.use_deterministic_algorithms(False)
 
 

@@ -1,14 +1,14 @@
 """Figure 2 of the paper in small: how large activations grow where blocks normalise before their work, and after it.
 
-Three models learn CIFAR-10 from the same seed, the same pictures in the same order. One has its branches normalised
+Three models learn CIFAR-10 from the same seed, the same images in the same order. One has its branches normalised
 before their work, as the first Swin Transformer; its norms begin with weight 1, since 0 would let nothing through. One
 is this package's, each branch normalised after its work by a norm whose weight begins at 0, as in the authors' code. In
 the last one these weights begin at 1 too. Then the average channel variance of every block is measured on test
-pictures.
+images.
 
     python scripts/amplitudes.py --data cifar10 --output runs/amplitudes
 
-OUTPUT/amplitudes.png has the picture, amplitudes.json the numbers. A model whose numbers are there is not trained
+OUTPUT/amplitudes.png has the figure, amplitudes.json the numbers. A model whose numbers are there is not trained
 again.
 
 Source: Liu et al., Swin Transformer V2 (arXiv 2111.09883), section 3.2 and figure 2.
@@ -107,7 +107,7 @@ def train(
 def measure(
     model: Swinv2ForImageClassification, images: np.ndarray, labels: np.ndarray, count: int
 ) -> tuple[list[Amplitude], float]:
-    """Amplitudes over the first test pictures, and the share of them that is recognised."""
+    """Amplitudes over the first test images, and the share of them that is recognised."""
     model.eval()
     # What `observe` needs.
     model.set_attn_implementation("eager")
@@ -123,13 +123,13 @@ def measure(
 
 def main(
     data: Annotated[str, typer.Option(help="Where CIFAR-10 is: a folder, or a data set's name.")] = "cifar10",
-    output: Annotated[Path, typer.Option(help="Where the picture and the numbers go.")] = Path("runs/amplitudes"),
+    output: Annotated[Path, typer.Option(help="Where the figure and the numbers go.")] = Path("runs/amplitudes"),
     steps: Annotated[int, typer.Option(min=1, help="Steps of each training.")] = 400,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 128,
     depths: Annotated[str, typer.Option(help="Blocks of the two stages.")] = "2,10",
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
-    seed: Annotated[int, typer.Option(help="Of weights and pictures.")] = 0,
-    pictures: Annotated[int, typer.Option(min=100, help="Test pictures that are measured, in hundreds.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of weights and images.")] = 0,
+    pictures: Annotated[int, typer.Option(min=100, help="Test images that are measured, in hundreds.")] = 1000,
 ) -> None:
     """Trains the models, measures them, and draws their amplitudes."""
     asked = {"steps": steps, "batch_size": batch_size, "depths": depths, "rate": rate, "seed": seed}

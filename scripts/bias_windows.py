@@ -2,7 +2,7 @@
 
     python scripts/bias_windows.py --output docs/guides/resolution-bias.png
 
-Drawn is the last block of one stage. The larger window is a change of one call, `set_image_size`; the picture has what
+Drawn is the last block of one stage. The larger window is a change of one call, `set_image_size`; the figure has what
 the model would add to its logits there.
 """
 

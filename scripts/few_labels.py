@@ -1,8 +1,8 @@
-"""How much SimMIM pre-training helps where few pictures are labelled: CIFAR-10 with labels for a tenth.
+"""How much SimMIM pre-training helps where few images are labelled: CIFAR-10 with labels for a tenth.
 
-For each seed, a small model is pre-trained on all 50,000 training pictures without labels and fine-tuned on the
+For each seed, a small model is pre-trained on all 50,000 training images without labels and fine-tuned on the
 labelled tenth; the same model is trained from scratch on the same tenth, with the same recipe for as many steps. Both
-are evaluated on the 10,000 test pictures; what counts is the last step, and nothing is chosen by it.
+are evaluated on the 10,000 test images; what counts is the last step, and nothing is chosen by it.
 
     python scripts/few_labels.py --data cifar10 --output runs/few-labels
 
@@ -23,16 +23,16 @@ from swinv2.drawing.paper import open_figure, save
 LABELLED = {"warmup_steps": 0.13, "eval_steps": 0.2, "save_steps": 0.5, "logging_steps": 0.05}
 """Shares of a training, for steps that its recipe counts for a longer one; whatever it starts from."""
 
-STARTS = {"pre-trained": "SimMIM on all pictures, then the labelled ones", "scratch": "the labelled ones alone"}
+STARTS = {"pre-trained": "SimMIM on all images, then the labelled ones", "scratch": "the labelled ones alone"}
 
 
 def main(
     data: Annotated[str, typer.Option(help="Where CIFAR-10 is: a folder, or a data set's name.")] = "cifar10",
     output: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs/few-labels"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind.")] = 3,
-    pretraining_epochs: Annotated[float, typer.Option(help="Of SimMIM, on all pictures.")] = 15,
+    pretraining_epochs: Annotated[float, typer.Option(help="Of SimMIM, on all images.")] = 15,
     epochs: Annotated[float, typer.Option(help="Of each fine-tuning, on the labelled tenth.")] = 20,
-    share: Annotated[float, typer.Option(help="Share of the pictures of each class that are labelled.")] = 0.1,
+    share: Annotated[float, typer.Option(help="Share of the images of each class that are labelled.")] = 0.1,
 ) -> None:
     """Runs what is missing, writes the table and draws the curves."""
     found: dict[str, list[float]] = {start: [] for start in STARTS}
@@ -56,8 +56,8 @@ def main(
 
 def _write(output: Path, found: dict[str, list[float]], pretraining_epochs: float, epochs: float, share: float) -> None:
     rows = [
-        f"CIFAR-10, labels for {share:.0%} of the training pictures, {epochs:g} epochs of them; SimMIM: "
-        f"{pretraining_epochs:g} epochs of all pictures without labels. Top-1 on the test pictures in percent.",
+        f"CIFAR-10, labels for {share:.0%} of the training images, {epochs:g} epochs of them; SimMIM: "
+        f"{pretraining_epochs:g} epochs of all images without labels. Top-1 on the test images in percent.",
         "",
         "| trained on | mean | standard deviation | each seed |",
         "| --- | --- | --- | --- |",
@@ -84,8 +84,8 @@ def _draw(output: Path, seeds: int) -> None:
             log = read_log(output / f"{start}-{seed}")
             points = [(entry["epoch"], 100 * entry["eval_top1"]) for entry in log if "eval_top1" in entry]
             labelled.plot(*zip(*points, strict=True), color=colour, linewidth=1, label="" if seed else STARTS[start])
-    pretraining.set(xlabel="epoch of all pictures, without labels", ylabel="SimMIM's loss")
-    labelled.set(xlabel="epoch of the labelled pictures", ylabel="top-1 on the test pictures, %")
+    pretraining.set(xlabel="epoch of all images, without labels", ylabel="SimMIM's loss")
+    labelled.set(xlabel="epoch of the labelled images", ylabel="top-1 on the test images, %")
     labelled.legend(frameon=False, fontsize=9)
     for axes in (pretraining, labelled):
         axes.grid(True, color="#e4e4e4", linewidth=0.7)

@@ -3,7 +3,7 @@ with the image, their position bias extrapolated or stretched, or windows left a
 
     python scripts/other_sizes.py --data cifar10 --guide docs/guides/resolution.md
 
-The table goes to stdout, and with --guide into that document, in place of the one between the two marks. Test pictures
+The table goes to stdout, and with --guide into that document, in place of the one between the two marks. Test images
 are resized to the size by the model's own processor; to a rectangle they are distorted. The window grows with the
 longer side, so that in the last stage it still covers the whole map.
 """
@@ -66,7 +66,7 @@ def main(
     data: Annotated[str, typer.Option(help="Where CIFAR-10 is: a folder, or a data set's name.")] = "cifar10",
     model: Annotated[str, typer.Option(help="A model's folder, or a name; the shipped one unless given.")] = "",
     sizes: Annotated[str, typer.Option(help="Sizes, height first.")] = "32,40,48,64,96,32x48,48x32,64x96",
-    pictures: Annotated[int, typer.Option(min=1, max=10_000, help="Test pictures, the first ones.")] = 2000,
+    pictures: Annotated[int, typer.Option(min=1, max=10_000, help="Test images, the first ones.")] = 2000,
     guide: Annotated[Path | None, typer.Option(help="A document with the two marks.")] = None,
 ) -> None:
     """Measures all sizes and writes the table."""
@@ -104,7 +104,7 @@ def main(
     options = f" --model {Path(model).name}" if model else ""
     rows += [
         "",
-        f"Top-1 of {shown} on the first {pictures:,} test pictures of CIFAR-10; one standard error is at most "
+        f"Top-1 of {shown} on the first {pictures:,} test images of CIFAR-10; one standard error is at most "
         f"{error:.1f} points. `python scripts/other_sizes.py --data cifar10{options} --pictures {pictures}` at commit "
         f"{commit()}, torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, "
         f"{platform.machine()} CPU.",

@@ -1,7 +1,7 @@
 """What a model learned at 32 px knows at 48 and 64 px: table 1 of the paper, in small, on CIFAR-10.
 
 For each seed a small model is trained at 32 px, once with log-spaced and once with linear-spaced coordinates of the
-position bias. At each larger size (pictures scaled up, windows scaled along) it is evaluated as it is, with its bias
+position bias. At each larger size (images scaled up, windows scaled along) it is evaluated as it is, with its bias
 extrapolated; the log-spaced one also with its bias stretched over the larger window. Then each learns for one epoch at
 that size and is evaluated again.
 
@@ -27,10 +27,10 @@ from swinv2.layers import position as layers_position
 from swinv2.ops.cpu import position as cpu_position
 
 MODEL = SMALL_MODEL | {"embed_dim": 48, "depths": [2, 2]}
-"""Smaller still, since a picture of 64 px costs four times as much as one of 32."""
+"""Smaller still, since an image of 64 px costs four times as much as one of 32."""
 
 TRAINED_WINDOW = 4
-SIZES = {32: TRAINED_WINDOW, 48: 6, 64: 8}
+PRESETS = {32: TRAINED_WINDOW, 48: 6, 64: 8}
 KINDS = {"log": "log-spaced", "linear": "linear-spaced", "stretched": "log-spaced, stretched"}
 LINEAR = "--linear-spaced"
 """First argument of a process of this script that is `swinv2` with linear-spaced coordinates."""
@@ -67,7 +67,7 @@ def main(
             }
             _finetune(spacing, trained, "cifar10-supervised.yaml", told)
             _note(scores, f"{spacing} 32", _top1(trained))
-        for size, window in SIZES.items():
+        for size, window in PRESETS.items():
             for kind in KINDS:
                 if size == 32:
                     continue
@@ -114,10 +114,10 @@ def _shown(scores: list[float]) -> str:
 
 
 def _write(output: Path, scores: dict[str, list[float]], epochs: float, tuning_epochs: float) -> None:
-    larger = [size for size in SIZES if size != 32]
+    larger = [size for size in PRESETS if size != 32]
     head = ["coordinates", "32 px", *(f"{size} px{tuned}" for size in larger for tuned in ("", ", tuned"))]
     rows = [
-        f"CIFAR-10, top-1 on the test pictures in percent, mean ± standard deviation of {len(scores['log 32'])} seeds; "
+        f"CIFAR-10, top-1 on the test images in percent, mean ± standard deviation of {len(scores['log 32'])} seeds; "
         f"{epochs:g} epochs at 32 px with windows of {TRAINED_WINDOW}, tuned for {tuning_epochs:g} more at the size.",
         "",
         "| " + " | ".join(head) + " |",

@@ -2,7 +2,7 @@
 
     python scripts/ship_cifar10.py --model runs/cifar10/final --data FOLDER_OR_NAME --trained "on two cores in 2 hours"
 
-It measures top-1 on all 10,000 test images the way a user would get it: PNG-exact pictures through the saved image
+It measures top-1 on all 10,000 test images the way a user would get it: PNG-exact images through the saved image
 processor and `swinv2.predict`. The samples are twenty test images as they fall: the first of a random permutation.
 """
 
@@ -71,7 +71,7 @@ named by order and true label. {right} of the 20 are classified rightly.
 ## Limits
 
 Pictures are resized to 32 x 32 pixels; a photograph with the object small in it is lost on this model. Its answers on
-pictures that show none of the ten things mean nothing, however sure they look.
+images that show none of the ten things mean nothing, however sure they look.
 """
 
 
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--trained", required=True, help="a sentence for the card: machine and time")
     parser.add_argument(
         "--train-command",
-        default="swinv2 finetune --config recipes/cifar10-supervised.yaml --data FOLDER --output_dir RUN",
+        default="swinv2 finetune --config recipes/cifar10-supervised.yaml --data FOLDER --output-dir RUN",
     )
     args = parser.parse_args()
 

@@ -1,6 +1,6 @@
-"""What forms of window attention are held to: the forms, a table of cases, drawn inputs and a measure of error.
+"""What backends of window attention are held to: the backends, a table of cases, drawn inputs and a measure of error.
 
-To add a form, add it to FORMS; what it returns besides the map is cut off there.
+To add a backend, add it to FORMS; what it returns besides the map is cut off there.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from swinv2.ops import reference, sdpa
 from swinv2.ops.cpu import attention, library
 from swinv2.ops.windows import WindowPlan
 
-Form = Callable[..., Tensor]
+Implementation = Callable[..., Tensor]
 
 
 def fused(*arguments: Any) -> Tensor:
@@ -30,14 +30,14 @@ def cpu(*arguments: Any) -> Tensor:
     return attention.window_attention(*arguments)
 
 
-FORMS: dict[str, Form] = {
+IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": lambda *arguments: reference.window_attention(*arguments)[0],
     "sdpa": sdpa.window_attention,
     **({} if library.refuse() else {"cpu": cpu}),
     "triton": fused,
 }
-FAST_FORMS = [name for name in FORMS if name != "reference"]
-FORMS_WITH_DROPOUT = ["reference", "sdpa"]
+FAST_IMPLEMENTATIONS = [name for name in IMPLEMENTATIONS if name != "reference"]
+IMPLEMENTATIONS_WITH_DROPOUT = ["reference", "sdpa"]
 NAMES = ("q", "k", "v", "bias_table", "scale", "padded_value")
 
 
@@ -114,8 +114,8 @@ class Inputs:
     tensors: dict[str, Tensor]
     direction: Tensor
 
-    def call(self, form: Form, plan: WindowPlan, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Runs a form in a dtype; bias and scale stay fp32 at least, as a network passes them.
+    def call(self, backend: Implementation, plan: WindowPlan, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Runs a backend in a dtype; bias and scale stay fp32 at least, as a network passes them.
 
         Returns:
             The answer as "output", and the gradient of every argument by name, zeros where there is none.
@@ -126,7 +126,7 @@ class Inputs:
             for name, tensor in self.tensors.items()
         }
         q, k, v, bias_table, scale, padded_value = leaves.values()
-        output = form(q, k, v, bias_table, scale, plan, padded_value)
+        output = backend(q, k, v, bias_table, scale, plan, padded_value)
         assert output.dtype == dtype
         output.backward(self.direction.to(dtype))
         results = {"output": output.detach()}
@@ -136,7 +136,7 @@ class Inputs:
 
 
 def draw(case: Case, seed: int = 0) -> Inputs:
-    """Draws a case's arguments: numbers that every dtype can hold, so that all forms start from the same."""
+    """Draws a case's arguments: numbers that every dtype can hold, so that all backends start from the same."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

@@ -81,7 +81,7 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 
 def transformers_model(name: str, seed: int = 0, **fields: object) -> nn.Module:
-    """One of transformers' own classes with drawn weights; it has the eager form of attention only."""
+    """One of transformers' own classes with drawn weights; it has the eager backend of attention only."""
     return draw_weights(getattr(transformers_swinv2, name)(TransformersConfig(**fields)).eval(), seed)
 
 

@@ -358,8 +358,8 @@ WINDOWS = [
 
 
 @pytest.mark.parametrize(("given", "num_stages", "kept", "windows"), WINDOWS, ids=str)
-def test_forms_of_windows(given: Any, num_stages: int, kept: Any, windows: list[tuple[int, int]]) -> None:
-    """One for all stages or one for each; kept in the shortest form, two integers always a pair."""
+def test_notations_of_windows(given: Any, num_stages: int, kept: Any, windows: list[tuple[int, int]]) -> None:
+    """One for all stages or one for each; Stored in the shortest notation, two integers always a pair."""
     stages = {"depths": [2] * num_stages, "num_heads": [3] * num_stages}
     config = Swinv2Config(image_size=512, window_size=given, **stages)
     assert config.window_size == kept
@@ -378,7 +378,7 @@ def test_stages_with_windows_of_their_own() -> None:
     assert [stage.shift for stage in stages] == [(2, 8), (0, 2), (0, 2), (0, 0)]
 
 
-def test_a_window_of_another_form_keeps_what_was_learned() -> None:
+def test_a_window_of_another_shape_keeps_what_was_learned() -> None:
     """Stages whose window changes on an axis remember the old one, on both."""
     config = Swinv2Config(image_size=256, window_size=8)
     wide = config.resized(256, (8, 16))

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2Model
 from swinv2.cli import app
-from swinv2.zoo import CHECKPOINTS, SIZES
+from swinv2.zoo import CHECKPOINTS, PRESETS
 from test_ecosystem import registered  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parent.parent
@@ -155,7 +155,7 @@ def test_names_in_the_file_are_names_in_the_code() -> None:
 
 def test_shapes_of_the_tour_are_real() -> None:
     """The maps at the doors, for the tiny model."""
-    model = Swinv2Model(Swinv2Config(**SIZES["tiny"].config_fields())).eval()
+    model = Swinv2Model(Swinv2Config(**PRESETS["tiny"].config_fields())).eval()
     with torch.no_grad():
         outputs = model(torch.zeros(1, 3, 256, 256), output_hidden_states=True)
     text = read(TOUR)
@@ -180,7 +180,7 @@ def test_sizes_of_the_readme_are_the_zoos() -> None:
     """A row for each size, in its order, with its numbers."""
     rows = [row for row in read(README).splitlines() if re.match(r"\| \S+ \| SwinV2-", row)]
     expected = []
-    for size in SIZES.values():
+    for size in PRESETS.values():
         numbers = (", ".join(map(str, values)) for values in ([size.embed_dim], size.depths, size.num_heads))
         counted = "with 1000 classes" if size.stated_with_classifier else "without classes"
         cells = (size.name, size.paper_name, *numbers, f"{size.parameters:,}", f"{size.stated_parameters}, {counted}")

@@ -129,11 +129,11 @@ def test_auto_classes_build_ours(registered, model, tmp_path):
 
 def test_pipeline_answers_as_the_model_does(registered, model, tmp_path):
     save_with_processor(model, tmp_path)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
     pipeline = transformers.pipeline("image-classification", model=str(tmp_path), device="cpu")
     assert type(pipeline.model) is Swinv2ForImageClassification
-    answer = {row["label"]: row["score"] for row in pipeline(picture, top_k=3)}
-    inputs = transformers.AutoImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt")
+    answer = {row["label"]: row["score"] for row in pipeline(image, top_k=3)}
+    inputs = transformers.AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")
     expected = logits(model, inputs["pixel_values"]).softmax(-1)[0]
     for index, label in model.config.id2label.items():
         assert answer[label] == pytest.approx(expected[index].item(), abs=1e-6)
@@ -173,7 +173,7 @@ def test_device_map_auto_never_splits_a_block(model):
     assert not [name for name in device_map if ".blocks." in name and name.split(".blocks.")[1].count(".")]
 
 
-class Pictures(torch.utils.data.Dataset):
+class ImageDataset(torch.utils.data.Dataset):
     """Sixteen images of three classes that differ in brightness."""
 
     def __len__(self) -> int:
@@ -203,7 +203,7 @@ def trainer_for(model: nn.Module, folder, **settings) -> transformers.Trainer:
         disable_tqdm=True,
         **settings,
     )
-    return transformers.Trainer(model=model, args=arguments, train_dataset=Pictures(), eval_dataset=Pictures())
+    return transformers.Trainer(model=model, args=arguments, train_dataset=ImageDataset(), eval_dataset=ImageDataset())
 
 
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
@@ -352,9 +352,9 @@ def test_published_checkpoint_on_the_photograph_of_cats():
 
     name = "microsoft/swinv2-tiny-patch4-window8-256"
     with urllib.request.urlopen("http://images.cocodataset.org/val2017/000000039769.jpg") as response:
-        picture = Image.open(io.BytesIO(response.read()))
+        image = Image.open(io.BytesIO(response.read()))
     model = Swinv2ForImageClassification.from_pretrained(name).eval()
-    inputs = transformers.AutoImageProcessor.from_pretrained(name)(images=picture, return_tensors="pt")
+    inputs = transformers.AutoImageProcessor.from_pretrained(name)(images=image, return_tensors="pt")
     answer = logits(model, inputs["pixel_values"])
     assert answer.shape == (1, 1000)
     assert torch.allclose(answer[0, :3], torch.tensor([-0.3951, -0.4292, 0.0025]), atol=1e-4)

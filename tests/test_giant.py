@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
-from swinv2.zoo import SIZES
+from swinv2.zoo import PRESETS
 
 MEASURED = """
 import json, resource, sys, time, zlib
@@ -48,7 +48,7 @@ model.save_pretrained(sys.argv[2], max_shard_size="200MB")
 LOAD = """
 model = Swinv2ForImageClassification.from_pretrained(sys.argv[2], dtype=getattr(torch, sys.argv[1]))
 """
-FIELDS = SIZES["giant-3b"].config_fields() | {"num_labels": 1000}
+FIELDS = PRESETS["giant-3b"].config_fields() | {"num_labels": 1000}
 
 
 def measure(work: str, *arguments: str) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def measure(work: str, *arguments: str) -> dict[str, Any]:
 def test_every_sixth_block_has_an_extra_norm(name: str, norms: int) -> None:
     """In the third stage: no other has six blocks."""
     with torch.device("meta"):
-        model = Swinv2ForImageClassification(Swinv2Config(**SIZES[name].config_fields()))
+        model = Swinv2ForImageClassification(Swinv2Config(**PRESETS[name].config_fields()))
     assert all(tensor.is_meta for tensor in model.state_dict().values())
     blocks = model.swinv2.encoder.layers[2].blocks
     found = [index for index, block in enumerate(blocks, 1) if isinstance(block.layernorm_extra, nn.LayerNorm)]

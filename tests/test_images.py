@@ -83,7 +83,7 @@ def test_exif_that_cannot_be_written_turns_the_image_all_the_same(tmp_path: Path
     assert read_image(tmp_path / "a.jpg").size == (10, 20)
 
 
-def test_damaged_exif_leaves_a_sound_image(tmp_path: Path) -> None:
+def test_damaged_exif_leaves_a_valid_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = io.BytesIO()

@@ -1,4 +1,5 @@
-"""Lengths, pairs and windows: every form is read as it is meant, and written in the shortest form that is read back."""
+"""Lengths, pairs and windows: every form is read as it is meant, and written in the shortest notation that is read
+back."""
 
 from typing import Any
 

@@ -78,8 +78,8 @@ class TestFreshWeights:
                 assert not norm.weight.any()
                 assert not norm.bias.any()
             x = torch.randn(2, 8, 8, block.layernorm_before.normalized_shape[0])
-            for form in FORMS:
-                assert torch.equal(block(x, form), x)
+            for backend in FORMS:
+                assert torch.equal(block(x, backend), x)
 
     def test_extra_norms_start_at_one(self) -> None:
         """On the main branch a norm of zero would cut the network in two."""
@@ -118,13 +118,13 @@ class TestFreshWeights:
 
 
 class TestAnySize:
-    """Every height and width, in every form and task."""
+    """Every height and width, in every backend and task."""
 
-    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("backend", FORMS)
     @pytest.mark.parametrize("size", [(1, 1), (1, 50), (3, 7), (31, 33), (64, 64), (65, 40), (9, 130)], ids=str)
-    def test_masked_image_modeling(self, size: tuple[int, int], form: str) -> None:
+    def test_masked_image_modeling(self, size: tuple[int, int], backend: str) -> None:
         """The reconstruction has the image's size, and the loss looks at masked pixels only, at all of them."""
-        model = build(Swinv2ForMaskedImageModeling, attn_implementation=form)
+        model = build(Swinv2ForMaskedImageModeling, attn_implementation=backend)
         grid = (math.ceil(size[0] / 4), math.ceil(size[1] / 4))
         images = peers.images(size)
         masked = torch.rand(2, *grid, generator=torch.Generator().manual_seed(0)) < 0.5
@@ -174,7 +174,7 @@ class TestAnySize:
                     drawn[0, :, 4 * row : 4 * row + 4, 8 * column : 8 * column + 8], patch, rtol=1e-4, atol=1e-5
                 )
 
-    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("backend", FORMS)
     @pytest.mark.parametrize(
         "fields",
         [
@@ -187,20 +187,20 @@ class TestAnySize:
         ],
         ids=str,
     )
-    def test_windows_and_maps_of_one_token(self, fields: dict[str, Any], form: str) -> None:
+    def test_windows_and_maps_of_one_token(self, fields: dict[str, Any], backend: str) -> None:
         """Distances of 0 are divided by 1, not by 0: answers and gradients are finite."""
-        model = build(**fields, attn_implementation=form)
+        model = build(**fields, attn_implementation=backend)
         for size in ((4, 4), (9, 21)):
             outputs = model(peers.images(size), labels=torch.tensor([0, 1]))
             assert outputs.logits.isfinite().all()
             outputs.loss.backward()
         assert all(gradient.isfinite().all() for gradient in peers.gradients(model).values())
 
-    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("backend", FORMS)
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-    def test_half_precision_with_padding(self, dtype: torch.dtype, form: str) -> None:
+    def test_half_precision_with_padding(self, dtype: torch.dtype, backend: str) -> None:
         """Filling tokens have keys of zero, whose length a half-precision norm cannot tell from nothing: no NaN."""
-        model = build(attn_implementation=form)
+        model = build(attn_implementation=backend)
         images = peers.images((50, 70))
         exact = model(images).logits
         logits = model.to(dtype)(images.to(dtype)).logits
@@ -212,15 +212,15 @@ class TestPadding:
     """Tokens that fill up the last windows: seen by default, hidden with `mask_padding`."""
 
     @staticmethod
-    def attend(x: Tensor, form: str, mask_padding: bool, window: tuple[int, int] = (4, 4)) -> Tensor:
+    def attend(x: Tensor, backend: str, mask_padding: bool, window: tuple[int, int] = (4, 4)) -> Tensor:
         """Window attention on a map, by an attention layer with drawn weights."""
         geometry = WindowGeometry(window, (0, 0), (0, 0), mask_padding)
         layer = peers.draw_weights(CosineWindowAttention(24, 2, geometry, qkv_bias=True, dropout=0.0))
         with torch.no_grad():
-            return layer(x, form)[0]
+            return layer(x, backend)[0]
 
-    @pytest.mark.parametrize("form", FORMS)
-    def test_hidden_padding_is_as_if_there_were_none(self, form: str) -> None:
+    @pytest.mark.parametrize("backend", FORMS)
+    def test_hidden_padding_is_as_if_there_were_none(self, backend: str) -> None:
         """In a window of which a part is real, the answer is attention among the real tokens alone."""
         x = torch.randn(2, 3, 2, 24)
         geometry = WindowGeometry((4, 4), (0, 0), (0, 0), True)
@@ -238,20 +238,20 @@ class TestPadding:
             )
             weights = (cosine * layer.logit_scale.exp() + bias).softmax(-1)
             expected = (weights @ v).transpose(1, 2).reshape(2, 3, 2, 24)
-            torch.testing.assert_close(layer(x, form)[0], expected)
+            torch.testing.assert_close(layer(x, backend)[0], expected)
 
-    @pytest.mark.parametrize("form", FORMS)
-    def test_the_default_sees_padding(self, form: str) -> None:
-        """By default border tokens see the filling, and only they: a window that is full does not change."""
+    @pytest.mark.parametrize("backend", FORMS)
+    def test_the_default_sees_padding(self, backend: str) -> None:
+        """By default border tokens see the padding, and only they: a window that is full does not change."""
         x = torch.randn(1, 4, 6, 24)
-        hidden, seen = self.attend(x, form, True), self.attend(x, form, False)
+        hidden, seen = self.attend(x, backend, True), self.attend(x, backend, False)
         torch.testing.assert_close(hidden[:, :, :4], seen[:, :, :4])
         assert ((hidden - seen)[:, :, 4:].abs().amax(-1) > 1e-3).all()
 
-    @pytest.mark.parametrize("form", FORMS)
-    def test_a_network_that_hides_padding_differs_only_where_there_is_some(self, form: str) -> None:
+    @pytest.mark.parametrize("backend", FORMS)
+    def test_a_network_that_hides_padding_differs_only_where_there_is_some(self, backend: str) -> None:
         """The setting has an effect exactly on sizes that are no multiple of the window."""
-        default, masking = (build(mask_padding=value, attn_implementation=form) for value in (False, True))
+        default, masking = (build(mask_padding=value, attn_implementation=backend) for value in (False, True))
         with torch.no_grad():
             even, odd = peers.images((64, 64)), peers.images((60, 60))
             assert torch.equal(default(even).logits, masking(even).logits)
@@ -279,10 +279,10 @@ class TestNothingChanges:
         shapes = {key: tensor.shape for key, tensor in ours.state_dict().items()}
         assert shapes == {key: tensor.shape for key, tensor in theirs.state_dict().items()}
 
-    @pytest.mark.parametrize("form", FORMS)
-    def test_no_argument_is_mutated(self, form: str) -> None:
+    @pytest.mark.parametrize("backend", FORMS)
+    def test_no_argument_is_mutated(self, backend: str) -> None:
         """Images, masks, labels and the configuration are afterwards what they were."""
-        config = Swinv2Config(**SMALL, attn_implementation=form)
+        config = Swinv2Config(**SMALL, attn_implementation=backend)
         images, masked, labels = peers.images((50, 70)), torch.rand(2, 13 * 18) < 0.5, torch.tensor([1, 3])
         before = copy.deepcopy((config.to_dict(), images, masked, labels))
         classifier, modeling = Swinv2ForImageClassification(config), Swinv2ForMaskedImageModeling(config)
@@ -293,8 +293,8 @@ class TestNothingChanges:
         assert before[0] == after[0]
         assert all(torch.equal(old, new) for old, new in zip(before[1:], after[1:], strict=True))
 
-    @pytest.mark.parametrize("form", FORMS)
-    def test_no_module_is_mutated(self, form: str) -> None:
+    @pytest.mark.parametrize("backend", FORMS)
+    def test_no_module_is_mutated(self, backend: str) -> None:
         """Every attribute of every module is the same before and after, in training as well."""
 
         def snapshot(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -307,7 +307,7 @@ class TestNothingChanges:
                 for name, module in model.named_modules()
             }
 
-        model = build(attn_implementation=form, drop_path_rate=0.3)
+        model = build(attn_implementation=backend, drop_path_rate=0.3)
         names = [name for name, _ in model.named_modules()]
         for is_training in (False, True):
             model.train(is_training)
@@ -319,12 +319,12 @@ class TestNothingChanges:
             assert list(model.buffers()) == []
             assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
-    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("backend", FORMS)
     @settings(max_examples=15, deadline=None)
     @given(sizes=st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=3))
-    def test_what_was_seen_before_does_not_matter(self, form: str, sizes: list[tuple[int, int]]) -> None:
+    def test_what_was_seen_before_does_not_matter(self, backend: str, sizes: list[tuple[int, int]]) -> None:
         """Small images before a large one leave its answer as it is, to the bit."""
-        model = build(attn_implementation=form)
+        model = build(attn_implementation=backend)
         image = peers.images((70, 66), count=1)
         with torch.no_grad():
             expected = model(image).logits
@@ -332,10 +332,10 @@ class TestNothingChanges:
                 model(peers.images(size, count=1))
             assert torch.equal(model(image).logits, expected)
 
-    @pytest.mark.parametrize("form", FORMS)
-    def test_the_order_of_a_batch_does_not_matter(self, form: str) -> None:
+    @pytest.mark.parametrize("backend", FORMS)
+    def test_the_order_of_a_batch_does_not_matter(self, backend: str) -> None:
         """Images know nothing of each other: any order, and one by one, gives the same answers."""
-        model = build(attn_implementation=form)
+        model = build(attn_implementation=backend)
         images = peers.images((50, 70), count=4)
         order = torch.tensor([2, 0, 3, 1])
         with torch.no_grad():
@@ -345,7 +345,7 @@ class TestNothingChanges:
             torch.testing.assert_close(alone, logits, rtol=1e-5, atol=1e-5)
 
     def test_asking_for_more_does_not_change_the_answer(self) -> None:
-        """With attention weights or hidden states wanted, the logits are those of the plain form, to the bit."""
+        """With attention weights or hidden states wanted, the logits are those of the plain backend, to the bit."""
         model = build(attn_implementation="eager")
         fast = build(attn_implementation="sdpa")
         images = peers.images((50, 70))
@@ -386,7 +386,7 @@ class TestFusedForm:
 
     @pytest.fixture
     def kernels(self, monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
-        """Counts the calls that reach the kernels; another form would give the same numbers."""
+        """Counts the calls that reach the kernels; another backend would give the same numbers."""
         spy = mock.Mock(side_effect=launch.window_attention)
         monkeypatch.setattr(launch, "window_attention", spy)
         return spy
@@ -413,7 +413,7 @@ class TestFusedForm:
         "fields", [pytest.param({}, marks=pytest.mark.slow), {"mask_padding": True, "drop_path_rate": 0.5}], ids=str
     )
     def test_it_is_the_network(self, fields: dict[str, Any], kernels: mock.Mock, lines: mock.Mock) -> None:
-        """Answer and gradients are the plain form's, on a map that needs padding; recomputed, they are the same."""
+        """Answer and gradients are the plain backend's, on a map that needs padding; recomputed, they are the same."""
         fields = {"depths": [2, 1], "drop_path_rate": 0.0, **fields}
         images = peers.images((28, 20))
         expected = self.gradients(build(attn_implementation="eager", **fields).train(), images)
@@ -430,7 +430,7 @@ class TestFusedForm:
             torch.testing.assert_close(recomputed[name], result, rtol=1e-5, atol=1e-6)
 
     def test_it_can_be_chosen_later(self, kernels: mock.Mock) -> None:
-        """As the other forms; attention weights come from the plain one."""
+        """As the other backends; attention weights come from the plain one."""
         model, images = build(), peers.images((32, 32))
         expected = model(images).logits
         assert model.config._attn_implementation == "sdpa"
@@ -463,7 +463,7 @@ class TestFusedForm:
         assert len(seen) == 1
         assert lines.call_count == 2 * 4 - 1
 
-    def test_what_it_cannot_do_is_done_by_another_form_and_said(
+    def test_what_it_cannot_do_is_done_by_another_backend_and_said(
         self, caplog: pytest.LogCaptureFixture, kernels: mock.Mock
     ) -> None:
         """Dropped attention weights, here."""
@@ -485,7 +485,7 @@ class TestFusedForm:
         assert not kernels.called
 
     def test_it_is_the_default_where_it_can_run(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-        """Unless another form is named; files do not say so."""
+        """Unless another backend is named; files do not say so."""
         images = peers.images((32, 32))
         here = build()
         monkeypatch.delenv("TRITON_INTERPRET")
@@ -518,11 +518,11 @@ class TestFusedForm:
 class TestTraining:
     """Checkpointing and stochastic depth."""
 
-    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("backend", FORMS)
     @pytest.mark.parametrize("options", [{}, {"every_n_layers": 3}, {"use_reentrant": True}], ids=str)
-    def test_checkpointing_gives_equal_gradients(self, options: dict[str, Any], form: str) -> None:
+    def test_checkpointing_gives_equal_gradients(self, options: dict[str, Any], backend: str) -> None:
         """Recomputing blocks in the backward pass, all or every third one, changes no gradient; dropping included."""
-        model = build(attn_implementation=form, drop_path_rate=0.3, attention_probs_dropout_prob=0.1).train()
+        model = build(attn_implementation=backend, drop_path_rate=0.3, attention_probs_dropout_prob=0.1).train()
         images = peers.images((50, 70)).requires_grad_()
 
         def gradients() -> dict[str, Tensor]:
@@ -689,10 +689,10 @@ class TestSetImageSize:
         other.eval().load_state_dict(model.state_dict())
         return other(images).logits
 
-    @pytest.mark.parametrize("form", FORMS)
-    def test_a_larger_window_extrapolates(self, form: str) -> None:
+    @pytest.mark.parametrize("backend", FORMS)
+    def test_a_larger_window_extrapolates(self, backend: str) -> None:
         """Each stage keeps the window in which its bias was learned, clipped ones included."""
-        model = build(depths=[2, 2, 2], num_heads=[1, 2, 4], window_size=8, attn_implementation=form)
+        model = build(depths=[2, 2, 2], num_heads=[1, 2, 4], window_size=8, attn_implementation=backend)
         assert [stage.window for stage in model.config.stages()] == [(8, 8), (8, 8), (4, 4)]
         images = peers.images((128, 128))
         with torch.no_grad():
@@ -700,7 +700,7 @@ class TestSetImageSize:
             assert model.config.pretrained_window_sizes == [8, 8, 4]
             assert (model.config.image_size, model.config.window_size) == (128, 16)
             fields = {"image_size": 128, "window_size": 16, "pretrained_window_sizes": [8, 8, 4]}
-            fields["attn_implementation"] = form
+            fields["attn_implementation"] = backend
             assert torch.equal(model(images).logits, self.logits_of_a_new_model(model, images, **fields))
 
     def test_stretching_must_be_asked_for(self) -> None:
@@ -771,7 +771,7 @@ class TestSetImageSize:
             ([(4, 16), 8, 2], [(4, 16), (8, 8), (2, 2)], [(2, 8), (0, 4), (1, 1)]),
         ],
     )
-    def test_windows_of_other_forms(self, tmp_path: Any, given: Any, windows: Any, shifts: Any) -> None:
+    def test_windows_of_other_notations(self, tmp_path: Any, given: Any, windows: Any, shifts: Any) -> None:
         """Rectangular ones, and one for each stage: for a built model, for a new one and at loading."""
         model = build(depths=[2, 2, 2], num_heads=[1, 2, 4], window_size=8)
         model.save_pretrained(tmp_path)

@@ -106,9 +106,9 @@ class Peer:
     image_gradient: Tensor | None = None
     exact_gradients: dict[str, Tensor] = field(default_factory=dict)
 
-    def ours(self, form: str) -> swinv2.Swinv2ForImageClassification:
+    def ours(self, backend: str) -> swinv2.Swinv2ForImageClassification:
         """Our network with the same weights."""
-        config = swinv2.Swinv2Config(**self.case.fields, num_labels=10, attn_implementation=form)
+        config = swinv2.Swinv2Config(**self.case.fields, num_labels=10, attn_implementation=backend)
         model = swinv2.Swinv2ForImageClassification(config).eval()
         model.load_state_dict(self.model.state_dict())
         return model
@@ -135,15 +135,15 @@ def peer(request: pytest.FixtureRequest) -> Peer:
     return result
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_transformers(peer: Peer, form: str) -> None:
+@pytest.mark.parametrize("backend", FORMS)
+def test_transformers(peer: Peer, backend: str) -> None:
     """Logits, hidden states, attention weights and all gradients are transformers' own."""
-    model = peer.ours(form)
+    model = peer.ours(backend)
     images = peer.images.clone().requires_grad_(peer.case.wants_gradients)
     with torch.set_grad_enabled(peer.case.wants_gradients):
-        outputs = model(images, output_hidden_states=True, output_attentions=form == "eager")
+        outputs = model(images, output_hidden_states=True, output_attentions=backend == "eager")
 
-    names = ["hidden_states", "reshaped_hidden_states"] + (["attentions"] if form == "eager" else [])
+    names = ["hidden_states", "reshaped_hidden_states"] + (["attentions"] if backend == "eager" else [])
     differences = {"logits": peers.difference(outputs.logits, peer.outputs.logits)}
     for name in names:
         for index, (ours, theirs) in enumerate(zip(outputs[name], peer.outputs[name], strict=True)):
@@ -160,8 +160,8 @@ def test_transformers(peer: Peer, form: str) -> None:
         assert {name: error for name, error in errors.items() if not error < GRADIENT_TOLERANCE} == {}
 
 
-@pytest.mark.parametrize("form", [pytest.param("eager", marks=pytest.mark.slow), *FORMS[1:]])
-def test_gradients_in_double_precision(peer: Peer, form: str) -> None:
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), *FORMS[1:]])
+def test_gradients_in_double_precision(peer: Peer, backend: str) -> None:
     """Where nothing is rounded away, every gradient is transformers' own."""
     if not peer.case.wants_gradients:
         pytest.skip("too large for gradients; a slow case has them")
@@ -169,7 +169,7 @@ def test_gradients_in_double_precision(peer: Peer, form: str) -> None:
         exact = copy.deepcopy(peer.model).double()
         weigh(exact(peer.images.double()).logits).backward()
         peer.exact_gradients = {name: gradient.clone() for name, gradient in peers.gradients(exact).items()}
-    model = peer.ours(form).double()
+    model = peer.ours(backend).double()
     weigh(model(peer.images.double()).logits).backward()
     ours = peers.gradients(model)
     errors = {name: peers.relative_error(ours[name], exact) for name, exact in peer.exact_gradients.items()}
@@ -179,13 +179,13 @@ def test_gradients_in_double_precision(peer: Peer, form: str) -> None:
 SMALL = {"embed_dim": 48, "depths": [2, 2, 2], "num_heads": [3, 6, 12], "window_size": 4}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", FORMS)
 @pytest.mark.parametrize("name", ["Swinv2Model", "Swinv2ForImageClassification"])
-def test_outputs_have_transformers_names_and_order(name: str, form: str) -> None:
+def test_outputs_have_transformers_names_and_order(name: str, backend: str) -> None:
     """The outputs' fields, and the plain tuple, are those of transformers."""
     fields = {**SMALL, "image_size": 64}
     theirs = peers.transformers_model(name, **fields)
-    ours = getattr(swinv2, name)(swinv2.Swinv2Config(**fields, attn_implementation=form)).eval()
+    ours = getattr(swinv2, name)(swinv2.Swinv2Config(**fields, attn_implementation=backend)).eval()
     ours.load_state_dict(theirs.state_dict())
     images = peers.images((50, 70))
     flags = {"output_hidden_states": True, "output_attentions": True}
@@ -204,12 +204,12 @@ def test_outputs_have_transformers_names_and_order(name: str, form: str) -> None
 
 
 @pytest.mark.parametrize("channels", [3, 1])
-@pytest.mark.parametrize("form", FORMS)
-def test_masked_image_modeling(form: str, channels: int) -> None:
+@pytest.mark.parametrize("backend", FORMS)
+def test_masked_image_modeling(backend: str, channels: int) -> None:
     """Loss, reconstruction and gradients of masked-image modelling; transformers takes the configured size only."""
     fields = {**SMALL, "image_size": 96, "window_size": 8, "encoder_stride": 16, "num_channels": channels}
     theirs = peers.transformers_model("Swinv2ForMaskedImageModeling", **fields)
-    config = swinv2.Swinv2Config(**fields, attn_implementation=form)
+    config = swinv2.Swinv2Config(**fields, attn_implementation=backend)
     ours = swinv2.Swinv2ForMaskedImageModeling(config).eval()
     ours.load_state_dict(theirs.state_dict())
     images = peers.images((96, 96), channels)
@@ -224,20 +224,20 @@ def test_masked_image_modeling(form: str, channels: int) -> None:
     assert {name: error for name, error in errors.items() if not error < GRADIENT_TOLERANCE} == {}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", FORMS)
 @pytest.mark.parametrize("size", [(64, 64), (100, 84)])
-def test_backbone(size: tuple[int, int], form: str) -> None:
+def test_backbone(size: tuple[int, int], backend: str) -> None:
     """Feature maps, hidden states and attention weights of the backbone."""
     fields = {**SMALL, "image_size": 64, "out_features": ["stem", "stage1", "stage3"]}
     theirs = peers.transformers_model("Swinv2Backbone", **fields)
-    ours = swinv2.Swinv2Backbone(swinv2.Swinv2Config(**fields, attn_implementation=form)).eval()
+    ours = swinv2.Swinv2Backbone(swinv2.Swinv2Config(**fields, attn_implementation=backend)).eval()
     ours.load_state_dict(theirs.state_dict())
-    flags = {"output_hidden_states": True, "output_attentions": form == "eager"}
+    flags = {"output_hidden_states": True, "output_attentions": backend == "eager"}
     with torch.no_grad():
         outputs, expected = ours(peers.images(size), **flags), theirs(peers.images(size), **flags)
         plain = ours(peers.images(size))
     assert ours.channels == theirs.channels
-    for name in ("feature_maps", "hidden_states") + (("attentions",) if form == "eager" else ()):
+    for name in ("feature_maps", "hidden_states") + (("attentions",) if backend == "eager" else ()):
         for our_map, their_map in zip(outputs[name], expected[name], strict=True):
             assert peers.difference(our_map, their_map) < TOLERANCE
     assert plain.hidden_states is None
@@ -284,7 +284,7 @@ TIMM_CASES = [
         None,
         id="window-by-stage",
     ),
-    # Another size than the configured one, where no map needs filling up: timm would shift first and pad then.
+    # Another size than the configured one, where no map needs padding up: timm would shift first and pad then.
     pytest.param("swinv2_tiny_window8_256", {**NARROW_TIMM, "dynamic_img_size": True}, (512, 256), id="other-size"),
 ]
 
@@ -310,8 +310,8 @@ def test_timm(name: str, arguments: dict[str, Any], other_size: tuple[int, int] 
     expected_gradients = peers.from_timm(peers.gradients(theirs))
     maps = theirs.forward_intermediates(images, intermediates_only=True)
 
-    for form in FORMS:
-        ours = swinv2.Swinv2ForImageClassification(swinv2.Swinv2Config(**config, attn_implementation=form)).eval()
+    for backend in FORMS:
+        ours = swinv2.Swinv2ForImageClassification(swinv2.Swinv2Config(**config, attn_implementation=backend)).eval()
         ours.load_state_dict(tensors)
         check_logits_and_gradients(ours, images, expected, expected_gradients)
         check_feature_maps(ours, images, maps)
@@ -332,13 +332,13 @@ def test_torchvision(size: tuple[int, int], image_size: int | tuple[int, int], w
     weigh(expected).backward()
     tensors = peers.from_torchvision(peers.learned(theirs))
     expected_gradients = peers.from_torchvision(peers.gradients(theirs))
-    for form in FORMS:
+    for backend in FORMS:
         config = swinv2.Swinv2Config(
             **{**TINY, "depths": depths},
             image_size=image_size,
             window_size=window,
             num_labels=10,
-            attn_implementation=form,
+            attn_implementation=backend,
         )
         ours = swinv2.Swinv2ForImageClassification(config).eval()
         ours.load_state_dict(tensors)

@@ -176,9 +176,9 @@ def test_the_shipped_model_is_right_as_often_as_its_card_says():
     shipped = Swinv2ForImageClassification.from_pretrained(folder).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     paths = sorted((folder / "samples").glob("*.png"))
-    pictures = [Image.open(path) for path in paths]
+    images = [Image.open(path) for path in paths]
     with torch.no_grad():
-        answers = shipped(**processor(pictures, return_tensors="pt")).logits.argmax(-1)
+        answers = shipped(**processor(images, return_tensors="pt")).logits.argmax(-1)
     labels = np.array([path.stem.split("_")[1] for path in paths])
     right = sum(shipped.config.id2label[int(answer)] == label for answer, label in zip(answers, labels, strict=True))
     assert len(paths) == 20

@@ -37,9 +37,9 @@ FORMS = ["eager", "sdpa"]
 MODELS = [Swinv2Model, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling, Swinv2Backbone]
 
 
-def build(model_class: Any = Swinv2ForImageClassification, form: str = "sdpa", **fields: Any) -> Any:
+def build(model_class: Any = Swinv2ForImageClassification, backend: str = "sdpa", **fields: Any) -> Any:
     config = Swinv2Config(**FIELDS | fields)
-    return peers.draw_weights(model_class._from_config(config, attn_implementation=form)).eval()
+    return peers.draw_weights(model_class._from_config(config, attn_implementation=backend)).eval()
 
 
 def transformers_twin(model: Any) -> Any:
@@ -74,11 +74,11 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", FORMS)
 @pytest.mark.parametrize("model_class", MODELS)
-def test_hooks_see_one_thing(model_class: Any, form: str) -> None:
+def test_hooks_see_one_thing(model_class: Any, backend: str) -> None:
     """Whatever the images and the mode."""
-    model, images = build(model_class, form), torch.randn(2, 3, 50, 70)
+    model, images = build(model_class, backend), torch.randn(2, 3, 50, 70)
     seen: dict[str, Any] = {}
     for is_recording in (True, False):
         for name, way in WAYS.items():
@@ -130,12 +130,12 @@ LAYERS: dict[str, Callable[[Any], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", FORMS)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_layer_attributions_of_captum(layer: str, form: str) -> None:
+def test_layer_attributions_of_captum(layer: str, backend: str) -> None:
     """Gradient times activation of a layer: at the last norm, that of transformers' class."""
     attribution = pytest.importorskip("captum.attr")
-    model, images = build(form=form), torch.randn(2, 3, 64, 64)
+    model, images = build(backend=backend), torch.randn(2, 3, 64, 64)
 
     def attribute(model: Any, layer: nn.Module) -> Tensor:
         method = attribution.LayerGradientXActivation(lambda pixels: model(pixels).logits, layer)
@@ -176,10 +176,10 @@ def own_cam(model: nn.Module, layer: nn.Module, images: Tensor, label: int, as_m
     return (gradient.mean((2, 3), keepdim=True) * activation).sum(1).relu().detach()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_published_grad_cam(form: str) -> None:
+@pytest.mark.parametrize("backend", FORMS)
+def test_published_grad_cam(backend: str) -> None:
     """At the last norm, with the transform that is published for transformers' Swin: the same picture."""
-    model, images = build(form=form), torch.randn(1, 3, 64, 64)
+    model, images = build(backend=backend), torch.randn(1, 3, 64, 64)
     twin, as_map = transformers_twin(model), partial(published_transform, height=8, width=8)
     found = own_cam(model, model.swinv2.layernorm, images, 1, as_map)
     assert tuple(found.shape) == (1, 8, 8)

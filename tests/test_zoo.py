@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2Model
-from swinv2.zoo import CHECKPOINTS, SIZES, find_size
+from swinv2.zoo import CHECKPOINTS, PRESETS, find_preset
 
 # The table of the papers' sizes as it is printed: with a classifier of 1000 classes, or without.
 STATED = {
@@ -29,13 +29,13 @@ def count_parameters(fields: dict, with_classifier: bool) -> int:
 @pytest.mark.parametrize(("name", "with_classifier"), STATED)
 def test_size_has_the_stated_number_of_parameters(name: str, with_classifier: bool) -> None:
     stated = STATED[name, with_classifier]
-    count = count_parameters({**SIZES[name].config_fields(), "num_labels": 1000}, with_classifier)
+    count = count_parameters({**PRESETS[name].config_fields(), "num_labels": 1000}, with_classifier)
     assert f"{count / 1e6:.{len(stated.split('.')[1])}f}" == stated
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", PRESETS)
 def test_size_fields_agree_with_the_model(name: str) -> None:
-    size = SIZES[name]
+    size = PRESETS[name]
     assert size.name == name
     assert count_parameters(size.config_fields(), with_classifier=False) == size.parameters
     assert STATED[name, size.stated_with_classifier] == size.stated_parameters
@@ -58,5 +58,5 @@ def test_checkpoint_name_says_what_its_fields_say(name: str) -> None:
 
 def test_unknown_size_names_the_close_ones() -> None:
     with pytest.raises(ValueError, match="giant-1b or giant-3b"):
-        find_size("giant")
-    assert find_size("tiny").paper_name == "SwinV2-T"
+        find_preset("giant")
+    assert find_preset("tiny").paper_name == "SwinV2-T"

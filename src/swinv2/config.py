@@ -127,7 +127,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         num_heads: Attention heads of each stage.
         window_size: Attention windows in tokens: one length, or (height, width); or a list with one of these for each
             stage. Two integers are always a pair; for two stages write [[16, 16], [8, 8]]. Clipped, axis by axis, to a
-            stage's map. Kept in the shortest form: an integer where one says it all.
+            stage's map. Stored in the shortest notation: an integer where one says it all.
         pretrained_window_sizes: For each stage, the window in which its position bias was learned (an integer or a
             pair), or 0 for that of `window_size`. Set it to change the window by extrapolating the bias field.
         mlp_ratio: Hidden features of the MLP over its input features.
@@ -144,7 +144,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             (height, width). Must be the patch size times two to the power of the merges.
         extra_norm_period: 0, or every how many blocks of a stage an additional layer norm is put on the main branch
             (6 for the huge and giant models of the paper).
-        mask_padding: False: tokens that fill up the last windows are attended to, as the published checkpoints were
+        mask_padding: False: padding tokens of the last windows are attended to, as the published checkpoints were
             trained and as transformers does. True: they are hidden.
         norm_targets: 0: the masked-image decoder draws pixels. An odd number: it draws pixels normalised by the mean
             and deviation of the square of so many pixels around each; the authors' Swin V2 models were pre-trained
@@ -281,7 +281,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
 
         Args:
             image_size: In pixels, one length or (height, width).
-            window_size: In tokens, in any form of the field; None keeps the present one.
+            window_size: In tokens, in any notation of the field; None keeps the present one.
             stretch: Stretch the learned bias field over the new window instead.
 
         Raises:

@@ -1,6 +1,6 @@
 """Where commands write, and how they say how far they are.
 
-In: what is done of how much. Out: in a terminal a bar, elsewhere, in a log, a line every half minute. This module knows
+In: progress. Out: a bar in a terminal; a line every half minute elsewhere, such as in a log. This module knows
 no image and no model, and imports nothing that takes long.
 """
 
@@ -56,7 +56,7 @@ class Progress:
         self.update(self.done + 1, self.total)
 
     def update(self, done: int, total: int) -> None:
-        """So many of so many are done."""
+        """Reports that `done` of `total` are done."""
         self.done, self.total = done, total
 
 
@@ -83,8 +83,8 @@ class Lines(Progress):
     """Prints a line every half minute, from a thread of its own: however long a step takes.
 
     Args:
-        total, console: See `Progress`; without a total a line says only for how long it has been going on.
-        verb: What is going on.
+        total, console: See `Progress`; without a total a line has the elapsed time only.
+        verb: What is being done.
     """
 
     def __init__(self, total: int, console: Console, verb: str) -> None:
@@ -97,7 +97,7 @@ class Lines(Progress):
         """Says from now on how far something else is.
 
         Args:
-            verb: What is going on.
+            verb: What is being done.
             done: How much of it was done before.
             total: How much there is.
             images: Images that one of it takes.
@@ -152,7 +152,7 @@ def progress_bar(total: int, verb: str, is_shown: bool = True) -> Iterator[Progr
 
     Args:
         total: How many images there are; 0 if nobody knows.
-        verb: What is going on.
+        verb: What is being done.
         is_shown: Whether a terminal shows a bar at all.
     """
     console = message_console()

@@ -1,4 +1,4 @@
-"""Files and folders that are on the disk whole or not at all.
+"""Files and folders that are written atomically.
 
 In: the place of a file or a folder. Out: nothing but that. This module knows no format.
 """

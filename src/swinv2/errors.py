@@ -1,4 +1,4 @@
-"""The error that is the user's to mend, and what others' errors say in its sentence."""
+"""The error for what the user can fix, and what others' errors say in its sentence."""
 
 import re
 

@@ -3,7 +3,7 @@
 In: names of files and folders, and globs. Out: paths, and eight-bit RGB images as people see them. This module knows no
 model: it neither resizes nor normalises.
 
-A file that cannot be read is not an accident here: it is a `BrokenImage` with a reason, and the others go on.
+A file that cannot be read is not an exception here: it becomes a `BrokenImage` with a reason, and the others are read.
 
 Colour profiles are not applied, as in transformers and torchvision. Of an animation the first frame is taken.
 """
@@ -178,7 +178,7 @@ def _reason(file: Path | io.BytesIO, error: Exception) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Pixels may be sound where the note beside them is not: such an image is taken as it is stored.
+    # Pixels may be intact where the note beside them is not: such an image is taken as it is stored.
     with contextlib.suppress(*_DECODING_ERRORS):
         # Read once and kept. PIL then finds no EXIF to write anew, which fails where an entry is odd.
         image.getexif()

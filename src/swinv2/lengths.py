@@ -1,7 +1,7 @@
 """Lengths, pairs and windows as fields hold them.
 
 In: a field's value, and its name for the message. Out: integers and pairs (height, width); and back again, the shortest
-form that says the same. This module knows no field. How users type them is in `sizes.py`.
+notation that says the same. This module knows no field. How users type them is in `sizes.py`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -96,12 +96,12 @@ def as_windows(name: str, value: Any, num_stages: int, any_number: bool = False)
 
 
 def plain_pair(lengths: Pair) -> int | list[int]:
-    """The shortest form that `as_pair` reads: an integer where height and width are one."""
+    """The shortest notation that `as_pair` reads: an integer where height and width are one."""
     return lengths[0] if lengths[0] == lengths[1] else list(lengths)
 
 
 def plain_windows(windows: Sequence[Pair]) -> int | list[Any]:
-    """Windows in the shortest form that `as_windows` reads: an integer where all stages have one square window.
+    """Windows in the shortest notation that `as_windows` reads: an integer where all stages have one square window.
 
     Args:
         windows: Size (height, width) in tokens of each stage's window.

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError, first_sentence
 from swinv2.model import Swinv2PreTrainedModel
-from swinv2.zoo import CHECKPOINTS, SIZES
+from swinv2.zoo import CHECKPOINTS, PRESETS
 
 Model = TypeVar("Model", bound=Swinv2PreTrainedModel)
 
@@ -63,7 +63,7 @@ def read_config(name: str) -> Swinv2Config:
             raise UsageError(f"the folder {name!r} is not a model: it has no config.json. Expected {_EXPECTED}.")
     elif folder.exists():
         raise UsageError(f"{name!r} is a file; expected {_EXPECTED}.")
-    elif name in SIZES:
+    elif name in PRESETS:
         raise UsageError(
             f"{name!r} is a size, not a model with weights; expected {_EXPECTED}. `swinv2 info {name}` describes it."
         )
@@ -120,7 +120,7 @@ def load_model(model_class: type[Model], name: str, device: torch.device, dtype:
 
 
 def load_processor(name: str) -> Any:
-    """Loads the image processor that lies beside a model.
+    """Loads the image processor that is stored with a model.
 
     Raises:
         UsageError: There is none.

@@ -68,15 +68,15 @@ class Swinv2PreTrainedModel(PreTrainedModel):
     _no_split_modules = ["SwinTransformerBlock"]
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """Which form of attention the model asks for; see `swinv2.ops.backends`.
+        """Which attention backend the model asks for; see `swinv2.ops.backends`.
 
         Args:
             requested_attention: What the user asks for; None for "triton" on a machine whose GPU can run it, where maps
-                that are elsewhere attend in the form "sdpa", and "sdpa" on all others.
+                that are elsewhere use the backend "sdpa", and "sdpa" on all others.
             is_init_check: See transformers.
 
         Raises:
-            ValueError: The fused form is asked for where it cannot run, or there is no form of that name.
+            ValueError: The fused backend is asked for where it cannot run, or there is no backend of that name.
         """
         if requested_attention is None and refuse_machine() is None and not is_interpreted():
             return TRITON
@@ -234,7 +234,7 @@ class Swinv2Model(Swinv2PreTrainedModel):
             pixel_values: Images of any size.
             bool_masked_pos: True for the patches that the mask token replaces, row by row.
             output_attentions: Whether to return attention weights; None takes the configuration's answer. They exist
-                in the "eager" form only, which then runs for this call.
+                by the backend "eager" only, which then runs for this call.
             output_hidden_states: Whether to return every stage's tokens; None takes the configuration's answer.
             interpolate_pos_encoding: Whether to resample absolute position embeddings, in a model that has them.
             return_dict: False for a plain tuple; None takes the configuration's answer.

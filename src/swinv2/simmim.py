@@ -1,4 +1,4 @@
-"""SimMIM in numbers: which patches are masked, what is to be drawn in their place, and how far off a drawing is.
+"""SimMIM in numbers: which patches are masked, what the targets are, and the error of a reconstruction.
 
 In: images (B, channels, height, width), masks of patches, random generators. Out: masks, targets, losses, distances.
 Nothing here is learned, and nothing here knows the network or how it is trained.

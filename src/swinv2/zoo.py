@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
-class Size:
+class Preset:
     """One architecture of the papers.
 
     The papers have two models called giant, told apart by the case of one letter: SwinV2-g, the largest of the
@@ -55,8 +55,8 @@ class Size:
         Example:
 
             >>> from swinv2 import Swinv2Config
-            >>> from swinv2.zoo import SIZES
-            >>> Swinv2Config(**SIZES["giant-3b"].config_fields()).hidden_size
+            >>> from swinv2.zoo import PRESETS
+            >>> Swinv2Config(**PRESETS["giant-3b"].config_fields()).hidden_size
             4096
         """
         return {
@@ -75,25 +75,25 @@ _SCALING = (
 )
 # fmt: off
 # name, paper's name, embed_dim, depths, num_heads, image_size, window_size, extra_norm_period, parameters, stated, ...
-_SIZES = (
-    Size("tiny", "SwinV2-T", 96, (2, 2, 6, 2), (3, 6, 12, 24), 256, 8, 0,
+_PRESETS = (
+    Preset("tiny", "SwinV2-T", 96, (2, 2, 6, 2), (3, 6, 12, 24), 256, 8, 0,
          27_578_154, "28.35", True, _PAPER),
-    Size("small", "SwinV2-S", 96, (2, 2, 18, 2), (3, 6, 12, 24), 256, 8, 0,
+    Preset("small", "SwinV2-S", 96, (2, 2, 18, 2), (3, 6, 12, 24), 256, 8, 0,
          48_959_418, "49.73", True, _PAPER),
-    Size("base", "SwinV2-B", 128, (2, 2, 18, 2), (4, 8, 16, 32), 256, 8, 0,
+    Preset("base", "SwinV2-B", 128, (2, 2, 18, 2), (4, 8, 16, 32), 256, 8, 0,
          86_893_816, "87.92", True, _PAPER),
-    Size("large", "SwinV2-L", 192, (2, 2, 18, 2), (6, 12, 24, 48), 192, 12, 0,
+    Preset("large", "SwinV2-L", 192, (2, 2, 18, 2), (6, 12, 24, 48), 192, 12, 0,
          195_202_932, "196.74", True, _PAPER),
-    Size("huge", "SwinV2-H", 352, (2, 2, 18, 2), (11, 22, 44, 88), 192, 12, 6,
+    Preset("huge", "SwinV2-H", 352, (2, 2, 18, 2), (11, 22, 44, 88), 192, 12, 6,
          655_219_370, "655.2", False, _PAPER),
-    Size("giant-1b", "SwinV2-g", 448, (2, 2, 18, 2), (14, 28, 56, 112), 192, 12, 0,
+    Preset("giant-1b", "SwinV2-g", 448, (2, 2, 18, 2), (14, 28, 56, 112), 192, 12, 0,
          1_060_976_996, "1060.98", False, _SCALING),
-    Size("giant-3b", "SwinV2-G", 512, (2, 2, 42, 4), (16, 32, 64, 128), 192, 12, 6,
+    Preset("giant-3b", "SwinV2-G", 512, (2, 2, 42, 4), (16, 32, 64, 128), 192, 12, 6,
          2_997_843_680, "3001.9", True, _PAPER),
 )
 # fmt: on
 
-SIZES: dict[str, Size] = {size.name: size for size in _SIZES}
+PRESETS: dict[str, Preset] = {size.name: size for size in _PRESETS}
 """The sizes of the papers by name, smallest first."""
 
 
@@ -103,7 +103,7 @@ class Checkpoint:
 
     Attributes:
         name: Name on the Hugging Face hub, which `from_pretrained` takes.
-        size: Name in `SIZES`.
+        size: Name in `PRESETS`.
         image_size: Image size in pixels.
         window_size: Window in tokens; a stage with a smaller map clips it.
         pretrained_window_sizes: For each stage, the window in which its position bias was learned; 0 for the same.
@@ -135,7 +135,7 @@ class Checkpoint:
     def config_fields(self) -> dict[str, Any]:
         """The arguments of `Swinv2Config` that build this checkpoint's architecture; label names are not in them."""
         return {
-            **SIZES[self.size].config_fields(),
+            **PRESETS[self.size].config_fields(),
             "image_size": self.image_size,
             "window_size": self.window_size,
             "pretrained_window_sizes": list(self.pretrained_window_sizes),
@@ -186,24 +186,24 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 """The published checkpoints by their name on the hub. Source: microsoft/Swin-Transformer, MODELHUB.md."""
 
 
-def find_size(name: str) -> Size:
+def find_preset(name: str) -> Preset:
     """Looks a size up.
 
     Args:
-        name: A key of `SIZES`.
+        name: A key of `PRESETS`.
 
     Raises:
         ValueError: There is no such size; the message lists them.
 
     Example:
 
-        >>> from swinv2.zoo import find_size
-        >>> find_size("giant")
+        >>> from swinv2.zoo import find_preset
+        >>> find_preset("giant")
         Traceback (most recent call last):
         ValueError: there is no size 'giant'; the sizes are tiny, small, ... Did you mean giant-1b or giant-3b?
     """
-    if name in SIZES:
-        return SIZES[name]
-    close = [size for size in SIZES if size.startswith(name)] or difflib.get_close_matches(name, SIZES, 1)
+    if name in PRESETS:
+        return PRESETS[name]
+    close = [size for size in PRESETS if size.startswith(name)] or difflib.get_close_matches(name, PRESETS, 1)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    raise ValueError(f"there is no size {name!r}; the sizes are {', '.join(SIZES)}.{hint}")
+    raise ValueError(f"there is no size {name!r}; the sizes are {', '.join(PRESETS)}.{hint}")

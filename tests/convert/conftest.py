@@ -1,4 +1,4 @@
-"""A sound file, for tests that damage it."""
+"""A valid file, for tests that damage it."""
 
 import pytest
 
@@ -8,12 +8,12 @@ from foreign import small_sizes
 
 
 @pytest.fixture(scope="module")
-def sound() -> File:
+def valid() -> File:
     """Of the authors, whose files hold more than the others'."""
     return foreign.microsoft_file(small_sizes(window_size=4, pretrained=(3, 3)))
 
 
 @pytest.fixture
-def file(sound: File) -> File:
+def file(valid: File) -> File:
     """The same, to be damaged."""
-    return {name: tensor.clone() for name, tensor in sound.items()}
+    return {name: tensor.clone() for name, tensor in valid.items()}

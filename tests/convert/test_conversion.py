@@ -76,11 +76,11 @@ def test_the_answers_are_those_of_timm_with_these_windows(source: str) -> None:
     stretched = foreign.timm_network(small_sizes(image_size=128, window_size=16))
     stretched.load_state_dict(old.state_dict())
     model = swinv2.load(source, image_size=128, window_size=16)
-    pictures = peers.images((128, 128))
+    images = peers.images((128, 128))
     with torch.no_grad():
-        ours = model(pictures).logits
-        assert peers.difference(ours, new(pictures)) < 1e-5
-        assert peers.difference(ours, stretched(pictures)) > 1e-3
+        ours = model(images).logits
+        assert peers.difference(ours, new(images)) < 1e-5
+        assert peers.difference(ours, stretched(images)) > 1e-3
 
 
 def test_twice_is_as_once(source: str, tmp_path: Path) -> None:

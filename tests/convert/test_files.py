@@ -71,7 +71,7 @@ class Hostile:
         return os.mkdir, (str(self.made),)
 
 
-def test_the_sound_file_is_taken(file: File, tmp_path: Path) -> None:
+def test_the_valid_file_is_taken(file: File, tmp_path: Path) -> None:
     """Or every test of damage would pass for another reason."""
     convert(save({"model": file}, tmp_path / NAMED), tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -87,7 +87,7 @@ def test_tensors_that_are_no_plain_finite_numbers(damage: Damage, expected: str,
 @pytest.mark.parametrize("share", [0.0001, 0.01, 0.3, 0.7, 0.99, 0.9999])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "legacy.pth"])
 def test_cut_off(suffix: str, share: float, file: File, tmp_path: Path) -> None:
-    """At any byte, in torch's archive, its older form, and safetensors."""
+    """At any byte, in torch's archive, its older format, and safetensors."""
     path = tmp_path / f"weights.{suffix}"
     if suffix == "safetensors":
         save_file(file, path)
@@ -135,7 +135,7 @@ def test_one_bit_of_a_matrix(file: File, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"GIF89a" + b"\x00" * 50, b"PK\x03\x04 and no more", b"\x80"])
 def test_other_files(content: bytes, tmp_path: Path) -> None:
-    """Empty, zeros, a picture, an archive that is none, a pickle that is none."""
+    """Empty, zeros, an image, an archive that is none, a pickle that is none."""
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     assert str(path) in refused(path, tmp_path)

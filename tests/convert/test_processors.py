@@ -47,15 +47,15 @@ def test_images_are_prepared_as_the_source_does(name: str, tmp_path: Path) -> No
     assert list(processor.image_std) == [0.229, 0.224, 0.225]
     assert int(processor.resample) == Image.Resampling.BICUBIC
     assert (dict(processor.crop_size) if crop else None) == crop
-    picture = Image.new("RGB", (300, 500))
-    assert processor(picture, return_tensors="pt")["pixel_values"].shape == (1, 3, size, size)
+    image = Image.new("RGB", (300, 500))
+    assert processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, size, size)
 
 
-def prepared(fields: dict[str, Any], picture: Image.Image, folder: Path) -> torch.Tensor:
-    """A picture as transformers' processor with these fields prepares it."""
+def prepared(fields: dict[str, Any], image: Image.Image, folder: Path) -> torch.Tensor:
+    """An image as transformers' processor with these fields prepares it."""
     folder.mkdir(exist_ok=True)
     (folder / "preprocessor_config.json").write_text(json.dumps(fields))
-    return AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"][0]
+    return AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"][0]
 
 
 def picture_of_blots() -> Image.Image:
@@ -72,7 +72,7 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 NEAR, FAR = 0.02, 0.2
-"""Of normalised pixels: roundings of two libraries' interpolations; another part of the picture."""
+"""Of normalised pixels: roundings of two libraries' interpolations; another part of the image."""
 
 
 @pytest.mark.parametrize(
@@ -87,30 +87,30 @@ NEAR, FAR = 0.02, 0.2
         (256, None),
     ],
 )
-def test_pictures_are_prepared_as_timm_does(size: int, stated: dict[str, Any] | None, tmp_path: Path) -> None:
+def test_images_are_prepared_as_timm_does(size: int, stated: dict[str, Any] | None, tmp_path: Path) -> None:
     """Against timm's own transforms, of its settings or of those of its published weights; and back."""
-    picture, published = picture_of_blots(), {256: "swinv2_tiny_window8_256", 384: "swinv2_base_window12to24_192to384"}
+    image, published = picture_of_blots(), {256: "swinv2_tiny_window8_256", 384: "swinv2_base_window12to24_192to384"}
     theirs = stated or timm.get_pretrained_cfg(published[size]).to_dict()
     settings = resolve_data_config({}, pretrained_cfg={"interpolation": "bicubic", **theirs})
-    expected = create_transform(**settings | {"input_size": (3, size, size)})(picture)
+    expected = create_transform(**settings | {"input_size": (3, size, size)})(image)
     fields = make_processor("timm", (size, size), 96, {"pretrained_cfg": stated} if stated else None)
-    assert distance(prepared(fields, picture, tmp_path), expected) < NEAR
+    assert distance(prepared(fields, image, tmp_path), expected) < NEAR
     other = {**fields, **_sizes((size, size), Crop(crop_of(fields).share, not crop_of(fields).squashes))}
-    assert distance(prepared(other, picture, tmp_path), expected) > FAR
+    assert distance(prepared(other, image, tmp_path), expected) > FAR
     back = _timm_config(swinv2.Swinv2Config(image_size=size), 1000, fields)["pretrained_cfg"]
-    again = create_transform(**resolve_data_config({}, pretrained_cfg=back))(picture)
+    again = create_transform(**resolve_data_config({}, pretrained_cfg=back))(image)
     assert distance(again, expected) < NEAR
-    assert distance(prepared(resize_processor(fields, (size, size)), picture, tmp_path), expected) < NEAR
+    assert distance(prepared(resize_processor(fields, (size, size)), image, tmp_path), expected) < NEAR
 
 
 @pytest.mark.parametrize(("name", "embed_dim"), [("T", 96), ("S", 96), ("B", 128)])
-def test_pictures_are_prepared_as_torchvision_does(name: str, embed_dim: int, tmp_path: Path) -> None:
+def test_images_are_prepared_as_torchvision_does(name: str, embed_dim: int, tmp_path: Path) -> None:
     """Against the transforms of torchvision's weights."""
-    picture = picture_of_blots()
-    expected = getattr(torchvision.models, f"Swin_V2_{name}_Weights").DEFAULT.transforms()(picture)
+    image = picture_of_blots()
+    expected = getattr(torchvision.models, f"Swin_V2_{name}_Weights").DEFAULT.transforms()(image)
     fields = make_processor("torchvision", (256, 256), embed_dim, None)
-    assert distance(prepared(fields, picture, tmp_path), expected) < NEAR
-    assert distance(prepared({**fields, **_sizes((256, 256), SQUASH)}, picture, tmp_path), expected) > FAR
+    assert distance(prepared(fields, image, tmp_path), expected) < NEAR
+    assert distance(prepared({**fields, **_sizes((256, 256), SQUASH)}, image, tmp_path), expected) > FAR
 
 
 @pytest.mark.parametrize("source", ["microsoft", "mmpretrain"])

@@ -23,13 +23,13 @@ from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.convert import convert
 from swinv2.convert.files import Weights
 from swinv2.convert.recognise import recognise
-from swinv2.zoo import CHECKPOINTS, SIZES, Checkpoint
+from swinv2.zoo import CHECKPOINTS, PRESETS, Checkpoint
 
 TORCHVISION = {"swin_v2_t": "tiny", "swin_v2_s": "small", "swin_v2_b": "base"}
 
 
 def sizes_of(checkpoint: Checkpoint) -> foreign.Sizes:
-    size = SIZES[checkpoint.size]
+    size = PRESETS[checkpoint.size]
     return foreign.Sizes(
         size.embed_dim,
         size.depths,

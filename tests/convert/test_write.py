@@ -1,4 +1,4 @@
-"""Folders in the form of each library: read again, whole or not there, and refused where it could not compute."""
+"""Folders in the format of each library: read again, whole or not there, and refused where it could not compute."""
 
 import json
 import resource
@@ -75,7 +75,7 @@ def test_windows_that_one_square_gives(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "timm" / "config.json").read_text())["model_args"]["window_size"] == 16
     theirs = transformers.Swinv2ForImageClassification.from_pretrained(tmp_path / "transformers").eval()
     built = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-    check_answers(model, lambda pictures: theirs(pictures).logits, (64, 64))
+    check_answers(model, lambda images: theirs(images).logits, (64, 64))
     check_answers(model, built, (64, 64))
     assert swinv2.load(tmp_path / "microsoft", trained_image_size=64).config.window_size == 16
 

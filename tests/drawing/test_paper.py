@@ -8,7 +8,7 @@ from PIL import Image
 from swinv2.drawing.paper import Sheet, open_figure, printable, save, tile_sheet
 
 
-def test_pictures_lie_pixel_by_pixel(tmp_path: Path) -> None:
+def test_images_lie_pixel_by_pixel(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
     sheet = Sheet(64, 101)
     sheet.lay(7, 11, noise)

@@ -89,7 +89,7 @@ def drawn_lines(monkeypatch: pytest.MonkeyPatch, *arguments: object, **options: 
     return figures[0], figures[0].axes[0].lines
 
 
-def test_points_of_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = [Amplitude(0, 0, 0.5, None, None), Amplitude(1, 1, 2.0, 0.0, 0.25), Amplitude(2, 1, 10.0, 3.0, 4.0)]
     figure, lines = drawn_lines(monkeypatch, {"model": measured}, tmp_path / "a.png", "a $title")
     axes = figure.axes[0]
@@ -106,4 +106,4 @@ def test_points_of_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.undo()
     _, lines = drawn_lines(monkeypatch, {"a": measured, "b": measured}, tmp_path / "b.png", has_branches=False)
     assert [line.get_label() for line in lines][:2] == ["a", "b"]
-    assert json.dumps([each.place for each in measured]) == '["patches", "1.1", "2.1"]'
+    assert json.dumps([each.position for each in measured]) == '["patches", "1.1", "2.1"]'

@@ -60,7 +60,7 @@ def test_every_weight_has_its_place(plan: WindowPlan) -> None:
         own = (keys[query][0][1], keys[query][1][1])
         expected = np.zeros((2, *plan.grid))
         in_window, visible = np.zeros(plan.grid, bool), np.zeros(plan.grid, bool)
-        filling = np.zeros(2)
+        padding = np.zeros(2)
         for key, (row, column) in enumerate(keys):
             value = weights[window, :, query, key].double().numpy()
             if row[0] < plan.grid[0] and column[0] < plan.grid[1]:
@@ -68,10 +68,10 @@ def test_every_weight_has_its_place(plan: WindowPlan) -> None:
                 in_window[row[0], column[0]] = True
                 visible[row[0], column[0]] = (row[1], column[1]) == own
             else:
-                filling += value
+                padding += value
         np.testing.assert_allclose(attention.weights, expected, atol=1e-7)
-        np.testing.assert_allclose(attention.on_filling, filling, atol=1e-6)
-        np.testing.assert_allclose(attention.weights.sum((1, 2)) + attention.on_filling, 1.0, atol=1e-6)
+        np.testing.assert_allclose(attention.on_padding, padding, atol=1e-6)
+        np.testing.assert_allclose(attention.weights.sum((1, 2)) + attention.on_padding, 1.0, atol=1e-6)
         assert np.array_equal(attention.window, in_window)
         assert np.array_equal(attention.visible, visible)
         assert (attention.weights[:, ~visible] == 0).all()
@@ -87,13 +87,13 @@ def test_a_token_or_weights_that_do_not_fit() -> None:
 
 
 def test_the_overlay_colours_the_pixels_of_the_tokens() -> None:
-    picture = np.full((10, 12, 3), 200, np.uint8)
+    rgb = np.full((10, 12, 3), 200, np.uint8)
     weights, visible = np.zeros((3, 3)), np.zeros((3, 3), bool)
     visible[1, 1:] = True
     weights[1, 2] = 0.5
-    # Tokens of 4 x 5 pixels; the last row and column of tokens reach beyond the picture.
-    shown = overlay(picture, weights, visible, (4, 5), 0.5)
-    assert shown.shape == picture.shape
+    # Tokens of 4 x 5 pixels; the last row and column of tokens reach beyond the image.
+    shown = overlay(rgb, weights, visible, (4, 5), 0.5)
+    assert shown.shape == rgb.shape
     is_grey = (shown == shown[..., :1]).all(-1)
     coloured = np.zeros((10, 12), bool)
     coloured[4:8, 5:12] = True
@@ -111,12 +111,12 @@ def test_outlines_and_what_lies_around() -> None:
     assert len(lines) == 6
     assert ((2, 3), (1, 1)) in lines
     assert ((4, 4), (1, 2)) in lines
-    picture = np.zeros((40, 50, 3), np.uint8)
-    assert _around(mask, (10, 10), picture) == (15.0, 0.0, 45.0, 30.0)
-    assert _around(np.ones((4, 5), bool), (10, 10), picture) == (0.0, 0.0, 50.0, 40.0)
+    rgb = np.zeros((40, 50, 3), np.uint8)
+    assert _around(mask, (10, 10), rgb) == (15.0, 0.0, 45.0, 30.0)
+    assert _around(np.ones((4, 5), bool), (10, 10), rgb) == (0.0, 0.0, 50.0, 40.0)
 
 
-def test_the_picture_is_of_many_heads(tmp_path: Path) -> None:
+def test_the_figure_is_of_many_heads(tmp_path: Path) -> None:
     plan = WindowPlan((8, 8), (4, 4), (2, 2))
     weights = torch.full((4, 17, 16, 16), 1 / 16)
     row = StageRow("stage 1", token_attention(weights, plan, (0, 0)), (4, 4))

@@ -62,11 +62,11 @@ def test_colours_span_the_middle_of_the_scores() -> None:
     assert (colours[..., 2] == 0.5).all()
 
 
-def test_pictures_of_wide_and_odd_maps(tmp_path: Path) -> None:
+def test_figures_of_wide_and_odd_maps(tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(0)
     maps = {"stem": principal_components(torch.randn(5, 9, 4, generator=random))}
     maps["stage1"] = principal_components(torch.randn(3, 5, 4, generator=random))
-    picture = np.zeros((19, 35, 3), np.uint8)
-    draw_components(maps, picture, {"stem": (4, 4), "stage1": (8, 8)}, tmp_path / "features.png", "title")
+    rgb = np.zeros((19, 35, 3), np.uint8)
+    draw_components(maps, rgb, {"stem": (4, 4), "stage1": (8, 8)}, tmp_path / "features.png", "title")
     with Image.open(tmp_path / "features.png") as image:
         assert image.size > (300, 300)

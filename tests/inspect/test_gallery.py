@@ -46,14 +46,14 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty files in place of pictures: drawing takes its time, and has tests of its own."""
+    """Empty files in place of images: drawing takes its time, and has tests of its own."""
 
     def touch(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
-    monkeypatch.setattr(gallery, "draw_attention", lambda rows, picture, path, title: touch(path))
-    monkeypatch.setattr(gallery, "draw_components", lambda maps, picture, tokens, path, title: touch(path))
+    monkeypatch.setattr(gallery, "draw_attention", lambda rows, rgb, path, title: touch(path))
+    monkeypatch.setattr(gallery, "draw_components", lambda maps, rgb, tokens, path, title: touch(path))
     monkeypatch.setattr(gallery, "draw_bias", lambda fields, path, title: touch(path))
     monkeypatch.setattr(gallery, "draw_amplitudes", lambda models, path, title: touch(path))
 
@@ -90,7 +90,7 @@ def test_files_and_numbers(model: Path, image: Path, tmp_path: Path) -> None:
     pixels = ViTImageProcessor.from_pretrained(model)(images=read_image(image), return_tensors="pt")
     with torch.no_grad():
         weights = network(**pixels, output_attentions=True).attentions[0]
-    # 12 x 12 tokens with their filling: row 0 goes to 10, column 11 to 9; window (2, 2), place (2, 1) in it.
+    # 12 x 12 tokens with their padding: row 0 goes to 10, column 11 to 9; window (2, 2), place (2, 1) in it.
     window, place = 2 * 3 + 2, 2 * 4 + 1
     assert first["on_itself"] == pytest.approx([float(weights[window, 0, place, place])], rel=1e-4)
 
@@ -132,7 +132,7 @@ def test_several_images_of_one_name_and_a_broken_one(model: Path, image: Path, t
     assert not (tmp_path / "none").exists()
 
 
-def test_the_same_command_draws_the_same_pictures(model: Path, image: Path, tmp_path: Path) -> None:
+def test_the_same_command_draws_the_same_figures(model: Path, image: Path, tmp_path: Path) -> None:
     for output in (tmp_path / "one", tmp_path / "two"):
         assert inspect(image, "-m", model, "-o", output, "--stage", "stage1").stdout == ""
     for path in (tmp_path / "one").iterdir():

@@ -31,10 +31,10 @@ def cropping() -> BitImageProcessor:
     return BitImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 24, "width": 36})
 
 
-def test_the_picture_is_what_enters_the_model() -> None:
+def test_the_image_is_what_enters_the_model() -> None:
     image = noise(24, 36)
     view = look(image, resizing())
-    assert np.array_equal(view.picture, np.asarray(image))
+    assert np.array_equal(view.rgb, np.asarray(image))
     expected = (torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / (
         torch.tensor(STD).view(3, 1, 1)
     )
@@ -52,9 +52,9 @@ def test_the_picture_is_what_enters_the_model() -> None:
         ViTImageProcessor(do_rescale=False, image_mean=[124, 116, 104], image_std=[58, 57, 57], do_resize=False),
     ],
 )
-def test_pictures_of_processors_that_normalise_otherwise(processor: ViTImageProcessor) -> None:
+def test_images_of_processors_that_normalise_otherwise(processor: ViTImageProcessor) -> None:
     image = noise(16, 20)
-    assert np.abs(look(image, processor).picture.astype(int) - np.asarray(image)).max() <= 1
+    assert np.abs(look(image, processor).rgb.astype(int) - np.asarray(image)).max() <= 1
 
 
 @pytest.mark.parametrize("processor", [resizing(), cropping()], ids=["resized", "cropped"])
@@ -63,7 +63,7 @@ def test_a_point_is_found_where_the_processor_puts_it(processor: object, point: 
     """A white square around the point is brightest at the pixel that is found."""
     view = look(dot(150, 200, *point, radius=4), processor)
     row, column = view.find(point)
-    brightness = view.picture.astype(int).sum(-1)
+    brightness = view.rgb.astype(int).sum(-1)
     brightest = np.argwhere(brightness == brightness.max()).mean(0)
     assert abs(brightest[0] - row) <= 1
     assert abs(brightest[1] - column) <= 1

@@ -13,7 +13,7 @@ import peers
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.layers.block import SwinTransformerBlock
 from swinv2.ops.backends import CPU, choose_backend
-from swinv2.ops.cpu import blocks, kernels, library, pieces
+from swinv2.ops.cpu import blocks, chunks, kernels, library
 
 FAST = choose_backend("sdpa")
 """The kernels for CPUs where they are compiled."""
@@ -28,7 +28,7 @@ def build(**fields: object) -> Swinv2ForImageClassification:
 
 def cut(patch: pytest.MonkeyPatch) -> None:
     """Has branches be computed in several pieces."""
-    patch.setattr(pieces, "CACHE_BYTES", 2**17)
+    patch.setattr(chunks, "CACHE_BYTES", 2**17)
 
 
 @pytest.fixture
@@ -36,23 +36,23 @@ def images() -> Tensor:
     return torch.randn(6, 3, 50, 70, generator=torch.Generator().manual_seed(1))
 
 
-def test_in_pieces_nothing_changes(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_chunks_nothing_changes(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(monkeypatch)
     with torch.no_grad():
-        answers = [build(attn_implementation=form)(images).logits for form in ("sdpa", "eager")]
+        answers = [build(attn_implementation=backend)(images).logits for backend in ("sdpa", "eager")]
     assert peers.difference(*answers) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_in_pieces_half_precision_is_about_as_exact(
+def test_in_chunks_half_precision_is_about_as_exact(
     dtype: torch.dtype, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut(monkeypatch)
     with torch.no_grad():
         truth = build(attn_implementation="eager")(images).logits
         errors = [
-            peers.difference(build(attn_implementation=form).to(dtype)(images.to(dtype)).logits, truth)
-            for form in ("sdpa", "eager")
+            peers.difference(build(attn_implementation=backend).to(dtype)(images.to(dtype)).logits, truth)
+            for backend in ("sdpa", "eager")
         ]
     assert errors[0] <= 2 * errors[1]
 
@@ -68,14 +68,14 @@ def functions(output: Tensor) -> set[str]:
     return {name for name, _ in names}
 
 
-def one_function(block: SwinTransformerBlock, form: str = CPU) -> set[str]:
+def one_function(block: SwinTransformerBlock, backend: str = CPU) -> set[str]:
     """Which of a block's branches are functions of their own."""
-    found = functions(block(torch.randn(2, 16, 16, block.layernorm_before.normalized_shape[0]), form))
+    found = functions(block(torch.randn(2, 16, 16, block.layernorm_before.normalized_shape[0]), backend))
     return {name for name in ("Attention", "Mlp") if f"_Add{name}Backward" in found}
 
 
 @needs_kernels
-def test_each_branch_is_one_function_in_the_fast_form_only() -> None:
+def test_each_branch_is_one_function_in_the_fast_backend_only() -> None:
     block = build().swinv2.encoder.layers[0].blocks[0]
     assert one_function(block) == {"Attention", "Mlp"}
     assert one_function(block, "eager") == set()
@@ -223,8 +223,8 @@ REPLACED = {
 def test_whatever_stands_in_a_parts_place_is_called(name: str, images: Tensor) -> None:
     """Things too that a block consists of in other places."""
     answers = []
-    for form in ("sdpa", "eager"):
-        model = build(attn_implementation=form)
+    for backend in ("sdpa", "eager"):
+        model = build(attn_implementation=backend)
         block = model.swinv2.encoder.layers[0].blocks[0]
         if name == "intermediate":
             block.output = nn.Identity()
@@ -311,7 +311,7 @@ def test_frozen_layers_get_no_gradient_and_change_no_other(frozen: str, images: 
             torch.testing.assert_close(gradient, gradients[0][name])
 
 
-def test_the_eager_form_has_gradients_of_gradients(images: Tensor) -> None:
+def test_the_eager_backend_has_gradients_of_gradients(images: Tensor) -> None:
     """A penalty on the gradient of the pixels can be trained with."""
     model = build(attn_implementation="eager").double()
     pixels = images[:1].double().requires_grad_()
@@ -332,29 +332,29 @@ def test_the_eager_form_has_gradients_of_gradients(images: Tensor) -> None:
             assert slope_of_penalty == pytest.approx(parameter.grad.norm().item(), rel=1e-4)
 
 
-def test_the_fast_form_says_that_it_has_none(images: Tensor) -> None:
+def test_the_fast_backend_says_that_it_has_none(images: Tensor) -> None:
     pixels = images[:1].requires_grad_()
     (slope,) = torch.autograd.grad(build()(pixels).logits.sum(), pixels, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.square().sum().backward()
 
 
-@pytest.mark.parametrize("form", ["eager", "sdpa"])
-def test_operations_are_counted_in_full(form: str) -> None:
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_operations_are_counted_in_full(backend: str) -> None:
     """torch's counter of floating-point operations gives what it gives for transformers' model.
 
-    Its table has no line for torch's attention on a CPU: in the fast form, what is left is all but the attention.
+    Its table has no line for torch's attention on a CPU: in the fast backend, what is left is all but the attention.
     """
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import Swinv2Config as TheirConfig
     from transformers import Swinv2ForImageClassification as TheirModel
 
     counts = []
-    for model in (build(attn_implementation=form), TheirModel(TheirConfig(**SMALL)).eval()):
+    for model in (build(attn_implementation=backend), TheirModel(TheirConfig(**SMALL)).eval()):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, 64, 64))
         by_operation = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
-        counts.append({name: n for name, n in by_operation.items() if form == "eager" or "bmm" not in name})
+        counts.append({name: n for name, n in by_operation.items() if backend == "eager" or "bmm" not in name})
     assert {name: n for name, n in counts[0].items() if "attention" not in name} == counts[1]
 
 
@@ -362,13 +362,13 @@ class TestDroppedSamples:
     """Branches of samples that drop path drops are not computed; nothing else changes."""
 
     @staticmethod
-    def run(form: str, seed: int, rate: float) -> list[Tensor]:
+    def run(backend: str, seed: int, rate: float) -> list[Tensor]:
         """The answer with the gradients of input and parameters."""
         block = build(drop_path_rate=0.5).double().train().swinv2.encoder.layers[1].blocks[1]
         block.drop_path.rate = rate
         x = torch.randn(6, 8, 8, 48, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
         torch.manual_seed(seed)
-        answer = block(x, form)
+        answer = block(x, backend)
         after = torch.rand(1)
         answer.square().sum().backward()
         gradients = [parameter.grad for parameter in block.parameters()]
@@ -400,9 +400,9 @@ class TestDroppedSamples:
         block = build(drop_path_rate=0.5).train().swinv2.encoder.layers[1].blocks[1]
         x = torch.randn(6, 8, 8, 48)
         dtypes = set()
-        for form in (FAST, "eager"):
+        for backend in (FAST, "eager"):
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                dtypes.add(block(x, form).dtype)
+                dtypes.add(block(x, backend).dtype)
         assert len(dtypes) == 1
 
     def test_who_watches_sees_all(self) -> None:

@@ -45,13 +45,13 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
 
 
 @pytest.mark.parametrize("window", [(1, 1), WINDOW, (20, 9)], ids=str)
-def test_pieces_change_nothing(window: tuple[int, int], evaluations: mock.Mock) -> None:
+def test_chunks_change_nothing(window: tuple[int, int], evaluations: mock.Mock) -> None:
     """Table and gradients, in fp64; the largest window has three pieces, the last of them not full."""
     network = make(torch.float64)
     results = []
-    for form in (plain, fast):
+    for backend in (plain, fast):
         network.zero_grad()
-        table = form(network, window)
+        table = backend(network, window)
         (table * torch.linspace(-1, 2, table.numel(), dtype=torch.float64).view_as(table)).sum().backward()
         results.append([table.detach(), *(parameter.grad.clone() for parameter in network.parameters())])
     assert evaluations.call_count == 1

@@ -1,4 +1,4 @@
-"""Every form of cosine window attention against a definition in four loops, by one table of cases."""
+"""Every backend of cosine window attention against a definition in four loops, by one table of cases."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attention_cases import CASES, FAST_FORMS, FORMS, FORMS_WITH_DROPOUT, Case, Form, draw, error, random_cases
+from attention_cases import (
+    CASES,
+    FAST_IMPLEMENTATIONS,
+    IMPLEMENTATIONS,
+    IMPLEMENTATIONS_WITH_DROPOUT,
+    Case,
+    Implementation,
+    draw,
+    error,
+    random_cases,
+)
 from swinv2.ops import reference, sdpa
 from swinv2.ops.backends import BACKENDS, Call, choose_backend, explain_backend, window_attention
 from swinv2.ops.cpu import attention, library
@@ -27,7 +37,7 @@ def four_loops(
     """The definition, without any of the package's geometry: loops over windows, heads, queries and keys.
 
     A window's tokens are found by counting. A query sees a key if the two lie in the map as they lie in the window;
-    and a key that only fills up, if filling is not hidden.
+    and a key that only fills up, if padding is not hidden.
     """
     (height, width), (window_height, window_width) = plan.grid, plan.window
     padded_height = math.ceil(height / window_height) * window_height
@@ -89,76 +99,82 @@ ALL_CASES = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 @pytest.mark.parametrize(
-    ("case", "form"),
+    ("case", "backend"),
     [
         # The interpreter takes seconds.
         pytest.param(
-            case, form, marks=[pytest.mark.slow] if form == "triton" and index % 3 else [], id=f"{form}-{case.name}"
+            case,
+            backend,
+            marks=[pytest.mark.slow] if backend == "triton" and index % 3 else [],
+            id=f"{backend}-{case.name}",
         )
-        for form in FORMS
+        for backend in IMPLEMENTATIONS
         for index, case in enumerate(CASES)
     ],
 )
-def test_the_definition(form: str, case: Case) -> None:
-    """In float64 every form gives the definition's answer and gradients."""
-    results = draw(case).call(FORMS[form], case.plan, torch.float64)
+def test_the_definition(backend: str, case: Case) -> None:
+    """In float64 every backend gives the definition's answer and gradients."""
+    results = draw(case).call(IMPLEMENTATIONS[backend], case.plan, torch.float64)
     errors = {name: error(result, truth(case)[name]) for name, result in results.items()}
     assert {name: value for name, value in errors.items() if not value < 1e-12} == {}
 
 
 @pytest.mark.parametrize(
-    ("case", "form"),
+    ("case", "backend"),
     [
         # The interpreter takes seconds.
         pytest.param(
-            case, form, marks=[pytest.mark.slow] if form == "triton" and index % 26 else [], id=f"{form}-{case.name}"
+            case,
+            backend,
+            marks=[pytest.mark.slow] if backend == "triton" and index % 26 else [],
+            id=f"{backend}-{case.name}",
         )
-        for form in FAST_FORMS
+        for backend in FAST_IMPLEMENTATIONS
         for index, case in enumerate(CASES)
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_fast_form_is_no_less_exact_than_the_plain_one(form: str, dtype: torch.dtype, case: Case) -> None:
-    """In lower precision a fast form's error is at most twice that of the plain form, three times for gradients.
+def test_a_fast_backend_is_no_less_exact_than_the_plain_one(backend: str, dtype: torch.dtype, case: Case) -> None:
+    """In lower precision a fast backend's error is at most twice that of the plain backend, three times for gradients.
 
     Errors are averages over many numbers: the maps are more than in the table, and as a scale's gradient has but a few
     numbers, which may by luck be exact, so are the draws. The floor: every number is rounded once.
     """
-    case = replace(case, batch=2 if form == "triton" else 8, heads=3)
+    case = replace(case, batch=2 if backend == "triton" else 8, heads=3)
     errors = {}
-    for seed in range(1 if form == "triton" else 4):
+    for seed in range(1 if backend == "triton" else 4):
         inputs = draw(case, seed)
-        exact = inputs.call(FORMS["reference"], case.plan, torch.float64)
-        for name in ("reference", form):
-            for tensor, result in inputs.call(FORMS[name], case.plan, dtype).items():
+        exact = inputs.call(IMPLEMENTATIONS["reference"], case.plan, torch.float64)
+        for name in ("reference", backend):
+            for tensor, result in inputs.call(IMPLEMENTATIONS[name], case.plan, dtype).items():
                 errors[name, tensor] = errors.get((name, tensor), 0.0) + error(result, exact[tensor])
     excess = {}
     for tensor in exact:
         allowed = (2 if tensor == "output" else 3) * errors["reference", tensor] + (seed + 1) * torch.finfo(dtype).eps
-        if not errors[form, tensor] <= allowed:
-            excess[tensor] = (errors[form, tensor], allowed)
+        if not errors[backend, tensor] <= allowed:
+            excess[tensor] = (errors[backend, tensor], allowed)
     assert excess == {}
 
 
-@pytest.mark.parametrize("form", [form for form in FAST_FORMS if form != "triton"])
+@pytest.mark.parametrize("backend", [backend for backend in FAST_IMPLEMENTATIONS if backend != "triton"])
 @given(case=random_cases(), seed=st.integers(0, 1000))
 @settings(deadline=None, max_examples=60)
-def test_a_fast_form_is_the_plain_one_on_random_plans(form: str, case: Case, seed: int) -> None:
-    """In float64 the forms agree on any map, window, shift and padding, in answer and gradients."""
-    agree(form, case, seed)
+def test_a_fast_backend_is_the_plain_one_on_random_plans(backend: str, case: Case, seed: int) -> None:
+    """In float64 the backends agree on any map, window, shift and padding, in answer and gradients."""
+    agree(backend, case, seed)
 
 
 @given(case=random_cases(), seed=st.integers(0, 1000))
 @settings(deadline=None, max_examples=4)
-def test_the_fused_form_is_the_plain_one_on_random_plans(case: Case, seed: int) -> None:
-    """As the other forms; the interpreter is slow."""
+def test_the_fused_backend_is_the_plain_one_on_random_plans(case: Case, seed: int) -> None:
+    """As the other backends; the interpreter is slow."""
     agree("triton", case, seed)
 
 
-def agree(form: str, case: Case, seed: int) -> None:
-    """Holds a form's answer and gradients to the plain form's in float64."""
+def agree(backend: str, case: Case, seed: int) -> None:
+    """Holds a backend's answer and gradients to the plain backend's in float64."""
     inputs = draw(case, seed)
-    plain, fast = (inputs.call(FORMS[name], case.plan, torch.float64) for name in ("reference", form))
+    plain, fast = (inputs.call(IMPLEMENTATIONS[name], case.plan, torch.float64) for name in ("reference", backend))
     for name, expected in plain.items():
         # Absolute: the gradient of a scale is a sum that may cancel to nothing (a window of one token).
         torch.testing.assert_close(fast[name], expected, rtol=1e-10, atol=1e-11)
@@ -167,18 +183,18 @@ def agree(form: str, case: Case, seed: int) -> None:
 def test_no_images_at_all() -> None:
     """A batch of nothing comes back as nothing, with gradients of the right shapes."""
     case = replace(CASES[0], batch=0)
-    results = draw(case).call(FORMS["sdpa"], case.plan, torch.float32)
+    results = draw(case).call(IMPLEMENTATIONS["sdpa"], case.plan, torch.float32)
     assert all(torch.isfinite(result).all() for result in results.values())
 
 
 @ALL_CASES
-@pytest.mark.parametrize("form", FORMS)
-def test_no_argument_is_changed(form: str, case: Case) -> None:
+@pytest.mark.parametrize("backend", IMPLEMENTATIONS)
+def test_no_argument_is_changed(backend: str, case: Case) -> None:
     """The arguments are after the call what they were before."""
     tensors = {name: tensor.float() for name, tensor in draw(case).tensors.items()}
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     q, k, v, bias_table, scale, padded_value = tensors.values()
-    FORMS[form](q, k, v, bias_table, scale, case.plan, padded_value)
+    IMPLEMENTATIONS[backend](q, k, v, bias_table, scale, case.plan, padded_value)
     for name, tensor in tensors.items():
         assert torch.equal(tensor, before[name]), name
 
@@ -197,9 +213,9 @@ def test_weights_sum_to_one_and_do_not_cross_regions(case: Case) -> None:
         assert (by_window.masked_select(hidden[:, None]) == 0).all()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_nothing_leaks_across_regions_at_the_sharpest_scale(form: str, dtype: torch.dtype) -> None:
+def test_nothing_leaks_across_regions_at_the_sharpest_scale(backend: str, dtype: torch.dtype) -> None:
     """Scale 100, allowed keys at cosine -1, hidden ones at +1: an additive -100 would give the hidden ones it all.
 
     Along a shifted axis of four tokens in windows of two, token 0 and token 3 share a window across the map's edge.
@@ -212,55 +228,55 @@ def test_nothing_leaks_across_regions_at_the_sharpest_scale(form: str, dtype: to
     v[:, 0], v[:, 3] = 1, -1
     table_dtype = torch.promote_types(dtype, torch.float32)
     bias_table, scale = torch.zeros(1, 3, 1, dtype=table_dtype), torch.full((1,), 100.0, dtype=table_dtype)
-    output = FORMS[form](q, k, v, bias_table, scale, plan, None)
+    output = IMPLEMENTATIONS[backend](q, k, v, bias_table, scale, plan, None)
     assert (output[:, 0] == 1).all()
     assert (output[:, 3] == -1).all()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("mask_padding", [False, True])
-def test_keys_of_zero_give_numbers(form: str, dtype: torch.dtype, mask_padding: bool) -> None:
+def test_keys_of_zero_give_numbers(backend: str, dtype: torch.dtype, mask_padding: bool) -> None:
     """Filling tokens have keys of exactly zero, and so may tokens of the map: no NaN, not in fp16 either."""
     case = Case("zeros", (5, 4), (4, 4), (2, 2), mask_padding=mask_padding)
     inputs = draw(case)
-    for name, result in inputs.call(FORMS[form], case.plan, dtype).items():
+    for name, result in inputs.call(IMPLEMENTATIONS[backend], case.plan, dtype).items():
         assert result.isfinite().all(), name
     inputs.tensors["k"][:, :2] = 0
     inputs.tensors["q"][:, 0] = 0
     # Forwards only: the direction of a vector of zeros has no finite gradient.
-    assert inputs.call(FORMS[form], case.plan, dtype)["output"].isfinite().all()
+    assert inputs.call(IMPLEMENTATIONS[backend], case.plan, dtype)["output"].isfinite().all()
 
 
 @pytest.mark.parametrize(
     # The interpreter takes seconds.
-    "form",
-    [pytest.param(form, marks=[pytest.mark.slow] if form == "triton" else []) for form in FORMS],
+    "backend",
+    [pytest.param(backend, marks=[pytest.mark.slow] if backend == "triton" else []) for backend in IMPLEMENTATIONS],
 )
-def test_hidden_padding_does_not_matter(form: str) -> None:
-    """What filling tokens carry changes the answer by default, and neither answer nor gradient if they are hidden."""
+def test_hidden_padding_does_not_matter(backend: str) -> None:
+    """What padding tokens carry changes the answer by default, and neither answer nor gradient if they are hidden."""
     for mask_padding in (False, True):
         case = Case("padding", (5, 7), (4, 4), (2, 2), mask_padding=mask_padding)
         inputs = draw(case)
-        before = inputs.call(FORMS[form], case.plan, torch.float64)
+        before = inputs.call(IMPLEMENTATIONS[backend], case.plan, torch.float64)
         inputs.tensors["padded_value"] += 100
-        after = inputs.call(FORMS[form], case.plan, torch.float64)
+        after = inputs.call(IMPLEMENTATIONS[backend], case.plan, torch.float64)
         assert torch.equal(before["output"], after["output"]) == mask_padding
         assert (not before["padded_value"].any()) == mask_padding
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_values_of_filling_tokens_are_zero_if_not_given(form: str) -> None:
+@pytest.mark.parametrize("backend", IMPLEMENTATIONS)
+def test_values_of_padding_tokens_are_zero_if_not_given(backend: str) -> None:
     """No padded_value is a padded_value of zeros."""
     case = Case("padding", (5, 7), (4, 4), (2, 2))
     q, k, v, bias_table, scale, padded_value = draw(case).tensors.values()
-    without = FORMS[form](q, k, v, bias_table, scale, case.plan)
-    with_zeros = FORMS[form](q, k, v, bias_table, scale, case.plan, torch.zeros_like(padded_value))
+    without = IMPLEMENTATIONS[backend](q, k, v, bias_table, scale, case.plan)
+    with_zeros = IMPLEMENTATIONS[backend](q, k, v, bias_table, scale, case.plan, torch.zeros_like(padded_value))
     assert torch.equal(without, with_zeros)
 
 
-def test_a_filling_tokens_query_shows_in_the_weights_only() -> None:
-    """The query of filling tokens decides rows of the attention weights that the map never uses."""
+def test_a_padding_tokens_query_shows_in_the_weights_only() -> None:
+    """The query of padding tokens decides rows of the attention weights that the map never uses."""
     case = Case("padding", (5, 7), (4, 4), (2, 2))
     q, k, v, bias_table, scale, padded_value = draw(case).tensors.values()
     arguments = (q, k, v, bias_table, scale, case.plan, padded_value)
@@ -270,16 +286,16 @@ def test_a_filling_tokens_query_shows_in_the_weights_only() -> None:
     assert not torch.equal(weights, other_weights)
 
 
-@pytest.mark.parametrize("form", FORMS_WITH_DROPOUT)
-def test_dropout_drops_weights_and_keeps_their_mean(form: str) -> None:
+@pytest.mark.parametrize("backend", IMPLEMENTATIONS_WITH_DROPOUT)
+def test_dropout_drops_weights_and_keeps_their_mean(backend: str) -> None:
     """Dropout changes the answer from call to call, and on average not at all."""
     case = Case("dropout", (4, 4), (4, 4))
     q, k, v, bias_table, scale, padded_value = (tensor.float() for tensor in draw(case).tensors.values())
     repeats = 2000
     many = [tensor.expand(repeats, *tensor.shape[1:]).contiguous() for tensor in (q, k, v)]
     torch.manual_seed(0)
-    answers = FORMS[form](*many, bias_table, scale, case.plan, padded_value, 0.3)
-    plain = FORMS[form](q, k, v, bias_table, scale, case.plan, padded_value, 0.0)
+    answers = IMPLEMENTATIONS[backend](*many, bias_table, scale, case.plan, padded_value, 0.3)
+    plain = IMPLEMENTATIONS[backend](q, k, v, bias_table, scale, case.plan, padded_value, 0.0)
     assert not torch.equal(answers[0], answers[1])
     # Five standard errors of the mean.
     assert ((answers.mean(0) - plain[0]).abs() <= 5 * answers.std(0) / repeats**0.5 + 1e-6).all()
@@ -304,29 +320,29 @@ ON_GPU = Call(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(8, 64, 6
 
 
 class TestDispatch:
-    """Which form runs is said, not guessed."""
+    """Which backend runs is said, not guessed."""
 
-    def test_weights_need_the_eager_form(self) -> None:
-        """Only the plain form has attention weights."""
+    def test_weights_need_the_eager_backend(self) -> None:
+        """Only the plain backend has attention weights."""
         assert choose_backend("sdpa") == FAST
         for requested in ("triton", "sdpa", "eager"):
             assert choose_backend(requested, Call(wants_weights=True)) == "eager"
 
-    def test_an_unknown_form_is_refused(self) -> None:
+    def test_an_unknown_backend_is_refused(self) -> None:
         """The refusal names what was asked for and what there is."""
         with pytest.raises(ValueError, match=r"attn_implementation is 'flash_attention_2'.*'sdpa'.*'eager'"):
             choose_backend("flash_attention_2")
 
     @pytest.mark.parametrize("wants_weights", [False, True])
-    def test_every_form_is_explained(self, wants_weights: bool) -> None:
-        """One line says what runs; every other form has a line with the reason why not."""
+    def test_every_backend_is_explained(self, wants_weights: bool) -> None:
+        """One line says what runs; every other backend has a line with the reason why not."""
         for backend in BACKENDS:
             lines = explain_backend(backend.name, Call(wants_weights)).splitlines()
             assert len(lines) == len(BACKENDS)
             assert sum(" runs: " in line for line in lines) == 1
 
     @pytest.mark.usefixtures("no_gpu")
-    def test_without_a_gpu_the_next_form_runs_and_says_why(self) -> None:
+    def test_without_a_gpu_the_next_backend_runs_and_says_why(self) -> None:
         """A model that asks for the kernels is answered on a CPU too."""
         on_cpu = replace(ON_GPU, device=torch.device("cpu"))
         assert choose_backend("triton", on_cpu) == FAST
@@ -352,7 +368,7 @@ class TestDispatch:
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
-    def test_what_the_kernels_cannot_do_goes_to_the_next_form(self, call: Call, reason: str) -> None:
+    def test_what_the_kernels_cannot_do_goes_to_the_next_backend(self, call: Call, reason: str) -> None:
         """With the reason in words."""
         assert choose_backend("triton", call) in ("cpu", "sdpa")
         assert reason in explain_backend("triton", call)
@@ -363,16 +379,16 @@ class TestDispatch:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
         assert "compute capability 7.5; it needs 8.0" in explain_backend("triton", ON_GPU)
 
-    def test_all_forms_through_one_door(self) -> None:
-        """`window_attention` returns the map of the form asked for, and weights from the plain one."""
+    def test_all_backends_through_one_door(self) -> None:
+        """`window_attention` returns the map of the backend asked for, and weights from the plain one."""
         case = CASES[11]
         arguments = list(draw(case).tensors.values())
         arguments.insert(5, case.plan)
         eager, weights = window_attention(*arguments, backend="eager")
         assert weights is not None
-        for form, door in (("sdpa", sdpa), ("triton", launch), ("cpu", attention)):
+        for backend, door in (("sdpa", sdpa), ("triton", launch), ("cpu", attention)):
             with mock.patch.object(door, "window_attention", side_effect=door.window_attention) as spy:
-                fast, nothing = window_attention(*arguments, backend=form)
+                fast, nothing = window_attention(*arguments, backend=backend)
             assert spy.call_count == 1
             torch.testing.assert_close(fast, eager)
             assert nothing is None
@@ -384,27 +400,31 @@ class TestAutocast:
     CASE = Case("autocast", (5, 7), (3, 3), (1, 1), batch=2, heads=3)
 
     @staticmethod
-    def call(form: Form, forward: bool, backward: bool) -> tuple[Tensor, ...]:
+    def call(backend: Implementation, forward: bool, backward: bool) -> tuple[Tensor, ...]:
         """The answer and the gradients, with autocast around the passes that are named."""
         inputs = draw(TestAutocast.CASE)
         leaves = [tensor.float().requires_grad_() for tensor in inputs.tensors.values()]
         with torch.autocast("cpu", torch.bfloat16, enabled=forward):
-            attended = form(*leaves[:5], TestAutocast.CASE.plan, leaves[5])
+            attended = backend(*leaves[:5], TestAutocast.CASE.plan, leaves[5])
         with torch.autocast("cpu", torch.bfloat16, enabled=backward):
             gradients = torch.autograd.grad(attended, leaves, inputs.direction.to(attended.dtype))
         return attended.detach(), *gradients
 
     @pytest.mark.parametrize(
-        ("form", "forward", "backward"),
+        ("backend", "forward", "backward"),
         [
             # The interpreter takes seconds.
-            pytest.param(form, *passes, marks=[pytest.mark.slow] if form == "triton" and passes != (True, True) else [])
-            for form in FAST_FORMS
+            pytest.param(
+                backend, *passes, marks=[pytest.mark.slow] if backend == "triton" and passes != (True, True) else []
+            )
+            for backend in FAST_IMPLEMENTATIONS
             for passes in ((True, False), (False, True), (True, True))
         ],
     )
-    def test_it_does_not_fail(self, form: str, forward: bool, backward: bool) -> None:
+    def test_it_does_not_fail(self, backend: str, forward: bool, backward: bool) -> None:
         for ours, exact in zip(
-            self.call(FORMS[form], forward, backward), self.call(FORMS["reference"], False, False), strict=True
+            self.call(IMPLEMENTATIONS[backend], forward, backward),
+            self.call(IMPLEMENTATIONS["reference"], False, False),
+            strict=True,
         ):
             assert error(ours, exact) < 3e-2

@@ -35,8 +35,8 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
 def block(
     dtype: torch.dtype, seed: int, shift: tuple[int, int], window: tuple[int, int], has_extra_norm: bool = False
 ) -> BlockTensors:
-    def layer(out: int, into: int, number: int, has_bias: bool = True) -> tuple[Tensor, Tensor | None]:
-        weight, bias = (draw(*shape, dtype=dtype, seed=seed + number) for shape in ((out, into), (out,)))
+    def layer(out: int, in_proj: int, number: int, has_bias: bool = True) -> tuple[Tensor, Tensor | None]:
+        weight, bias = (draw(*shape, dtype=dtype, seed=seed + number) for shape in ((out, in_proj), (out,)))
         return weight, bias if has_bias else None
 
     def norm(number: int) -> tuple[Tensor, Tensor, float, float]:
@@ -44,15 +44,15 @@ def block(
 
     return BlockTensors(
         qkv=[layer(CHANNELS, CHANNELS, number, number != 1) for number in range(3)],
-        last=layer(CHANNELS, CHANNELS, 3),
+        out_proj=layer(CHANNELS, CHANNELS, 3),
         bias_table=draw(HEADS, 2 * window[0] - 1, 2 * window[1] - 1, dtype=precise(dtype), seed=seed + 4),
         scale=torch.tensor([5.0, 20.0], dtype=precise(dtype)),
         window=window,
         shift=shift,
         mask_padding=False,
         attention_norm=norm(5),
-        widen=layer(HIDDEN, CHANNELS, 7),
-        narrow=layer(CHANNELS, HIDDEN, 8),
+        fc1=layer(HIDDEN, CHANNELS, 7),
+        fc2=layer(CHANNELS, HIDDEN, 8),
         mlp_norm=norm(9),
         extra_norm=norm(11) if has_extra_norm else None,
     )
@@ -62,8 +62,8 @@ def one_after_the_other(blocks: list[BlockTensors], x: Tensor) -> Tensor:
     for each in blocks:
         plan = WindowPlan((x.shape[1], x.shape[2]), each.window, each.shift, each.mask_padding)
         x = x.clone()
-        add_attention(x, each.qkv, each.last, each.bias_table, each.scale, plan, each.attention_norm, x)
-        add_mlp(x.flatten(0, 2), each.widen, each.narrow, each.mlp_norm, x.flatten(0, 2))
+        add_attention(x, each.qkv, each.out_proj, each.bias_table, each.scale, plan, each.attention_norm, x)
+        add_mlp(x.flatten(0, 2), each.fc1, each.fc2, each.mlp_norm, x.flatten(0, 2))
         if each.extra_norm is not None:
             weight, bias, eps, _ = each.extra_norm
             x = F.layer_norm(x.double(), (CHANNELS,), weight.double(), bias.double(), eps).to(x.dtype)
@@ -86,16 +86,16 @@ def test_a_run_is_its_branches(
         block(dtype, 100, shift, window, True),
         block(dtype, 200, (0, 0), window),
     ]
-    x, before = draw(*shape, CHANNELS, dtype=dtype, seed=1) * 4, torch.get_num_threads()
+    x, gelu_in = draw(*shape, CHANNELS, dtype=dtype, seed=1) * 4, torch.get_num_threads()
     expected, prepared = one_after_the_other(blocks, x), PreparedBlocks(blocks)
     torch.set_num_threads(threads)
     try:
         answers = [run_blocks(prepared, x), run_blocks(prepared, x, torch.empty_like(x))]
         answers.append(run_blocks(prepared, x.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0)))
-        room = x.clone()
-        answers.append(run_blocks(prepared, room, room))
+        buffer = x.clone()
+        answers.append(run_blocks(prepared, buffer, buffer))
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(gelu_in)
     # Between branches the numbers are not rounded to 16 bits.
     rounding = {torch.float64: 1e-12, torch.float32: 1e-4}.get(dtype, 40 * torch.finfo(dtype).eps)
     for answer in answers:
@@ -125,11 +125,11 @@ def test_heads_and_windows_of_any_size(
     table, scale = draw(heads, 2 * window[0] - 1, 2 * window[1] - 1).double(), torch.full((heads,), 10.0).double()
     weight, bias = draw(channels, seed=5).double(), draw(channels, seed=6).double()
     q, k, v = (F.linear(x, *layer).unflatten(-1, (heads, -1)) for layer in layers[:3])
-    filling = layers[2][1].view(heads, -1)
-    attended, _ = reference.window_attention(q, k, v, table, scale, plan, filling)
-    work = F.linear(attended.flatten(-2), *layers[3])
-    expected = x + F.layer_norm(work, (channels,), weight, bias, 1e-5)
-    before = torch.get_num_threads()
+    padding = layers[2][1].view(heads, -1)
+    attended, _ = reference.window_attention(q, k, v, table, scale, plan, padding)
+    branch_out = F.linear(attended.flatten(-2), *layers[3])
+    expected = x + F.layer_norm(branch_out, (channels,), weight, bias, 1e-5)
+    gelu_in = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for dtype, bound in ((torch.float64, 1e-9), (torch.float32, 2e-4)):
@@ -138,7 +138,7 @@ def test_heads_and_windows_of_any_size(
             add_attention(x.to(dtype), some[:3], some[3], table.to(dtype), scale.to(dtype), plan, norm, out)
             torch.testing.assert_close(out.double(), expected, rtol=bound, atol=bound)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(gelu_in)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -157,18 +157,18 @@ def test_windows_are_joined_projected_and_normalised(
     shape: tuple[int, ...], window: tuple[int, int], out: int, has_bias: bool, dtype: torch.dtype, threads: int
 ) -> None:
     joined, (down, across) = shape[3] * window[0] * window[1], window
-    x, weight, before = draw(*shape, dtype=dtype) * 4, draw(out, joined, dtype=dtype, seed=1), torch.get_num_threads()
+    x, weight, gelu_in = draw(*shape, dtype=dtype) * 4, draw(out, joined, dtype=dtype, seed=1), torch.get_num_threads()
     bias = draw(out, dtype=dtype, seed=2) if has_bias else None
     norm = draw(out, dtype=dtype, seed=3), draw(out, dtype=dtype, seed=4)
     padded = F.pad(x.double(), (0, 0, 0, -shape[2] % across, 0, -shape[1] % down))
     tokens = padded.unflatten(2, (-1, across)).unflatten(1, (-1, down)).permute(0, 1, 3, 4, 2, 5).flatten(3)
-    work = F.linear(tokens, weight.double(), None if bias is None else bias.double())
-    expected = F.layer_norm(work, (out,), norm[0].double(), norm[1].double(), 1e-5).to(dtype)
+    branch_out = F.linear(tokens, weight.double(), None if bias is None else bias.double())
+    expected = F.layer_norm(branch_out, (out,), norm[0].double(), norm[1].double(), 1e-5).to(dtype)
     torch.set_num_threads(threads)
     try:
         answer = project(PreparedProjection((weight, bias), (*norm, 1e-5, 1.0), window), x)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(gelu_in)
     rounding = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, torch.finfo(dtype).eps)
     torch.testing.assert_close(answer, expected, rtol=rounding, atol=rounding)
 
@@ -176,21 +176,21 @@ def test_windows_are_joined_projected_and_normalised(
 def test_numbers_may_change_in_place() -> None:
     tensors = block(torch.float32, 0, (0, 0), (2, 2))
     x, prepared = draw(1, 4, 4, CHANNELS), PreparedBlocks([tensors])
-    before = run_blocks(prepared, x)
-    tensors.widen[0].mul_(2)
+    gelu_in = run_blocks(prepared, x)
+    tensors.fc1[0].mul_(2)
     torch.testing.assert_close(run_blocks(prepared, x), one_after_the_other([tensors], x))
-    assert not torch.equal(run_blocks(prepared, x), before)
+    assert not torch.equal(run_blocks(prepared, x), gelu_in)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     good = block(torch.float32, 0, (0, 0), (2, 2))
     bad = {
-        r"has shape \(20, 19\)": replace(good, last=(draw(20, 19), None)),
+        r"has shape \(20, 19\)": replace(good, out_proj=(draw(20, 19), None)),
         r"bias_table has shape": replace(good, window=(2, 3)),
         r"is on meta": replace(good, mlp_norm=(torch.ones(20, device="meta"), *good.mlp_norm[1:])),
         r"must both be in fp32": replace(good, scale=good.scale.half()),
-        r"of strides .* cannot be prepared": replace(good, widen=(draw(CHANNELS, HIDDEN).T, None)),
-        r"in torch.int64 cannot be prepared": replace(good, last=(torch.ones(20, 20, dtype=torch.int64), None)),
+        r"of strides .* cannot be prepared": replace(good, fc1=(draw(CHANNELS, HIDDEN).T, None)),
+        r"in torch.int64 cannot be prepared": replace(good, out_proj=(torch.ones(20, 20, dtype=torch.int64), None)),
         r"shift .* must be at least 0": replace(good, shift=(2, 0)),
     }
     for message, tensors in bad.items():

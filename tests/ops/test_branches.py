@@ -1,4 +1,4 @@
-"""The residual branches of a block on a CPU, in pieces and with gradients written by hand, against torch's layers."""
+"""The residual branches of a block on a CPU, in chunks and with gradients written by hand, against torch's layers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,21 +13,21 @@ from torch import Tensor
 
 from attention_cases import CASES, Case, error, random_cases
 from swinv2.ops import reference
-from swinv2.ops.cpu import arguments, blocks, branches, kernels, library, linear, pieces
-from swinv2.ops.cpu.branches import Ending, add_attention, add_mlp
+from swinv2.ops.cpu import arguments, blocks, branches, chunks, kernels, library, linear
+from swinv2.ops.cpu.branches import Epilogue, add_attention, add_mlp
 from swinv2.ops.precision import precise
 
 pytestmark = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
 
 HIDDEN = 20
 SMALL_CACHE = 4000
-"""Bytes: with it every image is a piece of its own, and its tokens are several, of which none is large."""
+"""Bytes: with it every image is a chunk of its own, and its tokens are several, of which none is large."""
 
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "CACHE_BYTES", SMALL_CACHE)
-    monkeypatch.setattr(branches, "SMALLEST_PIECE", 10)
+    monkeypatch.setattr(chunks, "CACHE_BYTES", SMALL_CACHE)
+    monkeypatch.setattr(branches, "SMALLEST_CHUNK", 10)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Branch:
 
     def results(
         self,
-        form: Callable[..., Tensor],
+        backend: Callable[..., Tensor],
         dtype: torch.dtype = torch.float64,
         autocast: torch.dtype | None = None,
         frozen: tuple[str, ...] = (),
@@ -54,7 +54,7 @@ class Branch:
         for name, leaf in leaves.items():
             leaf.requires_grad_(name not in frozen)
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
-            answer = form(**leaves)
+            answer = backend(**leaves)
         answer.backward(random(*answer.shape, seed=99).to(answer.dtype))
         return {"answer": answer.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
 
@@ -68,10 +68,10 @@ def parameters(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
 
 
 def finish(
-    x: Tensor, work: Tensor, norm_weight: Tensor, norm_bias: Tensor, kept: Tensor | None, factor: float
+    x: Tensor, branch_out: Tensor, norm_weight: Tensor, norm_bias: Tensor, kept: Tensor | None, factor: float
 ) -> Tensor:
     """The residual line as a block has it."""
-    branch = F.layer_norm(work, work.shape[-1:], norm_weight, norm_bias, 1e-5) * factor
+    branch = F.layer_norm(branch_out, branch_out.shape[-1:], norm_weight, norm_bias, 1e-5) * factor
     return x + (branch if kept is None else torch.where(kept[:, None, None, None], branch, 0.0))
 
 
@@ -88,18 +88,18 @@ def attention_branch(case: Case, kept: Tensor | None = None, factor: float = 1.0
         return [(leaves[f"w_{name}"], leaves.get(f"b_{name}")) for name in ("q", "k", "v", "last")]
 
     def ours(**leaves: Tensor) -> Tensor:
-        *qkv, last = layers(leaves)
-        end = Ending(leaves["norm_weight"], leaves["norm_bias"], 1e-5, kept, factor)
-        return add_attention(leaves["x"], qkv, last, leaves["bias_table"], leaves["scale"], case.plan, end)
+        *qkv, out_proj = layers(leaves)
+        epilogue = Epilogue(leaves["norm_weight"], leaves["norm_bias"], 1e-5, kept, factor)
+        return add_attention(leaves["x"], qkv, out_proj, leaves["bias_table"], leaves["scale"], case.plan, epilogue)
 
     def plain(**leaves: Tensor) -> Tensor:
         x, heads = leaves["x"], (case.heads, -1)
-        *qkv, last = layers(leaves)
+        *qkv, out_proj = layers(leaves)
         q, k, v = (F.linear(x, *each).unflatten(-1, heads) for each in qkv)
-        filling = None if qkv[2][1] is None else qkv[2][1].to(v.dtype).unflatten(-1, heads)
-        attended, _ = reference.window_attention(q, k, v, leaves["bias_table"], leaves["scale"], case.plan, filling)
-        work = F.linear(attended.flatten(-2), *last)
-        return finish(x, work, leaves["norm_weight"], leaves["norm_bias"], kept, factor)
+        padding = None if qkv[2][1] is None else qkv[2][1].to(v.dtype).unflatten(-1, heads)
+        attended, _ = reference.window_attention(q, k, v, leaves["bias_table"], leaves["scale"], case.plan, padding)
+        branch_out = F.linear(attended.flatten(-2), *out_proj)
+        return finish(x, branch_out, leaves["norm_weight"], leaves["norm_bias"], kept, factor)
 
     return Branch(leaves, ours, plain)
 
@@ -117,13 +117,13 @@ def mlp_branch(
     leaves = {"x": random(batch, *grid, 8)} | parameters(shapes)
 
     def ours(**leaves: Tensor) -> Tensor:
-        end = Ending(leaves["norm_weight"], leaves["norm_bias"], 1e-5, kept, factor)
-        return add_mlp(leaves["x"], (leaves["w1"], leaves.get("b1")), (leaves["w2"], leaves.get("b2")), end)
+        epilogue = Epilogue(leaves["norm_weight"], leaves["norm_bias"], 1e-5, kept, factor)
+        return add_mlp(leaves["x"], (leaves["w1"], leaves.get("b1")), (leaves["w2"], leaves.get("b2")), epilogue)
 
     def plain(**leaves: Tensor) -> Tensor:
         hidden = F.gelu(F.linear(leaves["x"], leaves["w1"], leaves.get("b1")))
-        work = F.linear(hidden, leaves["w2"], leaves.get("b2"))
-        return finish(leaves["x"], work, leaves["norm_weight"], leaves["norm_bias"], kept, factor)
+        branch_out = F.linear(hidden, leaves["w2"], leaves.get("b2"))
+        return finish(leaves["x"], branch_out, leaves["norm_weight"], leaves["norm_bias"], kept, factor)
 
     return Branch(leaves, ours, plain)
 
@@ -163,7 +163,7 @@ def test_the_attention_on_random_plans(
     case: Case, cache_bytes: int, has_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(pieces, "CACHE_BYTES", cache_bytes)
+        patch.setattr(chunks, "CACHE_BYTES", cache_bytes)
         agree(attention_branch(case, has_bias=has_bias))
 
 
@@ -239,7 +239,7 @@ def test_in_lower_precision_it_is_no_less_exact_than_torch(
     """And of torch's dtypes."""
     branch = KINDS[kind](kept=torch.tensor([True, False, True]), factor=1.25)
     exact = branch.results(branch.plain)
-    ours, theirs = (branch.results(form, dtype, autocast) for form in (branch.ours, branch.plain))
+    ours, theirs = (branch.results(backend, dtype, autocast) for backend in (branch.ours, branch.plain))
     for name, expected in exact.items():
         assert ours[name].dtype == theirs[name].dtype, name
         allowed = (2 if name == "answer" else 3) * error(theirs[name], expected) + torch.finfo(autocast or dtype).eps

@@ -1,4 +1,4 @@
-"""Products by torch on a CPU, pieces, and who is left to torch."""
+"""Products by torch on a CPU, chunks, and who is left to torch."""
 
 from functools import partial
 
@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swinv2.ops.cpu import library, linear, pieces
+from swinv2.ops.cpu import chunks, library, linear
 from swinv2.ops.cpu.linear import (
-    add_turned_product,
+    add_transposed_product,
     in_fp32,
     is_slow,
     join,
@@ -30,10 +30,10 @@ def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tens
 
 
 @given(count=st.integers(0, 1000), item_bytes=st.integers(1, 2**24), least=st.integers(1, 300))
-def test_pieces_cover_every_item_once_and_fit(count: int, item_bytes: int, least: int) -> None:
-    slices = pieces.pieces(count, item_bytes, least)
+def test_chunks_cover_every_item_once_and_fit(count: int, item_bytes: int, least: int) -> None:
+    slices = chunks.chunks(count, item_bytes, least)
     assert [i for some in slices for i in range(count)[some]] == list(range(count))
-    largest = max(pieces.CACHE_BYTES // item_bytes, least)
+    largest = max(chunks.CACHE_BYTES // item_bytes, least)
     assert all(0 < some.stop - some.start <= largest for some in slices)
 
 
@@ -98,10 +98,10 @@ def test_a_product_may_be_added_and_activated(dtype: torch.dtype) -> None:
     expected = F.linear(tokens, weight, bias)
     tolerance = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
     torch.testing.assert_close(product(tokens, weight, bias, dtype).to(dtype), expected, **tolerance)
-    out, after = torch.empty(9, 24, dtype=dtype), torch.empty(9, 24, dtype=dtype)
-    assert product(tokens, weight, bias, dtype, base=base, out=out, after=after) is out
+    out, gelu_out = torch.empty(9, 24, dtype=dtype), torch.empty(9, 24, dtype=dtype)
+    assert product(tokens, weight, bias, dtype, base=base, out=out, gelu_out=gelu_out) is out
     torch.testing.assert_close(out, base + expected, **tolerance)
-    torch.testing.assert_close(after.to(dtype), F.gelu(base + expected), **tolerance)
+    torch.testing.assert_close(gelu_out.to(dtype), F.gelu(base + expected), **tolerance)
     assert product(tokens, weight, None, dtype, out=base, base=base) is base
 
 
@@ -112,13 +112,13 @@ def test_a_turned_product_is_added_in_fp32(left: torch.dtype, right: torch.dtype
     a, b, sums = draw(300, 9, dtype=left), draw(300, 5, dtype=right, seed=1), draw(9, 5, dtype=torch.float32, seed=2)
     expected = sums.double() + a.double().T @ b.double()
     dtype = min((left, right), key=lambda dtype: dtype.itemsize)
-    add_turned_product(sums, a, b, dtype)
+    add_transposed_product(sums, a, b, dtype)
     assert sums.dtype == torch.float32
     assert ((sums - expected).norm() / expected.norm()) < (1e-6 if dtype == torch.float32 else 2e-2)
 
 
 def test_who_watches_operations_sees_torchs() -> None:
-    """Counters, fake tensors and other devices are left to the plain forms."""
+    """Counters, fake tensors and other devices are left to the plain backends."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from swinv2.ops.cpu import attention, branches, library, pieces, position
+from swinv2.ops.cpu import attention, branches, chunks, library, position
 from swinv2.ops.cpu.attention import attend_map
 from swinv2.ops.cpu.branches import attention_branch, mlp_branch
 from swinv2.ops.precision import precise
@@ -41,7 +41,7 @@ def calls(dtype: torch.dtype, batch: int = 2) -> dict[str, tuple[object, ...]]:
     table = draw(HEADS, 2 * PLAN.window[0] - 1, 2 * PLAN.window[1] - 1).to(precise(dtype))
     scale = torch.tensor([5.0, 20.0], dtype=precise(dtype))
     maps = (vectors(), vectors(), vectors(), table, scale)
-    filling = features(HEADS, HEAD_DIM)
+    padding = features(HEADS, HEAD_DIM)
 
     weights, biases = [features(CHANNELS, CHANNELS) for _ in range(4)], [features(CHANNELS) for _ in range(4)]
     biases[1] = None
@@ -66,9 +66,9 @@ def calls(dtype: torch.dtype, batch: int = 2) -> dict[str, tuple[object, ...]]:
         draw(*shape).to(precise(dtype)) for shape in ((HEADS, 25, 23), (HIDDEN, 2), (HIDDEN,), (HEADS, HIDDEN))
     )
     return {
-        "attend_map": (*maps, filling, PLAN),
-        "attend_map, no filling": (*maps, None, PLAN),
-        "attend_map_backward": (vectors(), *maps, filling, True, PLAN),
+        "attend_map": (*maps, padding, PLAN),
+        "attend_map, no padding": (*maps, None, PLAN),
+        "attend_map_backward": (vectors(), *maps, padding, True, PLAN),
         "attend_map_backward, frozen": (vectors(), *maps, None, False, PLAN),
         "attention_branch": (x, weights, biases, table, scale, *norm, *everything, False, dtype, PLAN),
         "attention_branch, training": (x, weights, biases, table, scale, *norm, *nothing, True, dtype, PLAN),
@@ -106,7 +106,7 @@ def test_an_operation_is_what_a_compiler_is_told(
     call: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shapes, dtypes and strides of the results; no argument is written to, or shares memory with a result."""
-    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**12)
+    monkeypatch.setattr(chunks, "CACHE_BYTES", 2**12)
     arguments = with_numbers(calls(dtype)[call])
     run = getattr(torch.ops.swinv2, call.split(",")[0])
     torch.library.opcheck(run, arguments, test_utils=("test_schema", "test_faketensor"))
@@ -133,7 +133,7 @@ def written(call: str, arguments: tuple[object, ...], results: object) -> object
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_an_operation_is_its_function(call: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "CACHE_BYTES", 2**12)
+    monkeypatch.setattr(chunks, "CACHE_BYTES", 2**12)
     arguments = calls(torch.float32, batch)[call]
     results = [written(call, arguments, run(*arguments)) for run in (operation(call), function(call))]
     torch.testing.assert_close(*results, rtol=0, atol=0)

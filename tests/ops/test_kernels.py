@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attention_cases import CASES, FORMS, Case, draw
+from attention_cases import CASES, IMPLEMENTATIONS, Case, draw
 from swinv2.ops.cpu import blocks, kernels, library
 from swinv2.ops.cpu.arguments import Norm, Weights, token_step
 from swinv2.ops.precision import precise
@@ -28,10 +28,10 @@ BOUNDS = {torch.float32: 5e-6, torch.float64: 1e-13}
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
+    gelu_in = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
-    torch.set_num_threads(before)
+    torch.set_num_threads(gelu_in)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -93,46 +93,51 @@ class TestGelu:
     @ALL_DTYPES
     @pytest.mark.parametrize("size", WIDTHS, ids=str)
     def test_it_and_its_gradient(self, size: tuple[int, int], dtype: torch.dtype) -> None:
-        before, grad = 3 * random(*size, dtype=dtype), random(*size, dtype=dtype, seed=1)
-        exact = before.double().requires_grad_()
+        gelu_in, grad = 3 * random(*size, dtype=dtype), random(*size, dtype=dtype, seed=1)
+        exact = gelu_in.double().requires_grad_()
         F.gelu(exact).backward(grad.double())
-        out, after, grad_before = (torch.empty_like(before) for _ in range(3))
+        out, gelu_out, grad_before = (torch.empty_like(gelu_in) for _ in range(3))
         sums = torch.ones(size[1], dtype=torch.float64)
-        kernels.gelu(before, out)
-        kernels.gelu_backward(before, grad, after, grad_before, sums)
+        kernels.gelu(gelu_in, out)
+        kernels.gelu_backward(gelu_in, grad, gelu_out, grad_before, sums)
         assert holds(out, F.gelu(exact.detach()))
-        assert holds(after, F.gelu(exact.detach()))
+        assert holds(gelu_out, F.gelu(exact.detach()))
         assert holds(grad_before, exact.grad)
         assert holds(sums, 1 + exact.grad.sum(0), computed_in=dtype)
 
     def test_it_is_exact_for_every_number(self) -> None:
-        before = torch.cat([torch.linspace(-12, 12, 9999), torch.tensor([1e4, -1e4, 1e-30, 0.0])]).float()[None]
-        exact, out, after, slope = before.double().requires_grad_(), *(torch.empty_like(before) for _ in range(3))
+        gelu_in = torch.cat([torch.linspace(-12, 12, 9999), torch.tensor([1e4, -1e4, 1e-30, 0.0])]).float()[None]
+        exact, out, gelu_out, slope = gelu_in.double().requires_grad_(), *(torch.empty_like(gelu_in) for _ in range(3))
         F.gelu(exact).sum().backward()
-        kernels.gelu(before, out)
-        kernels.gelu_backward(before, torch.ones_like(before), after, slope, torch.zeros(before.numel()).double())
-        for ours, truth in ((out, F.gelu(exact.detach())), (after, F.gelu(exact.detach())), (slope, exact.grad)):
+        kernels.gelu(gelu_in, out)
+        kernels.gelu_backward(gelu_in, torch.ones_like(gelu_in), gelu_out, slope, torch.zeros(gelu_in.numel()).double())
+        for ours, truth in ((out, F.gelu(exact.detach())), (gelu_out, F.gelu(exact.detach())), (slope, exact.grad)):
             assert ((ours - truth).abs() <= 2e-7 * exact.detach().abs().clamp(min=1)).all()
 
     def test_it_may_be_done_in_place(self) -> None:
-        before, grad = random(70, 33, dtype=torch.float32), random(70, 33, dtype=torch.float32, seed=1)
-        out, after, slope = (torch.empty_like(before) for _ in range(3))
-        kernels.gelu_backward(before, grad, after, slope, torch.zeros(33).double())
-        kernels.gelu_backward(before, grad, after, grad, torch.zeros(33).double())
+        gelu_in, grad = random(70, 33, dtype=torch.float32), random(70, 33, dtype=torch.float32, seed=1)
+        out, gelu_out, slope = (torch.empty_like(gelu_in) for _ in range(3))
+        kernels.gelu_backward(gelu_in, grad, gelu_out, slope, torch.zeros(33).double())
+        kernels.gelu_backward(gelu_in, grad, gelu_out, grad, torch.zeros(33).double())
         assert torch.equal(grad, slope)
-        kernels.gelu(before, out)
-        kernels.gelu(before, before)
-        assert torch.equal(before, out)
+        kernels.gelu(gelu_in, out)
+        kernels.gelu(gelu_in, gelu_in)
+        assert torch.equal(gelu_in, out)
 
     def test_a_number_that_is_none_stays_none(self) -> None:
-        before, grad = random(5, 19, dtype=torch.float32), torch.ones(5, 19)
-        before[2, 3] = torch.nan
-        out, after, slope, sums = torch.zeros(5, 19), torch.zeros(5, 19), torch.zeros(5, 19), torch.zeros(19).double()
-        kernels.gelu(before, out)
-        kernels.gelu_backward(before, grad, after, slope, sums)
-        for result in (out, after, slope):
-            assert torch.equal(result.isnan(), before.isnan())
-        assert torch.equal(sums.isnan(), before.isnan().any(0))
+        gelu_in, grad = random(5, 19, dtype=torch.float32), torch.ones(5, 19)
+        gelu_in[2, 3] = torch.nan
+        out, gelu_out, slope, sums = (
+            torch.zeros(5, 19),
+            torch.zeros(5, 19),
+            torch.zeros(5, 19),
+            torch.zeros(19).double(),
+        )
+        kernels.gelu(gelu_in, out)
+        kernels.gelu_backward(gelu_in, grad, gelu_out, slope, sums)
+        for result in (out, gelu_out, slope):
+            assert torch.equal(result.isnan(), gelu_in.isnan())
+        assert torch.equal(sums.isnan(), gelu_in.isnan().any(0))
 
 
 class TestResidualLine:
@@ -142,28 +147,28 @@ class TestResidualLine:
     @ALL_DTYPES
     @pytest.mark.parametrize("size", WIDTHS[1:], ids=str)
     def test_it_and_its_gradients(self, size: tuple[int, int], dtype: torch.dtype) -> None:
-        x, work, grad = (random(*size, dtype=dtype, seed=seed) for seed in range(3))
+        x, branch_out, grad = (random(*size, dtype=dtype, seed=seed) for seed in range(3))
         weight, bias = random(size[1], dtype=dtype, seed=3), random(size[1], dtype=dtype, seed=4)
-        leaves = [tensor.double().requires_grad_() for tensor in (work, weight, bias)]
+        leaves = [tensor.double().requires_grad_() for tensor in (branch_out, weight, bias)]
         truth = x.double() + 1.25 * F.layer_norm(leaves[0], size[1:], *leaves[1:], 1e-5)
         truth.backward(grad.double())
-        out, grad_work = torch.empty_like(x), torch.empty_like(x)
+        out, grad_branch_out = torch.empty_like(x), torch.empty_like(x)
         sums = torch.ones(3, size[1], dtype=torch.float64)
-        kernels.add_normalised(x, work, weight, bias, 1e-5, 1.25, out)
-        kernels.add_normalised_backward(grad, work, weight, 1e-5, 1.25, grad_work, sums)
+        kernels.add_normalised(x, branch_out, weight, bias, 1e-5, 1.25, out)
+        kernels.add_normalised_backward(grad, branch_out, weight, 1e-5, 1.25, grad_branch_out, sums)
         assert holds(out, truth.detach())
-        assert holds(grad_work, leaves[0].grad)
+        assert holds(grad_branch_out, leaves[0].grad)
         expected = torch.stack([leaves[1].grad, leaves[2].grad, leaves[0].grad.sum(0)])
         assert holds(sums, 1 + expected, computed_in=dtype)
 
     def test_it_may_be_done_in_place_on_tokens_apart(self) -> None:
-        wide, work = random(70, 40, dtype=torch.float32), random(70, 60, dtype=torch.float32, seed=1)[:, 20:53]
+        wide, branch_out = random(70, 40, dtype=torch.float32), random(70, 60, dtype=torch.float32, seed=1)[:, 20:53]
         x, weight, bias = wide[:, :33], random(33, dtype=torch.float32), random(33, dtype=torch.float32, seed=1)
         truth, beyond = (
-            x.double() + F.layer_norm(work.double(), (33,), weight.double(), bias.double()),
+            x.double() + F.layer_norm(branch_out.double(), (33,), weight.double(), bias.double()),
             wide[:, 33:].clone(),
         )
-        kernels.add_normalised(x, work, weight, bias, 1e-5, 1.0, x)
+        kernels.add_normalised(x, branch_out, weight, bias, 1e-5, 1.0, x)
         assert holds(x, truth)
         assert torch.equal(wide[:, 33:], beyond)
 
@@ -175,15 +180,15 @@ class TestResidualLine:
             kernels.add_normalised(*[torch.zeros(4, 3)] * 2, weight, weight, 1e-5, 1.0, x[:, ::2])
 
     def test_a_number_that_is_none_spoils_its_token_only(self) -> None:
-        x, work, weight = torch.zeros(90, 33), random(90, 33, dtype=torch.float32), torch.ones(33)
-        work[40, 7] = torch.nan
-        out, grad_work, sums = torch.zeros(90, 33), torch.zeros(90, 33), torch.zeros(3, 33).double()
-        kernels.add_normalised(x, work, weight, weight, 1e-5, 1.0, out)
-        kernels.add_normalised_backward(torch.ones(90, 33), work, weight, 1e-5, 1.0, grad_work, sums)
+        x, branch_out, weight = torch.zeros(90, 33), random(90, 33, dtype=torch.float32), torch.ones(33)
+        branch_out[40, 7] = torch.nan
+        out, grad_branch_out, sums = torch.zeros(90, 33), torch.zeros(90, 33), torch.zeros(3, 33).double()
+        kernels.add_normalised(x, branch_out, weight, weight, 1e-5, 1.0, out)
+        kernels.add_normalised_backward(torch.ones(90, 33), branch_out, weight, 1e-5, 1.0, grad_branch_out, sums)
         spoiled = torch.arange(90) == 40
         assert torch.equal(out.isnan().all(1), spoiled)
         assert torch.equal(out.isnan().any(1), spoiled)
-        assert torch.equal(grad_work.isnan().any(1), spoiled)
+        assert torch.equal(grad_branch_out.isnan().any(1), spoiled)
 
 
 class TestAttention:
@@ -193,15 +198,15 @@ class TestAttention:
     def results(case: Case, dtype: torch.dtype, is_strided: bool = False) -> dict[str, Tensor]:
         """Answer and gradients by name."""
         inputs = draw(case)
-        q, k, v, table, scale, filling = (tensor.to(dtype) for tensor in inputs.tensors.values())
+        q, k, v, table, scale, padding = (tensor.to(dtype) for tensor in inputs.tensors.values())
         grad = inputs.direction.to(dtype)
         if is_strided:
             # As they come out of one product.
             q, k, v, grad = torch.stack([q, k, v, grad], 3).unbind(3)
         table, scale = table.to(precise(dtype)), scale.to(precise(dtype))
         out, maps = torch.empty_like(q), torch.empty(*q.shape[:3], 3, *q.shape[3:], dtype=dtype).unbind(3)
-        kernels.attend(q, k, v, table, scale, filling, case.plan, out)
-        sums = kernels.attend_backward(grad, q, k, v, table, scale, filling, case.plan, maps, True)
+        kernels.attend(q, k, v, table, scale, padding, case.plan, out)
+        sums = kernels.attend_backward(grad, q, k, v, table, scale, padding, case.plan, maps, True)
         return dict(
             zip(("output", "q", "k", "v", "bias_table", "scale", "padded_value"), (out, *maps, *sums), strict=True)
         )
@@ -212,7 +217,7 @@ class TestAttention:
     @pytest.mark.parametrize("case", [CASES[2], CASES[3], *CASES[13::3]], ids=lambda case: case.name)
     def test_it_and_its_gradients(self, case: Case, is_strided: bool, dtype: torch.dtype) -> None:
         case = replace(case, batch=3)
-        truth = draw(case).call(FORMS["reference"], case.plan, torch.float64)
+        truth = draw(case).call(IMPLEMENTATIONS["reference"], case.plan, torch.float64)
         for name, result in self.results(case, dtype, is_strided).items():
             assert holds(result, truth[name], times=4, computed_in=dtype), name
 
@@ -223,11 +228,11 @@ class TestAttention:
 
     def test_a_table_that_wants_no_gradient_gets_none(self) -> None:
         case = CASES[11]
-        q, k, v, table, scale, filling = (tensor.float() for tensor in draw(case).tensors.values())
+        q, k, v, table, scale, padding = (tensor.float() for tensor in draw(case).tensors.values())
         maps = [torch.empty_like(q) for _ in range(3)]
         with_table = self.results(case, torch.float32)
         grad = draw(case).direction.float()
-        nothing, *_ = kernels.attend_backward(grad, q, k, v, table, scale, filling, case.plan, maps, False)
+        nothing, *_ = kernels.attend_backward(grad, q, k, v, table, scale, padding, case.plan, maps, False)
         assert nothing is None
         for name, result in zip("qkv", maps, strict=True):
             assert torch.equal(result, with_table[name])
@@ -237,9 +242,9 @@ class TestAttention:
         case = Case("two by two windows", (6, 6), (3, 3))
         tensors = {name: tensor.float() for name, tensor in draw(case).tensors.items()}
         tensors[spoiled][0, 4, 1, 1, 5] = torch.nan
-        q, k, v, table, scale, filling = tensors.values()
+        q, k, v, table, scale, padding = tensors.values()
         out = torch.zeros_like(q)
-        kernels.attend(q, k, v, table, scale, filling, case.plan, out)
+        kernels.attend(q, k, v, table, scale, padding, case.plan, out)
         expected = torch.zeros_like(q, dtype=torch.bool)
         area = expected[0, 4:5, 1:2, 1] if spoiled == "q" else expected[0, 3:, :3, 1]
         area[..., 5 if spoiled == "v" else slice(None)] = True
@@ -273,8 +278,8 @@ class TestBranches:
         return random(CHANNELS, dtype=dtype, seed=7), random(CHANNELS, dtype=dtype, seed=8), 1e-5, 1.25
 
     @staticmethod
-    def normalised(work: Tensor, norm: Norm) -> Tensor:
-        return norm[3] * F.layer_norm(work, (CHANNELS,), norm[0].double(), norm[1].double(), norm[2])
+    def normalised(branch_out: Tensor, norm: Norm) -> Tensor:
+        return norm[3] * F.layer_norm(branch_out, (CHANNELS,), norm[0].double(), norm[1].double(), norm[2])
 
     @ANY_THREADS
     @pytest.mark.parametrize("tokens", [0, 1, 49, 300])
@@ -282,13 +287,13 @@ class TestBranches:
     def test_the_mlp(self, has_bias: bool, tokens: int, dtype: torch.dtype) -> None:
         x, norm = random(tokens, CHANNELS, dtype=dtype), self.norm(dtype)
         widen, narrow = layer(HIDDEN, CHANNELS, dtype, 1, has_bias), layer(CHANNELS, HIDDEN, dtype, 3, has_bias)
-        out, before, work = torch.empty_like(x), x.new_empty(tokens, HIDDEN), torch.empty_like(x)
-        blocks.add_mlp(x, widen, narrow, norm, out, before, work)
+        out, gelu_in, branch_out = torch.empty_like(x), x.new_empty(tokens, HIDDEN), torch.empty_like(x)
+        blocks.add_mlp(x, widen, narrow, norm, out, gelu_in, branch_out)
         hidden = apply(widen, x.double())
-        worked = apply(narrow, F.gelu(hidden))
-        assert holds(before, hidden)
-        assert holds(work, worked)
-        assert holds(out, x.double() + self.normalised(worked, norm))
+        branch_rows = apply(narrow, F.gelu(hidden))
+        assert holds(gelu_in, hidden)
+        assert holds(branch_out, branch_rows)
+        assert holds(out, x.double() + self.normalised(branch_rows, norm))
         blocks.add_mlp(x, widen, narrow, norm, x)
         assert torch.equal(x, out)
 
@@ -302,15 +307,20 @@ class TestBranches:
         into, last = qkv_layers(dtype, has_bias), layer(CHANNELS, CHANNELS, dtype, 3, has_bias)
         table = random(2, 2 * plan.window[0] - 1, 2 * plan.window[1] - 1, dtype=precise(dtype), seed=5)
         scale = torch.tensor([5.0, 20.0], dtype=precise(dtype))
-        qkv, attended, work, out = (x.new_empty(*x.shape[:3], wide * CHANNELS) for wide in (3, 1, 1, 1))
-        blocks.add_attention(x, into, last, table, scale, plan, norm, out, qkv, attended, work)
+        qkv, attended, branch_out, out = (x.new_empty(*x.shape[:3], wide * CHANNELS) for wide in (3, 1, 1, 1))
+        blocks.add_attention(x, into, last, table, scale, plan, norm, out, qkv, attended, branch_out)
         joined = torch.cat([apply(each, x.double()) for each in into], -1)
         q, k, v = (part.unflatten(-1, (2, -1)) for part in joined.chunk(3, -1))
-        filling = into[2][1].double().view(2, -1) if has_bias else None
-        answer = FORMS["reference"](q, k, v, table.double(), scale.double(), plan, filling).flatten(-2)
-        worked = apply(last, answer)
-        truths = {"qkv": joined, "attended": answer, "work": worked, "out": x.double() + self.normalised(worked, norm)}
-        for (name, truth), result in zip(truths.items(), (qkv, attended, work, out), strict=True):
+        padding = into[2][1].double().view(2, -1) if has_bias else None
+        answer = IMPLEMENTATIONS["reference"](q, k, v, table.double(), scale.double(), plan, padding).flatten(-2)
+        branch_rows = apply(last, answer)
+        truths = {
+            "qkv": joined,
+            "attended": answer,
+            "branch_out": branch_rows,
+            "out": x.double() + self.normalised(branch_rows, norm),
+        }
+        for (name, truth), result in zip(truths.items(), (qkv, attended, branch_out, out), strict=True):
             assert holds(result, truth, times=4), name
         blocks.add_attention(x, into, last, table, scale, plan, norm, x)
         assert torch.equal(x, out)
@@ -345,17 +355,17 @@ class TestGradients:
         x, grad = (random(tokens, CHANNELS, dtype=dtype, seed=seed) for seed in (0, 9))
         norm = TestBranches.norm(dtype)
         layers = layer(HIDDEN, CHANNELS, dtype, 1), layer(CHANNELS, HIDDEN, dtype, 3)
-        before, work = x.new_empty(tokens, HIDDEN), torch.empty_like(x)
-        blocks.add_mlp(x, *layers, norm, torch.empty_like(x), before, work)
-        ours = {"x": torch.empty_like(x), "into": x.new_empty(HIDDEN, CHANNELS), "into_bias": x.new_empty(HIDDEN)}
-        ours |= {"last": x.new_empty(CHANNELS, HIDDEN), "end": x.new_empty(3, CHANNELS)}
-        given = {name: None if frozen and name in ("x", "into", "last") else each for name, each in ours.items()}
+        gelu_in, branch_out = x.new_empty(tokens, HIDDEN), torch.empty_like(x)
+        blocks.add_mlp(x, *layers, norm, torch.empty_like(x), gelu_in, branch_out)
+        ours = {"x": torch.empty_like(x), "in_proj": x.new_empty(HIDDEN, CHANNELS), "in_proj_bias": x.new_empty(HIDDEN)}
+        ours |= {"out_proj": x.new_empty(CHANNELS, HIDDEN), "epilogue": x.new_empty(3, CHANNELS)}
+        given = {name: None if frozen and name in ("x", "in_proj", "out_proj") else each for name, each in ours.items()}
         (widen, _), (narrow, _) = layers
-        blocks.mlp_backward(grad, x, before, work, widen, narrow, norm, blocks.Gradients(**given))
+        blocks.mlp_backward(grad, x, gelu_in, branch_out, widen, narrow, norm, blocks.Gradients(**given))
         leaves = [each.double().requires_grad_() for each in (x, *layers[0], layers[1][0], *norm[:2], layers[1][1])]
         hidden = F.gelu(F.linear(leaves[0], *leaves[1:3]))
-        worked = F.layer_norm(F.linear(hidden, leaves[3], leaves[6]), (CHANNELS,), *leaves[4:6], norm[2])
-        *truth, weight, bias, last_bias = torch.autograd.grad(leaves[0] + norm[3] * worked, leaves, grad.double())
+        branch_rows = F.layer_norm(F.linear(hidden, leaves[3], leaves[6]), (CHANNELS,), *leaves[4:6], norm[2])
+        *truth, weight, bias, last_bias = torch.autograd.grad(leaves[0] + norm[3] * branch_rows, leaves, grad.double())
         return ours, dict(zip(ours, [*truth, torch.stack([weight, bias, last_bias])], strict=True))
 
     @staticmethod
@@ -370,10 +380,14 @@ class TestGradients:
         scale = torch.tensor([5.0, 20.0], dtype=dtype)
         saved = [x.new_empty(*size, wide * CHANNELS) for wide in (3, 1, 1)]
         blocks.add_attention(x, into, last, table, scale, plan, norm, torch.empty_like(x), *saved)
-        ours = {"x": torch.empty_like(x), "into": x.new_empty(3 * CHANNELS, CHANNELS)}
-        ours |= {"into_bias": x.new_empty(3 * CHANNELS), "last": torch.empty_like(last[0])}
-        ours |= {"end": x.new_empty(3, CHANNELS), "table": torch.empty_like(table), "scale": torch.empty_like(scale)}
-        given = {n: None if frozen and n in ("x", "into", "last", "table") else each for n, each in ours.items()}
+        ours = {"x": torch.empty_like(x), "in_proj": x.new_empty(3 * CHANNELS, CHANNELS)}
+        ours |= {"in_proj_bias": x.new_empty(3 * CHANNELS), "out_proj": torch.empty_like(last[0])}
+        ours |= {
+            "epilogue": x.new_empty(3, CHANNELS),
+            "table": torch.empty_like(table),
+            "scale": torch.empty_like(scale),
+        }
+        given = {n: None if frozen and n in ("x", "in_proj", "out_proj", "table") else each for n, each in ours.items()}
         weights, value_bias = [weight for weight, _ in (*into, last)], into[2][1]
         arguments = (grad, x, saved, weights, value_bias, table, scale, plan, norm, blocks.Gradients(**given))
         blocks.attention_backward(*arguments)
@@ -382,10 +396,10 @@ class TestGradients:
         leaves = [each.double().requires_grad_() for each in given]
         parts = F.linear(leaves[0], *leaves[1:3]).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (2, -1)) for part in parts)
-        filling = leaves[2].chunk(3)[2].view(2, -1)
-        answer = FORMS["reference"](q, k, v, *leaves[4:6], plan, filling).flatten(-2)
-        worked = F.layer_norm(F.linear(answer, leaves[3], leaves[8]), (CHANNELS,), *leaves[6:8], norm[2])
-        truth = torch.autograd.grad(leaves[0] + norm[3] * worked, leaves, grad.double())
+        padding = leaves[2].chunk(3)[2].view(2, -1)
+        answer = IMPLEMENTATIONS["reference"](q, k, v, *leaves[4:6], plan, padding).flatten(-2)
+        branch_rows = F.layer_norm(F.linear(answer, leaves[3], leaves[8]), (CHANNELS,), *leaves[6:8], norm[2])
+        truth = torch.autograd.grad(leaves[0] + norm[3] * branch_rows, leaves, grad.double())
         return ours, dict(zip(ours, [*truth[:4], torch.stack(truth[6:]), *truth[4:6]], strict=True))
 
     # More than two threads do at once.
@@ -404,7 +418,7 @@ class TestGradients:
         for name, truth in truths.items():
             # The keys' bias is none: its gradient is a sum that is zero.
             ours[name], truth = (each.clone() for each in (ours[name], truth))
-            for each in (ours[name], truth) if name == "into_bias" else ():
+            for each in (ours[name], truth) if name == "in_proj_bias" else ():
                 each[CHANNELS : 2 * CHANNELS] = 0
             assert holds(ours[name], truth, times=8), name
 
@@ -418,7 +432,7 @@ class TestGradients:
             first, again, fewer = make()[0], make()[0], make(frozen=True)[0]
             for name, result in first.items():
                 assert torch.equal(result, again[name]), name
-                assert name in ("x", "into", "last", "table") or torch.equal(result, fewer[name]), name
+                assert name in ("x", "in_proj", "out_proj", "table") or torch.equal(result, fewer[name]), name
 
 
 class TestTokenStep:

@@ -83,8 +83,8 @@ def calls(size: Shape) -> dict[str, Call]:
     rest = {"bias_table": TABLE, "scale": (HEADS,)}
     qkv = {"q": vectors, "k": vectors, "v": vectors, **rest, "padded_value": vectors[-2:]}
     norm = {"norm_weight": channels, "norm_bias": channels}
-    square = {f"w_{name}": (CHANNELS, CHANNELS) for name in ("q", "k", "v", "last")}
-    square |= {f"b_{name}": channels for name in ("q", "v", "last")}
+    square = {f"w_{name}": (CHANNELS, CHANNELS) for name in ("q", "k", "v", "out_proj")}
+    square |= {f"b_{name}": channels for name in ("q", "v", "out_proj")}
     wide = {"w1": (HIDDEN, CHANNELS), "b1": hidden, "w2": (CHANNELS, HIDDEN), "b2": channels}
     keep_mask = torch.arange(size[0]) != 1
 
@@ -113,54 +113,54 @@ def calls(size: Shape) -> dict[str, Call]:
         kernels.add_normalised_backward(*t.values(), 1e-5, 1.25, out, sums)
         return [out, sums]
 
-    def gelu(before: Tensor) -> list[Tensor]:
+    def gelu(gelu_in: Tensor) -> list[Tensor]:
         (out,) = empty((tokens, CHANNELS))
-        kernels.gelu(before, out)
+        kernels.gelu(gelu_in, out)
         return [out]
 
-    def gelu_backward(before: Tensor, grad: Tensor) -> list[Tensor]:
-        after, out = empty(*[(tokens, CHANNELS)] * 2)
+    def gelu_backward(gelu_in: Tensor, grad: Tensor) -> list[Tensor]:
+        gelu_out, out = empty(*[(tokens, CHANNELS)] * 2)
         sums = torch.zeros(CHANNELS, dtype=torch.float64)
-        kernels.gelu_backward(before, grad, after, out, sums)
-        return [after, out, sums]
+        kernels.gelu_backward(gelu_in, grad, gelu_out, out, sums)
+        return [gelu_out, out, sums]
 
     def whole_mlp(**t: Tensor) -> list[Tensor]:
-        out, before, work = empty((tokens, CHANNELS), (tokens, HIDDEN), (tokens, CHANNELS))
+        out, gelu_in, branch_out = empty((tokens, CHANNELS), (tokens, HIDDEN), (tokens, CHANNELS))
         given = ((t["w1"], t["b1"]), (t["w2"], t["b2"]), (t["norm_weight"], t["norm_bias"], 1e-5, 1.25))
-        blocks.add_mlp(t["x"], *given, out, before, work)
-        return [out, before, work]
+        blocks.add_mlp(t["x"], *given, out, gelu_in, branch_out)
+        return [out, gelu_in, branch_out]
 
     def whole_attention(**t: Tensor) -> list[Tensor]:
-        *into, last = layers(t, "q", "k", "v", "last")
+        *into, last = layers(t, "q", "k", "v", "out_proj")
         saved = empty(x, (*size, 3 * CHANNELS), x, x)
         given = (t["bias_table"], t["scale"], plan, (t["norm_weight"], t["norm_bias"], 1e-5, 1.25))
         blocks.add_attention(t["x"], into, last, *given, *saved)
         return saved
 
     def attention_branch(**t: Tensor) -> Tensor:
-        *into, last = layers(t, "q", "k", "v", "last")
-        end = branches.Ending(t["norm_weight"], t["norm_bias"], 1e-5, keep_mask, 2.0)
+        *into, last = layers(t, "q", "k", "v", "out_proj")
+        end = branches.Epilogue(t["norm_weight"], t["norm_bias"], 1e-5, keep_mask, 2.0)
         return branches.add_attention(t["x"], into, last, t["bias_table"], t["scale"], plan, end)
 
     def mlp_branch(**t: Tensor) -> Tensor:
-        end = branches.Ending(t["norm_weight"], t["norm_bias"], 1e-5, keep_mask, 2.0)
+        end = branches.Epilogue(t["norm_weight"], t["norm_bias"], 1e-5, keep_mask, 2.0)
         return branches.add_mlp(t["x"], (t["w1"], t["b1"]), (t["w2"], t["b2"]), end)
 
     def window_attention(**t: Tensor) -> Tensor:
         *some, padded_value = t.values()
         return attention.window_attention(*some, plan, padded_value)
 
-    lines = {"x": (tokens, CHANNELS), "work": (tokens, CHANNELS), "weight": channels, "bias": channels}
+    lines = {"x": (tokens, CHANNELS), "branch_out": (tokens, CHANNELS), "weight": channels, "bias": channels}
     by_kernels = {
         "attend": Call(qkv, attend),
         "attend_backward": Call({"grad": vectors} | qkv, attend_backward),
         "project": Call({"x": x, "weight": (CHANNELS, 4 * CHANNELS), "bias": channels} | norm, project),
         "add_normalised": Call(lines, add_normalised),
         "add_normalised_backward": Call(
-            {"grad": lines["x"], "work": lines["x"], "weight": channels}, add_normalised_backward
+            {"grad": lines["x"], "branch_out": lines["x"], "weight": channels}, add_normalised_backward
         ),
-        "gelu": Call({"before": lines["x"]}, gelu),
-        "gelu_backward": Call({"before": lines["x"], "grad": lines["x"]}, gelu_backward),
+        "gelu": Call({"gelu_in": lines["x"]}, gelu),
+        "gelu_backward": Call({"gelu_in": lines["x"], "grad": lines["x"]}, gelu_backward),
         "add_mlp": Call({"x": lines["x"]} | wide | norm, whole_mlp),
         "add_attention": Call({"x": x} | square | rest | norm, whole_attention),
     }

@@ -73,9 +73,9 @@ REASONS = {
 }
 
 
-def results(form: str) -> dict[str, Tensor]:
+def results(backend: str) -> dict[str, Tensor]:
     """Answer and gradients of a small network, with drop path, on maps that need padding."""
-    config = Swinv2Config(**SMALL, attn_implementation=form, drop_path_rate=0.5)
+    config = Swinv2Config(**SMALL, attn_implementation=backend, drop_path_rate=0.5)
     model = peers.draw_weights(Swinv2ForImageClassification(config)).train()
     images = peers.images((50, 70), count=4).requires_grad_()
     torch.manual_seed(0)

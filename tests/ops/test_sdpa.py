@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attention_cases import CASES, FORMS, Case, draw, error
+from attention_cases import CASES, IMPLEMENTATIONS, Case, draw, error
 from swinv2.ops import sdpa
 
 
@@ -15,10 +15,10 @@ from swinv2.ops import sdpa
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_some_windows_at_a_time_change_nothing(case: Case, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = draw(case)
-    expected = inputs.call(FORMS["sdpa"], case.plan, torch.float64)
+    expected = inputs.call(IMPLEMENTATIONS["sdpa"], case.plan, torch.float64)
     monkeypatch.setattr(sdpa, "WEIGHTS_BYTES", at_once * case.heads * case.plan.tokens**2 * 8)
     with mock.patch.object(sdpa, "_attend_at_once", side_effect=sdpa._attend_at_once) as spy:
-        found = inputs.call(FORMS["sdpa"], case.plan, torch.float64)
+        found = inputs.call(IMPLEMENTATIONS["sdpa"], case.plan, torch.float64)
     assert max(len(call.args[0].query) for call in spy.call_args_list) <= max(at_once, 1) * case.batch
     for name, result in found.items():
         torch.testing.assert_close(result, expected[name])
@@ -28,11 +28,11 @@ def test_what_all_share_has_no_rounder_gradients(monkeypatch: pytest.MonkeyPatch
     """The bias has a gradient from each run of windows: they are summed in fp32."""
     case = Case("many windows", (64, 64), (4, 4), batch=1)
     inputs = draw(case)
-    exact = inputs.call(FORMS["reference"], case.plan, torch.float64)
+    exact = inputs.call(IMPLEMENTATIONS["reference"], case.plan, torch.float64)
     errors = []
     for limit in (2**27, 1):
         monkeypatch.setattr(sdpa, "WEIGHTS_BYTES", limit)
-        found = inputs.call(FORMS["sdpa"], case.plan, torch.bfloat16)
+        found = inputs.call(IMPLEMENTATIONS["sdpa"], case.plan, torch.bfloat16)
         errors.append(error(found["bias_table"], exact["bias_table"]))
     assert errors[1] <= 1.5 * errors[0] + 1e-3
 

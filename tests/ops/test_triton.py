@@ -1,6 +1,6 @@
-"""The fused form: tiles of every size, the operations that torch sees, memory; on a GPU where there is one.
+"""The fused backend: tiles of every size, the operations that torch sees, memory; on a GPU where there is one.
 
-The table of cases that all forms share is in attention_cases.py.
+The table of cases that all backends share is in attention_cases.py.
 """
 
 import itertools
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attention_cases import FORMS, Case, draw, error
+from attention_cases import IMPLEMENTATIONS, Case, draw, error
 from swinv2.ops.triton import backward, forward, launch
 from swinv2.ops.windows import WindowPlan
 
@@ -45,9 +45,9 @@ def deterministic() -> Iterator[None]:
 
 
 def excess(case: Case, dtype: torch.dtype = torch.float64) -> dict[str, float]:
-    """What is further from the plain form than rounding explains."""
+    """What is further from the plain backend than rounding explains."""
     inputs = draw(case)
-    plain, fused = (inputs.call(FORMS[form], case.plan, dtype) for form in ("reference", "triton"))
+    plain, fused = (inputs.call(IMPLEMENTATIONS[backend], case.plan, dtype) for backend in ("reference", "triton"))
     errors = {name: error(result, plain[name]) for name, result in fused.items()}
     return {name: value for name, value in errors.items() if not value < 1e-12}
 
@@ -60,7 +60,7 @@ class TestTiles:
         "case", [pytest.param(TILED[0], marks=pytest.mark.slow), *TILED[1:]], ids=lambda case: case.name
     )
     def test_they_change_nothing(self, case: Case) -> None:
-        """In float64, answer and gradients are the plain form's."""
+        """In float64, answer and gradients are the plain backend's."""
         assert excess(case) == {}
 
     @pytest.mark.usefixtures("tiles", "deterministic")
@@ -108,8 +108,8 @@ class TestOperations:
     def test_backward_is_a_good_operation(self, wants_bias: bool) -> None:
         """As above."""
         *tensors, plan = arguments(self.CASE)
-        attended, normalisers = launch.attend_fused(*tensors, plan)
-        inputs = (torch.ones_like(attended), *tensors, attended, normalisers, wants_bias, plan.numbers)
+        attended, softmax_stats = launch.attend_fused(*tensors, plan)
+        inputs = (torch.ones_like(attended), *tensors, attended, softmax_stats, wants_bias, plan.numbers)
         torch.library.opcheck(torch.ops.swinv2.attend_fused_backward.default, inputs)
 
     def test_what_needs_no_gradient_has_none(self) -> None:
@@ -168,17 +168,17 @@ print(precision(torch.float32), precision(torch.bfloat16))
         """What one kernel would need is more than a GPU has beside its cores."""
         case = replace(self.CASE, head_dim=64)
         with mock.patch.object(launch._BackwardPass, "whole_windows", side_effect=AssertionError):
-            draw(case).call(FORMS["triton"], case.plan, torch.float32)
+            draw(case).call(IMPLEMENTATIONS["triton"], case.plan, torch.float32)
         with (
             pytest.raises(AssertionError),
             mock.patch.object(launch._BackwardPass, "whole_windows", side_effect=AssertionError),
         ):
-            draw(case).call(FORMS["triton"], case.plan, torch.bfloat16)
+            draw(case).call(IMPLEMENTATIONS["triton"], case.plan, torch.bfloat16)
 
     def test_no_images_at_all(self) -> None:
         """A batch of nothing comes back as nothing, with gradients."""
         case = replace(self.CASE, batch=0)
-        results = draw(case).call(FORMS["triton"], case.plan, torch.float32)
+        results = draw(case).call(IMPLEMENTATIONS["triton"], case.plan, torch.float32)
         assert all(torch.isfinite(result).all() for result in results.values())
 
     def test_no_gradient_of_the_gradient(self) -> None:
@@ -222,8 +222,8 @@ def test_memory_is_linear_in_the_tokens(window: int) -> None:
         Allocations() as made,
     ):
         inputs = (feature_map, feature_map, feature_map, table, scale, None)
-        attended, normalisers = launch.attend_fused.__wrapped__(*inputs, plan)
-        launch.attend_fused_backward.__wrapped__(attended, *inputs, attended, normalisers, True, plan)
+        attended, softmax_stats = launch.attend_fused.__wrapped__(*inputs, plan)
+        launch.attend_fused_backward.__wrapped__(attended, *inputs, attended, softmax_stats, True, plan)
     map_bytes = feature_map.numel() * feature_map.element_size()
     assert made.bytes < 5 * map_bytes + 2 * table.numel() * table.element_size()
 
@@ -251,16 +251,18 @@ class TestOnGpu:
 
     @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-    def test_no_less_exact_than_the_plain_form(self, case: Case, dtype: torch.dtype) -> None:
-        """Errors against float64 are at most twice those of the plain form, three times for gradients, in the mean of
-        some draws: the scale's gradient is a few numbers, and how well one of them is met is luck."""
+    def test_no_less_exact_than_the_plain_backend(self, case: Case, dtype: torch.dtype) -> None:
+        """Errors against float64 are at most twice those of the plain backend, three times for gradients, in the mean
+        of some draws: the scale's gradient is a few numbers, and how well one of them is met is luck."""
         found: dict[str, list[tuple[float, float]]] = {}
         for seed in range(4):
             inputs = draw(case, seed)
             tensors = {name: tensor.cuda() for name, tensor in inputs.tensors.items()}
             inputs = replace(inputs, tensors=tensors, direction=inputs.direction.cuda())
-            exact = inputs.call(FORMS["reference"], case.plan, torch.float64)
-            plain, fused = (inputs.call(FORMS[form], case.plan, dtype) for form in ("reference", "triton"))
+            exact = inputs.call(IMPLEMENTATIONS["reference"], case.plan, torch.float64)
+            plain, fused = (
+                inputs.call(IMPLEMENTATIONS[backend], case.plan, dtype) for backend in ("reference", "triton")
+            )
             for name, expected in exact.items():
                 found.setdefault(name, []).append((error(fused[name], expected), error(plain[name], expected)))
         too_much = {}
@@ -286,8 +288,8 @@ class TestOnGpu:
     def test_a_backward_pass_can_be_captured(self, deterministic: None) -> None:
         """With sums in a fixed order too."""
         *tensors, plan = [each.cuda() if isinstance(each, Tensor) else each for each in arguments(self.CASES[0])]
-        attended, normalisers = launch.attend_fused(*tensors, plan)
-        inputs = (torch.ones_like(attended), *tensors, attended, normalisers, True, plan)
+        attended, softmax_stats = launch.attend_fused(*tensors, plan)
+        inputs = (torch.ones_like(attended), *tensors, attended, softmax_stats, True, plan)
         expected = launch.attend_fused_backward(*inputs)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -19,9 +19,9 @@ SHAPES = [(2, 3, 5, 24), (1, 1, 1, 1), (3, 7, 4, 96), (2, 9, 8, 130)]
 """Less than a tile, one number, whole tiles and a rest, more channels than a power of two."""
 
 
-def plain(x: Tensor, work: Tensor, weight: Tensor, bias: Tensor, eps: float, factors: Tensor | None) -> Tensor:
+def plain(x: Tensor, branch_out: Tensor, weight: Tensor, bias: Tensor, eps: float, factors: Tensor | None) -> Tensor:
     """The line in torch's own operations."""
-    branch = F.layer_norm(work, work.shape[-1:], weight, bias, eps)
+    branch = F.layer_norm(branch_out, branch_out.shape[-1:], weight, bias, eps)
     return x + (branch if factors is None else branch * factors.view(-1, 1, 1, 1).to(branch.dtype))
 
 
@@ -30,7 +30,7 @@ class Drawn:
     """What a line is made of, and the gradient of its answer, in fp64."""
 
     x: Tensor
-    work: Tensor
+    branch_out: Tensor
     weight: Tensor
     bias: Tensor
     grad: Tensor
@@ -39,12 +39,12 @@ class Drawn:
     def to(self, dtype: torch.dtype, device: str = "cpu") -> "Drawn":
         """The same in another dtype."""
         factors = None if self.factors is None else self.factors.to(device, dtype)
-        x, work, grad = (each.to(device, dtype) for each in (self.x, self.work, self.grad))
-        return Drawn(x, work, self.weight.to(device, dtype), self.bias.to(device, dtype), grad, factors)
+        x, branch_out, grad = (each.to(device, dtype) for each in (self.x, self.branch_out, self.grad))
+        return Drawn(x, branch_out, self.weight.to(device, dtype), self.bias.to(device, dtype), grad, factors)
 
     def run(self, line: Line) -> dict[str, Tensor]:
         """The answer and all gradients."""
-        inputs = {name: vars(self)[name].detach().requires_grad_() for name in ("x", "work", "weight", "bias")}
+        inputs = {name: vars(self)[name].detach().requires_grad_() for name in ("x", "branch_out", "weight", "bias")}
         answer = line(*inputs.values(), 1e-5, self.factors)
         gradients = torch.autograd.grad(answer, tuple(inputs.values()), self.grad)
         return {"answer": answer.detach(), **dict(zip(inputs, gradients, strict=True))}
@@ -102,14 +102,16 @@ def test_a_program_takes_several_blocks_of_rows(monkeypatch: pytest.MonkeyPatch)
 def test_maps_that_lie_otherwise_in_memory() -> None:
     """Views: transposed maps, an expanded gradient."""
     drawn = draw((2, 3, 5, 24), True)
-    x, work = (each.transpose(1, 2).contiguous().transpose(1, 2) for each in (drawn.x, drawn.work))
-    assert_equal(replace(drawn, x=x, work=work, grad=drawn.grad[:, :1, :1].expand_as(x)))
+    x, branch_out = (each.transpose(1, 2).contiguous().transpose(1, 2) for each in (drawn.x, drawn.branch_out))
+    assert_equal(replace(drawn, x=x, branch_out=branch_out, grad=drawn.grad[:, :1, :1].expand_as(x)))
 
 
 def test_no_images() -> None:
     """Nothing in, nothing out, zero gradients."""
     drawn = draw((2, 3, 5, 24), False)
-    results = replace(drawn, x=drawn.x[:0], work=drawn.work[:0], grad=drawn.grad[:0]).run(residual.add_normalised)
+    results = replace(drawn, x=drawn.x[:0], branch_out=drawn.branch_out[:0], grad=drawn.grad[:0]).run(
+        residual.add_normalised
+    )
     assert results["answer"].shape == (0, 3, 5, 24)
     assert not results["weight"].any()
     assert not results["bias"].any()
@@ -127,15 +129,15 @@ def test_under_autocast_the_norm_is_in_fp32() -> None:
     drawn = draw(SHAPES[2], False).to(torch.float32)
     for x in (drawn.x, drawn.x.bfloat16()):
         with torch.autocast("cpu", torch.bfloat16):
-            answer = residual.add_normalised(x, drawn.work.bfloat16(), drawn.weight, drawn.bias, 1e-5, None)
-        expected = plain(x.float(), drawn.work.bfloat16().float(), drawn.weight, drawn.bias, 1e-5, None)
+            answer = residual.add_normalised(x, drawn.branch_out.bfloat16(), drawn.weight, drawn.bias, 1e-5, None)
+        expected = plain(x.float(), drawn.branch_out.bfloat16().float(), drawn.weight, drawn.bias, 1e-5, None)
         torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_have_the_dtypes_of_what_they_are_of() -> None:
     """Of a bf16 main branch and branch, and a norm in fp32, under autocast; they are those of fp32, rounded."""
     drawn = draw(SHAPES[2], True).to(torch.float32)
-    half = {name: vars(drawn)[name].bfloat16() for name in ("x", "work")}
+    half = {name: vars(drawn)[name].bfloat16() for name in ("x", "branch_out")}
 
     def run(line: Line, **inputs: Tensor) -> tuple[Tensor, ...]:
         leaves = [each.detach().requires_grad_() for each in (*inputs.values(), drawn.weight, drawn.bias)]

@@ -63,13 +63,13 @@ def test_every_step_is_undone(plan: WindowPlan, batch: int) -> None:
 def test_pad_fills_the_bottom_and_the_right(plan: WindowPlan) -> None:
     """Filling tokens hold the given value, zeros without one; the map itself stays where it was."""
     feature_map, value = torch.randn(2, *plan.grid, 4), torch.randn(4)
-    is_filling = torch.ones(plan.padded_grid, dtype=torch.bool)
-    is_filling[: plan.grid[0], : plan.grid[1]] = False
+    is_padding = torch.ones(plan.padded_grid, dtype=torch.bool)
+    is_padding[: plan.grid[0], : plan.grid[1]] = False
     for padded, expected in (
         (windows.pad(feature_map, plan), torch.zeros(4)),
         (windows.pad(feature_map, plan, value), value),
     ):
-        assert (padded[:, is_filling] == expected).all()
+        assert (padded[:, is_padding] == expected).all()
         assert torch.equal(padded[:, : plan.grid[0], : plan.grid[1]], feature_map)
 
 
@@ -96,7 +96,7 @@ def test_hidden_pairs_are_those_that_are_no_neighbours(plan: WindowPlan) -> None
     fills = place >= torch.tensor(plan.grid)
     if plan.mask_padding:
         expected |= (fills[:, :, None] != fills[:, None, :]).any(-1)
-        # Between filling tokens nothing is said: no answer of theirs is ever used.
+        # Between padding tokens nothing is said: no answer of theirs is ever used.
         is_real = ~fills.any(-1)
         used = is_real[:, :, None] | is_real[:, None, :]
     else:

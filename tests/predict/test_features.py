@@ -25,8 +25,8 @@ def test_features_in_a_file(model: Path, images: list[Path], tmp_path: Path, suf
     file.write_text("old")
     extractor = FeatureExtractor.load(str(model), stage, "cpu")
     assert write_features(sound_features(extractor, images), file, {"stage": stage}) == 6
-    sound = [path for path in images if path != images[3]]
-    pixels = ViTImageProcessor.from_pretrained(model)(images=[read_image(path) for path in sound], return_tensors="pt")
+    valid = [path for path in images if path != images[3]]
+    pixels = ViTImageProcessor.from_pretrained(model)(images=[read_image(path) for path in valid], return_tensors="pt")
     with torch.no_grad():
         if stage == "pooled":
             expected = Swinv2Model.from_pretrained(model).eval()(**pixels).pooler_output
@@ -37,11 +37,11 @@ def test_features_in_a_file(model: Path, images: list[Path], tmp_path: Path, suf
         with safe_open(file, "pt") as opened:
             features = opened.get_tensor("features")
             paths = opened.metadata()["paths"]
-        assert [Path(name).name for name in json.loads(paths)] == [path.name for path in sound]
+        assert [Path(name).name for name in json.loads(paths)] == [path.name for path in valid]
     else:
         table = pyarrow.parquet.read_table(file)
         assert table.schema.metadata[b"stage"] == stage.encode()
-        assert table["path"].to_pylist() == [str(path) for path in sound]
+        assert table["path"].to_pylist() == [str(path) for path in valid]
         rows = zip(table["features"].to_pylist(), table["shape"].to_pylist(), strict=True)
         features = torch.stack([torch.tensor(values).view(shape) for values, shape in rows])
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)

@@ -90,9 +90,9 @@ def test_processor_that_does_not_resize_gives_batches_of_equal_size(tmp_path: Pa
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision(model: Path, images: list[Path], dtype: torch.dtype) -> None:
-    sound = images[:3]
-    exact = dict(Classifier.load(str(model), "cpu").classify(sound, 4))
-    for path, predictions in Classifier.load(str(model), "cpu", dtype).classify(sound, 4):
+    valid = images[:3]
+    exact = dict(Classifier.load(str(model), "cpu").classify(valid, 4))
+    for path, predictions in Classifier.load(str(model), "cpu", dtype).classify(valid, 4):
         expected = {prediction.label: prediction.probability for prediction in exact[path]}  # pyright: ignore
         for prediction in predictions:  # pyright: ignore
             assert isinstance(prediction, Prediction)

@@ -14,7 +14,7 @@ from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.layers.block import DropPath
 from swinv2.ops import sdpa
 from swinv2.ops.cpu import library
-from swinv2.ops.cpu.branches import Ending, add_mlp
+from swinv2.ops.cpu.branches import Epilogue, add_mlp
 
 # What torch does while it traces and compiles.
 pytestmark = [
@@ -176,7 +176,7 @@ def test_in_training_no_wide_tensor_is_in_the_graph(model):
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
-def test_in_training_the_fused_form_is_two_operations():
+def test_in_training_the_fused_backend_is_two_operations():
     model, images, labels = few_windows(), torch.randn(1, 3, 28, 12), torch.tensor([2])
     model.train().set_attn_implementation("triton")
     expected = model(images, labels=labels).loss
@@ -193,7 +193,7 @@ def test_in_training_the_fused_form_is_two_operations():
         assert torch.allclose(parameter.grad, eager[name], atol=1e-5, rtol=1e-3), name
 
 
-def test_a_refusal_of_the_fused_form_is_traced(model, monkeypatch):
+def test_a_refusal_of_the_fused_backend_is_traced(model, monkeypatch):
     model.set_attn_implementation("triton")
     monkeypatch.delenv("TRITON_INTERPRET")
     images = torch.randn(2, 3, 64, 64)
@@ -206,7 +206,7 @@ def test_a_refusal_of_the_fused_form_is_traced(model, monkeypatch):
 
 @pytest.mark.slow
 @needs_kernels
-def test_the_eager_form_and_another_activation_stay_what_they_are(model):
+def test_the_eager_backend_and_another_activation_stay_what_they_are(model):
     for change in ("form", "activation"):
         if change == "form":
             model.set_attn_implementation("eager")
@@ -275,10 +275,10 @@ def test_a_compiled_training_step_is_the_eager_one(model, change):
     images, labels = torch.randn(2, 3, 50, 70), torch.tensor([0, 2])
     CHANGES[change](model.train())
     gradients = []
-    for form in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+    for backend in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
         model.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
-            loss = form(images, labels=labels).loss
+            loss = backend(images, labels=labels).loss
         loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     tolerance = 0.1 if change == "autocast" else 1e-5
@@ -367,7 +367,7 @@ def test_a_backward_pass_may_be_compiled_where_the_forward_was_not():
     x, w1, b1, w2, b2, weight, bias = leaves
     work = F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
     expected = torch.autograd.grad((x + F.layer_norm(work, (8,), weight, bias)).square().sum(), leaves)
-    loss = add_mlp(x, (w1, b1), (w2, b2), Ending(weight, bias, 1e-5)).square().sum()
+    loss = add_mlp(x, (w1, b1), (w2, b2), Epilogue(weight, bias, 1e-5)).square().sum()
     with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
         loss.backward()
     for leaf, gradient in zip(leaves, expected, strict=True):

@@ -12,11 +12,11 @@ MODEL = {"image_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 36 pictures to train on and 15 to evaluate."""
-    place = tmp_path_factory.mktemp("colours")
-    draw_colours(place / "train", 12, seed=0)
-    draw_colours(place / "validation", 5, seed=1)
-    return place
+    """A folder with 36 images to train on and 15 to evaluate."""
+    source = tmp_path_factory.mktemp("colours")
+    draw_colours(source / "train", 12, seed=0)
+    draw_colours(source / "validation", 5, seed=1)
+    return source
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from swinv2.train import checkpoints
 from swinv2.train.checkpoints import (
     MANIFEST,
     SaveError,
-    newest_sound,
+    checkpoint_to_resume,
+    newest_valid,
     prune,
     seal,
-    where_to_go_on,
     whole_checkpoint,
     why_unusable,
 )
@@ -101,15 +101,15 @@ class TestNewest:
     def test_it_falls_back_and_says_why(self, tmp_path: Path) -> None:
         good, changed, unsealed = save(tmp_path, 1), save(tmp_path, 2), write(tmp_path / "checkpoint-3")
         (changed / "model").write_text("cut")
-        found, unusable = newest_sound(tmp_path)
+        found, unusable = newest_valid(tmp_path)
         assert found == good
         assert [folder for folder, _ in unusable] == [unsealed, changed]
         assert unusable[1][1] == "model has 3 bytes, and had 7"
 
     def test_none(self, tmp_path: Path) -> None:
-        assert newest_sound(tmp_path / "nowhere") == (None, [])
+        assert newest_valid(tmp_path / "nowhere") == (None, [])
         broken = write(tmp_path / "checkpoint-3")
-        found, unusable = newest_sound(tmp_path)
+        found, unusable = newest_valid(tmp_path)
         assert found is None
         assert [folder for folder, _ in unusable] == [broken]
 
@@ -148,7 +148,7 @@ class TestWholeCheckpoint:
                 (same / "shard-1").write_text("second")
             assert not final.exists()
             (folder / "shard-0").write_text("first")
-        assert newest_sound(tmp_path) == (final, [])
+        assert newest_valid(tmp_path) == (final, [])
         assert sorted(path.name for path in final.iterdir()) == [MANIFEST, "shard-0", "shard-1"]
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
@@ -158,7 +158,7 @@ class TestWholeCheckpoint:
         if broken:
             (old / "model").unlink()
         final = save(tmp_path, 1, "new")
-        assert newest_sound(tmp_path) == (final, [])
+        assert newest_valid(tmp_path) == (final, [])
         assert (final / "model").read_text() == "new"
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
@@ -266,7 +266,7 @@ def until_it_survives(tmp_path: Path, prepare: Callable[[Path], None], act: Call
 
 
 def content(run: Path) -> tuple[str, str]:
-    good, _ = newest_sound(run)
+    good, _ = newest_valid(run)
     assert good is not None
     return good.name, (good / "model").read_text()
 
@@ -323,7 +323,7 @@ class TestKilled:
         assert len(runs) > 4
         for run in runs:
             # Half of a checkpoint does not pass for one.
-            assert newest_sound(run) == (run / "checkpoint-4", [])
+            assert newest_valid(run) == (run / "checkpoint-4", [])
             halves = [name for name in names(run) if why_unusable(run / name)]
             assert len(halves) <= 1
             assert why_unusable(run / "checkpoint-1") is None
@@ -339,35 +339,35 @@ class TestKilled:
         monkeypatch.setattr(os, "unlink", lambda *args, **rest: (_ for _ in ()).throw(OSError(16, "busy")))
         prune(tmp_path, 1, None)
         monkeypatch.setattr(os, "unlink", plain)
-        assert newest_sound(tmp_path)[0] == tmp_path / "checkpoint-3"
+        assert newest_valid(tmp_path)[0] == tmp_path / "checkpoint-3"
         prune(tmp_path, 1, None)
         assert names(tmp_path) == ["checkpoint-3"]
 
 
 class TestWhereToGoOn:
-    def test_the_newest_sound_one(self, tmp_path: Path) -> None:
-        assert where_to_go_on(tmp_path, None, resume=True) is None
+    def test_the_newest_valid_one(self, tmp_path: Path) -> None:
+        assert checkpoint_to_resume(tmp_path, None, resume=True) is None
         first, second = save(tmp_path, 1), save(tmp_path, 2)
-        assert where_to_go_on(tmp_path, None, resume=True) == second
+        assert checkpoint_to_resume(tmp_path, None, resume=True) == second
         (second / "model").write_text("cut")
-        assert where_to_go_on(tmp_path, None, resume=True) == first
+        assert checkpoint_to_resume(tmp_path, None, resume=True) == first
 
     def test_the_wanted_one(self, tmp_path: Path) -> None:
         first, second = save(tmp_path, 1), save(tmp_path, 2)
-        assert where_to_go_on(tmp_path, str(first), resume=False) == first
+        assert checkpoint_to_resume(tmp_path, str(first), resume=False) == first
         (second / "model").unlink()
         with pytest.raises(UsageError, match=r"checkpoint-2: model is missing\. --resume finds"):
-            where_to_go_on(tmp_path, str(second), resume=True)
+            checkpoint_to_resume(tmp_path, str(second), resume=True)
         with pytest.raises(UsageError, match="checkpoint-3: there is no such folder"):
-            where_to_go_on(tmp_path, str(tmp_path / "checkpoint-3"), resume=True)
+            checkpoint_to_resume(tmp_path, str(tmp_path / "checkpoint-3"), resume=True)
 
-    def test_none_is_sound(self, tmp_path: Path) -> None:
+    def test_none_is_valid(self, tmp_path: Path) -> None:
         (save(tmp_path, 1) / MANIFEST).unlink()
-        with pytest.raises(UsageError, match=f"no checkpoint of {tmp_path} is sound; delete them"):
-            where_to_go_on(tmp_path, None, resume=True)
+        with pytest.raises(UsageError, match=f"no checkpoint of {tmp_path} is valid; delete them"):
+            checkpoint_to_resume(tmp_path, None, resume=True)
 
     def test_nobody_said_what_to_do(self, tmp_path: Path) -> None:
-        assert where_to_go_on(tmp_path, None, resume=False) is None
+        assert checkpoint_to_resume(tmp_path, None, resume=False) is None
         save(tmp_path, 1)
         with pytest.raises(UsageError, match="add --resume"):
-            where_to_go_on(tmp_path, None, resume=False)
+            checkpoint_to_resume(tmp_path, None, resume=False)

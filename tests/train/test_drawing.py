@@ -1,4 +1,4 @@
-"""Pictures of a training: the right pixels and points in them, and files that are whole or not there."""
+"""Images of a training: the right pixels and points in them, and files that are whole or not there."""
 
 import os
 
@@ -37,13 +37,13 @@ def read(path):
         return np.asarray(image.convert("RGB"))
 
 
-def count(picture, colour):
-    return int((picture == np.array(colour, np.uint8)).all(-1).sum())
+def count(image, colour):
+    return int((image == np.array(colour, np.uint8)).all(-1).sum())
 
 
-def where(picture, colour):
+def where(image, colour):
     """The box (top, bottom, left, right) around all pixels of a colour."""
-    rows, columns = np.nonzero((picture == np.array(colour, np.uint8)).all(-1))
+    rows, columns = np.nonzero((image == np.array(colour, np.uint8)).all(-1))
     return rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
 
 
@@ -140,17 +140,17 @@ def test_rows_of_reconstructions():
 
 def test_normalised_targets_are_undone():
     draw = np.random.default_rng(0)
-    pictures = draw.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+    dataset = draw.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    images = torch.from_numpy(dataset).permute(0, 3, 1, 2) / 255
     images = (images - torch.tensor(COLOURS.mean).view(-1, 1, 1)) / torch.tensor(COLOURS.std).view(-1, 1, 1)
     mask = left_half().expand(2, -1, -1, -1)
     targets = normalise_targets(images, 7)
     rows = reconstructions.reconstruction_rows(images, targets, mask, COLOURS, norm_targets=7)
-    assert np.array_equal(rows[:, 0], pictures)
+    assert np.array_equal(rows[:, 0], dataset)
     # A perfect drawing is the image.
-    assert np.abs(rows[:, 3].astype(int) - pictures).max() <= 1
+    assert np.abs(rows[:, 3].astype(int) - dataset).max() <= 1
     raw = reconstructions.reconstruction_rows(images, targets, mask, COLOURS)
-    assert np.abs(raw[:, 3].astype(int) - pictures).max() > 50
+    assert np.abs(raw[:, 3].astype(int) - dataset).max() > 50
 
 
 def test_values_beyond_black_and_white_and_none():
@@ -240,10 +240,10 @@ def test_numbers_of_a_small_matrix(tmp_path):
     assert wrong[2].mask.all()
     assert right[2].mask.all()
     confusion.draw_confusion(matrix, ["a", "$b_$", "猫\ud800"], tmp_path / "matrix.png")
-    picture = read(tmp_path / "matrix.png")
-    assert min(picture.shape[:2]) > 400
-    # Three cells of a class without pictures.
-    assert count(picture, (0xDD, 0xDD, 0xDD)) > 3 * 50 * 50
+    image = read(tmp_path / "matrix.png")
+    assert min(image.shape[:2]) > 400
+    # Three cells of a class without images.
+    assert count(image, (0xDD, 0xDD, 0xDD)) > 3 * 50 * 50
 
 
 def test_recall_beside_the_names_of_more_classes():
@@ -273,10 +273,10 @@ def test_the_worst_of_many_classes() -> None:
 def test_matrices_of_all_sizes(classes, tmp_path):
     path = tmp_path / "matrix.png"
     confusion.draw_confusion(np.eye(classes, dtype=np.int64), [f"class number {i}" for i in range(classes)], path)
-    picture = read(path)
-    assert 300 < min(picture.shape[:2]) <= max(picture.shape[:2]) < 3000
+    image = read(path)
+    assert 300 < min(image.shape[:2]) <= max(image.shape[:2]) < 3000
     # No name is cut off.
-    for edge in (picture[:8], picture[-8:], picture[:, :8], picture[:, -8:]):
+    for edge in (image[:8], image[-8:], image[:, :8], image[:, -8:]):
         assert (edge == 255).all()
 
 
@@ -308,10 +308,10 @@ def test_mistakes_in_their_order(tmp_path, monkeypatch):
     colours = [(9 * i, 255 - 9 * i, 77) for i in range(27)]
     mistakes.draw_mistakes([mistake(colour) for colour in colours], path)
     assert written == ["cat -> dog 97%"] * 25
-    picture = read(path)
-    boxes = [where(picture, colour) for colour in colours[:25]]
+    image = read(path)
+    boxes = [where(image, colour) for colour in colours[:25]]
     assert boxes == sorted(boxes)
-    assert [count(picture, colour) for colour in colours] == [192 * 192] * 25 + [0, 0]
+    assert [count(image, colour) for colour in colours] == [192 * 192] * 25 + [0, 0]
     tops, lefts = ({box[index] for box in boxes} for index in (0, 2))
     assert len(tops) == len(lefts) == 5
 
@@ -320,9 +320,9 @@ def test_mistakes_of_all_sizes(tmp_path):
     path = tmp_path / "mistakes.png"
     long = "a name that is longer than anybody would want to read"
     mistakes.draw_mistakes([mistake(RED, (400, 200)), mistake(BLUE, (20, 90), long, long)], path)
-    picture = read(path)
-    assert count(picture, RED) == 192 * 96
-    assert count(picture, BLUE) == 40 * 180
+    image = read(path)
+    assert count(image, RED) == 192 * 96
+    assert count(image, BLUE) == 40 * 180
 
 
 def test_no_mistakes(tmp_path):

@@ -107,7 +107,7 @@ class TestFlags:
         assert read(*told, "--no-dataloader-pin-memory") == expected | {"dataloader_pin_memory": False}
 
     def test_underscores_are_as_good_as_dashes(self) -> None:
-        told = ["--weight_decay", "0.2", "--output_dir=a_b", "--no_dataloader_pin_memory", "--train-split", "a_b"]
+        told = ["--weight_decay", "0.2", "--output-dir=a_b", "--no_dataloader_pin_memory", "--train-split", "a_b"]
         values = read(*told)
         assert (values["weight_decay"], values["output_dir"], values["train_split"]) == (0.2, "a_b", "a_b")
         assert values["dataloader_pin_memory"] is False
@@ -116,7 +116,7 @@ class TestFlags:
         ("told", "sentence"),
         [
             (["--wieght-decay", "0.1"], "no setting '--wieght-decay'; did you mean --weight-decay?"),
-            (["--wieght_decay=0.1"], "no setting '--wieght-decay'; did you mean --weight-decay?"),
+            (["--wieght-decay=0.1"], "no setting '--wieght-decay'; did you mean --weight-decay?"),
             (["--qqqq"], r"no setting '--qqqq'\. `--help`"),
             (["--given", "1"], r"no setting '--given'(?!; did you mean --given)"),
             (["stray"], "no setting 'stray'"),
@@ -125,7 +125,7 @@ class TestFlags:
             (["--bf16", "perhaps"], "argument --bf16: expected true or false, not 'perhaps'"),
             (["--image-size"], "argument --image-size: expected at least one argument"),
             (["--config"], "argument --config: expected one argument"),
-            (["--data", ""], "--data is missing; expected where the pictures are"),
+            (["--data", ""], "--data is missing; expected where the images are"),
         ],
     )
     def test_flags_that_are_none(self, told: list[str], sentence: str) -> None:
@@ -134,9 +134,9 @@ class TestFlags:
 
     @pytest.mark.parametrize("name", ["data", "model", "output-dir"])
     def test_what_every_training_needs(self, name: str) -> None:
-        place = NEEDED.index(f"--{name}")
+        source = NEEDED.index(f"--{name}")
         with pytest.raises(UsageError, match=f"--{name} is missing; expected"):
-            read_flags(PretrainOptions, NEEDED[:place] + NEEDED[place + 2 :], "swinv2 pretrain")
+            read_flags(PretrainOptions, NEEDED[:source] + NEEDED[source + 2 :], "swinv2 pretrain")
 
     def test_older_versions_of_transformers_call_some_settings_otherwise(
         self, monkeypatch: pytest.MonkeyPatch, recipe: Callable[[str], str]

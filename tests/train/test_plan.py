@@ -26,7 +26,7 @@ def plan_of(flags: list[str], *more: str) -> tuple[dict[str, Any], nn.Module]:
 class TestPlan:
     def test_finetuning(self, flags: list[str]) -> None:
         plan, model = plan_of(flags, "--layer_decay", "0.5")
-        # 36 pictures in batches of 8, three times.
+        # 36 images in batches of 8, three times.
         assert (plan["steps"], plan["warmup_steps"], plan["images_a_step"]) == (15, 2, 8)
         assert plan["learning_rate"] == 2e-3
         assert plan["learning_rate_for_512_images"] == pytest.approx(2e-3 * 64)

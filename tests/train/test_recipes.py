@@ -27,7 +27,7 @@ from swinv2.train.pretrain import mask_maker
 from swinv2.train.running import pixels_of
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings, parse_settings
 from swinv2.train.start import NEW, start_finetuning, start_pretraining
-from swinv2.zoo import CHECKPOINTS, SIZES
+from swinv2.zoo import CHECKPOINTS, PRESETS
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -40,7 +40,7 @@ IMAGENET_1K, IMAGENET_22K, EXTENDED = 1_281_167, 14_197_122, 70_000_000
 class Published:
     """What the authors say. The rates are for the whole batch: the highest, of the first step, at the end."""
 
-    pictures: int
+    dataset: int
     batch: int
     rates: tuple[float, float, float]
     epochs: int
@@ -95,7 +95,7 @@ PUBLISHED = {
 }  # fmt: skip
 CIFAR10 = {"cifar10-simmim": 15, "cifar10-finetune": 15, "cifar10-supervised": 28}
 """Epochs of this project's own."""
-SIZE_OF = {name: next(size for size in SIZES if f"{size}-" in f"{name}-") for name in PUBLISHED}
+SIZE_OF = {name: next(size for size in PRESETS if f"{size}-" in f"{name}-") for name in PUBLISHED}
 
 
 def comment(recipe: Path) -> list[str]:
@@ -201,9 +201,9 @@ def test_batch_and_rates_are_the_authors(name: str) -> None:
         settings.gradient_accumulation_steps,
     ]
     assert settings.learning_rate == pytest.approx(published.rates[0], rel=1e-9)
-    steps = published.epochs * (published.pictures // published.batch)
+    steps = published.epochs * (published.dataset // published.batch)
     warmup = settings.get_warmup_steps(steps)
-    expected = published.warmup_steps or published.warmup_epochs * (published.pictures // published.batch)
+    expected = published.warmup_steps or published.warmup_epochs * (published.dataset // published.batch)
     assert warmup == expected
     rate = curve_of(settings, steps)
     assert [rate(step) for step in (warmup, 0, steps)] == pytest.approx(published.rates, rel=1e-5, abs=1e-12)
@@ -254,7 +254,7 @@ def test_the_rate_of_each_step_is_that_of_the_authors_cosine(name: str) -> None:
     settings = parse(find(name))
     if name in PUBLISHED:
         published = PUBLISHED[name]
-        steps, rates = published.epochs * (published.pictures // published.batch), published.rates
+        steps, rates = published.epochs * (published.dataset // published.batch), published.rates
     else:
         steps, rates = CIFAR10[name] * (50_000 // 128), (2e-3, 0.0, 0.0)
     warmup, rate = settings.get_warmup_steps(steps), curve_of(settings, steps)
@@ -279,7 +279,7 @@ def config_of(name: str) -> Swinv2Config:
     """The configuration of the model that a recipe makes, built without weights."""
     settings: Any = parse(find(name))
     with torch.device("meta"):
-        if settings.model == NEW or settings.model in SIZES:
+        if settings.model == NEW or settings.model in PRESETS:
             start = start_pretraining if isinstance(settings, PretrainSettings) else start_finetuning
             model: Any = start(settings) if isinstance(settings, PretrainSettings) else start(settings, ("a", "b"))
             return model.config
@@ -308,7 +308,7 @@ def test_its_model_is_possible(recipe: Path) -> None:
         assert (config.image_size, config.patch_size, config.window_size, config.embed_dim) == (32, 2, 4, 48)
         assert (config.depths, config.num_heads) == ([2, 4, 2], [2, 4, 8])
         return
-    size = SIZES[SIZE_OF[recipe.stem]]
+    size = PRESETS[SIZE_OF[recipe.stem]]
     assert (config.embed_dim, tuple(config.depths), tuple(config.num_heads), config.extra_norm_period) == (
         size.embed_dim,
         size.depths,

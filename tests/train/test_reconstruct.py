@@ -17,7 +17,7 @@ from swinv2.train.reconstruct import reconstruct
 
 GREY = 128
 SCALE = 6
-"""Pictures of 32 pixels are drawn with a side of 192."""
+"""Images of 32 pixels are drawn with a side of 192."""
 
 FIELDS = {"image_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": [1, 1, 1]}
 
@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("pictures")
     generator = np.random.default_rng(0)
     paths = [folder / f"{index}.png" for index in range(2)]
@@ -43,17 +43,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def hidden(path: Path, row: int = 0) -> np.ndarray:
-    """Which pixels of a picture are hidden (32, 32): grey in the second column of the sheet."""
+    """Which pixels of an image are hidden (32, 32): grey in the second column of the sheet."""
     with Image.open(path) as sheet:
         top, left, side = 42 + 232 * row, 224, 32 * SCALE
         tile = np.asarray(sheet.convert("RGB"))[top : top + side : SCALE, left : left + side : SCALE]
     return (tile == GREY).all(-1)
 
 
-def test_the_share_that_was_asked_for_is_hidden_in_blocks(model: str, pictures: list[Path], tmp_path: Path) -> None:
+def test_the_share_that_was_asked_for_is_hidden_in_blocks(model: str, dataset: list[Path], tmp_path: Path) -> None:
     for ratio, blocks in ((0.6, 10), (0.25, 4)):
-        reconstruct(pictures, model, tmp_path / "drawn.png", mask_ratio=ratio, device="cpu")
-        # Sixteen blocks of 8 pixels, as one token of the last stage covers, in each of two pictures.
+        reconstruct(dataset, model, tmp_path / "drawn.png", mask_ratio=ratio, device="cpu")
+        # Sixteen blocks of 8 pixels, as one token of the last stage covers, in each of two images.
         for row in range(2):
             masked = hidden(tmp_path / "drawn.png", row).reshape(4, 8, 4, 8)
             assert (masked == masked[:, :1, :, :1]).all()
@@ -61,10 +61,10 @@ def test_the_share_that_was_asked_for_is_hidden_in_blocks(model: str, pictures: 
 
 
 def test_a_seed_hides_the_same_again_and_another_hides_other_blocks(
-    model: str, pictures: list[Path], tmp_path: Path
+    model: str, dataset: list[Path], tmp_path: Path
 ) -> None:
     losses = [
-        reconstruct(pictures, model, tmp_path / f"{run}.png", seed=seed, device="cpu")
+        reconstruct(dataset, model, tmp_path / f"{run}.png", seed=seed, device="cpu")
         for run, seed in enumerate((1, 1, 2))
     ]
     assert losses[0] == losses[1] != losses[2]
@@ -72,7 +72,7 @@ def test_a_seed_hides_the_same_again_and_another_hides_other_blocks(
     assert first == again != other
 
 
-def test_the_loss_is_the_mean_error_over_what_is_hidden(model: str, pictures: list[Path], tmp_path: Path) -> None:
+def test_the_loss_is_the_mean_error_over_what_is_hidden(model: str, dataset: list[Path], tmp_path: Path) -> None:
     """Of a model that draws black everywhere: the mean distance of hidden pixels from black."""
     loaded = swinv2.Swinv2ForMaskedImageModeling.from_pretrained(model)
     with torch.no_grad():
@@ -82,26 +82,26 @@ def test_the_loss_is_the_mean_error_over_what_is_hidden(model: str, pictures: li
         next(module for module in loaded.decoder.modules() if hasattr(module, "bias")).bias.fill_(-1.0)
     loaded.save_pretrained(tmp_path / "black")
     make_processor(Pixels((32, 32), (0.5,) * 3, (0.5,) * 3)).save_pretrained(tmp_path / "black")
-    loss = reconstruct(pictures[:1], str(tmp_path / "black"), tmp_path / "drawn.png", device="cpu")
-    with Image.open(pictures[0]) as image:
+    loss = reconstruct(dataset[:1], str(tmp_path / "black"), tmp_path / "drawn.png", device="cpu")
+    with Image.open(dataset[0]) as image:
         pixels = np.asarray(image)
     masked = hidden(tmp_path / "drawn.png")
     assert loss == pytest.approx(pixels[masked].mean() / 127.5, rel=1e-4)
 
 
-def test_a_broken_picture_and_a_block_that_does_not_fit(model: str, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_broken_image_and_a_block_that_does_not_fit(model: str, dataset: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     with pytest.raises(UsageError, match="leave it out"):
-        reconstruct([*pictures, broken], model, tmp_path / "drawn.png", device="cpu")
+        reconstruct([*dataset, broken], model, tmp_path / "drawn.png", device="cpu")
     with pytest.raises(UsageError, match="the mask block is 3; expected a multiple of the patch size"):
-        reconstruct(pictures, model, tmp_path / "drawn.png", mask_block=3, device="cpu")
+        reconstruct(dataset, model, tmp_path / "drawn.png", mask_block=3, device="cpu")
     assert not (tmp_path / "drawn.png").exists()
 
 
-def test_the_command_says_where_the_picture_is(model: str, pictures: list[Path], tmp_path: Path) -> None:
+def test_the_command_says_where_the_image_is(model: str, dataset: list[Path], tmp_path: Path) -> None:
     output = tmp_path / "folder" / "drawn.png"
-    done = CliRunner().invoke(app, ["reconstruct", str(pictures[0]), "--model", model, "--output", str(output)])
+    done = CliRunner().invoke(app, ["reconstruct", str(dataset[0]), "--model", model, "--output", str(output)])
     assert done.exit_code == 0
     assert "mean error over hidden pixels" in done.stderr
     assert output.name in done.stderr

@@ -94,7 +94,7 @@ class TestRecipes:
         ],
     )
     def test_windows(self, text: str, windows: Any, needed: dict[str, Any]) -> None:
-        """A recipe says them as a flag does, or as a list; in the configuration's form in what is told of settings."""
+        """A recipe says them as a flag does, or as a list; as in the configuration in what is told of settings."""
         settings = parse(needed, recipe=f"window_size: {text}\n")
         assert settings.window_size == settings.given.get("window_size") == windows
         assert json.loads(json.dumps(settings.given)) == settings.given
@@ -163,13 +163,13 @@ class TestRates:
 
 
 COMMON = [
-    ({"data": ""}, "--data is missing; expected where the pictures are"),
+    ({"data": ""}, "--data is missing; expected where the images are"),
     ({"model": ""}, "--model is missing; expected what to start from"),
     ({"output_dir": ""}, "--output-dir is missing"),
     ({"streaming": True}, "--streaming needs --max-steps"),
     ({"streaming": True, "max_steps": 5, "train_fraction": 0.5}, "leave out --streaming"),
     ({"image_size": [1, 2, 3]}, "expected one length, or height and width"),
-    ({"milestones": [0.5], "lr_scheduler_type": "cosine"}, "--lr-scheduler-type has no effect beside --milestones"),
+    ({"milestones": [0.5], "lr_scheduler_type": "cosine"}, "--lr-scheduler-type has no effect with --milestones"),
     ({"milestones": [700.0]}, "expected shares of the training"),
     ({"milestones": [0.5], "lr_scheduler_kwargs": {"power": 2}}, "--lr-scheduler-kwargs .*'power'"),
     ({"milestones": [0.5], "lr_scheduler_kwargs": {"warmup_lr_rate": "some"}}, "--lr-scheduler-kwargs .*'some'"),
@@ -182,7 +182,7 @@ COMMON = [
     ({"ema_decay": -0.1}, "--ema-decay is -0.1"),
     ({"learning_rate": 0.0}, "the learning rate is 0.0; expected above 0"),
     ({"base_rate": -1e-3}, "expected above 0"),
-    ({"base_rate": 1e-3, "learning_rate": 1e-4}, "--learning-rate has no effect beside --base-rate"),
+    ({"base_rate": 1e-3, "learning_rate": 1e-4}, "--learning-rate has no effect with --base-rate"),
     ({"data_seed": 5}, "--data-seed has no effect: --seed"),
     ({"save_only_model": True}, "--save-only-model would leave out what --resume needs"),
     ({"crop_scale": [0.5]}, "--crop-scale is"),
@@ -209,14 +209,14 @@ class TestRefusals:
             ({"mixup": 0.8}, "mix pairs"),
             ({"cutmix": 1.0, "dataloader_drop_last": True, "per_device_train_batch_size": 7}, "mix pairs"),
             ({"lora": True, "frozen_stages": 1}, "leave out --frozen-stages"),
-            ({"lora": True, "matrix_learning_rate": 1e-3}, "leave it out beside --lora"),
+            ({"lora": True, "matrix_learning_rate": 1e-3}, "leave it out with --lora"),
             ({"lora_rank": 4}, "--lora-rank has no effect without --lora"),
             ({"lora": True, "lora_rank": 0}, "--lora-rank is 0"),
-            ({"matrix_learning_rate": 1e-3, "adam_beta2": 0.95}, "--adam-beta2 has no effect beside --matrix"),
-            ({"matrix_learning_rate": 1e-3, "base_rate": 1e-3}, "--base-rate has no effect beside --matrix"),
-            ({"matrix_learning_rate": 1e-3, "optim": "sgd"}, "--optim has no effect beside --matrix"),
+            ({"matrix_learning_rate": 1e-3, "adam_beta2": 0.95}, "--adam-beta2 has no effect with --matrix"),
+            ({"matrix_learning_rate": 1e-3, "base_rate": 1e-3}, "--base-rate has no effect with --matrix"),
+            ({"matrix_learning_rate": 1e-3, "optim": "sgd"}, "--optim has no effect with --matrix"),
             ({"matrix_learning_rate": 1e-3, "layer_decay": 0.9}, "--layer-decay has no effect"),
-            ({"crop_padding": 4, "crop_scale": [0.5, 1.0]}, "--crop-scale has no effect beside --crop-padding"),
+            ({"crop_padding": 4, "crop_scale": [0.5, 1.0]}, "--crop-scale has no effect with --crop-padding"),
         ],
     )
     def test_finetuning(self, given: dict[str, Any], sentence: str, needed: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ def test_the_same_losses_and_checkpoints_for_any_number_of_processes(flags: list
         if processes == 1:
             assert losses(run) == pytest.approx(losses(one), abs=1e-5)
         else:
-            # A step of 12 pictures is what one process makes of it that goes on from its own checkpoint.
+            # A step of 12 images is what one process makes of it that goes on from its own checkpoint.
             shutil.copytree(one / "checkpoint-5", tmp_path / "alone" / "checkpoint-5")
             train([*flags, *STEADY, "--resume"], tmp_path / "alone", processes=0, batch_size=12)
             assert len(losses(run)) == 6

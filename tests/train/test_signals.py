@@ -1,4 +1,4 @@
-"""Signals to a training and to the processes that read its pictures: who answers, and what is left behind."""
+"""Signals to a training and to the processes that read its images: who answers, and what is left behind."""
 
 import os
 import signal
@@ -62,16 +62,16 @@ def test_stopped_and_gone_on_without_a_complaint(
     assert process.returncode == 128 + number, errors
     wait_until_gone(process.pid)
     assert "Traceback" not in errors
-    stopped = checkpoints.newest_sound(run)[0]
+    stopped = checkpoints.newest_valid(run)[0]
     assert stopped is not None
     step = int(stopped.name.split("-")[1])
-    assert errors.splitlines()[-1] == f"{signal.Signals(number).name}: saved at step {step}; --resume goes on"
+    assert errors.splitlines()[-1] == f"{signal.Signals(number).name}: saved at step {step}; --resume continues"
     again = start("finetune", [*flags, "--resume"])
     _, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
     wait_until_gone(again.pid)
     said = errors.splitlines()
-    assert said[-2] == f"going on from step {step} of 60: {stopped}"
+    assert said[-2] == f"resuming from step {step} of 60: {stopped}"
     assert said[-1].startswith("loss ")
     assert [entry["step"] for entry in log(run) if "resumed_from_step" in entry] == [step]
 
@@ -88,7 +88,7 @@ def test_a_killed_run_leaves_no_process(flags: list[str], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_worker_is_deaf_from_its_first_moment_on(method: str, tmp_path: Path) -> None:
-    """A signal that finds a process before it has begun to read pictures does not end it."""
+    """A signal that finds a process before it has begun to read images does not end it."""
     script = tmp_path / "script.py"
     # A file: what is not forked imports it again.
     script.write_text(
@@ -98,7 +98,7 @@ def test_a_worker_is_deaf_from_its_first_moment_on(method: str, tmp_path: Path) 
         "if __name__ == '__main__':\n"
         "    pixels = TensorDataset(torch.zeros(8))\n"
         f"    loader = DataLoader(pixels, num_workers=1, multiprocessing_context={method!r})\n"
-        "    signals.deafen(loader)\n"
+        "    signals.ignore_signals(loader)\n"
         "    batches = iter(loader)\n"
         "    os.kill(batches._workers[0].pid, signal.SIGTERM)\n"
         "    print(len(list(batches)), signal.pthread_sigmask(signal.SIG_BLOCK, ()))\n"
@@ -128,5 +128,5 @@ def test_a_signal_where_no_step_is_under_way_is_one_line(number: int, monkeypatc
     monkeypatch.setattr(training, "_prepare", prepare)
     result = CliRunner().invoke(app, ["finetune"])
     assert result.exit_code == 128 + number
-    said = "stopped at once; --resume goes on from the newest checkpoint, if there is one"
+    said = "stopped at once; --resume continues from the newest checkpoint, if there is one"
     assert result.stderr == f"{signal.Signals(number).name}: {said}\n"

@@ -133,7 +133,7 @@ class TestLoaded:
         assert 0.01 < model.classifier.weight.std() < 0.03
         assert not model.classifier.bias.any()
 
-    def test_pretraining_goes_on(self, pretrain: Any, masked: str, warnings_of: pytest.LogCaptureFixture) -> None:
+    def test_pretraining_resumes(self, pretrain: Any, masked: str, warnings_of: pytest.LogCaptureFixture) -> None:
         model, before = pretrain(model=masked, norm_targets=5), stored(masked)
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         assert model.config.norm_targets == 5

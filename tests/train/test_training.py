@@ -109,8 +109,8 @@ class TestPretraining:
         first, last = (entry["eval_loss"] for entry in [e for e in entries if "eval_loss" in e][::3])
         assert last < first
         assert json.loads((run / "results.json").read_text())["step"] == 15
-        with Image.open(run / "reconstructions.png") as picture:
-            assert picture.size[0] > 4 * 32
+        with Image.open(run / "reconstructions.png") as image:
+            assert image.size[0] > 4 * 32
         model = swinv2.Swinv2ForMaskedImageModeling.from_pretrained(run / "final")
         assert model.config.norm_targets == 9
         for name, value in trainer.model.state_dict().items():
@@ -217,7 +217,7 @@ class TestFinetuning:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (MUON, "--matrix_learning_rate and --fsdp do not work together"),
+            (MUON, "--matrix-learning-rate and --fsdp do not work together"),
             (["--ema_decay", "0.9"], "ema_decay keeps a whole copy of the model"),
             (["--lora", "true"], "--lora and --fsdp do not work together"),
         ],
@@ -312,7 +312,7 @@ class TestGoingOn:
 
     @pytest.mark.parametrize("where", ["nowhere", "."])
     def test_a_checkpoint_that_is_none(self, where: str, flags: list[str], tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="--resume_from_checkpoint"):
+        with pytest.raises(UsageError, match="--resume-from-checkpoint"):
             train("finetune", [*flags, "--resume_from_checkpoint", str(tmp_path / where)])
 
     @pytest.mark.slow
@@ -340,7 +340,7 @@ class TestTrouble:
 
             trainer.add_callback(Poison())
 
-        with pytest.raises(DivergedError, match=r"at step 6 the loss.*checkpoint-4 is sound"):
+        with pytest.raises(DivergedError, match=r"at step 6 the loss.*checkpoint-4 is valid"):
             train("finetune", flags, poison)
         assert [path.name for path in checkpoints.checkpoints(tmp_path / "run")] == ["checkpoint-4"]
 
@@ -353,7 +353,7 @@ class TestTrouble:
                     with torch.no_grad():
                         next(model.parameters()).view(-1)[3] = float("inf")
 
-        with pytest.raises(DivergedError, match=r"checkpoint-4 is sound"):
+        with pytest.raises(DivergedError, match=r"checkpoint-4 is valid"):
             train("finetune", flags, lambda trainer: trainer.add_callback(Poison()))
         assert [path.name for path in checkpoints.checkpoints(tmp_path / "run")] == ["checkpoint-4"]
 
@@ -371,30 +371,30 @@ class TestTrouble:
             train("finetune", flags)
         monkeypatch.undo()
         assert not list((tmp_path / "run").glob(f"{UNFINISHED}*"))
-        assert checkpoints.newest_sound(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-4"
+        assert checkpoints.newest_valid(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-4"
 
-    def test_unreadable_pictures_are_skipped_up_to_a_number(self, flags: list[str], tmp_path: Path) -> None:
+    def test_unreadable_images_are_skipped_up_to_a_number(self, flags: list[str], tmp_path: Path) -> None:
         draw_colours(tmp_path / "data" / "train", 12)
         draw_colours(tmp_path / "data" / "validation", 5)
         for split, index in (("train", 3), ("train", 7), ("validation", 2)):
-            (tmp_path / "data" / split / "red" / f"{index}.png").write_bytes(b"not a picture")
+            (tmp_path / "data" / split / "red" / f"{index}.png").write_bytes(b"not an image")
         flags = [*flags, "--data", str(tmp_path / "data")]
         # Each counts once, in however many epochs it is met.
         train("finetune", [*flags, "--max_broken_images", "2"])
         results = json.loads((tmp_path / "run" / "results.json").read_text())
         assert (results["eval_pictures"], results["eval_unreadable"]) == (14, 1)
-        with pytest.raises(TooManyBrokenError, match="more than --max_broken_images 1"):
+        with pytest.raises(TooManyBrokenError, match="more than --max-broken-images 1"):
             train("finetune", [*flags, "--max_broken_images", "1", "--output_dir", str(tmp_path / "other")])
 
     def test_sigterm_saves_and_says_so(self, flags: list[str], tmp_path: Path) -> None:
-        # To all processes, as launchers, timeout and terminals do: those that read pictures must not leave.
+        # To all processes, as launchers, timeout and terminals do: those that read images must not leave.
         flags = [*flags, "--num_train_epochs", "2000", "--save_strategy", "epoch", "--dataloader_num_workers", "2"]
         process = start("finetune", flags)
         wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists() and len(losses(tmp_path / "run")) > 2, process)
         os.killpg(process.pid, signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 128 + signal.SIGTERM, errors
-        newest, unusable = checkpoints.newest_sound(tmp_path / "run")
+        newest, unusable = checkpoints.newest_valid(tmp_path / "run")
         assert newest is not None
         assert not unusable
         # What ends an epoch is not done for one that was left.
@@ -437,7 +437,7 @@ class TestTrouble:
         assert re.search(step, said), said
         assert re.search(rf"evaluating: batch [0-9]+/15, {number} images/s, 0:[0-9]+ left\n", said), said
 
-    def test_a_run_that_goes_on_says_from_where(
+    def test_a_run_that_resumes_says_from_where(
         self, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(CrashError):
@@ -446,14 +446,14 @@ class TestTrouble:
         assert training.train("finetune", [*flags, "--resume", "--as_json", "true"]) == 0
         out, err = capsys.readouterr()
         run = tmp_path / "run"
-        assert f"going on from step 4 of 15: {run / 'checkpoint-4'}\n" in err
+        assert f"resuming from step 4 of 15: {run / 'checkpoint-4'}\n" in err
         assert json.loads(out)["resumed_from_step"] == 4
         marks = [(entry["step"], entry["resumed_from_step"]) for entry in log(run) if "resumed_from_step" in entry]
         assert marks == [(4, 4)]
 
     @pytest.mark.slow
     def test_a_signal_during_an_evaluation(self, flags: list[str], tmp_path: Path) -> None:
-        """The processes that read pictures for it must stay, and the step that follows is the last."""
+        """The processes that read images for it must stay, and the step that follows is the last."""
         draw_colours(tmp_path / "more", 200)
         flags = [
             *flags,
@@ -472,7 +472,7 @@ class TestTrouble:
         os.killpg(process.pid, signal.SIGTERM)
         _, errors = process.communicate(timeout=90)
         assert process.returncode == 128 + signal.SIGTERM, errors
-        assert checkpoints.newest_sound(tmp_path / "run")[0] is not None
+        assert checkpoints.newest_valid(tmp_path / "run")[0] is not None
 
     def test_a_dry_run_prints_and_does_nothing(
         self, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -480,7 +480,7 @@ class TestTrouble:
         assert training.train("finetune", [*flags, "--dry-run"]) == 0
         printed = " ".join(capsys.readouterr().out.split())
         for said in (
-            *("36 pictures, 3 classes", "15 steps of 8 images, 2 of them warm-up", "which is 0.128 for 512 images"),
+            *("36 images, 3 classes", "15 steps of 8 images, 2 of them warm-up", "which is 0.128 for 512 images"),
             *("image size, windows 32, [[4, 4], [4, 4]]", "layer learning rate weight decay tensors parameters"),
             "warmup_steps 2",
         ):
@@ -511,13 +511,13 @@ class TestTrouble:
             training.train("finetune", [*flags, *after, "--resume"])
         assert end.value.exit_code == 2
         said = " ".join(capsys.readouterr().err.split())
-        assert re.search(r"does not fit these settings: .*group.*--matrix_learning_rate or none", said), said
+        assert re.search(r"does not fit these settings: .*group.*--matrix-learning-rate or none", said), said
 
     def test_stopped_by_itself_is_status_3(self, flags: list[str], colours: Path, tmp_path: Path) -> None:
-        for picture in (colours / "train").rglob("*.png"):
-            copy = tmp_path / "data" / picture.relative_to(colours)
+        for image in (colours / "train").rglob("*.png"):
+            copy = tmp_path / "data" / image.relative_to(colours)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(picture.read_bytes()[: 300 if picture.stem in "012" else None])
+            copy.write_bytes(image.read_bytes()[: 300 if image.stem in "012" else None])
         flags = [*flags, "--data", str(tmp_path / "data"), "--max_broken_images", "0", "--eval_strategy", "no"]
         assert training.train("finetune", flags) == training.STOPPED
 
@@ -556,7 +556,7 @@ def test_killed_twenty_times_at_random_moments(flags: list[str], tmp_path: Path)
     kills = 0
     while kills < 20:
         process = start("finetune", [*flags, "--resume"])
-        good, _ = checkpoints.newest_sound(run) if run.exists() else (None, [])
+        good, _ = checkpoints.newest_valid(run) if run.exists() else (None, [])
         begun = 0 if good is None else int(good.name.split("-")[1])
         # From the first saves on, at any moment of a step or a save.
         wait_for(lambda begun=begun: (run / f"checkpoint-{begun + 1}").exists() or (run / "final").exists(), process)
@@ -567,7 +567,7 @@ def test_killed_twenty_times_at_random_moments(flags: list[str], tmp_path: Path)
         process.kill()
         process.communicate()
         kills += 1
-        newest, _ = checkpoints.newest_sound(run)
+        newest, _ = checkpoints.newest_valid(run)
         assert newest is not None
     assert kills >= 15
     last = start("finetune", [*flags, "--resume"])

@@ -1,7 +1,7 @@
 """The report of a conversion as people read it.
 
-In: a `ConversionReport`. Out: text on a console: the facts, a table of stages, and sentences about what was taken for
-granted. This module computes nothing.
+In: a `ConversionReport`. Out: text on a console: the facts, a table of stages, and sentences about what was assumed.
+This module computes nothing.
 """
 
 from rich import box

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 import swinv2
+from swinv2.cli.images import classify, demo, features, inspect
 from swinv2.cli.models import convert, info
-from swinv2.cli.pictures import classify, demo, features, inspect
 from swinv2.cli.running import sentences
 from swinv2.cli.training import evaluate, finetune, pretrain, reconstruct
 

@@ -14,7 +14,7 @@ from swinv2.cli.running import quiet_transformers
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
 from swinv2.sizes import read_learned_windows, read_size, read_windows
-from swinv2.zoo import SIZES
+from swinv2.zoo import PRESETS
 
 _WINDOWS = "8, 8x16 (height first), or one for each stage: 16,16,16,8"
 
@@ -22,7 +22,9 @@ _WINDOWS = "8, 8x16 (height first), or one for each stage: 16,16,16,8"
 def info(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help=f"A size ({', '.join(SIZES)}), a model's folder, or its name on the hub."),
+        typer.Argument(
+            metavar="MODEL", help=f"A size ({', '.join(PRESETS)}), a model's folder, or its name on the hub."
+        ),
     ],
     image_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Describe it for this size: 384, or 384x256 (height first).")
@@ -89,7 +91,7 @@ def convert(
 ) -> None:
     """Convert weights of transformers, timm, torchvision, mmpretrain or the authors; plan them for another size.
 
-    The folder appears whole or not at all.
+    The folder is written whole or not at all.
     """
     if output is None and not dry_run:
         raise UsageError("no folder to make was given; for example: swinv2 convert weights.pth my-model, or --dry-run.")

@@ -1,4 +1,4 @@
-"""How every command runs: one sentence for what a user can mend, skipped images, an exit status.
+"""How every command runs: one sentence for what a user can fix, skipped images, an exit status.
 
 In: what a command was given, and its answers as they come. Out: messages on stderr, and 0 when all went well, 1 when
 files were skipped, 2 when nothing could be done as asked. torch and transformers take seconds to import: here and in
@@ -31,7 +31,7 @@ Answer = TypeVar("Answer")
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Ends a command, which it decorates, with one sentence where the user can mend what went wrong."""
+    """Ends a command, which it decorates, with one sentence where the user can fix what went wrong."""
     try:
         try:
             yield

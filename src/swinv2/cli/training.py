@@ -52,7 +52,7 @@ def train(command: str, flags: Sequence[str]) -> int:
                 return _run(_prepare(command, flags))
         except StoppedError as error:
             message_console().print(
-                f"{error}: stopped at once; --resume goes on from the newest checkpoint, if there is one",
+                f"{error}: stopped at once; --resume continues from the newest checkpoint, if there is one",
                 style="yellow",
             )
             return 128 + error.number
@@ -91,7 +91,7 @@ def _log_to_stderr() -> None:
 def _run(trainer: "SwinTrainer") -> int:
     import torch
 
-    from swinv2.train.checkpoints import SaveError, newest_sound
+    from swinv2.train.checkpoints import SaveError, newest_valid
     from swinv2.train.health import DivergedError, TooManyBrokenError
     from swinv2.train.plan import make_plan
     from swinv2.train.running import run_training
@@ -118,7 +118,7 @@ def _run(trainer: "SwinTrainer") -> int:
             "--gradient-accumulation-steps, or --activation-checkpointing."
         )
     except OSError as error:
-        kept = newest_sound(trainer.run)[0] or "there is none yet"
+        kept = newest_valid(trainer.run)[0] or "there is none yet"
         reason = f"a file of the run could not be written or read: {error}. The newest checkpoint: {kept}."
     else:
         if args.should_save:
@@ -129,7 +129,7 @@ def _run(trainer: "SwinTrainer") -> int:
 
 
 def _sentence(error: UsageError) -> str:
-    """What an error says. One from a process that reads pictures brings the process' whole traceback along."""
+    """What an error says. One from a process that reads images brings the process' whole traceback along."""
     text = str(error).strip()
     return text.splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
 
@@ -138,7 +138,7 @@ def _print_results(results: dict[str, Any], status: int, as_json: bool, messages
     if as_json:
         print(json.dumps(results))
     elif status:
-        messages.print(f"{results['stopped_by']}: saved at step {results['step']}; --resume goes on", style="yellow")
+        messages.print(f"{results['stopped_by']}: saved at step {results['step']}; --resume continues", style="yellow")
     else:
         shown = {name: value for name, value in results.items() if isinstance(value, float)}
         messages.print(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
@@ -156,11 +156,11 @@ def _rates(plan: dict[str, Any]) -> str:
 def print_plan(plan: dict[str, Any], console: Console) -> None:
     """Prints what `--dry-run` found, as tables."""
     data, model, memory = plan["data"], plan["model"], plan["memory_mib"]
-    pictures = "streams" if data["pictures"] is None else f"{data['pictures']:,} pictures"
+    dataset = "streams" if data["pictures"] is None else f"{data['pictures']:,} images"
     parts = " + ".join(f"{name} {value:,.0f}" for name, value in memory.items())
     facts = {
-        "data": f"{data['place']}: {pictures}, {data['classes'] or 'no'} classes",
-        "evaluated": f"{data['evaluated']:,} pictures" if data["evaluated"] else "nothing",
+        "data": f"{data['place']}: {dataset}, {data['classes'] or 'no'} classes",
+        "evaluated": f"{data['evaluated']:,} images" if data["evaluated"] else "nothing",
         "model": f"{model['parameters']:,} parameters, {model['learning']:,} of them learn",
         "image size, windows": f"{model['image_size']}, {model['windows']}",
         "bias learned in windows": f"{model['pretrained_windows']} (0: the same)",
@@ -194,15 +194,15 @@ def evaluate(
     batch_size: BatchSize = 64,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, help="Processes that read pictures.", show_default="as many as pay"),
+        typer.Option(metavar="N", min=0, help="Processes that read images.", show_default="as many as pay"),
     ] = None,
     device: Device = "auto",
     precision: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Measure a classifier on labelled pictures.
+    """Measure a classifier on labelled images.
 
-    A picture that cannot be read is named on stderr and left out; the exit status is then 1.
+    An image that cannot be read is named on stderr and left out; the exit status is then 1.
     """
     quiet_transformers()
     from swinv2.cli import printing
@@ -249,7 +249,7 @@ def reconstruct(
     seed: Annotated[int, typer.Option(metavar="N", help="Other seeds hide other blocks.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Draw what a pre-trained model sees in place of what is hidden: input, hidden, drawn, a row for each image."""
+    """Draw what a pre-trained model reconstructs: input, masked input, reconstruction, a row for each image."""
     with sentences():
         paths, missing = find_or_refuse(images, "swinv2 reconstruct photo.jpg --model runs/pretrain/final.")
         quiet_transformers()

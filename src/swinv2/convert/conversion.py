@@ -125,7 +125,7 @@ def load(
     """Loads Swin V2 weights of any library as a model of this package.
 
     transformers' folders and names on the hub, timm's, torchvision's, mmpretrain's and the authors' files are
-    understood, SimMIM's too; which it is, its sizes and its windows are read from the tensors and what lies beside
+    understood, SimMIM's too; which it is, its sizes and its windows are read from the tensors and what is stored with
     them. What was taken for granted is logged.
 
     Args:
@@ -236,7 +236,7 @@ def _load(source: str, given: SizeHints) -> _Loaded:
     with torch.device("meta"):
         model = recognised.model_class(config)
     prefix = MODEL if recognised.model_class is Swinv2Model else ""
-    # Each shares its numbers with no other, and is in one piece.
+    # Each shares its numbers with no other, and is contiguous.
     own = {
         name.removeprefix(prefix): tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
         for name, tensor in learned.items()

@@ -1,6 +1,6 @@
 """Files of weights, opened without running anything that is in them.
 
-In: a file or a folder. Out: the tensors as they are called there, and what lies beside them: `config.json` and
+In: a file or a folder. Out: the tensors as they are called there, and what is stored with them: `config.json` and
 `preprocessor_config.json`. A pickle is opened with `weights_only=True`; one that needs more than tensors and plain
 settings is refused with the reason.
 A file that is cut off, damaged or not of finite numbers is refused. This module knows no network and no dialect.
@@ -60,7 +60,7 @@ class Weights:
         name: Name of the file, or of the folder if the file's says nothing.
         config: What `config.json` beside it says; None without one.
         processor: What `preprocessor_config.json` beside it says; None without one.
-        notes: What was passed over, in sentences.
+        notes: What was left out, in sentences.
     """
 
     tensors: dict[str, Tensor]

@@ -185,5 +185,5 @@ def _unfit(reading: Reading, missing: Sequence[str], misshapen: Mapping[str, str
         parts.append(f"of the wrong shape: {', '.join(f'{name} ({reason})' for name, reason in shapes.items())}")
     return UsageError(
         f"the weights are not those of one whole Swin Transformer V2; {'; '.join(parts)}. Nothing was left out or made "
-        "up: mend the file, or take the one it was made of."
+        "up: repair the file, or take the one it was made of."
     )

@@ -1,7 +1,7 @@
 """How images are to be prepared for a model.
 
-In: where a model is from, its size, and what lies beside it. Out: the fields of a `preprocessor_config.json`, and the
-same for another image size or another library. This module knows no image and no tensor.
+In: where a model is from, its size, and what is stored with it. Out: the fields of a `preprocessor_config.json`, and
+the same for another image size or another library. This module knows no image and no tensor.
 
 Source: microsoft/Swin-Transformer, data/build.py, configs/swinv2; mmpretrain's configurations, which do the same;
 torchvision, models/swin_transformer.py, the transforms of its weights; timm, models/swin_transformer_v2.py and
@@ -19,16 +19,16 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 _COMMON = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 _UNCROPPED = 384
-"""From this size on the authors and mmpretrain squash a picture to the size, and timm crops no more than it must."""
+"""From this size on the authors and mmpretrain squash an image to the size, and timm crops no more than it must."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """How a picture becomes as large as a model takes it: resized, and its middle cut out.
+    """How an image becomes as large as a model takes it: resized, and its middle cut out.
 
     Attributes:
         share: Side of the middle over the side of what it is cut from.
-        squashes: Whether height and width are each resized to the same length, whatever the shape of the picture; else
+        squashes: Whether height and width are each resized to the same length, whatever the shape of the image; else
             the shorter side is, so that the middle cuts away what the longer has more.
     """
 
@@ -37,7 +37,7 @@ class Crop:
 
 
 SQUASH = Crop(1.0, True)
-"""The whole picture, squashed."""
+"""The whole image, squashed."""
 
 
 def make_processor(dialect: str, image_size: Pair, embed_dim: int, config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def make_processor(dialect: str, image_size: Pair, embed_dim: int, config: Mappi
         fields["image_mean"], fields["image_std"] = list(stated.get("mean", MEAN)), list(stated.get("std", STD))
         if interpolation not in _INTERPOLATIONS:
             raise UsageError(
-                f"config.json beside the weights asks for the interpolation {interpolation!r}; "
+                f"config.json next to the weights asks for the interpolation {interpolation!r}; "
                 f"expected one of {', '.join(_INTERPOLATIONS)}."
             )
         fields["resample"] = _INTERPOLATIONS[interpolation]
@@ -73,10 +73,10 @@ def make_processor(dialect: str, image_size: Pair, embed_dim: int, config: Mappi
 def _timms_crop(stated: Mapping[str, Any], share: float) -> Crop:
     share, mode = stated.get("crop_pct", share), stated.get("crop_mode", "center")
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise UsageError(f"config.json beside the weights asks for crop_pct {share!r}; expected a share, such as 0.9.")
+        raise UsageError(f"config.json next to the weights asks for crop_pct {share!r}; expected a share, such as 0.9.")
     if mode not in ("center", "squash"):
         raise UsageError(
-            f"config.json beside the weights asks for crop_mode {mode!r}, which no image processor of transformers "
+            f"config.json next to the weights asks for crop_mode {mode!r}, which no image processor of transformers "
             "does; expected center or squash. Give the file of weights itself to leave config.json aside."
         )
     return Crop(float(share), mode == "squash")
@@ -139,7 +139,7 @@ def describe_processor(fields: Mapping[str, Any]) -> str:
 
 def _sizes(image_size: Pair, crop: Crop) -> dict[str, Any]:
     height, width = image_size
-    # A crop of the middle is for squares here; to another shape the whole picture is squashed.
+    # A crop of the middle is for squares here; to another shape the whole image is squashed.
     if crop == SQUASH or height != width:
         return {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
     # Rounded down, as everyone does; a little is added since 256 / (256 / 260) is less than 260.

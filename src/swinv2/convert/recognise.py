@@ -1,7 +1,7 @@
 """What network a set of tensors is: dialect, sizes, windows.
 
-In: tensors under a library's names, what lies beside them, and what the caller knows. Out: the same tensors under our
-names, and the configuration of the network they belong to. Sizes are read from shapes; windows from what the file
+In: tensors under a library's names, what is stored with them, and what the caller knows. Out: the same tensors under
+our names, and the configuration of the network they belong to. Sizes are read from shapes; windows from what the file
 stores of them, from a configuration beside it, or from a published name. What cannot be known is asked for, never
 guessed. This module knows no file.
 """
@@ -82,7 +82,7 @@ def recognise(weights: Weights, given: SizeHints | None = None) -> Recognised:
     """Recognises a network.
 
     Args:
-        weights: The tensors, and what lies beside them.
+        weights: The tensors, and what is stored with them.
         given: What the caller knows of the sizes it was trained with.
 
     Raises:
@@ -101,7 +101,7 @@ def recognise(weights: Weights, given: SizeHints | None = None) -> Recognised:
 
 
 def _remarks(dialect: Dialect, reading: Reading) -> list[str]:
-    """What is worth knowing of the tensors."""
+    """Notes on the tensors, for the report."""
     notes: list[str] = []
     if reading.left_out:
         notes.append(

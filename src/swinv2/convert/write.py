@@ -1,4 +1,4 @@
-"""Folders of weights, whole or not there.
+"""Folders of weights, written atomically.
 
 In: a model with its image processor, and the format it is to have. Out: a folder that this library opens, whole
 or not there at all. This module knows no source of weights.
@@ -55,7 +55,7 @@ def check_output(output: Path) -> None:
     """Makes sure that a folder can be made, before any work is done for it.
 
     Raises:
-        UsageError: Something is there already, or its place cannot be written to.
+        UsageError: Something is there already, or it cannot be written there.
     """
     if os.path.lexists(output):
         raise UsageError(f"{str(output)!r} is there already, and is not replaced; name another folder, or remove it.")

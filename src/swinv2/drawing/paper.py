@@ -1,6 +1,6 @@
-"""Paper and pen: what all pictures are drawn on, and how they are written.
+"""What all figures are drawn on, and how they are written.
 
-In: pictures and words with their places in pixels, or a figure; what draws each tile. Out: a PNG file.
+In: images and words with their positions in pixels, or a figure; what draws each tile. Out: a PNG file.
 """
 
 import textwrap
@@ -21,21 +21,21 @@ from swinv2.disk import whole_file
 DPI = 128
 
 TILE = 192
-"""Longer side of a picture on a sheet, in pixels."""
+"""Longer side of an image on a sheet, in pixels."""
 
 
 class Sheet:
-    """White paper on which pictures lie pixel by pixel, none resampled, and words beside them."""
+    """White paper with images pixel by pixel, none resampled, and words beside them."""
 
     def __init__(self, height: int, width: int) -> None:
         self.paper = np.full((height, width, 3), 255, np.uint8)
         self.words: list[tuple[int, int, str, dict[str, Any]]] = []
 
-    def lay(self, left: int, top: int, picture: np.ndarray) -> None:
-        """Lays a picture (H, W, 3), with a thin line around it: many pictures are white at their edges."""
-        bottom, right = top + picture.shape[0], left + picture.shape[1]
+    def lay(self, left: int, top: int, image: np.ndarray) -> None:
+        """Lays an image (H, W, 3), with a thin line around it: many images are white at their edges."""
+        bottom, right = top + image.shape[0], left + image.shape[1]
         self.paper[top - 1 : bottom + 1, left - 1 : right + 1] = 200
-        self.paper[top:bottom, left:right] = picture
+        self.paper[top:bottom, left:right] = image
 
     def write(self, left: int, top: int, text: str, **options: Any) -> None:
         """Writes a line; `options` are those of matplotlib's text."""
@@ -112,7 +112,7 @@ def printable(name: str, most: int) -> str:
 
 
 def save(figure: Figure, path: Path, cut: bool = False) -> None:
-    """Writes a PNG file, the whole or nothing; `cut` to what is drawn, also beyond the figure's edges."""
+    """Writes a PNG file atomically; `cut` to what is drawn, also beyond the figure's edges."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial, partial.open("wb") as file, warnings.catch_warnings():
         # Names may be in a script that the font has not; there are boxes then, which is no reason for a message.

@@ -1,6 +1,6 @@
 """How large activations are, block by block: the paper's figure 2.
 
-In: what forward passes left behind. Out: numbers for each block, and a picture of them. Where a block normalises before
+In: what forward passes left behind. Out: numbers for each block, and a figure of them. Where a block normalises before
 its work, its branches add to a main branch that nothing holds back, and amplitudes grow from block to block; where it
 normalises after its work, each branch adds as much as its norm's learned weight says.
 
@@ -45,7 +45,7 @@ class Amplitude:
     mlp: float | None
 
     @property
-    def place(self) -> str:
+    def position(self) -> str:
         """Where it is, in words."""
         return "patches" if self.stage == 0 else f"{self.stage}.{self.block}"
 
@@ -85,8 +85,8 @@ class Amplitudes:
         for trace in observation.blocks:
             self._add((trace.stage, trace.block), main=trace.after, attention=trace.attention, mlp=trace.mlp)
 
-    def _add(self, place: tuple[int, int], **maps: Tensor) -> None:
-        variances = self._variances.setdefault(place, {name: Variance() for name in maps})
+    def _add(self, position: tuple[int, int], **maps: Tensor) -> None:
+        variances = self._variances.setdefault(position, {name: Variance() for name in maps})
         for name, feature_map in maps.items():
             variances[name].add(feature_map)
 
@@ -111,9 +111,9 @@ def draw_amplitudes(
         title: What to write above.
         has_branches: Whether to draw, thin and dashed, what the branches add.
     """
-    places = [amplitude.place for amplitude in next(iter(models.values()))]
+    positions = [amplitude.position for amplitude in next(iter(models.values()))]
     stages = [amplitude.stage for amplitude in next(iter(models.values()))]
-    figure = open_figure(max(6.0, 1.6 + 0.36 * len(places)), 4.2)
+    figure = open_figure(max(6.0, 1.6 + 0.36 * len(positions)), 4.2)
     axes: Any = figure.subplots()
     for colour, (name, measured) in zip(cycle(_COLOURS), models.items(), strict=False):
         lead = f"{printable(name, 40)}: " if len(models) > 1 else ""
@@ -125,15 +125,15 @@ def draw_amplitudes(
                 values = [getattr(each, branch) for each in measured]
                 _line(axes, values, f"{lead}what the {word} adds", marker=marker, linestyle=line, **thin)
     axes.set_yscale("log")
-    axes.set_xticks(range(len(places)), places, rotation=90 if len(places) > 12 else 0, fontsize=8)
+    axes.set_xticks(range(len(positions)), positions, rotation=90 if len(positions) > 12 else 0, fontsize=8)
     axes.set(xlabel="block (stage.block)", ylabel="amplitude: average channel variance")
     axes.grid(True, axis="y", color="#e4e4e4", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     for index in range(1, len(stages)):
         if stages[index] != stages[index - 1]:
             axes.axvline(index - 0.5, color=_GREY, linewidth=0.8)
-            place = {"transform": axes.get_xaxis_transform(), "va": "top", "fontsize": 8.5, "color": "#666666"}
-            axes.text(index - 0.4, 1.0, f"stage {stages[index]}", **place)
+            position = {"transform": axes.get_xaxis_transform(), "va": "top", "fontsize": 8.5, "color": "#666666"}
+            axes.text(index - 0.4, 1.0, f"stage {stages[index]}", **position)
     if title:
         axes.set_title(printable(title, 100), fontsize=10.5, pad=12, parse_math=False)
     columns = 3 if len(models) == 1 else 2

@@ -1,8 +1,8 @@
-"""What a token attends to, laid over the image.
+"""What a token attends to, drawn over the image.
 
-In: attention weights of all windows, as the "eager" form of the attention returns them, and a token. Out: the token's
-weights on the map, every one in its place, and a picture of them. Where the token's window lies is asked of
-`ops.windows`: the places of the map's tokens go the way of the tokens, through padding, shift and cutting.
+In: attention weights of all windows, as the backend "eager" returns them, and a token. Out: the token's
+weights on the map, each at its position, and a figure of them. Where the token's window lies is asked of
+`ops.windows`: the positions of the map's tokens go the way of the tokens, through padding, shift and cutting.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,9 +37,9 @@ class TokenAttention:
     Attributes:
         token: Its row and column on the map.
         weights: How much each head attends to each token of the map.
-        window: The tokens of its window. Under a shift it may lie in up to four pieces at the edges of the map.
-        visible: Those of them that it may attend to: the piece it lies in.
-        on_filling: How much each head attends to tokens that fill up the window beyond the map. With `weights` it sums
+        window: The tokens of its window. Under a shift it may lie in up to four parts at the edges of the map.
+        visible: Those of them that it may attend to: the part it is in.
+        on_padding: How much each head attends to the window's padding tokens, beyond the map. With `weights` it sums
             up to 1.
     """
 
@@ -47,7 +47,7 @@ class TokenAttention:
     weights: Float[np.ndarray, "heads H W"]
     window: Bool[np.ndarray, "H W"]
     visible: Bool[np.ndarray, "H W"]
-    on_filling: Float[np.ndarray, "heads"]
+    on_padding: Float[np.ndarray, "heads"]
 
 
 def token_attention(
@@ -71,47 +71,47 @@ def token_attention(
         raise ValueError(
             f"weights are {tuple(weights.shape)}; this plan has {count} windows of {plan.tokens} tokens, one image."
         )
-    # The places of the padded map, cut into windows as the tokens themselves were.
-    places = torch.arange(padded_height * padded_width).view(1, padded_height, padded_width)
-    places = windows.partition(windows.shift(places, plan), plan.window)
-    index, query = (places == token[0] * padded_width + token[1]).nonzero()[0].tolist()
+    # The positions of the padded map, cut into windows as the tokens themselves were.
+    positions = torch.arange(padded_height * padded_width).view(1, padded_height, padded_width)
+    positions = windows.partition(windows.shift(positions, plan), plan.window)
+    index, query = (positions == token[0] * padded_width + token[1]).nonzero()[0].tolist()
 
     hidden = plan.hidden_pairs(torch.device("cpu"))
     may_see = torch.ones(plan.tokens, dtype=torch.bool) if hidden is None else ~hidden[index, query]
     padded = torch.zeros(weights.shape[1], padded_height * padded_width, dtype=torch.float64)
-    padded[:, places[index]] = weights[index, :, query].double()
+    padded[:, positions[index]] = weights[index, :, query].double()
     in_window = torch.zeros(padded_height * padded_width, dtype=torch.bool)
-    in_window[places[index]] = True
+    in_window[positions[index]] = True
     is_visible = torch.zeros_like(in_window)
-    is_visible[places[index]] = may_see
+    is_visible[positions[index]] = may_see
 
     def on_the_map(values: Tensor) -> np.ndarray:
         return values.unflatten(-1, (padded_height, padded_width))[..., :height, :width].numpy()
 
     on_map = on_the_map(padded)
-    on_filling = padded.sum(-1).numpy() - on_map.sum((1, 2))
-    return TokenAttention(token, on_map, on_the_map(in_window), on_the_map(is_visible), on_filling)
+    on_padding = padded.sum(-1).numpy() - on_map.sum((1, 2))
+    return TokenAttention(token, on_map, on_the_map(in_window), on_the_map(is_visible), on_padding)
 
 
 def overlay(
-    picture: UInt8[np.ndarray, "H W 3"],
+    rgb: UInt8[np.ndarray, "H W 3"],
     weights: Float[np.ndarray, "h w"],
     visible: Bool[np.ndarray, "h w"],
     token_size: Pair,
     most: float,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Lays attention over a picture: the picture in pale grey, coloured where the token may look.
+    """Lays attention over an image: the image in pale grey, coloured where the token may look.
 
     Args:
-        picture: What the model saw.
+        rgb: What the model saw.
         weights: Attention to each token of a map.
         visible: Which of them may be attended to; the others stay grey.
         token_size: Pixels (height, width) that a token of the map covers.
         most: The weight that has the last colour.
     """
-    grey = picture.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    grey = rgb.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     base = np.repeat(grey[..., None], 3, -1)
-    height, width = picture.shape[:2]
+    height, width = rgb.shape[:2]
 
     def enlarged(values: np.ndarray) -> np.ndarray:
         return values.repeat(token_size[0], 0).repeat(token_size[1], 1)[:height, :width]
@@ -137,13 +137,13 @@ class StageRow:
     token_size: Pair
 
 
-def draw_attention(rows: Sequence[StageRow], picture: np.ndarray, path: Path, title: str = "") -> None:
+def draw_attention(rows: Sequence[StageRow], rgb: np.ndarray, path: Path, title: str = "") -> None:
     """Draws what a token attends to: for each stage the image with the token and its window, the mean of the heads over
     the whole image, and each head, enlarged to what lies around the window.
 
     Args:
         rows: The stages.
-        picture: What the model saw, (H, W, 3) of eight bits.
+        rgb: What the model saw, (H, W, 3) of eight bits.
         path: The PNG file; one that exists is replaced.
         title: What to write above.
     """
@@ -151,24 +151,24 @@ def draw_attention(rows: Sequence[StageRow], picture: np.ndarray, path: Path, ti
     if any((row.attention.window != row.attention.visible).any() for row in rows):
         note += " (dotted: the rest of its window)"
     note += " · heads are enlarged, each sums to 100% · colours lie half over the image in grey"
-    save(tile_blocks([_tiles(row, picture) for row in rows], title, note, "weight, %", across=10), path, cut=True)
+    save(tile_blocks([_tiles(row, rgb) for row in rows], title, note, "weight, %", across=10), path, cut=True)
 
 
-def _tiles(row: StageRow, picture: np.ndarray) -> Tiles:
+def _tiles(row: StageRow, rgb: np.ndarray) -> Tiles:
     attention, most = row.attention, float(row.attention.weights.max())
-    around = _around(attention.window if attention.window.all() else attention.visible, row.token_size, picture)
+    around = _around(attention.window if attention.window.all() else attention.visible, row.token_size, rgb)
 
     def laid(weights: np.ndarray, region: Region | None = None) -> Callable[[Any], None]:
-        mixed = overlay(picture, weights, attention.visible, row.token_size, most)
+        mixed = overlay(rgb, weights, attention.visible, row.token_size, most)
         return lambda axes: _show(axes, mixed, row, region)
 
-    tiles = {"image": lambda axes: _show(axes, picture, row), "mean of heads": laid(attention.weights.mean(0))}
+    tiles = {"image": lambda axes: _show(axes, rgb, row), "mean of heads": laid(attention.weights.mean(0))}
     tiles |= {f"head {index}": laid(weights, around) for index, weights in enumerate(attention.weights, 1)}
     return Tiles(row.title, tiles, ScalarMappable(Normalize(0, 100 * most), _COLOURS))
 
 
 def _show(axes: Any, shown: np.ndarray, row: StageRow, region: tuple[float, float, float, float] | None = None) -> None:
-    """Shows a picture with the token and its window; of the picture only a region, if one is given."""
+    """Shows an image with the token and its window; of the image only a region, if one is given."""
     height, width = shown.shape[:2]
     axes.imshow(shown, extent=(0, width, height, 0), interpolation="nearest")
     attention, (down, across) = row.attention, row.token_size
@@ -193,12 +193,12 @@ def _outline(mask: Bool[np.ndarray, "H W"]) -> list[tuple[tuple[int, int], tuple
     return lines
 
 
-def _around(mask: Bool[np.ndarray, "H W"], token_size: Pair, picture: np.ndarray) -> Region:
-    """The square around a mask, half as large again, inside the picture: left, top, right, bottom, in pixels."""
+def _around(mask: Bool[np.ndarray, "H W"], token_size: Pair, rgb: np.ndarray) -> Region:
+    """The square around a mask, half as large again, inside the image: left, top, right, bottom, in pixels."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, bottom = rows[0] * token_size[0], (rows[-1] + 1) * token_size[0]
     left, right = columns[0] * token_size[1], (columns[-1] + 1) * token_size[1]
-    height, width = picture.shape[:2]
+    height, width = rgb.shape[:2]
     wanted = 1.5 * max(bottom - top, right - left)
 
     def span(start: float, stop: float, length: int) -> tuple[float, float]:

@@ -1,6 +1,6 @@
-"""The position bias as a field: how much a head prefers keys by where they lie from the query.
+"""The position bias as a field: how much a head prefers keys by their position relative to the query.
 
-In: the bias table of a block. Out: the same by direction, as one looks at an image, and a picture of it.
+In: the bias table of a block. Out: the same by direction, as one looks at an image, and a figure of it.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ class BiasField:
 
     Attributes:
         title: Which block, in words.
-        values: Of each head, what is added to the logit of a key that lies so many tokens below and to the right of its
-            query: [head, down + Wh - 1, right + Ww - 1].
+        values: Of each head, what is added to the logit of a key so many tokens below and to the right of its query:
+            [head, down + Wh - 1, right + Ww - 1].
         window: The windows (height, width) in tokens.
         learned_window: The window in which the bias was learned.
     """
@@ -40,7 +40,7 @@ class BiasField:
 
 
 def by_direction(bias_table: Float[Tensor, "heads table_height table_width"]) -> np.ndarray:
-    """Turns a bias table, which is ordered by query less key, into a field by where the key lies from the query.
+    """Turns a bias table, which is ordered by query less key, into a field by the key's position relative to the query.
 
     Args:
         bias_table: (heads, 2 Wh - 1, 2 Ww - 1), as `ContinuousPositionBias` returns it.

@@ -1,6 +1,6 @@
 """Feature maps as colours: the three directions in which the tokens of a map differ most.
 
-In: a map. Out: its first principal components, and a picture of those of several maps.
+In: a map. Out: its first principal components, and a figure of those of several maps.
 """
 
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ def as_colours(scores: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 3"]
 
 def draw_components(
     maps: Mapping[str, Components],
-    picture: np.ndarray,
+    rgb: np.ndarray,
     tokens: Mapping[str, tuple[int, int]],
     path: Path,
     title: str = "",
@@ -81,17 +81,17 @@ def draw_components(
 
     Args:
         maps: Components by the name of their map.
-        picture: What the model saw, (H, W, 3) of eight bits.
-        tokens: Size (height, width) of a token of each map in pixels of the picture.
+        rgb: What the model saw, (H, W, 3) of eight bits.
+        tokens: Size (height, width) of a token of each map in pixels of what the model saw.
         path: The PNG file; one that exists is replaced.
         title: What to write above.
     """
-    height, width = picture.shape[:2]
+    height, width = rgb.shape[:2]
     side = 1.5
     tile = (side * min(1.0, width / height), side * min(1.0, height / width))
     figure = open_figure((tile[0] + 0.15) * (len(maps) + 1) + 0.5, (tile[1] + 0.33) * (1 + len(_ROWS)) + 0.9)
     grid: Any = figure.subplots(1 + len(_ROWS), len(maps) + 1, squeeze=False)
-    grid[0, 0].imshow(picture, extent=(0, width, height, 0), interpolation="nearest")
+    grid[0, 0].imshow(rgb, extent=(0, width, height, 0), interpolation="nearest")
     grid[0, 0].set_title(f"what the\nmodel saw\n{width} x {height} pixels", fontsize=8.5)
     for axes in grid[1:, 0]:
         axes.axis("off")

@@ -1,4 +1,4 @@
-"""All pictures of a model: what `swinv2 inspect` does.
+"""All figures of a model: what `swinv2 inspect` does.
 
 In: a model's name and image files. Out: a folder of PNG files: for each image what a token attends to
 (`attention-NAME.png`) and its feature maps (`features-NAME.png`); of the model its position bias (`bias.png`) and its
@@ -36,11 +36,11 @@ class Inspected:
         image: The file.
         size: Width and height of the image.
         seen: What of it the model saw: left, top, right, bottom, in pixels of the image.
-        pixel: The pixel of the picture that the model saw, (x, y), whose token was followed.
+        pixel: The pixel of the image that the model saw, (x, y), whose token was followed.
         stages: For each stage: its block, the token's row and column on the map, its window, whether that is shifted,
             and of each head the share of attention that the token keeps for itself and the share that lies on tokens
             beyond the map.
-        files: The pictures.
+        files: The figures.
     """
 
     image: str
@@ -68,7 +68,7 @@ def parse_token(text: str | None) -> tuple[int, int] | None:
 
 
 class Inspector:
-    """Draws pictures of a model.
+    """Draws figures of a model.
 
     Args:
         model: The network, on its device, with `attn_implementation="eager"`.
@@ -97,7 +97,7 @@ class Inspector:
         stages = read_config(name).stage_names[1:]
         if stage is not None and stage not in stages:
             raise UsageError(f"--stage is {stage!r}; the model {name!r} has {', '.join(stages)}.")
-        # The eager form is the one that has attention weights.
+        # Only the backend "eager" returns attention weights.
         model = load_model(Swinv2Model, name, choose_device(device), torch.float32, attn_implementation="eager")
         return cls(model, load_processor(name), Path(name).name or name, stage)
 
@@ -135,7 +135,7 @@ class Inspector:
             output: The folder to write to.
 
         Returns:
-            The amplitudes, for each stage the range of its bias, and the pictures, for JSON.
+            The amplitudes, for each stage the range of its bias, and the images, for JSON.
         """
         measured = self.amplitudes.measured()
         if not measured:
@@ -185,7 +185,7 @@ class Inspector:
                     "window": list(stage.plan.window),
                     "shift": list(stage.plan.shift),
                     "on_itself": attention.weights[:, token[0], token[1]].tolist(),
-                    "beyond_the_map": attention.on_filling.tolist(),
+                    "beyond_the_map": attention.on_padding.tolist(),
                 }
             )
         maps = {name: tokens for name, tokens in seen.stage_maps().items() if self.stage in (None, name)}
@@ -195,8 +195,8 @@ class Inspector:
         files = [output / f"attention-{name}.png", output / f"features-{name}.png"]
         with _writing(output):
             about = f"{path.name} seen by {self.name}"
-            draw_attention(rows, view.picture, files[0], f"What a token attends to: {about}")
-            draw_components(components, view.picture, sizes, files[1], f"Feature maps by principal components: {about}")
+            draw_attention(rows, view.rgb, files[0], f"What a token attends to: {about}")
+            draw_components(components, view.rgb, sizes, files[1], f"Feature maps by principal components: {about}")
         return Inspected(
             str(path),
             (view.size[1], view.size[0]),

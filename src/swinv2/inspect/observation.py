@@ -70,7 +70,7 @@ class Observation:
 
 
 def blocks_of(model: Swinv2Model) -> list[tuple[int, int, SwinTransformerBlock]]:
-    """All blocks in their order, with their stage and their place in it, both counted from 1."""
+    """All blocks in their order, with their stage and their index in it, both counted from 1."""
     found: list[tuple[int, int, SwinTransformerBlock]] = []
     for stage_number, stage in enumerate(model.encoder.layers, 1):
         blocks = [module for module in stage.modules() if isinstance(module, SwinTransformerBlock)]
@@ -84,10 +84,10 @@ def observe(
     pixel_values: Float[Tensor, "B channels height width"],
     ends: tuple[str, str] = ("layernorm_before", "layernorm_after"),
 ) -> Observation:
-    """Runs a model once and keeps what is to be seen.
+    """Runs a model once and stores what is to be seen.
 
     Args:
-        model: The network, in evaluation mode, with `attn_implementation="eager"`: only that form has attention
+        model: The network, in evaluation mode, with `attn_implementation="eager"`: only that backend returns attention
             weights.
         pixel_values: Images, on the model's device and of its type.
         ends: The modules of a block whose output is what its attention and its MLP add; nothing is dropped.

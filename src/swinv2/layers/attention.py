@@ -30,7 +30,7 @@ class WindowGeometry:
         window: Size (height, width) in tokens.
         shift: Cyclic shift (height, width) in tokens.
         pretrained_window: Window in which the position bias was learned, 0 for `window`.
-        mask_padding: Whether filling tokens are hidden.
+        mask_padding: Whether padding tokens are hidden.
     """
 
     window: Pair

@@ -36,9 +36,9 @@ class DropPath(nn.Module):
 
     def factors(self, samples: Float[Tensor, "B *rest"]) -> Float[Tensor, " B"]:
         """What each sample's branch is multiplied by: drawn anew at each call."""
-        return self.keeps(samples).to(precise(samples.dtype)).mul(self.factor)
+        return self.keep_mask(samples).to(precise(samples.dtype)).mul(self.factor)
 
-    def keeps(self, samples: Float[Tensor, "B *rest"]) -> Bool[Tensor, " B"]:
+    def keep_mask(self, samples: Float[Tensor, "B *rest"]) -> Bool[Tensor, " B"]:
         """Which samples' branches are not dropped: drawn anew at each call."""
         return torch.rand(len(samples), device=samples.device) < 1 - self.rate
 

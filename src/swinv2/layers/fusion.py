@@ -24,7 +24,7 @@ from swinv2.ops.backends import CPU, TRITON, refuse_machine
 from swinv2.ops.cpu import library
 from swinv2.ops.cpu.arguments import Norm
 from swinv2.ops.cpu.blocks import BlockTensors, Copies, PreparedBlocks, PreparedProjection, project, run_blocks
-from swinv2.ops.cpu.branches import Ending, add_attention, add_mlp
+from swinv2.ops.cpu.branches import Epilogue, add_attention, add_mlp
 from swinv2.ops.cpu.linear import in_fp32, is_slow
 from swinv2.ops.cpu.position import bias_table
 from swinv2.ops.execution import Execution, execution
@@ -180,23 +180,23 @@ def _refuse_call(layer: Any, x: Tensor) -> str | None:
     return library.refuse(x.dtype)
 
 
-def _end(block: Any, x: Tensor, norm: nn.LayerNorm) -> Ending:
-    kept = block.drop_path.keeps(x) if block.drop_path.drops else None
-    return Ending(norm.weight, norm.bias, norm.eps, kept, block.drop_path.factor)
+def _epilogue(block: Any, x: Tensor, norm: nn.LayerNorm) -> Epilogue:
+    keep_mask = block.drop_path.keep_mask(x) if block.drop_path.drops else None
+    return Epilogue(norm.weight, norm.bias, norm.eps, keep_mask, block.drop_path.factor)
 
 
 def _attention_on_cpu(block: Any, x: Tensor, output_attentions: bool) -> tuple[Tensor]:
     attention = block.attention.self
     qkv = [_weights(layer) for layer in (attention.query, attention.key, attention.value)]
     table, plan = attention.bias_table(x, CPU), attention.geometry.plan((x.shape[1], x.shape[2]))
-    end = _end(block, x, block.layernorm_before)
-    last = _weights(block.attention.output.dense)
-    return (add_attention(x, qkv, last, table, attention.scale(), plan, end),)
+    epilogue = _epilogue(block, x, block.layernorm_before)
+    out_proj = _weights(block.attention.output.dense)
+    return (add_attention(x, qkv, out_proj, table, attention.scale(), plan, epilogue),)
 
 
 def _mlp_on_cpu(block: Any, x: Tensor) -> Tensor:
-    end = _end(block, x, block.layernorm_after)
-    return add_mlp(x, _weights(block.intermediate.dense), _weights(block.output.dense), end)
+    epilogue = _epilogue(block, x, block.layernorm_after)
+    return add_mlp(x, _weights(block.intermediate.dense), _weights(block.output.dense), epilogue)
 
 
 def _refuse_triton(block: Any, x: Tensor) -> str | None:
@@ -257,7 +257,7 @@ class _PreparedStage:
     """A stage's blocks and its merging as the kernels take them, with their bias tables and scales.
 
     These are computed from few numbers, of which copies are kept, and computed again when those have changed, through
-    `.data` too. Everything else is read where it lies.
+    `.data` too. Everything else is read in place.
     """
 
     def __init__(self, stage: Any) -> None:
@@ -295,15 +295,15 @@ def _tensors_of(block: Any) -> BlockTensors:
     attention, geometry, extra = block.attention.self, block.attention.self.geometry, block.layernorm_extra
     return BlockTensors(
         qkv=[_weights(layer) for layer in (attention.query, attention.key, attention.value)],
-        last=_weights(block.attention.output.dense),
+        out_proj=_weights(block.attention.output.dense),
         bias_table=attention.bias_table(attention.logit_scale, CPU),
         scale=attention.scale(),
         window=geometry.window,
         shift=geometry.shift,
         mask_padding=geometry.mask_padding,
         attention_norm=_norm(block.layernorm_before),
-        widen=_weights(block.intermediate.dense),
-        narrow=_weights(block.output.dense),
+        fc1=_weights(block.intermediate.dense),
+        fc2=_weights(block.output.dense),
         mlp_norm=_norm(block.layernorm_after),
         extra_norm=_norm(extra) if isinstance(extra, nn.LayerNorm) else None,
     )

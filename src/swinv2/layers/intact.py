@@ -70,7 +70,7 @@ def has_plain_parameters(module: nn.Module, device: str) -> bool:
 
 
 class Snapshot:
-    """What modules consisted of when they were examined, in a form that is quick to compare with what they are now.
+    """What modules consisted of when they were examined, stored so that it is quick to compare with what they are now.
 
     Compared are every attribute of every module (its type, hooks and forward, its sub-modules, its mode, rates and
     sizes), its parameters by identity (what was replaced by its equal counts as changed), and where and how the numbers

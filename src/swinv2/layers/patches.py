@@ -1,7 +1,7 @@
 """From pixels to patches, and from patches to fewer, wider ones.
 
 In: pixels (B, channels, height, width) or a map (B, H, W, C). Out: a map (B, H, W, C). Any size goes in: what is no
-multiple of the patch, or odd at merging, is filled with zeros at the bottom and right.
+multiple of the patch, or odd at merging, is padded with zeros at the bottom and right.
 
 Source: Liu et al., Swin Transformer (arXiv 2103.14030), section 3.1; SimMIM (arXiv 2111.09886) for the mask token.
 """
@@ -50,7 +50,7 @@ class PatchEmbeddings(nn.Module):
         return feature_map.contiguous()
 
     def pad(self, pixel_values: Float[Tensor, "B channels height width"]) -> Float[Tensor, "B channels rows columns"]:
-        """Images filled up to whole patches."""
+        """Images padded to whole patches."""
         # Without negative numbers, which converters of traced graphs divide otherwise.
         bottom, right = (
             (patch - length % patch) % patch

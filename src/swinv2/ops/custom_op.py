@@ -35,10 +35,10 @@ def custom_op(fake: Callable[..., Any]) -> Callable[[Callable[Arguments, Result]
 
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         operation = torch.library.custom_op(
-            f"swinv2::{function.__name__}", _taking_numbers(function, function, remembered_plan), mutates_args=()
+            f"swinv2::{function.__name__}", _lower_plans(function, function, remembered_plan), mutates_args=()
         )
         # Its numbers may be symbols, which cannot be remembered.
-        operation.register_fake(_taking_numbers(fake, function, WindowPlan.of_numbers))
+        operation.register_fake(_lower_plans(fake, function, WindowPlan.of_numbers))
 
         @wraps(function)
         def call(*arguments: Arguments.args, **rest: Arguments.kwargs) -> Result:
@@ -52,7 +52,7 @@ def custom_op(fake: Callable[..., Any]) -> Callable[[Callable[Arguments, Result]
     return decorate
 
 
-def _taking_numbers(
+def _lower_plans(
     function: Callable[..., Any], signed: Callable[..., Any], make_plan: Callable[[Sequence[int]], WindowPlan]
 ) -> Callable[..., Any]:
     """A function that takes the numbers of a plan in its place; an operation has no other kinds of argument.

@@ -1,4 +1,4 @@
-"""Cosine window attention on PyTorch's scaled_dot_product_attention: the same contract, no T x T weights kept.
+"""Cosine window attention on PyTorch's scaled_dot_product_attention: the same contract, no T x T weights stored.
 
 In and out: as `reference.py`, without the weights. It never rolls a map and never builds a mask per window: under a
 shift there are only four kinds of window (see `windows.WindowKind`), each is taken straight from the unshifted map,
@@ -43,17 +43,17 @@ def window_attention(
     key = windows.pad(_with_length(k, 1.0), plan)
     value = windows.pad(v, plan, padded_value)
     bias = expand_bias(bias_table, plan.window)
-    bands = []
+    rows_of_windows = []
     for rows in plan.spans(0):
-        band = []
+        row_of_windows = []
         for columns in plan.spans(1):
             kind = WindowKind(rows, columns)
             areas = [_take(_take(m, plan, 0, rows), plan, 1, columns) for m in (query, key, value)]
             tiles = Tiles(*(_cut(area, plan.window) for area in areas))
             attended = _attend(tiles, v.shape[0], bias, kind, dropout)
-            band.append(_put(attended, plan.window, (areas[0].shape[1], areas[0].shape[2])))
-        bands.append(_join(band, plan, 1))
-    return windows.crop(_join(bands, plan, 0), plan)
+            row_of_windows.append(_put(attended, plan.window, (areas[0].shape[1], areas[0].shape[2])))
+        rows_of_windows.append(_join(row_of_windows, plan, 1))
+    return windows.crop(_join(rows_of_windows, plan, 0), plan)
 
 
 def expand_bias(
@@ -139,11 +139,11 @@ def _take(feature_map: Tensor, plan: WindowPlan, axis: int, span: Span) -> Tenso
     return torch.cat([taken, feature_map.narrow(dim, 0, wrapped)], dim) if wrapped else taken
 
 
-def _join(pieces: list[Tensor], plan: WindowPlan, axis: int) -> Tensor:
-    """Puts pieces along an axis together, in the order of the shifted map, and takes the shift back."""
+def _join(parts: list[Tensor], plan: WindowPlan, axis: int) -> Tensor:
+    """Joins parts along an axis, in the order of the shifted map, and takes the shift back."""
     dim, wrapped = axis + 1, plan.shift[axis]
     if wrapped:
-        last = pieces[-1]
+        last = parts[-1]
         inside = last.shape[dim] - wrapped
-        pieces = [last.narrow(dim, inside, wrapped), *pieces[:-1], last.narrow(dim, 0, inside)]
-    return torch.cat(pieces, dim) if len(pieces) > 1 else pieces[0]
+        parts = [last.narrow(dim, inside, wrapped), *parts[:-1], last.narrow(dim, 0, inside)]
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]

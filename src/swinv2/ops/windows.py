@@ -5,7 +5,7 @@ pure function of the plan's integers; nothing is stored, learned or known about 
 
 The order is: pad the map to whole windows at its bottom and right, shift it cyclically up and left, cut it. After
 the shift a window can hold tokens that are no neighbours: the cyclic shift has put the map's top edge below its
-bottom edge. Each such piece is a region, and attention does not cross between regions. Regions are separable: a
+bottom edge. Each such part is a region, and attention does not cross between regions. Regions are separable: a
 token's region is the pair (region of its row, region of its column).
 
 Source: Liu et al., Swin Transformer (arXiv 2103.14030), section 3.2 and figure 4; for padding, transformers'
@@ -76,7 +76,7 @@ class WindowPlan:
         grid: Size (height, width) of the map in tokens.
         window: Size (height, width) of a window in tokens. It may be larger than the map.
         shift: Cyclic shift (height, width) in tokens, less than the window.
-        mask_padding: Whether the tokens that fill up the last windows are hidden from the map's own tokens.
+        mask_padding: Whether the padding tokens of the last windows are hidden from the map's own tokens.
     """
 
     grid: Pair
@@ -118,7 +118,7 @@ class WindowPlan:
 
     @property
     def padded_grid(self) -> Pair:
-        """Size (height, width) of the map filled up to whole windows."""
+        """Size (height, width) of the map padded to whole windows."""
         return self.counts[0] * self.window[0], self.counts[1] * self.window[1]
 
     @property
@@ -172,7 +172,7 @@ def pad(feature_map: Tensor, plan: WindowPlan, value: Tensor | None = None) -> T
     Args:
         feature_map: The map.
         plan: The plan for it.
-        value: What a filling token holds, of shape `rest`; zeros if None.
+        value: What a padding token holds, of shape `rest`; zeros if None.
     """
     (height, width), (padded_height, padded_width) = plan.grid, plan.padded_grid
     if (height, width) == (padded_height, padded_width):
@@ -184,12 +184,12 @@ def pad(feature_map: Tensor, plan: WindowPlan, value: Tensor | None = None) -> T
         return padded
     rows = torch.arange(padded_height, device=feature_map.device)[:, None] >= height
     columns = torch.arange(padded_width, device=feature_map.device)[None, :] >= width
-    is_filling = (rows | columns).view(1, padded_height, padded_width, *[1] * len(rest))
-    return torch.where(is_filling, value, padded)
+    is_padding = (rows | columns).view(1, padded_height, padded_width, *[1] * len(rest))
+    return torch.where(is_padding, value, padded)
 
 
 def crop(feature_map: Tensor, plan: WindowPlan) -> Tensor:
-    """Takes the filling of `pad` away again."""
+    """Removes the padding of `pad`."""
     if plan.padded_grid == plan.grid:
         return feature_map
     return feature_map[:, : plan.grid[0], : plan.grid[1]]

@@ -19,7 +19,7 @@ from swinv2.lengths import Pair, Windows, as_pair
 from swinv2.loading import EXAMPLE, label_names, read_config
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.backends import explain_backend
-from swinv2.zoo import CHECKPOINTS, SIZES, find_size
+from swinv2.zoo import CHECKPOINTS, PRESETS, find_preset
 
 _CLASSES: dict[str, type[Swinv2PreTrainedModel]] = {
     model_class.__name__: model_class
@@ -64,7 +64,7 @@ class Description:
         image_size: Configured image size (height, width) in pixels.
         patch_size: Patch size (height, width) in pixels.
         num_labels: Classes; None without a classifier.
-        attention: The form of attention that runs, and why; a line for each form.
+        attention: The attention backend that runs, and why; a line for each.
         stages: One for each stage.
         quoted: The number usually quoted for a size of the papers, and what it counts.
         labels: Names of the classes; None where they are not known without downloading.
@@ -136,19 +136,19 @@ def _find(name: str) -> tuple[Swinv2Config, type[Swinv2PreTrainedModel], dict[st
     checkpoint, is_folder = CHECKPOINTS.get(name), Path(name).expanduser().is_dir()
     if not is_folder and "/" not in name and not Path(name).exists():
         try:
-            find_size(name)
+            find_preset(name)
         except ValueError as error:
             raise UsageError(f"{error} Or give a model's folder, or a name on the hub such as {EXAMPLE}.") from error
-    if is_folder or (checkpoint is None and name not in SIZES):
+    if is_folder or (checkpoint is None and name not in PRESETS):
         config = read_config(name)
         model_class = _CLASSES.get((config.architectures or [""])[0], Swinv2Model)
         labels = label_names(config) if model_class is Swinv2ForImageClassification else None
         return config, model_class, {"kind": f"model {'in a folder' if is_folder else 'on the hub'}", "labels": labels}
     if checkpoint is not None:
-        kind = f"published checkpoint of {SIZES[checkpoint.size].paper_name}, trained on {checkpoint.training}"
+        kind = f"published checkpoint of {PRESETS[checkpoint.size].paper_name}, trained on {checkpoint.training}"
         facts = {"kind": kind, "top1": checkpoint.top1, "licence": checkpoint.licence}
         return Swinv2Config(**checkpoint.config_fields()), Swinv2ForImageClassification, facts
-    size = SIZES[name]
+    size = PRESETS[name]
     head = "with a classifier of 1000 classes" if size.stated_with_classifier else "without a head"
     facts = {
         "kind": f"size {size.paper_name} of the papers, without a head",

@@ -1,4 +1,4 @@
-"""Features in a file, safetensors or parquet, whole or not at all.
+"""Features in a file, safetensors or parquet, written atomically.
 
 In: pairs of a path and a tensor. Out: one file. This module knows the two formats and no model.
 

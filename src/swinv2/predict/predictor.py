@@ -81,8 +81,8 @@ def run(
     following = iter(paths)
     for batch in read_batches(_Prepared(paths, processor), batch_size):
         answers: list[Answer] = []
-        sound = (item for item in batch if not isinstance(item, BrokenImage))
-        for _, pixels in groupby(sound, lambda item: item.shape):
+        valid = (item for item in batch if not isinstance(item, BrokenImage))
+        for _, pixels in groupby(valid, lambda item: item.shape):
             answers += compute(torch.from_numpy(np.stack(list(pixels))).to(device, dtype))
         for item in batch:
             yield next(following), item if isinstance(item, BrokenImage) else answers.pop(0)

@@ -1,6 +1,6 @@
-"""Checkpoints of a run that are whole or not there.
+"""Checkpoints of a run, written atomically.
 
-In: folders that a trainer writes. Out: sealed folders, and the newest one that is sound. A checkpoint is sealed with
+In: folders that a trainer writes. Out: sealed folders, and the newest one that is valid. A checkpoint is sealed with
 the size of every file before `disk.whole_folder` moves it to its place; older ones are deleted after that. Whatever
 kills the process, at any moment, leaves the last sealed checkpoint. This module knows no model and no trainer.
 """
@@ -43,7 +43,7 @@ def whole_checkpoint(final: Path, publishes: bool) -> Iterator[Path]:
             if publishes:
                 seal(folder)
     except WriteError as error:
-        good, _ = newest_sound(final.parent)
+        good, _ = newest_valid(final.parent)
         kept = f"{good} is complete" if good else "There is no earlier one"
         raise SaveError(
             f"{error} {kept}. If the disk is full, make room; then run the same command with --resume."
@@ -93,14 +93,14 @@ def checkpoints(run: Path) -> list[Path]:
     return [path for *_, path in sorted(numbered, reverse=True)]
 
 
-def newest_sound(run: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """Finds where a run can go on.
+def newest_valid(run: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """Finds where a run can resume.
 
     Args:
         run: Folder of the run.
 
     Returns:
-        The newest sound checkpoint, if there is one, and the newer ones that are not, each with the reason.
+        The newest valid checkpoint, if there is one, and the newer ones that are not, each with the reason.
     """
     unusable: list[tuple[Path, str]] = []
     for folder in checkpoints(run):
@@ -111,37 +111,37 @@ def newest_sound(run: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     return None, unusable
 
 
-def where_to_go_on(run: Path, wanted: str | None, resume: bool) -> Path | None:
-    """Finds the checkpoint from which a run goes on.
+def checkpoint_to_resume(run: Path, wanted: str | None, resume: bool) -> Path | None:
+    """Finds the checkpoint from which a run resumes.
 
     Args:
         run: Folder of the run.
         wanted: The checkpoint that was asked for, if one was.
-        resume: Whether to go on from the newest sound one.
+        resume: Whether to resume from the newest valid one.
 
     Returns:
         The checkpoint; None to begin.
 
     Raises:
-        UsageError: The wanted one is not sound, none is, or there are some and nobody said what to do with them.
+        UsageError: The wanted one is not valid, none is, or there are some and nobody said what to do with them.
     """
     if wanted:
         reason = why_unusable(Path(wanted)) if Path(wanted).is_dir() else "there is no such folder"
         if reason is not None:
-            raise UsageError(f"--resume_from_checkpoint {wanted}: {reason}. --resume finds the newest sound one.")
+            raise UsageError(f"--resume-from-checkpoint {wanted}: {reason}. --resume finds the newest valid one.")
         return Path(wanted)
     if not resume:
         if checkpoints(run):
             raise UsageError(
-                f"{run} holds checkpoints of an earlier run; add --resume to go on from the newest, or give another "
-                "--output_dir."
+                f"{run} holds checkpoints of an earlier run; add --resume to resume from the newest, or give another "
+                "--output-dir."
             )
         return None
-    good, unusable = newest_sound(run)
+    good, unusable = newest_valid(run)
     for folder, reason in unusable:
         logger.warning(f"{folder} is not used: {reason}")
     if good is None and unusable:
-        raise UsageError(f"no checkpoint of {run} is sound; delete them to begin anew.")
+        raise UsageError(f"no checkpoint of {run} is valid; delete them to begin anew.")
     return good
 
 

@@ -1,7 +1,7 @@
 """How good a classifier is on labelled images, and where it errs.
 
 In: a model's folder or name, and a source of labelled images. Out: accuracies, and drawings of the mistakes. The
-images go through the image processor that lies beside the model: what is measured is what a user gets.
+images go through the image processor that is stored with the model: what is measured is what a user gets.
 """
 
 import logging
@@ -88,7 +88,7 @@ def evaluate(
         workers: Processes that read images; None for as many as pay.
         device: See `loading.choose_device`.
         dtype: Type of the weights.
-        advance: Is told how many images of how many are done.
+        advance: Called with the number of images done and of all.
 
     Returns:
         What was found, and the data set.

@@ -93,7 +93,7 @@ def accuracies(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def class_names(settings: FinetuneSettings, dataset: ImageDataset) -> tuple[str, ...]:
-    """Names of the classes: of the data, of `--label_names_file`, or else numbers.
+    """Names of the classes: of the data, of `--label-names-file`, or else numbers.
 
     Raises:
         UsageError: Nobody knows how many there are.
@@ -101,7 +101,7 @@ def class_names(settings: FinetuneSettings, dataset: ImageDataset) -> tuple[str,
     if dataset.names:
         return dataset.names
     if dataset.streams:
-        raise UsageError(f"{dataset.source} does not name its classes; give --label_names_file, a name on each line.")
+        raise UsageError(f"{dataset.source} does not name its classes; give --label-names-file, a name on each line.")
     return tuple(str(number) for number in range(int(dataset.labels().max()) + 1))
 
 
@@ -118,7 +118,7 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
             lines = Path(settings.label_names_file).read_text().splitlines()
             given = tuple(line.strip() for line in lines if line.strip())
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--label_names_file {settings.label_names_file!r} cannot be read: {error}") from error
+            raise UsageError(f"--label-names-file {settings.label_names_file!r} cannot be read: {error}") from error
     train, evaluation = open_training(settings, given)
     if train.label_column is None:
         raise UsageError(f"{train.source} has no labels; sort the images into a folder for each class, or pretrain.")

@@ -169,7 +169,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def as_flag(name: str) -> str:
-    """A setting's name as a flag, "--weight-decay" of "weight_decay" and of "--weight_decay"."""
+    """A setting's name as a flag, "--weight-decay" of "weight_decay" and of "--weight-decay"."""
     return f"--{name.removeprefix('--').replace('_', '-')}"
 
 

@@ -1,4 +1,4 @@
-"""Whether a run is worth going on with.
+"""Whether a run is worth continuing.
 
 In: losses, weights and the names of images that could not be read. Out: an error, before anything of it reaches a
 checkpoint.
@@ -12,24 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from swinv2.errors import UsageError
-from swinv2.train.checkpoints import newest_sound
+from swinv2.train.checkpoints import newest_valid
 
 logger = logging.getLogger(__name__)
 
 
 class DivergedError(UsageError):
-    """The loss or a weight is no number any more."""
+    """The loss or a weight is NaN or infinite."""
 
 
 class TooManyBrokenError(UsageError):
     """More images than allowed could not be read."""
 
 
-class Health:
-    """What of a run can go wrong without an error of its own.
+class HealthCheck:
+    """What can go wrong in a run without raising an error.
 
     Args:
-        run: Its folder, for the message that says where it can go on.
+        run: Its folder, for the message that says from where it can resume.
         device: Where its losses are.
         max_broken_images: How many images of this process may be unreadable.
     """
@@ -47,14 +47,14 @@ class Health:
             step: The step that it belongs to, for the message.
 
         Raises:
-            DivergedError: It is no finite number.
+            DivergedError: It is NaN or infinite.
         """
         self._finite &= loss.isfinite()
         if self._finite.device.type == "cpu":
             self.refuse_divergence(step)
 
     def refuse_divergence(self, step: int) -> None:
-        """Stops if a loss or a weight that was looked at so far is no finite number.
+        """Stops if a loss or a weight that was looked at so far is NaN or infinite.
 
         Args:
             step: The step of now, for the message.
@@ -64,12 +64,12 @@ class Health:
         """
         if bool(self._finite):
             return
-        good, _ = newest_sound(self._run)
+        good, _ = newest_valid(self._run)
         raise DivergedError(
-            f"at step {step} the loss or a weight is no finite number. Nothing was saved since; "
-            + (f"{good} is sound. " if good else "there is no checkpoint yet. ")
-            + "Train in bf16 rather than fp16, with a smaller --learning_rate, a longer --warmup_steps or a smaller "
-            "--max_grad_norm."
+            f"at step {step} the loss or a weight is NaN or infinite. Nothing was saved since; "
+            + (f"{good} is valid. " if good else "there is no checkpoint yet. ")
+            + "Train in bf16 rather than fp16, with a smaller --learning-rate, a longer --warmup-steps or a smaller "
+            "--max-grad-norm."
         )
 
     def refuse_broken_weights(self, model: nn.Module, step: int) -> None:
@@ -82,7 +82,7 @@ class Health:
             step: The step of now, for the message.
 
         Raises:
-            DivergedError: A weight of some process is no finite number.
+            DivergedError: A weight of some process is NaN or infinite.
         """
         shards: list[Any] = [getattr(p, "_local_tensor", p) for p in model.parameters() if p.requires_grad]
         finite = torch.stack([shard.detach().isfinite().all() for shard in shards]).all()
@@ -108,6 +108,6 @@ class Health:
         self._broken.update(names)
         if len(self._broken) > self._max_broken_images:
             raise TooManyBrokenError(
-                f"{len(self._broken)} images could not be read, more than --max_broken_images "
+                f"{len(self._broken)} images could not be read, more than --max-broken-images "
                 f"{self._max_broken_images}; the last one is {names[-1]}."
             )

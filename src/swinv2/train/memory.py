@@ -95,7 +95,7 @@ def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool) ->
     # Not set_attn_implementation, which asks whether this machine can run it: nothing is run.
     twin.config._attn_implementation = SDPA
 
-    def kept(images: int) -> int:
+    def saved(images: int) -> int:
         height, width = as_pair("image_size", config.image_size)
         inputs = {"pixel_values": torch.empty(images, config.num_channels, height, width, device="meta")}
         if isinstance(model, Swinv2ForMaskedImageModeling):
@@ -103,7 +103,7 @@ def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool) ->
             inputs["bool_masked_pos"] = torch.zeros(images, patches, dtype=torch.bool, device="meta")
         return saved_bytes(twin, inputs, checkpointed)
 
-    return (kept(2) - kept(1)) / FULL_BYTES
+    return (saved(2) - saved(1)) / FULL_BYTES
 
 
 def saved_bytes(model: Any, inputs: dict[str, Tensor], checkpointed: bool = False) -> int:
@@ -118,7 +118,7 @@ def saved_bytes(model: Any, inputs: dict[str, Tensor], checkpointed: bool = Fals
 
     def run_block(block: Callable[..., Tensor], feature_map: Tensor, *rest: Any) -> Tensor:
         nonlocal largest
-        kept[_storage(feature_map)] = feature_map
+        saved[_storage(feature_map)] = feature_map
         with _noting([*model.parameters(), feature_map]) as inside:
             output = block(feature_map, *rest)
         largest = max(largest, _bytes(inside))
@@ -126,9 +126,9 @@ def saved_bytes(model: Any, inputs: dict[str, Tensor], checkpointed: bool = Fals
 
     if checkpointed:
         model._set_gradient_checkpointing(True, run_block)
-    with _noting(model.parameters()) as kept:
+    with _noting(model.parameters()) as saved:
         model(**inputs)
-    return _bytes(kept) + largest
+    return _bytes(saved) + largest
 
 
 @contextmanager
@@ -136,19 +136,19 @@ def _noting(known: Iterable[Tensor]) -> Iterator[dict[int, Tensor]]:
     """Notes what is kept for the backward pass and is none of what is known. By storage: what two operations keep, or
     views of it, lies in memory once."""
     there = {_storage(tensor) for tensor in known}
-    kept: dict[int, Tensor] = {}
+    saved: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:
         if _storage(tensor) not in there:
-            kept[_storage(tensor)] = tensor
+            saved[_storage(tensor)] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield kept
+        yield saved
 
 
-def _bytes(kept: dict[int, Tensor]) -> int:
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+def _bytes(saved: dict[int, Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 def _storage(tensor: Tensor) -> int:

@@ -26,16 +26,16 @@ class RunOptions:
     """What pre-training and fine-tuning have in common. The help texts, which `--help` prints, say what each means."""
 
     # Data
-    data: str = _option("", "A folder of class folders or of pictures, .parquet or .tar files, or a data set's name.")
-    eval_data: str = _option("", "Where the pictures to evaluate are; --data unless given.")
+    data: str = _option("", "A folder of class folders or of images, .parquet or .tar files, or a data set's name.")
+    eval_data: str = _option("", "Where the images to evaluate are; --data unless given.")
     train_split: str = _option("train", "Name of the split to train on.")
     eval_split: str = _option("evaluation", "Name of the split to evaluate; 'evaluation' takes the first there is.")
-    train_fraction: float = _option(1.0, "Share of the training pictures of each class to train on.")
-    image_column: str | None = _option(None, "Column of the pictures, where it is not clear.")
+    train_fraction: float = _option(1.0, "Share of the training images of each class to train on.")
+    image_column: str | None = _option(None, "Column of the images, where it is not clear.")
     label_column: str | None = _option(None, "Column of the labels, where it is not clear.")
-    streaming: bool = _option(False, "Read one picture after another instead of all files first; needs --max-steps.")
-    shuffle_buffer: int = _option(10_000, "When streaming: from how many pictures the next one is drawn.")
-    max_broken_images: int = _option(100, "Unreadable pictures, each counted once, after which a process stops.")
+    streaming: bool = _option(False, "Read one image after another instead of all files first; needs --max-steps.")
+    shuffle_buffer: int = _option(10_000, "When streaming: from how many images the next one is drawn.")
+    max_broken_images: int = _option(100, "Unreadable images, each counted once, after which a process stops.")
     image_mean: list[float] = _option([0.485, 0.456, 0.406], "Mean of each channel; as many as the model has.")
     image_std: list[float] = _option([0.229, 0.224, 0.225], "Standard deviation of each channel.")
 
@@ -64,13 +64,13 @@ class RunOptions:
     ema_decay: float = _option(0.0, "Decay of an average of the weights, which is evaluated and kept; 0 for none.")
 
     # Run
-    resume: bool = _option(False, "Go on from the newest sound checkpoint in --output-dir, if there is one.")
+    resume: bool = _option(False, "Resume from the newest valid checkpoint in --output-dir, if there is one.")
     dry_run: bool = _option(False, "Print what would be done, and do nothing.")
     as_json: bool = _option(False, "With --dry-run, or at the end: print one JSON object.")
 
     # What is other than in TrainingArguments.
     remove_unused_columns: bool = _option(False, "No effect: examples have the columns that the model takes.")
-    logging_nan_inf_filter: bool = _option(False, "No effect: a loss that is no number stops the training.")
+    logging_nan_inf_filter: bool = _option(False, "No effect: a NaN loss stops the training.")
     learning_rate: float = _option(1e-3, "Highest learning rate, of the head; see --layer-decay and --base-rate.")
     weight_decay: float = _option(
         0.05, "Weight decay of matrices; never of norms, biases, logit_scale, position bias, positions, mask token."
@@ -79,27 +79,29 @@ class RunOptions:
     logging_steps: float = _option(50, "Steps between two lines of the log.")
     save_total_limit: int | None = _option(2, "Checkpoints that are kept.")
     dataloader_num_workers: int = _option(
-        min(os.cpu_count() or 1, 8), "Processes that read pictures, for each process that trains; 0 for none."
+        min(os.cpu_count() or 1, 8), "Processes that read images, for each training process; 0 for none."
     )
     dataloader_persistent_workers: bool = _option(False, "Whether these processes live longer than an epoch.")
 
 
 @dataclass
 class PretrainOptions(RunOptions):
-    """What `swinv2 pretrain` is told beside `RunOptions`."""
+    """What `swinv2 pretrain` takes besides `RunOptions`."""
 
     mask_ratio: float = _option(0.6, "Share of the blocks that are masked.")
     mask_block: int = _option(32, "Side of a masked block in pixels; a multiple of the patch size.")
-    norm_targets: int = _option(47, "Draw pixels normalised by the square of so many around each; 0: as they are.")
+    norm_targets: int = _option(
+        47, "Reconstruct pixels normalised by the square of this many pixels around each; 0: plain pixels."
+    )
     crop_scale: list[float] = _option([0.67, 1.0], "Smallest and largest share of the area that a crop takes.")
     grid_images: int = _option(
-        8, "Images in the picture of reconstructions, which each checkpoint draws, except under FSDP; 0: none."
+        8, "Images in the figure of reconstructions, which each checkpoint draws, except under FSDP; 0: none."
     )
 
 
 @dataclass
 class FinetuneOptions(RunOptions):
-    """What `swinv2 finetune` is told beside `RunOptions`."""
+    """What `swinv2 finetune` takes besides `RunOptions`."""
 
     label_names_file: str = _option("", "A file, the name of a class on each line, where the data does not know them.")
     head_map: str = _option("", "A file, on each line a class of --model whose row of the classifier a class takes.")
@@ -107,9 +109,11 @@ class FinetuneOptions(RunOptions):
     color_jitter: float = _option(0.0, "Strength of changes of colour.")
     erase_probability: float = _option(0.0, "Probability of erasing a random rectangle; the authors' is 0.25.")
     crop_scale: list[float] = _option([0.08, 1.0], "Smallest and largest share of the area that a crop takes.")
-    crop_padding: int = _option(0, "Crop after reflecting so many pixels at each edge instead of crops of the area.")
+    crop_padding: int = _option(
+        0, "Pad each edge with this many reflected pixels and crop, instead of crops of the area."
+    )
     crop_ratio: float | None = _option(
-        None, "In evaluation: share of the shorter side that the centre takes; unless given, pictures are resized."
+        None, "In evaluation: share of the shorter side that the centre takes; unless given, images are resized."
     )
     mixup: float = _option(0.0, "Alpha of mixup; the authors' is 0.8.")
     cutmix: float = _option(0.0, "Alpha of cutmix; the authors' is 1.0.")
@@ -124,7 +128,7 @@ def refuse_missing(told: Mapping[str, Any]) -> None:
         UsageError: There is no data, no model or no folder for the run.
     """
     needed = {
-        "data": "where the pictures are",
+        "data": "where the images are",
         "model": "what to start from: a size such as tiny, a model's folder, or its name on the hub",
         "output_dir": "a folder for checkpoints, logs and the trained model",
     }

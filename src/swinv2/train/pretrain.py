@@ -1,4 +1,4 @@
-"""SimMIM pre-training: the model draws what is hidden from it.
+"""SimMIM pre-training: the model reconstructs masked patches.
 
 In: settings. Out: a trainer and what it saves. Masks, targets and loss are `swinv2.simmim`'s and the model's own.
 
@@ -59,7 +59,7 @@ class PretrainTrainer(SwinTrainer):
         super().log(logs, start_time)
 
 
-class Grid(TrainerCallback):
+class ReconstructionFigure(TrainerCallback):
     """Draws the same images again at every checkpoint.
 
     Args:
@@ -146,7 +146,7 @@ def make_pretraining(settings: PretrainSettings) -> PretrainTrainer:
         if not shown.streams:
             examples = EvaluationExamples(_unlabelled(shown), plain)
             batch = collate([examples[index] for index in range(min(settings.grid_images, len(examples)))])
-            trainer.add_callback(Grid(trainer, batch, pixels))
+            trainer.add_callback(ReconstructionFigure(trainer, batch, pixels))
     return trainer
 
 

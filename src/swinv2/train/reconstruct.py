@@ -1,6 +1,6 @@
-"""What a pre-trained model draws in place of what is hidden from it, for any image.
+"""What a pre-trained model reconstructs of any image.
 
-In: image files and a model for masked-image modelling. Out: one picture with a row for each image.
+In: image files and a model for masked-image modelling. Out: one figure with a row for each image.
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ from swinv2.console import Lines, message_console
 from swinv2.disk import delete_unfinished, whole_file
 from swinv2.errors import UsageError
 from swinv2.lengths import as_pair
-from swinv2.train.checkpoints import where_to_go_on
+from swinv2.train.checkpoints import checkpoint_to_resume
 from swinv2.train.data.augment import Pixels
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import SampleTransform, StreamedExamples, TrainingExamples
@@ -25,7 +25,7 @@ from swinv2.train.data.sources import open_dataset
 from swinv2.train.settings import RunSettings
 from swinv2.train.signals import noting_signals
 from swinv2.train.trainer import SwinTrainer
-from swinv2.train.watching import Bar, Log, Steps
+from swinv2.train.watching import ProgressBar, ProgressLines, RunLog
 
 FINAL, RESULTS_NAME = "final", "results.json"
 
@@ -50,7 +50,7 @@ def open_training(settings: RunSettings, names: tuple[str, ...] = ()) -> tuple[I
     if not settings.eval_data and evaluation.split is None:
         raise UsageError(
             f"--data {settings.data!r} has one split only, which would be trained on and evaluated; say with "
-            "--eval_data what to evaluate, or use --eval_strategy no."
+            "--eval-data what to evaluate, or use --eval-strategy no."
         )
     return train, evaluation
 
@@ -72,13 +72,13 @@ def _watched(trainer: SwinTrainer) -> Iterator[None]:
     trainer.pop_callback(ProgressCallback)
     trainer.pop_callback(PrinterCallback)
     if not trainer.args.disable_tqdm:
-        trainer.add_callback(Bar())
+        trainer.add_callback(ProgressBar())
         yield
     elif not trainer.args.should_save:
         yield
     else:
         with Lines(0, message_console(), "starting") as lines:
-            trainer.add_callback(Steps(lines, trainer.args.whole_batch, trainer.facts))
+            trainer.add_callback(ProgressLines(lines, trainer.args.whole_batch, trainer.facts))
             yield
 
 
@@ -99,14 +99,14 @@ def _run(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     settings = trainer.args
     if settings.should_save:
         delete_unfinished(trainer.run)
-    start = where_to_go_on(trainer.run, settings.resume_from_checkpoint, settings.resume)
+    start = checkpoint_to_resume(trainer.run, settings.resume_from_checkpoint, settings.resume)
     results: dict[str, Any] = {}
 
     def begin_at(step: int, steps: int) -> None:
-        message_console().print(f"going on from step {step:,} of {steps:,}: {start}")
+        message_console().print(f"resuming from step {step:,} of {steps:,}: {start}")
         results["resumed_from_step"] = step
 
-    trainer.add_callback(Log(trainer.run, begin_at))
+    trainer.add_callback(RunLog(trainer.run, begin_at))
     with noting_signals(trainer.note_signal):
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     results["step"] = trainer.state.global_step

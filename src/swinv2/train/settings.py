@@ -33,7 +33,7 @@ class RunSettings(RunOptions, TrainingArguments):
     def __post_init__(self) -> None:
         refuse_missing(vars(self))
         if self.streaming and self.max_steps <= 0:
-            raise UsageError("--streaming needs --max-steps: nobody knows how many pictures will come.")
+            raise UsageError("--streaming needs --max-steps: nobody knows how many images will come.")
         if self.streaming and self.train_fraction != 1.0:
             raise UsageError("--train-fraction needs all labels first; leave out --streaming.")
         if len(self.image_size) > 2:
@@ -82,7 +82,7 @@ class RunSettings(RunOptions, TrainingArguments):
         defaults = self.defaults()
         for name in names:
             if getattr(self, decisive) and getattr(self, name) != defaults[name]:
-                raise UsageError(f"{as_flag(name)} has no effect beside {as_flag(decisive)}; leave one of them out.")
+                raise UsageError(f"{as_flag(name)} has no effect with {as_flag(decisive)}; leave one of them out.")
 
     def _check_schedule(self) -> None:
         """Refuses options that are not the schedule's, before data and model are opened."""
@@ -102,7 +102,7 @@ class RunSettings(RunOptions, TrainingArguments):
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """What each setting is unless told."""
+        """The default of each setting."""
         return {
             item.name: item.default if item.default_factory is MISSING else item.default_factory()
             for item in fields(cls)
@@ -116,8 +116,8 @@ class RunSettings(RunOptions, TrainingArguments):
 
 
 def _settle_windows(said: Any) -> int | list[Any] | None:
-    """Reads windows from text, and holds those of Python and YAML to the forms that the configuration takes; how many
-    stages there are, the model shows."""
+    """Reads windows from text, and holds those of Python and YAML to the notations that the configuration takes; how
+    many stages there are, the model shows."""
     windows = read_windows(said, "--window-size") if said is None or isinstance(said, str) else said
     if windows is None:
         return None
@@ -155,7 +155,7 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
         _check_scale(self.crop_scale)
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
-                raise UsageError(f"--{name} is {getattr(self, name)}; expected at least 0.")
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 0.")
         if (self.mixup or self.cutmix) and (self.per_device_train_batch_size % 2 or not self.dataloader_drop_last):
             raise UsageError(
                 "--mixup and --cutmix mix pairs: --per-device-train-batch-size must be even, and "
@@ -169,7 +169,7 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
         if self.lora and self.frozen_stages:
             raise UsageError("--lora freezes all stages by itself; leave out --frozen-stages.")
         if self.lora and self.matrix_learning_rate:
-            raise UsageError("--matrix-learning-rate is for the network's own matrices; leave it out beside --lora.")
+            raise UsageError("--matrix-learning-rate is for the network's own matrices; leave it out with --lora.")
         super().__post_init__()
         self.label_names = ["labels"]
 

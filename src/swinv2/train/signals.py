@@ -45,7 +45,7 @@ class StoppedError(KeyboardInterrupt):
         self.number = number
 
 
-def deafen(loader: Any) -> None:
+def ignore_signals(loader: Any) -> None:
     """Has the workers of a `DataLoader` ignore signals, from their first moment on until this process leaves."""
     if not loader.num_workers:
         return
@@ -104,7 +104,7 @@ def noting_signals(note: Callable[[int], None]) -> Iterator[None]:
     """While it lasts, the first SIGTERM or SIGINT is noted, and the second stops at once.
 
     Args:
-        note: Is told the number of the signal.
+        note: Called with the number of the signal.
     """
     noted: list[int] = []
 

@@ -23,7 +23,7 @@ from swinv2.model import Swinv2PreTrainedModel
 from swinv2.train.flags import as_flag
 from swinv2.train.optim.groups import freeze_stages
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings
-from swinv2.zoo import SIZES
+from swinv2.zoo import PRESETS
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def start_finetuning(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.M
 
 
 def _is_new(settings: RunSettings) -> bool:
-    return settings.model == NEW or settings.model in SIZES
+    return settings.model == NEW or settings.model in PRESETS
 
 
 def _fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
@@ -109,8 +109,8 @@ def _size(settings: RunSettings) -> Any:
 
 
 def _new_config(settings: RunSettings, fields: dict[str, Any]) -> Swinv2Config:
-    if settings.model in SIZES:
-        fields = SIZES[settings.model].config_fields() | fields
+    if settings.model in PRESETS:
+        fields = PRESETS[settings.model].config_fields() | fields
     if settings.image_size:
         fields = fields | {"image_size": _size(settings)}
     if settings.window_size is not None:
@@ -175,7 +175,7 @@ def _mapped_head(model: str, table: str, classes: int) -> tuple[Tensor, Tensor]:
         raise UsageError(f"--head-map {table!r} cannot be read: {error}. Expected a number on each line.") from error
     if len(rows) != classes:
         raise UsageError(f"--head-map {table!r} has {len(rows)} lines; expected one for each of the {classes} classes.")
-    if model == NEW or model in SIZES:
+    if model == NEW or model in PRESETS:
         raise UsageError(f"--head-map takes rows of a trained classifier; {model!r} has none.")
     loaded, fresh = _load(Swinv2ForImageClassification, model)
     if any(name.startswith("classifier.") for name in fresh):

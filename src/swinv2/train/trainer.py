@@ -3,9 +3,9 @@
 In: a model, examples and settings. Out: checkpoints, logs and the trained model. It adds:
 
 - parameter groups and schedules of the authors (`optim/groups.py`, `optim/schedule.py`), an average of the weights;
-- the order of the examples and all chance as functions of seed, epoch and step: a run that goes on from a checkpoint
+- the order of the examples and all chance as functions of seed, epoch and step: a run that resumes from a checkpoint
   takes the same steps that it would have taken;
-- checkpoints that are whole or not there (`checkpoints.py`), a stop before what is no number reaches one and a count
+- checkpoints that are written atomically (`checkpoints.py`), a stop before NaN reaches one and a count
   of unreadable images (`health.py`), a save on SIGTERM.
 
 What a step computes is left to `pretrain.py` and `finetune.py`.
@@ -39,13 +39,13 @@ from swinv2.train.data.examples import (
     make_seed,
     seed_everything,
 )
-from swinv2.train.health import Health
+from swinv2.train.health import HealthCheck
 from swinv2.train.optim.ema import WeightAverage
 from swinv2.train.optim.groups import parameter_groups
 from swinv2.train.optim.muon import MuonAdamW
 from swinv2.train.optim.schedule import make_scheduler
 from swinv2.train.settings import RunSettings
-from swinv2.train.signals import deafen
+from swinv2.train.signals import ignore_signals
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ STEPS_BETWEEN_QUESTIONS = 8
 """On several accelerators: steps from one question whether a process was told to stop to the next."""
 
 
-class Watch(TrainerCallback):
+class TrainingEvents(TrainerCallback):
     """Hands the trainer what the Trainer tells callbacks only.
 
     Args:
@@ -68,7 +68,7 @@ class Watch(TrainerCallback):
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         if self.trainer.stopping:
-            # The epoch has not ended, it was left: what ends it comes when the run goes on.
+            # The epoch has not ended, it was left: what ends it comes when the run resumes.
             control.should_log = control.should_evaluate = control.should_save = False
 
 
@@ -91,11 +91,11 @@ class SwinTrainer(Trainer):
         if self.is_fsdp_enabled and not isinstance(self.model, Swinv2PreTrainedModel):
             raise UsageError("--lora and --fsdp do not work together; the adapters are small enough without.")
         if self.is_fsdp_enabled and settings.matrix_learning_rate:
-            raise UsageError("--matrix_learning_rate and --fsdp do not work together: Muon needs whole matrices.")
+            raise UsageError("--matrix-learning-rate and --fsdp do not work together: Muon needs whole matrices.")
         self._staging: Path | None = None
         self._batches: ShuffledBatches | None = None
         self._last_micro_step = (-1, 0)
-        self._health = Health(self.run, settings.device, settings.max_broken_images)
+        self._health = HealthCheck(self.run, settings.device, settings.max_broken_images)
         self._seen, self._seen_since, self._counted_from = 0, 0, time.perf_counter()
         self._waiting = 0.0
         self._reading: Any = None
@@ -110,7 +110,7 @@ class SwinTrainer(Trainer):
                     "ema_decay keeps a whole copy of the model, which FSDP has not; leave one of them out."
                 )
             self.average = WeightAverage(self.model, settings.ema_decay)
-        self.add_callback(Watch(self))
+        self.add_callback(TrainingEvents(self))
 
     def create_accelerator_and_postprocess(self) -> None:
         """Shards on processors too, where accelerate knows FSDP on accelerators only and would replicate silently."""
@@ -131,7 +131,7 @@ class SwinTrainer(Trainer):
         """Batches to evaluate."""
         loader: Any = super().get_eval_dataloader(eval_dataset)
         # accelerate's loader draws from the one that it was given.
-        deafen(getattr(loader, "base_dataloader", loader))
+        ignore_signals(getattr(loader, "base_dataloader", loader))
         return loader
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -161,13 +161,13 @@ class SwinTrainer(Trainer):
         else:
             raise UsageError(f"the training examples are {type(examples).__name__}; expected TrainingExamples.")
         loader = DataLoader(examples, **options)
-        deafen(loader)
+        ignore_signals(loader)
         return loader
 
     def _run_epoch(self, **rest: Any) -> None:
         if not self.has_begun:
             self.has_begun, self._counted_from, self._waiting = True, time.perf_counter(), 0.0
-        # The Trainer asks only after a step: a run that has taken its last one would take another when it goes on.
+        # The Trainer asks only after a step: a run that has taken its last one would take another when it resumes.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -181,7 +181,7 @@ class SwinTrainer(Trainer):
                 self._stop_reading()
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """Notes who reads the images of this epoch."""
+        """Stores the iterator that reads the images of this epoch."""
         self._reading = epoch_iterator
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
@@ -204,7 +204,7 @@ class SwinTrainer(Trainer):
     # Optimisation
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Builds `--optim` with the groups of `groups.parameter_groups`; Muon and AdamW with --matrix_learning_rate."""
+        """Builds `--optim` with the groups of `groups.parameter_groups`; Muon and AdamW with --matrix-learning-rate."""
         args, learner = self.args, model or self.model
         if self.optimizer is None and args.matrix_learning_rate:
             self.optimizer = MuonAdamW(learner, args.matrix_learning_rate, args.learning_rate, args.weight_decay)
@@ -357,9 +357,9 @@ class SwinTrainer(Trainer):
         # What torch says where the groups are not those of the checkpoint.
         except ValueError as error:
             raise UsageError(
-                f"{checkpoint} does not fit these settings: {error}. Go on with the model, the optimizer "
-                "(--matrix_learning_rate or none) and the --layer_decay that it was saved with, or begin in another "
-                "--output_dir."
+                f"{checkpoint} does not fit these settings: {error}. Continue with the model, the optimizer "
+                "(--matrix-learning-rate or none) and the --layer-decay that it was saved with, or begin in another "
+                "--output-dir."
             ) from error
         self._follow_settings(told)
         if self.average is not None:
@@ -367,7 +367,7 @@ class SwinTrainer(Trainer):
 
     def _follow_settings(self, told: list[tuple[float, float]]) -> None:
         """Gives the settings of now to what a checkpoint has brought back, the learning rates and weight decays told
-        among them: a run goes on with a smaller rate if it is told one."""
+        among them: a run resumes with a smaller rate if it is told one."""
         self.state.compute_steps(self.args, self.state.max_steps)
         groups: list[dict[str, Any]] = self.optimizer.param_groups
         if told == [(group.get("initial_lr", group["lr"]), group["weight_decay"]) for group in groups]:
@@ -375,7 +375,7 @@ class SwinTrainer(Trainer):
         scheduler: Any = self.lr_scheduler
         if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             raise UsageError(
-                "the learning rate or the weight decay is not the checkpoint's, and --lr_scheduler_type "
+                "the learning rate or the weight decay is not the checkpoint's, and --lr-scheduler-type "
                 f"{self.args.lr_scheduler_type} cannot change them on the way; leave them as they were."
             )
         for group, factor, (rate, decay) in zip(groups, scheduler.lr_lambdas, told, strict=True):
@@ -394,7 +394,7 @@ class SwinTrainer(Trainer):
         its adapters merged, and these by themselves in `adapter` below it.
 
         Args:
-            folder: Where it will be, whole or not at all.
+            folder: Where it will be; it is written atomically.
 
         Raises:
             SaveError: It could not be written.

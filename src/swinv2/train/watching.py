@@ -17,7 +17,7 @@ from swinv2.disk import whole_file
 LOG_NAME, CURVES_NAME = "log.jsonl", "curves.png"
 
 
-class Bar(ProgressCallback):
+class ProgressBar(ProgressCallback):
     """transformers' bar, with the loss and the images per second at its end instead of lines above it."""
 
     def on_log(
@@ -36,7 +36,7 @@ class Bar(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
-class Steps(TrainerCallback):
+class ProgressLines(TrainerCallback):
     """Tells lines of progress how far training and evaluations are.
 
     Args:
@@ -74,15 +74,15 @@ class Steps(TrainerCallback):
         self.lines.begin("training: step", state.global_step, state.max_steps, self.images, self.facts)
 
 
-class Log(TrainerCallback):
+class RunLog(TrainerCallback):
     """Keeps `log.jsonl` and `curves.png` in step with what was learned.
 
-    A run that goes on from a checkpoint begins with the lines up to it, and one that says from which step it goes on:
+    A run that resumes from a checkpoint begins with the lines up to it, and one that says from which step it resumes:
     what was logged after it is logged again.
 
     Args:
         run: Folder of the run.
-        begun_at: Is told the step and the number of steps when a run goes on.
+        begun_at: Called with the step and the number of steps when a run resumes.
     """
 
     def __init__(self, run: Path, begun_at: Callable[[int, int], None]) -> None:

@@ -55,10 +55,10 @@ def test_simmim(older: bool, tmp_path: Path) -> None:
     model = swinv2.load(source, trained_image_size=64)
     assert isinstance(model, swinv2.Swinv2ForMaskedImageModeling)
     assert (model.config.norm_targets, model.config.encoder_stride) == (47, 8)
-    pictures = peers.images((64, 64))
+    images = peers.images((64, 64))
     mask = torch.rand(2, 256, generator=torch.Generator().manual_seed(0)) < 0.6
     with torch.no_grad():
-        ours, theirs = model(pictures, mask).reconstruction, network(pictures, mask).reconstruction
+        ours, theirs = model(images, mask).reconstruction, network(images, mask).reconstruction
     assert peers.difference(ours, theirs) < TOLERANCE
     newer = {name.replace("rpe_mlp", "cpb_mlp"): tensor for name, tensor in file.items()}
     check_tensors(state_dict(model, "microsoft"), newer)
@@ -66,7 +66,7 @@ def test_simmim(older: bool, tmp_path: Path) -> None:
     assert any("transformers' loss is of plain pixels" in note for note in report.notes)
     theirs = transformers_swinv2.Swinv2ForMaskedImageModeling.from_pretrained(tmp_path / "transformers").eval()
     with torch.no_grad():
-        assert torch.equal(theirs(pictures, mask).reconstruction, network(pictures, mask).reconstruction)
+        assert torch.equal(theirs(images, mask).reconstruction, network(images, mask).reconstruction)
 
 
 def test_rectangles_under_the_authors_names(tmp_path: Path) -> None:
@@ -82,9 +82,9 @@ def test_rectangles_under_the_authors_names(tmp_path: Path) -> None:
     again = swinv2.load(source)
     assert tuple(again.config.image_size) == WIDE
     assert again.config.window_size == [4, 8]
-    pictures = peers.images(WIDE)
+    images = peers.images(WIDE)
     with torch.no_grad():
-        assert torch.equal(again(pictures).logits, model(pictures).logits)
+        assert torch.equal(again(images).logits, model(images).logits)
     # The table of pairs alone shows the window too, its width and height not confused.
     pairs = {name: tensor for name, tensor in file.items() if not name.endswith("relative_coords_table")}
     source = save({"model": pairs}, tmp_path / "pairs.pth")

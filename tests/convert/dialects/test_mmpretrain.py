@@ -103,7 +103,7 @@ def test_it_has_no_place_for_the_image_size(tmp_path: Path) -> None:
     report = convert(str(tmp_path / "model"), tmp_path / "out", "mmpretrain")
     assert any("give --trained-image-size 64x64" in note for note in report.notes)
     again = swinv2.load(tmp_path / "out", trained_image_size=64)
-    check_answers(again, lambda pictures: model(pictures).logits, (64, 64))
+    check_answers(again, lambda images: model(images).logits, (64, 64))
 
 
 def test_extra_norms_are_counted(tmp_path: Path) -> None:

@@ -42,9 +42,9 @@ def test_timm_builds_the_folder_that_is_written(tmp_path: Path) -> None:
     report = convert(source, tmp_path / "timm", "timm", trained_image_size=64)
     assert report.files == ["config.json", "model.safetensors"]
     built = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-    pictures = peers.images((64, 64))
+    images = peers.images((64, 64))
     with torch.no_grad():
-        assert torch.equal(built(pictures), network(pictures))
+        assert torch.equal(built(images), network(images))
     back = convert(str(tmp_path / "timm"), tmp_path / "back")
     assert [stage.learned_window for stage in back.stages] == [(4, 4), (3, 3)]
     assert back.sources["window"] == "config.json"
@@ -61,9 +61,9 @@ def test_timm_builds_a_network_without_a_classifier(tmp_path: Path) -> None:
     assert (config["num_classes"], config["pretrained_cfg"]["num_classes"]) == (0, 0)
     assert "label_names" not in config
     built = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-    pictures = peers.images((64, 64))
+    images = peers.images((64, 64))
     with torch.no_grad():
-        assert torch.equal(built(pictures), network.forward_head(network.forward_features(pictures), pre_logits=True))
+        assert torch.equal(built(images), network.forward_head(network.forward_features(images), pre_logits=True))
     assert type(swinv2.load(tmp_path / "timm")) is swinv2.Swinv2Model
 
 
@@ -103,6 +103,6 @@ def test_rectangles_and_a_window_for_each_stage(window: Any, pretrained: Any, ke
     check_answers(model, network, WIDE)
     check_tensors(state_dict(model, "timm"), network.state_dict())
     built = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-    pictures = peers.images(WIDE)
+    images = peers.images(WIDE)
     with torch.no_grad():
-        assert torch.equal(built(pictures), network(pictures))
+        assert torch.equal(built(images), network(images))

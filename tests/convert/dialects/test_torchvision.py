@@ -40,10 +40,10 @@ def test_the_readme_builds_the_network(has_classes: bool, tmp_path: Path, monkey
     code: dict[str, Any] = {}
     monkeypatch.chdir(tmp_path / "out")
     exec(readme.partition("```python\n")[2].partition("```")[0], code)
-    pictures, ours = peers.images((64, 64)), swinv2.load(source)
+    images, ours = peers.images((64, 64)), swinv2.load(source)
     with torch.no_grad():
-        theirs = code["network"].eval()(pictures)
-        answer = ours(pictures).logits if has_classes else ours(pictures).pooler_output
+        theirs = code["network"].eval()(images)
+        answer = ours(images).logits if has_classes else ours(images).pooler_output
         assert peers.difference(answer, theirs) < TOLERANCE
 
 

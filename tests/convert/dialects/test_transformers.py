@@ -57,11 +57,11 @@ def test_there_and_back(kind: str, newer: bool, tmp_path: Path) -> None:
     assert type(ours).__name__ == kind
     check_tensors(dict(ours.state_dict()), file)
     theirs = getattr(transformers_swinv2, kind).from_pretrained(tmp_path / "ours").eval()
-    pictures = peers.images((64, 64))
+    images = peers.images((64, 64))
     with torch.no_grad():
-        expected, again = network(pictures)[0], theirs(pictures)[0]
+        expected, again = network(images)[0], theirs(images)[0]
         assert torch.equal(expected, again)
-        assert peers.difference(ours(pictures)[0], expected) < TOLERANCE
+        assert peers.difference(ours(images)[0], expected) < TOLERANCE
 
 
 def test_old_folders_hold_tables(tmp_path: Path) -> None:

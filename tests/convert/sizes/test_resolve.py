@@ -48,8 +48,8 @@ def test_the_image_size_of_the_authors_files(window: int, tmp_path: Path) -> Non
     source = save(file, tmp_path / "weights.pth")
     expected = (
         "the image size that these weights were trained with is not known: no table in the file shows it, no "
-        "config.json beside it says it, and its name is not a published one that fits it. A wrong one gives wrong "
-        "answers without a sign, so it is not guessed: give --trained-image-size."
+        "config.json next to it says it, and its name is not a published one that fits it. A wrong size gives wrong "
+        "answers without an error, so it is not guessed: give --trained-image-size."
     )
     if window == 16:
         with pytest.raises(UsageError, match=re.escape(expected)):

@@ -1,4 +1,4 @@
-"""Pictures to pixels: what evaluation does is what the saved image processor does, and chance can be repeated."""
+"""Images to pixels: what evaluation does is what the saved image processor does, and chance can be repeated."""
 
 import io
 from pathlib import Path
@@ -40,15 +40,15 @@ def pixels(height: int = 32, width: int = 32, channels: int = 3) -> Pixels:
 class TestDecoding:
     @pytest.mark.parametrize("kind", ["path", "bytes", "array"])
     @pytest.mark.parametrize("channels", [1, 3])
-    def test_a_picture(self, kind: str, channels: int, tmp_path: Path) -> None:
+    def test_a_image(self, kind: str, channels: int, tmp_path: Path) -> None:
         values = noise(5, 7, 3) if channels == 3 else noise(5, 7)
         file = tmp_path / "picture.png"
         Image.fromarray(values).save(file)
         source = {"path": str(file), "bytes": file.read_bytes(), "array": values}[kind]
-        picture = decode(source, channels)
-        assert isinstance(picture, Image.Image)
-        assert picture.mode == ("RGB" if channels == 3 else "L")
-        np.testing.assert_array_equal(np.asarray(picture), values)
+        image = decode(source, channels)
+        assert isinstance(image, Image.Image)
+        assert image.mode == ("RGB" if channels == 3 else "L")
+        np.testing.assert_array_equal(np.asarray(image), values)
 
     def test_a_last_axis_of_one_channel(self) -> None:
         values = noise(5, 7, 1)
@@ -62,9 +62,9 @@ class TestDecoding:
 
     def test_four_channels(self) -> None:
         values = noise(5, 7, 4)
-        picture = decode(values, 4)
-        assert isinstance(picture, Tensor)
-        np.testing.assert_array_equal(picture.numpy(), np.moveaxis(values, 2, 0))
+        image = decode(values, 4)
+        assert isinstance(image, Tensor)
+        np.testing.assert_array_equal(image.numpy(), np.moveaxis(values, 2, 0))
 
     @pytest.mark.parametrize(
         ("values", "channels"),
@@ -86,7 +86,7 @@ class TestDecoding:
         with pytest.raises(UsageError, match="4 need arrays"):
             decode(b"whatever", 4)
 
-    @pytest.mark.parametrize("source", [b"no picture", "/no/such/file.png"])
+    @pytest.mark.parametrize("source", [b"no image", "/no/such/file.png"])
     def test_what_cannot_be_read(self, source: str | bytes) -> None:
         with pytest.raises(BrokenImageError):
             decode(source, 3)
@@ -104,19 +104,19 @@ class TestEvaluation:
     ) -> None:
         make_processor(pixels(*size), ratio).save_pretrained(tmp_path)
         processor = AutoImageProcessor.from_pretrained(tmp_path)
-        picture = Image.fromarray(noise(*source, 3))
-        expected = processor(picture, return_tensors="pt").pixel_values[0]
-        found = for_evaluation(pixels(*size), ratio)(picture)
+        image = Image.fromarray(noise(*source, 3))
+        expected = processor(image, return_tensors="pt").pixel_values[0]
+        found = for_evaluation(pixels(*size), ratio)(image)
         assert found.shape == (3, *size)
         torch.testing.assert_close(torch.as_tensor(found), expected, rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize("channels", [1, 4])
     def test_the_processor_of_other_channels(self, channels: int) -> None:
         values = noise(40, 48, channels)
-        picture = Image.fromarray(values[:, :, 0]) if channels == 1 else values
+        image = Image.fromarray(values[:, :, 0]) if channels == 1 else values
         # Older versions of transformers do not see by themselves where four channels are.
         more = {} if channels == 1 else {"input_data_format": "channels_last"}
-        expected = make_processor(pixels(channels=channels))(picture, return_tensors="pt", **more).pixel_values[0]
+        expected = make_processor(pixels(channels=channels))(image, return_tensors="pt", **more).pixel_values[0]
         found = for_evaluation(pixels(channels=channels))(decode(values, channels))
         torch.testing.assert_close(torch.as_tensor(found), expected, rtol=0, atol=1e-6)
 
@@ -148,13 +148,13 @@ class TestTraining:
     def test_shapes_and_repeatable_chance(self, channels: int) -> None:
         options = {"auto_augment": RANDOM} if channels == 3 else {}
         takes = pixels(24, 32, channels)
-        picture = decode(noise(40, 48, channels), channels)
+        image = decode(noise(40, 48, channels), channels)
         transforms = for_pretraining(takes), for_finetuning(takes, erase_probability=0.5, **options)
         for transform in transforms:
             drawn = []
             for seed in (1, 1, 2):
                 with seeded(seed):
-                    drawn.append(transform(picture))
+                    drawn.append(transform(image))
             assert drawn[0].shape == (channels, 24, 32)
             assert drawn[0].dtype == torch.float32
             assert torch.isfinite(drawn[0]).all()
@@ -163,32 +163,32 @@ class TestTraining:
 
     @pytest.mark.parametrize("options", [{"auto_augment": RANDOM}, {"color_jitter": 0.4}], ids=str)
     def test_colours_change(self, options: dict[str, object]) -> None:
-        picture = Image.fromarray(noise(40, 48, 3))
+        image = Image.fromarray(noise(40, 48, 3))
         plain, changed = for_finetuning(pixels()), for_finetuning(pixels(), **options)
         differing = 0
         for seed in range(24):
             with seeded(seed):
-                one = plain(picture)
+                one = plain(image)
             with seeded(seed):
-                differing += not torch.equal(changed(picture), one)
-        # A policy of RandAugment leaves a picture as it is in at least a quarter of all cases.
+                differing += not torch.equal(changed(image), one)
+        # A policy of RandAugment leaves an image as it is in at least a quarter of all cases.
         assert differing >= 8
 
     @pytest.mark.parametrize("description", ["rand-m10-inc1", "v0"])
     def test_full_strength(self, description: str) -> None:
         """Pillow refuses to posterize to no bits, which timm asks of it now and then."""
-        picture = Image.fromarray(noise(32, 32, 3))
+        image = Image.fromarray(noise(32, 32, 3))
         transform = for_finetuning(pixels(), auto_augment=description)
         for seed in range(100):
             with seeded(seed):
-                assert torch.isfinite(transform(picture)).all()
+                assert torch.isfinite(transform(image)).all()
 
     def test_a_rectangle_is_erased(self) -> None:
-        picture = Image.fromarray(noise(40, 48, 3))
+        image = Image.fromarray(noise(40, 48, 3))
         with seeded(0):
-            whole = for_finetuning(pixels())(picture)
+            whole = for_finetuning(pixels())(image)
         with seeded(0):
-            erased = for_finetuning(pixels(), erase_probability=1.0)(picture)
+            erased = for_finetuning(pixels(), erase_probability=1.0)(image)
         changed = (torch.as_tensor(whole) != torch.as_tensor(erased)).all(0)
         rows, columns = changed.any(1).nonzero().ravel(), changed.any(0).nonzero().ravel()
         box = changed[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
@@ -196,7 +196,7 @@ class TestTraining:
         # timm's bounds: 2% to a third of the area.
         assert 0.01 * 32 * 32 < box.numel() < 0.36 * 32 * 32
 
-    def test_crops_of_a_padded_picture(self) -> None:
+    def test_crops_of_a_padded_image(self) -> None:
         values = noise(8, 8, 3)
         takes = Pixels((8, 8), (0.0,) * 3, (1.0,) * 3)
         padded = np.pad(values, ((2, 2), (2, 2), (0, 0)), mode="reflect")
@@ -212,7 +212,7 @@ class TestTraining:
         assert len(seen) > 10
 
     def test_the_scale_of_crops(self) -> None:
-        """A crop of the whole area of a square is the picture, perhaps mirrored."""
+        """A crop of the whole area of a square is the image, perhaps mirrored."""
         values = noise(32, 32, 3)
         takes = Pixels((32, 32), (0.0,) * 3, (1.0,) * 3)
         shrunk = 0
@@ -222,13 +222,13 @@ class TestTraining:
                     drawn = make(takes, scale=(0.999, 1.0))(Image.fromarray(values))
                 levels = np.moveaxis((drawn * 255).round().to(torch.uint8).numpy(), 0, 2)
                 shrunk += not (np.array_equal(levels, values) or np.array_equal(levels, values[:, ::-1]))
-        # Another shape than a square does not fit in: torchvision then takes the whole picture.
+        # Another shape than a square does not fit in: torchvision then takes the whole image.
         assert shrunk == 0
 
     @pytest.mark.parametrize(
         ("options", "channels", "sentence"),
         [
-            ({"auto_augment": RANDOM, "color_jitter": 0.4}, 3, "no effect beside auto_augment"),
+            ({"auto_augment": RANDOM, "color_jitter": 0.4}, 3, "no effect with auto_augment"),
             ({"auto_augment": RANDOM}, 1, "need 3 channels; the model has 1"),
             ({"color_jitter": 0.4}, 4, "need 3 channels; the model has 4"),
             ({"auto_augment": "random"}, 3, "auto_augment is 'random'"),

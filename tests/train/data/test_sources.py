@@ -1,4 +1,4 @@
-"""The same pictures from each place they can lie in, and a sentence where there are none."""
+"""The same images from each source, and a sentence where there are none."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from swinv2.train.data.sources import open_dataset
 
 NAMES = tuple(COLOURS)
 COUNT = {"train": 4, "validation": 2}
-"""Pictures of each colour."""
+"""Images of each colour."""
 
 
 @pytest.fixture(autouse=True)
@@ -34,25 +34,25 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders below a folder for each split."""
-    place = tmp_path_factory.mktemp("data") / "pictures"
+    source = tmp_path_factory.mktemp("data") / "pictures"
     for seed, (split, count) in enumerate(COUNT.items()):
-        draw_colours(place / split, count, seed)
-    return place
+        draw_colours(source / split, count, seed)
+    return source
 
 
-def stored(pictures: Path, split: str) -> list[tuple[bytes, int]]:
-    """Contents and label of every picture."""
+def stored(dataset: Path, split: str) -> list[tuple[bytes, int]]:
+    """Contents and label of every image."""
     return [
         (file.read_bytes(), label)
         for label, name in enumerate(NAMES)
-        for file in sorted((pictures / split / name).iterdir())
+        for file in sorted((dataset / split / name).iterdir())
     ]
 
 
-def table(pictures: Path, split: str) -> datasets.Dataset:
-    rows = stored(pictures, split)
+def table(dataset: Path, split: str) -> datasets.Dataset:
+    rows = stored(dataset, split)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))})
     columns = {"image": [{"bytes": file, "path": None} for file, _ in rows], "label": [label for _, label in rows]}
     return datasets.Dataset.from_dict(columns, features=features)
@@ -68,56 +68,56 @@ def write_tar(path: Path, rows: list[tuple[bytes, int]], first: int = 0) -> None
                 archive.addfile(member, io.BytesIO(content))
 
 
-def class_folders(pictures: Path, place: Path) -> str:
-    return str(pictures / "train")
+def class_folders(dataset: Path, source: Path) -> str:
+    return str(dataset / "train")
 
 
-def split_folders(pictures: Path, place: Path) -> str:
-    return str(pictures)
+def split_folders(dataset: Path, source: Path) -> str:
+    return str(dataset)
 
 
-def parquet_file(pictures: Path, place: Path) -> str:
-    place.mkdir()
-    table(pictures, "train").to_parquet(place / "any.parquet")
-    return str(place / "any.parquet")
+def parquet_file(dataset: Path, source: Path) -> str:
+    source.mkdir()
+    table(dataset, "train").to_parquet(source / "any.parquet")
+    return str(source / "any.parquet")
 
 
-def parquet_glob(pictures: Path, place: Path) -> str:
-    place.mkdir()
+def parquet_glob(dataset: Path, source: Path) -> str:
+    source.mkdir()
     for index in range(3):
-        table(pictures, "train").select(range(4 * index, 4 * index + 4)).to_parquet(place / f"part-{index}.parquet")
-    return str(place / "part-*.parquet")
+        table(dataset, "train").select(range(4 * index, 4 * index + 4)).to_parquet(source / f"part-{index}.parquet")
+    return str(source / "part-*.parquet")
 
 
-def parquet_folder(pictures: Path, place: Path) -> str:
-    place.mkdir()
+def parquet_folder(dataset: Path, source: Path) -> str:
+    source.mkdir()
     for split in COUNT:
-        table(pictures, split).to_parquet(place / f"{split}-00000-of-00001.parquet")
-    (place / "README.md").write_text("Not a table.")
-    return str(place)
+        table(dataset, split).to_parquet(source / f"{split}-00000-of-00001.parquet")
+    (source / "README.md").write_text("Not a table.")
+    return str(source)
 
 
-def tar_file(pictures: Path, place: Path) -> str:
-    write_tar(place / "any.tar", stored(pictures, "train"))
-    return str(place / "any.tar")
+def tar_file(dataset: Path, source: Path) -> str:
+    write_tar(source / "any.tar", stored(dataset, "train"))
+    return str(source / "any.tar")
 
 
-def tar_folder(pictures: Path, place: Path) -> str:
-    rows = stored(pictures, "train")
-    write_tar(place / "train-0.tar", rows[:5])
-    write_tar(place / "train-1.tar", rows[5:], first=5)
-    write_tar(place / "val-0.tar", stored(pictures, "validation"))
-    return str(place)
+def tar_folder(dataset: Path, source: Path) -> str:
+    rows = stored(dataset, "train")
+    write_tar(source / "train-0.tar", rows[:5])
+    write_tar(source / "train-1.tar", rows[5:], first=5)
+    write_tar(source / "val-0.tar", stored(dataset, "validation"))
+    return str(source)
 
 
-def saved(pictures: Path, place: Path) -> str:
-    table(pictures, "train").with_format("torch").save_to_disk(place)
-    return str(place)
+def saved(dataset: Path, source: Path) -> str:
+    table(dataset, "train").with_format("torch").save_to_disk(source)
+    return str(source)
 
 
-def saved_splits(pictures: Path, place: Path) -> str:
-    datasets.DatasetDict({split: table(pictures, split) for split in COUNT}).save_to_disk(place)
-    return str(place)
+def saved_splits(dataset: Path, source: Path) -> str:
+    datasets.DatasetDict({split: table(dataset, split) for split in COUNT}).save_to_disk(source)
+    return str(source)
 
 
 Places = Callable[[Path, Path], str]
@@ -137,39 +137,39 @@ def seen(dataset: ImageDataset) -> list[tuple[bytes, int | None]]:
 
 class TestPlaces:
     @pytest.mark.parametrize("make", PLACES)
-    def test_rows_and_labels(self, make: Places, pictures: Path, tmp_path: Path) -> None:
-        place = make(pictures, tmp_path / "place")
-        found = open_dataset(place, "train")
+    def test_rows_and_labels(self, make: Places, dataset: Path, tmp_path: Path) -> None:
+        source = make(dataset, tmp_path / "place")
+        found = open_dataset(source, "train")
         assert not found.streams
         assert len(found) == 12
-        assert seen(found) == stored(pictures, "train")
-        assert found.labels().tolist() == [label for _, label in stored(pictures, "train")]
+        assert seen(found) == stored(dataset, "train")
+        assert found.labels().tolist() == [label for _, label in stored(dataset, "train")]
         assert found.names == (() if "tar" in make.__name__ else NAMES)
         assert decode(found[3].image, 3).size == (48, 40)
 
     @pytest.mark.parametrize("make", PLACES)
-    def test_streaming(self, make: Places, pictures: Path, tmp_path: Path) -> None:
-        found = open_dataset(make(pictures, tmp_path / "place"), "train", streaming=True)
+    def test_streaming(self, make: Places, dataset: Path, tmp_path: Path) -> None:
+        found = open_dataset(make(dataset, tmp_path / "place"), "train", streaming=True)
         assert found.streams
-        assert seen(found) == stored(pictures, "train")
+        assert seen(found) == stored(dataset, "train")
         assert found.names == (() if "tar" in make.__name__ else NAMES)
 
     @pytest.mark.parametrize("make", WITH_SPLITS)
     @pytest.mark.parametrize("streaming", [False, True])
-    def test_another_split(self, make: Places, streaming: bool, pictures: Path, tmp_path: Path) -> None:
-        place = make(pictures, tmp_path / "place")
-        found = open_dataset(place, "evaluation", streaming=streaming)
-        assert seen(found) == stored(pictures, "validation")
+    def test_another_split(self, make: Places, streaming: bool, dataset: Path, tmp_path: Path) -> None:
+        source = make(dataset, tmp_path / "place")
+        found = open_dataset(source, "evaluation", streaming=streaming)
+        assert seen(found) == stored(dataset, "validation")
         with pytest.raises(UsageError, match=r"splits \['train', 'validation'\]; expected 'test'"):
-            open_dataset(place, "test")
+            open_dataset(source, "test")
 
     @pytest.mark.parametrize("make", [parquet_file, parquet_glob, tar_file, saved])
-    def test_files_are_whatever_split_is_asked_for(self, make: Places, pictures: Path, tmp_path: Path) -> None:
-        assert len(open_dataset(make(pictures, tmp_path / "place"), "evaluation")) == 12
+    def test_files_are_whatever_split_is_asked_for(self, make: Places, dataset: Path, tmp_path: Path) -> None:
+        assert len(open_dataset(make(dataset, tmp_path / "place"), "evaluation")) == 12
 
-    def test_pictures_without_labels(self, pictures: Path, tmp_path: Path) -> None:
+    def test_images_without_labels(self, dataset: Path, tmp_path: Path) -> None:
         """With names that `datasets` would take for those of splits."""
-        files = [file for file, _ in stored(pictures, "train")]
+        files = [file for file, _ in stored(dataset, "train")]
         for index, file in enumerate(files):
             (tmp_path / f"{index:02}{('-test-', '_train', '')[index % 3]}.png").write_bytes(file)
         for streaming in (False, True):
@@ -179,7 +179,7 @@ class TestPlaces:
             assert (found.label_column, found.names) == (None, ())
         assert found.sample({"image": {"path": "a.png", "bytes": None}}, 0) == Sample("a.png", None, "a.png")
 
-    def test_classes_that_are_called_like_splits(self, pictures: Path, tmp_path: Path) -> None:
+    def test_classes_that_are_called_like_splits(self, dataset: Path, tmp_path: Path) -> None:
         """At the top nobody can tell; below a split they are classes."""
         draw_colours(tmp_path / "data" / "train", 2)
         os.rename(tmp_path / "data" / "train" / "red", tmp_path / "data" / "train" / "train")
@@ -187,35 +187,35 @@ class TestPlaces:
         with pytest.raises(UsageError, match=r"holds 'train', which is the name of a split, beside .* blue, green;"):
             open_dataset(str(tmp_path / "data" / "train"), "train")
 
-    def test_a_folder_with_characters_of_globs(self, pictures: Path, tmp_path: Path) -> None:
-        place = tmp_path / "my [data] *"
-        draw_colours(place, 2)
-        assert len(open_dataset(str(place), "train")) == 6
-        write_tar(tmp_path / "[x]" / "a[1].tar", stored(pictures, "train"))
+    def test_a_folder_with_characters_of_globs(self, dataset: Path, tmp_path: Path) -> None:
+        source = tmp_path / "my [data] *"
+        draw_colours(source, 2)
+        assert len(open_dataset(str(source), "train")) == 6
+        write_tar(tmp_path / "[x]" / "a[1].tar", stored(dataset, "train"))
         assert len(open_dataset(str(tmp_path / "[x]" / "a[1].tar"), "train")) == 12
         assert len(open_dataset(str(tmp_path / "[x]"), "train")) == 12
 
     def test_a_folder_that_changed_is_read_anew(self, tmp_path: Path) -> None:
         draw_colours(tmp_path / "data", 2)
-        place = str(tmp_path / "data")
-        assert len(open_dataset(place, "train")) == 6
+        source = str(tmp_path / "data")
+        assert len(open_dataset(source, "train")) == 6
         draw_colours(tmp_path / "data", 3)
-        assert len(open_dataset(place, "train")) == 9
+        assert len(open_dataset(source, "train")) == 9
         os.rename(tmp_path / "data" / "red", tmp_path / "data" / "amber")
-        assert open_dataset(place, "train").names == ("amber", "blue", "green")
+        assert open_dataset(source, "train").names == ("amber", "blue", "green")
         (tmp_path / "data" / "amber" / "0.png").unlink()
-        assert len(open_dataset(place, "train")) == 8
+        assert len(open_dataset(source, "train")) == 8
         table_file = tmp_path / "rows.parquet"
         for count in (2, 3):
             datasets.Dataset.from_dict({"image": [b"x"] * count}).to_parquet(table_file)
             assert len(open_dataset(str(table_file), "train")) == count
 
-    def test_names_in_messages(self, pictures: Path, tmp_path: Path) -> None:
-        assert open_dataset(str(pictures), "train")[0].name == str(pictures / "train" / "blue" / "0.png")
-        place = tar_file(pictures, tmp_path / "place")
-        assert open_dataset(place, "train")[7].name == "0007"
-        place = parquet_file(pictures, tmp_path / "other")
-        assert open_dataset(place, "train")[7].name == f"{place}[7]"
+    def test_names_in_messages(self, dataset: Path, tmp_path: Path) -> None:
+        assert open_dataset(str(dataset), "train")[0].name == str(dataset / "train" / "blue" / "0.png")
+        source = tar_file(dataset, tmp_path / "place")
+        assert open_dataset(source, "train")[7].name == "0007"
+        source = parquet_file(dataset, tmp_path / "other")
+        assert open_dataset(source, "train")[7].name == f"{source}[7]"
 
 
 class TestColumns:
@@ -225,31 +225,31 @@ class TestColumns:
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_found_by_their_names(self, tmp_path: Path, streaming: bool) -> None:
-        place = self.parquet(tmp_path, img=[b"x", b"y"], other=[3, 4], target=[1, 0])
-        found = open_dataset(place, "train", streaming=streaming, names=["no", "yes"])
-        assert list(found) == [Sample(b"x", 1, f"{place}[0]"), Sample(b"y", 0, f"{place}[1]")]
+        source = self.parquet(tmp_path, img=[b"x", b"y"], other=[3, 4], target=[1, 0])
+        found = open_dataset(source, "train", streaming=streaming, names=["no", "yes"])
+        assert list(found) == [Sample(b"x", 1, f"{source}[0]"), Sample(b"y", 0, f"{source}[1]")]
         assert found.names == ("no", "yes")
 
     def test_given(self, tmp_path: Path) -> None:
-        place = self.parquet(tmp_path, image=[b"x"], png=[b"y"], label=[1], cls=[0])
-        with pytest.raises(UsageError, match=r"columns \['image', 'png'\]; choose one with --image_column"):
-            open_dataset(place, "train", label_column="cls")
-        with pytest.raises(UsageError, match=r"has the columns \['label', 'cls'\]; choose one with --label_column"):
-            open_dataset(place, "train", image_column="png")
-        found = open_dataset(place, "train", image_column="png", label_column="cls")
+        source = self.parquet(tmp_path, image=[b"x"], png=[b"y"], label=[1], cls=[0])
+        with pytest.raises(UsageError, match=r"columns \['image', 'png'\]; choose one with --image-column"):
+            open_dataset(source, "train", label_column="cls")
+        with pytest.raises(UsageError, match=r"has the columns \['label', 'cls'\]; choose one with --label-column"):
+            open_dataset(source, "train", image_column="png")
+        found = open_dataset(source, "train", image_column="png", label_column="cls")
         assert found[0][:2] == (b"y", 0)
         for options in ({"image_column": "jpg"}, {"image_column": "png", "label_column": "jpg"}):
             with pytest.raises(UsageError, match=r"no column 'jpg'; it has \['cls', 'image', 'label', 'png'\]"):
-                open_dataset(place, "train", **options)
+                open_dataset(source, "train", **options)
 
-    def test_no_picture_at_all(self, tmp_path: Path) -> None:
-        place = self.parquet(tmp_path, text=["x"], label=[1])
+    def test_no_image_at_all(self, tmp_path: Path) -> None:
+        source = self.parquet(tmp_path, text=["x"], label=[1])
         with pytest.raises(UsageError, match=r"has the columns \['label', 'text'\]"):
-            open_dataset(place, "train")
+            open_dataset(source, "train")
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_arrays(self, tmp_path: Path, streaming: bool) -> None:
-        """Pictures of other channels can come in no other way."""
+        """Images of other channels can come in no other way."""
         pixels = np.arange(3 * 4 * 5 * 2, dtype=np.uint8).reshape(3, 4, 5, 2)
         features = datasets.Features({"image": datasets.Array3D((4, 5, 2), "uint8")})
         rows = datasets.Dataset.from_dict({"image": list(pixels)}, features=features)
@@ -259,11 +259,11 @@ class TestColumns:
             assert np.array_equal(decode(sample.image, 2).numpy(), expected.transpose(2, 0, 1))
 
     def test_numbers_that_are_no_eight_bits_are_not_cut_off(self, tmp_path: Path) -> None:
-        place = self.parquet(tmp_path, image=[[[[300, 0, 0]]]])
+        source = self.parquet(tmp_path, image=[[[[300, 0, 0]]]])
         with pytest.raises(UsageError, match=r"expected .* of uint8"):
-            decode(open_dataset(place, "train")[0].image, 3)
+            decode(open_dataset(source, "train")[0].image, 3)
 
-    def test_a_picture_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_a_image_that_is_not_there(self, tmp_path: Path) -> None:
         features = datasets.Features({"image": datasets.Image()})
         datasets.Dataset.from_dict({"image": [None]}, features=features).to_parquet(tmp_path / "rows.parquet")
         assert open_dataset(str(tmp_path / "rows.parquet"), "train")[0].image == b""
@@ -275,17 +275,17 @@ class TestColumns:
             with pytest.raises(UsageError, match=f"has the label {shown} in the column 'label'; expected integers"):
                 read()
 
-    def test_names_twice(self, pictures: Path) -> None:
-        assert open_dataset(str(pictures), "train", names=NAMES).names == NAMES
+    def test_names_twice(self, dataset: Path) -> None:
+        assert open_dataset(str(dataset), "train", names=NAMES).names == NAMES
         with pytest.raises(UsageError, match=r"names its classes blue, green, red; leave out the other names, a, b\."):
-            open_dataset(str(pictures), "train", names=["a", "b"])
+            open_dataset(str(dataset), "train", names=["a", "b"])
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("place", ["/no/such/place", "./nowhere", "a/b/c"])
-    def test_no_such_place(self, place: str) -> None:
-        with pytest.raises(UsageError, match=f"--data '{place}' does not exist"):
-            open_dataset(place, "train")
+    @pytest.mark.parametrize("source", ["/no/such/place", "./nowhere", "a/b/c"])
+    def test_no_such_place(self, source: str) -> None:
+        with pytest.raises(UsageError, match=f"--data '{source}' does not exist"):
+            open_dataset(source, "train")
 
     def test_no_such_data_set(self) -> None:
         with pytest.raises(UsageError, match=r"--data 'nobody/nothing:config' cannot be opened: .+nobody/nothing"):
@@ -301,12 +301,12 @@ class TestRefusals:
             open_dataset(str(tmp_path / "x.zip"), "train")
 
     @pytest.mark.parametrize("streaming", [False, True])
-    def test_no_pictures(self, tmp_path: Path, streaming: bool) -> None:
+    def test_no_images(self, tmp_path: Path, streaming: bool) -> None:
         (tmp_path / "data" / "train").mkdir(parents=True)
         (tmp_path / "data" / "train" / "notes.txt").write_text("x")
-        for place in ("data", "data/train"):
+        for source in ("data", "data/train"):
             with pytest.raises(UsageError, match="has no images in the split 'train'"):
-                open_dataset(str(tmp_path / place), "train", streaming=streaming)
+                open_dataset(str(tmp_path / source), "train", streaming=streaming)
 
     def test_no_rows(self, tmp_path: Path) -> None:
         datasets.Dataset.from_dict({"image": [b"x"]}).select([]).to_parquet(tmp_path / "rows.parquet")
@@ -323,14 +323,14 @@ class TestRefusals:
         with pytest.raises(UsageError, match=f"{name}' cannot be opened: .+"):
             open_dataset(str(tmp_path / name), "train", streaming=streaming)
 
-    def test_files_of_no_split(self, pictures: Path, tmp_path: Path) -> None:
-        place = tar_folder(pictures, tmp_path / "place")
-        write_tar(tmp_path / "place" / "more.tar", stored(pictures, "train"))
+    def test_files_of_no_split(self, dataset: Path, tmp_path: Path) -> None:
+        source = tar_folder(dataset, tmp_path / "place")
+        write_tar(tmp_path / "place" / "more.tar", stored(dataset, "train"))
         with pytest.raises(UsageError, match=r"files of none, more\.tar; choose files with a glob"):
-            open_dataset(place, "train")
+            open_dataset(source, "train")
 
-    def test_labels_of_what_has_none_or_streams(self, pictures: Path) -> None:
+    def test_labels_of_what_has_none_or_streams(self, dataset: Path) -> None:
         with pytest.raises(UsageError, match="streams: its labels are not known beforehand"):
-            open_dataset(str(pictures), "train", streaming=True).labels()
+            open_dataset(str(dataset), "train", streaming=True).labels()
         with pytest.raises(UsageError, match="has no labels; sort the images"):
-            open_dataset(str(pictures / "train" / "red"), "train").labels()
+            open_dataset(str(dataset / "train" / "red"), "train").labels()

@@ -81,7 +81,7 @@ def test_it_learns(model):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_saved_state_goes_on_bit_for_bit(model):
+def test_a_saved_state_resumes_bit_for_bit(model):
     optimizer = optimizer_for(model.eval())
     for seed in range(3):
         step(model, optimizer, seed)

@@ -3,9 +3,9 @@
 In: a dialect's table, and tensors under the dialect's names or under ours. Out: the same tensors under the other names.
 A name that no rule knows is handed back, never dropped. This module knows no dialect, no file and no configuration.
 
-A template is a name with places: `{stage}` and `{block}` are numbers, `{merge}` is the number of a stage that ends by
-merging (any but the last), `{last}` the number of the last stage, `{part}` is "weight" or "bias". A number may be
-written as `{stage+1}` or `{2*stage+1}` where a dialect counts otherwise.
+A template is a name with placeholders: `{stage}` and `{block}` are numbers, `{merge}` is the number of a stage that
+ends by merging (any but the last), `{last}` the number of the last stage, `{part}` is "weight" or "bias". A number may
+be written as `{stage+1}` or `{2*stage+1}` where a dialect counts otherwise.
 """
 
 import re
@@ -26,15 +26,15 @@ BLOCK = "swinv2.encoder.layers.{stage}.blocks.{block}."
 MERGE = "swinv2.encoder.layers.{merge}.downsample."
 """What our names of a merging begin with."""
 
-Places = dict[str, str]
-"""What stands at the places of a template: decimal numbers, "weight" or "bias"."""
+Placeholders = dict[str, str]
+"""The values of the placeholders of a template: decimal numbers, "weight" or "bias"."""
 
-_PLACE = re.compile(r"\{(?:(\d+)\*)?([a-z]+)(?:\+(\d+))?\}")
+_PLACEHOLDER = re.compile(r"\{(?:(\d+)\*)?([a-z]+)(?:\+(\d+))?\}")
 
 
 @dataclass(frozen=True)
 class Template:
-    """A name with places.
+    """A name with placeholders.
 
     Attributes:
         text: The template, as described above.
@@ -44,20 +44,20 @@ class Template:
     text: str
     last: int
 
-    def match(self, name: str) -> Places | None:
-        """What stands at the places of a name; None if it is another name."""
-        pattern, places = self._compiled
+    def match(self, name: str) -> Placeholders | None:
+        """The values of the placeholders of a name; None if it is another name."""
+        pattern, placeholders = self._compiled
         found = pattern.fullmatch(name)
         if found is None:
             return None
-        values: Places = {}
-        for value, (factor, place, offset) in zip(found.groups(), places, strict=True):
-            if place != "part":
+        values: Placeholders = {}
+        for value, (factor, placeholder, offset) in zip(found.groups(), placeholders, strict=True):
+            if placeholder != "part":
                 number, rest = divmod(int(value) - offset, factor)
-                if rest or number < 0 or (place == "merge" and number >= self.last):
+                if rest or number < 0 or (placeholder == "merge" and number >= self.last):
                     return None
                 value = str(number)
-            if values.setdefault(place, value) != value:
+            if values.setdefault(placeholder, value) != value:
                 return None
         return values
 
@@ -65,26 +65,26 @@ class Template:
     def _compiled(self) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
         return _compile(self.text.replace("{last}", str(self.last)))
 
-    def fill(self, values: Places) -> str:
-        """The name that has these values at its places."""
+    def fill(self, values: Placeholders) -> str:
+        """The name that has these values for its placeholders."""
 
         def value_of(found: re.Match[str]) -> str:
             value = values[found[2]]
             return value if found[2] == "part" else str(int(value) * int(found[1] or 1) + int(found[3] or 0))
 
-        return _PLACE.sub(value_of, self.text.replace("{last}", str(self.last)))
+        return _PLACEHOLDER.sub(value_of, self.text.replace("{last}", str(self.last)))
 
 
 @cache
 def _compile(text: str) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
-    pattern, places, end = "", [], 0
-    for found in _PLACE.finditer(text):
+    pattern, placeholders, end = "", [], 0
+    for found in _PLACEHOLDER.finditer(text):
         pattern += re.escape(text[end : found.start()])
         # Four digits: no network has more blocks, and a longer number is an attack on whoever counts to it.
         pattern += "(weight|bias)" if found[2] == "part" else r"(0|[1-9]\d{0,3})"
-        places.append((int(found[1] or 1), found[2], int(found[3] or 0)))
+        placeholders.append((int(found[1] or 1), found[2], int(found[3] or 0)))
         end = found.end()
-    return re.compile(pattern + re.escape(text[end:])), places
+    return re.compile(pattern + re.escape(text[end:])), placeholders
 
 
 @dataclass(frozen=True)
@@ -268,37 +268,37 @@ def read(dialect: Dialect, tensors: Mapping[str, Tensor]) -> Reading:
         if found is None:
             reading.unknown.append(name)
             continue
-        row, places = found
+        row, placeholders = found
         if isinstance(row, Rule):
-            _take(reading, name, tensor, row, places)
+            _take(reading, name, tensor, row, placeholders)
         else:
-            reading.buffers.append(Buffer(name, row, int(places["stage"]), int(places["block"]), tensor))
+            reading.buffers.append(Buffer(name, row, int(placeholders["stage"]), int(placeholders["block"]), tensor))
     return reading
 
 
-def _find(rows: Sequence[tuple[Template, Rule | str]], name: str) -> tuple[Rule | str, Places] | None:
-    """The first row whose template a name fits, and what stands at its places."""
+def _find(rows: Sequence[tuple[Template, Rule | str]], name: str) -> tuple[Rule | str, Placeholders] | None:
+    """The first row whose template a name fits, and the values of its placeholders."""
     for template, row in rows:
-        places = template.match(name)
-        if places is not None:
-            return row, places
+        placeholders = template.match(name)
+        if placeholders is not None:
+            return row, placeholders
     return None
 
 
-def _take(reading: Reading, name: str, tensor: Tensor, rule: Rule, places: Places) -> None:
+def _take(reading: Reading, name: str, tensor: Tensor, rule: Rule, placeholders: Placeholders) -> None:
     try:
-        pieces = rule.change.apart(tensor)
+        chunks = rule.change.apart(tensor)
         leaves_out = rule.change.leaves_out(tensor)
     except ValueError as error:
         reading.misshapen[name] = str(error)
-        pieces, leaves_out = [tensor] * len(rule.ours), False
+        chunks, leaves_out = [tensor] * len(rule.ours), False
     if leaves_out:
         reading.left_out.append(name)
-    for template, piece in zip(rule.ours, pieces, strict=True):
-        our_name = Template(template, reading.stages - 1).fill(places)
+    for template, chunk in zip(rule.ours, chunks, strict=True):
+        our_name = Template(template, reading.stages - 1).fill(placeholders)
         if our_name in reading.tensors:
             reading.twice.append(name)
-        reading.tensors[our_name] = piece
+        reading.tensors[our_name] = chunk
         reading.their_names[our_name] = name
 
 
@@ -321,12 +321,12 @@ def write(dialect: Dialect, tensors: Mapping[str, Tensor], stages: int) -> dict[
     done: set[str] = set()
     for name in tensors:
         for templates, rule in rules:
-            places = templates[0].match(name)
-            if places is None:
+            placeholders = templates[0].match(name)
+            if placeholders is None:
                 continue
-            names = [template.fill(places) for template in templates]
+            names = [template.fill(placeholders) for template in templates]
             if all(part in tensors for part in names):
-                written[Template(rule.theirs, stages - 1).fill(places)] = rule.change.together(
+                written[Template(rule.theirs, stages - 1).fill(placeholders)] = rule.change.together(
                     [tensors[part] for part in names]
                 )
                 done.update(names)
@@ -341,7 +341,7 @@ def their_name(dialect: Dialect, name: str, stages: int) -> str:
     """What a dialect calls one of our tensors; our name if it has none."""
     for rule in dialect.rules:
         for template in rule.ours:
-            places = Template(template, stages - 1).match(name)
-            if places is not None:
-                return Template(rule.theirs, stages - 1).fill(places)
+            placeholders = Template(template, stages - 1).match(name)
+            if placeholders is not None:
+                return Template(rule.theirs, stages - 1).fill(placeholders)
     return name

@@ -111,7 +111,7 @@ def read_name(name: str, stages: int) -> SizeHints:
 
 
 def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) -> Swinv2Config | SizeHints:
-    """What a config.json beside the weights says.
+    """What a config.json next to the weights says.
 
     Args:
         config: Its fields; None without one.
@@ -130,12 +130,12 @@ def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) ->
         try:
             return Swinv2Config.from_dict(config).checked()
         except (ValueError, TypeError) as error:
-            raise UsageError(f"config.json beside the weights describes no possible model: {error}") from error
+            raise UsageError(f"config.json next to the weights describes no possible model: {error}") from error
     if isinstance(config.get("architecture"), str):
         return _read_timm(config, stages)
     if dialect is TRANSFORMERS or "model_type" in config:
         raise UsageError(
-            f"config.json beside the weights is of the model type {config.get('model_type')!r}; expected 'swinv2', or "
+            f"config.json next to the weights is of the model type {config.get('model_type')!r}; expected 'swinv2', or "
             "timm's own with its architecture. Give the file of weights itself to leave config.json aside."
         )
     return SizeHints()
@@ -145,7 +145,9 @@ def _read_timm(config: Mapping[str, Any], stages: int) -> SizeHints:
     named = read_name(config["architecture"], stages)
     arguments, pretrained_cfg = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
     if not isinstance(arguments, dict) or not isinstance(pretrained_cfg, dict):
-        raise UsageError("config.json beside the weights is timm's, but its model_args or pretrained_cfg is no object.")
+        raise UsageError(
+            "config.json next to the weights is timm's, but its model_args or pretrained_cfg is no object."
+        )
     _refuse_arguments({"global_pool": config["global_pool"], **arguments} if "global_pool" in config else arguments)
     size: Any = arguments.get("img_size") or (pretrained_cfg.get("input_size") or [None])[1:]
     hints = SizeHints(
@@ -156,7 +158,7 @@ def _read_timm(config: Mapping[str, Any], stages: int) -> SizeHints:
     try:
         hints = hints.checked(stages)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"config.json beside the weights is timm's, but {error}") from error
+        raise UsageError(f"config.json next to the weights is timm's, but {error}") from error
     if any(isinstance(one, list) and 0 in one for one in hints.pretrained_window_sizes or ()):
         raise UsageError(
             f"config.json says pre-training windows of {hints.pretrained_window_sizes}, of which one is 0 on one axis "
@@ -175,6 +177,6 @@ def _refuse_arguments(arguments: Mapping[str, Any]) -> None:
     ]
     if odd:
         raise UsageError(
-            f"config.json beside the weights is timm's, with arguments that this package does not know to compute: "
+            f"config.json next to the weights is timm's, with arguments that this package does not know to compute: "
             f"{'; '.join(odd)}. Give the file of weights itself to leave config.json aside."
         )

@@ -29,7 +29,7 @@ class ResolvedSizes:
     Attributes:
         config: The configuration.
         sources: For image size, window and pre-training windows, where they come from.
-        notes: What was taken for granted, in sentences.
+        notes: What was assumed, in sentences.
     """
 
     config: Swinv2Config
@@ -154,6 +154,6 @@ def _configure(fields: Mapping[str, Any], hints: SizeHints) -> Swinv2Config:
 def _ask(size: str, option: str) -> str:
     return (
         f"the {size} that these weights were trained with is not known: no table in the file shows it, no config.json "
-        "beside it says it, and its name is not a published one that fits it. A wrong one gives wrong answers without "
-        f"a sign, so it is not guessed: give {option}. (--image-size and --window-size are for what you want it to be.)"
+        "next to it says it, and its name is not a published one that fits it. A wrong size gives wrong answers without "
+        f"an error, so it is not guessed: give {option}. (--image-size and --window-size set the size that you want.)"
     )

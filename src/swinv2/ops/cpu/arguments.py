@@ -1,8 +1,8 @@
 """How tensors become arguments of the compiled kernels.
 
-In: tensors. Out: what `library.py` declares. Kernels trust what they are told, so sizes and devices that do not fit
-are refused here. What kernels only read may lie in any way: it is copied if they could not read it. An argument does
-not keep its tensor alive; whoever calls does, until the kernel returns.
+In: tensors. Out: what `library.py` declares. Kernels do not check their arguments, so wrong sizes and devices are
+refused here. What kernels only read may lie in any way: it is copied if they could not read it. An argument does not
+keep its tensor alive; whoever calls does, until the kernel returns.
 """
 
 import math
@@ -69,12 +69,12 @@ def as_map(tensor: Tensor | None) -> Any:
         return None
     step = token_step(tensor, 2 if tensor.ndim == 5 else 1)
     if step is None:
-        raise ValueError(f"tokens of strides {tensor.stride()} do not lie at equal distances.")
+        raise ValueError(f"tokens of strides {tensor.stride()} are not at equal distances.")
     return library.Map(tensor.data_ptr(), step, library.TYPES[tensor.dtype])
 
 
 def token_step(tensor: Tensor, axes: int) -> int | None:
-    """How far it is from token to token; None if tokens do not lie at equal distances, or a token's numbers not side by
+    """How far it is from token to token; None if tokens are not at equal distances, or a token's numbers not side by
     side.
 
     Args:
@@ -127,7 +127,7 @@ def side_by_side(norm: Norm) -> Norm:
 
 
 def as_norm(norm: Norm, channels: int) -> library.Norm:
-    """A norm, whose numbers lie side by side, for a kernel."""
+    """A norm, whose numbers are side by side, for a kernel."""
     weight, bias, eps, factor = norm
     fit((channels,), **{"weight of the norm": weight, "bias of the norm": bias})
     return library.Norm(as_numbers(weight), as_numbers(bias), eps, factor)
@@ -139,9 +139,10 @@ def as_plan(plan: WindowPlan, batch: int, heads: int, head_dim: int) -> library.
 
 
 class _Memory(threading.local):
-    """What kernels work in, kept for the next call: fresh memory would have to be cleared by the system each time."""
+    """The workspace of kernels, kept for the next call: fresh memory would have to be cleared by the system each
+    time."""
 
-    room = torch.empty(0, dtype=torch.uint8, device="cpu")
+    buffer = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 _memory = _Memory()
@@ -150,11 +151,11 @@ _memory = _Memory()
 def run(name: str, dtype: torch.dtype, arguments: Sequence[Any]) -> None:
     """Calls a kernel for maps of a dtype; threads and memory follow its arguments."""
     kernel = library.kernel(name, dtype == torch.float64)
-    threads, room = torch.get_num_threads(), _memory.room
-    needed = kernel(*arguments, threads, room.data_ptr(), room.numel())
+    threads, buffer = torch.get_num_threads(), _memory.buffer
+    needed = kernel(*arguments, threads, buffer.data_ptr(), buffer.numel())
     if needed:
         # What is there goes first: both together would be the most memory that this program takes.
-        _memory.room = torch.empty(0, dtype=torch.uint8, device="cpu")
-        del room
-        _memory.room = torch.empty(needed, dtype=torch.uint8, device="cpu")
-        kernel(*arguments, threads, _memory.room.data_ptr(), needed)
+        _memory.buffer = torch.empty(0, dtype=torch.uint8, device="cpu")
+        del buffer
+        _memory.buffer = torch.empty(needed, dtype=torch.uint8, device="cpu")
+        kernel(*arguments, threads, _memory.buffer.data_ptr(), needed)

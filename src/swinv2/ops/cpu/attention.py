@@ -85,14 +85,14 @@ def attend_map_backward(
 
     Returns:
         The gradients of q, k and v as one map (B, H, W, 3 * heads * head_dim); of the bias table, empty unless it is
-        wanted; of the scale; and of the filling tokens' value.
+        wanted; of the scale; and of the padding tokens' value.
     """
     joined = _empty_gradients(grad, q, k, v, bias_table, scale, padded_value, wants_table, plan)[0]
     maps = [part.unflatten(-1, v.shape[-2:]) for part in joined.chunk(3, -1)]
     arguments = (grad, q, k, v, bias_table, scale, padded_value, plan, maps, wants_table)
-    table, grad_scale, filling = kernels.attend_backward(*arguments)
+    table, grad_scale, padding = kernels.attend_backward(*arguments)
     grad_table = bias_table.new_empty(0) if table is None else table.to(bias_table.dtype)
-    return joined, grad_table, grad_scale.to(scale.dtype), filling.to(scale.dtype)
+    return joined, grad_table, grad_scale.to(scale.dtype), padding.to(scale.dtype)
 
 
 class _Attend(torch.autograd.Function):
@@ -108,7 +108,7 @@ class _Attend(torch.autograd.Function):
         q, k, v, bias_table, scale, padded_value = ctx.saved_tensors
         wants_table = ctx.needs_input_grad[3]
         arguments = (grad, q, k, v, bias_table, scale, padded_value, wants_table, ctx.plan)
-        joined, table, grad_scale, filling = attend_map_backward(*arguments)
+        joined, table, grad_scale, padding = attend_map_backward(*arguments)
         maps = [part.unflatten(-1, grad.shape[-2:]) for part in joined.chunk(3, -1)]
-        grad_filling = None if padded_value is None else filling.to(padded_value.dtype)
-        return *maps, table if wants_table else None, grad_scale, grad_filling, None
+        grad_padding = None if padded_value is None else padding.to(padded_value.dtype)
+        return *maps, table if wants_table else None, grad_scale, grad_padding, None

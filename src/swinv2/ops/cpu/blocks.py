@@ -1,7 +1,7 @@
 """Whole branches and runs of blocks on a CPU, each one call of a kernel.
 
 In: maps (B, H, W, C) on a CPU, of any layout, and the tensors of a block. Out: maps, written into place. Weights are
-read where they lie: nothing of them is packed or kept. Nothing here is differentiable.
+read in place: they are neither packed nor stored. Nothing here is differentiable.
 """
 
 import math
@@ -35,35 +35,35 @@ from swinv2.ops.windows import Pair, WindowPlan
 
 def add_mlp(
     x: Tensor,
-    widen: Weights,
-    narrow: Weights,
+    fc1: Weights,
+    fc2: Weights,
     norm: Norm,
     out: Tensor,
-    before: Tensor | None = None,
-    work: Tensor | None = None,
+    gelu_in: Tensor | None = None,
+    branch_out: Tensor | None = None,
 ) -> None:
     """x + factor * norm(narrow(GELU(widen(x)))), for every token.
 
     Args:
         x: Tokens (N, C).
-        widen, narrow: Weight and bias of each linear layer.
+        fc1, fc2: Weight and bias of each linear layer.
         norm: Weight, bias, eps and factor.
         out: Gets the sums; may be x.
-        before: (N, hidden), gets the GELU's input if it is given.
-        work: (N, C), gets the norm's input if it is given.
+        gelu_in: (N, hidden), gets the GELU's input if it is given.
+        branch_out: (N, C), gets the norm's input if it is given.
     """
-    fit(x.shape, x=x, work=work, out=out)
-    fit((len(x), len(widen[0])), before=before)
-    x, widen, narrow, norm = as_tokens(x), as_weights(widen), as_weights(narrow), side_by_side(norm)
-    block = _add_mlp_to(library.Block(), widen, narrow, norm)
-    saved = library.Saved(hidden=as_map(before) or _NOTHING, mlp_work=as_map(work) or _NOTHING)
+    fit(x.shape, x=x, branch_out=branch_out, out=out)
+    fit((len(x), len(fc1[0])), gelu_in=gelu_in)
+    x, fc1, fc2, norm = as_tokens(x), as_weights(fc1), as_weights(fc2), side_by_side(norm)
+    block = _add_mlp_to(library.Block(), fc1, fc2, norm)
+    saved = library.Saved(hidden=as_map(gelu_in) or _NOTHING, mlp_work=as_map(branch_out) or _NOTHING)
     run("run_blocks", x.dtype, (_plan_of_tokens(x), 1, block, as_map(x), as_map(out), saved))
 
 
 def add_attention(
     x: Tensor,
     qkv: Sequence[Weights],
-    last: Weights,
+    out_proj: Weights,
     bias_table: Tensor,
     scale: Tensor,
     plan: WindowPlan,
@@ -71,27 +71,27 @@ def add_attention(
     out: Tensor,
     saved_qkv: Tensor | None = None,
     attended: Tensor | None = None,
-    work: Tensor | None = None,
+    branch_out: Tensor | None = None,
 ) -> None:
     """x + factor * norm(last(attention(q(x), k(x), v(x)))), each window by itself.
 
     Args:
         x: The map (B, H, W, C).
         qkv: Weight and bias of the layers of queries, keys and values; that of the keys has no bias.
-        last: Weight and bias of the layer after the attention.
+        out_proj: Weight and bias of the layer after the attention.
         bias_table, scale, plan: See `reference.window_attention`.
         norm: Weight, bias, eps and factor.
         out: Gets the sums; may be x.
-        saved_qkv, attended, work: (B, H, W, 3 C), and (B, H, W, C) twice: get queries, keys and values, the attended
-            map and the norm's input, if they are given.
+        saved_qkv, attended, branch_out: (B, H, W, 3 C), and (B, H, W, C) twice: get queries, keys and values, the
+            attended map and the norm's input, if they are given.
     """
     batch, *grid, channels = x.shape
-    fit(x.shape, x=x, attended=attended, work=work, out=out)
+    fit(x.shape, x=x, attended=attended, branch_out=branch_out, out=out)
     fit((batch, *grid, 3 * channels), saved_qkv=saved_qkv)
-    layers, norm, x = [as_weights(each) for each in (*qkv, last)], side_by_side(norm), as_tokens(x)
+    layers, norm, x = [as_weights(each) for each in (*qkv, out_proj)], side_by_side(norm), as_tokens(x)
     table, scale, _ = fit_attention(x.unflatten(3, (len(scale), -1)), bias_table, scale, None, plan)
     block = _add_attention_to(library.Block(*plan.shift), layers, table, scale, norm)
-    saved = library.Saved(*(as_map(each) or _NOTHING for each in (saved_qkv, attended, work)))
+    saved = library.Saved(*(as_map(each) or _NOTHING for each in (saved_qkv, attended, branch_out)))
     cut = as_plan(plan, batch, len(scale), channels // len(scale))
     run("run_blocks", x.dtype, (cut, 1, block, as_map(x), as_map(out), saved))
 
@@ -102,54 +102,62 @@ class Gradients:
 
     Attributes:
         x: Likewise x, of any dtype and layout that a kernel can write.
-        into, into_bias: Weight and bias of the first layer, or of those of queries, keys and values joined.
-        last: The weight of the last layer.
-        end: (3, C): the norm's weight and bias, and the bias of the last layer.
+        in_proj, in_proj_bias: Weight and bias of the first layer, or of those of queries, keys and values joined.
+        out_proj: The weight of the last layer.
+        epilogue: (3, C): the norm's weight and bias, and the bias of the last layer.
         table, scale: Bias table and scale of an attention.
     """
 
     x: Tensor | None
-    into: Tensor | None
-    into_bias: Tensor
-    last: Tensor | None
-    end: Tensor
+    in_proj: Tensor | None
+    in_proj_bias: Tensor
+    out_proj: Tensor | None
+    epilogue: Tensor
     table: Tensor | None = None
     scale: Tensor | None = None
 
-    def fit(self, channels: int, seen: int, into: int) -> library.Gradients:
+    def fit(self, channels: int, seen: int, in_proj: int) -> library.Gradients:
         """They, for a kernel.
 
         Args:
             channels: Of x.
-            seen, into: Features that the last layer was given, and that the first ones made.
+            seen, in_proj: Features that the last layer was given, and that the first ones made.
         """
-        fit((into, channels), into=self.into)
-        fit((into,), into_bias=self.into_bias)
-        fit((channels, seen), last=self.last)
-        fit((3, channels), end=self.end)
-        sums = [at(each) for each in (self.into, self.into_bias, self.last, self.end, self.table, self.scale)]
+        fit((in_proj, channels), in_proj=self.in_proj)
+        fit((in_proj,), in_proj_bias=self.in_proj_bias)
+        fit((channels, seen), out_proj=self.out_proj)
+        fit((3, channels), epilogue=self.epilogue)
+        sums = [
+            at(each) for each in (self.in_proj, self.in_proj_bias, self.out_proj, self.epilogue, self.table, self.scale)
+        ]
         return library.Gradients(as_map(self.x) or _NOTHING, *sums)
 
 
 def mlp_backward(
-    grad: Tensor, x: Tensor, before: Tensor, work: Tensor, widen: Tensor, narrow: Tensor, norm: Norm, to: Gradients
+    grad: Tensor, x: Tensor, gelu_in: Tensor, branch_out: Tensor, fc1: Tensor, fc2: Tensor, norm: Norm, to: Gradients
 ) -> None:
     """The gradients of `add_mlp`.
 
     Args:
         grad: Of the sums, (N, C).
         x, norm: What it was given; the norm's bias may be anything.
-        before, work: What it wrote beside the sums.
-        widen, narrow: The weights of the linear layers.
+        gelu_in, branch_out: What it wrote besides the sums.
+        fc1, fc2: The weights of the linear layers.
         to: Gets the gradients.
     """
-    (tokens, channels), hidden = x.shape, widen.shape[0]
-    fit(x.shape, grad=grad, work=work, x=x, **{"gradient of x": to.x})
-    fit((tokens, hidden), before=before)
-    grad, x, before, work, norm = as_tokens(grad), as_tokens(x), as_tokens(before), as_tokens(work), side_by_side(norm)
-    layers = as_weights((widen, None)), as_weights((narrow, None))
+    (tokens, channels), hidden = x.shape, fc1.shape[0]
+    fit(x.shape, grad=grad, branch_out=branch_out, x=x, **{"gradient of x": to.x})
+    fit((tokens, hidden), gelu_in=gelu_in)
+    grad, x, gelu_in, branch_out, norm = (
+        as_tokens(grad),
+        as_tokens(x),
+        as_tokens(gelu_in),
+        as_tokens(branch_out),
+        side_by_side(norm),
+    )
+    layers = as_weights((fc1, None)), as_weights((fc2, None))
     block = _add_mlp_to(library.Block(), *layers, norm)
-    saved = library.Saved(hidden=as_map(before), mlp_work=as_map(work))
+    saved = library.Saved(hidden=as_map(gelu_in), mlp_work=as_map(branch_out))
     gradients = to.fit(channels, hidden, hidden)
     run("run_backward", x.dtype, (_plan_of_tokens(x), block, as_map(grad), as_map(x), saved, gradients))
 
@@ -171,14 +179,14 @@ def attention_backward(
     Args:
         grad: Of the sum, (B, H, W, C).
         x, bias_table, scale, plan, norm: What it was given; the norm's bias may be anything.
-        saved: Queries, keys and values, the attended map and the norm's input, which it wrote beside the sum.
+        saved: Queries, keys and values, the attended map and the norm's input, which it wrote besides the sums.
         weights: Of the layers of queries, keys and values, and of the last one.
         value_bias: The bias of the values.
         to: Gets the gradients.
     """
     (batch, *grid, channels), heads = x.shape, scale.shape[0]
-    qkv, attended, work = (as_tokens(each) for each in saved)
-    fit(x.shape, grad=grad, x=x, attended=attended, work=work, **{"gradient of x": to.x})
+    qkv, attended, branch_out = (as_tokens(each) for each in saved)
+    fit(x.shape, grad=grad, x=x, attended=attended, branch_out=branch_out, **{"gradient of x": to.x})
     fit((batch, *grid, 3 * channels), qkv=qkv)
     table, scale, _ = fit_attention(x.unflatten(3, (heads, -1)), bias_table, scale, None, plan)
     fit(table.shape, **{"gradient of the bias table": to.table})
@@ -188,7 +196,7 @@ def attention_backward(
     block = _add_attention_to(library.Block(*plan.shift), layers, table, scale, norm)
     cut = as_plan(plan, batch, heads, channels // heads)
     gradients = to.fit(channels, channels, 3 * channels)
-    maps = library.Saved(as_map(qkv), as_map(attended), as_map(work))
+    maps = library.Saved(as_map(qkv), as_map(attended), as_map(branch_out))
     run("run_backward", x.dtype, (cut, block, as_map(grad), as_map(x), maps, gradients))
 
 
@@ -205,10 +213,10 @@ def _add_attention_to(
     return block
 
 
-def _add_mlp_to(block: library.Block, widen: Weights, narrow: Weights, norm: Norm) -> library.Block:
+def _add_mlp_to(block: library.Block, fc1: Weights, fc2: Weights, norm: Norm) -> library.Block:
     """Likewise its MLP."""
-    channels, block.hidden = len(norm[0]), len(widen[0])
-    block.widen, block.narrow = as_linear(widen, block.hidden, channels), as_linear(narrow, channels, block.hidden)
+    channels, block.hidden = len(norm[0]), len(fc1[0])
+    block.fc1, block.fc2 = as_linear(fc1, block.hidden, channels), as_linear(fc2, channels, block.hidden)
     block.mlp_norm = as_norm(norm, channels)
     return block
 
@@ -223,25 +231,25 @@ class BlockTensors:
     """The tensors and numbers of a block, all on a CPU.
 
     Attributes:
-        qkv, last: As `add_attention` takes them.
+        qkv, out_proj: As `add_attention` takes them.
         bias_table, scale: Likewise, in fp32 or in fp64: that decides which maps the block is for.
         window, shift: How its maps are cut.
         mask_padding: See `WindowPlan`.
         attention_norm, mlp_norm: The norms that end the branches.
-        widen, narrow: The layers of the MLP.
+        fc1, fc2: The layers of the MLP.
         extra_norm: The norm of the block's answer, if it has one.
     """
 
     qkv: Sequence[Weights]
-    last: Weights
+    out_proj: Weights
     bias_table: Tensor
     scale: Tensor
     window: Pair
     shift: Pair
     mask_padding: bool
     attention_norm: Norm
-    widen: Weights
-    narrow: Weights
+    fc1: Weights
+    fc2: Weights
     mlp_norm: Norm
     extra_norm: Norm | None = None
 
@@ -249,7 +257,7 @@ class BlockTensors:
     def tensors(self) -> list[Tensor]:
         """All of them."""
         norms = (self.attention_norm, self.mlp_norm, *([] if self.extra_norm is None else [self.extra_norm]))
-        layers = (*self.qkv, self.last, self.widen, self.narrow)
+        layers = (*self.qkv, self.out_proj, self.fc1, self.fc2)
         pairs = [pair for each in (*layers, *(norm[:2] for norm in norms)) for pair in each]
         return [self.bias_table, self.scale, *(tensor for tensor in pairs if tensor is not None)]
 
@@ -266,7 +274,7 @@ class PreparedBlocks:
 
     def __init__(self, blocks: Sequence[BlockTensors]) -> None:
         first = blocks[0]
-        self.heads, self.channels = len(first.scale), len(first.last[0])
+        self.heads, self.channels = len(first.scale), len(first.out_proj[0])
         self.window, self.mask_padding, self.is_double = first.window, first.mask_padding, _is_double(first)
         self._tensors = [tensor for block in blocks for tensor in block.tensors]
         self._blocks = (library.Block * len(blocks))(*(self._prepare(block) for block in blocks))
@@ -284,9 +292,9 @@ class PreparedBlocks:
         for tensor in tensors.tensors:
             if not tensor.is_contiguous() or tensor.dtype not in library.TYPES:
                 raise ValueError(f"a tensor of strides {tensor.stride()} in {tensor.dtype} cannot be prepared.")
-        block, layers = library.Block(*tensors.shift), (*tensors.qkv, tensors.last)
+        block, layers = library.Block(*tensors.shift), (*tensors.qkv, tensors.out_proj)
         _add_attention_to(block, layers, tensors.bias_table, tensors.scale, tensors.attention_norm)
-        _add_mlp_to(block, tensors.widen, tensors.narrow, tensors.mlp_norm)
+        _add_mlp_to(block, tensors.fc1, tensors.fc2, tensors.mlp_norm)
         if tensors.extra_norm is not None:
             block.extra_norm = as_norm(tensors.extra_norm, channels)
         return block

@@ -1,9 +1,9 @@
 """The two residual branches of a block on a CPU, a cacheful at a time.
 
-In: a map (B, H, W, C) and the weights of a branch. Out: the map with the branch's normalised work added. A branch is
-computed for some windows, images or tokens at a time: what lies between its products stays in the cache, and only what
-the gradients need is written to memory. The backward pass goes the same way. There is no gradient of the gradient: for
-that, load the model with attn_implementation="eager".
+In: a map (B, H, W, C) and the weights of a branch. Out: the map plus the branch's normalised output. A branch is
+computed for some windows, images or tokens at a time: what is computed between its products stays in the cache, and
+only what the gradients need is written to memory. The backward pass goes the same way. There is no gradient of the
+gradient: for that, load the model with attn_implementation="eager".
 
 Each function marked `custom_op` is one operation of the graph under torch.compile.
 """
@@ -19,22 +19,22 @@ from torch.autograd.function import once_differentiable
 
 from swinv2.ops.cpu import blocks, kernels
 from swinv2.ops.cpu.arguments import Norm, Weights
+from swinv2.ops.cpu.chunks import SMALLEST_CHUNK, chunks
 from swinv2.ops.cpu.linear import (
-    add_turned_product,
+    add_transposed_product,
     join,
     product,
     sum_of_tokens,
     uses_kernels,
 )
-from swinv2.ops.cpu.pieces import SMALLEST_PIECE, pieces
 from swinv2.ops.custom_op import custom_op
 from swinv2.ops.precision import precise, without_autocast
 from swinv2.ops.windows import WindowPlan
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How a branch ends: what its work goes through before it is added.
+class Epilogue:
+    """What follows the layers of a branch before it is added.
 
     Attributes:
         weight, bias, eps: Of the layer norm.
@@ -50,33 +50,39 @@ class Ending:
 
 
 def add_attention(
-    x: Tensor, qkv: Sequence[Weights], last: Weights, bias_table: Tensor, scale: Tensor, plan: WindowPlan, end: Ending
+    x: Tensor,
+    qkv: Sequence[Weights],
+    out_proj: Weights,
+    bias_table: Tensor,
+    scale: Tensor,
+    plan: WindowPlan,
+    epilogue: Epilogue,
 ) -> Tensor:
     """x + factor * norm(last(attention(q(x), k(x), v(x)))).
 
     Args:
         x: The map (B, H, W, C).
         qkv: The linear layers of queries, keys and values; that of the keys has no bias.
-        last: The linear layer after the attention.
+        out_proj: The linear layer after the attention.
         bias_table, scale, plan: See `reference.window_attention`.
-        end: The norm and the drop path.
+        epilogue: The norm and the drop path.
     """
-    weights, biases = [weight for weight, _ in (*qkv, last)], [bias for _, bias in (*qkv, last)]
-    shared = (bias_table, scale, end.weight, end.bias, end.eps, end.keep_mask, end.factor)
+    weights, biases = [weight for weight, _ in (*qkv, out_proj)], [bias for _, bias in (*qkv, out_proj)]
+    shared = (bias_table, scale, epilogue.weight, epilogue.bias, epilogue.eps, epilogue.keep_mask, epilogue.factor)
     if _wants_gradients(x, *weights, *biases, *shared[:4]):
         return _AddAttention.apply(x, *weights, *biases, *shared, _stored_dtype(x), plan)
     return attention_branch(x, weights, biases, *shared, False, _stored_dtype(x), plan)[0]
 
 
-def add_mlp(x: Tensor, widen: Weights, narrow: Weights, end: Ending) -> Tensor:
+def add_mlp(x: Tensor, fc1: Weights, fc2: Weights, epilogue: Epilogue) -> Tensor:
     """x + factor * norm(narrow(GELU(widen(x)))).
 
     Args:
         x: The map (B, H, W, C).
-        widen, narrow: The two linear layers.
-        end: The norm and the drop path.
+        fc1, fc2: The two linear layers.
+        epilogue: The norm and the drop path.
     """
-    shared = (*widen, *narrow, end.weight, end.bias, end.eps, end.keep_mask, end.factor)
+    shared = (*fc1, *fc2, epilogue.weight, epilogue.bias, epilogue.eps, epilogue.keep_mask, epilogue.factor)
     if _wants_gradients(x, *shared[:6]):
         return _AddMlp.apply(x, *shared, _stored_dtype(x))
     return mlp_branch(x, *shared, False, _stored_dtype(x))[0]
@@ -125,27 +131,28 @@ def attention_branch(
     Args:
         x, bias_table, scale, plan: See `add_attention`.
         weights, biases: Of the layers of queries, keys and values, and of the last one.
-        norm_weight, norm_bias, eps, keep_mask, factor: See `Ending`.
+        norm_weight, norm_bias, eps, keep_mask, factor: See `Epilogue`.
         save_for_backward: Whether to return what the gradients need.
         dtype: What that is stored in.
 
     Returns:
         The sum; queries, keys and values (B, H, W, 3 C); the attended map (B, H, W, C), and the norm's input, likewise.
-        Those begin with the images that are kept; beyond these is nothing. They are empty unless `save_for_backward`.
+        They have the images of the keep mask first, and undefined numbers after them. They are empty unless
+        `save_for_backward`.
     """
-    out, qkv, attended, work = _empty_attention_branch(x, save_for_backward, dtype, plan)
-    index = _images_kept(keep_mask)
+    out, qkv, attended, branch_out = _empty_attention_branch(x, save_for_backward, dtype, plan)
+    index = _kept_images(keep_mask)
     images = _take(x, index)
     sums = out if index is None else out.new_empty(images.shape)
     layers, norm = list(zip(weights, biases, strict=True)), (norm_weight, norm_bias, eps, factor)
     if uses_kernels(dtype):
-        saved = [each[: len(images)] for each in (qkv, attended, work)] if save_for_backward else []
+        saved = [each[: len(images)] for each in (qkv, attended, branch_out)] if save_for_backward else []
         blocks.add_attention(images, layers[:3], layers[3], bias_table, scale, plan, norm, sums, *saved)
     else:
-        _attend_by_torch(images, layers, bias_table, scale, plan, norm, sums, dtype, (qkv, attended, work))
+        _attend_by_torch(images, layers, bias_table, scale, plan, norm, sums, dtype, (qkv, attended, branch_out))
     if index is not None:
         out.copy_(x)[index] = sums
-    return out, qkv, attended, work
+    return out, qkv, attended, branch_out
 
 
 def _attend_by_torch(
@@ -161,17 +168,17 @@ def _attend_by_torch(
 ) -> None:
     """`blocks.add_attention` with products by torch, which has them in 16 bits; what is to be saved is empty if it is
     not."""
-    heads, filling = len(scale), _as_vectors(layers[2][1], len(scale))
-    into = join([weight for weight, _ in layers[:3]], [bias for _, bias in layers[:3]])
-    for piece in _image_pieces(images, dtype):
-        tokens = images[piece].flatten(0, 2)
-        qkv, attended, work = (each[piece].flatten(0, 2) if len(each) else None for each in saved)
-        qkv = product(tokens, *into, dtype, out=qkv)
+    heads, padding = len(scale), _as_vectors(layers[2][1], len(scale))
+    in_proj = join([weight for weight, _ in layers[:3]], [bias for _, bias in layers[:3]])
+    for chunk in _image_chunks(images, dtype):
+        tokens = images[chunk].flatten(0, 2)
+        qkv, attended, branch_out = (each[chunk].flatten(0, 2) if len(each) else None for each in saved)
+        qkv = product(tokens, *in_proj, dtype, out=qkv)
         attended = qkv.new_empty(tokens.shape) if attended is None else attended
-        q, k, v, answer = (_as_vectors_of(plan, part, heads) for part in (*qkv.chunk(3, -1), attended))
-        kernels.attend(q, k, v, bias_table, scale, filling, plan, answer)
-        work = product(attended, *layers[3], dtype, out=work)
-        kernels.add_normalised(tokens, work, *norm, out[piece].flatten(0, 2))
+        q, k, v, output = (_as_vectors_of(plan, part, heads) for part in (*qkv.chunk(3, -1), attended))
+        kernels.attend(q, k, v, bias_table, scale, padding, plan, output)
+        branch_out = product(attended, *layers[3], dtype, out=branch_out)
+        kernels.add_normalised(tokens, branch_out, *norm, out[chunk].flatten(0, 2))
 
 
 def _empty_attention_gradients(
@@ -183,13 +190,13 @@ def _empty_attention_gradients(
     bias_table: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    wants_x, wants_weights, wants_last, wants_table = rest[-3]
+    wants_x, wants_weights, wants_out_proj, wants_table = rest[-3]
     channels, dtype = x.shape[3], precise(x.dtype)
     return (
         x.new_empty(x.shape if wants_x else (0,)),
         x.new_empty(3 * channels if wants_weights else 0, channels, dtype=dtype),
         x.new_empty(3 * channels, dtype=dtype),
-        x.new_empty(channels if wants_last else 0, channels, dtype=dtype),
+        x.new_empty(channels if wants_out_proj else 0, channels, dtype=dtype),
         bias_table.new_empty(bias_table.shape if wants_table else (0,), dtype=dtype),
         x.new_empty(rest[0].shape, dtype=dtype),
         x.new_empty(3, channels, dtype=dtype),
@@ -219,7 +226,7 @@ def attention_branch_backward(
     Args:
         grad: Of the sum.
         x, weights, bias_table, scale, norm_weight, eps, keep_mask, factor, dtype, plan: What it was given.
-        saved: What it returned beside the sum.
+        saved: What it returned besides the sum.
         value_bias: The bias of the values.
         wants: Whether the gradients of x, of the joined weight, of the last layer's weight and of the bias table are
             wanted; they are empty where they are not.
@@ -231,15 +238,17 @@ def attention_branch_backward(
     """
     arguments = (grad, x, saved, weights, value_bias, bias_table, scale, wants, dtype, plan)
     grad_x, *sums = gradients = _empty_attention_gradients(*arguments)
-    index = _images_kept(keep_mask)
+    index = _kept_images(keep_mask)
     images, grads = _take(x, index), _take(grad, index)
     grad_images = grad_x if index is None and wants[0] else torch.empty_like(images) if wants[0] else None
     given = (bias_table, scale, plan, (norm_weight, norm_weight, eps, factor))
     if uses_kernels(dtype):
-        into, bias, last, table, grad_scale, end = sums
+        in_proj, bias, out_proj, table, grad_scale, epilogue = sums
         some = [each[: len(images)] for each in saved]
-        wanted = [each if is_wanted else None for each, is_wanted in zip((into, last, table), wants[1:], strict=True)]
-        to = blocks.Gradients(grad_images, wanted[0], bias, wanted[1], end, wanted[2], grad_scale)
+        wanted = [
+            each if is_wanted else None for each, is_wanted in zip((in_proj, out_proj, table), wants[1:], strict=True)
+        ]
+        to = blocks.Gradients(grad_images, wanted[0], bias, wanted[1], epilogue, wanted[2], grad_scale)
         blocks.attention_backward(grads, images, some, weights, value_bias, *given, to)
     else:
         _attend_backward_by_torch(grads, images, saved, weights, value_bias, *given, wants, dtype, grad_images, sums)
@@ -264,34 +273,37 @@ def _attend_backward_by_torch(
     sums: Sequence[Tensor],
 ) -> None:
     """`blocks.attention_backward` with products by torch; `sums` gets the other gradients."""
-    grad_into, grad_bias, grad_last, grad_table, grad_scale, grad_end = (each.zero_() for each in sums)
-    (norm_weight, _, eps, factor), end = norm, grad_end.double()
-    qkv, attended, work = saved
-    heads, filling = len(scale), _as_vectors(value_bias, len(scale))
-    into, last = torch.cat(list(weights[:3])), weights[3]
-    for piece in _image_pieces(images, dtype):
-        tokens, some_grad, some_qkv, some_attended, some_work = (
-            each[piece].flatten(0, 2) for each in (images, grads, qkv, attended, work)
+    grad_in_proj, grad_bias, grad_out_proj, grad_table, grad_scale, grad_epilogue = (each.zero_() for each in sums)
+    (norm_weight, _, eps, factor), epilogue = norm, grad_epilogue.double()
+    qkv, attended, branch_out = saved
+    heads, padding = len(scale), _as_vectors(value_bias, len(scale))
+    in_proj, out_proj = torch.cat(list(weights[:3])), weights[3]
+    for chunk in _image_chunks(images, dtype):
+        tokens, some_grad, some_qkv, some_attended, some_branch_out = (
+            each[chunk].flatten(0, 2) for each in (images, grads, qkv, attended, branch_out)
         )
-        grad_work = some_grad.new_empty(some_grad.shape, dtype=dtype)
-        kernels.add_normalised_backward(some_grad, some_work, norm_weight, eps, factor, grad_work, end)
+        grad_branch_out = some_grad.new_empty(some_grad.shape, dtype=dtype)
+        kernels.add_normalised_backward(some_grad, some_branch_out, norm_weight, eps, factor, grad_branch_out, epilogue)
         if wants[2]:
-            add_turned_product(grad_last, grad_work, some_attended, dtype)
-        grad_attended, grad_qkv = product(grad_work, last.T, None, dtype), grad_work.new_empty(some_qkv.shape)
+            add_transposed_product(grad_out_proj, grad_branch_out, some_attended, dtype)
+        grad_attended, grad_qkv = (
+            product(grad_branch_out, out_proj.T, None, dtype),
+            grad_branch_out.new_empty(some_qkv.shape),
+        )
         vectors, q, k, v = (_as_vectors_of(plan, part, heads) for part in (grad_attended, *some_qkv.chunk(3, -1)))
         made = [_as_vectors_of(plan, part, heads) for part in grad_qkv.chunk(3, -1)]
-        arguments = (vectors, q, k, v, bias_table, scale, filling, plan, made, wants[3])
-        some_table, some_scale, some_filling = kernels.attend_backward(*arguments)
+        arguments = (vectors, q, k, v, bias_table, scale, padding, plan, made, wants[3])
+        some_table, some_scale, some_padding = kernels.attend_backward(*arguments)
         grad_scale += some_scale
         if some_table is not None:
             grad_table += some_table
         grad_bias += sum_of_tokens(grad_qkv)
-        grad_bias.chunk(3)[2].add_(some_filling.flatten())
+        grad_bias.chunk(3)[2].add_(some_padding.flatten())
         if wants[1]:
-            add_turned_product(grad_into, grad_qkv, tokens, dtype)
+            add_transposed_product(grad_in_proj, grad_qkv, tokens, dtype)
         if grad_images is not None:
-            product(grad_qkv, into.T, None, dtype, base=some_grad, out=grad_images[piece].flatten(0, 2))
-    grad_end.copy_(end)
+            product(grad_qkv, in_proj.T, None, dtype, base=some_grad, out=grad_images[chunk].flatten(0, 2))
+    grad_epilogue.copy_(epilogue)
 
 
 class _AddAttention(torch.autograd.Function):
@@ -315,8 +327,20 @@ class _AddAttention(torch.autograd.Function):
         asked = ctx.needs_input_grad
         wants = [asked[0], any(asked[1:4]), asked[4], asked[9]]
         rest = (value_bias, bias_table, scale, norm_weight, eps, keep_mask, factor, wants, dtype, plan)
-        grad_x, into, bias, last, table, grad_scale, end = attention_branch_backward(grad, x, saved, weights, *rest)
-        gradients = [grad_x, *into.chunk(3), last, *bias.chunk(3), end[2], table, grad_scale, end[0], end[1]]
+        grad_x, in_proj, bias, out_proj, table, grad_scale, epilogue = attention_branch_backward(
+            grad, x, saved, weights, *rest
+        )
+        gradients = [
+            grad_x,
+            *in_proj.chunk(3),
+            out_proj,
+            *bias.chunk(3),
+            epilogue[2],
+            table,
+            grad_scale,
+            epilogue[0],
+            epilogue[1],
+        ]
         return *_as_asked(gradients, asked, ctx.dtypes), *[None] * 5
 
 
@@ -348,43 +372,43 @@ def mlp_branch(
     Args:
         x: The map (B, H, W, C).
         w1, b1, w2, b2: Of the two linear layers.
-        norm_weight, norm_bias, eps, keep_mask, factor: See `Ending`.
+        norm_weight, norm_bias, eps, keep_mask, factor: See `Epilogue`.
         save_for_backward: Whether to return what the gradients need.
         dtype: What that is stored in.
 
     Returns:
-        The sum; the GELU's input (N, hidden) and the norm's input (N, C), of the tokens of the images that are
-        kept; beyond them is nothing. They are empty unless `save_for_backward`.
+        The sum; the GELU's input (N, hidden) and the norm's input (N, C), of the images of the keep mask first, and
+        undefined numbers after them. They are empty unless `save_for_backward`.
     """
-    out, hidden, work = _empty_mlp_branch(x, w1, save_for_backward, dtype)
-    index = _images_kept(keep_mask)
+    out, hidden, branch_out = _empty_mlp_branch(x, w1, save_for_backward, dtype)
+    index = _kept_images(keep_mask)
     images = _take(x, index)
     sums = out if index is None else out.new_empty(images.shape)
-    tokens, rooms, norm = images.flatten(0, 2), sums.flatten(0, 2), (norm_weight, norm_bias, eps, factor)
+    tokens, buffers, norm = images.flatten(0, 2), sums.flatten(0, 2), (norm_weight, norm_bias, eps, factor)
     if uses_kernels(dtype):
-        saved = [each[: len(tokens)] for each in (hidden, work)] if save_for_backward else []
-        blocks.add_mlp(tokens, (w1, b1), (w2, b2), norm, rooms, *saved)
-    for piece in [] if uses_kernels(dtype) else _token_pieces(tokens, w1, dtype):
-        some = tokens[piece]
-        after = some.new_empty(len(some), len(w1), dtype=dtype)
-        product(some, w1, b1, dtype, out=hidden[piece] if save_for_backward else None, after=after)
-        some_work = product(after, w2, b2, dtype, out=work[piece] if save_for_backward else None)
-        kernels.add_normalised(some, some_work, *norm, rooms[piece])
+        saved = [each[: len(tokens)] for each in (hidden, branch_out)] if save_for_backward else []
+        blocks.add_mlp(tokens, (w1, b1), (w2, b2), norm, buffers, *saved)
+    for chunk in [] if uses_kernels(dtype) else _token_chunks(tokens, w1, dtype):
+        some = tokens[chunk]
+        gelu_out = some.new_empty(len(some), len(w1), dtype=dtype)
+        product(some, w1, b1, dtype, out=hidden[chunk] if save_for_backward else None, gelu_out=gelu_out)
+        some_branch_out = product(gelu_out, w2, b2, dtype, out=branch_out[chunk] if save_for_backward else None)
+        kernels.add_normalised(some, some_branch_out, *norm, buffers[chunk])
     if index is not None:
         out.copy_(x)[index] = sums
-    return out, hidden, work
+    return out, hidden, branch_out
 
 
 def _empty_mlp_gradients(
     grad: Tensor, x: Tensor, hidden: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    wants_x, wants_widen, wants_narrow = rest[-2]
+    wants_x, wants_fc1, wants_fc2 = rest[-2]
     channels, wide, dtype = x.shape[3], hidden.shape[1], precise(x.dtype)
     return (
         x.new_empty(x.shape if wants_x else (0,)),
-        x.new_empty(wide if wants_widen else 0, channels, dtype=dtype),
+        x.new_empty(wide if wants_fc1 else 0, channels, dtype=dtype),
         x.new_empty(wide, dtype=dtype),
-        x.new_empty(channels if wants_narrow else 0, wide, dtype=dtype),
+        x.new_empty(channels if wants_fc2 else 0, wide, dtype=dtype),
         x.new_empty(3, channels, dtype=dtype),
     )
 
@@ -395,7 +419,7 @@ def mlp_branch_backward(
     grad: Tensor,
     x: Tensor,
     hidden: Tensor,
-    work: Tensor,
+    branch_out: Tensor,
     w1: Tensor,
     w2: Tensor,
     norm_weight: Tensor,
@@ -410,7 +434,7 @@ def mlp_branch_backward(
     Args:
         grad: Of the sum.
         x, w1, w2, norm_weight, eps, keep_mask, factor, dtype: What it was given.
-        hidden, work: What it returned beside the sum.
+        hidden, branch_out: What it returned besides the sum.
         wants: Whether the gradients of x, w1 and w2 are wanted; they are empty where they are not.
 
     Returns:
@@ -418,18 +442,18 @@ def mlp_branch_backward(
         are in fp32 at least.
     """
     grad_x, *sums = gradients = _empty_mlp_gradients(grad, x, hidden, wants, dtype)
-    index = _images_kept(keep_mask)
+    index = _kept_images(keep_mask)
     images, grads = _take(x, index), _take(grad, index)
     grad_images = grad_x if index is None and wants[0] else torch.empty_like(images) if wants[0] else None
     tokens, grads = images.flatten(0, 2), grads.flatten(0, 2)
-    rooms = None if grad_images is None else grad_images.flatten(0, 2)
+    buffers = None if grad_images is None else grad_images.flatten(0, 2)
     norm = (norm_weight, norm_weight, eps, factor)
     if uses_kernels(dtype):
-        (into, bias, last, end), count = sums, len(tokens)
-        to = blocks.Gradients(rooms, into if wants[1] else None, bias, last if wants[2] else None, end)
-        blocks.mlp_backward(grads, tokens, hidden[:count], work[:count], w1, w2, norm, to)
+        (in_proj, bias, out_proj, epilogue), count = sums, len(tokens)
+        to = blocks.Gradients(buffers, in_proj if wants[1] else None, bias, out_proj if wants[2] else None, epilogue)
+        blocks.mlp_backward(grads, tokens, hidden[:count], branch_out[:count], w1, w2, norm, to)
     else:
-        _mlp_backward_by_torch(grads, tokens, hidden, work, w1, w2, norm, wants, dtype, rooms, sums)
+        _mlp_backward_by_torch(grads, tokens, hidden, branch_out, w1, w2, norm, wants, dtype, buffers, sums)
     if index is not None and grad_images is not None:
         grad_x.copy_(grad)[index] = grad_images
     return gradients
@@ -439,32 +463,34 @@ def _mlp_backward_by_torch(
     grads: Tensor,
     tokens: Tensor,
     hidden: Tensor,
-    work: Tensor,
+    branch_out: Tensor,
     w1: Tensor,
     w2: Tensor,
     norm: Norm,
     wants: Sequence[bool],
     dtype: torch.dtype,
-    rooms: Tensor | None,
+    buffers: Tensor | None,
     sums: Sequence[Tensor],
 ) -> None:
     """`blocks.mlp_backward` with products by torch; `sums` gets the other gradients."""
-    grad_w1, grad_b1, grad_w2, grad_end = (each.zero_() for each in sums)
-    (norm_weight, _, eps, factor), bias, end = norm, grad_b1.double(), grad_end.double()
-    for piece in _token_pieces(tokens, w1, dtype):
-        some_grad, before = grads[piece], hidden[piece]
-        grad_work = some_grad.new_empty(some_grad.shape, dtype=dtype)
-        kernels.add_normalised_backward(some_grad, work[piece], norm_weight, eps, factor, grad_work, end)
-        grad_hidden, after = product(grad_work, w2.T, None, dtype), grad_work.new_empty(before.shape)
-        kernels.gelu_backward(before, grad_hidden, after, grad_hidden, bias)
+    grad_w1, grad_b1, grad_w2, grad_epilogue = (each.zero_() for each in sums)
+    (norm_weight, _, eps, factor), bias, epilogue = norm, grad_b1.double(), grad_epilogue.double()
+    for chunk in _token_chunks(tokens, w1, dtype):
+        some_grad, gelu_in = grads[chunk], hidden[chunk]
+        grad_branch_out = some_grad.new_empty(some_grad.shape, dtype=dtype)
+        kernels.add_normalised_backward(
+            some_grad, branch_out[chunk], norm_weight, eps, factor, grad_branch_out, epilogue
+        )
+        grad_hidden, gelu_out = product(grad_branch_out, w2.T, None, dtype), grad_branch_out.new_empty(gelu_in.shape)
+        kernels.gelu_backward(gelu_in, grad_hidden, gelu_out, grad_hidden, bias)
         if wants[2]:
-            add_turned_product(grad_w2, grad_work, after, dtype)
+            add_transposed_product(grad_w2, grad_branch_out, gelu_out, dtype)
         if wants[1]:
-            add_turned_product(grad_w1, grad_hidden, tokens[piece], dtype)
-        if rooms is not None:
-            product(grad_hidden, w1.T, None, dtype, base=some_grad, out=rooms[piece])
+            add_transposed_product(grad_w1, grad_hidden, tokens[chunk], dtype)
+        if buffers is not None:
+            product(grad_hidden, w1.T, None, dtype, base=some_grad, out=buffers[chunk])
     grad_b1.copy_(bias)
-    grad_end.copy_(end)
+    grad_epilogue.copy_(epilogue)
 
 
 class _AddMlp(torch.autograd.Function):
@@ -480,13 +506,13 @@ class _AddMlp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, work, w1, w2, norm_weight, keep_mask = ctx.saved_tensors
+        x, hidden, branch_out, w1, w2, norm_weight, keep_mask = ctx.saved_tensors
         eps, factor, dtype = ctx.rest
         asked = ctx.needs_input_grad
         wants = [asked[0], asked[1], asked[3]]
-        arguments = (grad, x, hidden, work, w1, w2, norm_weight, eps, keep_mask, factor, wants, dtype)
-        grad_x, grad_w1, grad_b1, grad_w2, end = mlp_branch_backward(*arguments)
-        gradients = [grad_x, grad_w1, grad_b1, grad_w2, end[2], end[0], end[1]]
+        arguments = (grad, x, hidden, branch_out, w1, w2, norm_weight, eps, keep_mask, factor, wants, dtype)
+        grad_x, grad_w1, grad_b1, grad_w2, epilogue = mlp_branch_backward(*arguments)
+        gradients = [grad_x, grad_w1, grad_b1, grad_w2, epilogue[2], epilogue[0], epilogue[1]]
         return *_as_asked(gradients, asked, ctx.dtypes), *[None] * 4
 
 
@@ -507,18 +533,18 @@ def _in_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def _images_kept(keep_mask: Tensor | None) -> Tensor | None:
+def _kept_images(keep_mask: Tensor | None) -> Tensor | None:
     """Numbers of the images that drop path keeps; None for all."""
     return None if keep_mask is None or keep_mask.all() else keep_mask.nonzero().flatten()
 
 
 def _take(images: Tensor, index: Tensor | None) -> Tensor:
-    """Images of certain numbers, one after the other in memory. (What torch takes lies as it lay.)"""
+    """Images of certain numbers, one after the other in memory. (torch's indexing keeps the layout.)"""
     return (images if index is None else images[index]).contiguous()
 
 
 def _as_vectors(bias: Tensor | None, heads: int) -> Tensor | None:
-    """The value of a filling token, which is a token of zeros, for each head."""
+    """The value of a padding token, which is a token of zeros, for each head."""
     return None if bias is None else bias.view(heads, -1)
 
 
@@ -527,10 +553,10 @@ def _as_vectors_of(plan: WindowPlan, tokens: Tensor, heads: int) -> Tensor:
     return tokens.unflatten(0, (-1, *plan.grid)).unflatten(-1, (heads, -1))
 
 
-def _image_pieces(images: Tensor, dtype: torch.dtype) -> list[slice]:
+def _image_chunks(images: Tensor, dtype: torch.dtype) -> list[slice]:
     """Images whose queries, keys, values and what follows them fit the cache."""
-    return pieces(len(images), 5 * math.prod(images.shape[1:]) * dtype.itemsize)
+    return chunks(len(images), 5 * math.prod(images.shape[1:]) * dtype.itemsize)
 
 
-def _token_pieces(tokens: Tensor, w1: Tensor, dtype: torch.dtype) -> list[slice]:
-    return pieces(len(tokens), 2 * len(w1) * dtype.itemsize, SMALLEST_PIECE)
+def _token_chunks(tokens: Tensor, w1: Tensor, dtype: torch.dtype) -> list[slice]:
+    return chunks(len(tokens), 2 * len(w1) * dtype.itemsize, SMALLEST_CHUNK)

@@ -40,11 +40,11 @@ def attend(
         bias_table, scale, padded_value, plan: See `reference.window_attention`.
         out: Gets the attended map.
     """
-    table, scale, filling = fit_attention(v, bias_table, scale, padded_value, plan)
+    table, scale, padding = fit_attention(v, bias_table, scale, padded_value, plan)
     fit(v.shape, q=q, k=k, out=out)
     q, k, v = as_tokens(q, 2), as_tokens(k, 2), as_tokens(v, 2)
     maps = (as_map(q), as_map(k), as_map(v))
-    run("attend", v.dtype, (_plan(plan, v), *maps, at(table), at(scale), at(filling), as_map(out)))
+    run("attend", v.dtype, (_plan(plan, v), *maps, at(table), at(scale), at(padding), as_map(out)))
 
 
 def attend_backward(
@@ -68,18 +68,18 @@ def attend_backward(
         wants_table: Whether the bias table has a gradient.
 
     Returns:
-        The gradients of the bias table (None unless wanted), of the scale and of the filling tokens' value, summed in
+        The gradients of the bias table (None unless wanted), of the scale and of the padding tokens' value, summed in
         fp64 and in fp32 at least.
     """
-    table, scale, filling = fit_attention(v, bias_table, scale, padded_value, plan)
+    table, scale, padding = fit_attention(v, bias_table, scale, padded_value, plan)
     fit(v.shape, grad=grad, q=q, k=k, **{f"gradient {i}": each for i, each in enumerate(out)})
     grad, q, k, v = (as_tokens(each, 2) for each in (grad, q, k, v))
     grad_table = torch.empty_like(table) if wants_table else None
-    grad_scale, grad_filling = torch.empty_like(scale), scale.new_empty(v.shape[-2:])
-    given = (as_map(grad), as_map(q), as_map(k), as_map(v), at(table), at(scale), at(filling))
-    sums = (at(grad_table), at(grad_scale), at(grad_filling))
+    grad_scale, grad_padding = torch.empty_like(scale), scale.new_empty(v.shape[-2:])
+    given = (as_map(grad), as_map(q), as_map(k), as_map(v), at(table), at(scale), at(padding))
+    sums = (at(grad_table), at(grad_scale), at(grad_padding))
     run("attend_backward", v.dtype, (_plan(plan, v), *given, *(as_map(m) for m in out), *sums))
-    return grad_table, grad_scale, grad_filling
+    return grad_table, grad_scale, grad_padding
 
 
 def _plan(plan: WindowPlan, vectors: Tensor) -> object:
@@ -88,61 +88,66 @@ def _plan(plan: WindowPlan, vectors: Tensor) -> object:
 
 
 def add_normalised(
-    x: Tensor, work: Tensor, weight: Tensor, bias: Tensor, eps: float, factor: float, out: Tensor
+    x: Tensor, branch_out: Tensor, weight: Tensor, bias: Tensor, eps: float, factor: float, out: Tensor
 ) -> None:
     """x + factor * norm(work), for every token.
 
     Args:
-        x, work: Tokens (N, C).
+        x, branch_out: Tokens (N, C).
         weight, bias, eps: Of the layer norm.
         factor: What its answer is multiplied by.
         out: Gets the sums; may be x.
     """
-    fit(x.shape, x=x, work=work, out=out)
+    fit(x.shape, x=x, branch_out=branch_out, out=out)
     fit(x.shape[1:], weight=weight, bias=bias)
-    x, work, weight, bias = as_tokens(x), as_tokens(work), in_precise(weight, x.dtype), in_precise(bias, x.dtype)
+    x, branch_out, weight, bias = (
+        as_tokens(x),
+        as_tokens(branch_out),
+        in_precise(weight, x.dtype),
+        in_precise(bias, x.dtype),
+    )
     norm = (at(weight), at(bias), eps, factor)
-    run("add_normalised", x.dtype, (*x.shape, as_map(x), as_map(work), *norm, as_map(out)))
+    run("add_normalised", x.dtype, (*x.shape, as_map(x), as_map(branch_out), *norm, as_map(out)))
 
 
 def add_normalised_backward(
-    grad: Tensor, work: Tensor, weight: Tensor, eps: float, factor: float, out: Tensor, sums: Tensor
+    grad: Tensor, branch_out: Tensor, weight: Tensor, eps: float, factor: float, out: Tensor, sums: Tensor
 ) -> None:
     """The gradients of `add_normalised`; x's is the answer's.
 
     Args:
         grad: Of the sums, (N, C).
-        work, weight, eps, factor: What `add_normalised` was given.
-        out: Gets the gradient of `work`.
+        branch_out, weight, eps, factor: What `add_normalised` was given.
+        out: Gets the gradient of `branch_out`.
         sums: (3, C) in fp64: to these are added the gradients of weight and bias, and all tokens of `out`.
     """
-    fit(grad.shape, grad=grad, work=work, out=out)
+    fit(grad.shape, grad=grad, branch_out=branch_out, out=out)
     fit(grad.shape[1:], weight=weight)
     fit((3, grad.shape[1]), sums=sums)
-    grad, work, weight = as_tokens(grad), as_tokens(work), in_precise(weight, grad.dtype)
-    arguments = (as_map(grad), as_map(work), at(weight), eps, factor, as_map(out), at(sums))
+    grad, branch_out, weight = as_tokens(grad), as_tokens(branch_out), in_precise(weight, grad.dtype)
+    arguments = (as_map(grad), as_map(branch_out), at(weight), eps, factor, as_map(out), at(sums))
     run("add_normalised_backward", grad.dtype, (*grad.shape, *arguments))
 
 
-def gelu(before: Tensor, out: Tensor) -> None:
+def gelu(gelu_in: Tensor, out: Tensor) -> None:
     """The exact GELU of tokens (N, C); `out` may be what is given."""
-    fit(before.shape, before=before, out=out)
-    before = as_tokens(before)
-    run("gelu", before.dtype, (*before.shape, as_map(before), as_map(out)))
+    fit(gelu_in.shape, gelu_in=gelu_in, out=out)
+    gelu_in = as_tokens(gelu_in)
+    run("gelu", gelu_in.dtype, (*gelu_in.shape, as_map(gelu_in), as_map(out)))
 
 
-def gelu_backward(before: Tensor, grad: Tensor, after: Tensor, out: Tensor, sums: Tensor) -> None:
+def gelu_backward(gelu_in: Tensor, grad: Tensor, gelu_out: Tensor, out: Tensor, sums: Tensor) -> None:
     """The exact GELU again, and its gradient.
 
     Args:
-        before: Tokens (N, C).
+        gelu_in: Tokens (N, C).
         grad: Of the GELU of these.
-        after: Gets their GELU.
+        gelu_out: Gets their GELU.
         out: Gets their gradient; may be `grad`.
         sums: (C) in fp64: to these are added all tokens of `out`.
     """
-    fit(before.shape, before=before, grad=grad, after=after, out=out)
-    fit(before.shape[1:], sums=sums)
-    before, grad = as_tokens(before), as_tokens(grad)
-    maps = (as_map(before), as_map(grad), as_map(after), as_map(out))
-    run("gelu_backward", before.dtype, (*before.shape, *maps, at(sums)))
+    fit(gelu_in.shape, gelu_in=gelu_in, grad=grad, gelu_out=gelu_out, out=out)
+    fit(gelu_in.shape[1:], sums=sums)
+    gelu_in, grad = as_tokens(gelu_in), as_tokens(grad)
+    maps = (as_map(gelu_in), as_map(grad), as_map(gelu_out), as_map(out))
+    run("gelu_backward", gelu_in.dtype, (*gelu_in.shape, *maps, at(sums)))

@@ -64,7 +64,7 @@ class Block(ctypes.Structure):
         *((name, Linear) for name in ("query", "key", "value", "output")),
         *((name, Numbers) for name in ("table", "scale")),
         ("attention_norm", Norm),
-        *((name, Linear) for name in ("widen", "narrow")),
+        *((name, Linear) for name in ("fc1", "fc2")),
         *((name, Norm) for name in ("mlp_norm", "extra_norm")),
     ]
 
@@ -78,7 +78,10 @@ class Saved(ctypes.Structure):
 class Gradients(ctypes.Structure):
     """What gets the gradients of a branch: `Gradients` of `sources/numbers.h`."""
 
-    _fields_ = [("x", Map), *((name, c_void_p) for name in ("into", "into_bias", "last", "end", "table", "scale"))]
+    _fields_ = [
+        ("x", Map),
+        *((name, c_void_p) for name in ("in_proj", "in_proj_bias", "out_proj", "epilogue", "table", "scale")),
+    ]
 
 
 _PLAN, _MAP = ctypes.POINTER(Plan), ctypes.POINTER(Map)

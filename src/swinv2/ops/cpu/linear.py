@@ -44,7 +44,7 @@ def product(
     dtype: torch.dtype,
     base: Tensor | None = None,
     out: Tensor | None = None,
-    after: Tensor | None = None,
+    gelu_out: Tensor | None = None,
 ) -> Tensor:
     """tokens @ weight.T + bias + base, of matrices, by torch and without gradients.
 
@@ -54,20 +54,20 @@ def product(
         dtype: What is multiplied is rounded to it.
         base: (N, out).
         out: Gets the sum, (N, out); may be `base`. None for new memory.
-        after: Gets the sum's GELU, if it is given.
+        gelu_out: Gets the sum's GELU, if it is given.
 
     Returns:
         The sum.
     """
-    answer = F.linear(tokens.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    result = F.linear(tokens.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     if base is not None:
-        answer = base + answer
-    if after is not None:
-        kernels.gelu(answer, after)
-    return answer if out is None else out.copy_(answer)
+        result = base + result
+    if gelu_out is not None:
+        kernels.gelu(result, gelu_out)
+    return result if out is None else out.copy_(result)
 
 
-def add_turned_product(sums: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
+def add_transposed_product(sums: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
     """sums += left.T @ right, of matrices; what is multiplied is rounded to a dtype, the sums are in fp32 at least."""
     sums += left.to(dtype).T @ right.to(dtype)
 

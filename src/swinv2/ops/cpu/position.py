@@ -1,7 +1,7 @@
 """The network of the position bias on a CPU, a few hundred positions at a time.
 
 In: windows, as integers, and the network's weights. Out: the bias table. The 512 hidden
-features of every position would be the largest tensor of a block at large windows; here they exist for a piece at a
+features of every position would be the largest tensor of a block at large windows; here they exist for a chunk at a
 time, and are computed again for the gradients. There is no gradient of the gradient: for that, load the model with
 attn_implementation="eager".
 """
@@ -62,7 +62,7 @@ def _empty_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Te
 def evaluate_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Tensor:
     """`bias_table` without gradients; the sizes of both windows one after the other."""
     table = _empty_table(w1, b1, w2, sizes)
-    for some, out in zip(_pieces(_positions(sizes, w1)), _pieces(table.flatten(1).T), strict=True):
+    for some, out in zip(_chunks(_positions(sizes, w1)), _chunks(table.flatten(1).T), strict=True):
         out.copy_(_hidden(some, w1, b1) @ w2.T)
     return table.sigmoid_().mul_(LARGEST_BIAS)
 
@@ -88,7 +88,7 @@ def evaluate_table_backward(
     grad_w1, grad_b1, grad_w2 = (each.zero_() for each in _empty_gradients(grad, w1, b1, w2, table, sizes))
     # 16 s (1 - s) is t (1 - t / 16).
     grad_field = (grad * table * (1 - table / LARGEST_BIAS)).to(w1.dtype).flatten(1).T
-    for some, some_grad in zip(_pieces(_positions(sizes, w1)), _pieces(grad_field), strict=True):
+    for some, some_grad in zip(_chunks(_positions(sizes, w1)), _chunks(grad_field), strict=True):
         hidden = _hidden(some, w1, b1)
         grad_w2.addmm_(some_grad.T, hidden)
         grad_hidden = torch.ops.aten.threshold_backward(some_grad @ w2, hidden, 0)
@@ -113,5 +113,5 @@ def _hidden(positions: Tensor, w1: Tensor, b1: Tensor) -> Tensor:
     return torch.addmm(b1, positions, w1.T).relu_()
 
 
-def _pieces(rows: Tensor) -> Sequence[Tensor]:
+def _chunks(rows: Tensor) -> Sequence[Tensor]:
     return rows.split(POSITIONS_AT_ONCE)

@@ -1,1 +1,1 @@
-"""The fused form of cosine window attention, for GPUs: kernels in Triton that read and write the map itself."""
+"""The fused backend of cosine window attention, for GPUs: kernels in Triton that read and write the map itself."""

@@ -1,15 +1,15 @@
 """The backward kernels: gradients of cosine window attention, from map to map.
 
-The attention weights are computed again from what the forward kernel kept of each token. Where a window is one tile,
-`whole_windows` does everything; otherwise `to_queries`, `to_keys` and, if the bias learns, `to_bias` each go over the
-pairs of tiles. A program that sums the gradient of the bias keeps to one pair of tiles and goes from window to window,
-so that sums stay in registers and no tensor of T x T exists.
+The attention weights are computed again from the statistics that the forward kernel stored for each token. Where a
+window is one tile, `whole_windows` does everything; otherwise `to_queries`, `to_keys` and, if the bias learns,
+`to_bias` each go over the pairs of tiles. A program that sums the gradient of the bias handles one pair of tiles and
+goes from window to window, so that sums stay in registers and no tensor of T x T exists.
 
 With x = c / |c| for a query or key c, dc = (dx - x (x dx)) / |c|; what counts as zero has no direction that could turn.
 
 The arguments that all kernels have are those of `forward.attend`, and:
 
-- normalisers: what the forward kernel wrote;
+- softmax statistics: what the forward kernel wrote;
 - grad: gradient of the attended map, of the strides `attended_strides`, as all gradients of maps;
 - deltas: (windows of all images, heads, T), of each query the sum of `grad` times the answer;
 - grad_scale_parts, grad_padded_parts: room for each program's part of these gradients;
@@ -27,10 +27,10 @@ from swinv2.ops.triton.tiles import (
     load,
     load_bias,
     load_values,
+    locate,
     may_be_mixed,
     multiply,
     pair_entries,
-    place,
     reciprocal_norms,
     reciprocal_of_root,
     rounded,
@@ -42,7 +42,7 @@ from swinv2.ops.triton.tiles import (
 def _weigh(
     query,
     query_factors,
-    highest,
+    row_max,
     log_sum,
     key,
     key_factors,
@@ -66,16 +66,16 @@ def _weigh(
     logits = hide(
         logits, queries, keys, window, mixed, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING, HAS_REGIONS, UNEVEN
     )
-    return tl.exp2((logits - highest[:, None]) * LOG2_E - log_sum[:, None])
+    return tl.exp2((logits - row_max[:, None]) * LOG2_E - log_sum[:, None])
 
 
 @triton.jit
-def _load_normalisers(normalisers, window, head, heads, queries, TOKENS: tl.constexpr):
-    """A token's highest logit, and the logarithm of the sum of its weights; with them what only fills up a tile
-    weighs nothing."""
-    of_tokens = normalisers + (window.to(tl.int64) * heads + head) * (2 * TOKENS) + queries
-    highest = tl.load(of_tokens, mask=queries < TOKENS, other=float("inf"))
-    return highest, tl.load(of_tokens + TOKENS, mask=queries < TOKENS, other=0.0)
+def _load_softmax_stats(softmax_stats, window, head, heads, queries, TOKENS: tl.constexpr):
+    """A token's row maximum of the logits, and the logarithm of the sum of its weights; with them the padding of a tile
+    has no weight."""
+    of_tokens = softmax_stats + (window.to(tl.int64) * heads + head) * (2 * TOKENS) + queries
+    row_max = tl.load(of_tokens, mask=queries < TOKENS, other=float("inf"))
+    return row_max, tl.load(of_tokens + TOKENS, mask=queries < TOKENS, other=0.0)
 
 
 @triton.jit
@@ -85,15 +85,15 @@ def _unit(vectors, factors, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def _turn(grad_unit, vectors, PRECISE: tl.constexpr):
+def _through_unit(grad_unit, vectors, PRECISE: tl.constexpr):
     """From the gradient of unit vectors to that of the vectors, and how long the former is along each of them."""
     precise = vectors.to(PRECISE)
     square = tl.sum(precise * precise, 1)
     factors = reciprocal_of_root(tl.maximum(square, SMALLEST_SQUARE), vectors.dtype)
     unit = precise * factors[:, None]
     along = tl.sum(unit * grad_unit, 1)
-    turning = tl.where(square > SMALLEST_SQUARE, along, 0.0)
-    return (grad_unit - unit * turning[:, None]) * factors[:, None], along
+    radial = tl.where(square > SMALLEST_SQUARE, along, 0.0)
+    return (grad_unit - unit * radial[:, None]) * factors[:, None], along
 
 
 @triton.jit
@@ -138,7 +138,7 @@ def to_queries(
     scale,
     padded_value,
     attended,
-    normalisers,
+    softmax_stats,
     grad,
     grad_q,
     grad_scale_parts,
@@ -169,29 +169,29 @@ def to_queries(
     window = program // (heads * TILES)
 
     queries = tile * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
-    query_spots = place(queries, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
-    query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
+    query_locations = locate(queries, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
+    query = load(q, strides, query_locations, HEAD_DIM, BLOCK_DIM)
     factor = tl.load(scale + head).to(PRECISE)
     query_factors = factor * reciprocal_norms(query, PRECISE)
-    answer = load(attended, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
-    grad_answer = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
-    delta = tl.sum(grad_answer.to(PRECISE) * answer.to(PRECISE), 1)
+    output = load(attended, attended_strides, query_locations, HEAD_DIM, BLOCK_DIM)
+    grad_output = load(grad, attended_strides, query_locations, HEAD_DIM, BLOCK_DIM)
+    delta = tl.sum(grad_output.to(PRECISE) * output.to(PRECISE), 1)
     of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
-    highest, log_sum = _load_normalisers(normalisers, window, head, heads, queries, TOKENS)
+    row_max, log_sum = _load_softmax_stats(softmax_stats, window, head, heads, queries, TOKENS)
     tl.store(deltas + of_tokens, delta, mask=queries < TOKENS)
 
     grad_unit = tl.zeros([BLOCK_QUERIES, BLOCK_DIM], PRECISE)
     for start in range(0, TOKENS, BLOCK_KEYS):
         keys = start + tl.arange(0, BLOCK_KEYS)
-        key_spots = place(keys, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
-        key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
+        key_locations = locate(keys, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
+        key = load(k, strides, key_locations, HEAD_DIM, BLOCK_DIM)
         key_factors = reciprocal_norms(key, PRECISE)
-        value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
+        value = load_values(v, strides, padded_value, key_locations, HEAD_DIM, BLOCK_DIM, PADDED)
         bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
         weights = _weigh(
             query,
             query_factors,
-            highest,
+            row_max,
             log_sum,
             key,
             key_factors,
@@ -208,12 +208,12 @@ def to_queries(
             PRECISE,
             INPUT_PRECISION,
         )
-        grad_weights = multiply(grad_answer, tl.trans(value), PRECISE, INPUT_PRECISION)
+        grad_weights = multiply(grad_output, tl.trans(value), PRECISE, INPUT_PRECISION)
         grad_logits = rounded(weights * (grad_weights - delta[:, None]), key.dtype)
         grad_unit += multiply(grad_logits, _unit(key, key_factors, PRECISE), PRECISE, INPUT_PRECISION)
 
-    grad_query, grad_scale = _turn(grad_unit * factor, query, PRECISE)
-    store(grad_q, attended_strides, query_spots, grad_query, HEAD_DIM, BLOCK_DIM)
+    grad_query, grad_scale = _through_unit(grad_unit * factor, query, PRECISE)
+    store(grad_q, attended_strides, query_locations, grad_query, HEAD_DIM, BLOCK_DIM)
     tl.store(grad_scale_parts + (window * TILES + tile) * heads + head, tl.sum(grad_scale) / factor)
 
 
@@ -225,7 +225,7 @@ def to_keys(
     bias_table,
     scale,
     padded_value,
-    normalisers,
+    softmax_stats,
     grad,
     grad_k,
     grad_v,
@@ -258,28 +258,28 @@ def to_keys(
     window = program // (heads * TILES)
 
     keys = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
-    key_spots = place(keys, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
-    key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
+    key_locations = locate(keys, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
+    key = load(k, strides, key_locations, HEAD_DIM, BLOCK_DIM)
     key_factors = reciprocal_norms(key, PRECISE)
-    value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
+    value = load_values(v, strides, padded_value, key_locations, HEAD_DIM, BLOCK_DIM, PADDED)
     factor = tl.load(scale + head).to(PRECISE)
 
     grad_unit = tl.zeros([BLOCK_KEYS, BLOCK_DIM], PRECISE)
     grad_value = tl.zeros([BLOCK_KEYS, BLOCK_DIM], PRECISE)
     for start in range(0, TOKENS, BLOCK_QUERIES):
         queries = start + tl.arange(0, BLOCK_QUERIES)
-        query_spots = place(queries, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
-        query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
+        query_locations = locate(queries, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
+        query = load(q, strides, query_locations, HEAD_DIM, BLOCK_DIM)
         query_factors = reciprocal_norms(query, PRECISE)
-        grad_answer = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
+        grad_output = load(grad, attended_strides, query_locations, HEAD_DIM, BLOCK_DIM)
         of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
-        highest, log_sum = _load_normalisers(normalisers, window, head, heads, queries, TOKENS)
+        row_max, log_sum = _load_softmax_stats(softmax_stats, window, head, heads, queries, TOKENS)
         delta = tl.load(deltas + of_tokens, mask=queries < TOKENS, other=0.0)
         bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
         weights = _weigh(
             query,
             factor * query_factors,
-            highest,
+            row_max,
             log_sum,
             key,
             key_factors,
@@ -296,19 +296,19 @@ def to_keys(
             PRECISE,
             INPUT_PRECISION,
         )
-        grad_value += multiply(tl.trans(rounded(weights, grad_answer.dtype)), grad_answer, PRECISE, INPUT_PRECISION)
-        grad_weights = multiply(grad_answer, tl.trans(value), PRECISE, INPUT_PRECISION)
+        grad_value += multiply(tl.trans(rounded(weights, grad_output.dtype)), grad_output, PRECISE, INPUT_PRECISION)
+        grad_weights = multiply(grad_output, tl.trans(value), PRECISE, INPUT_PRECISION)
         grad_logits = rounded(weights * (grad_weights - delta[:, None]), query.dtype)
         grad_unit += multiply(tl.trans(grad_logits), _unit(query, query_factors, PRECISE), PRECISE, INPUT_PRECISION)
 
-    grad_key, _ = _turn(grad_unit * factor, key, PRECISE)
-    store(grad_k, attended_strides, key_spots, grad_key, HEAD_DIM, BLOCK_DIM)
-    store(grad_v, attended_strides, key_spots, grad_value, HEAD_DIM, BLOCK_DIM)
+    grad_key, _ = _through_unit(grad_unit * factor, key, PRECISE)
+    store(grad_k, attended_strides, key_locations, grad_key, HEAD_DIM, BLOCK_DIM)
+    store(grad_v, attended_strides, key_locations, grad_value, HEAD_DIM, BLOCK_DIM)
     if PADDED:
         dims = tl.arange(0, BLOCK_DIM)
-        filling = tl.sum(tl.where(key_spots[4][:, None], 0.0, grad_value), 0)
+        padding = tl.sum(tl.where(key_locations[4][:, None], 0.0, grad_value), 0)
         part = (window.to(tl.int64) * TILES + tile) * heads + head
-        tl.store(grad_padded_parts + part * HEAD_DIM + dims, filling, mask=dims < HEAD_DIM)
+        tl.store(grad_padded_parts + part * HEAD_DIM + dims, padding, mask=dims < HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -319,7 +319,7 @@ def to_bias(
     bias_table,
     scale,
     padded_value,
-    normalisers,
+    softmax_stats,
     grad,
     grad_table,
     deltas,
@@ -361,19 +361,19 @@ def to_bias(
     grad_bias = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], PRECISE)
     for step in range(tl.cdiv(all_windows - split, splits)):
         window = split + step * splits
-        query_spots = place(queries, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
-        key_spots = place(keys, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
-        query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
-        grad_answer = load(grad, attended_strides, query_spots, HEAD_DIM, BLOCK_DIM)
-        key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
-        value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
+        query_locations = locate(queries, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
+        key_locations = locate(keys, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
+        query = load(q, strides, query_locations, HEAD_DIM, BLOCK_DIM)
+        grad_output = load(grad, attended_strides, query_locations, HEAD_DIM, BLOCK_DIM)
+        key = load(k, strides, key_locations, HEAD_DIM, BLOCK_DIM)
+        value = load_values(v, strides, padded_value, key_locations, HEAD_DIM, BLOCK_DIM, PADDED)
         of_tokens = (window.to(tl.int64) * heads + head) * TOKENS + queries
-        highest, log_sum = _load_normalisers(normalisers, window, head, heads, queries, TOKENS)
+        row_max, log_sum = _load_softmax_stats(softmax_stats, window, head, heads, queries, TOKENS)
         delta = tl.load(deltas + of_tokens, mask=queries < TOKENS, other=0.0)
         weights = _weigh(
             query,
             factor * reciprocal_norms(query, PRECISE),
-            highest,
+            row_max,
             log_sum,
             key,
             reciprocal_norms(key, PRECISE),
@@ -390,7 +390,7 @@ def to_bias(
             PRECISE,
             INPUT_PRECISION,
         )
-        grad_bias += weights * (multiply(grad_answer, tl.trans(value), PRECISE, INPUT_PRECISION) - delta[:, None])
+        grad_bias += weights * (multiply(grad_output, tl.trans(value), PRECISE, INPUT_PRECISION) - delta[:, None])
 
     _add_to_table(
         grad_table, grad_bias, part, head, queries, keys, heads, WINDOW_HEIGHT, WINDOW_WIDTH, SPAN, DETERMINISTIC
@@ -405,7 +405,7 @@ def whole_windows(
     bias_table,
     scale,
     padded_value,
-    normalisers,
+    softmax_stats,
     grad,
     grad_q,
     grad_k,
@@ -447,20 +447,20 @@ def whole_windows(
 
     grad_bias = tl.zeros([BLOCK_QUERIES, BLOCK_KEYS], PRECISE)
     grad_scale = tl.zeros([BLOCK_QUERIES], PRECISE)
-    filling = tl.zeros([BLOCK_DIM], PRECISE)
+    padding = tl.zeros([BLOCK_DIM], PRECISE)
     for step in range(tl.cdiv(all_windows - split, splits)):
         window = split + step * splits
-        spots = place(tokens, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
-        query = load(q, strides, spots, HEAD_DIM, BLOCK_DIM)
-        key = load(k, strides, spots, HEAD_DIM, BLOCK_DIM)
-        value = load_values(v, strides, padded_value, spots, HEAD_DIM, BLOCK_DIM, PADDED)
-        grad_answer = load(grad, attended_strides, spots, HEAD_DIM, BLOCK_DIM)
-        highest, log_sum = _load_normalisers(normalisers, window, head, heads, tokens, TOKENS)
+        locations = locate(tokens, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
+        query = load(q, strides, locations, HEAD_DIM, BLOCK_DIM)
+        key = load(k, strides, locations, HEAD_DIM, BLOCK_DIM)
+        value = load_values(v, strides, padded_value, locations, HEAD_DIM, BLOCK_DIM, PADDED)
+        grad_output = load(grad, attended_strides, locations, HEAD_DIM, BLOCK_DIM)
+        row_max, log_sum = _load_softmax_stats(softmax_stats, window, head, heads, tokens, TOKENS)
         query_factors, key_factors = reciprocal_norms(query, PRECISE), reciprocal_norms(key, PRECISE)
         weights = _weigh(
             query,
             factor * query_factors,
-            highest,
+            row_max,
             log_sum,
             key,
             key_factors,
@@ -478,28 +478,28 @@ def whole_windows(
             INPUT_PRECISION,
         )
 
-        grad_value = multiply(tl.trans(rounded(weights, grad_answer.dtype)), grad_answer, PRECISE, INPUT_PRECISION)
-        store(grad_v, attended_strides, spots, grad_value, HEAD_DIM, BLOCK_DIM)
+        grad_value = multiply(tl.trans(rounded(weights, grad_output.dtype)), grad_output, PRECISE, INPUT_PRECISION)
+        store(grad_v, attended_strides, locations, grad_value, HEAD_DIM, BLOCK_DIM)
         if PADDED:
-            filling += tl.sum(tl.where(spots[4][:, None], 0.0, grad_value), 0)
+            padding += tl.sum(tl.where(locations[4][:, None], 0.0, grad_value), 0)
         # All keys are here, so the sum needs no answer, and is as exact as its terms.
-        grad_weights = multiply(grad_answer, tl.trans(value), PRECISE, INPUT_PRECISION)
+        grad_weights = multiply(grad_output, tl.trans(value), PRECISE, INPUT_PRECISION)
         grad_logits = weights * (grad_weights - tl.sum(weights * grad_weights, 1)[:, None])
         if WANTS_BIAS:
             grad_bias += grad_logits
         grad_rounded = rounded(grad_logits, query.dtype)
         grad_unit = multiply(grad_rounded, _unit(key, key_factors, PRECISE), PRECISE, INPUT_PRECISION)
-        grad_query, grad_factors = _turn(grad_unit * factor, query, PRECISE)
+        grad_query, grad_factors = _through_unit(grad_unit * factor, query, PRECISE)
         grad_scale += grad_factors
-        store(grad_q, attended_strides, spots, grad_query, HEAD_DIM, BLOCK_DIM)
+        store(grad_q, attended_strides, locations, grad_query, HEAD_DIM, BLOCK_DIM)
         grad_unit = multiply(tl.trans(grad_rounded), _unit(query, query_factors, PRECISE), PRECISE, INPUT_PRECISION)
-        grad_key, _ = _turn(grad_unit * factor, key, PRECISE)
-        store(grad_k, attended_strides, spots, grad_key, HEAD_DIM, BLOCK_DIM)
+        grad_key, _ = _through_unit(grad_unit * factor, key, PRECISE)
+        store(grad_k, attended_strides, locations, grad_key, HEAD_DIM, BLOCK_DIM)
 
     tl.store(grad_scale_parts + split * heads + head, tl.sum(grad_scale) / factor)
     if PADDED:
         dims = tl.arange(0, BLOCK_DIM)
-        tl.store(grad_padded_parts + (split * heads + head) * HEAD_DIM + dims, filling, mask=dims < HEAD_DIM)
+        tl.store(grad_padded_parts + (split * heads + head) * HEAD_DIM + dims, padding, mask=dims < HEAD_DIM)
     if WANTS_BIAS:
         _add_to_table(
             grad_table, grad_bias, split, head, tokens, tokens, heads, WINDOW_HEIGHT, WINDOW_WIDTH, SPAN, DETERMINISTIC

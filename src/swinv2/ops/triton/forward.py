@@ -15,9 +15,9 @@ from swinv2.ops.triton.tiles import (
     load,
     load_bias,
     load_values,
+    locate,
     may_be_mixed,
     multiply,
-    place,
     reciprocal_norms,
     rounded,
     store,
@@ -33,7 +33,7 @@ def attend(
     scale,
     padded_value,
     attended,
-    normalisers,
+    softmax_stats,
     strides,
     attended_strides,
     plan,
@@ -54,12 +54,12 @@ def attend(
     """Writes the attended map, and what makes weights of every token's logits.
 
     Args:
-        q, k, v: Maps (B, H, W, heads, head_dim) of the same strides; vectors lie in one piece.
+        q, k, v: Maps (B, H, W, heads, head_dim) of the same strides; vectors are contiguous.
         bias_table, scale, padded_value: As in `reference.window_attention`, contiguous.
         attended: Map to write.
-        normalisers: (windows of all images, heads, 2, T) to write: a token's highest logit, and the logarithm to the
+        softmax_stats: (windows of all images, heads, 2, T) to write: a token's highest logit, and the logarithm to the
             base of 2 of the sum of its weights when that one weighs 1. One number would be rounded too much for fp32.
-        PADDED: Whether the map is filled up to whole windows.
+        PADDED: Whether the map is padded to whole windows.
         HAS_REGIONS: Whether a window has more than one region.
         UNEVEN: Whether tiles reach beyond a window.
         PRECISE: dtype of sums.
@@ -76,18 +76,18 @@ def attend(
     mixed = may_be_mixed(window, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
 
     queries = tile * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
-    query_spots = place(queries, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
-    query = load(q, strides, query_spots, HEAD_DIM, BLOCK_DIM)
+    query_locations = locate(queries, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
+    query = load(q, strides, query_locations, HEAD_DIM, BLOCK_DIM)
     query_factors = tl.load(scale + head).to(PRECISE) * reciprocal_norms(query, PRECISE)
 
-    highest = tl.full([BLOCK_QUERIES], float("-inf"), PRECISE)
+    row_max = tl.full([BLOCK_QUERIES], float("-inf"), PRECISE)
     sums = tl.zeros([BLOCK_QUERIES], PRECISE)
-    answer = tl.zeros([BLOCK_QUERIES, BLOCK_DIM], PRECISE)
+    output = tl.zeros([BLOCK_QUERIES, BLOCK_DIM], PRECISE)
     for start in range(0, TOKENS, BLOCK_KEYS):
         keys = start + tl.arange(0, BLOCK_KEYS)
-        key_spots = place(keys, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
-        key = load(k, strides, key_spots, HEAD_DIM, BLOCK_DIM)
-        value = load_values(v, strides, padded_value, key_spots, HEAD_DIM, BLOCK_DIM, PADDED)
+        key_locations = locate(keys, window, head, plan, WINDOW_HEIGHT, WINDOW_WIDTH)
+        key = load(k, strides, key_locations, HEAD_DIM, BLOCK_DIM)
+        value = load_values(v, strides, padded_value, key_locations, HEAD_DIM, BLOCK_DIM, PADDED)
 
         products = multiply(query, tl.trans(key), PRECISE, INPUT_PRECISION)
         bias = load_bias(bias_table, head, queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH, UNEVEN)
@@ -96,25 +96,25 @@ def attend(
             logits, queries, keys, window, mixed, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING, HAS_REGIONS, UNEVEN
         )
 
-        now_highest = tl.maximum(highest, tl.max(logits, 1))
-        origin = now_highest
+        new_row_max = tl.maximum(row_max, tl.max(logits, 1))
+        origin = new_row_max
         if HAS_REGIONS:
-            # Whoever sees none of the keys so far has seen nothing yet.
-            origin = tl.where(now_highest == float("-inf"), 0.0, now_highest)
+            # A query that sees none of the keys so far has no weights yet.
+            origin = tl.where(new_row_max == float("-inf"), 0.0, new_row_max)
         if IN_16_BITS:
             # In one step, whose rounding of the origin would be seen in fp32.
             weights = tl.exp2(logits * LOG2_E - (origin * LOG2_E)[:, None])
         else:
             weights = tl.exp2((logits - origin[:, None]) * LOG2_E)
-        kept = tl.exp2((highest - origin) * LOG2_E)
-        sums = sums * kept + tl.sum(weights, 1)
-        answer = answer * kept[:, None] + multiply(rounded(weights, value.dtype), value, PRECISE, INPUT_PRECISION)
-        highest = now_highest
+        rescale = tl.exp2((row_max - origin) * LOG2_E)
+        sums = sums * rescale + tl.sum(weights, 1)
+        output = output * rescale[:, None] + multiply(rounded(weights, value.dtype), value, PRECISE, INPUT_PRECISION)
+        row_max = new_row_max
 
     if UNEVEN:
-        # What fills up the last tile may have seen nothing at all.
+        # the padding of the last tile may have seen nothing at all.
         sums = tl.where(queries < TOKENS, sums, 1.0)
-    store(attended, attended_strides, query_spots, answer / sums[:, None], HEAD_DIM, BLOCK_DIM)
-    of_tokens = normalisers + (window.to(tl.int64) * heads + head) * (2 * TOKENS) + queries
-    tl.store(of_tokens, highest, mask=queries < TOKENS)
+    store(attended, attended_strides, query_locations, output / sums[:, None], HEAD_DIM, BLOCK_DIM)
+    of_tokens = softmax_stats + (window.to(tl.int64) * heads + head) * (2 * TOKENS) + queries
+    tl.store(of_tokens, row_max, mask=queries < TOKENS)
     tl.store(of_tokens + TOKENS, tl.log2(sums), mask=queries < TOKENS)

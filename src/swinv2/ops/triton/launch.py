@@ -2,7 +2,7 @@
 
 In and out: as `reference.py`, without the weights and without dropout. No map is padded, shifted or cut, and none
 copied as long as queries, keys and values lie alike in memory; no mask and no T x T tensor exists. Beside the answer
-two numbers are kept for each token and head. There is no gradient of the gradient: for that, load the model with
+two numbers are stored for each token and head. There is no gradient of the gradient: for that, load the model with
 attn_implementation="eager".
 
 Compilers see operations, and what shapes they return; activation checkpointing, FSDP and CUDA graphs need no more.
@@ -28,10 +28,10 @@ from swinv2.ops.triton.table import TableGradient
 from swinv2.ops.windows import WindowPlan
 
 SMALLEST_BLOCK = 16
-"""Triton multiplies matrices of at least so many rows and columns."""
+"""The fewest rows and columns of a matrix that Triton multiplies."""
 
 WHOLE_WINDOW = 64
-"""Tokens of the largest window whose gradients are computed in one piece."""
+"""Tokens of the largest window whose gradients are computed in one tile."""
 
 FEW_TOKENS = 256
 """Of windows whose loops are too short for copies ahead."""
@@ -59,7 +59,7 @@ def window_attention(
     return _Attend.apply(q.to(v.dtype), k.to(v.dtype), v, bias_table, scale, padded_value, plan)
 
 
-def _empty_answer(
+def _empty_output(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -69,11 +69,11 @@ def _empty_answer(
     plan: WindowPlan,
 ) -> tuple[Tensor, Tensor]:
     batch, heads = v.shape[0], v.shape[3]
-    normalisers = v.new_empty(batch * plan.counts[0] * plan.counts[1], heads, 2, plan.tokens, dtype=precise(v.dtype))
-    return v.new_empty(v.shape), normalisers
+    softmax_stats = v.new_empty(batch * plan.counts[0] * plan.counts[1], heads, 2, plan.tokens, dtype=precise(v.dtype))
+    return v.new_empty(v.shape), softmax_stats
 
 
-@custom_op(_empty_answer)
+@custom_op(_empty_output)
 def attend_fused(
     q: Tensor,
     k: Tensor,
@@ -89,17 +89,17 @@ def attend_fused(
         The attended map, and what makes weights of logits (windows of all images, heads, 2, T).
     """
     (q, k, v), strides = _with_equal_strides(q, k, v)
-    attended, normalisers = _empty_answer(q, k, v, bias_table, scale, padded_value, plan)
+    attended, softmax_stats = _empty_output(q, k, v, bias_table, scale, padded_value, plan)
     if attended.numel():
         queries, keys = _blocks(plan, v)
         start(
             forward.attend,
-            len(normalisers) * -(-plan.tokens // queries) * len(scale),
-            (q, k, v, _exact(bias_table, v), scale.contiguous(), _in_one_piece(padded_value), attended, normalisers),
+            len(softmax_stats) * -(-plan.tokens // queries) * len(scale),
+            (q, k, v, _exact(bias_table, v), scale.contiguous(), _contiguous(padded_value), attended, softmax_stats),
             (strides, attended.stride()[:4], _numbers(plan), len(scale)),
             _constants(plan, v, queries, keys) | _options(plan.tokens > FEW_TOKENS),
         )
-    return attended, normalisers
+    return attended, softmax_stats
 
 
 def _empty_gradients(
@@ -111,7 +111,7 @@ def _empty_gradients(
     scale: Tensor,
     padded_value: Tensor | None,
     attended: Tensor,
-    normalisers: Tensor,
+    softmax_stats: Tensor,
     wants_bias: bool,
     plan: WindowPlan,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -131,7 +131,7 @@ def attend_fused_backward(
     scale: Tensor,
     padded_value: Tensor | None,
     attended: Tensor,
-    normalisers: Tensor,
+    softmax_stats: Tensor,
     wants_bias: bool,
     plan: WindowPlan,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -149,24 +149,24 @@ def attend_fused_backward(
     (q, k, v), strides = _with_equal_strides(q, k, v)
     grad, attended = grad.contiguous(), attended.contiguous()
     gradients = _empty_gradients(
-        grad, q, k, v, bias_table, scale, padded_value, attended, normalisers, wants_bias, plan
+        grad, q, k, v, bias_table, scale, padded_value, attended, softmax_stats, wants_bias, plan
     )
     if not attended.numel():
         for each in gradients:
             each.zero_()
         return gradients
     backward_pass = _BackwardPass(
-        (q, k, v, _exact(bias_table, v), scale.contiguous(), _in_one_piece(padded_value)),
-        (attended, normalisers, grad),
+        (q, k, v, _exact(bias_table, v), scale.contiguous(), _contiguous(padded_value)),
+        (attended, softmax_stats, grad),
         (strides, attended.stride()[:4], _numbers(plan)),
         plan,
         wants_bias,
     )
     fits = plan.tokens <= WHOLE_WINDOW and v.element_size() * v.shape[4] <= WHOLE_VECTOR_BYTES
     compute = backward_pass.whole_windows if fits else backward_pass.by_tiles
-    for room, sums in zip(gradients[3:], compute(gradients[:3]), strict=True):
+    for buffer, sums in zip(gradients[3:], compute(gradients[:3]), strict=True):
         if sums is not None:
-            room.copy_(sums)
+            buffer.copy_(sums)
     return gradients
 
 
@@ -174,15 +174,15 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *tensors, ctx.plan = arguments
-        attended, normalisers = attend_fused(*arguments)
-        ctx.save_for_backward(*tensors, attended, normalisers)
+        attended, softmax_stats = attend_fused(*arguments)
+        ctx.save_for_backward(*tensors, attended, softmax_stats)
         return attended
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias_table, scale, padded_value, attended, normalisers = ctx.saved_tensors
-        wants, saved = ctx.needs_input_grad, (bias_table, scale, padded_value, attended, normalisers)
+        q, k, v, bias_table, scale, padded_value, attended, softmax_stats = ctx.saved_tensors
+        wants, saved = ctx.needs_input_grad, (bias_table, scale, padded_value, attended, softmax_stats)
         gradients = attend_fused_backward(grad, q, k, v, *saved, wants[3], ctx.plan)
         return *(each if wanted else None for each, wanted in zip(gradients, wants, strict=False)), None
 
@@ -214,13 +214,13 @@ class _BackwardPass:
         """Number of heads."""
         return len(self.inputs[4])
 
-    def room(self, *shape: int) -> Tensor:
+    def buffer(self, *shape: int) -> Tensor:
         """Memory for what programs write, in the dtype of sums."""
         return self.results[1].new_empty(shape)
 
-    def padded_room(self, *shape: int) -> Tensor | None:
-        """As `room`, for parts of the padded value's gradient, if there is such a value."""
-        return None if self.inputs[5] is None else self.room(*shape, *self.inputs[5].shape)
+    def padded_buffer(self, *shape: int) -> Tensor | None:
+        """As `buffer`, for parts of the padded value's gradient, if there is such a value."""
+        return None if self.inputs[5] is None else self.buffer(*shape, *self.inputs[5].shape)
 
     def whole_windows(self, grad_maps: Sequence[Tensor]) -> Sums:
         """Where a window is one tile; writes the gradients of q, k and v, and returns the others."""
@@ -228,11 +228,11 @@ class _BackwardPass:
         table = TableGradient(self.inputs[3], self.plan, block, block, self.wants_bias)
         all_windows = len(self.results[1])
         splits = _splits(self.inputs[2].device, all_windows, self.heads)
-        grad_scale, grad_padded = self.room(splits, self.heads), self.padded_room(splits)
+        grad_scale, grad_padded = self.buffer(splits, self.heads), self.padded_buffer(splits)
         start(
             backward.whole_windows,
             splits * self.heads,
-            (*self.inputs, *self.results[1:], *grad_maps, table.room(splits), grad_scale, grad_padded),
+            (*self.inputs, *self.results[1:], *grad_maps, table.buffer(splits), grad_scale, grad_padded),
             (*self.where, all_windows, splits, self.heads),
             _constants(self.plan, self.inputs[2], block, block)
             | table.constants
@@ -243,22 +243,22 @@ class _BackwardPass:
 
     def by_tiles(self, grad_maps: Sequence[Tensor]) -> Sums:
         """Where a window is several tiles; as above."""
-        attended, normalisers, grad = self.results
+        attended, softmax_stats, grad = self.results
         queries, keys = _blocks(self.plan, self.inputs[2])
         query_tiles, key_tiles = -(-self.plan.tokens // queries), -(-self.plan.tokens // keys)
-        all_windows = len(normalisers)
+        all_windows = len(softmax_stats)
         constants = _constants(self.plan, self.inputs[2], queries, keys) | _options()
-        deltas = self.room(all_windows, self.heads, self.plan.tokens)
+        deltas = self.buffer(all_windows, self.heads, self.plan.tokens)
         where = (*self.where, self.heads)
 
-        grad_scale = self.room(all_windows, query_tiles, self.heads)
-        maps = (attended, normalisers, grad, grad_maps[0], grad_scale, deltas)
+        grad_scale = self.buffer(all_windows, query_tiles, self.heads)
+        maps = (attended, softmax_stats, grad, grad_maps[0], grad_scale, deltas)
         # With fewer keys at a time its tiles take half the registers, and more programs run beside each other.
         few_keys = _constants(self.plan, self.inputs[2], queries, min(keys, 32)) | _options()
         start(backward.to_queries, grad_scale.numel(), (*self.inputs, *maps), where, few_keys)
 
-        grad_padded = self.padded_room(all_windows, key_tiles)
-        maps = (normalisers, grad, grad_maps[1], grad_maps[2], grad_padded, deltas)
+        grad_padded = self.padded_buffer(all_windows, key_tiles)
+        maps = (softmax_stats, grad, grad_maps[1], grad_maps[2], grad_padded, deltas)
         start(backward.to_keys, all_windows * key_tiles * self.heads, (*self.inputs, *maps), where, constants)
 
         table = TableGradient(self.inputs[3], self.plan, queries, keys, self.wants_bias)
@@ -268,7 +268,7 @@ class _BackwardPass:
             start(
                 backward.to_bias,
                 splits * pairs * self.heads,
-                (*self.inputs, normalisers, grad, table.room(splits), deltas),
+                (*self.inputs, softmax_stats, grad, table.buffer(splits), deltas),
                 (*self.where, all_windows, splits, self.heads),
                 constants | table.constants,
             )
@@ -276,16 +276,16 @@ class _BackwardPass:
 
 
 def _exact(bias_table: Tensor, v: Tensor) -> Tensor:
-    """The table in the dtype of sums, in one piece."""
+    """The table in the dtype of sums, contiguous."""
     return bias_table.to(precise(v.dtype)).contiguous()
 
 
-def _in_one_piece(tensor: Tensor | None) -> Tensor | None:
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
 def _with_equal_strides(*maps: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The maps, copied unless one set of strides fits all, vectors lie in one piece, and an image's numbers can be
+    """The maps, copied unless one set of strides fits all, vectors are contiguous, and an image's numbers can be
     counted; strides without the last."""
     _, height, width, _, _ = maps[0].shape
     _, down, across, _, along = maps[0].stride()
@@ -352,5 +352,5 @@ def _options(copies_ahead: bool = False) -> dict[str, Any]:
 
 
 def _splits(device: torch.device, all_windows: int, programs: int) -> int:
-    """Among how many programs the windows are split, if there are so many programs for each part."""
+    """Among how many programs the windows are split, given the number of programs for each part."""
     return max(1, min(all_windows, most_programs(device) // programs))

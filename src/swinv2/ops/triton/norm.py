@@ -1,7 +1,8 @@
 """The residual line as kernels: a layer norm, its factor of drop path and the main branch, read and written once.
 
 In: pointers to tokens (rows of channels) and plain integers. Out: y = x + factor * (weight * (work - mean) / deviation
-+ bias), and the other way round the gradients of `work`, `weight` and `bias`; that of x is the gradient of y itself.
++ bias), and the other way round the gradients of `branch_out`, `weight` and `bias`; that of x is the gradient of y
+itself.
 
 What is written in capitals is known when a kernel is compiled. A program has BLOCK_ROWS whole rows at a time.
 """
@@ -37,7 +38,7 @@ def _load_factors(factors, rows, count, image_tokens, PRECISE: tl.constexpr):
 @triton.jit
 def add_normalised(
     x,
-    work,
+    branch_out,
     weight,
     bias,
     factors,
@@ -57,10 +58,10 @@ def add_normalised(
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channels = tl.arange(0, BLOCK_CHANNELS)
     is_channel = channels < CHANNELS
-    worked = _load_rows(work, rows, channels, count, CHANNELS, PRECISE)
-    mean = tl.sum(worked, 1) / CHANNELS
+    branch_rows = _load_rows(branch_out, rows, channels, count, CHANNELS, PRECISE)
+    mean = tl.sum(branch_rows, 1) / CHANNELS
     # From the mean, not from a sum of squares: that would cancel.
-    away = tl.where(is_channel[None, :], worked - mean[:, None], 0.0)
+    away = tl.where(is_channel[None, :], branch_rows - mean[:, None], 0.0)
     reciprocal = 1.0 / tl.sqrt(tl.sum(away * away, 1) / CHANNELS + EPS)
     tl.store(statistics + rows, mean, mask=rows < count)
     tl.store(statistics + count + rows, reciprocal, mask=rows < count)
@@ -77,11 +78,11 @@ def add_normalised(
 @triton.jit
 def add_normalised_backward(
     grad,
-    work,
+    branch_out,
     weight,
     factors,
     statistics,
-    grad_work,
+    grad_branch_out,
     grad_weight_parts,
     grad_bias_parts,
     count,
@@ -106,16 +107,16 @@ def add_normalised_backward(
         from_above = _load_rows(grad, rows, channels, count, CHANNELS, PRECISE)
         if HAS_FACTORS:
             from_above = from_above * _load_factors(factors, rows, count, image_tokens, PRECISE)[:, None]
-        worked = _load_rows(work, rows, channels, count, CHANNELS, PRECISE)
+        branch_rows = _load_rows(branch_out, rows, channels, count, CHANNELS, PRECISE)
         mean = tl.load(statistics + rows, mask=rows < count, other=0.0)
         reciprocal = tl.load(statistics + count + rows, mask=rows < count, other=0.0)
-        unit = tl.where(is_channel[None, :], (worked - mean[:, None]) * reciprocal[:, None], 0.0)
+        unit = tl.where(is_channel[None, :], (branch_rows - mean[:, None]) * reciprocal[:, None], 0.0)
         grad_slope += tl.sum(from_above * unit, 0)
         grad_start += tl.sum(from_above, 0)
         grad_unit = from_above * slope[None, :]
         level = tl.sum(grad_unit, 1) / CHANNELS
         along = tl.sum(grad_unit * unit, 1) / CHANNELS
-        turned = (grad_unit - level[:, None] - unit * along[:, None]) * reciprocal[:, None]
-        _store_rows(grad_work, rows, channels, count, turned, CHANNELS)
+        grad_input = (grad_unit - level[:, None] - unit * along[:, None]) * reciprocal[:, None]
+        _store_rows(grad_branch_out, rows, channels, count, grad_input, CHANNELS)
     tl.store(grad_weight_parts + program * CHANNELS + channels, grad_slope, mask=is_channel)
     tl.store(grad_bias_parts + program * CHANNELS + channels, grad_start, mask=is_channel)

@@ -1,4 +1,4 @@
-"""How kernels are started: where their tensors are, by so many programs.
+"""Launches kernels on the device of their tensors, with a number of programs.
 
 In: a kernel and its arguments. Out: nothing; it writes to its tensors.
 """
@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 PROGRAMS_PER_PROCESSOR = 4
-"""Of kernels whose programs have their own part of a sum and do one piece of the work after another."""
+"""Of kernels whose programs have their own part of a sum and do one part of the work after another."""
 
 
 def start(
     kernel: Any, programs: int, tensors: tuple[Any, ...], numbers: tuple[Any, ...], constants: dict[str, Any]
 ) -> None:
-    """Starts so many programs of a kernel where its first tensor is, which need not be the current device."""
+    """Launches programs of a kernel on the device of its first tensor, which need not be the current device."""
     with torch.cuda.device_of(tensors[0]):
         kernel[(programs,)](*tensors, *numbers, **constants)
 

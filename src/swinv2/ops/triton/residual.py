@@ -24,74 +24,74 @@ NUMBERS_AT_ONCE = 2**12
 
 def add_normalised(
     x: Float[Tensor, "B H W C"],
-    work: Float[Tensor, "B H W C"],
+    branch_out: Float[Tensor, "B H W C"],
     weight: Float[Tensor, " C"],
     bias: Float[Tensor, " C"],
     eps: float,
     factors: Float[Tensor, " B"] | None,
 ) -> Float[Tensor, "B H W C"]:
-    """x + factors * layer_norm(work), in fp32 (in fp64 if `work` is) and rounded once.
+    """x + factors * layer_norm(work), in fp32 (in fp64 if `branch_out` is) and rounded once.
 
     Args:
         x: The main branch.
-        work: What the residual branch made of it.
+        branch_out: What the residual branch made of it.
         weight, bias, eps: Of the norm.
         factors: What drop path multiplies each image's branch by; None for 1.
 
     Returns:
         The sum, in the dtype that torch gives it: autocast norms in fp32.
     """
-    return _AddNormalised.apply(x, work, weight, bias, eps, factors)
+    return _AddNormalised.apply(x, branch_out, weight, bias, eps, factors)
 
 
 class _AddNormalised(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, work: Tensor, weight: Tensor, bias: Tensor, eps: float, factors: Tensor | None
+        ctx: Any, x: Tensor, branch_out: Tensor, weight: Tensor, bias: Tensor, eps: float, factors: Tensor | None
     ) -> Tensor:
-        normed = precise(work.dtype) if torch.is_autocast_enabled(work.device.type) else work.dtype
+        normed = precise(branch_out.dtype) if torch.is_autocast_enabled(branch_out.device.type) else branch_out.dtype
         output = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, normed), device=x.device)
-        work = work.contiguous()
-        count = work.numel() // work.shape[-1]
-        statistics = work.new_empty(2, count, dtype=precise(work.dtype))
+        branch_out = branch_out.contiguous()
+        count = branch_out.numel() // branch_out.shape[-1]
+        statistics = branch_out.new_empty(2, count, dtype=precise(branch_out.dtype))
         factors = None if factors is None else factors.contiguous()
         if count:
-            constants = _constants(work, factors)
-            tensors = (x.contiguous(), work, weight.contiguous(), bias.contiguous(), factors, output, statistics)
+            constants = _constants(branch_out, factors)
+            tensors = (x.contiguous(), branch_out, weight.contiguous(), bias.contiguous(), factors, output, statistics)
             programs = triton.cdiv(count, constants["BLOCK_ROWS"])
             start(norm.add_normalised, programs, tensors, (count, count // len(x)), constants | {"EPS": eps})
         ctx.dtypes = x.dtype, bias.dtype
-        ctx.save_for_backward(work, weight, factors, statistics)
+        ctx.save_for_backward(branch_out, weight, factors, statistics)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        work, weight, factors, statistics = ctx.saved_tensors
+        branch_out, weight, factors, statistics = ctx.saved_tensors
         dtype, bias_dtype = ctx.dtypes
-        grad, grad_work = grad.contiguous(), torch.empty_like(work)
+        grad, grad_branch_out = grad.contiguous(), torch.empty_like(branch_out)
         count = statistics.shape[1]
-        constants = _constants(work, factors)
+        constants = _constants(branch_out, factors)
         blocks = triton.cdiv(count, constants["BLOCK_ROWS"])
-        rounds = max(triton.cdiv(blocks, most_programs(work.device)), 1)
+        rounds = max(triton.cdiv(blocks, most_programs(branch_out.device)), 1)
         programs = triton.cdiv(blocks, rounds)
-        parts = statistics.new_empty(2, programs, work.shape[-1])
+        parts = statistics.new_empty(2, programs, branch_out.shape[-1])
         if count:
-            tensors = (grad, work, weight.contiguous(), factors, statistics, grad_work, parts[0], parts[1])
-            start(norm.add_normalised_backward, programs, tensors, (count, count // len(work), rounds), constants)
+            tensors = (grad, branch_out, weight.contiguous(), factors, statistics, grad_branch_out, parts[0], parts[1])
+            start(norm.add_normalised_backward, programs, tensors, (count, count // len(branch_out), rounds), constants)
         grad_weight, grad_bias = parts.sum(1)
-        return grad.to(dtype), grad_work, grad_weight.to(weight.dtype), grad_bias.to(bias_dtype), None, None
+        return grad.to(dtype), grad_branch_out, grad_weight.to(weight.dtype), grad_bias.to(bias_dtype), None, None
 
 
-def _constants(work: Tensor, factors: Tensor | None) -> dict[str, Any]:
+def _constants(branch_out: Tensor, factors: Tensor | None) -> dict[str, Any]:
     """What both kernels are compiled for."""
-    channels = triton.next_power_of_2(work.shape[-1])
+    channels = triton.next_power_of_2(branch_out.shape[-1])
     rows = max(NUMBERS_AT_ONCE // channels, 1)
     return {
-        "CHANNELS": work.shape[-1],
+        "CHANNELS": branch_out.shape[-1],
         "BLOCK_ROWS": rows,
         "BLOCK_CHANNELS": channels,
         "HAS_FACTORS": factors is not None,
-        "PRECISE": tl.float64 if work.dtype == torch.float64 else tl.float32,
+        "PRECISE": tl.float64 if branch_out.dtype == torch.float64 else tl.float32,
         "num_warps": 8,
     }

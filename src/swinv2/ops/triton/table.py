@@ -37,7 +37,7 @@ class TableGradient:
             "DETERMINISTIC": self.deterministic,
         }
 
-    def room(self, splits: int) -> Tensor | None:
+    def buffer(self, splits: int) -> Tensor | None:
         """What programs write into."""
         dtype = precise(self.bias_table.dtype)
         if not self.wanted:

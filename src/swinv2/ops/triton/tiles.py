@@ -1,7 +1,7 @@
-"""What the kernels share: where the tokens of a window lie in the map, and tiles of them.
+"""What the kernels share: where the tokens of a window are in the map, and tiles of them.
 
 In: pointers, strides and plain integers. Out: tiles in registers. A tile is a run of tokens of one window and one head;
-it is read from the unshifted map: the cyclic shift, its wrap-around and the filling tokens are index arithmetic.
+it is read from the unshifted map: the cyclic shift, its wrap-around and the padding tokens are index arithmetic.
 
 What is written in capitals is known when a kernel is compiled. `plan` is (height and width of the map, number of
 windows down and across, shift down and across); `strides` are those of images, rows, columns and heads.
@@ -42,15 +42,15 @@ def rounded(numbers, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _place_along(window, offset, windows, shift, WINDOW: tl.constexpr):
-    """Along one axis: where tokens of a window lie in the unshifted map."""
+def _locate_along(window, offset, windows, shift, WINDOW: tl.constexpr):
+    """Along one axis: where tokens of a window are in the unshifted map."""
     token = window * WINDOW + offset + shift
     return tl.where(token >= windows * WINDOW, token - windows * WINDOW, token)
 
 
 @triton.jit
-def place(tokens, window, head, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr):
-    """Where tokens of a window lie.
+def locate(tokens, window, head, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr):
+    """Where tokens of a window are.
 
     Args:
         tokens: Their numbers in the window.
@@ -61,19 +61,19 @@ def place(tokens, window, head, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH:
         Image, head, rows, columns, and whether they are the map's own.
     """
     down, across = plan[2], plan[3]
-    rows = _place_along(window // across % down, tokens // WINDOW_WIDTH, down, plan[4], WINDOW_HEIGHT)
-    columns = _place_along(window % across, tokens % WINDOW_WIDTH, across, plan[5], WINDOW_WIDTH)
+    rows = _locate_along(window // across % down, tokens // WINDOW_WIDTH, down, plan[4], WINDOW_HEIGHT)
+    columns = _locate_along(window % across, tokens % WINDOW_WIDTH, across, plan[5], WINDOW_WIDTH)
     own = (tokens < WINDOW_HEIGHT * WINDOW_WIDTH) & (rows < plan[0]) & (columns < plan[1])
     return window // (down * across), head, rows, columns, own
 
 
 @triton.jit
 def _region_along(window, offset, size, windows, shift, WINDOW: tl.constexpr, MASK_PADDING: tl.constexpr):
-    """Along one axis: 0, or 1 for what the shift brought to the other end, or 2 for what fills up the map."""
+    """Along one axis: 0, or 1 for what the shift brought to the other end, or 2 for the map's padding."""
     shifted = window * WINDOW + offset
     region = tl.where(shifted >= windows * WINDOW - shift, 1, 0)
     if MASK_PADDING:
-        region = tl.where(_place_along(window, offset, windows, shift, WINDOW) >= size, 2, region)
+        region = tl.where(_locate_along(window, offset, windows, shift, WINDOW) >= size, 2, region)
     return region
 
 
@@ -119,7 +119,7 @@ def hide(
     HAS_REGIONS: tl.constexpr,
     UNEVEN: tl.constexpr,
 ):
-    """Minus infinity for pairs of different regions, and for keys that only fill up a tile."""
+    """Minus infinity for pairs of different regions, and for the padding keys of a tile."""
     if UNEVEN:
         logits = tl.where((keys < WINDOW_HEIGHT * WINDOW_WIDTH)[None, :], logits, float("-inf"))
     if HAS_REGIONS:  # noqa: SIM102 - one is known when a kernel is compiled, the other when it runs
@@ -131,9 +131,9 @@ def hide(
 
 
 @triton.jit
-def _point_to(feature_map, strides, spots, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+def _point_to(feature_map, strides, locations, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """Pointers to the vectors of tokens, and which of them there are."""
-    image, head, rows, columns, own = spots
+    image, head, rows, columns, own = locations
     dims = tl.arange(0, BLOCK_DIM)
     start = feature_map + image.to(tl.int64) * strides[0] + head * strides[3]
     pointers = start + ((rows * strides[1] + columns * strides[2])[:, None] + dims[None, :])
@@ -141,27 +141,29 @@ def _point_to(feature_map, strides, spots, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl
 
 
 @triton.jit
-def load(feature_map, strides, spots, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+def load(feature_map, strides, locations, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """Vectors of tokens; zeros for those that are not the map's own."""
-    pointers, mask = _point_to(feature_map, strides, spots, HEAD_DIM, BLOCK_DIM)
+    pointers, mask = _point_to(feature_map, strides, locations, HEAD_DIM, BLOCK_DIM)
     return tl.load(pointers, mask=mask, other=0.0)
 
 
 @triton.jit
-def load_values(v, strides, padded_value, spots, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, PADDED: tl.constexpr):
-    """Values of tokens; those that fill up a window carry `padded_value` (heads, HEAD_DIM)."""
-    values = load(v, strides, spots, HEAD_DIM, BLOCK_DIM)
+def load_values(
+    v, strides, padded_value, locations, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, PADDED: tl.constexpr
+):
+    """Values of tokens; padding tokens carry `padded_value` (heads, HEAD_DIM)."""
+    values = load(v, strides, locations, HEAD_DIM, BLOCK_DIM)
     if PADDED:
         dims = tl.arange(0, BLOCK_DIM)
-        filling = tl.load(padded_value + spots[1] * HEAD_DIM + dims, mask=dims < HEAD_DIM, other=0.0)
-        values = tl.where(spots[4][:, None], values, filling[None, :])
+        padding = tl.load(padded_value + locations[1] * HEAD_DIM + dims, mask=dims < HEAD_DIM, other=0.0)
+        values = tl.where(locations[4][:, None], values, padding[None, :])
     return values
 
 
 @triton.jit
-def store(feature_map, strides, spots, vectors, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+def store(feature_map, strides, locations, vectors, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """Writes vectors of the map's own tokens."""
-    pointers, mask = _point_to(feature_map, strides, spots, HEAD_DIM, BLOCK_DIM)
+    pointers, mask = _point_to(feature_map, strides, locations, HEAD_DIM, BLOCK_DIM)
     tl.store(pointers, rounded(vectors, feature_map.dtype.element_ty), mask=mask)
 
 
@@ -216,7 +218,7 @@ def load_bias(
     WINDOW_WIDTH: tl.constexpr,
     UNEVEN: tl.constexpr,
 ):
-    """Bias of every pair of tokens, in the dtype of the table; whatever of one for what only fills up a tile."""
+    """Bias of every pair of tokens, in the dtype of the table; any entry for the padding of a tile."""
     TABLE: tl.constexpr = (2 * WINDOW_HEIGHT - 1) * (2 * WINDOW_WIDTH - 1)
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     if UNEVEN:

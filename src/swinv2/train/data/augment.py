@@ -118,7 +118,7 @@ def for_finetuning(
             "expected none below 0, and no probability above 1."
         )
     if auto_augment and color_jitter:
-        raise UsageError("color_jitter has no effect beside auto_augment, as in timm; leave one of them out.")
+        raise UsageError("color_jitter has no effect with auto_augment, as in timm; leave one of them out.")
     if pixels.channels != 3 and (auto_augment or color_jitter):
         raise UsageError(f"auto_augment and color_jitter need 3 channels; the model has {pixels.channels}.")
     if crop_padding:
@@ -156,7 +156,7 @@ def for_finetuning(
 
 
 def _keep_a_bit(augment: Any) -> Any:
-    """Mends timm's posterizing, which at full strength asks Pillow for no bit at all; Pillow 13 refuses that."""
+    """Fixes timm's posterizing, which at full strength asks Pillow for no bit at all; Pillow 13 refuses that."""
     from timm.data.auto_augment import posterize
 
     operations = augment.ops if hasattr(augment, "ops") else [each for policy in augment.policy for each in policy]

@@ -90,7 +90,7 @@ class ImageDataset:
     def _no_integer(self, label: object) -> UsageError:
         return UsageError(
             f"{self.source} has the label {label!r} in the column {self.label_column!r}; expected integers, which the "
-            "`class_encode_column` of `datasets` makes of names, or another --label_column."
+            "`class_encode_column` of `datasets` makes of names, or another --label-column."
         )
 
     def labels(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 In: a data set and a transform. Out: batches of tensors. The chance in an example (crop, flip, mask) depends on the
 seed, the epoch and the sample's index alone: not on the process, the worker, the batch or what was drawn before. So a
-run that was killed goes on with the examples it would have had, on any number of processes.
+run that was killed resumes with the examples it would have had, on any number of processes.
 
 An image that cannot be read is replaced by the next one in training, and left out in evaluation; either way its name
 and the reason travel with the batch, so that the trainer can count them.
@@ -196,8 +196,8 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
         broken: list[str] = []
         for epoch in itertools.count():
             index = -1
-            for index, row in enumerate(self.rows(epoch)):
-                sample = self.dataset.sample(row, index)
+            for index, sample in enumerate(self.rows(epoch)):
+                sample = self.dataset.sample(sample, index)
                 try:
                     yield self.transform(sample, epoch, make_seed(mine, index)) | {"broken": broken}
                     broken = []
@@ -208,7 +208,7 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
             if index < 0:
                 raise UsageError(
                     f"{self.dataset.source} has no image for worker {worker.id if worker else 0} of process "
-                    f"{self.rank}; use fewer --dataloader_num_workers, or more files."
+                    f"{self.rank}; use fewer --dataloader-num-workers, or more files."
                 )
 
 
@@ -236,7 +236,7 @@ class ShuffledBatches(Sampler[list[SampleIndex]]):
         whole = batch_size * world_size
         if drop_last and length < whole:
             raise UsageError(
-                f"there are {length} images, and a batch of all processes takes {whole}: with --dataloader_drop_last "
+                f"there are {length} images, and a batch of all processes takes {whole}: with --dataloader-drop-last "
                 "there is no batch at all."
             )
         self.length, self.batch_size, self.seed, self.rank, self.world_size = length, batch_size, seed, rank, world_size

@@ -73,10 +73,10 @@ def open_dataset(
         features = rows.features or (rows._resolve_features().features if streaming else None) or {}
     if not streaming and not len(rows):
         raise UsageError(f"--data {source!r} has no images in the split {split!r}.")
-    images = _find_column(features, image_column, datasets.Image, IMAGE_COLUMNS, "--image_column", source)
+    images = _find_column(features, image_column, datasets.Image, IMAGE_COLUMNS, "--image-column", source)
     if images is None:
-        raise UsageError(f"{source} has the columns {sorted(features)}; say with --image_column which holds images.")
-    labels = _find_column(features, label_column, datasets.ClassLabel, LABEL_COLUMNS, "--label_column", source)
+        raise UsageError(f"{source} has the columns {sorted(features)}; say with --image-column which holds images.")
+    labels = _find_column(features, label_column, datasets.ClassLabel, LABEL_COLUMNS, "--label-column", source)
     known = features[labels].names if labels and isinstance(features[labels], datasets.ClassLabel) else ()
     if known and names and tuple(names) != tuple(known):
         raise UsageError(f"{source} names its classes {_few(known)}; leave out the other names, {_few(names)}.")

@@ -1,4 +1,4 @@
-"""What a pre-trained model draws, beside what it saw."""
+"""What a pre-trained model reconstructs, next to what it saw."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +78,8 @@ def draw_reconstructions(
     norm_targets: int = 0,
     names: Sequence[str] = (),
 ) -> None:
-    """Draws a row for each image: the input, the masked input, the drawing in the masked places, and the whole drawing.
+    """Draws a row for each image: the input, the masked input, the drawing of the masked patches, and the whole
+    drawing.
 
     No pixel is resampled: images with a longer side below 192 pixels are enlarged, every pixel to a square of pixels.
 

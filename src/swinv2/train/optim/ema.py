@@ -59,5 +59,5 @@ class WeightAverage(AveragedModel):
         """
         file = checkpoint / AVERAGE_NAME
         if not file.is_file():
-            raise UsageError(f"{checkpoint} holds no average of the weights; go on without --ema-decay.")
+            raise UsageError(f"{checkpoint} holds no average of the weights; continue without --ema-decay.")
         self.load_state_dict(torch.load(file, map_location=device, weights_only=True))

@@ -6,19 +6,19 @@
 
 #define SMALLEST_NORM ((REAL)1e-12)
 
-/* What a thread works with; all of it in one piece of memory. */
+/* What a thread works with; all of it in one block of memory. */
 typedef struct {
     long tokens, keys, dim, row, rows; /* tokens; rounded up to panels; channels likewise; of logits: length, number */
     long table;                        /* size of the table of one head */
     Window window;
     int64_t *window_row, *window_column;
     REAL *backwards;                  /* the table of one head, last entry first */
-    REAL *panel;                      /* PANEL vectors on their way to being turned */
-    REAL *turned_key, *value;         /* keys [dim][PANEL] panel by panel, values [tokens][dim] */
+    REAL *panel;                      /* PANEL vectors on their way to being transposed */
+    REAL *transposed_key, *value;         /* keys [dim][PANEL] panel by panel, values [tokens][dim] */
     REAL *query, *factor;             /* of some rows, and what the queries were multiplied by */
     REAL *logits, *share, *answer;    /* of these */
     REAL *key, *key_factor;           /* for gradients: keys [keys][dim], what they were multiplied by */
-    REAL *turned_value, *grad_answer; /* values as turned_key; of some rows */
+    REAL *transposed_value, *grad_answer; /* values as transposed_key; of some rows */
     REAL *grad_logits, *grad_query;
     REAL *grad_key, *grad_value;      /* [tokens][dim] */
     REAL *grad_backwards;             /* of one window and head */
@@ -39,7 +39,7 @@ static long FN(lay_out_work)(FN(Work) *work, const Plan *plan, int with_gradient
     work->row = work->keys + PANEL; /* no power of two, which would crowd a few lines of the cache */
     work->rows = round_up(tokens <= 512 ? 48 : 24, ROWS);
     work->table = (2 * plan->window_height - 1) * (2 * plan->window_width - 1);
-    TAKE(window.place, tokens);
+    TAKE(window.position, tokens);
     TAKE(window.query, tokens);
     TAKE(window.row_region, plan->window_height);
     TAKE(window.column_region, plan->window_width);
@@ -47,7 +47,7 @@ static long FN(lay_out_work)(FN(Work) *work, const Plan *plan, int with_gradient
     TAKE(window_column, plan->window_width);
     TAKE(backwards, work->table);
     TAKE(panel, PANEL * work->dim);
-    TAKE(turned_key, work->keys * work->dim);
+    TAKE(transposed_key, work->keys * work->dim);
     TAKE(query, work->rows * work->dim);
     TAKE(factor, work->rows + LANES);
     TAKE(share, work->rows + LANES);
@@ -60,7 +60,7 @@ static long FN(lay_out_work)(FN(Work) *work, const Plan *plan, int with_gradient
     long rounded = round_up(tokens, ROWS);
     TAKE(key, work->keys * work->dim);
     TAKE(key_factor, work->keys);
-    TAKE(turned_value, work->keys * work->dim);
+    TAKE(transposed_value, work->keys * work->dim);
     TAKE(grad_answer, work->rows * work->dim);
     TAKE(grad_logits, work->rows * work->row);
     TAKE(grad_query, work->rows * work->dim);
@@ -107,27 +107,27 @@ INLINE void FN(scale_panel)(REAL *panel, long dim, REAL *factors) {
     }
 }
 
-/* Reads vectors of a window panel by panel, turned: [dim][PANEL]. Keys are scaled; filling is `filling` or zeros. */
-static void FN(read_turned)(FN(Work) *work, REAL *turned, const Map *map, const Plan *plan, long first, long head,
-                            int is_key, const REAL *filling) {
+/* Reads vectors of a window panel by panel, transposed: [dim][PANEL]. Keys are scaled; padding is `padding` or zeros. */
+static void FN(read_transposed)(FN(Work) *work, REAL *transposed, const Map *map, const Plan *plan, long first, long head,
+                            int is_key, const REAL *padding) {
     const long dim = work->dim, tokens = work->tokens;
     const int lies_ready = map->type == (IS_DOUBLE ? F64 : F32) && plan->dim == dim;
     for (long token = 0; token < work->keys; token += PANEL) {
-        REAL *panel = turned + token * dim;
+        REAL *panel = transposed + token * dim;
         const REAL *vectors[PANEL];
         for (long i = 0; i < PANEL; i++) {
-            long place = token + i < tokens ? work->window.place[token + i] : -1;
+            long position = token + i < tokens ? work->window.position[token + i] : -1;
             REAL *copy = work->panel + i * dim;
             vectors[i] = copy;
-            if (place >= 0 && lies_ready) {
-                long at = (first + place) * map->stride + head * dim;
+            if (position >= 0 && lies_ready) {
+                long at = (first + position) * map->stride + head * dim;
                 vectors[i] = (const REAL *)map->data + at;
                 FN(ask_for_next)(map, at, plan, head);
-            } else if (place >= 0) {
-                FN(read_vector)(copy, map, first + place, plan, head, dim);
+            } else if (position >= 0) {
+                FN(read_vector)(copy, map, first + position, plan, head, dim);
             } else {
                 memset(copy, 0, sizeof(REAL) * dim);
-                if (token + i < tokens && filling) memcpy(copy, filling + head * plan->dim, sizeof(REAL) * plan->dim);
+                if (token + i < tokens && padding) memcpy(copy, padding + head * plan->dim, sizeof(REAL) * plan->dim);
             }
         }
         for (long i = 0; i < PANEL; i += LANES)
@@ -223,14 +223,14 @@ INLINE REAL FN(dot)(const REAL *a, const REAL *b, long n) {
 }
 
 /* Takes the table of a head, last entry first. */
-INLINE void FN(turn_table)(FN(Work) *work, const REAL *table, long head) {
+INLINE void FN(reorder_table)(FN(Work) *work, const REAL *table, long head) {
     for (long i = 0; i < work->table; i++) work->backwards[i] = table[(head + 1) * work->table - 1 - i];
 }
 
 /* Finds the window and the head's table, unless they are those of before. */
 static void FN(move_to)(FN(Work) *work, const Plan *plan, long window, long head, const REAL *table, int moves) {
     if (moves || head == 0) find_window(&work->window, plan, window, work->window_row, work->window_column);
-    if (moves || plan->heads > 1) FN(turn_table)(work, table, head);
+    if (moves || plan->heads > 1) FN(reorder_table)(work, table, head);
 }
 
 /* The queries of some rows, scaled, and their logits. Returns how many rows, rounded up to ROWS. */
@@ -239,11 +239,11 @@ INLINE long FN(begin_rows)(FN(Work) *work, const Plan *plan, const Map *q, long 
     const long rounded = round_up(count, ROWS), dim = work->dim, row = work->row;
     for (long i = 0; i < rounded; i++) {
         long token = work->window.query[start + (i < count ? i : 0)];
-        FN(read_vector)(work->query + i * dim, q, first + work->window.place[token], plan, head, dim);
+        FN(read_vector)(work->query + i * dim, q, first + work->window.position[token], plan, head, dim);
         FN(begin_row)(work->logits + i * row, work, plan, token);
     }
     FN(scale_vectors)(work->query, rounded, dim, scale, work->factor);
-    FN(multiply)(rounded, work->keys, dim, work->query, dim, 1, work->turned_key, PANEL, PANEL * dim, work->logits, row, 1);
+    FN(multiply)(rounded, work->keys, dim, work->query, dim, 1, work->transposed_key, PANEL, PANEL * dim, work->logits, row, 1);
     return rounded;
 }
 
@@ -251,11 +251,11 @@ INLINE long FN(begin_rows)(FN(Work) *work, const Plan *plan, const Map *q, long 
 static void FN(attend_window)(FN(Work) *work, const Plan *plan, const Map *q, const Map *k, const Map *v, REAL scale,
                               const REAL *padded_value, const Map *out, long first, long head) {
     const long dim = work->dim, row = work->row;
-    FN(read_turned)(work, work->turned_key, k, plan, first, head, 1, NULL);
+    FN(read_transposed)(work, work->transposed_key, k, plan, first, head, 1, NULL);
     for (long token = 0; token < work->tokens; token++) {
         REAL *vector = work->value + token * dim;
-        if (work->window.place[token] >= 0) {
-            FN(read_vector)(vector, v, first + work->window.place[token], plan, head, dim);
+        if (work->window.position[token] >= 0) {
+            FN(read_vector)(vector, v, first + work->window.position[token], plan, head, dim);
             continue;
         }
         memset(vector, 0, sizeof(REAL) * dim);
@@ -269,7 +269,7 @@ static void FN(attend_window)(FN(Work) *work, const Plan *plan, const Map *q, co
         for (long i = 0; i < count; i++) {
             REAL *answer = work->answer + i * dim;
             FN(multiply_row)(answer, dim, work->share[i]);
-            long token = first + work->window.place[work->window.query[start + i]];
+            long token = first + work->window.position[work->window.query[start + i]];
             FN(write)(out, token * out->stride + head * plan->dim, answer, plan->dim);
         }
     }
@@ -308,9 +308,9 @@ long FN(attend)(const Plan *plan, const Map *q, const Map *k, const Map *v, cons
 INLINE REAL FN(unscale)(REAL *grad, const REAL *scaled, long dim, REAL factor, REAL length) {
     REAL along = FN(dot)(grad, scaled, dim);
     /* A vector that counts as zero has no direction that could turn. */
-    REAL turning = factor > 0 ? along / (length * length) : 0, size = factor > 0 ? factor : -factor;
+    REAL radial = factor > 0 ? along / (length * length) : 0, size = factor > 0 ? factor : -factor;
     for (long d = 0; d < dim; d += LANES)
-        FN(store)(grad + d, (FN(load)(grad + d) - FN(load)(scaled + d) * turning) * size);
+        FN(store)(grad + d, (FN(load)(grad + d) - FN(load)(scaled + d) * radial) * size);
     return along;
 }
 
@@ -345,8 +345,8 @@ typedef struct {
 static void FN(attend_window_backward)(FN(Work) *work, const Plan *plan, const FN(Maps) *maps, REAL scale,
                                        const REAL *padded_value, long first, long head, int wants_table) {
     long tokens = work->tokens, dim = work->dim, rounded_tokens = round_up(tokens, ROWS);
-    FN(read_turned)(work, work->turned_key, maps->k, plan, first, head, 1, NULL);
-    FN(read_turned)(work, work->turned_value, maps->v, plan, first, head, 0, padded_value);
+    FN(read_transposed)(work, work->transposed_key, maps->k, plan, first, head, 1, NULL);
+    FN(read_transposed)(work, work->transposed_value, maps->v, plan, first, head, 0, padded_value);
     memset(work->grad_key, 0, sizeof(REAL) * rounded_tokens * dim);
     memset(work->grad_value, 0, sizeof(REAL) * rounded_tokens * dim);
     if (wants_table) memset(work->grad_backwards, 0, sizeof(REAL) * work->table);
@@ -354,10 +354,10 @@ static void FN(attend_window_backward)(FN(Work) *work, const Plan *plan, const F
         long count = smaller(work->rows, work->window.queries - start);
         long rounded = FN(begin_rows)(work, plan, maps->q, first, head, scale, start, count);
         for (long i = 0; i < rounded; i++) {
-            long token = first + work->window.place[work->window.query[start + (i < count ? i : 0)]];
+            long token = first + work->window.position[work->window.query[start + (i < count ? i : 0)]];
             FN(read_vector)(work->grad_answer + i * dim, maps->grad, token, plan, head, dim);
         }
-        FN(multiply)(rounded, work->keys, dim, work->grad_answer, dim, 1, work->turned_value, PANEL, PANEL * dim,
+        FN(multiply)(rounded, work->keys, dim, work->grad_answer, dim, 1, work->transposed_value, PANEL, PANEL * dim,
                      work->grad_logits, work->row, 0);
         FN(weigh)(work->logits, work->row, count, work->keys, work->share);
         for (long i = 0; i < count; i++) {
@@ -368,7 +368,7 @@ static void FN(attend_window_backward)(FN(Work) *work, const Plan *plan, const F
                 FN(store)(grad + t, FN(load)(weights + t) * (FN(load)(grad + t) - mean));
             if (wants_table) FN(collect_row)(work->grad_backwards, grad, plan, work->window.query[start + i]);
         }
-        /* Weights turned times the answers' gradients, logits' gradients turned times queries, and times keys. */
+        /* Weights transposed times the answers' gradients, logits' gradients transposed times queries, and times keys. */
         FN(multiply)(rounded_tokens, dim, count, work->logits, 1, work->row, work->grad_answer, dim, PANEL,
                      work->grad_value, dim, 1);
         FN(multiply)(rounded_tokens, dim, count, work->grad_logits, 1, work->row, work->query, dim, PANEL,
@@ -378,20 +378,20 @@ static void FN(attend_window_backward)(FN(Work) *work, const Plan *plan, const F
         for (long i = 0; i < count; i++) {
             REAL *grad = work->grad_query + i * dim;
             work->grad_scale[head] += FN(unscale)(grad, work->query + i * dim, dim, work->factor[i], scale) / scale;
-            long token = first + work->window.place[work->window.query[start + i]];
+            long token = first + work->window.position[work->window.query[start + i]];
             FN(write)(maps->grad_q, token * maps->grad_q->stride + head * plan->dim, grad, plan->dim);
         }
     }
     for (long token = 0; token < tokens; token++) {
         REAL *grad_key = work->grad_key + token * dim, *grad_value = work->grad_value + token * dim;
-        if (work->window.place[token] < 0) {
+        if (work->window.position[token] < 0) {
             for (long d = 0; d < plan->dim; d++) work->grad_padded[head * plan->dim + d] += grad_value[d];
             continue;
         }
-        long place = first + work->window.place[token];
+        long position = first + work->window.position[token];
         FN(unscale)(grad_key, work->key + token * dim, dim, work->key_factor[token], 1);
-        FN(write)(maps->grad_k, place * maps->grad_k->stride + head * plan->dim, grad_key, plan->dim);
-        FN(write)(maps->grad_v, place * maps->grad_v->stride + head * plan->dim, grad_value, plan->dim);
+        FN(write)(maps->grad_k, position * maps->grad_k->stride + head * plan->dim, grad_key, plan->dim);
+        FN(write)(maps->grad_v, position * maps->grad_v->stride + head * plan->dim, grad_value, plan->dim);
     }
     if (wants_table)
         for (long i = 0; i < work->table; i++)

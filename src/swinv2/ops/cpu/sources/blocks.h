@@ -1,7 +1,7 @@
-/* The blocks of a stage, a few windows at a time: what lies between two products stays in a core's own cache.
+/* The blocks of a stage, a few windows at a time: what is computed between two products stays in a core's own cache.
 
    Tokens lie in the lanes of vectors: some tokens are read and transposed to panels [feature][PANEL], and a linear layer is
-   W x^T, with W read where it lies. Its answer is what the next product takes. Sums over features, those of the norm and of
+   W x^T, with W read in place. Its answer is what the next product takes. Sums over features, those of the norm and of
    the softmax too, go lane by lane.
 
    A team of threads works on a group of tokens: a team of one where there are groups for all threads, else all threads
@@ -86,7 +86,7 @@ static __attribute__((noinline)) void FN(multiply_panel)(long lanes, long rows, 
 }
 
 /* Reads numbers of tokens, zeros for those beyond `count` or of a negative place, to [n][PANEL]. */
-static void FN(read_panel)(REAL *to, const Map *map, const int64_t *place, long count, long n) {
+static void FN(read_panel)(REAL *to, const Map *map, const int64_t *position, long count, long n) {
     const int is_plain = map->type == (IS_DOUBLE ? F64 : F32);
     REAL part[LANES * LANES] = {0};
     for (long i = 0; i < PANEL; i += LANES)
@@ -95,11 +95,11 @@ static void FN(read_panel)(REAL *to, const Map *map, const int64_t *place, long 
             Vector lines[VECTOR_BYTES / sizeof(REAL)];
 #pragma GCC unroll 16
             for (long j = 0; j < LANES; j++) {
-                if (i + j >= count || place[i + j] < 0) lines[j] = (Vector){0};
+                if (i + j >= count || position[i + j] < 0) lines[j] = (Vector){0};
                 else if (is_plain && width == LANES)
-                    lines[j] = FN(load)((const REAL *)map->data + place[i + j] * map->stride + column);
+                    lines[j] = FN(load)((const REAL *)map->data + position[i + j] * map->stride + column);
                 else {
-                    FN(read)(part + j * LANES, map, place[i + j] * map->stride + column, width);
+                    FN(read)(part + j * LANES, map, position[i + j] * map->stride + column, width);
                     lines[j] = FN(load)(part + j * LANES);
                 }
             }
@@ -109,7 +109,7 @@ static void FN(read_panel)(REAL *to, const Map *map, const int64_t *place, long 
 }
 
 /* Writes numbers of tokens from [n][row] to their columns from a column on. */
-static void FN(write_panel)(const Map *map, const int64_t *place, long count, long column, const REAL *from, long row,
+static void FN(write_panel)(const Map *map, const int64_t *position, long count, long column, const REAL *from, long row,
                             long n) {
     const int is_plain = map->type == (IS_DOUBLE ? F64 : F32);
     REAL part[LANES];
@@ -121,7 +121,7 @@ static void FN(write_panel)(const Map *map, const int64_t *place, long count, lo
             for (long j = 0; j < LANES; j++) lines[j] = FN(load)(from + (first + (j < width ? j : 0)) * row + i);
             FN(transpose)(lines);
             for (long j = 0; j < there; j++) {
-                const long at = place[i + j] * map->stride + column + first;
+                const long at = position[i + j] * map->stride + column + first;
                 if (is_plain && width == LANES) {
                     FN(store)((REAL *)map->data + at, lines[j]);
                     continue;
@@ -135,9 +135,9 @@ static void FN(write_panel)(const Map *map, const int64_t *place, long count, lo
 /* Some windows whose tokens are worked on together, one window's after the other's. */
 typedef struct {
     long tokens, windows;
-    int64_t *place;                /* of each token in the map */
-    int64_t *start, *there, *keys; /* of each window: its first token, its tokens, and these with filling tokens they see */
-    int64_t *at;                   /* [windows][size of a window]: where tokens lie in the bias table, filling tokens last */
+    int64_t *position;                /* of each token in the map */
+    int64_t *start, *there, *keys; /* of each window: its first token, its tokens, and these with padding tokens they see */
+    int64_t *at;                   /* [windows][size of a window]: where tokens lie in the bias table, padding tokens last */
     REAL *region;                  /* likewise: what may see each other */
     unsigned char *has_regions;
 } FN(Group);
@@ -181,14 +181,14 @@ static long FN(lay_out_own)(FN(Own) *own, const FN(Sizes) *sizes, char *memory) 
     const Plan *plan = sizes->plan;
     const long windows = sizes->windows, size = sizes->size, dim = plan->dim;
     long used = 0;
-    TAKE(own->group.place, sizes->tokens + PANEL);
+    TAKE(own->group.position, sizes->tokens + PANEL);
     TAKE(own->group.start, windows);
     TAKE(own->group.there, windows);
     TAKE(own->group.keys, windows);
     TAKE(own->group.at, windows * size);
     TAKE(own->group.region, windows * size + PANEL);
     TAKE(own->group.has_regions, windows);
-    TAKE(own->window.place, size);
+    TAKE(own->window.position, size);
     TAKE(own->window.query, size);
     TAKE(own->window.row_region, plan->window_height);
     TAKE(own->window.column_region, plan->window_width);
@@ -271,7 +271,7 @@ static void FN(apply_layer)(const FN(Product) *job, const FN(Group) *group, long
                                    job->to_row, start > 0, layer->bias.data && start == 0 ? bias : NULL, panel == 0);
                 if (start + length < job->in) continue;
                 if (job->saved)
-                    FN(write_panel)(job->saved, group->place + token, lanes, job->saved_column + row, to, job->to_row, count);
+                    FN(write_panel)(job->saved, group->position + token, lanes, job->saved_column + row, to, job->to_row, count);
                 for (long i = 0; job->widens && i < count; i++)
                     for (long j = 0; j < lanes; j += LANES) {
                         REAL *x = to + i * job->to_row + j;
@@ -339,15 +339,15 @@ static void FN(gather_windows)(FN(Own) *own, const Plan *plan, long first, long 
         REAL *region = group->region + w * size;
         long keys = 0;
         group->start[w] = group->tokens;
-        for (int fills = 0; fills < 2; fills++) {
+        for (int is_padding = 0; is_padding < 2; is_padding++) {
             for (long y = 0, i = 0; y < plan->window_height; y++)
                 for (long x = 0; x < plan->window_width; x++, i++) {
-                    if ((window->place[i] < 0) != fills || (fills && plan->mask_padding)) continue;
+                    if ((window->position[i] < 0) != is_padding || (is_padding && plan->mask_padding)) continue;
                     at[keys] = y * across + x;
                     region[keys++] = window->row_region[y] * 4 + window->column_region[x];
-                    if (!fills) group->place[group->tokens++] = image + window->place[i];
+                    if (!is_padding) group->position[group->tokens++] = image + window->position[i];
                 }
-            if (!fills) group->there[w] = keys;
+            if (!is_padding) group->there[w] = keys;
         }
         group->keys[w] = keys;
         group->has_regions[w] = window->has_regions;
@@ -398,12 +398,12 @@ INLINE void FN(begin_logits)(FN(Own) *own, const int64_t *at, long keys, long qu
     }
 }
 
-/* Makes weights of logits, not yet divided by their sums. Returns what divides them, and the sum of filling tokens' weights. */
+/* Makes weights of logits, not yet divided by their sums. Returns what divides them, and the sum of padding tokens' weights. */
 INLINE void FN(weigh_lanes)(REAL *logits, long vectors, const REAL *region, int has_regions, long query, long there, long keys,
-                            Vector *shares, Vector *filling) {
+                            Vector *shares, Vector *padding) {
     for (long j = 0; j < vectors; j++) {
         REAL *column = logits + j * LANES;
-        Vector most = FN(spread)(-INFINITY), sum = {0}, fill = {0};
+        Vector most = FN(spread)(-INFINITY), sum = {0}, padding_sum = {0};
         if (has_regions) {
             const Vector own = FN(load)(region + query + j * LANES);
             for (long key = 0; key < keys; key++) {
@@ -417,9 +417,9 @@ INLINE void FN(weigh_lanes)(REAL *logits, long vectors, const REAL *region, int 
             FN(store)(column + key * PANEL, weight);
             sum += weight;
         }
-        for (long key = there; key < keys; key++) fill += FN(exp)(FN(load)(column + key * PANEL) - most);
-        shares[j] = 1 / (sum + fill);
-        filling[j] = fill;
+        for (long key = there; key < keys; key++) padding_sum += FN(exp)(FN(load)(column + key * PANEL) - most);
+        shares[j] = 1 / (sum + padding_sum);
+        padding[j] = padding_sum;
     }
 }
 
@@ -441,23 +441,23 @@ static void FN(attend_head)(FN(Own) *own, const FN(Sizes) *sizes, const FN(Share
         FN(read_numbers)(value_bias, &block->value.bias, head * dim, dim);
     memcpy(own->table, (const REAL *)block->table.data + head * table, sizeof(REAL) * table);
     FN(scale_keys)(own, key, row, there, dim);
-    /* Rows beyond the keys there are those of filling tokens: what a tile adds to them is zero. */
+    /* Rows beyond the keys there are those of padding tokens: what a tile adds to them is zero. */
     memset(own->keys + there * round_up(dim, LANES), 0, sizeof(REAL) * ROWS * round_up(dim, LANES));
     for (long first = 0; first < there; first += PANEL) {
         const long count = smaller(PANEL, there - first);
-        Vector shares[VECTORS], filling[VECTORS];
+        Vector shares[VECTORS], padding[VECTORS];
         FN(scale_queries)(own, query + first, row, dim, ((const REAL *)block->scale.data)[head]);
         FN(begin_logits)(own, at, keys, first, count, centre);
         FN(multiply_panel)(count, there, dim, own->keys, round_up(dim, LANES), own->query, own->logits, PANEL, 1, NULL, 0);
-        FN(weigh_lanes)(own->logits, (count + LANES - 1) / LANES, region, group->has_regions[window], first, there, keys, shares, filling);
+        FN(weigh_lanes)(own->logits, (count + LANES - 1) / LANES, region, group->has_regions[window], first, there, keys, shares, padding);
         FN(multiply_panel)(count, dim, there, value, row, own->logits, own->answer, PANEL, 0, NULL, 0);
-        /* To their places among all tokens of the group. */
+        /* To their positions among all tokens of the group. */
         const long to = start + first, lane = to % PANEL;
         REAL *attended = shared->attended + to / PANEL * PANEL * sizes->wide + head * dim * PANEL + lane;
         for (long d = 0; d < dim; d++) {
             REAL *answer = own->answer + d * PANEL;
             for (long j = 0; j * LANES < count; j++)
-                FN(store)(answer + j * LANES, (FN(load)(answer + j * LANES) + filling[j] * value_bias[d]) * shares[j]);
+                FN(store)(answer + j * LANES, (FN(load)(answer + j * LANES) + padding[j] * value_bias[d]) * shares[j]);
             if (lane == 0 && count == PANEL) {
                 for (long j = 0; j < PANEL; j += LANES) FN(store)(attended + d * PANEL + j, FN(load)(answer + j));
                 continue;
@@ -495,7 +495,7 @@ static void FN(run_group)(const FN(Task) *task, const FN(Shared) *shared, FN(Own
     const long mine = share(panels, me, team), end = share(panels, me + 1, team);
     for (long panel = mine; panel < end; panel++) {
         const long count = smaller(PANEL, group->tokens - panel * PANEL);
-        FN(read_panel)(shared->x + panel * panel_size, task->from, group->place + panel * PANEL, count, channels);
+        FN(read_panel)(shared->x + panel * panel_size, task->from, group->position + panel * PANEL, count, channels);
         if (block->query.data && count < PANEL) memset(shared->attended + panel * panel_size, 0, sizeof(REAL) * panel_size);
     }
     FN(meet)(team);
@@ -519,31 +519,31 @@ static void FN(run_group)(const FN(Task) *task, const FN(Shared) *shared, FN(Own
             const long token = panel * PANEL, count = smaller(PANEL, group->tokens - token);
             REAL *x = shared->x + panel * panel_size;
             if (FN(wanted)(saved, &saved->attended))
-                FN(write_panel)(&saved->attended, group->place + token, count, 0, shared->attended + panel * panel_size,
+                FN(write_panel)(&saved->attended, group->position + token, count, 0, shared->attended + panel * panel_size,
                                 PANEL, channels);
             FN(norm_panel)(count, x, shared->work + panel * panel_size, channels, block->attention_norm.eps, own->norms[0], 1);
         }
         FN(meet)(team);
     }
-    for (long first = 0; block->widen.data && first < panels; first += sizes->panels) {
+    for (long first = 0; block->fc1.data && first < panels; first += sizes->panels) {
         const long count = smaller(sizes->panels, panels - first), hidden_size = sizes->deep * PANEL;
         REAL *x = shared->x + first * panel_size, *work = shared->work + first * panel_size;
-        const FN(Product) widen = {&block->widen, channels, block->hidden, x, panel_size, shared->hidden, hidden_size, PANEL,
+        const FN(Product) fc1 = {&block->fc1, channels, block->hidden, x, panel_size, shared->hidden, hidden_size, PANEL,
                                    1, FN(wanted)(saved, &saved->hidden), 0};
-        FN(apply_layer)(&widen, group, first, count, own, me, team);
+        FN(apply_layer)(&fc1, group, first, count, own, me, team);
         FN(meet)(team);
-        const FN(Product) narrow = {&block->narrow, block->hidden, channels, shared->hidden, hidden_size, work, panel_size,
+        const FN(Product) fc2 = {&block->fc2, block->hidden, channels, shared->hidden, hidden_size, work, panel_size,
                                     PANEL, 0, FN(wanted)(saved, &saved->mlp_work), 0};
-        FN(apply_layer)(&narrow, group, first, count, own, me, team);
+        FN(apply_layer)(&fc2, group, first, count, own, me, team);
         FN(meet)(team);
     }
     for (long panel = mine; panel < end; panel++) {
         const long count = smaller(PANEL, group->tokens - panel * PANEL);
         REAL *x = shared->x + panel * panel_size;
-        if (block->widen.data)
+        if (block->fc1.data)
             FN(norm_panel)(count, x, shared->work + panel * panel_size, channels, block->mlp_norm.eps, own->norms[1], 1);
         if (block->extra_norm.weight.data) FN(norm_panel)(count, x, x, channels, block->extra_norm.eps, own->norms[2], 0);
-        FN(write_panel)(task->to, group->place + panel * PANEL, count, 0, x, PANEL, channels);
+        FN(write_panel)(task->to, group->position + panel * PANEL, count, 0, x, PANEL, channels);
     }
     FN(meet)(team);
 }
@@ -564,7 +564,7 @@ long FN(run_blocks)(const Plan *whole, long count, const Block *blocks, const Ma
     long hidden = 0, products = 0;
     for (long i = 0; i < count; i++) {
         attends |= blocks[i].query.data != NULL;
-        if (blocks[i].widen.data && blocks[i].hidden > hidden) hidden = blocks[i].hidden;
+        if (blocks[i].fc1.data && blocks[i].hidden > hidden) hidden = blocks[i].hidden;
     }
     if (all_tokens < 1 || count < 1) return 0;
     if (!attends) plan.window_height = 1, plan.window_width = GROUP_TOKENS, plan.width = all_tokens, plan.height = plan.images = 1,
@@ -654,17 +654,17 @@ long FN(project)(const Plan *plan, const Linear *layer, const Norm *norm, long w
         char *mine = memory + own_bytes * number;
         FN(Own) own = {.rows = (REAL *)mine};
         own.norms[0] = own.rows + HEIGHT * CHUNK;
-        own.group.place = (int64_t *)(mine + own_bytes) - GROUP_TOKENS * (parts + 1);
+        own.group.position = (int64_t *)(mine + own_bytes) - GROUP_TOKENS * (parts + 1);
         REAL *from = (REAL *)(memory + own_bytes * threads + (team > 1 ? 0 : shared * number)), *work = from + panels * x_panel;
         FN(read_norm)(own.norms[0], norm, wide);
         for (long group = first; group < end; group++) {
             const long start = group * GROUP_TOKENS, count = own.group.tokens = smaller(GROUP_TOKENS, tokens - start);
             const long some = (count + PANEL - 1) / PANEL, begin = share(some, me, members), stop = share(some, me + 1, members);
-            int64_t *places = own.group.place + GROUP_TOKENS;
+            int64_t *places = own.group.position + GROUP_TOKENS;
             for (long i = 0; i < count; i++) {
                 const long token = start + i, row = token / across % down * plan->window_height;
                 const long column = token % across * plan->window_width, image = token / across / down * plan->height;
-                own.group.place[i] = token;
+                own.group.position[i] = token;
                 for (long part = 0; part < parts; part++) {
                     const long y = row + part % plan->window_height, x = column + part / plan->window_height;
                     const int is_there = y < plan->height && x < plan->width;
@@ -683,7 +683,7 @@ long FN(project)(const Plan *plan, const Linear *layer, const Norm *norm, long w
                 REAL *answer = work + panel * work_panel;
                 const long lanes = smaller(PANEL, count - panel * PANEL);
                 FN(norm_panel)(lanes, answer, answer, wide, norm->eps, own.norms[0], 0);
-                FN(write_panel)(out, own.group.place + panel * PANEL, lanes, 0, answer, PANEL, wide);
+                FN(write_panel)(out, own.group.position + panel * PANEL, lanes, 0, answer, PANEL, wide);
             }
             FN(meet)(members);
         }

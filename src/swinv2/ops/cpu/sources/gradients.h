@@ -1,8 +1,8 @@
-/* The gradients of a branch, a piece of its tokens at a time: what lies between two products stays in the cache.
+/* The gradients of a branch, a chunk of its tokens at a time: what is computed between two products stays in the cache.
 
-   Here the features of a token lie side by side, as they do in the map. Then a product with a weight that is not turned
+   Here the features of a token lie side by side, as they do in the map. Then a product with a weight that is not transposed
    reads its rows as they lie, and the gradient of a weight is a product of what one thread after the other has made of
-   the tokens. All threads work on a piece together: each on some tokens, some columns or some heads, and on some rows of
+   the tokens. All threads work on a chunk together: each on some tokens, some columns or some heads, and on some rows of
    the weights' gradients, whose sums are so the same for any number of threads. */
 
 #define PIECE_TOKENS 256 /* for every thread, unless a window has more */
@@ -11,29 +11,29 @@
 typedef struct {
     FN(Lines) lines;   /* for the norm */
     FN(Work) work;     /* for the attention */
-    int64_t *place;    /* of each token of the piece in the map */
+    int64_t *position;    /* of each token of the chunk in the map */
     int64_t *start;    /* of each window: its first token among these */
     REAL *columns;     /* [CHUNK][PANEL], of a weight */
     REAL *rows;        /* [CHUNK][HEIGHT], of a weight's gradient */
     REAL *part, *line; /* [ROWS][PANEL], of an answer; PANEL numbers */
 } FN(Tools);
 
-/* What all threads work with: for each token of a piece a row of each. */
+/* What all threads work with: for each token of a chunk a row of each. */
 typedef struct {
     REAL *grad;         /* of the sum, then of x */
-    REAL *x, *turned;   /* what the branch was given, and the gradients of the norm's input */
+    REAL *x, *grad_branch_out;   /* what the branch was given, and the gradients of the norm's input */
     REAL *seen, *inner; /* what the last layer was given, and the gradients of that */
     REAL *qkv, *into;   /* queries, keys and values, and the gradients of what the first layers made; may be `inner` */
     long row, wide_row, deep_row; /* from token to token: of channels, of `seen` and of `into` */
     double *into_bias;
     REAL *value_bias;
-} FN(Piece);
+} FN(Chunk);
 
 /* How the work is cut. */
 typedef struct {
     const Plan *plan;
     long channels, seen, into; /* features of a token: of x, of the last layer and of the first ones' answer */
-    long windows, tokens;      /* of a piece, at most */
+    long windows, tokens;      /* of a chunk, at most */
     int attends;
 } FN(Cut);
 
@@ -48,7 +48,7 @@ static long FN(lay_out_tools)(FN(Tools) *tools, const FN(Cut) *cut, char *memory
     long used = round_up(FN(lay_out_lines)(&tools->lines, cut->channels, memory), 64);
     if (cut->attends)
         used = round_up(used + FN(lay_out_work)(&tools->work, cut->plan, 1, memory ? memory + used : NULL), 64);
-    TAKE(tools->place, cut->tokens + LANES);
+    TAKE(tools->position, cut->tokens + LANES);
     TAKE(tools->start, cut->windows + 1);
     TAKE(tools->columns, CHUNK * PANEL);
     TAKE(tools->rows, CHUNK * HEIGHT);
@@ -60,22 +60,22 @@ static long FN(lay_out_tools)(FN(Tools) *tools, const FN(Cut) *cut, char *memory
 /* An odd number of the cache's lines: rows that lie a power of two apart would crowd a few of them. */
 INLINE long FN(odd_row)(long features) { return (round_up(features, PANEL) / LINE | 1) * LINE; }
 
-static long FN(lay_out_piece)(FN(Piece) *piece, const FN(Cut) *cut, char *memory) {
+static long FN(lay_out_chunk)(FN(Chunk) *chunk, const FN(Cut) *cut, char *memory) {
     const long tokens = cut->tokens + (ROWS > LANES ? ROWS : LANES);
     long used = 0;
-    piece->row = FN(odd_row)(cut->channels);
-    piece->wide_row = FN(odd_row)(cut->seen), piece->deep_row = FN(odd_row)(cut->into);
-    TAKE(piece->into_bias, cut->into);
-    TAKE(piece->value_bias, cut->channels);
-    TAKE(piece->grad, tokens * piece->row + PANEL);
-    TAKE(piece->x, tokens * piece->row + PANEL);
-    TAKE(piece->turned, tokens * piece->row + PANEL);
-    TAKE(piece->seen, tokens * piece->wide_row + PANEL);
-    TAKE(piece->into, tokens * piece->deep_row + PANEL);
-    piece->inner = piece->into;
+    chunk->row = FN(odd_row)(cut->channels);
+    chunk->wide_row = FN(odd_row)(cut->seen), chunk->deep_row = FN(odd_row)(cut->into);
+    TAKE(chunk->into_bias, cut->into);
+    TAKE(chunk->value_bias, cut->channels);
+    TAKE(chunk->grad, tokens * chunk->row + PANEL);
+    TAKE(chunk->x, tokens * chunk->row + PANEL);
+    TAKE(chunk->grad_branch_out, tokens * chunk->row + PANEL);
+    TAKE(chunk->seen, tokens * chunk->wide_row + PANEL);
+    TAKE(chunk->into, tokens * chunk->deep_row + PANEL);
+    chunk->inner = chunk->into;
     if (cut->attends) {
-        TAKE(piece->inner, tokens * piece->wide_row + PANEL);
-        TAKE(piece->qkv, tokens * piece->deep_row + PANEL);
+        TAKE(chunk->inner, tokens * chunk->wide_row + PANEL);
+        TAKE(chunk->qkv, tokens * chunk->deep_row + PANEL);
     }
     return used;
 }
@@ -85,7 +85,7 @@ INLINE void FN(copy)(REAL *to, const REAL *from, long n) {
     for (long i = 0; i < n; i += LANES) FN(store)(to + i, FN(load)(from + i));
 }
 
-/* A product of tokens with a weight that is not turned: what was the layer's answer becomes its input. */
+/* A product of tokens with a weight that is not transposed: what was the layer's answer becomes its input. */
 typedef struct {
     const Linear *layer;
     long in, out; /* rows and columns of the weight */
@@ -97,16 +97,16 @@ typedef struct {
     const Map *before;  /* the input of a GELU whose answer's gradients are the product, or NULL; */
     REAL *after;        /* gets its answer then, in rows as those of `to`, which get its input's gradients */
     const Map *written; /* gets the product, or NULL */
-} FN(Unturned);
+} FN(UntransposedProduct);
 
 /* Does what follows a product, for some tokens and a panel of columns. */
-static void FN(follow)(const FN(Unturned) *job, const FN(Tools) *tools, long token, long end, long column, long n) {
+static void FN(follow)(const FN(UntransposedProduct) *job, const FN(Tools) *tools, long token, long end, long column, long n) {
     for (; token < end; token++) {
         REAL *to = job->to + token * job->to_row + column;
-        if (job->written) FN(write)(job->written, tools->place[token] * job->written->stride + column, to, n);
+        if (job->written) FN(write)(job->written, tools->position[token] * job->written->stride + column, to, n);
         if (!job->before) continue;
         REAL *after = job->after + token * job->to_row + column;
-        FN(read)(after, job->before, tools->place[token] * job->before->stride + column, n);
+        FN(read)(after, job->before, tools->position[token] * job->before->stride + column, n);
         for (long c = 0; c < n; c += LANES) {
             Vector x = FN(load)(after + c), below, density;
             FN(normal)(x, &below, &density);
@@ -117,7 +117,7 @@ static void FN(follow)(const FN(Unturned) *job, const FN(Tools) *tools, long tok
 }
 
 /* A thread's part of a product. The parts of products of as many tokens and columns are the same. */
-static void FN(apply_unturned)(const FN(Unturned) *job, long tokens, FN(Tools) *tools, long me, long team) {
+static void FN(apply_untransposed)(const FN(UntransposedProduct) *job, long tokens, FN(Tools) *tools, long me, long team) {
     const Linear *layer = job->layer;
     const long panels = (job->out + PANEL - 1) / PANEL, tiles = (tokens + ROWS - 1) / ROWS;
     /* As many groups of tokens as give every thread something to do. */
@@ -150,17 +150,17 @@ static void FN(apply_unturned)(const FN(Unturned) *job, long tokens, FN(Tools) *
     }
 }
 
-/* The gradient of a layer: left (tokens, m) turned, times right (tokens, n), and the sums of all tokens of left. */
+/* The gradient of a layer: left (tokens, m) transposed, times right (tokens, n), and the sums of all tokens of left. */
 typedef struct {
     const REAL *left, *right;
     long left_row, right_row, m, n;
     REAL *sums;   /* (m, n), or NULL */
     double *bias; /* (m), or NULL */
     int adds;     /* to these sums; else they begin here */
-} FN(Turned);
+} FN(TransposedProduct);
 
 /* A thread's rows of it. */
-static void FN(sum_layer)(const FN(Turned) *job, long tokens, FN(Tools) *tools, long me, long team) {
+static void FN(sum_layer)(const FN(TransposedProduct) *job, long tokens, FN(Tools) *tools, long me, long team) {
     const long tiles = (job->m + ROWS - 1) / ROWS, end = smaller(share(tiles, me + 1, team) * ROWS, job->m), n = job->n;
     if (!job->sums && !job->bias) return;
     for (long row = share(tiles, me, team) * ROWS; row < end; row += HEIGHT)
@@ -202,113 +202,113 @@ typedef struct {
 } FN(Slopes);
 
 /* Finds the tokens of some windows of all images. Returns how many. */
-static long FN(gather_places)(FN(Tools) *tools, const FN(Cut) *cut, long first, long windows) {
+static long FN(gather_positions)(FN(Tools) *tools, const FN(Cut) *cut, long first, long windows) {
     const Plan *plan = cut->plan;
     const long in_image = windows_down(plan) * windows_across(plan);
     long tokens = 0;
     if (!cut->attends)
-        for (; tokens < windows; tokens++) tools->place[tokens] = first + tokens;
+        for (; tokens < windows; tokens++) tools->position[tokens] = first + tokens;
     for (long w = 0; cut->attends && w < windows; w++) {
         const long number = first + w, image = number / in_image * plan->height * plan->width;
         const Window *window = &tools->work.window;
         find_window(&tools->work.window, plan, number % in_image, tools->work.window_row, tools->work.window_column);
         tools->start[w] = tokens;
-        for (long i = 0; i < window->queries; i++) tools->place[tokens++] = image + window->place[window->query[i]];
+        for (long i = 0; i < window->queries; i++) tools->position[tokens++] = image + window->position[window->query[i]];
     }
     return tokens;
 }
 
-/* Reads a token of the piece, with zeros after its numbers. */
-INLINE void FN(read_row)(REAL *to, const Map *map, long place, long n) {
-    FN(read)(to, map, place * map->stride, n);
+/* Reads a token of the chunk, with zeros after its numbers. */
+INLINE void FN(read_row)(REAL *to, const Map *map, long position, long n) {
+    FN(read)(to, map, position * map->stride, n);
     for (long c = n; c < round_up(n, LANES); c++) to[c] = 0;
 }
 
-/* Reads tokens of a piece, and goes back through the norm. */
-static void FN(begin_tokens)(const FN(Slopes) *task, const FN(Piece) *piece, FN(Tools) *tools, long first, long end) {
+/* Reads tokens of a chunk, and goes back through the norm. */
+static void FN(begin_tokens)(const FN(Slopes) *task, const FN(Chunk) *chunk, FN(Tools) *tools, long first, long end) {
     const FN(Cut) *cut = &task->cut;
     const Norm *norm = cut->attends ? &task->block->attention_norm : &task->block->mlp_norm;
-    const long channels = cut->channels, row = piece->row, wide = tools->lines.wide;
+    const long channels = cut->channels, row = chunk->row, wide = tools->lines.wide;
     for (long token = first, done = 0; token < end; token += LANES) {
         const long count = smaller(LANES, end - token);
         for (long j = 0; j < LANES; j++) {
-            const long at = token + smaller(j, count - 1), place = tools->place[at];
-            FN(read_row)(tools->lines.work + j * wide, task->work, place, channels);
-            FN(read_row)(tools->lines.grad + j * wide, task->grad, place, channels);
+            const long at = token + smaller(j, count - 1), position = tools->position[at];
+            FN(read_row)(tools->lines.work + j * wide, task->work, position, channels);
+            FN(read_row)(tools->lines.grad + j * wide, task->grad, position, channels);
             if (j >= count) continue;
-            FN(copy)(piece->grad + at * row, tools->lines.grad + j * wide, wide);
-            FN(read_row)(piece->x + at * row, task->x, place, channels);
+            FN(copy)(chunk->grad + at * row, tools->lines.grad + j * wide, wide);
+            FN(read_row)(chunk->x + at * row, task->x, position, channels);
             if (!cut->attends) continue;
-            FN(read_row)(piece->seen + at * piece->wide_row, &task->saved->attended, place, channels);
-            FN(read_row)(piece->qkv + at * piece->deep_row, &task->saved->qkv, place, 3 * channels);
+            FN(read_row)(chunk->seen + at * chunk->wide_row, &task->saved->attended, position, channels);
+            FN(read_row)(chunk->qkv + at * chunk->deep_row, &task->saved->qkv, position, 3 * channels);
         }
-        FN(turn_norm)(&tools->lines, tools->lines.work, tools->lines.grad, wide, count, channels, norm->eps, norm->factor);
+        FN(norm_backward)(&tools->lines, tools->lines.work, tools->lines.grad, wide, count, channels, norm->eps, norm->factor);
         for (long j = 0; j < count; j++)
-            FN(copy)(piece->turned + (token + j) * row, tools->lines.grad + j * wide, wide);
+            FN(copy)(chunk->grad_branch_out + (token + j) * row, tools->lines.grad + j * wide, wide);
         done += LANES;
         if (done % TOKENS_AT_ONCE == 0) FN(add_up)(&tools->lines, 3, channels);
     }
     FN(add_up)(&tools->lines, 3, channels);
 }
 
-/* The attention's part of a piece: some windows and heads of it. */
-static void FN(attend_piece)(const FN(Slopes) *task, const FN(Piece) *piece, FN(Tools) *tools, long first, long windows,
+/* The attention's part of a chunk: some windows and heads of it. */
+static void FN(attend_chunk)(const FN(Slopes) *task, const FN(Chunk) *chunk, FN(Tools) *tools, long first, long windows,
                              long me, long team) {
     const Plan *plan = task->cut.plan;
     const Block *block = task->block;
     const long type = IS_DOUBLE ? F64 : F32, channels = task->cut.channels, tasks = windows * plan->heads;
     const long in_image = windows_down(plan) * windows_across(plan);
-    const Map grad = {piece->inner, piece->wide_row, type};
+    const Map grad = {chunk->inner, chunk->wide_row, type};
     Map from[3], to[3];
     for (long i = 0; i < 3; i++) {
-        from[i] = (Map){piece->qkv + i * channels, piece->deep_row, type};
-        to[i] = (Map){piece->into + i * channels, piece->deep_row, type};
+        from[i] = (Map){chunk->qkv + i * channels, chunk->deep_row, type};
+        to[i] = (Map){chunk->into + i * channels, chunk->deep_row, type};
     }
     const FN(Maps) maps = {from, from + 1, from + 2, &grad, to, to + 1, to + 2};
     FN(Work) *work = &tools->work;
     for (long i = share(tasks, me, team), begin = i; i < share(tasks, me + 1, team); i++) {
         const long head = i % plan->heads, w = i / plan->heads;
         FN(move_to)(work, plan, (first + w) % in_image, head, block->table.data, i == begin);
-        /* The tokens of a window lie one after the other in the piece. */
+        /* The tokens of a window lie one after the other in the chunk. */
         for (long j = 0; (i == begin || head == 0) && j < work->window.queries; j++)
-            work->window.place[work->window.query[j]] = tools->start[w] + j;
+            work->window.position[work->window.query[j]] = tools->start[w] + j;
         FN(attend_window_backward)(work, plan, &maps, ((const REAL *)block->scale.data)[head],
-                                   block->value.bias.data ? piece->value_bias : NULL, 0, head, task->to->table != NULL);
+                                   block->value.bias.data ? chunk->value_bias : NULL, 0, head, task->to->table != NULL);
     }
 }
 
-/* A piece of tokens, from one of the windows on. */
-static void FN(run_piece)(const FN(Slopes) *task, const FN(Piece) *piece, FN(Tools) *tools, long first, long windows,
+/* A chunk of tokens, from one of the windows on. */
+static void FN(run_chunk)(const FN(Slopes) *task, const FN(Chunk) *chunk, FN(Tools) *tools, long first, long windows,
                           int is_first, long me, long team) {
     const FN(Cut) *cut = &task->cut;
     const Block *block = task->block;
     const Gradients *to = task->to;
-    const long channels = cut->channels, row = piece->row, tokens = FN(gather_places)(tools, cut, first, windows);
-    FN(begin_tokens)(task, piece, tools, share(tokens, me, team), share(tokens, me + 1, team));
+    const long channels = cut->channels, row = chunk->row, tokens = FN(gather_positions)(tools, cut, first, windows);
+    FN(begin_tokens)(task, chunk, tools, share(tokens, me, team), share(tokens, me + 1, team));
     FN(meet)(team);
-    const FN(Unturned) inner = {
-        cut->attends ? &block->output : &block->narrow, channels, cut->seen, piece->turned, row, piece->inner,
-        piece->wide_row, 0, cut->attends ? NULL : &task->saved->hidden, piece->seen, NULL,
+    const FN(UntransposedProduct) inner = {
+        cut->attends ? &block->output : &block->fc2, channels, cut->seen, chunk->grad_branch_out, row, chunk->inner,
+        chunk->wide_row, 0, cut->attends ? NULL : &task->saved->hidden, chunk->seen, NULL,
     };
-    FN(apply_unturned)(&inner, tokens, tools, me, team);
+    FN(apply_untransposed)(&inner, tokens, tools, me, team);
     FN(meet)(team);
     if (cut->attends) {
-        FN(attend_piece)(task, piece, tools, first, windows, me, team);
+        FN(attend_chunk)(task, chunk, tools, first, windows, me, team);
         FN(meet)(team);
     }
-    const FN(Turned) last = {piece->turned, piece->seen, row, piece->wide_row, channels, cut->seen, to->last, NULL, !is_first};
+    const FN(TransposedProduct) last = {chunk->grad_branch_out, chunk->seen, row, chunk->wide_row, channels, cut->seen, to->out_proj, NULL, !is_first};
     FN(sum_layer)(&last, tokens, tools, me, team);
-    const FN(Turned) into = {piece->into, piece->x, piece->deep_row, row, cut->into, channels, to->into, piece->into_bias,
+    const FN(TransposedProduct) into = {chunk->into, chunk->x, chunk->deep_row, row, cut->into, channels, to->in_proj, chunk->into_bias,
                              !is_first};
     FN(sum_layer)(&into, tokens, tools, me, team);
     const Linear *layers[] = {&block->query, &block->key, &block->value};
     const long count = cut->attends ? 3 : 1, wide = cut->into / count;
     for (long i = 0; to->x.data && i < count; i++) {
-        const FN(Unturned) outer = {
-            cut->attends ? layers[i] : &block->widen, wide, channels, piece->into + i * wide, piece->deep_row, piece->grad,
+        const FN(UntransposedProduct) outer = {
+            cut->attends ? layers[i] : &block->fc1, wide, channels, chunk->into + i * wide, chunk->deep_row, chunk->grad,
             row, 1, NULL, NULL, i == count - 1 ? &to->x : NULL,
         };
-        FN(apply_unturned)(&outer, tokens, tools, me, team);
+        FN(apply_untransposed)(&outer, tokens, tools, me, team);
     }
     FN(meet)(team);
 }
@@ -331,17 +331,17 @@ long FN(run_backward)(const Plan *whole, const Block *block, const Map *grad, co
     FN(Slopes) task = {{&plan, channels, seen, deep, at_once, at_once * there, attends}, block, grad, x,
                        attends ? &saved->attention_work : &saved->mlp_work, saved, to};
     FN(Tools) tools_sizes;
-    FN(Piece) piece;
+    FN(Chunk) chunk;
     const long own_bytes = FN(lay_out_tools)(&tools_sizes, &task.cut, NULL);
-    const long shared_bytes = FN(lay_out_piece)(&piece, &task.cut, NULL), needed = shared_bytes + own_bytes * threads;
+    const long shared_bytes = FN(lay_out_chunk)(&chunk, &task.cut, NULL), needed = shared_bytes + own_bytes * threads;
     if (bytes < needed) return needed;
-    FN(lay_out_piece)(&piece, &task.cut, memory);
+    FN(lay_out_chunk)(&chunk, &task.cut, memory);
     long members = 1;
-    if (attends && block->value.bias.data) FN(read_numbers)(piece.value_bias, &block->value.bias, 0, channels);
+    if (attends && block->value.bias.data) FN(read_numbers)(chunk.value_bias, &block->value.bias, 0, channels);
     if (all_tokens < 1) {
-        if (to->last) memset(to->last, 0, sizeof(REAL) * channels * seen);
-        if (to->into) memset(to->into, 0, sizeof(REAL) * channels * deep);
-        memset(piece.into_bias, 0, sizeof(double) * deep);
+        if (to->out_proj) memset(to->out_proj, 0, sizeof(REAL) * channels * seen);
+        if (to->in_proj) memset(to->in_proj, 0, sizeof(REAL) * channels * deep);
+        memset(chunk.into_bias, 0, sizeof(double) * deep);
     }
 #pragma omp parallel num_threads(threads)
     {
@@ -349,23 +349,23 @@ long FN(run_backward)(const Plan *whole, const Block *block, const Map *grad, co
         char *mine = memory + shared_bytes + own_bytes * me;
         FN(Tools) tools;
         FN(lay_out_tools)(&tools, &task.cut, mine);
-        memset(mine, 0, (char *)tools.place - mine); /* what comes first has sums, and numbers beyond ends */
+        memset(mine, 0, (char *)tools.position - mine); /* what comes first has sums, and numbers beyond ends */
         FN(read_numbers)(tools.lines.weight, attends ? &block->attention_norm.weight : &block->mlp_norm.weight, 0, channels);
         if (me == 0) members = team;
         for (long window = 0; window < windows; window += at_once)
-            FN(run_piece)(&task, &piece, &tools, window, smaller(at_once, windows - window), window == 0, me, team);
+            FN(run_chunk)(&task, &chunk, &tools, window, smaller(at_once, windows - window), window == 0, me, team);
     }
     /* What threads have summed, in their order, so that the same call gives the same answer. */
     FN(Tools) tools;
     FN(lay_out_tools)(&tools, &task.cut, memory + shared_bytes);
-    for (int i = 0; i < 3; i++) FN(add_members)((REAL *)to->end + i * channels, tools.lines.sums[i], channels, members, own_bytes);
+    for (int i = 0; i < 3; i++) FN(add_members)((REAL *)to->epilogue + i * channels, tools.lines.sums[i], channels, members, own_bytes);
     if (attends) {
         const long padded = deep - channels;
         FN(add_members)(to->table, tools.work.grad_table, plan.heads * tools.work.table, members, own_bytes);
         FN(add_members)(to->scale, tools.work.grad_scale, plan.heads, members, own_bytes);
-        FN(add_members)(piece.value_bias, tools.work.grad_padded, channels, members, own_bytes);
-        for (long c = 0; c < channels; c++) piece.into_bias[padded + c] += piece.value_bias[c];
+        FN(add_members)(chunk.value_bias, tools.work.grad_padded, channels, members, own_bytes);
+        for (long c = 0; c < channels; c++) chunk.into_bias[padded + c] += chunk.value_bias[c];
     }
-    for (long i = 0; i < deep; i++) ((REAL *)to->into_bias)[i] = piece.into_bias[i];
+    for (long i = 0; i < deep; i++) ((REAL *)to->in_proj_bias)[i] = chunk.into_bias[i];
     return 0;
 }

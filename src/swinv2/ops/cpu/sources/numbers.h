@@ -40,7 +40,7 @@ typedef struct {
     Linear query, key, value, output;
     Numbers table, scale; /* as `attend` takes them, in REAL */
     Norm attention_norm;
-    Linear widen, narrow;
+    Linear fc1, fc2;
     Norm mlp_norm, extra_norm; /* the last one, of the whole sum, if it has a weight */
 } Block;
 
@@ -55,7 +55,7 @@ typedef struct {
    layer's bias; and of the attention's bias table and scale. */
 typedef struct {
     Map x;
-    void *into, *into_bias, *last, *end, *table, *scale;
+    void *in_proj, *in_proj_bias, *out_proj, *epilogue, *table, *scale;
 } Gradients;
 
 static inline float from_bf16(uint16_t bits) {

@@ -138,11 +138,11 @@ INLINE void FN(add_threads)(const char *memory, long bytes, long members, int co
 
 /* From the gradients of norm(work) of LANES tokens to those of work, in place; `work` is lost. Sums of so many of these tokens
    are added to `some`: the gradients of weight and bias, and the answers. */
-INLINE void FN(turn_norm)(FN(Lines) *lines, REAL *work, REAL *grad, long row, long count, long channels, REAL eps,
+INLINE void FN(norm_backward)(FN(Lines) *lines, REAL *work, REAL *grad, long row, long count, long channels, REAL eps,
                           REAL factor) {
     const long wide = lines->wide;
     Vector sum[VECTOR_BYTES / sizeof(REAL)], along[VECTOR_BYTES / sizeof(REAL)];
-    REAL scales[LANES], means[LANES], turnings[LANES];
+    REAL scales[LANES], means[LANES], radials[LANES];
     FN(store)(scales, FN(normalise)(work, wide, channels, eps));
     for (long j = 0; j < LANES; j++) {
         REAL *slopes = grad + j * row, *normed = work + j * wide;
@@ -161,14 +161,14 @@ INLINE void FN(turn_norm)(FN(Lines) *lines, REAL *work, REAL *grad, long row, lo
         sum[j] = some, along[j] = some_along;
     }
     FN(store)(means, FN(sums)(sum) / (REAL)channels);
-    FN(store)(turnings, FN(sums)(along) / (REAL)channels);
+    FN(store)(radials, FN(sums)(along) / (REAL)channels);
     for (long j = 0; j < count; j++) {
         REAL *slopes = grad + j * row, *normed = work + j * wide;
         for (long c = 0; c < wide; c += LANES) {
-            Vector turned = FN(load)(slopes + c) - means[j] - FN(load)(normed + c) * turnings[j];
-            turned *= scales[j];
-            FN(store)(slopes + c, turned);
-            FN(store)(lines->some[2] + c, FN(load)(lines->some[2] + c) + turned);
+            Vector grad_input = FN(load)(slopes + c) - means[j] - FN(load)(normed + c) * radials[j];
+            grad_input *= scales[j];
+            FN(store)(slopes + c, grad_input);
+            FN(store)(lines->some[2] + c, FN(load)(lines->some[2] + c) + grad_input);
         }
     }
 }
@@ -179,7 +179,7 @@ INLINE void FN(turn_norm)(FN(Lines) *lines, REAL *work, REAL *grad, long row, lo
    grad: of the answer; grad_work: to be written; sums (3, channels): to these are added the gradients of weight and bias,
    and the sum of all tokens of grad_work. */
 long FN(add_normalised_backward)(long tokens, long channels, const Map *grad, const Map *work, const REAL *weight,
-                                 double eps, double factor, const Map *grad_work, double *sums, long threads,
+                                 double eps, double factor, const Map *grad_branch_out, double *sums, long threads,
                                  char *memory, long bytes) {
     threads = smaller(threads, (tokens + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE);
     if (threads < 1) return 0;
@@ -198,9 +198,9 @@ long FN(add_normalised_backward)(long tokens, long channels, const Map *grad, co
             long count = smaller(LANES, end - token);
             FN(read_tokens)(lines.work, work, token, count, channels, wide);
             FN(read_tokens)(lines.grad, grad, token, count, channels, wide);
-            FN(turn_norm)(&lines, lines.work, lines.grad, wide, count, channels, eps, factor);
+            FN(norm_backward)(&lines, lines.work, lines.grad, wide, count, channels, eps, factor);
             for (long j = 0; j < count; j++)
-                FN(write)(grad_work, (token + j) * grad_work->stride, lines.grad + j * wide, channels);
+                FN(write)(grad_branch_out, (token + j) * grad_branch_out->stride, lines.grad + j * wide, channels);
             done += LANES;
             if (done % TOKENS_AT_ONCE == 0) FN(add_up)(&lines, 3, channels);
         }

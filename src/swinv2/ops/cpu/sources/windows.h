@@ -12,10 +12,10 @@ typedef struct {
 
 enum { MAIN, WRAPPED, PADDING };
 
-/* One window: for each of its tokens, row by row, its place among the image's tokens, -1 if it only fills up; the tokens
+/* One window: for each of its tokens, row by row, its position among the image's tokens, -1 for padding; the tokens
    that do not; and the region of each row and column. */
 typedef struct {
-    int64_t *place, *query;
+    int64_t *position, *query;
     long queries;
     unsigned char *row_region, *column_region;
     int has_regions; /* more than one */
@@ -53,7 +53,7 @@ static void find_window(Window *window, const Plan *plan, long number, int64_t *
     for (long y = 0; y < height; y++)
         for (long x = 0; x < width; x++) {
             int is_real = row[y] < plan->height && column[x] < plan->width;
-            window->place[y * width + x] = is_real ? row[y] * plan->width + column[x] : -1;
+            window->position[y * width + x] = is_real ? row[y] * plan->width + column[x] : -1;
             if (is_real) window->query[window->queries++] = y * width + x;
         }
 }

@@ -77,7 +77,7 @@ def features(
 ) -> None:
     """Write the features of images to a file.
 
-    The file appears whole or not at all; an old one of that name is replaced.
+    The file is written whole or not at all; an old one of that name is replaced.
 
     An image that cannot be read is named on stderr and left out; the exit status is then 1.
     """
@@ -93,9 +93,9 @@ def features(
     skipped = list(missing)
     with progress_bar(len(paths), "extracting") as progress:
         answers = watch(extractor.extract(paths, batch_size), progress, skipped)
-        sound = ((path, answer) for path, answer in answers if not isinstance(answer, BrokenImage))
+        valid = ((path, answer) for path, answer in answers if not isinstance(answer, BrokenImage))
         try:
-            written = write_features(sound, output, {"model": name, "stage": stage})
+            written = write_features(valid, output, {"model": name, "stage": stage})
         except OSError as error:
             raise UsageError(f"--output {str(output)!r} cannot be written: {error}.") from error
     if written:
@@ -106,7 +106,7 @@ def features(
 def inspect(
     images: Images = None,
     model: Model = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the pictures go.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the figures go.")] = Path(
         "inspection"
     ),
     token: Annotated[
@@ -121,7 +121,7 @@ def inspect(
         str | None, typer.Option(metavar="NAME", help="stage1, stage2 ...: only this one.", show_default="all")
     ] = None,
     device: Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the pictures and their numbers.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the figures and their numbers.")] = False,
 ) -> None:
     """Look inside a model: draw what a token attends to, feature maps, the position bias, amplitudes by block.
 
