@@ -154,6 +154,6 @@ def _configure(fields: Mapping[str, Any], hints: SizeHints) -> Swinv2Config:
 def _ask(size: str, option: str) -> str:
     return (
         f"the {size} that these weights were trained with is not known: no table in the file shows it, no config.json "
-        "next to it says it, and its name is not a published one that fits it. A wrong size gives wrong answers without "
-        f"an error, so it is not guessed: give {option}. (--image-size and --window-size set the size that you want.)"
+        "next to it says it, and its name is not a published one that fits it. A wrong size gives wrong answers "
+        f"without an error, so it is not guessed: give {option}. (--image-size and --window-size set the size that you want.)"
     )
