@@ -28,8 +28,8 @@ oldest:  ## the tests, with the oldest torch and transformers that the package s
 		$(MAKE) test VENV=.venv-oldest
 
 slow: $(VENV)/installed-dev  ## the long tests
-	$(BIN)/python -m pytest -m slow
-	SWINV2_TYPECHECK=0 $(BIN)/python -m pytest -m slow tests/tracing
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	OMP_NUM_THREADS=1 SWINV2_TYPECHECK=0 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow tests/tracing
 
 hub: $(VENV)/installed-dev  ## the tests that need the model hub
 	HF_HUB_OFFLINE=0 $(BIN)/python -m pytest -m hub

@@ -155,5 +155,6 @@ def _ask(size: str, option: str) -> str:
     return (
         f"the {size} that these weights were trained with is not known: no table in the file shows it, no config.json "
         "next to it says it, and its name is not a published one that fits it. A wrong size gives wrong answers "
-        f"without an error, so it is not guessed: give {option}. (--image-size and --window-size set the size that you want.)"
+        f"without an error, so it is not guessed: give {option}. (--image-size and --window-size set the size that you "
+        "want.)"
     )
