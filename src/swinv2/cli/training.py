@@ -208,20 +208,19 @@ def evaluate(
     from swinv2.cli import printing
     from swinv2.train import evaluate as evaluation
 
-    with sentences():
-        name = model_or_shipped(model)
-        with progress_bar(0, "evaluating") as progress:
-            found, dataset = evaluation.evaluate(
-                name,
-                data,
-                split,
-                batch_size=batch_size,
-                workers=workers,
-                device=device,
-                dtype=read_dtype(precision),
-                advance=progress.update,
-            )
-        files = [] if output is None else evaluation.draw_evaluation(found, dataset, output)
+    name = model_or_shipped(model)
+    with progress_bar(0, "evaluating") as progress:
+        found, dataset = evaluation.evaluate(
+            name,
+            data,
+            split,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            dtype=read_dtype(precision),
+            advance=progress.update,
+        )
+    files = [] if output is None else evaluation.draw_evaluation(found, dataset, output)
     if as_json:
         typer.echo(json.dumps(found.summary(), indent=2))
     else:
@@ -250,14 +249,13 @@ def reconstruct(
     device: Device = "auto",
 ) -> None:
     """Draw what a pre-trained model reconstructs: input, masked input, reconstruction, a row for each image."""
-    with sentences():
-        paths, missing = find_or_refuse(images, "swinv2 reconstruct photo.jpg --model runs/pretrain/final.")
-        quiet_transformers()
-        from swinv2.train import reconstruct as reconstruction
+    paths, missing = find_or_refuse(images, "swinv2 reconstruct photo.jpg --model runs/pretrain/final.")
+    quiet_transformers()
+    from swinv2.train import reconstruct as reconstruction
 
-        with progress_bar(0, "reconstructing", is_shown=False):
-            loss = reconstruction.reconstruct(
-                paths, model, output, mask_ratio=mask_ratio, mask_block=mask_block, seed=seed, device=device
-            )
+    with progress_bar(0, "reconstructing", is_shown=False):
+        loss = reconstruction.reconstruct(
+            paths, model, output, mask_ratio=mask_ratio, mask_block=mask_block, seed=seed, device=device
+        )
     message_console().print(f"mean error over hidden pixels {loss:.4f}; drawn: {shown(output)}")
     finish(len(paths) + len(missing), list(missing))

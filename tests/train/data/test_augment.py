@@ -13,8 +13,6 @@ from transformers import AutoImageProcessor
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImageError
 from swinv2.train.data.augment import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Pixels,
     decode,
     for_evaluation,
@@ -25,6 +23,8 @@ from swinv2.train.data.augment import (
 from swinv2.train.data.examples import seeded
 
 RANDOM = "rand-m9-mstd0.5-inc1"
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

@@ -22,8 +22,6 @@ from swinv2.errors import UsageError
 from swinv2.images import read_image
 from swinv2.lengths import Pair
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 Transform = Callable[[Any], Tensor]
 """Takes what `decode` returns."""
 
