@@ -71,6 +71,8 @@ def test_ctrl_c_is_answered_by_the_first_process_alone() -> None:
     script = (
         "import os, signal\n"
         "from swinv2.reading import read_batches\n"
+        # A shell has what it runs in the background ignore it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Numbers:\n"
         "    def __len__(self): return 10_000\n"
         "    def __getitem__(self, index): return index\n"
