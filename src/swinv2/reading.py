@@ -3,6 +3,7 @@
 In: examples by their index. Out: lists of them, in their order. This module knows no image and no model.
 """
 
+import multiprocessing
 import os
 from collections.abc import Iterator, Sized
 from typing import Any, Protocol
@@ -29,12 +30,14 @@ def read_batches(examples: Examples, batch_size: int, workers: int | None = None
     Args:
         examples: The examples. What one raises as `UsageError` is raised here.
         batch_size: Examples of a batch.
-        workers: Processes that read; 0 to read in this one, None for none if there are few examples and one for each
-            core, at most `MOST_WORKERS`, if there are many.
+        workers: Processes that read; 0 to read in this one. None: one for each core, at most `MOST_WORKERS`, if there
+            are many examples and this process can fork; otherwise 0.
     """
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = 0 if len(examples) < FEW else min(cores, MOST_WORKERS)
+        # Elsewhere a script must be importable, and a process that is a worker itself can start none.
+        may_fork = multiprocessing.get_start_method() == "fork" and not multiprocessing.current_process().daemon
+        workers = min(cores, MOST_WORKERS) if may_fork and len(examples) >= FEW else 0
     # `list` leaves examples as they are.
     for batch in DataLoader(_Readable(examples), batch_size, num_workers=workers, collate_fn=list):
         for example in batch:

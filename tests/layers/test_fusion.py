@@ -188,6 +188,25 @@ def other_activation(model: Model) -> None:
     block_of(model).intermediate.activation = nn.SiLU()
 
 
+def other_dilation(model: Model) -> None:
+    projection = model.swinv2.embeddings.patch_embeddings.projection
+    projection.dilation, projection.padding = (3, 3), (3, 3)
+
+
+def other_padding(model: Model) -> None:
+    model.swinv2.embeddings.patch_embeddings.projection.padding = (1, 1)
+
+
+def other_stride(model: Model) -> None:
+    """Of patches that overlap: more of them."""
+    model.swinv2.embeddings.patch_embeddings.projection.stride = (2, 2)
+
+
+def other_patch_size(model: Model) -> None:
+    """Only that to which images are padded."""
+    model.swinv2.embeddings.patch_embeddings.patch_size = (64, 32)
+
+
 def other_windows(model: Model) -> None:
     model.set_image_size(64, window_size=8)
 
@@ -203,7 +222,7 @@ CHANGES = [
     *(replace_parameter, become_another_class, lora, merge_lora, quantise, prune_a_layer, prune_for_good, offload),
     *(cast, cast_a_layer_through_data, load_others, load_by_assignment, write_through_data, write_the_position_bias),
     *(write_the_scale, turn_a_weight_through_data, learn, other_eps, other_activation, other_windows),
-    other_order,
+    *(other_order, other_dilation, other_padding, other_stride, other_patch_size),
 ]
 
 

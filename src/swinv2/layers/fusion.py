@@ -227,6 +227,11 @@ def _refuse_fp32(layer: Any, x: Tensor) -> str | None:
 
 
 def _refuse_embeddings(embeddings: Any) -> str | None:
+    patches: Any = embeddings.patch_embeddings
+    convolution = patches.projection
+    sizes = {tuple(patches.patch_size), tuple(convolution.kernel_size), tuple(convolution.stride)}
+    if len(sizes) > 1 or (convolution.padding, convolution.dilation, convolution.groups) != ((0, 0), (1, 1), 1):
+        return "the projection is not a convolution of patches side by side"
     return _refuse_weights(embeddings.patch_embeddings, embeddings.norm)
 
 

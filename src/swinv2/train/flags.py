@@ -48,6 +48,7 @@ class Setting(NamedTuple):
     type: str
     default: str
     help: str
+    rest: dict[str, Any] = {}
 
     def argument(self) -> dict[str, Any]:
         """How argparse reads it."""
@@ -56,7 +57,9 @@ class Setting(NamedTuple):
         kind, read = next(((kind, _READERS[kind]) for kind in _READERS if kind in kinds), ("json", json.loads))
         shape = {"nargs": "+"} if inside else {"nargs": "?", "const": True} if kind == "bool" else {}
         default = "" if self.default in ("None", "[]", "''") else f" (default: {self.default})"
-        return {"dest": self.name, "type": read, "metavar": kind.upper(), "help": self.help + default, **shape}
+        return (
+            {"dest": self.name, "type": read, "metavar": kind.upper(), "help": self.help + default} | shape | self.rest
+        )
 
 
 def own_settings(options: type[Any]) -> list[Setting]:
@@ -84,10 +87,13 @@ def settings_of_transformers() -> list[Setting]:
         if "init" not in told:
             metadata = told.get("metadata")
             entries = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
-            texts = {ast.unparse(key): text.value for key, text in entries if key and isinstance(text, ast.Constant)}
+            # What its parser takes: help, and sometimes nargs and const.
+            rest = {
+                ast.literal_eval(key): text.value for key, text in entries if key and isinstance(text, ast.Constant)
+            }
             default = ast.unparse(told["default"]) if "default" in told else "[]"
-            help = str(texts.get("'help'", ""))
-            found.append(Setting(ast.unparse(node.target), ast.unparse(node.annotation), default, help))
+            help = str(rest.pop("help", ""))
+            found.append(Setting(ast.unparse(node.target), ast.unparse(node.annotation), default, help, rest))
     return found
 
 

@@ -3,6 +3,7 @@
 In: what was told. Out: settings, or a refusal. This module opens no data and builds no model.
 """
 
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -188,6 +189,12 @@ def make_settings(kind: type[Settings], told: Mapping[str, Any]) -> Settings:
     Raises:
         UsageError: A value is impossible, or does not go with another one.
     """
+    for name, value in told.items():
+        if isinstance(value, str) and value.startswith("{"):
+            try:
+                json.loads(value)
+            except ValueError as error:
+                raise UsageError(f"{as_flag(name)} is {value!r}, which is not JSON: {error}") from error
     try:
         settings = kind(**told)
     except UsageError:

@@ -89,11 +89,7 @@ def _choose(
         # One window for all stages, which the maps of the last ones clip.
         largest = max(window[0] for window in windows), max(window[1] for window in windows)
         tables = replace(tables, window_size=plain_windows(windows if dialect.windows_by_stage else [largest]))
-    masks, tables = SizeHints(tables.image_size), replace(tables, image_size=None)
-    candidates = (
-        *((given, "given"), (tables, _TABLES), (stated, CONFIG), (fitting, f"the name {name!r}")),
-        (masks, "the masks of its shifted blocks"),
-    )
+    candidates = ((given, "given"), (tables, _TABLES), (stated, CONFIG), (fitting, f"the name {name!r}"))
     found, sources = SizeHints(), dict[str, str]()
     for field, words in _IN_WORDS.items():
         for hints, source in candidates:
@@ -124,7 +120,8 @@ def _choose(
     if named.image_size is not None and not _agrees(named, config):
         notes.append(
             f"The name {name!r} speaks of windows of {named.window_size} at "
-            f"{in_words(as_pair('image_size', named.image_size))} pixels; the file does not agree, and it was believed."
+            f"{in_words(as_pair('image_size', named.image_size))} pixels. The tables in the file say something else, and "
+            "they were taken."
         )
     return ResolvedSizes(config, {words: sources[words] for words in _IN_WORDS.values()}, notes)
 
