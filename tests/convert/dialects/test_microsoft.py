@@ -63,7 +63,7 @@ def test_simmim(older: bool, tmp_path: Path) -> None:
     newer = {name.replace("rpe_mlp", "cpb_mlp"): tensor for name, tensor in file.items()}
     check_tensors(state_dict(model, "microsoft"), newer)
     report = convert(source, tmp_path / "transformers", "transformers", trained_image_size=64)
-    assert any("transformers' loss is of plain pixels" in note for note in report.notes)
+    assert any("transformers computes the loss on plain pixels" in note for note in report.notes)
     theirs = transformers_swinv2.Swinv2ForMaskedImageModeling.from_pretrained(tmp_path / "transformers").eval()
     with torch.no_grad():
         assert torch.equal(theirs(images, mask).reconstruction, network(images, mask).reconstruction)

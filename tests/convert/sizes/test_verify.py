@@ -99,7 +99,7 @@ def test_what_is_given_must_agree_with_the_configuration(tmp_path: Path) -> None
     file = foreign.microsoft_file(small_sizes())
     convert(save(file, tmp_path / NAMED), tmp_path / "model")
     convert(str(tmp_path / "model"), None, trained_window_size=4, trained_image_size=64)
-    with pytest.raises(UsageError, match=r"says what it was trained with .*--image-size and --window-size change"):
+    with pytest.raises(UsageError, match=r"says that it was trained with .*use --image-size and --window-size"):
         convert(str(tmp_path / "model"), None, trained_window_size=8)
 
 
@@ -108,9 +108,9 @@ def test_another_spelling_of_the_same_windows_is_no_contradiction(tmp_path: Path
     model = model_with(16)
     model.save_pretrained(tmp_path / "model")
     convert(str(tmp_path / "model"), None, trained_window_size=[(16, 16), (8, 8)])
-    with pytest.raises(UsageError, match=r"window_size 16\); \[\[16, 16\], \[4, 4\]\] was given"):
+    with pytest.raises(UsageError, match=r"window_size 16, but \[\[16, 16\], \[4, 4\]\] was given"):
         convert(str(tmp_path / "model"), None, trained_window_size=[(16, 16), (4, 4)])
     source = save(state_dict(model, "timm"), tmp_path / "swinv2_tiny_window16_64.pth")
     for windows, notes in (([(16, 16), (8, 8)], 0), ([(16, 16), (4, 4)], 1)):
         report = convert(source, None, trained_window_size=windows)
-        assert sum("the file does not agree" in note for note in report.notes) == notes
+        assert sum("The file does not agree" in note for note in report.notes) == notes
