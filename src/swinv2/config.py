@@ -446,7 +446,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         """Raises an error if fields contradict each other. Called when a model is built: until then they may change."""
         if 0 in self.patch_grid:
             raise ValueError(
-                f"image_size {self.image_size} is smaller than patch_size {self.patch_size}; an image must hold at "
+                f"image_size {self.image_size} is smaller than patch_size {self.patch_size}; an image must have at "
                 "least one patch."
             )
         if self.extra_norm_period > max(self.depths):

@@ -89,7 +89,7 @@ def load_model(model_class: type[Model], name: str, device: torch.device, dtype:
     """Loads a model for inference.
 
     Args:
-        model_class: What to build.
+        model_class: Class of the model.
         name: A folder, or a name on the hub.
         device: Device of the weights.
         dtype: Type of the weights.

@@ -105,7 +105,7 @@ class Checkpoint:
         size: Name in `PRESETS`.
         image_size: Image size in pixels.
         window_size: Window in tokens; a stage with a smaller map clips it.
-        pretrained_window_sizes: For each stage, the window in which its position bias was learned; 0 if it is the same.
+        pretrained_window_sizes: For each stage, the window in which its position bias was learned; 0 if unchanged.
         num_labels: Number of classes.
         labels: Data set of the classes.
         top1: Published top-1 accuracy in percent on the ImageNet-1k validation set; None if none was published.

@@ -265,7 +265,7 @@ def check_learned(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> to
         The type of the tensors; if they differ, the type that can store all their values.
 
     Raises:
-        UsageError: A tensor is not; the message names each such tensor.
+        UsageError: A tensor has another type, or is NaN or infinite; the message names all such tensors.
     """
     odd = [f"{names[name]} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in _FLOATS]
     if odd:

@@ -84,7 +84,7 @@ def _timms_crop(stated: Mapping[str, Any], share: float) -> Crop:
 
 
 def resize_processor(fields: Mapping[str, Any], image_size: Pair) -> dict[str, Any]:
-    """The same preparation for another image size: the same share of the image is cropped away, in the same way.
+    """Changes a processor's image size; the kind and the share of its crop do not change.
 
     Args:
         fields: Fields of an image processor.

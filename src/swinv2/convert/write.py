@@ -67,7 +67,7 @@ def check_output(output: Path) -> None:
 
 
 def check_format(model: Swinv2PreTrainedModel, format: str) -> None:
-    """Checks that a library computes the same as a model.
+    """Checks that a library's network computes the same as a model of ours.
 
     Args:
         model: The model.

@@ -37,7 +37,7 @@ class TokenAttention:
     Attributes:
         token: Row and column of the token on the map.
         weights: Attention weight of each head for each token of the map.
-        window: The tokens of its window. With a shift, these may be up to four parts at the edges of the map.
+        window: The tokens of its window. A shifted window may consist of up to four parts at the edges of the map.
         visible: The tokens that it may attend to: those of its region.
         on_padding: For each head, the sum of the weights of padding tokens. The sum of `weights` and `on_padding` is 1.
     """

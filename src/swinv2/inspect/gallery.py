@@ -194,7 +194,7 @@ class Inspector:
         files = [output / f"attention-{name}.png", output / f"features-{name}.png"]
         with _writing(output):
             about = f"{path.name} seen by {self.name}"
-            draw_attention(rows, view.rgb, files[0], f"What a token attends to: {about}")
+            draw_attention(rows, view.rgb, files[0], f"Attention of one token: {about}")
             draw_components(components, view.rgb, sizes, files[1], f"Feature maps by principal components: {about}")
         return Inspected(
             str(path),

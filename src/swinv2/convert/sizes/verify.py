@@ -91,10 +91,10 @@ def check_buffers(config: Swinv2Config, buffers: Sequence[Buffer], sources: Mapp
         elif not _is_made_of(buffer, spec):
             shift = f"shifted by {in_words(spec.shift)}" if any(spec.shift) and buffer.block % 2 else "not shifted"
             raise UsageError(
-                f"{buffer.name} is not what follows from windows of {in_words(spec.window)}, {shift}, on a map of "
+                f"{buffer.name} is not the table for windows of {in_words(spec.window)}, {shift}, on a map of "
                 f"{in_words(spec.grid)} tokens, and a position bias learned in {in_words(spec.learned_window)} "
-                f"({'; '.join(f'{size}: {source}' for size, source in sources.items())}). One of these is wrong, or "
-                "the file is damaged or of another network."
+                f"({'; '.join(f'{size}: {source}' for size, source in sources.items())}). One of these sizes is wrong, "
+                "or the file is damaged or of another network."
             )
 
 
