@@ -311,7 +311,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
 
     def _shorten_windows(self) -> None:
         windows = as_windows("window_size", self.window_size, len(self.depths), any_number=True)
-        # A list that does not fit the stages is kept as it is until a model is built.
+        # A list whose length is not the number of stages stays unchanged; building a model raises an error for it.
         self.window_size = (
             plain_windows(windows) if len(windows) == len(self.depths) else copy.deepcopy(self.window_size)
         )

@@ -215,9 +215,9 @@ def _unwrap(content: Any, file: Path, notes: list[str]) -> Mapping[str, Any]:
     inner = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
     if inner is None:
         return content
-    others = [str(name) for name in content if name != inner]
-    if others:
-        notes.append(f"Only {inner!r} was read from the file; not read: {', '.join(map(repr, others))}.")
+    unread = [str(name) for name in content if name != inner]
+    if unread:
+        notes.append(f"Only {inner!r} was read from the file; not read: {', '.join(map(repr, unread))}.")
     return content[inner]
 
 

@@ -70,10 +70,10 @@ def choose_dialect(names: Sequence[str]) -> Dialect:
     known = {dialect.name: dialect.count_known(names) for dialect in DIALECTS}
     best = max(DIALECTS, key=lambda dialect: known[dialect.name])
     if 2 * known[best.name] < len(names) or not known[best.name]:
-        some = ", ".join(sorted(names)[:5])
+        examples = ", ".join(sorted(names)[:5])
         raise UsageError(
             f"these {len(names)} tensors are not a Swin Transformer V2 with the names of transformers, timm, "
-            f"torchvision, mmpretrain or the authors ({some}{' ...' * (len(names) > 5)})."
+            f"torchvision, mmpretrain or the authors ({examples}{' ...' * (len(names) > 5)})."
         )
     return best
 

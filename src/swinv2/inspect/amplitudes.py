@@ -123,7 +123,7 @@ def draw_amplitudes(
             thin: dict[str, Any] = {"linewidth": 1.1, "color": colour if len(models) > 1 else _COLOURS[1]}
             for branch, word, marker, line in (("attention", "attention", "^", "--"), ("mlp", "MLP", "s", ":")):
                 values = [getattr(each, branch) for each in measured]
-                _line(axes, values, f"{lead}what the {word} adds", marker=marker, linestyle=line, **thin)
+                _line(axes, values, f"{lead}added by {word}", marker=marker, linestyle=line, **thin)
     axes.set_yscale("log")
     axes.set_xticks(range(len(positions)), positions, rotation=90 if len(positions) > 12 else 0, fontsize=8)
     axes.set(xlabel="block (stage.block)", ylabel="amplitude: average channel variance")

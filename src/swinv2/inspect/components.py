@@ -91,7 +91,7 @@ def draw_components(
     figure = open_figure((tile[0] + 0.15) * (len(maps) + 1) + 0.5, (tile[1] + 0.33) * (1 + len(_ROWS)) + 0.9)
     grid: Any = figure.subplots(1 + len(_ROWS), len(maps) + 1, squeeze=False)
     grid[0, 0].imshow(rgb, extent=(0, width, height, 0), interpolation="nearest")
-    grid[0, 0].set_title(f"what the\nmodel saw\n{width} x {height} pixels", fontsize=8.5)
+    grid[0, 0].set_title(f"input of\nthe model\n{width} x {height} pixels", fontsize=8.5)
     for axes in grid[1:, 0]:
         axes.axis("off")
     for row, name in enumerate(_ROWS, 1):

@@ -99,17 +99,17 @@ def observe(
     attended: list[Tensor] = []
     computed: list[Tensor] = []
 
-    def keep(kept: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    def record(outputs: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            kept.append((output[0] if isinstance(output, tuple) else output).detach().float().cpu())
+            outputs.append((output[0] if isinstance(output, tuple) else output).detach().float().cpu())
 
         return hook
 
-    handles = [model.embeddings.register_forward_hook(keep(embedded))]
+    handles = [model.embeddings.register_forward_hook(record(embedded))]
     for _, _, block in blocks:
-        handles.append(block.register_forward_hook(keep(after)))
-        for end, kept in zip(ends, (attended, computed), strict=True):
-            handles.append(block.get_submodule(end).register_forward_hook(keep(kept)))
+        handles.append(block.register_forward_hook(record(after)))
+        for end, outputs in zip(ends, (attended, computed), strict=True):
+            handles.append(block.get_submodule(end).register_forward_hook(record(outputs)))
     try:
         output = model(pixel_values, output_attentions=True, return_dict=True)
     finally:
