@@ -100,4 +100,4 @@ def test_the_command_plans_them(tmp_path: Path) -> None:
     differing = ["--trained-window-size", "4x2", "--dry-run"]
     result = CliRunner().invoke(app, ["convert", str(tmp_path / "out"), *differing])
     assert result.exit_code == 2
-    assert "(window_size [[8, 8], [4, 2]]); [4, 2] was given" in " ".join(result.stderr.split())
+    assert "window_size [[8, 8], [4, 2]], but [4, 2] was given" in " ".join(result.stderr.split())

@@ -77,7 +77,7 @@ def test_rectangles_under_the_authors_names(tmp_path: Path) -> None:
     model = peers.draw_weights(swinv2.Swinv2ForImageClassification(config).eval())
     file = state_dict(model, "microsoft")
     source = save({"model": file}, tmp_path / "weights.pth")
-    with pytest.raises(UsageError, match=r"attn_mask is not what follows .* on a map of 32 x 32"):
+    with pytest.raises(UsageError, match=r"attn_mask is not the table .* on a map of 32 x 32"):
         convert(source, None, trained_image_size=128)
     again = swinv2.load(source)
     assert tuple(again.config.image_size) == WIDE

@@ -21,7 +21,7 @@ from swinv2.zoo import CHECKPOINTS
     ("config", "expected"),
     [
         pytest.param("{", "config.json' cannot be read", id="cut-off"),
-        pytest.param("[1]", "holds list", id="a-list"),
+        pytest.param("[1]", "contains list", id="a-list"),
         pytest.param('{"model_type": "vit"}', "has the model type 'vit'", id="another-model"),
         pytest.param(
             '{"model_type": "swinv2", "depths": []}',

@@ -79,6 +79,6 @@ def test_a_name_that_the_tables_do_not_fit_tells_nothing(tmp_path: Path) -> None
 def test_a_name_that_the_masks_do_not_fit_is_refused(tmp_path: Path) -> None:
     """The network was trained further at another size with the same window, and its file not renamed."""
     source = save(foreign.microsoft_file(small_sizes()), tmp_path / "swinv2_x_patch4_window4_128.pth")
-    with pytest.raises(UsageError, match=r"attn_mask is not what follows .*image size: the name 'swinv2_x"):
+    with pytest.raises(UsageError, match=r"attn_mask is not the table .*image size: the name 'swinv2_x"):
         convert(source, None)
     assert convert(source, None, trained_image_size=64).image_size == (64, 64)
