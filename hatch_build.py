@@ -1,8 +1,8 @@
-"""Compiles the kernels for CPUs while the package is installed: `pip install` and `make` call this.
+"""Compiles the CPU kernels when the package is installed: `pip install` and `make` call this.
 
-One library for each kind of processor that may run the package, so that what is built on one machine runs on another.
-They call nothing of Python or torch, so a new version of either needs no new ones. Without a C compiler the package is
-installed without them, and runs on torch alone; `swinv2 info` says so.
+It makes one library for each kind of processor, so a package that was built on one machine runs on another. The
+libraries call neither Python nor torch, so a new version of either needs no new library. Without a C compiler the
+package is installed without kernels and runs on torch alone; `swinv2 info` says so.
 """
 
 import os
@@ -25,17 +25,17 @@ LEVELS = {
     },
     "aarch64": {"neon": []},
 }
-"""By architecture, then by the processor's ability as torch calls it: what the compiler is told."""
+"""Flags of the compiler, by architecture and by torch's name of the instruction set."""
 
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-fopenmp", "-fPIC", "-shared"]
 
 
 class KernelsHook(BuildHookInterface):
-    """Compiles what is in `sources` to libraries beside it, and has them packed."""
+    """Compiles the folder `sources` to libraries beside it, and adds them to the package."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Called by hatchling before it packs."""
+        """Hatchling calls this before it builds the package."""
         libraries = compile_kernels(Path(self.root) / FOLDER)
         if not libraries:
             return
@@ -50,13 +50,13 @@ def compile_kernels(folder: Path) -> list[Path]:
     """Compiles the kernels for every level of this machine's architecture.
 
     Args:
-        folder: Has the folder `sources`, and gets the libraries.
+        folder: The folder that contains `sources`; the libraries are written to it.
 
     Returns:
-        The libraries; none if this system has no C compiler that can.
+        The libraries; an empty list if they cannot be compiled here.
     """
     if sys.platform != "linux":
-        return _give_up(f"they are not for {sys.platform}")
+        return _give_up(f"they do not support {sys.platform}")
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         return _give_up("there is no C compiler; install gcc and then this package again")
@@ -67,21 +67,21 @@ def compile_kernels(folder: Path) -> list[Path]:
         if library.exists() and mark.encode() in library.read_bytes():
             continue
         source = [f'-DSOURCES="{mark}"', str(folder / "sources/kernels.c"), "-lm", "-o"]
-        # Under another name first: a running program may have the library open.
+        # First under another name: a running program may have the library open.
         made = library.with_suffix(".new")
         run = subprocess.run([*compiler.split(), *FLAGS, *flags, *source, str(made)], capture_output=True, text=True)
         if run.returncode:
             for each in libraries:
                 each.unlink(missing_ok=True)
             return _give_up(
-                f"{compiler} refused: {run.stderr.strip() or run.stdout.strip()}; it must understand gcc's C"
+                f"{compiler} failed: {run.stderr.strip() or run.stdout.strip()}; it must understand gcc's C"
             )
         made.replace(library)
-    return libraries or _give_up(f"they are not for {platform.machine()}")
+    return libraries or _give_up(f"they do not support {platform.machine()}")
 
 
 def fingerprint(sources: Path) -> str:
-    """What tells these sources from others; the library has it, and is refused beside other sources."""
+    """A digest of the sources. The library contains it, and is not used if the sources beside it have another one."""
     digest = sha256()
     for source in sorted(sources.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")

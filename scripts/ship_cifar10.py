@@ -3,7 +3,7 @@
     python scripts/ship_cifar10.py --model runs/cifar10/final --data FOLDER_OR_NAME --trained "on two cores in 2 hours"
 
 It measures top-1 on all 10,000 test images the way a user would get it: PNG-exact images through the saved image
-processor and `swinv2.predict`. The samples are twenty test images as they fall: the first of a random permutation.
+processor and `swinv2.predict`. The samples are the first twenty test images of a random permutation.
 """
 
 import argparse
@@ -36,8 +36,9 @@ metrics: [accuracy]
 
 # A small Swin Transformer V2 for CIFAR-10
 
-It ships with the package so that `swinv2 demo` and `swinv2 classify` do something real without a network. It knows
-ten things: {labels}. For anything else use a published ImageNet checkpoint (`--model microsoft/...`).
+The package contains this model so that `swinv2 demo` and `swinv2 classify` work on real images without a network
+connection. It has ten classes: {labels}. For other classes
+use a published ImageNet checkpoint (`--model microsoft/...`).
 
 | | |
 | --- | --- |
@@ -54,8 +55,8 @@ Top-1 by class: {by_class}.
     {train_command}
 
 {trained}. Crops after padding by 4 pixels, horizontal flips, label smoothing 0.1; Muon for the matrices, AdamW for
-everything else; bf16 autocast; one seed, the last step's weights. The test images were watched while the recipe was
-made, so the accuracy may be a little flattering.
+all other parameters; bf16 autocast; one seed; the weights after the last step. The recipe was chosen with the accuracy
+on the test images in view, so the accuracy may be slightly too high.
 
 ## How it was measured
 
@@ -65,13 +66,14 @@ At commit {commit}, torch {torch}, transformers {transformers}, {machine}.
 
 ## Samples
 
-`samples/` holds twenty test images as they fell: the first twenty of `numpy.random.default_rng(0).permutation(10000)`,
-named by order and true label. {right} of the 20 are classified rightly.
+`samples/` has twenty test images that were not selected by hand: the first twenty of
+`numpy.random.default_rng(0).permutation(10000)`. Their names are their order and their true label. {right} of the 20
+are classified correctly.
 
 ## Limits
 
-Pictures are resized to 32 x 32 pixels; a photograph with the object small in it is lost on this model. Its answers on
-images that show none of the ten things mean nothing, however sure they look.
+Images are resized to 32 x 32 pixels, so the model cannot recognise a small object in a large photograph. For an image
+of another class the label means nothing, even if its probability is high.
 """
 
 

@@ -102,14 +102,14 @@ class TestWithoutKernels:
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(sys, "platform", "darwin")
-        assert self.holds(folder, capsys, "they are not for darwin")
+        assert self.holds(folder, capsys, "they do not support darwin")
 
     @needs_compiler
     def test_another_processor(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-        assert self.holds(folder, capsys, "they are not for riscv64")
+        assert self.holds(folder, capsys, "they do not support riscv64")
 
 
 @needs_compiler

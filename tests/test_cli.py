@@ -234,7 +234,7 @@ def test_classify_in_low_precision(model: Path, images: Path, precision: str) ->
         (["classify", "IMAGES", "--json", "--csv"], "choose one"),
         (["classify", "IMAGES", "-m", "./gone"], "there is no folder './gone'"),
         (["classify", "IMAGES", "-m", "IMAGES"], "it has no config.json"),
-        (["classify", "IMAGES", "-m", "microsoft/swinv2-tiny-patch4-window8-256"], "without --model"),
+        (["classify", "IMAGES", "-m", "microsoft/swinv2-tiny-patch4-window8-256"], "Without --model"),
         (["classify", "IMAGES", "-m", "MODEL", "--device", "gpu"], "device 'gpu'"),
         (["classify", "IMAGES", "-m", "MODEL", "--dtype", "int8"], "--dtype is 'int8'; expected float32, bfloat16"),
         (["classify", "IMAGES", "-m", "MODEL", "--top-k", "0"], "--top-k"),

@@ -313,7 +313,7 @@ def test_missing_inputs_are_named(tmp_path: Path) -> None:
 def test_nothing_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file or folder"):
         find_images([tmp_path / "gone"])
-    with pytest.raises(UsageError, match="there is no image"):
+    with pytest.raises(UsageError, match="no image was found"):
         find_images([tmp_path])
     with pytest.raises(UsageError, match="no image was given"):
         find_images([])

@@ -182,7 +182,7 @@ def test_the_shipped_model_is_right_as_often_as_its_card_says():
     labels = np.array([path.stem.split("_")[1] for path in paths])
     right = sum(shipped.config.id2label[int(answer)] == label for answer, label in zip(answers, labels, strict=True))
     assert len(paths) == 20
-    assert f"{right} of the 20 are classified rightly" in (folder / "README.md").read_text().replace("\n", " ")
+    assert f"{right} of the 20 are classified correctly" in (folder / "README.md").read_text().replace("\n", " ")
     assert (folder / "model.safetensors").stat().st_size < 10e6
 
 

@@ -34,12 +34,12 @@ _HOMES = {
     "load": "convert",
     "register": "auto",
 }
-"""The module of each name: imported, and torch and transformers with it, when the name is first asked for."""
+"""The module of each name. It is imported, with torch and transformers, when the name is first used."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        # A module of the package, as other packages import them with themselves.
+        # A submodule: other packages import theirs together with the package.
         if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,8 +14,8 @@ from swinv2.model import Swinv2Model
 
 
 def register() -> None:
-    """From now on `AutoModel...from_pretrained`, `AutoBackbone` and `pipeline` build this package's models for every
-    checkpoint of the model type "swinv2". It may be called again; it lasts until the process ends.
+    """Makes `AutoModel...from_pretrained`, `AutoBackbone` and `pipeline` build this package's models for every
+    checkpoint of the model type "swinv2", until the process ends. A second call does nothing.
 
     Example:
 

@@ -1,8 +1,8 @@
-"""What a Swin Transformer V2 is, in numbers.
+"""The configuration of a Swin Transformer V2.
 
 In: the fields of a `config.json`, written by hand, by this package or by transformers.
-Out: a validated `Swinv2Config`, and from it one `StageSpec` for each stage: everything the layers need, as plain
-integers. This module knows no tensor, no layer and no checkpoint name.
+Out: a validated `Swinv2Config`, and one `StageSpec` for each stage: all the numbers that the layers need. This module
+knows no tensor, no layer and no checkpoint name.
 """
 
 import copy
@@ -31,8 +31,8 @@ from swinv2.lengths import (
 
 logger = logging.get_logger(__name__)
 
-# What transformers passes to any configuration, has stored in it, or stored in it once, beside the fields of
-# PreTrainedConfig; and `path_norm`, which the published Swin V2 configurations carry and no code ever read.
+# Fields that transformers, in this or an older version, passes to any configuration or stores in it, in addition to the
+# fields of PreTrainedConfig; and `path_norm`: the published Swin V2 configurations have it, and no code reads it.
 _COMMON_FIELDS = frozenset(GenerationConfig().to_dict()) | frozenset(
     """
     num_labels name_or_path _name_or_path torch_dtype model_type out_features out_indices _out_features _out_indices
@@ -47,7 +47,7 @@ _COMMON_FIELDS = frozenset(GenerationConfig().to_dict()) | frozenset(
 
 
 def is_exact_gelu(module: nn.Module) -> bool:
-    """Whether a module is the GELU that is computed with the error function, in torch's own operation."""
+    """Whether a module is the exact GELU (with the error function), computed by torch's own operation."""
     return (type(module) is nn.GELU and module.approximate == "none") or (
         type(module) is GELUActivation and module.act is functional.gelu
     )
@@ -55,7 +55,7 @@ def is_exact_gelu(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage of the network as plain numbers, derived from a `Swinv2Config`.
+    """The numbers of one stage, derived from a `Swinv2Config`.
 
     Attributes:
         index: Position of the stage, 0 for the first.
@@ -64,11 +64,11 @@ class StageSpec:
         grid: Size (height, width) in tokens of the stage's map for an image of the configured size.
         window: Size (height, width) in tokens of the attention windows.
         shift: Cyclic shift (height, width) in tokens of every second block.
-        pretrained_window: Window in which the position bias was learned, by which its coordinates are normalised;
+        pretrained_window: Window in which the position bias was learned; the coordinates are normalised by it.
             (0, 0) means `window` itself.
-        drop_path_rates: Probability of dropping each block's branches, one for each block.
-        extra_norms: Whether each block ends with an additional layer norm on the main branch.
-        merges: Whether the stage ends by merging patches 2 x 2.
+        drop_path_rates: For each block, the probability that its branches are left out.
+        extra_norms: For each block, whether an extra layer norm on the main path ends it.
+        merges: Whether patch merging (2 x 2) ends the stage.
     """
 
     index: int
@@ -84,7 +84,7 @@ class StageSpec:
 
     @property
     def name(self) -> str:
-        """The stage as messages and maps are called by it: "stage1" for the first."""
+        """Name of the stage in messages, and of its map: "stage1" for the first."""
         return f"stage{self.index + 1}"
 
     @property
@@ -94,12 +94,12 @@ class StageSpec:
 
     @property
     def learned_window(self) -> Pair:
-        """The window in which the position bias was learned, on each axis: `pretrained_window`, or `window` for 0."""
+        """The window in which the position bias was learned: `pretrained_window`, or `window` on an axis that is 0."""
         return self.pretrained_window[0] or self.window[0], self.pretrained_window[1] or self.window[1]
 
 
 _OTHER_WEIGHTS = frozenset({"depths", "embed_dim", "num_heads", "patch_size"})
-"""Fields with which weights are not those of the file."""
+"""If one of these fields is changed, the weights of the file do not fit."""
 
 
 def _is_number(value: Any) -> bool:
@@ -114,43 +114,43 @@ def _probability(name: str, value: Any) -> None:
 class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of a Swin Transformer V2: transformers' fields and defaults, checked.
 
-    The defaults give the architecture of microsoft/swinv2-tiny-patch4-window8-256 with transformers' own defaults of
-    image size (224) and window (7).
+    The defaults are the architecture of microsoft/swinv2-tiny-patch4-window8-256, with transformers' default image size
+    (224) and window (7).
 
     Args:
-        image_size: Image size in pixels, one length or (height, width). Windows and shifts are decided from it; the
-            forward pass takes any size.
+        image_size: Image size in pixels, one length or (height, width). It determines windows and shifts; the forward
+            pass takes any size.
         patch_size: Patch size in pixels, one length or (height, width).
         num_channels: Channels of the image.
         embed_dim: Channels C of the first stage; each later stage has twice as many.
-        depths: Number of blocks of each stage; as many stages as you like.
+        depths: Number of blocks of each stage; any number of stages.
         num_heads: Attention heads of each stage.
         window_size: Attention windows in tokens: one length, or (height, width); or a list with one of these for each
-            stage. Two integers are always a pair; for two stages write [[16, 16], [8, 8]]. Clipped, axis by axis, to a
-            stage's map. Stored in the shortest notation: an integer where one says it all.
+            stage. Two integers are always a pair; for two stages write [[16, 16], [8, 8]]. A window is clipped, axis by
+            axis, to its stage's map. The field is stored in the shortest notation: as one integer if possible.
         pretrained_window_sizes: For each stage, the window in which its position bias was learned (an integer or a
-            pair), or 0 for that of `window_size`. Set it to change the window by extrapolating the bias field.
-        mlp_ratio: Hidden features of the MLP over its input features.
+            pair), or 0 for that of `window_size`. Set it if `window_size` is another window: the position bias is then
+            extrapolated.
+        mlp_ratio: Hidden features of the MLP divided by its input features.
         qkv_bias: Whether queries and values have a learned bias (keys never have one).
         hidden_dropout_prob: Dropout after the patch embedding and after the MLP.
         attention_probs_dropout_prob: Dropout of the attention weights and of the attention's output.
-        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0 at the first one.
+        drop_path_rate: Drop path probability of the last block; it rises linearly from 0 in the first block.
         hidden_act: Activation of the MLP, a name of `transformers.activations.ACT2FN`.
         use_absolute_embeddings: Whether to add a learned position embedding to the patches.
         initializer_range: Standard deviation of fresh weights.
         layer_norm_eps: Epsilon of the layer norms in the blocks and at the end. Those of the patch embedding and of
-            patch merging are always 1e-5, as in every other implementation.
-        encoder_stride: Pixels that the masked-image decoder draws for each token of the last map; one length or
-            (height, width). Must be the patch size times two to the power of the merges.
-        extra_norm_period: 0, or every how many blocks of a stage an additional layer norm is put on the main branch
-            (6 for the huge and giant models of the paper).
-        mask_padding: False: padding tokens of the last windows are attended to, as the published checkpoints were
-            trained and as transformers does. True: they are hidden.
-        norm_targets: 0: the masked-image decoder draws pixels. An odd number: it draws pixels normalised by the mean
-            and deviation of the square of so many pixels around each; the authors' Swin V2 models were pre-trained
-            with 47.
+            patch merging always have 1e-5, as in every other implementation.
+        encoder_stride: Side in pixels of the area that the masked-image decoder predicts for each token of the last
+            map; one length or (height, width). Must be the patch size times two to the power of the merges.
+        extra_norm_period: N adds an extra layer norm on the main path after every N blocks of a stage (6 in the huge
+            and giant models of the paper); 0 adds none.
+        mask_padding: False: attention includes the padding tokens of the last windows, as in transformers and in the
+            training of the published checkpoints. True: they are hidden.
+        norm_targets: 0: the masked-image decoder predicts pixels. An odd number N: it predicts pixels normalised by the
+            mean and deviation of the N x N pixels around each; the authors' Swin V2 models were pre-trained with 47.
         out_features: Names of the maps that the backbone returns: "stem", "stage1", ...
-        out_indices: The same by index; give one of the two.
+        out_indices: Indices of these maps; give only one of the two fields.
 
     Attributes:
         num_layers: Number of stages.
@@ -159,8 +159,8 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         stage_windows: For each stage, `window_size` as a pair, not clipped.
 
     Raises:
-        ValueError: A field is impossible or unknown; the message names it and says what was expected. Fields that
-            contradict each other are refused where a model is built from them (`checked`).
+        ValueError: A field is impossible or unknown; the message names it and says what was expected. If fields
+            contradict each other, the error is raised when a model is built from them (`checked`).
 
     Source:
         Liu et al., Swin Transformer V2, sections 3.1 to 3.4; transformers' `Swinv2Config` for names and defaults.
@@ -217,7 +217,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         sizes = self.pretrained_window_sizes
         if not isinstance(sizes, (list, tuple)):
             raise ValueError(f"pretrained_window_sizes is {sizes!r}; expected a list, one entry for each stage.")
-        # The default, four zeros, stands for a zero in each stage; transformers writes it whatever their number is.
+        # The default, four zeros, means 0 for each stage; transformers writes it for any number of stages.
         self.pretrained_window_sizes = list(sizes) if any(sizes) else [0] * len(self.depths)
         self._check_each()
         self._shorten_windows()
@@ -238,18 +238,18 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Builds a configuration from the contents of a `config.json`.
 
-        A file may hold more than this class knows (other tools leave their notes there): such keys are kept as
-        attributes, with a warning, where the constructor would refuse them.
+        Unknown keys become attributes, with a warning, since other tools add keys to the file; the constructor raises
+        an error for them.
 
-        Where another `image_size` or `window_size` is asked for, here or at `from_pretrained`, each stage keeps the
-        window in which its position bias was learned, as `resized` says, unless `pretrained_window_sizes` is given too.
-        For fresh weights give zeros there. Absolute position embeddings of another size do not load: load the model as
-        it is, and call `set_image_size`.
+        If another `image_size` or `window_size` is given, here or to `from_pretrained`, each stage keeps the window in
+        which its position bias was learned (see `resized`), unless `pretrained_window_sizes` is given too. For fresh
+        weights give zeros there. Absolute position embeddings of another size cannot be loaded: load the model
+        unchanged, and call `set_image_size`.
         """
         known = cls._known_fields()
         extra = {key: value for key, value in config_dict.items() if key not in known}
         own = {key: value for key, value in config_dict.items() if key in known}
-        stored_fields = dict(own)  # what follows changes the dictionary
+        stored_fields = dict(own)  # the next call changes the dictionary
         built = super().from_dict(own, **kwargs)
         config = built[0] if isinstance(built, tuple) else built
         if "window_size" in kwargs:
@@ -263,26 +263,26 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
                     f"{in_words(s.window)} from {in_words(s.learned_window)} in stage {s.index + 1}" for s in others
                 )
                 logger.warning(
-                    f"The position bias of these windows is computed from those in which it was learned: {windows}. To "
-                    "stretch it over them instead, or to begin with fresh weights, give "
+                    f"The position bias is extrapolated to windows in which it was not learned: {windows}. To stretch "
+                    "it instead, or to begin with fresh weights, give "
                     f"pretrained_window_sizes={[0] * len(config.depths)} too."
                 )
         for key, value in extra.items():
             setattr(config, key, value)
         if extra:
-            logger.warning(f"{cls.__name__} keeps these unknown keys of the file, without effect: {sorted(extra)}")
+            logger.warning(f"{cls.__name__} keeps these unknown keys of the file; they have no effect: {sorted(extra)}")
         return built
 
     def resized(self, image_size: Any, window_size: Windows | None = None, stretch: bool = False) -> "Swinv2Config":
-        """The same network for another image size, and another window if one is given.
+        """The same network for another image size, and for another window if one is given.
 
-        Where a stage's window changes, the window in which its position bias was learned is kept in
-        `pretrained_window_sizes`: the bias is extrapolated.
+        If a stage's window changes, `pretrained_window_sizes` keeps the window in which its position bias was learned:
+        the bias is extrapolated.
 
         Args:
             image_size: In pixels, one length or (height, width).
             window_size: In tokens, in any notation of the field; None keeps the present one.
-            stretch: Stretch the learned bias field over the new window instead.
+            stretch: Stretch the learned position bias over the new window instead.
 
         Raises:
             ValueError: The size or the window is impossible.
@@ -311,13 +311,13 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
 
     def _shorten_windows(self) -> None:
         windows = as_windows("window_size", self.window_size, len(self.depths), any_number=True)
-        # A list that does not fit the stages is kept as it is until a model is built.
+        # A list whose length is not the number of stages stays unchanged; building a model raises an error for it.
         self.window_size = (
             plain_windows(windows) if len(windows) == len(self.depths) else copy.deepcopy(self.window_size)
         )
 
     def _keep_learned_windows(self, before: "Swinv2Config") -> None:
-        """Sets the pre-training windows to those in which the weights of another configuration were learned."""
+        """Sets the pre-training windows to the learned windows of another configuration."""
         kept = []
         for old, new in zip(before.stages(), self.stages(), strict=True):
             unchanged = new.window == old.window and not any(old.pretrained_window)
@@ -367,14 +367,11 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     def stages(self) -> tuple[StageSpec, ...]:
         """Derives every stage's sizes from the fields as they are now.
 
-        A window is never larger than the stage's map, on each axis for itself; on an axis where it covers the map
-        there is no shift. The map of a stage is the patch grid halved, rounded down, but never less than one token.
-
-        Returns:
-            One `StageSpec` for each stage.
+        On each axis, a window is at most as long as the stage's map; an axis on which it covers the map is not shifted.
+        Each stage halves the grid of the stage before, rounded down, to at least one token.
 
         Raises:
-            ValueError: Fields contradict each other, or were changed since to something impossible.
+            ValueError: Fields contradict each other, or were changed to an impossible value.
 
         Source:
             transformers' `Swinv2Layer._compute_window_shift`; timm's `_calc_window_shift` for rectangles.
@@ -417,7 +414,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         return ACT2FN[self.hidden_act]
 
     def _check_each(self) -> None:
-        """Refuses values that can never be right."""
+        """Raises an error for a value that is always wrong."""
         if not self.depths:
             raise ValueError("depths is empty; expected the number of blocks of at least one stage.")
         for name in ("image_size", "patch_size", "encoder_stride"):
@@ -446,16 +443,16 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {sorted(ACT2FN)}.")
 
     def _check_together(self) -> None:
-        """Refuses values that contradict each other: when a model is built, for each may still be changed."""
+        """Raises an error if fields contradict each other. Called when a model is built: until then they may change."""
         if 0 in self.patch_grid:
             raise ValueError(
-                f"image_size {self.image_size} is smaller than patch_size {self.patch_size}; an image must hold at "
+                f"image_size {self.image_size} is smaller than patch_size {self.patch_size}; an image must have at "
                 "least one patch."
             )
         if self.extra_norm_period > max(self.depths):
             raise ValueError(
                 f"extra_norm_period is {self.extra_norm_period}, but no stage of depths {self.depths} has so many "
-                "blocks: it would have no effect. Use 0 for no extra norm."
+                "blocks, so there would be no extra norm. Use 0 for that."
             )
         for name in ("num_heads", "pretrained_window_sizes"):
             if len(getattr(self, name)) != len(self.depths):
@@ -465,11 +462,11 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
                 )
         if int(self.mlp_ratio * self.embed_dim) < 1:
             raise ValueError(
-                f"mlp_ratio is {self.mlp_ratio}, which leaves no hidden feature to {self.embed_dim} channels."
+                f"mlp_ratio is {self.mlp_ratio}, which gives an MLP of {self.embed_dim} channels no hidden feature."
             )
         for index, heads in enumerate(self.num_heads):
             if (self.embed_dim * 2**index) % heads:
                 raise ValueError(
-                    f"num_heads[{index}] is {heads}, but stage {index + 1} has {self.embed_dim * 2**index} channels, "
-                    "which is no multiple of it; change num_heads or embed_dim."
+                    f"num_heads[{index}] is {heads}, but the {self.embed_dim * 2**index} channels of stage {index + 1} "
+                    "are not a multiple of it; change num_heads or embed_dim."
                 )

@@ -1,11 +1,11 @@
-"""Image files: which ones are meant, and their pixels, whatever they are stored as.
+"""Finds image files, and reads their pixels from any format.
 
-In: names of files and folders, and globs. Out: paths, and eight-bit RGB images as people see them. This module knows no
-model: it neither resizes nor normalises.
+In: names of files and folders, and globs. Out: paths, and upright eight-bit RGB images. This module knows no model: it
+neither resizes nor normalises.
 
-A file that cannot be read is not an exception here: it becomes a `BrokenImage` with a reason, and the others are read.
+A file that cannot be read raises no exception: it becomes a `BrokenImage` with a reason, and the other files are read.
 
-Colour profiles are not applied, as in transformers and torchvision. Of an animation the first frame is taken.
+Colour profiles are not applied, as in transformers and torchvision. An animation is read as its first frame.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ from swinv2.errors import UsageError
 
 _NEEDS_PLUGIN = {".heic": "pillow-heif", ".heif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
 
-# PIL lists these too, and reads no pixels of them by itself.
+# PIL lists these formats too, but cannot read their pixels by itself.
 _NO_PIXELS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF")
 
 SUFFIXES = _NEEDS_PLUGIN.keys() | {
     suffix for suffix, kind in Image.registered_extensions().items() if kind not in _NO_PIXELS
 }
-"""What counts as an image inside a folder. HEIF and JPEG XL are among them although PIL alone cannot read them: a photo
-that cannot be read is to be named, not left out. A file that is named itself is read whatever its suffix."""
+"""Suffixes of the images inside a folder. HEIF and JPEG XL are included although PIL alone cannot read them, so that
+such a photo is reported instead of left out. A file that the user names is read whatever its suffix."""
 
-# Everything that PIL's decoders raised on some 90,000 damaged files of 20 formats, and what their sources raise beside.
+# The exceptions that PIL's decoders raised on some 90,000 damaged files of 20 formats, and those in their source code.
 _DECODING_ERRORS = (
     OSError,
     ValueError,
@@ -50,7 +50,7 @@ _DECODING_ERRORS = (
 
 
 class BrokenImageError(ValueError):
-    """A file holds no image that can be read; the message is the reason, without the file's name."""
+    """A file has no image that can be read; the message is the reason, without the file's name."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,18 @@ class BrokenImage:
 
 
 def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenImage]]:
-    """Finds the images that are meant.
+    """Finds images.
 
     Args:
-        inputs: Files, whatever their suffix; folders, searched to their depth for files with a suffix of an image,
-            hidden ones left out; globs ("**" for any depth).
+        inputs: Files, whatever their suffix; folders, which are searched, with their subfolders, for files with the
+            suffix of an image that are not hidden; globs ("**" for any depth).
 
     Returns:
-        The images, each file once, in the order of the inputs and by name within each; and the inputs that do not
-        exist.
+        The images, each file once, in the order of the inputs and by name within each input; and the inputs that do
+        not exist.
 
     Raises:
-        UsageError: There is no image at all.
+        UsageError: No image was found.
     """
     inputs = [str(item) for item in inputs]
     found: dict[str, Path] = {}
@@ -102,8 +102,7 @@ def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenIm
         reasons = {str(image.path): f" ({image.reason})" for image in broken}
         given = ", ".join(repr(item) + reasons.get(str(Path(item)), "") for item in inputs)
         raise UsageError(
-            f"there is no image in what was given: {given}. Name image files, folders that hold some, or globs that "
-            "match some."
+            f"no image was found in {given}. Name image files, folders with images, or globs that match images."
         )
     return list(found.values()), broken
 
@@ -127,7 +126,7 @@ def _matching(pattern: str) -> list[Path]:
     for name in sorted(glob.glob(pattern, recursive=True)):
         path = Path(name)
         if path.is_dir():
-            # "**" lists the files of a folder as well as the folder: only a folder that is matched by itself is opened.
+            # "**" matches a folder and also its files, so the folder is searched only for other globs.
             found += [] if "**" in pattern else _inside(path)
         elif _is_image_name(name) or Path(pattern).suffix not in ("", ".*"):
             found.append(path)
@@ -141,18 +140,19 @@ def _is_image_name(name: str) -> bool:
 def read_image(source: str | Path | bytes) -> Image.Image:
     """Reads a file as an eight-bit RGB image, upright.
 
-    Transparent parts are laid on white. Grey of more than eight bits is scaled so that white stays white, see
-    `grey_to_rgb`. An image of more pixels than PIL's hard limit, twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million as
-    PIL comes, is refused; up to there it is read without a warning. A program that wants more sets that number.
+    Transparent parts become white. Grey of more than eight bits is scaled so that white stays white, see `grey_to_rgb`.
+    An image may have as many pixels as PIL's hard limit, twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million by default);
+    it is read without a warning. Set that number to read larger images.
 
     Args:
-        source: The file, or what it holds.
+        source: The file, or its bytes.
 
     Raises:
-        BrokenImageError: It is missing, may not be read, is no image, is damaged or cut off, or is too large.
+        BrokenImageError: The file is missing, may not be read, is not an image, is damaged or incomplete, or the image
+            is too large.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
-    # PIL's warnings are about metadata that is of no use here, and about sizes between its soft and its hard limit.
+    # PIL warns about metadata that is not used here, and about sizes between its soft and its hard limit.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -165,7 +165,7 @@ def read_image(source: str | Path | bytes) -> Image.Image:
 
 def _reason(file: Path | io.BytesIO, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, the most that is read; make it smaller"
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, the limit; make it smaller"
     if isinstance(error, UnidentifiedImageError):
         is_path = isinstance(file, Path)
         if (file.is_file() and file.stat().st_size == 0) if is_path else not file.getvalue():
@@ -178,9 +178,10 @@ def _reason(file: Path | io.BytesIO, error: Exception) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Pixels may be intact where the note beside them is not: such an image is taken as it is stored.
+    # If the EXIF data is damaged, the pixels may still be intact: the image is then returned as it is stored.
     with contextlib.suppress(*_DECODING_ERRORS):
-        # Read once and kept. PIL then finds no EXIF to write anew, which fails where an entry is odd.
+        # PIL keeps the EXIF data that it has read once. Without the entries in `info` it does not write them again,
+        # which would fail for an unusual entry.
         image.getexif()
         for name in ("exif", "Raw profile type exif"):
             image.info.pop(name, None)
@@ -189,7 +190,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turns an image of any of PIL's modes into eight-bit RGB; transparent parts become white."""
+    """Converts an image of any PIL mode to eight-bit RGB; transparent parts become white."""
     if image.mode.startswith("I") or image.mode == "F":
         return grey_to_rgb(np.asarray(image))
     if image.has_transparency_data:
@@ -202,9 +203,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def grey_to_rgb(values: np.ndarray) -> Image.Image:
     """Scales grey of more than eight bits to eight bits.
 
-    A file does not say which value is white, and PIL keeps a 16-bit image in a 32-bit mode at times. White is the first
-    of these that no pixel exceeds: 65,535 or 2^31 for integers; 1, 255, 65,535 or the brightest pixel for floats.
-    Negative values and NaN are black.
+    A file does not say which value is white, and PIL sometimes uses a 32-bit mode for a 16-bit image. White is the
+    first of these values that no pixel exceeds: 65,535 or 2^31 for integers; 1, 255, 65,535 or the brightest pixel for
+    floats. Negative values and NaN become black.
 
     Args:
         values: Grey (H, W), integers of 16 or 32 bits, or floats.
@@ -225,7 +226,7 @@ def grey_to_rgb(values: np.ndarray) -> Image.Image:
 
 
 def read_or_skip(path: Path) -> Image.Image | BrokenImage:
-    """Reads a file by `read_image`, or says why it cannot be read."""
+    """Reads a file with `read_image`, or returns the reason why it cannot be read."""
     try:
         return read_image(path)
     except BrokenImageError as error:

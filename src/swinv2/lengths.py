@@ -1,7 +1,7 @@
-"""Lengths, pairs and windows as fields hold them.
+"""Lengths, pairs and windows as values of fields.
 
-In: a field's value, and its name for the message. Out: integers and pairs (height, width); and back again, the shortest
-notation that says the same. This module knows no field. How users type them is in `sizes.py`.
+In: a field's value, and its name for the message. Out: integers and pairs (height, width). In the other direction, the
+shortest notation of the same value. This module knows no field; `sizes.py` reads sizes that users type.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,24 +11,19 @@ Pair = tuple[int, int]
 """Two lengths, height first."""
 
 Windows = int | Sequence[int | Sequence[int]]
-"""Windows in tokens as users give them, one for all stages or one for each: see `as_windows`."""
+"""Windows in tokens in any notation, one for all stages or one for each stage: see `as_windows`."""
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer; True and False are none."""
+    """Whether a value is an integer; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def as_length(name: str, value: Any, smallest: int = 1) -> int:
-    """Reads a length.
-
-    Args:
-        name: The field's name, for the message.
-        value: An integer.
-        smallest: The least that is accepted.
+    """Reads an integer of at least `smallest`.
 
     Raises:
-        ValueError: `value` is something else.
+        ValueError: `value` is not one; the message begins with `name`.
     """
     if not is_integer(value) or value < smallest:
         raise ValueError(f"{name} is {value!r}; expected an integer of at least {smallest}.")
@@ -36,7 +31,7 @@ def as_length(name: str, value: Any, smallest: int = 1) -> int:
 
 
 def as_lengths(name: str, value: Any) -> list[int]:
-    """Reads a list of lengths, each at least 1; see `as_length`."""
+    """Reads a list of lengths of at least 1; see `as_length`."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError(f"{name} is {value!r}; expected a list of integers, one for each stage.")
     return [as_length(f"{name}[{index}]", item) for index, item in enumerate(value)]
@@ -47,8 +42,8 @@ def as_pair(name: str, value: Any, smallest: int = 1) -> Pair:
 
     Args:
         name: The field's name, for the message.
-        value: An integer, which counts for both axes, or two of them, height first.
-        smallest: The least that is accepted.
+        value: An integer for both axes, or two integers, height first.
+        smallest: The smallest length that is accepted.
 
     Raises:
         ValueError: `value` is neither.
@@ -67,15 +62,15 @@ def as_windows(name: str, value: Any, num_stages: int, any_number: bool = False)
     Args:
         name: The field's name, for the message.
         value: In tokens: one window for all stages, an integer or a pair (height, width); or a list with such a window
-            for each stage. Two integers are always a pair, in a network of two stages too.
+            for each stage. Two integers are always a pair, even in a network of two stages.
         num_stages: Number of stages.
-        any_number: Whether the list may have another number of windows; the answer then has as many.
+        any_number: Whether the list may have another length; the result then has the same length.
 
     Raises:
         ValueError: `value` is neither.
 
     Source:
-        timm's `resolve_stage_window_sizes`, which takes two integers for a pair too.
+        timm's `resolve_stage_window_sizes`, which also reads two integers as a pair.
 
     Example:
 
@@ -96,12 +91,12 @@ def as_windows(name: str, value: Any, num_stages: int, any_number: bool = False)
 
 
 def plain_pair(lengths: Pair) -> int | list[int]:
-    """The shortest notation that `as_pair` reads: an integer where height and width are one."""
+    """The shortest notation that `as_pair` reads: an integer if height and width are equal."""
     return lengths[0] if lengths[0] == lengths[1] else list(lengths)
 
 
 def plain_windows(windows: Sequence[Pair]) -> int | list[Any]:
-    """Windows in the shortest notation that `as_windows` reads: an integer where all stages have one square window.
+    """The shortest notation that `as_windows` reads: an integer if all stages have the same square window.
 
     Args:
         windows: Size (height, width) in tokens of each stage's window.
@@ -118,5 +113,5 @@ def plain_windows(windows: Sequence[Pair]) -> int | list[Any]:
 
 
 def in_words(lengths: Pair) -> str:
-    """Height and width as messages have them: "8 x 16"."""
+    """Height and width in a message: "8 x 16"."""
     return f"{lengths[0]} x {lengths[1]}"

@@ -1,7 +1,7 @@
-"""Models from folders and from the hub, with every failure a sentence.
+"""Loads models from folders and from the hub; every failure is a `UsageError`.
 
-In: a name as a user types it. Out: a configuration, a model on its device, an image processor. This module knows where
-models come from; it knows no image.
+In: the name that a user types. Out: a configuration, a model on its device, an image processor. This module knows no
+image.
 """
 
 import difflib
@@ -26,13 +26,13 @@ _EXPECTED = f"a folder with config.json and model.safetensors, or a name on the 
 
 
 def choose_device(name: str) -> torch.device:
-    """Finds the device that is meant.
+    """Finds a device by its name.
 
     Args:
-        name: "auto" for the accelerator if there is one, otherwise the CPU; or a name torch knows, such as "cuda:1".
+        name: "auto" for the accelerator, or for the CPU if the machine has none; or torch's name, such as "cuda:1".
 
     Raises:
-        UsageError: There is no such device here.
+        UsageError: The machine has no such device.
     """
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -44,7 +44,7 @@ def choose_device(name: str) -> torch.device:
             f"device {name!r} cannot be used: {first_sentence(error)}. Use --device auto or --device cpu."
         ) from error
     if device.type == "meta":
-        raise UsageError("device 'meta' holds no numbers. Use --device auto or --device cpu.")
+        raise UsageError("device 'meta' stores no numbers. Use --device auto or --device cpu.")
     return device
 
 
@@ -55,7 +55,7 @@ def read_config(name: str) -> Swinv2Config:
         name: A folder, or a name on the hub.
 
     Raises:
-        UsageError: It is neither, cannot be reached, or is no Swin Transformer V2.
+        UsageError: The model does not exist, cannot be reached, or is not a Swin Transformer V2.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -76,32 +76,33 @@ def read_config(name: str) -> Swinv2Config:
     model_type = fields.get("model_type")
     if model_type != "swinv2":
         raise UsageError(
-            f"the model {name!r} is of the type {model_type!r}; this package runs 'swinv2' only. Expected {_EXPECTED}."
+            f"the model {name!r} has the model type {model_type!r}; this package supports 'swinv2' only. Expected "
+            f"{_EXPECTED}."
         )
     try:
         return Swinv2Config.from_dict(fields).checked()
     except (ValueError, TypeError) as error:
-        raise UsageError(f"the config.json of {name!r} describes no possible model: {error}") from error
+        raise UsageError(f"the model in the config.json of {name!r} is impossible: {error}") from error
 
 
 def load_model(model_class: type[Model], name: str, device: torch.device, dtype: torch.dtype, **fields: Any) -> Model:
     """Loads a model for inference.
 
     Args:
-        model_class: What to build.
+        model_class: Class of the model.
         name: A folder, or a name on the hub.
-        device: Where to put it.
-        dtype: Type of its weights.
+        device: Device of the weights.
+        dtype: Type of the weights.
         fields: Fields of the configuration to change.
 
     Raises:
-        UsageError: The weights are missing, damaged, or not all that the model has.
+        UsageError: The weights are missing, damaged or incomplete.
     """
     config = read_config(name)
     if config.num_channels != 3:
         raise UsageError(
-            f"the model {name!r} takes images of {config.num_channels} channels; only models of 3 (red, green, blue) "
-            "can be used here. Load it in Python instead, with from_pretrained."
+            f"the model {name!r} takes images of {config.num_channels} channels; this command needs a model of 3 (red, "
+            "green, blue). Load it in Python instead, with from_pretrained."
         )
     folder = Path(name).expanduser()
     source = str(folder) if folder.is_dir() else name
@@ -114,7 +115,7 @@ def load_model(model_class: type[Model], name: str, device: torch.device, dtype:
     if missing:
         raise UsageError(
             f"the model {name!r} has no trained weights for {', '.join(missing[:3])}{' ...' * (len(missing) > 3)}: its "
-            f"answers would be random. Expected a model that {model_class.__name__} saved."
+            f"outputs would be random. Expected a model that {model_class.__name__} saved."
         )
     return model.eval().to(device)
 
@@ -123,15 +124,15 @@ def load_processor(name: str) -> Any:
     """Loads the image processor that is stored with a model.
 
     Raises:
-        UsageError: There is none.
+        UsageError: The model has none.
     """
     folder = Path(name).expanduser()
     try:
         return AutoImageProcessor.from_pretrained(str(folder) if folder.is_dir() else name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"the model {name!r} has no image processor (preprocessor_config.json), so the size and normalisation it "
-            "expects are unknown. Save the one it was trained with beside it: processor.save_pretrained(folder)."
+            f"the model {name!r} has no image processor (preprocessor_config.json), so its image size and "
+            "normalisation are unknown. Save the processor of its training there: processor.save_pretrained(folder)."
         ) from error
 
 
@@ -141,9 +142,9 @@ def _unreachable(name: str, is_folder: bool, error: Exception) -> UsageError:
     close = difflib.get_close_matches(name, CHECKPOINTS, 1, cutoff=0.8)
     hint = f" Did you mean {close[0]}?" if close and close[0] != name else ""
     return UsageError(
-        f"the model {name!r} is no folder here, and the Hugging Face hub did not give it: {first_sentence(error)}."
-        f"{hint} Check the name and the network, or give a folder; without --model, classify uses the model that ships "
-        "with this package, which needs no network."
+        f"{name!r} is not a folder, and cannot be loaded from the Hugging Face hub: {first_sentence(error)}."
+        f"{hint} Check the name and the network, or give a folder. Without --model, classify uses the model in this "
+        "package, which needs no network."
     )
 
 

@@ -1,7 +1,7 @@
-"""Sizes as users type them.
+"""Sizes in the notation that users type.
 
-In: the text of an option. Out: lengths, pairs (height first) and windows, as the configuration takes them. This module
-knows no network: whether a size is possible is decided in `swinv2.config`.
+In: the text of an option. Out: lengths, pairs (height first) and windows, for the configuration. This module knows no
+network: `swinv2.config` checks whether a size is possible.
 """
 
 import re
@@ -11,7 +11,7 @@ from swinv2.lengths import Pair
 
 
 def as_typed(lengths: Pair) -> str:
-    """Height and width as users type them: "8x16"."""
+    """Height and width in the notation that users type: "8x16"."""
     return f"{lengths[0]}x{lengths[1]}"
 
 
@@ -23,7 +23,7 @@ def read_size(text: str | None, option: str) -> int | Pair | None:
         option: The option's name, for the message.
 
     Raises:
-        UsageError: It is none of these.
+        UsageError: The text is not a size.
     """
     expected = "pixels such as 256, or height x width such as 384x256"
     sizes = _read(text, option, expected)
@@ -41,7 +41,7 @@ def read_windows(text: str | None, option: str) -> int | Pair | list[Pair] | Non
         option: The option's name, for the message.
 
     Raises:
-        UsageError: It is none of these.
+        UsageError: The text is neither.
 
     Example:
 
@@ -57,25 +57,25 @@ def read_windows(text: str | None, option: str) -> int | Pair | list[Pair] | Non
 
 
 def read_learned_windows(text: str | None, option: str) -> list[int | Pair] | None:
-    """Reads the window of each stage in which its position bias was learned; 0 is its own.
+    """Reads, for each stage, the window in which its position bias was learned; 0 means the stage's own window.
 
     Args:
         text: Such as "12,12,12,6" or "8x16,8x16,8,0"; None if the option was not given.
         option: The option's name, for the message.
 
     Raises:
-        UsageError: It is something else.
+        UsageError: The text is not such a list.
     """
     return _read(text, option, "a window for each stage, such as 12,12,12,6 or 8x16,8x16,8,0 (0: its own)", smallest=0)
 
 
 def _read(text: str | None, option: str, expected: str, smallest: int = 1) -> list[int | Pair] | None:
-    """Lengths and pairs with commas between them."""
+    """Reads lengths and pairs with commas between them."""
     if text is None:
         return None
     sizes: list[int | Pair] = []
     for part in text.lower().split(","):
-        # No size has ten digits, and Python refuses to read numbers of thousands.
+        # No size has ten digits, and Python raises an error for a number of thousands of digits.
         found = re.fullmatch(r"\s*([0-9]{1,9})(?:x([0-9]{1,9}))?\s*", part)
         lengths = [int(length) for length in found.groups() if length is not None] if found else []
         if not lengths or min(lengths) < smallest:

@@ -1,7 +1,6 @@
-"""Which Swin Transformer V2 models there are: the sizes of the papers and the published checkpoints, as data.
+"""The Swin Transformer V2 models: the presets (model sizes of the papers) and the published checkpoints, as data.
 
-In: a name. Out: numbers and addresses. This module knows no tensor, no file and no network; nothing here is loaded or
-downloaded.
+In: a name. Out: numbers and addresses. This module knows no tensor and no file; it downloads nothing.
 """
 
 import difflib
@@ -13,27 +12,27 @@ from typing import Any, Literal
 class Preset:
     """One architecture of the papers.
 
-    The papers have two models called giant, told apart by the case of one letter: SwinV2-g, the largest of the
-    SimMIM data-scaling study, and SwinV2-G, the three-billion model of the Swin V2 paper. Here they are "giant-1b" and
-    "giant-3b", after their parameters, so that a name survives a file system that ignores case.
+    The papers call two models giant: SwinV2-g, the largest model of the SimMIM data-scaling study, and SwinV2-G, the
+    three-billion model of the Swin V2 paper. Only the case of one letter differs, and some file systems ignore case, so
+    here they are "giant-1b" and "giant-3b", after the number of their parameters.
 
     Attributes:
-        name: Its name here.
-        paper_name: Its name in the paper.
+        name: Name in this package.
+        paper_name: Name in the paper.
         embed_dim: Channels of the first stage.
         depths: Blocks of each stage.
-        num_heads: Attention heads of each stage, 32 channels each. The Swin V2 paper does not state those of "huge" and
-            "giant-3b"; 32 channels is what all its other models have.
-        image_size: Image size in pixels at which it was first trained.
-        window_size: Window in tokens at that size.
-        extra_norm_period: Every how many blocks of a stage a layer norm is added on the main branch; 0 for none.
+        num_heads: Attention heads of each stage, 32 channels each. The Swin V2 paper does not state the heads of "huge"
+            and "giant-3b"; all its other models have 32 channels for each head.
+        image_size: Image size in pixels of its first training.
+        window_size: Window in tokens at that image size.
+        extra_norm_period: N adds a layer norm on the main path after every N blocks of a stage; 0 adds none.
         parameters: Number of parameters without a classifier (`Swinv2Model`).
-        stated_parameters: What is usually quoted for it, in millions, as printed.
-        stated_with_classifier: Whether that number includes a classifier of 1000 classes. The numbers quoted for
-            "huge" and "giant-1b" do not (655.2 and 1060.98 million, the authors' "655M" and "1.06B"); "huge" with one
-            has 658.0. The number of "giant-3b" does (3001.9; 2997.8 without). "giant-1b" makes 1060.98 only without
-            extra norms, which would add 10,752 parameters.
-        source: Where the numbers come from.
+        stated_parameters: The number of parameters that is usually quoted, in millions, as printed.
+        stated_with_classifier: Whether the quoted number includes a classifier of 1000 classes. The numbers of "huge"
+            and "giant-1b" do not (655.2 and 1060.98 million, the authors' "655M" and "1.06B"); "huge" with a classifier
+            has 658.0. The number of "giant-3b" does (3001.9; 2997.8 without). "giant-1b" has 1060.98 only without extra
+            norms, which would add 10,752 parameters.
+        source: Source of the numbers.
     """
 
     name: str
@@ -50,7 +49,7 @@ class Preset:
     source: str
 
     def config_fields(self) -> dict[str, Any]:
-        """The arguments of `Swinv2Config` that build this size.
+        """The arguments of `Swinv2Config` for this preset.
 
         Example:
 
@@ -94,7 +93,7 @@ _PRESETS = (
 # fmt: on
 
 PRESETS: dict[str, Preset] = {size.name: size for size in _PRESETS}
-"""The sizes of the papers by name, smallest first."""
+"""The presets by name, smallest first."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +105,13 @@ class Checkpoint:
         size: Name in `PRESETS`.
         image_size: Image size in pixels.
         window_size: Window in tokens; a stage with a smaller map clips it.
-        pretrained_window_sizes: For each stage, the window in which its position bias was learned; 0 for the same.
-        num_labels: Classes of its classifier.
-        labels: What it was trained to tell apart.
-        top1: Published top-1 accuracy in percent on the ImageNet-1k validation set; None where none was published.
-        source: Address of the authors' own file, from which the hub's was converted.
+        pretrained_window_sizes: For each stage, the window in which its position bias was learned; 0 if unchanged.
+        num_labels: Number of classes.
+        labels: Data set of the classes.
+        top1: Published top-1 accuracy in percent on the ImageNet-1k validation set; None if none was published.
+        source: Address of the authors' file, from which the hub's file was converted.
         licence: Licence of the weights on the hub.
-        sha256: Digest of the hub's weight file, where it is known.
+        sha256: Digest of the hub's weight file, if it is known.
     """
 
     name: str
@@ -129,11 +128,11 @@ class Checkpoint:
 
     @property
     def training(self) -> str:
-        """What it was trained on, in order."""
+        """The data sets of its training, in order."""
         return "ImageNet-22k, then ImageNet-1k" if "22kto1k" in self.name else self.labels
 
     def config_fields(self) -> dict[str, Any]:
-        """The arguments of `Swinv2Config` that build this checkpoint's architecture; label names are not in them."""
+        """The arguments of `Swinv2Config` for this checkpoint's architecture, without label names."""
         return {
             **PRESETS[self.size].config_fields(),
             "image_size": self.image_size,
@@ -164,7 +163,7 @@ def _checkpoint(
 
 
 _FROM_192 = (12, 12, 12, 6)
-"""Pre-trained at 192 pixels with windows of 12; its last map has 6 x 6 tokens."""
+"""Learned windows of a model that was pre-trained at 192 pixels with windows of 12; its last map has 6 x 6 tokens."""
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     checkpoint.name: checkpoint
@@ -183,17 +182,14 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         _checkpoint("large", "window12to24-192to384-22kto1k-ft", 384, 24, 87.6, _FROM_192),
     )
 }
-"""The published checkpoints by their name on the hub. Source: microsoft/Swin-Transformer, MODELHUB.md."""
+"""The published checkpoints by name on the hub. Source: microsoft/Swin-Transformer, MODELHUB.md."""
 
 
 def find_preset(name: str) -> Preset:
-    """Looks a size up.
-
-    Args:
-        name: A key of `PRESETS`.
+    """Finds a preset by its name, a key of `PRESETS`.
 
     Raises:
-        ValueError: There is no such size; the message lists them.
+        ValueError: There is no such preset; the message lists all.
 
     Example:
 

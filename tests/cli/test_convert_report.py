@@ -70,7 +70,7 @@ def test_dry_run(source: Path, tmp_path: Path) -> None:
         (["OUT", "--window-size", "8;8"], "--window-size is '8;8'; expected tokens such as 8"),
         (["OUT", "--trained-window-size", "0"], "--trained-window-size is '0'; expected tokens such as 8"),
         (["OUT", "--to", "keras"], "there is no format 'keras'"),
-        (["."], "is there already, and is not replaced"),
+        (["."], "exists already, and is not replaced"),
     ],
 )
 def test_refusals(arguments: list[str], expected: str, source: Path, tmp_path: Path) -> None:
@@ -100,4 +100,4 @@ def test_the_command_plans_them(tmp_path: Path) -> None:
     differing = ["--trained-window-size", "4x2", "--dry-run"]
     result = CliRunner().invoke(app, ["convert", str(tmp_path / "out"), *differing])
     assert result.exit_code == 2
-    assert "(window_size [[8, 8], [4, 2]]); [4, 2] was given" in " ".join(result.stderr.split())
+    assert "window_size [[8, 8], [4, 2]], but [4, 2] was given" in " ".join(result.stderr.split())

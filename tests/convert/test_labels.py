@@ -20,7 +20,7 @@ def test_names_of_imagenet() -> None:
     for line, index in {717: 9204, 718: 9212, 719: 9221, 729: 9322, 999: 21817}.items():
         assert many[index] == one[line], line
     assert "the last 23 names may be off by two" in note
-    assert published_names(10) == (None, "The names of its 10 classes are not known; they are numbered.")
+    assert published_names(10) == (None, "The names of its 10 classes are not known; the classes have numbers instead.")
 
 
 def test_without_timm_classes_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:

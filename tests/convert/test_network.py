@@ -24,7 +24,7 @@ DAMAGE = {
         f"under two names: {BLOCK}attn.rpe_mlp.0.bias",
     ),
     "wrong-shape": (put(f"{BLOCK}norm1.weight", torch.ones(17)), f"{BLOCK}norm1.weight ([17], expected [16])"),
-    "wrong-rank": (put(f"{BLOCK}attn.qkv.weight", torch.ones(7)), f"{BLOCK}attn.qkv.weight ([7] is not three parts"),
+    "wrong-rank": (put(f"{BLOCK}attn.qkv.weight", torch.ones(7)), f"{BLOCK}attn.qkv.weight ([7] cannot be divided"),
     "wrong-heads": (put(f"{BLOCK}attn.logit_scale", torch.ones(3, 1, 1)), f"{BLOCK}attn.logit_scale ([3, 1, 1]"),
     "huge-number": (
         put("layers.0.blocks.9999999999.norm1.weight", torch.ones(16)),

@@ -128,8 +128,8 @@ def test_a_network_without_a_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("layers.0.blocks.1.attn.relative_position_bias_table", "Swin Transformer in its first version"),
-        ("layers.0.blocks.1.attn.meta_mlp.fc1.weight", "timm's swinv2_cr, another network"),
+        ("layers.0.blocks.1.attn.relative_position_bias_table", "they are of the first Swin Transformer"),
+        ("layers.0.blocks.1.attn.meta_mlp.fc1.weight", "timm's swinv2_cr, which is not"),
     ],
 )
 def test_networks_of_another_kind_are_named(name: str, expected: str, file: File, tmp_path: Path) -> None:

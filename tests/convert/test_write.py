@@ -114,7 +114,7 @@ def test_outputs_that_are_there_or_cannot_be(file: File, tmp_path: Path) -> None
     out = tmp_path / "out"
     for make in (out.touch, out.mkdir, lambda: out.symlink_to(tmp_path / "gone")):
         make()
-        assert "is there already" in refused("nowhere.pth", tmp_path)
+        assert "exists already" in refused("nowhere.pth", tmp_path)
         out.rmdir() if out.is_dir() else out.unlink()
     with pytest.raises(UsageError, match="there is no folder"):
         convert("nowhere.pth", tmp_path / "no" / "out")

@@ -97,8 +97,8 @@ def test_points_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert curves == {
         "map after the block": [[0, 0.5], [1, 2.0], [2, 10.0]],
         # A branch that adds nothing has no place on a logarithmic axis.
-        "what the attention adds": [[2, 3.0]],
-        "what the MLP adds": [[1, 0.25], [2, 4.0]],
+        "added by attention": [[2, 3.0]],
+        "added by MLP": [[1, 0.25], [2, 4.0]],
     }
     assert axes.get_yscale() == "log"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["patches", "1.1", "2.1"]

@@ -120,8 +120,8 @@ def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
 
     (case("no_config", "it has no config.json") / "config.json").unlink()
     (case("no_json", "cannot be read") / "config.json").write_text("{")
-    (case("other", "of the type 'vit'") / "config.json").write_text('{"model_type": "vit"}')
-    (case("impossible", "no possible model") / "config.json").write_text('{"model_type": "swinv2", "depths": []}')
+    (case("other", "has the model type 'vit'") / "config.json").write_text('{"model_type": "vit"}')
+    (case("impossible", "is impossible") / "config.json").write_text('{"model_type": "swinv2", "depths": []}')
     (case("no_weights", "weights of") / "model.safetensors").unlink()
     (case("damaged", "weights of") / "model.safetensors").write_bytes(b"xx")
     (case("no_processor", "no image processor") / "preprocessor_config.json").unlink()
@@ -129,7 +129,7 @@ def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
     cases.append((str(tmp_path / "grey"), "1 channels"))
     (tmp_path / "file").touch()
     cases += [(str(tmp_path / "file"), "is a file"), (str(tmp_path / "gone"), "there is no folder"), ("tiny", "a size")]
-    cases += [("nobody/nothing", "hub did not give it"), ("microsoft/swinv2-tiny-patch4-window8-255", "Did you mean")]
+    cases += [("nobody/nothing", "cannot be loaded from"), ("microsoft/swinv2-tiny-patch4-window8-255", "Did you mean")]
     for name, message in cases:
         with pytest.raises(UsageError, match=message):
             Classifier.load(name, "cpu")

@@ -1,4 +1,4 @@
-"""Weights of other libraries into this package's folders, and back."""
+"""Converts weights of other libraries to folders of this package, and back."""
 
 from swinv2.convert.conversion import ConversionReport, convert, load
 

@@ -1,7 +1,7 @@
-"""From weights of any library to a model, and to a folder.
+"""Loads weights of any library as a model, and converts them into a folder.
 
-In: the name of a file, of a folder or on the hub, and what the caller wants. Out: a model (`load`), or a folder and a
-report of what was recognised and done (`convert`).
+In: a file, a folder or a name on the hub, and the wanted sizes and format. Out: a model (`load`), or a folder and a
+report (`convert`).
 """
 
 import logging
@@ -34,15 +34,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageReport:
-    """A stage as it was trained, and its windows now.
+    """A stage before and after a change of its sizes.
 
     Attributes:
         name: "stage1" and so on.
-        blocks, channels, heads: How many it has.
-        grid, window, shift: Size (height, width) in tokens of its map and its windows, and the shift of these, as it
-            was trained.
-        new_grid, new_window, new_shift: The same now.
-        learned_window: The window in which its position bias was learned, which it keeps.
+        blocks, channels, heads: Numbers of blocks, channels and heads.
+        grid, window, shift: Size (height, width) in tokens of the map, of the windows and of their shift, in training.
+        new_grid, new_window, new_shift: The same after the change.
+        learned_window: The window in which the position bias was learned; it does not change.
     """
 
     name: str
@@ -60,28 +59,28 @@ class StageReport:
 
 @dataclass
 class ConversionReport:
-    """What was recognised and done.
+    """The result of a conversion.
 
     Attributes:
-        source: What was converted.
-        dialect: Whose names the tensors had.
-        model_class: The class of this package that they are for.
-        parameters: How many numbers were learned.
-        dtype: Their type.
-        left_out: How many tensors were left out because they follow from sizes.
-        image_size: Image size that the windows were planned for.
-        new_image_size: Image size that they are planned for now.
-        window_size: Windows in tokens, as the configuration has them.
-        new_window_size: The same now.
+        source: File, folder or name on the hub that was converted.
+        dialect: Dialect of the tensors' names.
+        model_class: Class of the model.
+        parameters: Number of parameters.
+        dtype: Type of the parameters.
+        left_out: Number of tensors that were left out because they follow from sizes.
+        image_size: Image size of the training.
+        new_image_size: Image size after the conversion.
+        window_size: Windows in tokens of the training, in the notation of the configuration.
+        new_window_size: Windows after the conversion.
         sources: Where image size, window and pre-training windows were found.
-        num_labels: Classes; None without a classifier.
+        num_labels: Number of classes; None without a classifier.
         labels: Names of the first classes.
-        processor: How images are prepared, in words.
-        stages: One for each stage.
-        format: Whose format was written.
-        output: The folder; None if nothing was to be written.
-        files: What is in it.
-        notes: What else is worth knowing, in sentences.
+        processor: The image processor, in words.
+        stages: One report for each stage.
+        format: Format of the folder.
+        output: The folder; None if no folder was asked for.
+        files: Names of the files in the folder.
+        notes: Further notes, in sentences.
     """
 
     source: str
@@ -124,26 +123,27 @@ def load(
 ) -> Swinv2PreTrainedModel:
     """Loads Swin V2 weights of any library as a model of this package.
 
-    transformers' folders and names on the hub, timm's, torchvision's, mmpretrain's and the authors' files are
-    understood, SimMIM's too; which it is, its sizes and its windows are read from the tensors and what is stored with
-    them. What was taken for granted is logged.
+    It reads transformers' folders and names on the hub, and the files of timm, torchvision, mmpretrain, the authors and
+    SimMIM. The library, the sizes and the windows are recognised from the tensors and from the data that is stored with
+    them. Assumptions are logged.
 
     Args:
         name: A file (`.pth`, `.bin`, `.safetensors`), a folder with one, or a name on the hub.
-        image_size: Image size in pixels to plan the windows for; None for the one it was trained with.
-        window_size: Window in tokens, one for all stages or one for each; None for what it was trained with. The
-            position bias is extrapolated from the window it was learned in.
-        trained_image_size: Image size it was trained with, where nothing else tells.
-        trained_window_size: Window it was trained with, one for all stages or one for each, where nothing else tells.
-        pretrained_window_sizes: For each stage, the window in which its position bias was learned, 0 for its own, where
-            nothing else tells.
+        image_size: Image size in pixels for the windows; None for the image size of the training.
+        window_size: Window in tokens, one for all stages or one for each stage; None for the window of the training.
+            The position bias is extrapolated from the window in which it was learned.
+        trained_image_size: Image size of the training, if no other source shows it.
+        trained_window_size: Window of the training, one for all stages or one for each stage, if no other source shows
+            it.
+        pretrained_window_sizes: For each stage, the window in which its position bias was learned, 0 for the stage's
+            own window, if no other source shows it.
 
     Returns:
-        A classifier, a masked-image model or the network without a head, whatever the weights are of, in evaluation
-        mode on the CPU, of the type of the weights.
+        A classifier, a masked-image model or the network without a head, as the weights require, in evaluation mode, on
+        the CPU, with the type of the weights.
 
     Raises:
-        UsageError: There are no such weights, they are damaged or of another network, or a size cannot be known.
+        UsageError: The weights do not exist, are damaged or are of another network, or a size cannot be found.
 
     Example:
 
@@ -175,16 +175,13 @@ def convert(
 
     Args:
         source: See `load`.
-        output: The folder to make; None to make none and only say what would be done.
+        output: The folder to make; None to make only the report.
         format: "swinv2" for this package, "transformers", "timm", "torchvision", "microsoft" or "mmpretrain".
         image_size, window_size, trained_image_size, trained_window_size, pretrained_window_sizes: See `load`.
 
-    Returns:
-        What was recognised and done.
-
     Raises:
-        UsageError: See `load`; or the format cannot express the model, or the folder cannot be written. Nothing is
-            written then.
+        UsageError: See `load`; or the format cannot express the model, or the folder cannot be written. No folder is
+            left then.
     """
     folder = None if output is None else Path(output)
     if folder is not None:
@@ -230,13 +227,15 @@ def _load(source: str, given: SizeHints) -> _Loaded:
     notes = [*weights.notes, *recognised.notes]
     types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in learned.values()})
     if len(types) > 1:
-        notes.append(f"The weights are of {' and '.join(types)}; all became {str(dtype).removeprefix('torch.')}.")
+        notes.append(
+            f"The weights are of {' and '.join(types)}; all were converted to {str(dtype).removeprefix('torch.')}."
+        )
     if recognised.model_class is Swinv2ForImageClassification:
         notes += _name_labels(config, weights.config or {})
     with torch.device("meta"):
         model = recognised.model_class(config)
     prefix = MODEL if recognised.model_class is Swinv2Model else ""
-    # Each shares its numbers with no other, and is contiguous.
+    # Copies, which share no memory and are contiguous.
     own = {
         name.removeprefix(prefix): tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
         for name, tensor in learned.items()
@@ -263,8 +262,9 @@ def _find(source: str) -> Path:
         folder = Path(snapshot_download(source, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise UsageError(
-            f"{source!r} is no file or folder here, and the Hugging Face hub did not give it: {first_sentence(error)}. "
-            f"Check the name and the network, or give a file; a name on the hub looks like {EXAMPLE}."
+            f"{source!r} is not a file or folder, and cannot be loaded from the Hugging Face hub: "
+            f"{first_sentence(error)}. Check the name and the network, or give a file; a name on the hub looks like "
+            f"{EXAMPLE}."
         ) from error
     if not any((folder / name).exists() for name in WEIGHTS):
         raise UsageError(
@@ -275,7 +275,7 @@ def _find(source: str) -> Path:
 
 
 def _name_labels(config: Swinv2Config, stated: Mapping[str, Any]) -> list[str]:
-    """Gives the classes their names, and says where these are from; those of a model of ours have them."""
+    """Sets the names of the classes, and returns a note on their source; this package's models have names already."""
     stored = stated.get("label_names")
     if stated.get("model_type") == "swinv2":
         return []
@@ -290,14 +290,14 @@ def _name_labels(config: Swinv2Config, stated: Mapping[str, Any]) -> list[str]:
 
 
 def _replan(loaded: _Loaded, image_size: int | Pair | None, window_size: Windows | None) -> None:
-    """Plans the windows for another size, and writes down what that did."""
+    """Changes image size and windows, and adds notes on the changes."""
     model, before = loaded.model, loaded.model.config
     old_size = as_pair("image_size", before.image_size)
     try:
         model.set_image_size(old_size if image_size is None else image_size, window_size)
         new_size = as_pair("image_size", model.config.image_size)
     except ValueError as error:
-        raise UsageError(f"the windows cannot be planned so: {error}") from error
+        raise UsageError(f"these sizes are impossible: {error}") from error
     if new_size != old_size:
         loaded.processor = resize_processor(loaded.processor, new_size)
     changed = [
@@ -307,31 +307,29 @@ def _replan(loaded: _Loaded, image_size: int | Pair | None, window_size: Windows
     ]
     learned = ", ".join(in_words(spec.learned_window) for spec in model.config.stages())
     loaded.notes.append(
-        f"Windows: {', '.join(changed) if changed else 'no stage has another one'}. The position bias is computed from "
-        f"the windows it was learned in, {learned}; no weight was changed."
+        f"Windows: {', '.join(changed) if changed else 'no stage has another one'}. The position bias is extrapolated "
+        f"from the windows in which it was learned, {learned}; no weight was changed."
     )
     if before.use_absolute_embeddings and new_size != old_size:
         loaded.notes.append("The absolute position embeddings were resampled to the new map (bicubic).")
 
 
 def _lost(model: Swinv2PreTrainedModel, format: str) -> list[str]:
-    """What a format has no place for although the answers do not depend on it, and what a library must be new for."""
+    """Notes on data that a format cannot store although outputs do not depend on it, and on required versions."""
     notes: list[str] = []
     if format not in (SWINV2, "transformers", "timm"):
         height, width = as_pair("image_size", model.config.image_size)
         notes.append(
-            f"The format {format!r} has no place for the image size: to read the folder back, give "
+            f"The format {format!r} cannot store the image size: to read the folder back, give "
             f"--trained-image-size {height}x{width}."
         )
         if isinstance(model, Swinv2ForImageClassification):
-            notes.append(
-                f"The names of the classes are not in the folder: the format {format!r} has no place for them."
-            )
+            notes.append(f"The names of the classes are not in the folder: the format {format!r} cannot store them.")
     if format == "timm" and len(set(with_equivalent_square(model.config).stage_windows)) > 1:
-        notes.append("Each stage has its own window: timm opens the folder from 1.0.31 on, and fails at it before.")
+        notes.append("Each stage has its own window: only timm 1.0.31 and later can open the folder.")
     if format == "transformers" and isinstance(model, Swinv2ForMaskedImageModeling) and model.config.norm_targets:
         notes.append(
-            "transformers' loss is of plain pixels and not of normalised ones (norm_targets is "
+            "transformers computes the loss on plain pixels instead of normalised pixels (norm_targets is "
             f"{model.config.norm_targets}); the reconstruction is the same."
         )
     return notes

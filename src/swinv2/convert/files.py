@@ -1,9 +1,9 @@
-"""Files of weights, opened without running anything that is in them.
+"""Opens files of weights without running code from them.
 
-In: a file or a folder. Out: the tensors as they are called there, and what is stored with them: `config.json` and
-`preprocessor_config.json`. A pickle is opened with `weights_only=True`; one that needs more than tensors and plain
-settings is refused with the reason.
-A file that is cut off, damaged or not of finite numbers is refused. This module knows no network and no dialect.
+In: a file or a folder. Out: the tensors under the names in the file, and the contents of `config.json` and
+`preprocessor_config.json`. A pickle is opened with `weights_only=True`; if it needs more than tensors and plain
+settings, an error says why. A file that is incomplete, damaged or has NaN or infinite weights raises an error too. This
+module knows no network and no dialect.
 """
 
 import collections
@@ -30,20 +30,20 @@ from swinv2.errors import UsageError, first_sentence
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin", "model.pth")
-"""What is looked for in a folder, in this order."""
+"""Files of weights in a folder; the first that exists is opened."""
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "network", "net")
-"""Under what training scripts keep the network, in this order."""
+"""Keys under which training scripts store the network; the first that exists is used."""
 _OUTER = ("module.", "_orig_mod.", "model.")
-"""What DistributedDataParallel, torch.compile and trainers put before every name."""
+"""Prefixes that DistributedDataParallel, torch.compile and trainers put before every name."""
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _SETTINGS: list[Any] = [(collections.OrderedDict, "yacs.config.CfgNode")]
-"""The settings beside the weights of the authors' trainings, opened as the dictionary that they are: nothing of yacs
-runs, and it need not be installed."""
+"""Class of the settings in the authors' checkpoints. They are opened as a plain dictionary: no code of yacs runs, and
+yacs need not be installed."""
 
 _CODE = ("auto_map", "custom_pipelines")
-"""Where transformers' configurations name code to fetch and run; nothing here needs it, and it is not handed on."""
+"""Keys under which transformers' configurations name code to download and run; they are not used and are removed."""
 
 _SAVE_ANEW = (
     "It is not opened: a pickle can run anything. Open it where you trust it, keep the tensors only, and convert that: "
@@ -53,14 +53,14 @@ _SAVE_ANEW = (
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file or folder holds.
+    """The contents of a file or folder.
 
     Attributes:
-        tensors: By the names they have there.
-        name: Name of the file, or of the folder if the file's says nothing.
-        config: What `config.json` beside it says; None without one.
-        processor: What `preprocessor_config.json` beside it says; None without one.
-        notes: What was left out, in sentences.
+        tensors: By their names in the file.
+        name: Name of the file without its suffix; name of the folder if a folder was given.
+        config: Contents of `config.json` in the folder; None without one.
+        processor: Contents of `preprocessor_config.json` in the folder; None without one.
+        notes: Sentences that say what was left out.
     """
 
     tensors: dict[str, Tensor]
@@ -74,11 +74,11 @@ def open_weights(source: Path) -> Weights:
     """Opens a file of weights, or a folder with one.
 
     Args:
-        source: A `.pth`, `.pt`, `.bin` or `.safetensors` file, whatever its suffix; or a folder.
+        source: A file of torch.save or safetensors, whatever its suffix; or a folder.
 
     Raises:
-        UsageError: There is none, it may not be read, is damaged, needs code to be opened, or holds something that is
-            no network.
+        UsageError: The file does not exist, may not be read, is damaged, can only be opened by running code, or is not
+            a network.
     """
     try:
         mode = os.stat(source).st_mode
@@ -100,7 +100,7 @@ def open_weights(source: Path) -> Weights:
 
 def _why_missing(source: Path, error: OSError) -> str:
     if os.path.islink(source) and not os.path.exists(source):
-        return f"{str(source)!r} is a link to {os.readlink(source)!r}, which is not there."
+        return f"{str(source)!r} is a link to {os.readlink(source)!r}, which does not exist."
     if isinstance(error, PermissionError):
         return f"{str(source)!r} may not be read: {(error.strerror or str(error)).lower()}."
     return f"there is no file or folder {str(source)!r} ({(error.strerror or str(error)).lower()})."
@@ -114,9 +114,7 @@ def _inside(folder: Path) -> Path:
     for name in WEIGHTS:
         if name in present:
             return folder / name
-    raise UsageError(
-        f"the folder {str(folder)!r} holds no weights: none of {', '.join(WEIGHTS)}. Name the file itself."
-    )
+    raise UsageError(f"the folder {str(folder)!r} has no weights: none of {', '.join(WEIGHTS)}. Name the file itself.")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -127,7 +125,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{str(path)!r} cannot be read: {error}.") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{str(path)!r} holds {type(content).__name__}; expected an object with fields.")
+        raise UsageError(f"{str(path)!r} contains {type(content).__name__}; expected an object with fields.")
     return content
 
 
@@ -141,7 +139,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     if not isinstance(where, dict) or not all(
         isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in where.values()
     ):
-        raise UsageError(f"{str(folder / INDEX)!r} does not say which file holds which tensor (weight_map).")
+        raise UsageError(f"{str(folder / INDEX)!r} does not name the file of each tensor (weight_map).")
     content: dict[str, Tensor] = {}
     for name in sorted(set(where.values())):
         content |= _read_file(folder / name)
@@ -164,15 +162,13 @@ def _read_file(file: Path) -> Any:
     is_safetensors = size > 8 and beginning[8:9] == b"{" and int.from_bytes(beginning[:8], "little") < 100_000_000
     is_archive = beginning[:4] == b"PK\x03\x04"
     if not is_safetensors and not is_archive and beginning[:1] != b"\x80":
-        raise UsageError(
-            f"{str(file)!r} is neither a file of torch.save nor of safetensors: it begins with {beginning[:8]!r}."
-        )
+        raise UsageError(f"{str(file)!r} is not a file of torch.save or safetensors: it begins with {beginning[:8]!r}.")
     try:
         if is_safetensors:
             return load_file(file)
         if is_archive:
             _check_archive(file)
-        # torch's warnings are about files that are refused, here or by what is checked afterwards.
+        # torch warns about files for which an error is raised, here or by later checks.
         with warnings.catch_warnings(), torch.serialization.safe_globals(_SETTINGS):
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -183,13 +179,13 @@ def _read_file(file: Path) -> Any:
         if needed is not None:
             raise UsageError(f"{str(file)!r} needs {needed[1]} to be opened, which is code. {_SAVE_ANEW}") from error
         raise UsageError(f"{str(file)!r} is damaged, or a pickle that needs more than tensors. {_SAVE_ANEW}") from error
-    # Of a damaged file the readers raise almost anything.
+    # For a damaged file, the readers raise almost any exception.
     except Exception as error:
-        raise UsageError(f"{str(file)!r} is cut off or damaged: {first_sentence(error)}.") from error
+        raise UsageError(f"{str(file)!r} is incomplete or damaged: {first_sentence(error)}.") from error
 
 
 def _check_digest_in_name(file: Path) -> None:
-    """torchvision and mmpretrain end a published file's name with the first digits of its SHA-256."""
+    """Checks the digest in a name: torchvision and mmpretrain end the name with the first digits of the SHA-256."""
     published = re.fullmatch(r"swin_v2_[tsb]-([0-9a-f]{8})|swinv2-.*_\d{8}-([0-9a-f]{8})", file.stem)
     if published is None:
         return
@@ -199,29 +195,29 @@ def _check_digest_in_name(file: Path) -> None:
     if not digest.startswith(expected):
         raise UsageError(
             f"{str(file)!r} is not the file that was published under this name: its SHA-256 begins with "
-            f"{digest[:8]}, not {expected}. It was cut off, changed or renamed; fetch it again, or rename it."
+            f"{digest[:8]}, not {expected}. It is incomplete, changed or renamed; download it again, or rename it."
         )
 
 
 def _check_archive(file: Path) -> None:
-    # torch does not look at the checksums of its own archives.
+    # torch does not verify the checksums of its archives.
     with zipfile.ZipFile(file) as archive:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
             raise UsageError(f"{str(file)!r} is a TorchScript program, which is code. {_SAVE_ANEW}")
         broken = archive.testzip()
     if broken is not None:
-        raise UsageError(f"{str(file)!r} is damaged: {broken!r} in it does not have its checksum.")
+        raise UsageError(f"{str(file)!r} is damaged: the checksum of {broken!r} in it is wrong.")
 
 
 def _unwrap(content: Any, file: Path, notes: list[str]) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
-        raise UsageError(f"{str(file)!r} holds {type(content).__name__}; expected tensors by name.")
+        raise UsageError(f"{str(file)!r} contains {type(content).__name__}; expected tensors by name.")
     inner = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
     if inner is None:
         return content
-    others = [str(name) for name in content if name != inner]
-    if others:
-        notes.append(f"Of the file only {inner!r} was read; beside it there is {', '.join(map(repr, others))}.")
+    unread = [str(name) for name in content if name != inner]
+    if unread:
+        notes.append(f"Only {inner!r} was read from the file; not read: {', '.join(map(repr, unread))}.")
     return content[inner]
 
 
@@ -230,21 +226,21 @@ def _without_outer(tensors: Mapping[str, Any], notes: list[str]) -> Mapping[str,
         outer = next((prefix for prefix in _OUTER if all(name.startswith(prefix) for name in tensors)), None)
         if outer is None:
             break
-        notes.append(f"Every name began with {outer!r}, which was taken off.")
+        notes.append(f"Every name began with {outer!r}, which was removed.")
         tensors = {name.removeprefix(outer): tensor for name, tensor in tensors.items()}
     return tensors
 
 
 def _check(tensors: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
     if not tensors:
-        raise UsageError(f"{str(file)!r} holds no tensor.")
+        raise UsageError(f"{str(file)!r} contains no tensor.")
     odd = [
         name
         for name, tensor in tensors.items()
         if not isinstance(name, str) or not name.isprintable() or not isinstance(tensor, Tensor)
     ]
     if odd:
-        raise UsageError(f"{str(file)!r} holds more than tensors by name: {', '.join(map(repr, odd))}.")
+        raise UsageError(f"{str(file)!r} contains more than tensors by name: {', '.join(map(repr, odd))}.")
     wrong: list[str] = []
     for name, tensor in tensors.items():
         if tensor.is_meta:
@@ -252,35 +248,34 @@ def _check(tensors: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
         elif tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
             wrong.append(f"{name} (sparse, quantised or complex)")
         elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            wrong.append(f"{name} (more numbers than the file has: one stands for several)")
+            wrong.append(f"{name} (its shape has more numbers than the file)")
     if wrong:
-        raise UsageError(f"{str(file)!r} holds tensors that are not plain numbers: {', '.join(wrong)}.")
+        raise UsageError(f"{str(file)!r} contains tensors that are not plain numbers: {', '.join(wrong)}.")
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def check_learned(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> torch.dtype:
-    """Makes sure that learned tensors are finite floating-point numbers.
+    """Checks that learned tensors are finite floating-point numbers.
 
     Args:
-        tensors: Learned tensors.
-        names: What each is called in the file.
+        tensors: Learned tensors, by our names.
+        names: The name in the file, by our names.
 
     Returns:
-        The type that holds all of them: theirs, or the widest if they differ.
+        The type of the tensors; if they differ, the type that can store all their values.
 
     Raises:
-        UsageError: Some are not; the message names each.
+        UsageError: A tensor has another type, or is NaN or infinite; the message names all such tensors.
     """
     odd = [f"{names[name]} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in _FLOATS]
     if odd:
         raise UsageError(
             f"weights are not of a floating-point type of 16 to 64 bits: {', '.join(odd)}. Quantised weights cannot be "
-            "converted; take the ones they were made of."
+            "converted; use the weights before quantisation."
         )
     broken = [names[name] for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise UsageError(
-            f"weights are not finite numbers (NaN or infinite): {', '.join(broken)}. The file is damaged, or the "
-            "training that wrote it had failed."
+            f"weights are NaN or infinite: {', '.join(broken)}. The file is damaged, or its training failed."
         )
     return functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})

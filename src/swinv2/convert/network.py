@@ -1,7 +1,7 @@
-"""What network learned tensors are: its class, the sizes that shapes show, and whether it is whole.
+"""Finds the class and the sizes of a network in its learned tensors, and checks that the network is complete.
 
-In: tensors under our names. Out: fields of a configuration; a refusal that names every tensor which is missing, unknown
-or of the wrong shape. This module knows no window and no table.
+In: tensors under our names. Out: fields of a configuration, or an error that names every tensor that is missing,
+unknown or of the wrong shape. This module knows no window and no table.
 """
 
 import itertools
@@ -20,16 +20,16 @@ from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModel
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 
 _BLOCK = re.compile(rf"{re.escape(MODEL)}encoder\.layers\.(\d+)\.blocks\.(\d+)\.(.+)")
-"""Our name of something in a block: stage, block, and the rest."""
+"""Our name of a tensor in a block: stage, block, and the rest of the name."""
 _MOST_STAGES = 12
-"""Channels double from stage to stage, so no network has as many."""
+"""More stages than any network has, since channels double from stage to stage."""
 
 
 def count_blocks(reading: Reading) -> list[int]:
-    """Counts the blocks of each stage, before anything is built for them.
+    """Counts the blocks of each stage by their names, before memory is allocated for them.
 
     Raises:
-        UsageError: They are not numbered from 0 on; the message names each tensor that belongs to none.
+        UsageError: The blocks are not numbered from 0 without a gap; the message names each tensor in other blocks.
     """
     names: dict[tuple[int, int], list[str]] = {}
     for name, theirs in reading.their_names.items():
@@ -44,15 +44,15 @@ def count_blocks(reading: Reading) -> list[int]:
     stray += [buffer.name for buffer in reading.buffers if (buffer.stage, buffer.block) not in whole]
     if stray:
         raise UsageError(
-            f"the blocks in the file are not numbered from 0 on without a gap: {', '.join(dict.fromkeys(stray))} "
-            f"{'belong' if len(set(stray)) > 1 else 'belongs'} to none of the {len(whole)} blocks that are. The file "
-            "is damaged, or has been added to."
+            f"the blocks in the file are not numbered from 0 without a gap: {', '.join(dict.fromkeys(stray))} "
+            f"{'belong' if len(set(stray)) > 1 else 'belongs'} to none of the {len(whole)} blocks before the gap. The "
+            "file is damaged, or tensors were added to it."
         )
     return depths
 
 
 def class_of(tensors: Mapping[str, Tensor]) -> type[Swinv2PreTrainedModel]:
-    """The class of this package that has these tensors, by its head."""
+    """The model class for these tensors, chosen by the head."""
     if any(name.startswith("decoder.") for name in tensors):
         return Swinv2ForMaskedImageModeling
     if any(name.startswith("classifier.") for name in tensors):
@@ -61,15 +61,15 @@ def class_of(tensors: Mapping[str, Tensor]) -> type[Swinv2PreTrainedModel]:
 
 
 def read_sizes(dialect: Dialect, reading: Reading, depths: Sequence[int]) -> dict[str, Any]:
-    """The fields of a configuration that shapes show.
+    """Reads fields of a configuration from the shapes of tensors.
 
     Args:
-        dialect: Whose names the tensors had, for the message.
+        dialect: Dialect of the tensors, for the message.
         reading: The tensors.
         depths: Number of blocks of each stage.
 
     Raises:
-        UsageError: A tensor that would show one is missing, or of another rank.
+        UsageError: A tensor that is needed for a field is missing, or has another rank.
     """
     tensors = reading.tensors
 
@@ -77,7 +77,7 @@ def read_sizes(dialect: Dialect, reading: Reading, depths: Sequence[int]) -> dic
         matching = [name for name in tensors if re.fullmatch(pattern, name)]
         fitting = next((name for name in matching if tensors[name].ndim == rank), None)
         if fitting is None:
-            # Only now is it sure that something is wrong; the rest is named with it.
+            # The tensor is missing or wrong, so the error names everything else that is missing too.
             misshapen = {
                 reading.their_names[name]: f"{list(tensors[name].shape)}, expected {rank} lengths" for name in matching
             }
@@ -115,16 +115,16 @@ def _extra_norm_period(names: Iterable[str], depths: Sequence[int]) -> int:
     expected = {(s, b) for s, depth in enumerate(depths) for b in range(depth) if (b + 1) % period == 0}
     if have != expected:
         raise UsageError(
-            f"the additional norms on the main branch are in the blocks {sorted(have)} (stage, block), which is not "
-            "every so many blocks of each stage; this package has them so, or not at all."
+            f"the extra norms on the main path are in the blocks {sorted(have)} (stage, block); expected them at a "
+            "fixed period in every stage, or none."
         )
     return period
 
 
 def _missing(dialect: Dialect, reading: Reading, depths: Sequence[int]) -> list[str]:
-    """What a network of as many blocks has and the file has not, where sizes are not known yet."""
+    """The dialect's names of missing tensors, if only the depths of the network are known."""
     tensors, stages = reading.tensors, len(depths)
-    # Names do not depend on sizes: the smallest network of these depths has all of them.
+    # Names do not depend on sizes: the smallest network with these depths has all names.
     config = Swinv2Config(
         image_size=4 << stages,
         embed_dim=1,
@@ -140,7 +140,7 @@ def _missing(dialect: Dialect, reading: Reading, depths: Sequence[int]) -> list[
 
 
 def _names_of(model_class: type[Swinv2PreTrainedModel], config: Swinv2Config) -> dict[str, torch.Size]:
-    """Our names of everything in a network, with their shapes."""
+    """Our names of all tensors of a network, with their shapes."""
     with torch.device("meta"):
         network = model_class(config)
     prefix = MODEL if model_class is Swinv2Model else ""
@@ -148,15 +148,15 @@ def _names_of(model_class: type[Swinv2PreTrainedModel], config: Swinv2Config) ->
 
 
 def check_whole(dialect: Dialect, reading: Reading, config: Swinv2Config) -> None:
-    """Holds names and shapes to those of the network that a configuration builds.
+    """Checks that names and shapes are those of the network that a configuration builds.
 
     Args:
-        dialect: Whose names the tensors had, for the message.
+        dialect: Dialect of the tensors, for the message.
         reading: The tensors.
         config: The configuration.
 
     Raises:
-        UsageError: Tensors are missing, unknown, there twice or of the wrong shape; the message names each.
+        UsageError: Tensors are missing, unknown, duplicate or of the wrong shape; the message names each.
     """
     expected = _names_of(class_of(reading.tensors), config)
     missing = [their_name(dialect, name, reading.stages) for name in expected if name not in reading.tensors]
@@ -172,7 +172,7 @@ def check_whole(dialect: Dialect, reading: Reading, config: Swinv2Config) -> Non
 
 
 def _unfit(reading: Reading, missing: Sequence[str], misshapen: Mapping[str, str]) -> UsageError:
-    """One error that names everything that does not fit."""
+    """One error that names all tensors that do not fit."""
     parts: list[str] = []
     shapes = {**reading.misshapen, **misshapen}
     if missing:
@@ -184,6 +184,6 @@ def _unfit(reading: Reading, missing: Sequence[str], misshapen: Mapping[str, str
     if shapes:
         parts.append(f"of the wrong shape: {', '.join(f'{name} ({reason})' for name, reason in shapes.items())}")
     return UsageError(
-        f"the weights are not those of one whole Swin Transformer V2; {'; '.join(parts)}. Nothing was left out or made "
-        "up: repair the file, or take the one it was made of."
+        f"the weights are not those of one complete Swin Transformer V2; {'; '.join(parts)}. No tensor is ignored or "
+        "replaced: repair the file, or use the file from which it was made."
     )

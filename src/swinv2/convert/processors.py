@@ -1,7 +1,8 @@
-"""How images are to be prepared for a model.
+"""Settings of the image processor of a model.
 
-In: where a model is from, its size, and what is stored with it. Out: the fields of a `preprocessor_config.json`, and
-the same for another image size or another library. This module knows no image and no tensor.
+In: a model's library and image size, and the settings that are stored with it. Out: the fields of a
+`preprocessor_config.json`, and the same for another image size or another library. This module knows no image and no
+tensor.
 
 Source: microsoft/Swin-Transformer, data/build.py, configs/swinv2; mmpretrain's configurations, which do the same;
 torchvision, models/swin_transformer.py, the transforms of its weights; timm, models/swin_transformer_v2.py and
@@ -19,17 +20,17 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 _COMMON = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 _UNCROPPED = 384
-"""From this size on the authors and mmpretrain squash an image to the size, and timm crops no more than it must."""
+"""From this image size on, the authors and mmpretrain squash the whole image, and timm crops with a share of 1."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """How an image becomes as large as a model takes it: resized, and its middle cut out.
+    """How an image gets the size that a model takes: it is resized, and its centre is cropped.
 
     Attributes:
-        share: Side of the middle over the side of what it is cut from.
-        squashes: Whether height and width are each resized to the same length, whatever the shape of the image; else
-            the shorter side is, so that the middle cuts away what the longer has more.
+        share: Side of the centre crop divided by the side of the resized image.
+        squashes: True: height and width are both resized to the same length, whatever the shape of the image. False:
+            the shorter side is resized to that length, and the crop removes the rest of the longer side.
     """
 
     share: float
@@ -41,16 +42,16 @@ SQUASH = Crop(1.0, True)
 
 
 def make_processor(dialect: str, image_size: Pair, embed_dim: int, config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Prepares images as the source of a model does for its evaluation.
+    """Makes settings that prepare images as a model's library does in evaluation.
 
     Args:
         dialect: Name of the dialect.
         image_size: Size of the images that the model takes.
-        embed_dim: Channels of the first stage; torchvision resizes in another way for its base model.
-        config: timm's `config.json`, if there is one.
+        embed_dim: Channels of the first stage; torchvision resizes differently for its base model.
+        config: timm's `config.json`, if it exists.
 
     Returns:
-        The fields of an image processor of transformers.
+        The fields of a transformers image processor.
     """
     fields: dict[str, Any] = {**_COMMON, "image_mean": MEAN, "image_std": STD, "resample": _INTERPOLATIONS["bicubic"]}
     crop = Crop(224 / 256, False) if max(image_size) < _UNCROPPED else SQUASH
@@ -77,13 +78,13 @@ def _timms_crop(stated: Mapping[str, Any], share: float) -> Crop:
     if mode not in ("center", "squash"):
         raise UsageError(
             f"config.json next to the weights asks for crop_mode {mode!r}, which no image processor of transformers "
-            "does; expected center or squash. Give the file of weights itself to leave config.json aside."
+            "has; expected center or squash. To ignore config.json, give the file of weights itself."
         )
     return Crop(float(share), mode == "squash")
 
 
 def resize_processor(fields: Mapping[str, Any], image_size: Pair) -> dict[str, Any]:
-    """The same preparation for another image size: the same share of the image is cropped away, in the same way.
+    """Changes a processor's image size; the kind and the share of its crop do not change.
 
     Args:
         fields: Fields of an image processor.
@@ -96,18 +97,14 @@ def resize_processor(fields: Mapping[str, Any], image_size: Pair) -> dict[str, A
 
 
 def crop_of(fields: Mapping[str, Any]) -> Crop:
-    """What a processor crops away, and how.
-
-    Args:
-        fields: Fields of an image processor.
-    """
+    """Reads the crop from the fields of an image processor."""
     size, middle = fields.get("size"), fields.get("crop_size")
     share = fields.get("crop_pct")
     if not isinstance(size, Mapping):
         return SQUASH
     edge = size.get("shortest_edge")
     if isinstance(share, (int, float)) and 0 < share <= 1:
-        # ConvNeXt's processor, which squashes from 384 pixels on.
+        # ConvNeXt's processor squashes from 384 pixels on.
         return Crop(float(share), False) if isinstance(edge, int) and edge < _UNCROPPED else SQUASH
     if not isinstance(middle, Mapping) or not fields.get("do_center_crop", isinstance(edge, int)):
         return SQUASH
@@ -119,13 +116,13 @@ def crop_of(fields: Mapping[str, Any]) -> Crop:
 
 
 def interpolation_name(fields: Mapping[str, Any]) -> str:
-    """What the interpolation of a processor is called by timm."""
+    """timm's name of a processor's interpolation."""
     names = {number: name for name, number in _INTERPOLATIONS.items()}
     return names.get(int(fields.get("resample", 3)), "bicubic")
 
 
 def describe_processor(fields: Mapping[str, Any]) -> str:
-    """A processor in a few words."""
+    """Describes a processor in a few words."""
     size, name = fields.get("size"), interpolation_name(fields)
     if isinstance(size, Mapping) and "shortest_edge" in size:
         crop = fields.get("crop_size") or {}
@@ -139,10 +136,10 @@ def describe_processor(fields: Mapping[str, Any]) -> str:
 
 def _sizes(image_size: Pair, crop: Crop) -> dict[str, Any]:
     height, width = image_size
-    # A crop of the middle is for squares here; to another shape the whole image is squashed.
+    # Only a square size is cropped from the centre; for a rectangular size the whole image is squashed.
     if crop == SQUASH or height != width:
         return {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
-    # Rounded down, as everyone does; a little is added since 256 / (256 / 260) is less than 260.
+    # Rounded down, as in all implementations. The small term is needed because 256 / (256 / 260) is less than 260.
     side = int(height / crop.share + 1e-6)
     return {
         "image_processor_type": "BitImageProcessor",

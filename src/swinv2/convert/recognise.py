@@ -1,9 +1,9 @@
-"""What network a set of tensors is: dialect, sizes, windows.
+"""Recognises the network of a set of tensors: dialect, sizes, windows.
 
-In: tensors under a library's names, what is stored with them, and what the caller knows. Out: the same tensors under
-our names, and the configuration of the network they belong to. Sizes are read from shapes; windows from what the file
-stores of them, from a configuration beside it, or from a published name. What cannot be known is asked for, never
-guessed. This module knows no file.
+In: tensors under a library's names, data that is stored with them, and sizes that the caller gives. Out: the same
+tensors under our names, and the configuration of the network. Sizes are read from shapes; windows from tables in the
+file, from a configuration beside it, or from a published name. If a size is not found, an error asks for it: it is
+never guessed. This module knows no file.
 """
 
 import re
@@ -24,30 +24,30 @@ from swinv2.errors import UsageError
 from swinv2.model import Swinv2PreTrainedModel
 
 DIALECTS: tuple[Dialect, ...] = (TRANSFORMERS, TIMM, MICROSOFT, SIMMIM, TORCHVISION, MMPRETRAIN)
-"""Every dialect that is read. Of two that know equally many names the first is taken; their rules then agree."""
+"""All dialects that are read. If two know the same number of names, the first is used; their rules then agree."""
 
 NORM_TARGETS = 47
-"""Side of the square by which the authors normalised the targets of their SimMIM models."""
+"""Side of the square that the authors used to normalise the targets of their SimMIM models."""
 
 _OTHERS = (
     (
         r"relative_position_bias_table",
-        "they are of Swin Transformer in its first version (a table of position biases); this package is of the second",
+        "they are of the first Swin Transformer (a table of position biases); this package is for Swin Transformer V2",
     ),
-    (r"\.meta_mlp\.", "they are of timm's swinv2_cr, another network than Swin Transformer V2 as published"),
+    (r"\.meta_mlp\.", "they are of timm's swinv2_cr, which is not the published Swin Transformer V2"),
 )
 
 
 @dataclass
 class Recognised:
-    """A network, and how it was recognised.
+    """A recognised network.
 
     Attributes:
-        dialect: Whose names the tensors had.
-        model_class: The class of this package that has these tensors.
-        reading: The tensors under our names, and what was left out since it follows from sizes.
-        sizes: The configuration, and how its windows were found.
-        notes: What else is worth knowing, in sentences.
+        dialect: Dialect of the tensors.
+        model_class: Model class for these tensors.
+        reading: The tensors under our names, and the tensors that were left out because they follow from sizes.
+        sizes: The configuration, and the sources of its sizes.
+        notes: Further notes, in sentences.
     """
 
     dialect: Dialect
@@ -61,7 +61,7 @@ def choose_dialect(names: Sequence[str]) -> Dialect:
     """Finds the dialect that knows most of the names.
 
     Raises:
-        UsageError: None knows half of them, or they are of another network.
+        UsageError: No dialect knows half of the names, or they are of another network.
     """
     for pattern, reason in _OTHERS:
         telling = [name for name in names if re.search(pattern, name)]
@@ -70,10 +70,10 @@ def choose_dialect(names: Sequence[str]) -> Dialect:
     known = {dialect.name: dialect.count_known(names) for dialect in DIALECTS}
     best = max(DIALECTS, key=lambda dialect: known[dialect.name])
     if 2 * known[best.name] < len(names) or not known[best.name]:
-        some = ", ".join(sorted(names)[:5])
+        examples = ", ".join(sorted(names)[:5])
         raise UsageError(
-            f"these {len(names)} tensors are no Swin Transformer V2 in the names of transformers, timm, torchvision, "
-            f"mmpretrain or the authors ({some}{' ...' * (len(names) > 5)})."
+            f"these {len(names)} tensors are not a Swin Transformer V2 with the names of transformers, timm, "
+            f"torchvision, mmpretrain or the authors ({examples}{' ...' * (len(names) > 5)})."
         )
     return best
 
@@ -82,12 +82,12 @@ def recognise(weights: Weights, given: SizeHints | None = None) -> Recognised:
     """Recognises a network.
 
     Args:
-        weights: The tensors, and what is stored with them.
-        given: What the caller knows of the sizes it was trained with.
+        weights: The tensors, and the data that is stored with them.
+        given: Sizes of the training that the caller gives.
 
     Raises:
-        UsageError: It is no Swin Transformer V2; a tensor is missing, unknown or of the wrong shape (the message names
-            each); what the file shows contradicts itself or what was given; or a size is nowhere to be found.
+        UsageError: The network is not a Swin Transformer V2; a tensor is missing, unknown or of the wrong shape (the
+            message names each); two sources of a size contradict each other; or no source shows a size.
     """
     dialect = choose_dialect(list(weights.tensors))
     reading = read(dialect, weights.tensors)
@@ -105,12 +105,12 @@ def _remarks(dialect: Dialect, reading: Reading) -> list[str]:
     notes: list[str] = []
     if reading.left_out:
         notes.append(
-            f"{dialect.title} sets the key biases to zero before each use, so numbers other than zero in "
+            f"{dialect.title} sets the key biases to zero before each use, so the key biases other than zero in "
             f"{', '.join(reading.left_out)} have no effect there; they were left out."
         )
     if dialect is SIMMIM:
         notes.append(
-            f"norm_targets is {NORM_TARGETS}, as in the authors' configuration of SimMIM for Swin V2; the tensors do "
-            "not show it, and it matters for the loss only."
+            f"norm_targets is {NORM_TARGETS}, as in the authors' configuration of SimMIM for Swin V2. The tensors do "
+            "not show it; it changes only the loss."
         )
     return notes

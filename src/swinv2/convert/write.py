@@ -1,18 +1,18 @@
-"""Folders of weights, written atomically.
+"""Writes a model's folder in the format of a library, atomically.
 
-In: a model with its image processor, and the format it is to have. Out: a folder that this library opens, whole
-or not there at all. This module knows no source of weights.
+In: a model, its image processor and the format. Out: a folder that the library can open. This module knows no source of
+weights.
 
 ============  ==========================================================================================
-format        what is in the folder
+format        files of the folder
 ============  ==========================================================================================
 swinv2        config.json, model.safetensors, preprocessor_config.json
-transformers  the same, of what transformers' own classes can compute
+transformers  the same, for models that transformers' own classes can compute
 timm          config.json with architecture and arguments, model.safetensors: "local-dir:" of create_model
 torchvision   model.pth, a state dict; README.md with the call that builds its network
 microsoft     model.pth, {"model": state dict}; README.md with the settings
 mmpretrain    model.pth, {"meta": {}, "state_dict": state dict}; README.md with the settings
-the last 3    preprocessor_config.json, which says how images are prepared, for whoever goes back
+the last 3    also preprocessor_config.json, so that converting the folder back keeps the image processor
 ============  ==========================================================================================
 """
 
@@ -48,17 +48,17 @@ SWINV2 = "swinv2"
 """The format of this package."""
 _DIALECTS = {dialect.name: dialect for dialect in (TRANSFORMERS, TIMM, TORCHVISION, MICROSOFT, MMPRETRAIN)}
 FORMATS = (SWINV2, *_DIALECTS)
-"""What weights can be written as."""
+"""All formats that can be written."""
 
 
 def check_output(output: Path) -> None:
-    """Makes sure that a folder can be made, before any work is done for it.
+    """Checks that a folder can be made, before any work is done for it.
 
     Raises:
-        UsageError: Something is there already, or it cannot be written there.
+        UsageError: The path exists already, or its parent does not exist or cannot be written to.
     """
     if os.path.lexists(output):
-        raise UsageError(f"{str(output)!r} is there already, and is not replaced; name another folder, or remove it.")
+        raise UsageError(f"{str(output)!r} exists already, and is not replaced; name another folder, or remove it.")
     folder = output.absolute().parent
     if not folder.is_dir():
         raise UsageError(f"{str(output)!r} cannot be made: there is no folder {str(folder)!r}.")
@@ -67,14 +67,14 @@ def check_output(output: Path) -> None:
 
 
 def check_format(model: Swinv2PreTrainedModel, format: str) -> None:
-    """Makes sure that a library can compute what a model does.
+    """Checks that a library's network computes the same as a model of ours.
 
     Args:
         model: The model.
         format: One of `FORMATS`.
 
     Raises:
-        UsageError: There is no such format, or its library would compute something else; the message says what.
+        UsageError: There is no such format, or its library would compute something else; the message says why.
     """
     if format not in FORMATS:
         raise UsageError(f"there is no format {format!r}; expected one of {', '.join(FORMATS)}.")
@@ -85,13 +85,11 @@ def check_format(model: Swinv2PreTrainedModel, format: str) -> None:
     if isinstance(model, Swinv2ForMaskedImageModeling) and dialect not in (SIMMIM, TRANSFORMERS):
         reasons.insert(0, "it has no mask token and no decoder for masked-image modelling")
     if reasons:
-        raise UsageError(
-            f"{dialect.title} cannot compute what this model does: {'; '.join(reasons)}. Nothing was written."
-        )
+        raise UsageError(f"{dialect.title} cannot compute this model: {'; '.join(reasons)}. Nothing was written.")
 
 
 def state_dict(model: Swinv2PreTrainedModel, format: str) -> dict[str, Tensor]:
-    """A model's tensors as a library calls them, with the tables that it stores beside them.
+    """A model's tensors under a library's names, with the tables that the library also stores.
 
     Args:
         model: The model.
@@ -113,7 +111,7 @@ def _dialect(model: Swinv2PreTrainedModel, format: str) -> Dialect:
 
 
 def _tables(dialect: Dialect, config: Swinv2Config) -> dict[str, Tensor]:
-    """What a library stores beside learned tensors, made from sizes."""
+    """The tables that a library stores beside learned tensors, computed from sizes."""
     tables: dict[str, Tensor] = {}
     templates = {kind: Template(texts[0], 0) for kind, texts in dialect.buffers}
     for spec in config.stages() if dialect.writes_buffers else ():
@@ -130,16 +128,16 @@ def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], out
     """Writes a model in the format of a library.
 
     Args:
-        model: The model, of the type its weights are to have.
+        model: The model; the weights are written in its type.
         processor: Fields of its image processor.
-        output: The folder; it must not be there.
+        output: The folder; it must not exist.
         format: One of `FORMATS`.
 
     Returns:
         Names of the files, sorted.
 
     Raises:
-        UsageError: It cannot be written, or not in this format; nothing is left behind.
+        UsageError: The folder cannot be written, or not in this format; no folder is left then.
     """
     check_output(output)
     check_format(model, format)
@@ -166,15 +164,15 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _count_classes(model: Swinv2PreTrainedModel) -> int:
-    """Of its classifier; 0 without one, of which a configuration knows nothing."""
+    """Number of classes of the classifier; 0 without a classifier, since the configuration cannot say that."""
     return model.config.num_labels or 0 if isinstance(model, Swinv2ForImageClassification) else 0
 
 
 def _timm_windows(config: Swinv2Config) -> int | list[Any]:
-    """The shortest spelling that means the same to every release of timm, or that a release without it refuses.
+    """The shortest notation that no release of timm misreads: a release understands it or raises an error.
 
-    Releases before 1.0.31 take the first two numbers of a list for the height and the width of one window, and fail at
-    a list of pairs.
+    Releases before 1.0.31 read the first two numbers of a list as the height and width of one window, and raise an
+    error for a list of pairs.
     """
     windows = with_equivalent_square(config).stage_windows
     return plain_pair(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows]
@@ -185,7 +183,7 @@ def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str,
     names = label_names(config)
     crop = crop_of(processor)
     return {
-        # The arguments below change every size that this architecture has of its own.
+        # `model_args` replaces every size of this architecture.
         "architecture": "swinv2_tiny_window8_256",
         "num_classes": num_classes,
         **({"label_names": names} if num_classes and len(names) == num_classes else {}),
@@ -197,7 +195,7 @@ def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str,
             "depths": list(config.depths),
             "num_heads": list(config.num_heads),
             "window_size": _timm_windows(config),
-            # A pair with one zero means something else there.
+            # In timm, a pair with one zero has another meaning.
             "pretrained_window_sizes": [
                 plain_pair(spec.learned_window) if any(spec.pretrained_window) else 0 for spec in config.stages()
             ],
@@ -243,7 +241,7 @@ def _readme(model: Swinv2PreTrainedModel, format: str) -> str:
 
 
 def _torchvision_call(config: Swinv2Config, num_classes: int) -> str:
-    """Builds torchvision's network, which cannot leave its classifier out; weights without one leave it unused."""
+    """Python code that builds torchvision's network; it always has a classifier, which is removed if ours has none."""
     return f"""from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
 network = SwinTransformer(

@@ -1,6 +1,6 @@
-"""What every figure of this package is drawn on and written by.
+"""Draws and writes the figures of this package.
 
-In: arrays, words, figures of matplotlib. Out: PNG files, each written atomically. This package knows no model, no
-training and no image file; matplotlib draws, through its object-oriented interface: no window, no pyplot, no state that
-others would notice.
+In: arrays, words, matplotlib figures. Out: PNG files, each written atomically. This package knows no model, no training
+and no image file. It uses matplotlib's object-oriented interface instead of pyplot: it opens no window and changes no
+global state.
 """

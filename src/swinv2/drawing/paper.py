@@ -1,6 +1,6 @@
-"""What all figures are drawn on, and how they are written.
+"""The layouts of all figures, and how figures are written.
 
-In: images and words with their positions in pixels, or a figure; what draws each tile. Out: a PNG file.
+In: images and words with their positions in pixels, or functions that draw tiles. Out: a figure, and a PNG file.
 """
 
 import textwrap
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from swinv2.disk import whole_file
 
-# A power of two: inches are then exact, and no sheet loses its last row of pixels to rounding.
+# A power of two makes inches exact, so rounding does not remove the last row of pixels.
 DPI = 128
 
 TILE = 192
@@ -25,24 +25,24 @@ TILE = 192
 
 
 class Sheet:
-    """White paper with images pixel by pixel, none resampled, and words beside them."""
+    """White paper with images, which are not resampled, and text."""
 
     def __init__(self, height: int, width: int) -> None:
         self.paper = np.full((height, width, 3), 255, np.uint8)
         self.words: list[tuple[int, int, str, dict[str, Any]]] = []
 
     def lay(self, left: int, top: int, image: np.ndarray) -> None:
-        """Lays an image (H, W, 3), with a thin line around it: many images are white at their edges."""
+        """Puts an image (H, W, 3) on the paper, with a thin frame, since many images are white at their edges."""
         bottom, right = top + image.shape[0], left + image.shape[1]
         self.paper[top - 1 : bottom + 1, left - 1 : right + 1] = 200
         self.paper[top:bottom, left:right] = image
 
     def write(self, left: int, top: int, text: str, **options: Any) -> None:
-        """Writes a line; `options` are those of matplotlib's text."""
+        """Writes a line of text; `options` are those of matplotlib's text."""
         self.words.append((left, top, text, options))
 
     def figure(self) -> Figure:
-        """The sheet as matplotlib has it."""
+        """The sheet as a matplotlib figure."""
         height, width = self.paper.shape[:2]
         figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white")
         figure.figimage(self.paper, origin="upper")
@@ -60,9 +60,9 @@ class Tiles:
     """The tiles of one block of a network.
 
     Attributes:
-        title: Which block, in words.
-        tiles: By the heading of each, what draws it on axes of matplotlib.
-        colours: What the block's bar of colours shows.
+        title: Name of the block, in words.
+        tiles: For each heading, a function that draws the tile on matplotlib axes.
+        colours: The colours and their limits, for the colour bar.
     """
 
     title: str
@@ -71,9 +71,9 @@ class Tiles:
 
 
 def tile_blocks(blocks: Sequence[Tiles], title: str, note: str, unit: str, across: int = 8) -> Figure:
-    """Draws block below block, so many tiles in a row, each block with its bar, which measures `unit`.
+    """Draws the tiles of the blocks, one block below the other, `across` tiles in a row, with a colour bar in `unit`.
 
-    `title` and `note` stand above the figure: it is to be saved with `cut`.
+    `title` and `note` are above the figure's edge: save it with `cut`.
     """
     lines = [-(-len(block.tiles) // across) for block in blocks]
     columns = min(max(len(block.tiles) for block in blocks), across)
@@ -84,7 +84,7 @@ def tile_blocks(blocks: Sequence[Tiles], title: str, note: str, unit: str, acros
     parts: Any = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=heights)
     for part, block, line_count in zip(parts.flat, blocks, lines, strict=True):
         part.suptitle(block.title, x=0, ha="left", fontsize=9.5, weight="bold")
-        # The last column is for the bars.
+        # The last column is for the colour bars.
         grid = part.subplots(line_count, columns + 1, squeeze=False)
         for index, (axes, (name, draw)) in enumerate(zip(grid[:, :-1].flat, block.tiles.items(), strict=False)):
             draw(axes)
@@ -106,33 +106,33 @@ def tile_blocks(blocks: Sequence[Tiles], title: str, note: str, unit: str, acros
 
 
 def printable(name: str, most: int) -> str:
-    """A name on one line, of so many letters at most; what is no text, as in names of files, becomes "?"."""
+    """A name on one line, cut to `most` letters. Bytes that are not text (in names of files) become "?"."""
     name = " ".join(name.encode("utf-8", "replace").decode("utf-8").split())
     return name if len(name) <= most else name[: most - 1].rstrip() + "…"
 
 
 def save(figure: Figure, path: Path, cut: bool = False) -> None:
-    """Writes a PNG file atomically; `cut` to what is drawn, also beyond the figure's edges."""
+    """Writes a PNG file atomically. With `cut`, its size follows from the drawing, even beyond the figure's edges."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial, partial.open("wb") as file, warnings.catch_warnings():
-        # Names may be in a script that the font has not; there are boxes then, which is no reason for a message.
+        # If the font lacks the script of a name, boxes are drawn; no warning is needed.
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         canvas = FigureCanvasAgg(figure)
         if cut:
             canvas.print_figure(file, DPI, "white", format="png", bbox_inches="tight", pad_inches=0.12)
         else:
-            # Not print_figure, whose margins the user's matplotlibrc may change: pixels are to stay where they are.
+            # Not print_figure: the user's matplotlibrc may change its margins, and pixels must keep their positions.
             canvas.print_png(file)
 
 
 def tile_sheet(tiles: Sequence[np.ndarray], captions: Sequence[str], columns: int, heads: Sequence[str] = ()) -> Figure:
-    """Images in rows, none resampled, with captions below them.
+    """Draws images in rows, not resampled, with captions below them.
 
     Args:
         tiles: Images (H, W, 3), eight bits.
-        captions: What stands below each, wrapped to its column; "" for nothing.
-        columns: How many images a row has.
-        heads: What stands above the columns; nothing if empty.
+        captions: Text below each image, wrapped to its column; "" for none.
+        columns: Number of images in a row.
+        heads: Text above each column; none if empty.
     """
     margin, gap, line = 16, 16, 20
     width = max(160, *(tile.shape[1] for tile in tiles))
@@ -148,7 +148,7 @@ def tile_sheet(tiles: Sequence[np.ndarray], captions: Sequence[str], columns: in
     for row, image_height, count in zip(rows, tall, lines, strict=True):
         for column, index in enumerate(row):
             tile, middle = tiles[index], margin + column * (width + gap) + width // 2
-            # In the middle, and on its caption.
+            # Centred in its column, with its bottom edge on the caption.
             sheet.lay(middle - tile.shape[1] // 2, top + image_height - tile.shape[0], tile)
             for number, text in enumerate(texts[index]):
                 sheet.write(middle, top + image_height + 4 + number * line, text, ha="center")

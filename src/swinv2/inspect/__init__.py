@@ -1,10 +1,10 @@
-"""Looking inside a model: figures of what it attends to, has learned and computes.
+"""Draws figures of a model's attention, position bias, feature maps and activations.
 
-In: a model and images. Out: PNG files, and the numbers behind them. `view` says what the model sees of an image,
-`observation` keeps what one forward pass leaves behind, and then there is a file for each idea: `attention_map` (the
-attention of one token over the image), `bias_field` (the position bias), `components` (feature maps as colours),
-`amplitudes` (how large activations are, block by block). `gallery` is behind the command `swinv2 inspect`.
+In: a model and images. Out: PNG files, and their numbers. `view` finds the pixels that the model sees of an image,
+`observation` records one forward pass. Each figure has a file: `attention_map` (the attention of one token over the
+image), `bias_field` (the position bias), `components` (feature maps as colours), `amplitudes` (the size of activations,
+block by block). `gallery` implements the command `swinv2 inspect`.
 
-It is a package of its own besides `predict` and `train`: it gives no answers about images and trains nothing, and both
-do without matplotlib or without attention weights. What is drawn, is computed first, in functions that return arrays.
+This package is separate from `predict` and `train`, which need neither matplotlib nor attention weights. Functions that
+return arrays compute the numbers before they are drawn.
 """

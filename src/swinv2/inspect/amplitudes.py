@@ -1,11 +1,11 @@
-"""How large activations are, block by block: the paper's figure 2.
+"""Amplitude of activations, block by block: the paper's figure 2.
 
-In: what forward passes left behind. Out: numbers for each block, and a figure of them. Where a block normalises before
-its work, its branches add to a main branch that nothing holds back, and amplitudes grow from block to block; where it
-normalises after its work, each branch adds as much as its norm's learned weight says.
+In: records of forward passes. Out: numbers for each block, and a figure. With pre-norm, nothing limits what the
+branches add to the main path, so amplitudes grow from block to block. With post-norm, the learned weight of a branch's
+norm determines how much the branch adds.
 
-Amplitude is the average channel variance: of each channel the variance over all positions of all images, and of these
-the mean over the channels.
+The amplitude is the average channel variance: the variance of each channel over all positions of all images, averaged
+over the channels.
 
 Source: Liu et al., Swin Transformer V2, section 3.2 and figure 2; the measure: Brock et al., Characterizing signal
 propagation to close the performance gap in unnormalized ResNets (arXiv 2101.08692), section 3.
@@ -30,12 +30,12 @@ _GREY = "#999999"
 
 @dataclass(frozen=True)
 class Amplitude:
-    """How large activations are at one block.
+    """The amplitudes at one block.
 
     Attributes:
-        stage, block: Which block, both counted from 1; stage 0 and block 0 are the patches before the first one.
-        main: Average channel variance of the map after the block.
-        attention, mlp: Of what its branches added to the map; None for the patches.
+        stage, block: Stage and block, counted from 1; both are 0 for the patch embedding.
+        main: Amplitude of the map after the block.
+        attention, mlp: Amplitude of what each branch adds to the map; None for the patch embedding.
     """
 
     stage: int
@@ -46,12 +46,12 @@ class Amplitude:
 
     @property
     def position(self) -> str:
-        """Where it is, in words."""
+        """Stage and block, in words."""
         return "patches" if self.stage == 0 else f"{self.stage}.{self.block}"
 
 
 class Variance:
-    """Average channel variance of maps that come one after another."""
+    """Average channel variance of several maps, added one by one."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -59,14 +59,14 @@ class Variance:
         self.squares: Tensor | float = 0.0
 
     def add(self, feature_map: Float[Tensor, "B H W C"]) -> None:
-        """Takes a map in."""
+        """Adds a map."""
         tokens = feature_map.double().flatten(0, -2)
         self.count += len(tokens)
         self.sum = self.sum + tokens.sum(0)
         self.squares = self.squares + tokens.square().sum(0)
 
     def value(self) -> float:
-        """The variance over all that was taken in, mean of the channels; 0 before anything was."""
+        """The average channel variance of all added maps; 0 if there are none."""
         if not self.count:
             return 0.0
         mean = torch.as_tensor(self.sum) / self.count
@@ -74,13 +74,13 @@ class Variance:
 
 
 class Amplitudes:
-    """The amplitudes of a model, over all images that it was shown."""
+    """The amplitudes of a model, over all added images."""
 
     def __init__(self) -> None:
         self._variances: dict[tuple[int, int], dict[str, Variance]] = {}
 
     def add(self, observation: Observation) -> None:
-        """Takes in what a forward pass left behind."""
+        """Adds the record of a forward pass."""
         self._add((0, 0), main=observation.embedded)
         for trace in observation.blocks:
             self._add((trace.stage, trace.block), main=trace.after, attention=trace.attention, mlp=trace.mlp)
@@ -91,7 +91,7 @@ class Amplitudes:
             variances[name].add(feature_map)
 
     def measured(self) -> list[Amplitude]:
-        """The patches and every block, in their order."""
+        """The amplitudes at the patch embedding and at every block, in order."""
         measured: list[Amplitude] = []
         for (stage, block), found in self._variances.items():
             values = {name: variance.value() for name, variance in found.items()}
@@ -105,10 +105,10 @@ def draw_amplitudes(
     """Draws amplitudes block by block, on a logarithmic axis.
 
     Args:
-        models: Amplitudes by the name of their model, all of the same depths. Values of 0, as the branches of a fresh
-            model have, are left out.
-        path: The PNG file; one that exists is replaced.
-        title: What to write above.
+        models: Amplitudes by the name of their model; all models have the same depths. Values of 0, which the branches
+            of a fresh model have, are left out.
+        path: The PNG file; an existing file is replaced.
+        title: Title of the figure.
         has_branches: Whether to draw, thin and dashed, what the branches add.
     """
     positions = [amplitude.position for amplitude in next(iter(models.values()))]
@@ -123,7 +123,7 @@ def draw_amplitudes(
             thin: dict[str, Any] = {"linewidth": 1.1, "color": colour if len(models) > 1 else _COLOURS[1]}
             for branch, word, marker, line in (("attention", "attention", "^", "--"), ("mlp", "MLP", "s", ":")):
                 values = [getattr(each, branch) for each in measured]
-                _line(axes, values, f"{lead}what the {word} adds", marker=marker, linestyle=line, **thin)
+                _line(axes, values, f"{lead}added by {word}", marker=marker, linestyle=line, **thin)
     axes.set_yscale("log")
     axes.set_xticks(range(len(positions)), positions, rotation=90 if len(positions) > 12 else 0, fontsize=8)
     axes.set(xlabel="block (stage.block)", ylabel="amplitude: average channel variance")

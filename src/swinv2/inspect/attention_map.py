@@ -1,8 +1,8 @@
-"""What a token attends to, drawn over the image.
+"""The attention of a token, drawn over the image.
 
-In: attention weights of all windows, as the backend "eager" returns them, and a token. Out: the token's
-weights on the map, each at its position, and a figure of them. Where the token's window lies is asked of
-`ops.windows`: the positions of the map's tokens go the way of the tokens, through padding, shift and cutting.
+In: attention weights of all windows, from the backend "eager", and a token. Out: the token's weights, each at its
+position on the map, and a figure. `ops.windows` gives the position of the token's window: the positions of the map's
+tokens are padded, shifted and partitioned in the same way as the tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,12 +35,11 @@ class TokenAttention:
     """The attention of one token.
 
     Attributes:
-        token: Its row and column on the map.
-        weights: How much each head attends to each token of the map.
-        window: The tokens of its window. Under a shift it may lie in up to four parts at the edges of the map.
-        visible: Those of them that it may attend to: the part it is in.
-        on_padding: How much each head attends to the window's padding tokens, beyond the map. With `weights` it sums
-            up to 1.
+        token: Row and column of the token on the map.
+        weights: Attention weight of each head for each token of the map.
+        window: The tokens of its window. A shifted window may consist of up to four parts at the edges of the map.
+        visible: The tokens that it may attend to: those of its region.
+        on_padding: For each head, the sum of the weights of padding tokens. The sum of `weights` and `on_padding` is 1.
     """
 
     token: Pair
@@ -57,11 +56,11 @@ def token_attention(
 
     Args:
         weights: Attention weights of all windows of one image.
-        plan: How its map was cut into windows.
+        plan: Windows and shift of the block.
         token: Row and column on the map.
 
     Raises:
-        ValueError: The map has no such token, or the weights are not of this plan.
+        ValueError: The map has no such token, or the weights do not fit the plan.
     """
     (height, width), (padded_height, padded_width) = plan.grid, plan.padded_grid
     if not (0 <= token[0] < height and 0 <= token[1] < width):
@@ -71,7 +70,7 @@ def token_attention(
         raise ValueError(
             f"weights are {tuple(weights.shape)}; this plan has {count} windows of {plan.tokens} tokens, one image."
         )
-    # The positions of the padded map, cut into windows as the tokens themselves were.
+    # The positions on the padded map, partitioned into windows in the same way as the tokens.
     positions = torch.arange(padded_height * padded_width).view(1, padded_height, padded_width)
     positions = windows.partition(windows.shift(positions, plan), plan.window)
     index, query = (positions == token[0] * padded_width + token[1]).nonzero()[0].tolist()
@@ -100,14 +99,14 @@ def overlay(
     token_size: Pair,
     most: float,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Lays attention over an image: the image in pale grey, coloured where the token may look.
+    """Draws attention weights as colours over an image, which is pale grey where the token may not attend.
 
     Args:
-        rgb: What the model saw.
-        weights: Attention to each token of a map.
-        visible: Which of them may be attended to; the others stay grey.
-        token_size: Pixels (height, width) that a token of the map covers.
-        most: The weight that has the last colour.
+        rgb: The image that the model saw.
+        weights: Attention weight of each token of a map.
+        visible: Whether the token may attend to each token of the map.
+        token_size: Size (height, width) of a token in pixels.
+        most: Weight of the brightest colour.
     """
     grey = rgb.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     base = np.repeat(grey[..., None], 3, -1)
@@ -124,12 +123,12 @@ def overlay(
 
 @dataclass(frozen=True)
 class StageRow:
-    """What is drawn of a stage.
+    """The row of a stage in the figure.
 
     Attributes:
-        title: Which block, in words.
-        attention: Of the token, in that block.
-        token_size: Pixels (height, width) that a token of this stage covers.
+        title: Name of the block, in words.
+        attention: Attention of the token in that block.
+        token_size: Size (height, width) of a token in pixels.
     """
 
     title: str
@@ -138,19 +137,19 @@ class StageRow:
 
 
 def draw_attention(rows: Sequence[StageRow], rgb: np.ndarray, path: Path, title: str = "") -> None:
-    """Draws what a token attends to: for each stage the image with the token and its window, the mean of the heads over
-    the whole image, and each head, enlarged to what lies around the window.
+    """Draws the attention of a token: for each stage, the image with the token and its window, the mean of the heads
+    over the whole image, and each head, enlarged to the area around the window.
 
     Args:
         rows: The stages.
-        rgb: What the model saw, (H, W, 3) of eight bits.
-        path: The PNG file; one that exists is replaced.
-        title: What to write above.
+        rgb: The image that the model saw, (H, W, 3) of eight bits.
+        path: The PNG file; an existing file is replaced.
+        title: Title of the figure.
     """
-    note = "red: the token · yellow: what it may attend to"
+    note = "red: the token · yellow: tokens that it may attend to"
     if any((row.attention.window != row.attention.visible).any() for row in rows):
         note += " (dotted: the rest of its window)"
-    note += " · heads are enlarged, each sums to 100% · colours lie half over the image in grey"
+    note += " · heads are enlarged; the weights of each head sum to 100% · the image below the colours is grey"
     save(tile_blocks([_tiles(row, rgb) for row in rows], title, note, "weight, %", across=10), path, cut=True)
 
 
@@ -168,7 +167,7 @@ def _tiles(row: StageRow, rgb: np.ndarray) -> Tiles:
 
 
 def _show(axes: Any, shown: np.ndarray, row: StageRow, region: tuple[float, float, float, float] | None = None) -> None:
-    """Shows an image with the token and its window; of the image only a region, if one is given."""
+    """Shows an image, or only a region of it, with the token and its window."""
     height, width = shown.shape[:2]
     axes.imshow(shown, extent=(0, width, height, 0), interpolation="nearest")
     attention, (down, across) = row.attention, row.token_size
@@ -183,7 +182,7 @@ def _show(axes: Any, shown: np.ndarray, row: StageRow, region: tuple[float, floa
 
 
 def _outline(mask: Bool[np.ndarray, "H W"]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """The edges between tokens inside and outside a mask: pairs of x and pairs of y, in tokens."""
+    """The edges between tokens inside and outside a mask, as ((x, x), (y, y)) in tokens."""
     padded = np.pad(mask, 1)
     lines: list[tuple[tuple[int, int], tuple[int, int]]] = []
     for y, x in zip(*np.nonzero(padded[:-1] != padded[1:]), strict=True):
@@ -194,7 +193,7 @@ def _outline(mask: Bool[np.ndarray, "H W"]) -> list[tuple[tuple[int, int], tuple
 
 
 def _around(mask: Bool[np.ndarray, "H W"], token_size: Pair, rgb: np.ndarray) -> Region:
-    """The square around a mask, half as large again, inside the image: left, top, right, bottom, in pixels."""
+    """The area around a mask, in pixels: 1.5 times as large as the mask, square unless the image is smaller."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, bottom = rows[0] * token_size[0], (rows[-1] + 1) * token_size[0]
     left, right = columns[0] * token_size[1], (columns[-1] + 1) * token_size[1]

@@ -1,6 +1,6 @@
-"""The position bias as a field: how much a head prefers keys by their position relative to the query.
+"""The position bias as a field: how much a head prefers a key by its position relative to the query.
 
-In: the bias table of a block. Out: the same by direction, as one looks at an image, and a figure of it.
+In: the bias table of a block. Out: the same values, ordered by direction in the image, and a figure.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ class BiasField:
     """The position bias of a block.
 
     Attributes:
-        title: Which block, in words.
-        values: Of each head, what is added to the logit of a key so many tokens below and to the right of its query:
-            [head, down + Wh - 1, right + Ww - 1].
+        title: Name of the block, in words.
+        values: [head, down + Wh - 1, right + Ww - 1] is added to the logit of the key that is `down` tokens below the
+            query and `right` tokens to the right of it.
         window: The windows (height, width) in tokens.
         learned_window: The window in which the bias was learned.
     """
@@ -40,10 +40,10 @@ class BiasField:
 
 
 def by_direction(bias_table: Float[Tensor, "heads table_height table_width"]) -> np.ndarray:
-    """Turns a bias table, which is ordered by query less key, into a field by the key's position relative to the query.
+    """Reorders a bias table: from query minus key to key minus query.
 
     Args:
-        bias_table: (heads, 2 Wh - 1, 2 Ww - 1), as `ContinuousPositionBias` returns it.
+        bias_table: (heads, 2 Wh - 1, 2 Ww - 1), from `ContinuousPositionBias`.
     """
     return bias_table.detach().float().cpu().flip(1, 2).numpy()
 
@@ -51,24 +51,24 @@ def by_direction(bias_table: Float[Tensor, "heads table_height table_width"]) ->
 def draw_bias(fields: Sequence[BiasField], path: Path, title: str = "", is_compared: bool = False) -> None:
     """Draws position biases, a tile for each head.
 
-    Drawn is the bias less its mean over the head's field: what is added to all keys alike changes no attention weight.
-    The field of a window that is larger than the one in which it was learned has a frame around what was learned.
+    The figure shows the bias minus its mean over the head's field: a constant that is added to the logits of all keys
+    changes no attention weight. If a window is larger than its learned window, a frame marks the learned distances.
 
     Args:
         fields: The blocks.
-        path: The PNG file; one that exists is replaced.
-        title: What to write above.
-        is_compared: Whether the fields are those of one block for several windows: then they have one scale of colours,
-            whose zero is the bias of the query itself, the same for every window.
+        path: The PNG file; an existing file is replaced.
+        title: Title of the figure.
+        is_compared: Whether the fields are those of one block for several windows. They then have one colour scale, and
+            its zero is the bias of the query itself, which is the same for every window.
     """
     save(_figure_of_bias(fields, title, is_compared), path, cut=True)
 
 
 def _figure_of_bias(fields: Sequence[BiasField], title: str, is_compared: bool = False) -> Figure:
-    note = "how the bias changes the logit of a key so far below and right of its query, less "
-    note += "what it adds to the query's own" if is_compared else "the head's mean"
+    note = "position bias of a key, by its distance below and right of the query, minus "
+    note += "the bias of the query itself" if is_compared else "the head's mean"
     if any(map(_goes_beyond, fields)):
-        note += "\ndashed: the distances of the window it was learned in"
+        note += "\ndashed: the distances in the learned window"
     reliefs = [_relief(field, is_compared) for field in fields]
     limits = [max(float(np.abs(relief).max()), 1e-6) for relief in reliefs]
     if is_compared:
@@ -85,12 +85,12 @@ def _figure_of_bias(fields: Sequence[BiasField], title: str, is_compared: bool =
 
 
 def _goes_beyond(field: BiasField) -> bool:
-    """Whether the field has distances that were not in the window it was learned in."""
+    """Whether the field has distances that its learned window does not have."""
     return any(window > learned for window, learned in zip(field.window, field.learned_window, strict=True))
 
 
 def _relief(field: BiasField, is_from_the_query: bool) -> np.ndarray:
-    """The bias of each head, less that of the query itself or less its mean."""
+    """The bias of each head, minus the bias of the query itself or minus the mean."""
     if not is_from_the_query:
         return field.values - field.values.mean((1, 2), keepdims=True)
     down, right = field.window[0] - 1, field.window[1] - 1

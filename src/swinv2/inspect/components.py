@@ -1,6 +1,6 @@
 """Feature maps as colours: the three directions in which the tokens of a map differ most.
 
-In: a map. Out: its first principal components, and a figure of those of several maps.
+In: a map. Out: its first principal components, and a figure for several maps.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from torch import Tensor
 from swinv2.drawing.paper import open_figure, printable, save
 
 COMPONENTS = 3
-"""As many as an image has colours."""
+"""One for each colour channel of an image."""
 
 _ROWS = ("1st component", "2nd component", "3rd component")
 
@@ -26,8 +26,8 @@ class Components:
     """The principal components of a map.
 
     Attributes:
-        scores: Of each token, along each component; 0 where there are fewer components than colours.
-        shares: What share of the tokens' variance each component has.
+        scores: Score of each token for each component; 0 if the map has fewer components than an image has colours.
+        shares: Share of each component in the tokens' variance.
         channels: Channels of the map.
     """
 
@@ -39,8 +39,7 @@ class Components:
 def principal_components(feature_map: Float[Tensor, "H W C"]) -> Components:
     """Finds the principal components of a map's tokens.
 
-    The sign of a component is arbitrary; here its largest weight is positive, so that the same map always has the same
-    colours.
+    The sign of a component is arbitrary; here its largest weight is positive, so the colours of a map do not change.
 
     Args:
         feature_map: The map of one image.
@@ -63,7 +62,7 @@ def principal_components(feature_map: Float[Tensor, "H W C"]) -> Components:
 
 
 def as_colours(scores: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 3"]:
-    """Scales each component to colours from 0 to 1: its first to its 99th percentile; grey where it does not vary."""
+    """Scales each component from its 1st to its 99th percentile to colours from 0 to 1; 0.5 if it is constant."""
     low, high = np.percentile(scores, (1, 99), axis=(0, 1))
     spread = high - low
     scaled = (scores - low) / np.where(spread > 0, spread, 1.0)
@@ -81,10 +80,10 @@ def draw_components(
 
     Args:
         maps: Components by the name of their map.
-        rgb: What the model saw, (H, W, 3) of eight bits.
-        tokens: Size (height, width) of a token of each map in pixels of what the model saw.
-        path: The PNG file; one that exists is replaced.
-        title: What to write above.
+        rgb: The image that the model saw, (H, W, 3) of eight bits.
+        tokens: For each map, the size (height, width) of a token in pixels of that image.
+        path: The PNG file; an existing file is replaced.
+        title: Title of the figure.
     """
     height, width = rgb.shape[:2]
     side = 1.5
@@ -92,7 +91,7 @@ def draw_components(
     figure = open_figure((tile[0] + 0.15) * (len(maps) + 1) + 0.5, (tile[1] + 0.33) * (1 + len(_ROWS)) + 0.9)
     grid: Any = figure.subplots(1 + len(_ROWS), len(maps) + 1, squeeze=False)
     grid[0, 0].imshow(rgb, extent=(0, width, height, 0), interpolation="nearest")
-    grid[0, 0].set_title(f"what the\nmodel saw\n{width} x {height} pixels", fontsize=8.5)
+    grid[0, 0].set_title(f"input of\nthe model\n{width} x {height} pixels", fontsize=8.5)
     for axes in grid[1:, 0]:
         axes.axis("off")
     for row, name in enumerate(_ROWS, 1):

@@ -1,8 +1,8 @@
-"""All figures of a model: what `swinv2 inspect` does.
+"""Draws all figures of a model: the command `swinv2 inspect`.
 
-In: a model's name and image files. Out: a folder of PNG files: for each image what a token attends to
-(`attention-NAME.png`) and its feature maps (`features-NAME.png`); of the model its position bias (`bias.png`) and its
-amplitudes over all images (`amplitudes.png`); and the numbers behind them.
+In: a model's name and image files. Out: a folder of PNG files, and their numbers. For each image: the attention of a
+token (`attention-NAME.png`) and the feature maps (`features-NAME.png`). For the model: the position bias (`bias.png`)
+and the amplitudes over all images (`amplitudes.png`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,16 +30,15 @@ from swinv2.ops.windows import Pair
 
 @dataclass(frozen=True)
 class Inspected:
-    """What was drawn of an image.
+    """The result for one image.
 
     Attributes:
         image: The file.
         size: Width and height of the image.
-        seen: What of it the model saw: left, top, right, bottom, in pixels of the image.
-        pixel: The pixel of the image that the model saw, (x, y), whose token was followed.
-        stages: For each stage: its block, the token's row and column on the map, its window, whether that is shifted,
-            and of each head the share of attention that the token keeps for itself and the share that lies on tokens
-            beyond the map.
+        seen: The part of the image that the model saw: left, top, right, bottom, in pixels of the image.
+        pixel: The pixel (x, y) in the image that the model saw; its token is drawn.
+        stages: For each stage: block, row and column of the token, window, shift, and for each head the attention
+            weight of the token for itself and the sum of its weights for padding tokens.
         files: The figures.
     """
 
@@ -52,10 +51,10 @@ class Inspected:
 
 
 def parse_token(text: str | None) -> tuple[int, int] | None:
-    """Reads a point as it is typed: "X,Y".
+    """Reads a point that a user typed: "X,Y".
 
     Raises:
-        UsageError: It is no such pair.
+        UsageError: The text is not such a pair.
     """
     if text is None:
         return None
@@ -73,7 +72,7 @@ class Inspector:
     Args:
         model: The network, on its device, with `attn_implementation="eager"`.
         processor: Its image processor.
-        name: What to call the model.
+        name: Name of the model in the figures.
         stage: "stage1" and so on for one stage; None for all.
     """
 
@@ -87,12 +86,12 @@ class Inspector:
         """Loads a model and its processor.
 
         Args:
-            name: A folder, or a name on the hub; what head it has does not matter.
+            name: A folder, or a name on the hub; the model may have any head.
             stage: See the class.
             device: See `loading.choose_device`.
 
         Raises:
-            UsageError: There is no such stage, or something about the model, the device or the processor does not fit.
+            UsageError: There is no such stage, or the model, the device or the processor cannot be used.
         """
         stages = read_config(name).stage_names[1:]
         if stage is not None and stage not in stages:
@@ -104,15 +103,15 @@ class Inspector:
     def inspect(
         self, paths: Iterable[Path], output: Path, point: tuple[int, int] | None = None
     ) -> Iterator[tuple[Path, Inspected | BrokenImage]]:
-        """Draws what a token attends to, and the feature maps, of images.
+        """For each image, draws the attention of a token and the feature maps.
 
         Args:
             paths: The files.
             output: The folder to write to.
-            point: The token that shows this point, (x, y) in pixels of each image; None for the centre.
+            point: A point (x, y) of the token, in pixels of each image; None for the centre.
 
         Returns:
-            For each file, in their order, what was drawn or why it was skipped.
+            For each file, in order, the result or the reason why the file was skipped.
 
         Raises:
             UsageError: The point is not in an image, or the folder cannot be written to.
@@ -129,13 +128,13 @@ class Inspector:
             yield path, self._draw_image(path, view, pixel, seen, output)
 
     def draw_model(self, output: Path) -> dict[str, list[Any]]:
-        """Draws the position bias, and the amplitudes over all images so far; nothing before there was one.
+        """Draws the position bias, and the amplitudes over all inspected images; nothing if there are none.
 
         Args:
             output: The folder to write to.
 
         Returns:
-            The amplitudes, for each stage the range of its bias, and the images, for JSON.
+            The amplitudes, the range of each stage's position bias, and the names of the figures, for JSON.
         """
         measured = self.amplitudes.measured()
         if not measured:
@@ -165,7 +164,7 @@ class Inspector:
         return self.stage in (None, f"stage{stage}")
 
     def _token_size(self, stage: int) -> Pair:
-        """Pixels (height, width) that a token of a stage covers; stage 1 and the patches are the same."""
+        """Size (height, width) of a stage's token in pixels; 0 is the patch embedding, with the tokens of stage 1."""
         down, across = as_pair("patch_size", self.model.config.patch_size)
         return down << max(stage - 1, 0), across << max(stage - 1, 0)
 
@@ -195,7 +194,7 @@ class Inspector:
         files = [output / f"attention-{name}.png", output / f"features-{name}.png"]
         with _writing(output):
             about = f"{path.name} seen by {self.name}"
-            draw_attention(rows, view.rgb, files[0], f"What a token attends to: {about}")
+            draw_attention(rows, view.rgb, files[0], f"Attention of one token: {about}")
             draw_components(components, view.rgb, sizes, files[1], f"Feature maps by principal components: {about}")
         return Inspected(
             str(path),
@@ -207,7 +206,7 @@ class Inspector:
         )
 
     def _name_of(self, path: Path) -> str:
-        """The file's name without its suffix, numbered if an image before had the same."""
+        """The file's name without its suffix, with a number if an earlier image had the same name."""
         name, number = path.stem, 2
         while name in self._names:
             name, number = f"{path.stem}-{number}", number + 1

@@ -1,7 +1,8 @@
-"""What one forward pass leaves behind.
+"""Records one forward pass.
 
-In: a model and pixels. Out: the map after the patches and after every block, what each block's two branches added, and
-the attention weights of the last block of each stage. Nothing in the model is changed; hooks watch it and go again.
+In: a model and pixels. Out: the map after the patch embedding and after every block, the values that the two branches
+of each block add, and the attention weights of the last block of each stage. Hooks record them and are removed; nothing
+else in the model is changed.
 """
 
 from collections.abc import Callable
@@ -19,12 +20,12 @@ from swinv2.ops.windows import WindowPlan
 
 @dataclass(frozen=True)
 class BlockTrace:
-    """What a block left behind.
+    """The record of a block.
 
     Attributes:
-        stage, block: Which block, both counted from 1.
-        after: The map after it.
-        attention, mlp: What its branches added to the map.
+        stage, block: Stage and block, counted from 1.
+        after: The map after the block.
+        attention, mlp: The values that each branch adds to the map.
     """
 
     stage: int
@@ -39,9 +40,9 @@ class StageAttention:
     """The attention of a stage's last block.
 
     Attributes:
-        stage, block: Which block, both counted from 1.
-        plan: How its map was cut into windows.
-        weights: Attention weights of every window, images one after another.
+        stage, block: Stage and block, counted from 1.
+        plan: Windows and shift of the block.
+        weights: Attention weights of all windows, image after image.
     """
 
     stage: int
@@ -52,12 +53,12 @@ class StageAttention:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a forward pass left behind, on the CPU.
+    """The record of a forward pass, on the CPU.
 
     Attributes:
-        embedded: The map after the patches.
-        blocks: What each block left behind, in their order.
-        attentions: Of each stage, first to last.
+        embedded: The map after the patch embedding.
+        blocks: The record of each block, in order.
+        attentions: The attention of each stage, in order.
     """
 
     embedded: Float[Tensor, "B H W C"]
@@ -65,12 +66,12 @@ class Observation:
     attentions: tuple[StageAttention, ...]
 
     def stage_maps(self) -> dict[str, Float[Tensor, "B H W C"]]:
-        """The map after the patches, "stem", and that of each stage before merging, "stage1" and so on."""
+        """The map after the patch embedding ("stem"), and each stage's map before merging ("stage1" and so on)."""
         return {"stem": self.embedded} | {f"stage{trace.stage}": trace.after for trace in self.blocks}
 
 
 def blocks_of(model: Swinv2Model) -> list[tuple[int, int, SwinTransformerBlock]]:
-    """All blocks in their order, with their stage and their index in it, both counted from 1."""
+    """All blocks in order, as (stage, number in the stage, block); both numbers count from 1."""
     found: list[tuple[int, int, SwinTransformerBlock]] = []
     for stage_number, stage in enumerate(model.encoder.layers, 1):
         blocks = [module for module in stage.modules() if isinstance(module, SwinTransformerBlock)]
@@ -84,13 +85,13 @@ def observe(
     pixel_values: Float[Tensor, "B channels height width"],
     ends: tuple[str, str] = ("layernorm_before", "layernorm_after"),
 ) -> Observation:
-    """Runs a model once and stores what is to be seen.
+    """Runs a model once and records it.
 
     Args:
         model: The network, in evaluation mode, with `attn_implementation="eager"`: only that backend returns attention
             weights.
         pixel_values: Images, on the model's device and of its type.
-        ends: The modules of a block whose output is what its attention and its MLP add; nothing is dropped.
+        ends: The modules of a block whose outputs are the values that attention and MLP add (without drop path).
     """
     blocks = blocks_of(model)
     embedded: list[Tensor] = []
@@ -98,17 +99,17 @@ def observe(
     attended: list[Tensor] = []
     computed: list[Tensor] = []
 
-    def keep(kept: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    def record(outputs: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            kept.append((output[0] if isinstance(output, tuple) else output).detach().float().cpu())
+            outputs.append((output[0] if isinstance(output, tuple) else output).detach().float().cpu())
 
         return hook
 
-    handles = [model.embeddings.register_forward_hook(keep(embedded))]
+    handles = [model.embeddings.register_forward_hook(record(embedded))]
     for _, _, block in blocks:
-        handles.append(block.register_forward_hook(keep(after)))
-        for end, kept in zip(ends, (attended, computed), strict=True):
-            handles.append(block.get_submodule(end).register_forward_hook(keep(kept)))
+        handles.append(block.register_forward_hook(record(after)))
+        for end, outputs in zip(ends, (attended, computed), strict=True):
+            handles.append(block.get_submodule(end).register_forward_hook(record(outputs)))
     try:
         output = model(pixel_values, output_attentions=True, return_dict=True)
     finally:

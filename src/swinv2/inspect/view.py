@@ -1,8 +1,8 @@
-"""What a model sees of an image, and where each of its pixels comes from.
+"""Finds the pixels that a model sees of an image, and their positions in the image.
 
-In: an image and transformers' image processor. Out: pixels for the model, the same as an image for people, and for
-each row and column its position in the image. How the processor resizes and crops is not worked out from its settings:
-it is given an image whose colours are its own coordinates.
+In: an image and transformers' image processor. Out: pixels for the model, the same as an image for people, and the
+position of each row and column in the original image. The positions are not computed from the processor's settings:
+the processor gets an image whose colours are the coordinates of its pixels.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,13 @@ from swinv2.ops.windows import Pair
 
 @dataclass(frozen=True)
 class View:
-    """An image as the model sees it.
+    """The image that the model sees.
 
     Attributes:
-        pixel_values: What enters the model, a batch of one.
+        pixel_values: Input of the model, a batch of one.
         rgb: The same for people: eight bits, not normalised.
-        rows, columns: Where the centre of each row and column that the model saw is in the original image, in its
-            pixels.
-        size: Height and width of the image.
+        rows, columns: Position of each row's and column's centre, in pixels of the original image.
+        size: Height and width of the original image.
     """
 
     pixel_values: Float[Tensor, "1 3 H W"]
@@ -37,13 +36,13 @@ class View:
     size: Pair
 
     def find(self, point: tuple[int, int] | None) -> Pair:
-        """Finds the pixel that shows the model a point of the original image.
+        """Finds the pixel of the model's input that shows a point of the original image.
 
         Args:
             point: Pixels from the left and from the top of the image; None for the centre.
 
         Returns:
-            Its row and column in what the model saw.
+            Row and column of the pixel in the model's input.
 
         Raises:
             UsageError: The point is not in the image, or the processor cuts it off.
@@ -72,7 +71,7 @@ class View:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """What of the image the model sees: left, top, right, bottom, in pixels of the image."""
+        """The part of the image that the model sees: left, top, right, bottom, in pixels of the image."""
         edges: list[tuple[float, float]] = []
         for positions, length in ((self.columns, self.size[1]), (self.rows, self.size[0])):
             half = (positions[-1] - positions[0]) / max(len(positions) - 1, 1) / 2 or length / 2
@@ -81,7 +80,7 @@ class View:
 
 
 def look(image: Image.Image, processor: Any) -> View:
-    """Shows an image to an image processor.
+    """Runs an image processor on an image.
 
     Args:
         image: Eight-bit RGB, as `images.read_image` returns it.
@@ -103,10 +102,10 @@ def look(image: Image.Image, processor: Any) -> View:
 
 
 def _straight(positions: Float[Tensor, "length"]) -> np.ndarray:
-    """Puts positions on the straight line through the middle ones: at the edges, resizing has no neighbours to mix."""
+    """Extends the line through the middle positions: at the edges, resizing lacks neighbours and shifts positions."""
     found = positions.double().numpy()
     middle = len(found) // 2
-    # Where an image is padded, positions do not change.
+    # Positions do not change in the padding of an image.
     steps = np.diff(found)[np.diff(found) != 0]
     step = float(np.median(steps)) if len(steps) else 0.0
     return found[middle] + (np.arange(len(found)) - middle) * step

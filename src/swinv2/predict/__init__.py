@@ -1,7 +1,7 @@
-"""Images in, labels or features out: what the command line does, as a library.
+"""Computes labels or features of images: the library behind the commands.
 
-`images` finds and reads them, `predictor` runs a model over them, `features` keeps features in a file, `describe` says
-what a model is, `shipped` knows the checkpoint inside the package.
+`predictor` runs a model over images, `features` writes features to a file, `describe` describes a model in numbers,
+`shipped` finds the checkpoint inside the package; `swinv2.images` finds and reads images.
 """
 
 from swinv2.images import BrokenImage, BrokenImageError, find_images, read_image

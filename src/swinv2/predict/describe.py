@@ -1,7 +1,7 @@
-"""What a model is, in numbers, without its weights.
+"""Describes a model in numbers, without its weights.
 
-In: the name of a size, of a checkpoint, or a folder. Out: a `Description`. The network is built on torch's meta device,
-so the three-billion-parameter one takes no more memory than the smallest.
+In: the name of a preset or checkpoint, or a folder. Out: a `Description`. The network is built on torch's meta device,
+so no model takes memory for its weights.
 """
 
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ class StageDescription:
 
     Attributes:
         name: "stage1" and so on.
-        blocks, channels, heads: How many it has.
-        grid: Size (height, width) of its map in tokens.
-        window: Size (height, width) of its windows in tokens.
+        blocks, channels, heads: Numbers of blocks, channels and heads.
+        grid: Size (height, width) of the map in tokens.
+        window: Size (height, width) of the windows in tokens.
         shift: Shift (height, width) of every second block in tokens.
-        pretrained_window: The window in which its position bias was learned.
-        parameters: Number of parameters, merging included.
+        pretrained_window: The window in which the position bias was learned.
+        parameters: Number of parameters, including merging.
     """
 
     name: str
@@ -57,17 +57,17 @@ class Description:
     """A model in numbers.
 
     Attributes:
-        name: As it was asked for.
-        kind: Where the numbers are from, in words.
-        model_class: The class that was counted.
-        parameters: Number of its parameters.
+        name: The name that was given.
+        kind: Source of the numbers, in words.
+        model_class: Class of the model.
+        parameters: Number of parameters of that class.
         image_size: Configured image size (height, width) in pixels.
         patch_size: Patch size (height, width) in pixels.
-        num_labels: Classes; None without a classifier.
-        attention: The attention backend that runs, and why; a line for each.
-        stages: One for each stage.
-        quoted: The number usually quoted for a size of the papers, and what it counts.
-        labels: Names of the classes; None where they are not known without downloading.
+        num_labels: Number of classes; None without a classifier.
+        attention: The attention backend that runs, and why the faster backends do not; one line for each backend.
+        stages: One description for each stage.
+        quoted: For a preset, the number of parameters that is usually quoted, and whether it includes a classifier.
+        labels: Names of the classes; None if they are not known without downloading.
         top1: Published top-1 accuracy on ImageNet-1k in percent.
         licence: Licence of published weights.
     """
@@ -91,13 +91,13 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: Windo
     """Describes a model.
 
     Args:
-        name: A size ("tiny" ... "giant-3b"), a folder, or a name on the hub. The published checkpoints and the sizes
-            need no network.
-        image_size: Describe it for this size in pixels, one length or (height, width); None for its own.
-        window_size: And for this window in tokens, one for all stages or one for each; None for its own.
+        name: A preset ("tiny" ... "giant-3b"), a folder, or a name on the hub. The presets and the published
+            checkpoints need no network connection.
+        image_size: Image size in pixels, one length or (height, width); None for the model's own.
+        window_size: Window in tokens, one for all stages or one for each stage; None for the model's own.
 
     Raises:
-        UsageError: It is none of these, or the size or the window is impossible.
+        UsageError: There is no such model, or the image size or the window is impossible.
     """
     built, model_class, facts = _find(name)
     model = _build(name, built, model_class, image_size, window_size)
@@ -126,13 +126,13 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: Windo
 def build_on_meta(
     name: str, image_size: int | Pair | None = None, window_size: Windows | None = None
 ) -> Swinv2PreTrainedModel:
-    """The model that `describe` describes, without memory for its weights; arguments and errors are the same."""
+    """Builds the model that `describe` describes, on the meta device; arguments and errors are the same."""
     config, model_class, _ = _find(name)
     return _build(name, config, model_class, image_size, window_size)
 
 
 def _find(name: str) -> tuple[Swinv2Config, type[Swinv2PreTrainedModel], dict[str, Any]]:
-    """What a name means: a configuration, what to build of it, and the facts of a description that neither tells."""
+    """Finds the configuration and the model class of a name, and the fields of a description that depend on neither."""
     checkpoint, is_folder = CHECKPOINTS.get(name), Path(name).expanduser().is_dir()
     if not is_folder and "/" not in name and not Path(name).exists():
         try:
@@ -168,7 +168,7 @@ def _build(
         try:
             config = config.resized(config.image_size if image_size is None else image_size, window_size)
         except ValueError as error:
-            raise UsageError(f"{name} cannot be planned so: {error}") from error
+            raise UsageError(f"{name} cannot have these sizes: {error}") from error
     with torch.device("meta"):
         return model_class(config)
 

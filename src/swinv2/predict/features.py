@@ -1,10 +1,10 @@
-"""Features in a file, safetensors or parquet, written atomically.
+"""Writes features to a safetensors or parquet file, atomically.
 
 In: pairs of a path and a tensor. Out: one file. This module knows the two formats and no model.
 
-safetensors: one tensor "features", (images, hidden_size) or (images, channels, height, width), of the type they were
-computed in; the metadata hold "paths", a JSON list in the same order. parquet: one row for each image with the columns
-`path`, `features` (a list of 32-bit floats, row by row) and `shape`.
+safetensors: one tensor "features", (images, hidden_size) or (images, channels, height, width), in the type of the
+computation; the metadata contain "paths", a JSON list in the same order. parquet: one row for each image, with the
+columns `path`, `features` (the flattened tensor, 32-bit floats) and `shape`.
 """
 
 import importlib.util
@@ -24,14 +24,14 @@ from swinv2.errors import UsageError
 SUFFIXES = (".safetensors", ".parquet")
 
 _ROW_GROUP = 4_000_000
-"""Numbers of a group of parquet rows, which are written together: about 16 MB of them."""
+"""Numbers in a group of parquet rows that are written together: about 16 MB."""
 
 
 def check_output(output: Path) -> None:
-    """Makes sure that a file can be written, before any work is done for it.
+    """Checks that a file can be written, before any work is done for it.
 
     Raises:
-        UsageError: Its suffix is none of the two, its place cannot be written to, or what writes it is not installed.
+        UsageError: The suffix is not one of the two, the folder cannot be written to, or pyarrow is not installed.
     """
     if output.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--output is {str(output)!r}; expected a file name that ends in {' or '.join(SUFFIXES)}.")
@@ -44,24 +44,24 @@ def check_output(output: Path) -> None:
         raise UsageError(f"--output {str(output)!r}: the folder {str(folder)!r} may not be written to.")
     if output.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UsageError(
-            f"--output {str(output)!r}: parquet is written with pyarrow, which is not installed; install "
-            "swinv2[parquet], which brings it, or write a .safetensors file."
+            f"--output {str(output)!r}: parquet needs pyarrow, which is not installed; install swinv2[parquet], or "
+            "write a .safetensors file."
         )
 
 
 def write_features(features: Iterable[tuple[Path, Tensor]], output: Path, about: dict[str, str]) -> int:
-    """Writes features; an existing file is replaced, and without a single image no file is made.
+    """Writes features. An existing file is replaced; without images no file is made.
 
     Args:
-        features: Paths and their features. Parquet writes them as they come; safetensors needs them all in memory.
+        features: Paths and their features. Parquet writes them group by group; safetensors needs all in memory.
         output: The file; its suffix decides the format.
-        about: Notes for the file's metadata.
+        about: Further metadata of the file.
 
     Returns:
         Number of images.
 
     Raises:
-        UsageError: safetensors, and not all features have the same shape.
+        UsageError: The format is safetensors, and the features have different shapes.
     """
     with whole_file(output) as partial:
         if output.suffix.lower() == ".parquet":
@@ -102,7 +102,7 @@ def _write_parquet(features: Iterable[tuple[Path, Tensor]], file: Path, about: d
     with ParquetWriter(file, schema) as writer:
         while rows := list(islice(following, rows_of_group)):
             columns = [
-                # A name that is no text keeps its bytes in JSON and safetensors; parquet text has no place for them.
+                # JSON and safetensors keep the bytes of a name that is not valid text; parquet text cannot.
                 [os.fsencode(path).decode("utf-8", "replace") for path, _ in rows],
                 [tensor.float().flatten().numpy() for _, tensor in rows],
                 [list(tensor.shape) for _, tensor in rows],

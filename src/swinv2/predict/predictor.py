@@ -1,7 +1,7 @@
-"""A model over image files, batch by batch: labels or features.
+"""Runs a model over image files, batch by batch, and returns labels or features.
 
-In: paths. Out, for each path and in their order: predictions or features, or a `BrokenImage`. This module knows how
-images are batched; it writes nothing and prints nothing.
+In: paths. Out, for each path, in order: predictions or features, or a `BrokenImage`. This module writes nothing and
+prints nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,9 +32,9 @@ class Prediction:
 
     Attributes:
         index: Class index.
-        label: Its name in the model's configuration.
-        probability: From 0 to 1: softmax over the classes, or, for a model of several labels an image, the sigmoid of
-            this one.
+        label: Name of the class in the model's configuration.
+        probability: From 0 to 1: softmax over the classes; or the sigmoid of this class, if an image may have several
+            labels.
     """
 
     index: int
@@ -43,7 +43,7 @@ class Prediction:
 
 
 class _Prepared:
-    """What the model gets of each file: pixels, or why there are none."""
+    """For each file, the pixels that enter the model, or a `BrokenImage`."""
 
     def __init__(self, paths: Sequence[Path], processor: Any) -> None:
         self.paths, self.processor = paths, processor
@@ -66,16 +66,16 @@ def run(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[tuple[Path, Answer | BrokenImage]]:
-    """Reads, prepares and batches images, and computes an answer for each.
+    """Reads, prepares and batches images, and computes a result for each image.
 
     Args:
-        compute: Takes images (B, channels, height, width) and returns an answer for each.
+        compute: Takes images (B, channels, height, width) and returns a result for each image.
         processor: transformers' image processor.
         paths: The files.
-        batch_size: Images a batch at the most. A processor that does not resize leaves images of many sizes; a batch
-            then ends where the size changes.
-        device: Where `compute` wants the images.
-        dtype: And of which type.
+        batch_size: Largest number of images in a batch. If the processor does not resize, images have different sizes;
+            a batch then ends before an image of another size.
+        device: Device of the images for `compute`.
+        dtype: Type of the images for `compute`.
     """
     paths = list(paths)
     following = iter(paths)
@@ -101,7 +101,7 @@ class Classifier:
 
     def __init__(self, model: Swinv2ForImageClassification, processor: Any) -> None:
         if model.config.problem_type == "regression":
-            raise UsageError("the model is a regression (problem_type of its config.json): it has no labels to choose.")
+            raise UsageError("the model is a regression (problem_type in its config.json): it has no labels.")
         self.model, self.processor = model, processor
         self.labels = label_names(model.config)
 
@@ -115,7 +115,7 @@ class Classifier:
             dtype: Type of weights and computation.
 
         Raises:
-            UsageError: Something about the model, the device or the processor does not fit; the message says what.
+            UsageError: The model, the device or the processor cannot be used; the message says why.
         """
         model = load_model(Swinv2ForImageClassification, name, choose_device(device), dtype)
         return cls(model, load_processor(name))
@@ -127,11 +127,11 @@ class Classifier:
 
         Args:
             paths: The files.
-            top_k: How many labels for each, best first; all of them if the model has fewer.
-            batch_size: Images a batch.
+            top_k: Number of labels for each image, most probable first; all labels if the model has fewer.
+            batch_size: Number of images in a batch.
 
         Returns:
-            For each file, in their order, its labels or why it was skipped.
+            For each file, in order, the labels or the reason why the file was skipped.
         """
 
         def compute(pixel_values: Tensor) -> list[list[Prediction]]:
@@ -147,7 +147,7 @@ class Classifier:
         return run(compute, self.processor, paths, batch_size, self.model.device, self.model.dtype)
 
     def _has_many_labels(self) -> bool:
-        # As transformers' image-classification pipeline decides it.
+        # The same rule as in transformers' image-classification pipeline.
         return self.model.config.problem_type == "multi_label_classification" or len(self.labels) == 1
 
 
@@ -167,14 +167,14 @@ class FeatureExtractor:
         """Loads a model and its processor.
 
         Args:
-            name: A folder, or a name on the hub; what head it has does not matter.
+            name: A folder, or a name on the hub; the model may have any head.
             stage: "pooled" for the mean of the last, normalised tokens (hidden_size,); "stem", "stage1" and so on for
                 that map (channels, height, width), before merging and without a norm.
             device: See `choose_device`.
             dtype: Type of weights and computation.
 
         Raises:
-            UsageError: There is no such stage, or something about the model, the device or the processor does not fit.
+            UsageError: There is no such stage, or the model, the device or the processor cannot be used.
         """
         stages = [POOLED, *read_config(name).stage_names]
         if stage not in stages:
@@ -189,10 +189,10 @@ class FeatureExtractor:
 
         Args:
             paths: The files.
-            batch_size: Images a batch.
+            batch_size: Number of images in a batch.
 
         Returns:
-            For each file, in their order, its features on the CPU or why it was skipped.
+            For each file, in order, the features on the CPU or the reason why the file was skipped.
         """
 
         def compute(pixel_values: Tensor) -> list[Tensor]:

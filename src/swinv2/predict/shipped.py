@@ -1,6 +1,6 @@
-"""The model inside the package: a small one for CIFAR-10, and twenty test images to try it on.
+"""Finds the model inside the package, a small one for CIFAR-10, and its twenty sample images.
 
-Out: paths. This module knows where they lie and how the samples are named.
+Out: paths. This module knows the folder and the names of the samples.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class Sample:
     """A shipped image.
 
     Attributes:
-        path: Its file, named index_label.png; the index counts the draw from the test images.
-        label: What it shows, by the data set's own labels.
+        path: The file, named index_label.png; the index is the position in the random draw from the test images.
+        label: Label in the data set.
     """
 
     path: Path
@@ -32,7 +32,7 @@ def shipped_model() -> Path:
     """
     if not (FOLDER / "config.json").is_file():
         raise UsageError(
-            f"this installation of swinv2 has no model in {FOLDER}; install the package again, or name a model with "
+            f"this installation of swinv2 has no model in {FOLDER}; reinstall the package, or give another model with "
             "--model."
         )
     return FOLDER
@@ -46,5 +46,5 @@ def shipped_samples() -> list[Sample]:
     """
     paths = sorted((FOLDER / "samples").glob("*_*.png"))
     if not paths:
-        raise UsageError(f"this installation of swinv2 has no images in {FOLDER / 'samples'}; install it again.")
+        raise UsageError(f"this installation of swinv2 has no images in {FOLDER / 'samples'}; reinstall it.")
     return [Sample(path, path.stem.split("_", 1)[1]) for path in paths]

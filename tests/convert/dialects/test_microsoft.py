@@ -63,7 +63,7 @@ def test_simmim(older: bool, tmp_path: Path) -> None:
     newer = {name.replace("rpe_mlp", "cpb_mlp"): tensor for name, tensor in file.items()}
     check_tensors(state_dict(model, "microsoft"), newer)
     report = convert(source, tmp_path / "transformers", "transformers", trained_image_size=64)
-    assert any("transformers' loss is of plain pixels" in note for note in report.notes)
+    assert any("transformers computes the loss on plain pixels" in note for note in report.notes)
     theirs = transformers_swinv2.Swinv2ForMaskedImageModeling.from_pretrained(tmp_path / "transformers").eval()
     with torch.no_grad():
         assert torch.equal(theirs(images, mask).reconstruction, network(images, mask).reconstruction)
@@ -77,7 +77,7 @@ def test_rectangles_under_the_authors_names(tmp_path: Path) -> None:
     model = peers.draw_weights(swinv2.Swinv2ForImageClassification(config).eval())
     file = state_dict(model, "microsoft")
     source = save({"model": file}, tmp_path / "weights.pth")
-    with pytest.raises(UsageError, match=r"attn_mask is not what follows .* on a map of 32 x 32"):
+    with pytest.raises(UsageError, match=r"attn_mask is not the table .* on a map of 32 x 32"):
         convert(source, None, trained_image_size=128)
     again = swinv2.load(source)
     assert tuple(again.config.image_size) == WIDE

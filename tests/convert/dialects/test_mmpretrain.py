@@ -70,7 +70,7 @@ def mmpretrain_weights(path: Path, windows: tuple[int, int]) -> str:
     return save({"state_dict": foreign.mmpretrain_file(small_sizes(window_size=windows))}, path)
 
 
-SMALLEST = "its windows: the smallest at which none is clipped"
+SMALLEST = "its windows: the smallest size that clips no window"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_where_the_image_size_is_from(name: str, given: dict[str, Any], size: in
     report = convert(weights, None, **given)
     assert (report.image_size, report.sources["image size"]) == ((size, size), source)
     assert any("the smallest size at which no stage clips" in note for note in report.notes) is (source == SMALLEST)
-    assert any("the file does not agree" in note for note in report.notes) is ("128px" in name)
+    assert any("The file does not agree" in note for note in report.notes) is ("128px" in name)
 
 
 def test_it_has_no_place_for_the_image_size(tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_extra_norms_are_counted(tmp_path: Path) -> None:
     assert model.config.extra_norm_period == 2
     convert(source, tmp_path / "back", "mmpretrain", trained_image_size=64)
     for format in ("transformers", "timm", "microsoft", "torchvision"):
-        with pytest.raises(UsageError, match="no additional norms on the main branch"):
+        with pytest.raises(UsageError, match="no extra norms on the main path"):
             convert(source, tmp_path / "out", format, trained_image_size=64)
     del norms["backbone.stages.0.blocks.1.norm3.weight"], norms["backbone.stages.0.blocks.1.norm3.bias"]
-    with pytest.raises(UsageError, match="not every so many blocks"):
+    with pytest.raises(UsageError, match="at a fixed period in every stage"):
         swinv2.load(save(file | norms, tmp_path / "odd.pth"), trained_image_size=64)

@@ -78,5 +78,5 @@ def test_old_folders_hold_tables(tmp_path: Path) -> None:
     assert convert(str(tmp_path), None).left_out == 4
     wrong = {name: foreign.coordinates(8, 4) for name in tables}
     torch.save(network.state_dict() | wrong, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UsageError, match=r"_table is not what follows .* learned in 8 x 8 .*window: config.json"):
+    with pytest.raises(UsageError, match=r"_table is not the table .* learned in 8 x 8 .*window: config.json"):
         convert(str(tmp_path), None)

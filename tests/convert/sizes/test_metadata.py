@@ -21,9 +21,13 @@ from swinv2.zoo import CHECKPOINTS
     ("config", "expected"),
     [
         pytest.param("{", "config.json' cannot be read", id="cut-off"),
-        pytest.param("[1]", "holds list", id="a-list"),
-        pytest.param('{"model_type": "vit"}', "of the model type 'vit'", id="another-model"),
-        pytest.param('{"model_type": "swinv2", "depths": []}', "describes no possible model", id="impossible"),
+        pytest.param("[1]", "contains list", id="a-list"),
+        pytest.param('{"model_type": "vit"}', "has the model type 'vit'", id="another-model"),
+        pytest.param(
+            '{"model_type": "swinv2", "depths": []}',
+            "the model in the config.json next to the weights is impossible",
+            id="impossible",
+        ),
         pytest.param('{"model_type": "swinv2", "embed_dim": 96}', "embed_dim is 96 there and 16", id="another-size"),
     ],
 )
@@ -106,7 +110,7 @@ def test_timms_own_settings_are_kept(tmp_path: Path) -> None:
     assert swinv2.load(tmp_path / "out").config.id2label[4] == "e"
     config["model_args"]["pretrained_window_sizes"] = [0, [0, 4]]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="of which one is 0 on one axis only"):
+    with pytest.raises(UsageError, match="and one of them is 0 on one axis only"):
         convert(str(folder), None)
     config["model_args"]["window_size"] = [4, 4, 8]
     (folder / "config.json").write_text(json.dumps(config))

@@ -24,7 +24,7 @@ def test_windows_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
         convert(source, None, trained_window_size=4)
     report = convert(source, None, trained_window_size=4, trained_image_size=64)
     assert report.sources["window"] == "given"
-    assert any("if it was not, give --pretrained-window-sizes" in note for note in report.notes)
+    assert any("if that is wrong, give --pretrained-window-sizes" in note for note in report.notes)
 
 
 def test_a_published_name_tells_them(tmp_path: Path) -> None:
@@ -47,9 +47,9 @@ def test_the_image_size_of_the_authors_files(window: int, tmp_path: Path) -> Non
     file = foreign.microsoft_file(small_sizes(window_size=window))
     source = save(file, tmp_path / "weights.pth")
     expected = (
-        "the image size that these weights were trained with is not known: no table in the file shows it, no "
-        "config.json next to it says it, and its name is not a published one that fits it. A wrong size gives wrong "
-        "answers without an error, so it is not guessed: give --trained-image-size."
+        "the image size that these weights were trained with is not known: the file has no table that shows it, no "
+        "config.json next to the file says it, and the file's name is not a published one that fits. A wrong size "
+        "would silently give wrong outputs, so it is not guessed: give --trained-image-size."
     )
     if window == 16:
         with pytest.raises(UsageError, match=re.escape(expected)):
@@ -73,12 +73,12 @@ def test_a_name_that_the_tables_do_not_fit_tells_nothing(tmp_path: Path) -> None
     source = save(file, tmp_path / "swinv2_tiny_patch4_window16_256.pth")
     for report in (convert(source, None), convert(source, None, trained_image_size=64)):
         assert (report.image_size, report.window_size) == ((64, 64), 8)
-    assert any("windows of 16 at 256 x 256 pixels; the file does not agree" in note for note in report.notes)
+    assert any("windows of 16 at 256 x 256 pixels. The file does not agree" in note for note in report.notes)
 
 
 def test_a_name_that_the_masks_do_not_fit_is_refused(tmp_path: Path) -> None:
     """The network was trained further at another size with the same window, and its file not renamed."""
     source = save(foreign.microsoft_file(small_sizes()), tmp_path / "swinv2_x_patch4_window4_128.pth")
-    with pytest.raises(UsageError, match=r"attn_mask is not what follows .*image size: the name 'swinv2_x"):
+    with pytest.raises(UsageError, match=r"attn_mask is not the table .*image size: the name 'swinv2_x"):
         convert(source, None)
     assert convert(source, None, trained_image_size=64).image_size == (64, 64)

@@ -46,7 +46,7 @@ DAMAGE = {
 def test_damaged_tables(damage: Damage, table: str, file: File, tmp_path: Path) -> None:
     damage(file)
     sentence = refused(save({"model": file}, tmp_path / NAMED), tmp_path)
-    assert sentence.startswith(f"{table} is not what follows from windows of 4 x 4, ")
+    assert sentence.startswith(f"{table} is not the table for windows of 4 x 4, ")
     assert "on a map of 16 x 16 tokens" in sentence
 
 
@@ -74,17 +74,17 @@ def test_a_key_bias_that_is_not_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"trained_window_size": 8}, r"is not what follows from windows of 8 x 8.*window: given"),
+        ({"trained_window_size": 8}, r"is not the table for windows of 8 x 8.*window: given"),
         (
             {"trained_image_size": 10**6, "trained_window_size": 10**5},
-            "is not what follows from windows of 100000 x 100000",
+            "is not the table for windows of 100000 x 100000",
         ),
-        ({"trained_image_size": 10**6}, r"attn_mask is not what follows .* on a map of 250000 x 250000"),
-        ({"trained_image_size": 128}, r"attn_mask is not what follows .* on a map of 32 x 32.*image size: given"),
-        ({"pretrained_window_sizes": [6, 6]}, r"is not what follows .* learned in 6 x 6 .*pre-training windows: given"),
+        ({"trained_image_size": 10**6}, r"attn_mask is not the table .* on a map of 250000 x 250000"),
+        ({"trained_image_size": 128}, r"attn_mask is not the table .* on a map of 32 x 32.*image size: given"),
+        ({"pretrained_window_sizes": [6, 6]}, r"is not the table .* learned in 6 x 6 .*pre-training windows: given"),
         ({"pretrained_window_sizes": [6]}, "expected one for each of the 2 stages"),
         ({"trained_window_size": [4, 4, 4]}, r"trained_window_size is \[4, 4, 4\]; .* one for each of the 2 stages"),
-        ({"trained_window_size": (4, 8)}, "is not what follows from windows of 4 x 8"),
+        ({"trained_window_size": (4, 8)}, "is not the table for windows of 4 x 8"),
         ({"trained_image_size": 0}, "trained_image_size"),
     ],
 )
@@ -99,7 +99,7 @@ def test_what_is_given_must_agree_with_the_configuration(tmp_path: Path) -> None
     file = foreign.microsoft_file(small_sizes())
     convert(save(file, tmp_path / NAMED), tmp_path / "model")
     convert(str(tmp_path / "model"), None, trained_window_size=4, trained_image_size=64)
-    with pytest.raises(UsageError, match=r"says what it was trained with .*--image-size and --window-size change"):
+    with pytest.raises(UsageError, match=r"says that it was trained with .*use --image-size and --window-size"):
         convert(str(tmp_path / "model"), None, trained_window_size=8)
 
 
@@ -108,9 +108,9 @@ def test_another_spelling_of_the_same_windows_is_no_contradiction(tmp_path: Path
     model = model_with(16)
     model.save_pretrained(tmp_path / "model")
     convert(str(tmp_path / "model"), None, trained_window_size=[(16, 16), (8, 8)])
-    with pytest.raises(UsageError, match=r"window_size 16\); \[\[16, 16\], \[4, 4\]\] was given"):
+    with pytest.raises(UsageError, match=r"window_size 16, but \[\[16, 16\], \[4, 4\]\] was given"):
         convert(str(tmp_path / "model"), None, trained_window_size=[(16, 16), (4, 4)])
     source = save(state_dict(model, "timm"), tmp_path / "swinv2_tiny_window16_64.pth")
     for windows, notes in (([(16, 16), (8, 8)], 0), ([(16, 16), (4, 4)], 1)):
         report = convert(source, None, trained_window_size=windows)
-        assert sum("the file does not agree" in note for note in report.notes) == notes
+        assert sum("The file does not agree" in note for note in report.notes) == notes

@@ -1,1 +1,1 @@
-"""What each library calls the tensors, and what it cannot compute: tables of data, read both ways."""
+"""For each library, its names of the tensors and its limits: tables of data, used in both directions."""

@@ -1,7 +1,7 @@
-"""What other implementations cannot compute, as sentences.
+"""The limits of other implementations, as sentences.
 
-In: a configuration. Out: a sentence for each thing of it that a library's network would compute otherwise. The tables
-of the dialects choose from these. This module knows no tensor.
+In: a configuration. Out: a sentence for each of its settings with which a library's network would compute something
+else. Each dialect lists the limits that its library has. This module knows no tensor.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,15 +12,15 @@ from swinv2.lengths import as_pair, in_words
 
 
 def extra_norms(config: Swinv2Config) -> Iterator[str]:
-    """The norms on the main branch of the largest models."""
+    """The extra norms on the main path of the largest models."""
     if config.extra_norm_period:
-        yield f"it has no additional norms on the main branch (extra_norm_period is {config.extra_norm_period})"
+        yield f"it has no extra norms on the main path (extra_norm_period is {config.extra_norm_period})"
 
 
 def position_embeddings(config: Swinv2Config) -> Iterator[str]:
     """Absolute position embeddings."""
     if config.use_absolute_embeddings:
-        yield "it has no absolute position embeddings that work"
+        yield "its absolute position embeddings do not work, if it has any"
 
 
 def hidden_padding(config: Swinv2Config) -> Iterator[str]:
@@ -30,19 +30,19 @@ def hidden_padding(config: Swinv2Config) -> Iterator[str]:
 
 
 def other_norms(config: Swinv2Config) -> Iterator[str]:
-    """An epsilon of the norms that is not everyone's."""
+    """An epsilon of the norms other than the usual one."""
     if config.layer_norm_eps != 1e-5:
         yield f"the epsilon of its norms is 1e-05 (layer_norm_eps is {config.layer_norm_eps:g})"
 
 
 def other_activations(config: Swinv2Config) -> Iterator[str]:
-    """An activation that is not everyone's."""
+    """An activation other than GELU."""
     if config.hidden_act != "gelu":
         yield f"its activation is gelu (hidden_act is {config.hidden_act!r})"
 
 
 def rectangles(config: Swinv2Config) -> Iterator[str]:
-    """Rectangular sizes, for which implementations choose windows in different ways."""
+    """Rectangular sizes: implementations choose different windows for them."""
     for name, size in {"image_size": config.image_size, "patch_size": config.patch_size}.items():
         if len(set(as_pair(name, size))) > 1:
             yield f"it chooses other windows for a rectangular {name} ({size})"
@@ -57,10 +57,10 @@ def rectangular_pretraining(config: Swinv2Config) -> Iterator[str]:
 
 
 def pretraining(config: Swinv2Config) -> Iterator[str]:
-    """A position bias that was learned in another window."""
+    """A position bias that was learned in another window than the stage has."""
     changed = [stage for stage in config.stages() if stage.learned_window != stage.window]
     yield from _of_stages(
-        "it knows no pre-training windows",
+        "it has no pre-training windows",
         {
             stage: f"{in_words(stage.window)}, its position bias learned in {in_words(stage.learned_window)}"
             for stage in changed
@@ -69,7 +69,7 @@ def pretraining(config: Swinv2Config) -> Iterator[str]:
 
 
 def several_windows(config: Swinv2Config) -> Iterator[str]:
-    """Windows that no one square for all stages gives."""
+    """Windows that do not follow from one square window for all stages."""
     if not isinstance(with_equivalent_square(config).window_size, int):
         yield f"its windows are square, and of one size in all stages (window_size is {config.window_size})"
 
@@ -81,7 +81,7 @@ def rectangular_windows(config: Swinv2Config) -> Iterator[str]:
 
 
 def clipped_windows(config: Swinv2Config) -> Iterator[str]:
-    """Windows of another size than that of the first stage, or smaller than the configured ones."""
+    """Windows that differ from the configured window of the first stage."""
     first = config.stage_windows[0]
     others = [stage for stage in config.stages() if stage.window != first]
     yield from _of_stages(
@@ -91,7 +91,7 @@ def clipped_windows(config: Swinv2Config) -> Iterator[str]:
 
 
 def padding(config: Swinv2Config) -> Iterator[str]:
-    """A map that windows do not cut evenly, or merging does not halve."""
+    """A map that cannot be divided into windows, or halved by merging, without padding."""
     uneven = [
         stage
         for stage in config.stages()
@@ -105,10 +105,10 @@ def padding(config: Swinv2Config) -> Iterator[str]:
 
 
 def one_token(config: Swinv2Config) -> Iterator[str]:
-    """Windows of one token, for which a coordinate is zero by zero."""
+    """Windows of one token, for which the coordinate is zero divided by zero."""
     single = [stage for stage in config.stages() if 1 in stage.window or 1 in stage.pretrained_window]
     yield from _of_stages(
-        "in a window of one token it computes zero by zero", {stage: in_words(stage.window) for stage in single}
+        "in a window of one token it divides zero by zero", {stage: in_words(stage.window) for stage in single}
     )
 
 
@@ -119,12 +119,12 @@ def missing_biases(config: Swinv2Config) -> Iterator[str]:
 
 
 def other_channels(config: Swinv2Config) -> Iterator[str]:
-    """Images of other than three channels."""
+    """Images that do not have three channels."""
     if config.num_channels != 3:
         yield f"it takes three channels (num_channels is {config.num_channels})"
 
 
 def _of_stages(sentence: str, stages: Mapping[StageSpec, str]) -> Iterator[str]:
-    """One sentence for all stages of which it is true, none if there are none."""
+    """One sentence for all given stages, with a detail for each stage; nothing if there are no stages."""
     if stages:
         yield f"{sentence} ({'; '.join(f'stage {stage.index + 1}: {detail}' for stage, detail in stages.items())})"

@@ -1,8 +1,8 @@
-"""The authors' names: their classifiers and backbones, and the models that SimMIM pre-trained.
+"""The names of the authors' code: classifiers, backbones, and SimMIM's pre-trained models.
 
-Data only. SimMIM's files hold the same network as `encoder.`, with a mask token and a decoder; older ones call the
-small network of the position bias `rpe_mlp`. The authors' files also hold what follows from sizes: coordinates, pair
-indices and a mask of regions for each shifted block.
+Data only. SimMIM's files have the same network under `encoder.`, a mask token and a decoder. In older files the small
+network of the position bias is called `rpe_mlp`. The authors' files also contain tensors that follow from sizes:
+coordinates, pair indices and, for each shifted block, a mask of regions.
 
 Source: microsoft/Swin-Transformer, models/swin_transformer_v2.py, models/simmim.py, utils_simmim.py.
 """

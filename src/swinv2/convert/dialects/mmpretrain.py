@@ -1,7 +1,8 @@
-"""mmpretrain's names: `SwinTransformerV2` inside a classifier, or by itself.
+"""mmpretrain's names: `SwinTransformerV2` inside a classifier, or alone.
 
-Data only. mmpretrain merges at the start of a stage, with torch's Unfold: the columns of a merging are in another
-order. The last norm is called after its stage. The largest models have extra norms, `norm3`.
+Data only. mmpretrain merges at the start of a stage, with torch's Unfold, so the columns of a merging's matrix are in
+another order. The name of the last norm contains the number of its stage. The extra norms of the largest models are
+`norm3`.
 
 Source: open-mmlab/mmpretrain, models/backbones/swin_transformer_v2.py, models/utils/attention.py and embed.py; mmcv's
 `FFN` and `PatchEmbed` for the names inside.
@@ -33,7 +34,7 @@ MMPRETRAIN = Dialect(
     name="mmpretrain",
     title="mmpretrain",
     rules=(
-        # The backbone is read by itself too.
+        # Names of a backbone alone, without the prefix, are read too.
         *(rule.under("backbone.", "") for rule in _BACKBONE),
         Rule("head.fc.{part}", ("classifier.{part}",)),
     ),

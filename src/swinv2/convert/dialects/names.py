@@ -1,8 +1,7 @@
-"""The names inside a network, as the authors chose them and as other libraries changed them.
+"""The rules for the tensors that every library has.
 
-In: what a library calls the parts of a network, where it is not what the authors call them. Out: the rules for
-everything that all of them have; the tables of the dialects add what is theirs alone. The authors' names are the
-defaults; this module knows no other library's.
+In: a library's names of the parts of a network; the defaults are the authors' names. Out: the rules. The tables of the
+dialects add the rules of one library only.
 """
 
 from swinv2.convert.dialects.rules import BLOCK, JOINED, MERGE, MODEL, QUERY_VALUE, SAME, Change, Rule
@@ -20,18 +19,19 @@ def network_rules(
     one_bias: bool = False,
     merging: Change = SAME,
 ) -> tuple[Rule, ...]:
-    """The rules of a network without its head, as the authors name it unless a beginning of names is given.
+    """The rules of a network without its head. Each argument but the last two is the beginning of a library's names.
 
     Args:
         patches: Projection of patches, and their norm.
         block: A block.
         attention: Attention, inside a block.
-        bias_network: The small network of the position bias, inside attention; further spellings are read only.
-        mlp: The two halves of the MLP, inside a block.
+        bias_network: The small network of the position bias, inside attention. The first name is read and written, any
+            further names are only read.
+        mlp: The two layers of the MLP, inside a block.
         merge: A merging.
         last_norm: The norm after the last stage.
-        one_bias: Whether queries, keys and values have one bias; queries and values one each otherwise.
-        merging: What happens to the matrix of a merging.
+        one_bias: Whether one tensor is the bias of queries, keys and values; if not, queries and values have one each.
+        merging: The change of the matrix of a merging.
     """
     inside, ours = block + attention, f"{BLOCK}attention.self."
     bias = f"{ours}continuous_position_bias_mlp."

@@ -1,11 +1,11 @@
-"""Tables of names, read both ways.
+"""Renames tensors by a dialect's table, in both directions.
 
 In: a dialect's table, and tensors under the dialect's names or under ours. Out: the same tensors under the other names.
-A name that no rule knows is handed back, never dropped. This module knows no dialect, no file and no configuration.
+A name without a rule is returned as unknown, never dropped. This module knows no dialect, no file and no configuration.
 
 A template is a name with placeholders: `{stage}` and `{block}` are numbers, `{merge}` is the number of a stage that
-ends by merging (any but the last), `{last}` the number of the last stage, `{part}` is "weight" or "bias". A number may
-be written as `{stage+1}` or `{2*stage+1}` where a dialect counts otherwise.
+ends with a merging (any but the last), `{last}` is the number of the last stage, `{part}` is "weight" or "bias". If a
+dialect counts differently, the template has `{stage+1}` or `{2*stage+1}`.
 """
 
 import re
@@ -20,11 +20,11 @@ from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
 
 MODEL = "swinv2."
-"""What our names of the network begin with; those of a head do not."""
+"""Prefix of our names of the network; the names of a head do not have it."""
 BLOCK = "swinv2.encoder.layers.{stage}.blocks.{block}."
-"""What our names of a block begin with."""
+"""Prefix of our names of a block."""
 MERGE = "swinv2.encoder.layers.{merge}.downsample."
-"""What our names of a merging begin with."""
+"""Prefix of our names of a merging."""
 
 Placeholders = dict[str, str]
 """The values of the placeholders of a template: decimal numbers, "weight" or "bias"."""
@@ -37,15 +37,15 @@ class Template:
     """A name with placeholders.
 
     Attributes:
-        text: The template, as described above.
-        last: Number of the last stage, which `{last}` and `{merge}` need.
+        text: The template (see the module).
+        last: Number of the last stage, for `{last}` and `{merge}`.
     """
 
     text: str
     last: int
 
     def match(self, name: str) -> Placeholders | None:
-        """The values of the placeholders of a name; None if it is another name."""
+        """The values of the placeholders in a name; None if the name does not fit the template."""
         pattern, placeholders = self._compiled
         found = pattern.fullmatch(name)
         if found is None:
@@ -66,7 +66,7 @@ class Template:
         return _compile(self.text.replace("{last}", str(self.last)))
 
     def fill(self, values: Placeholders) -> str:
-        """The name that has these values for its placeholders."""
+        """The name with these values in place of the placeholders."""
 
         def value_of(found: re.Match[str]) -> str:
             value = values[found[2]]
@@ -80,7 +80,7 @@ def _compile(text: str) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
     pattern, placeholders, end = "", [], 0
     for found in _PLACEHOLDER.finditer(text):
         pattern += re.escape(text[end : found.start()])
-        # Four digits: no network has more blocks, and a longer number is an attack on whoever counts to it.
+        # At most four digits: no network has more blocks, and counting to a long number could take forever.
         pattern += "(weight|bias)" if found[2] == "part" else r"(0|[1-9]\d{0,3})"
         placeholders.append((int(found[1] or 1), found[2], int(found[3] or 0)))
         end = found.end()
@@ -89,12 +89,12 @@ def _compile(text: str) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to a tensor on its way, both ways.
+    """A conversion between a dialect's tensor and ours, in both directions.
 
     Attributes:
-        apart: A dialect's tensor into ours, one for each of our names.
-        together: Ours into a dialect's.
-        leaves_out: Whether `apart` leaves numbers out that are not zero.
+        apart: Makes our tensors, one for each of our names, of a dialect's tensor.
+        together: Makes a dialect's tensor of ours.
+        leaves_out: Whether `apart` leaves out numbers that are not zero.
     """
 
     apart: Callable[[Tensor], Sequence[Tensor]]
@@ -104,7 +104,7 @@ class Change:
 
 def _thirds(tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.ndim == 0 or tensor.shape[0] % 3:
-        raise ValueError(f"{list(tensor.shape)} is not three parts of one size")
+        raise ValueError(f"{list(tensor.shape)} cannot be divided into three equal parts")
     return tensor.chunk(3)
 
 
@@ -120,9 +120,9 @@ def _with_zero_keys(tensors: Sequence[Tensor]) -> Tensor:
 
 def _fold(tensor: Tensor) -> tuple[Tensor]:
     if tensor.ndim != 2 or tensor.shape[1] % 4:
-        raise ValueError(f"{list(tensor.shape)} is no matrix of four neighbours' channels")
+        raise ValueError(f"{list(tensor.shape)} is not a matrix with a multiple of 4 columns")
     rows, columns = tensor.shape
-    # Unfolded: channel by channel, in it the four neighbours across first. Ours: neighbour by neighbour, down first.
+    # The columns are ordered by channel, row, column of the neighbour in Unfold; by column, row, channel in ours.
     return (tensor.view(rows, columns // 4, 2, 2).permute(0, 3, 2, 1).reshape(rows, columns),)
 
 
@@ -132,13 +132,13 @@ def _unfold(tensors: Sequence[Tensor]) -> Tensor:
 
 
 SAME = Change(lambda tensor: (tensor,), lambda tensors: tensors[0])
-"""The tensor as it is."""
+"""The tensor unchanged."""
 JOINED = Change(_thirds, lambda tensors: torch.cat(list(tensors)))
-"""One matrix of queries, keys and values; three of ours."""
+"""One matrix for queries, keys and values; three of ours."""
 QUERY_VALUE = Change(_without_keys, _with_zero_keys, lambda tensor: bool(_thirds(tensor)[1].any()))
-"""One bias of queries, keys and values, of which that of the keys is set to zero before each use; two of ours."""
+"""One bias for queries, keys and values, whose part for the keys is set to zero before each use; two of ours."""
 UNFOLDED = Change(_fold, _unfold)
-"""A merging whose four neighbours are in the order of torch's Unfold."""
+"""The matrix of a merging with the four neighbours in the order of torch's Unfold."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class Rule:
     Attributes:
         theirs: Template of the dialect's name.
         ours: Templates of our names, in the order of the change.
-        change: What happens to the tensor.
-        read_as: Other spellings of the dialect's name, which are read and never written.
+        change: The conversion of the tensor.
+        read_as: Templates of further names that the dialect has; they are read but never written.
     """
 
     theirs: str
@@ -158,26 +158,27 @@ class Rule:
     read_as: tuple[str, ...] = ()
 
     def under(self, *prefixes: str) -> "Rule":
-        """The same with a prefix before the dialect's name; with further ones it is read only."""
+        """The same rule with a prefix before the dialect's name; names with further prefixes are read only."""
         first, *others = [prefix + name for prefix in prefixes for name in (self.theirs, *self.read_as)]
         return replace(self, theirs=first, read_as=tuple(others))
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a library calls the tensors.
+    """The names of a library's tensors.
 
     Attributes:
-        name: What it is called here.
-        title: The library, as a sentence names it.
-        rules: Its learned tensors.
-        buffers: What it stores beside them and computes from sizes: kind ("coordinates", "pairs", "regions",
-            "key bias") and templates.
-        flat_pairs: Whether its pair indices are one row of numbers.
-        writes_buffers: Whether these are in its files today; else they are read only.
-        takes_any_size: Whether it decides windows and shifts from each image, so that no size belongs to its weights.
-        windows_by_stage: Whether its windows may have a size of their own in each stage, other than by clipping.
-        limits: Each says in sentences what of a configuration the dialect's library cannot compute; such is refused.
+        name: Name of the dialect.
+        title: Name of the library in sentences.
+        rules: The learned tensors.
+        buffers: Stored tensors that are not learned: kind ("coordinates", "pairs", "regions", "key bias") and
+            templates.
+        flat_pairs: Whether the pair indices are a vector instead of a matrix.
+        writes_buffers: Whether today's files of the library contain the buffers; if not, buffers are read only.
+        takes_any_size: Whether the library chooses windows and shifts for each image, so the weights have no size.
+        windows_by_stage: Whether each stage may have its own window size, apart from clipping.
+        limits: Functions that return, as sentences, what the library cannot compute of a configuration. A model with
+            such a limit is not written.
     """
 
     name: str
@@ -191,7 +192,7 @@ class Dialect:
     windows_by_stage: bool = False
 
     def count_stages(self, names: Sequence[str]) -> int:
-        """Number of stages that the names of blocks show; 0 for none."""
+        """Number of stages, counted in the names of blocks; 0 without blocks."""
         templates = [
             Template(text, 0) for rule in self.rules for text in (rule.theirs, *rule.read_as) if "{block}" in text
         ]
@@ -199,12 +200,12 @@ class Dialect:
         return max((int(match.get("stage", -1)) + 1 for match in matches), default=0)
 
     def rows(self, stages: int) -> list[tuple[Template, "Rule | str"]]:
-        """Every name that it reads: of a learned tensor with its rule, of a buffer with its kind."""
+        """The templates of all names that the dialect reads, with the rule of a learned tensor or a buffer's kind."""
         learned = [(Template(text, stages - 1), rule) for rule in self.rules for text in (rule.theirs, *rule.read_as)]
         return [*learned, *((Template(text, stages - 1), kind) for kind, texts in self.buffers for text in texts)]
 
     def count_known(self, names: Sequence[str]) -> int:
-        """How many names it knows; none of a network without blocks."""
+        """Number of names that the dialect knows; 0 without blocks."""
         stages = self.count_stages(names)
         rows = self.rows(stages) if stages else []
         return sum(_find(rows, name) is not None for name in names)
@@ -212,13 +213,13 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Buffer:
-    """Something in a file that is not learned.
+    """A tensor in a file that is not learned.
 
     Attributes:
-        name: Its name in the file.
+        name: Name in the file.
         kind: "coordinates", "pairs", "regions" or "key bias".
-        stage, block: Where it is.
-        tensor: What it holds.
+        stage, block: Stage and block, counted from 0.
+        tensor: The values.
     """
 
     name: str
@@ -233,13 +234,13 @@ class Reading:
     """Tensors of a dialect under our names.
 
     Attributes:
-        tensors: The learned ones.
-        their_names: For each of our names the dialect's.
-        buffers: What is not learned.
-        unknown: Names that no rule knows.
-        twice: Names of tensors that are there under two names.
-        misshapen: Names of tensors that cannot be taken apart, and why.
-        left_out: Names of tensors of which numbers were left out that are not zero.
+        tensors: The learned tensors.
+        their_names: The dialect's name for each of our names.
+        buffers: The tensors that are not learned.
+        unknown: Names without a rule.
+        twice: Second names of tensors that the file has under two names.
+        misshapen: Names of tensors that cannot be converted, with the reason.
+        left_out: Names of tensors whose conversion left out numbers that are not zero.
         stages: Number of stages.
     """
 
@@ -254,12 +255,7 @@ class Reading:
 
 
 def read(dialect: Dialect, tensors: Mapping[str, Tensor]) -> Reading:
-    """Gives a dialect's tensors our names.
-
-    Args:
-        dialect: The dialect.
-        tensors: Everything a file holds.
-    """
+    """Gives a dialect's tensors, all those of a file, our names."""
     stages = dialect.count_stages(list(tensors))
     reading = Reading({}, {}, [], [], [], {}, [], stages)
     rows = dialect.rows(stages)
@@ -277,7 +273,7 @@ def read(dialect: Dialect, tensors: Mapping[str, Tensor]) -> Reading:
 
 
 def _find(rows: Sequence[tuple[Template, Rule | str]], name: str) -> tuple[Rule | str, Placeholders] | None:
-    """The first row whose template a name fits, and the values of its placeholders."""
+    """The first row whose template fits a name, and the values of the placeholders."""
     for template, row in rows:
         placeholders = template.match(name)
         if placeholders is not None:
@@ -307,11 +303,11 @@ def write(dialect: Dialect, tensors: Mapping[str, Tensor], stages: int) -> dict[
 
     Args:
         dialect: The dialect.
-        tensors: Ours, with `swinv2.` before the names of the network.
+        tensors: Our tensors, with `swinv2.` before the names of the network.
         stages: Number of stages.
 
     Returns:
-        The learned tensors in the order of our own.
+        The dialect's learned tensors, in the order of ours.
 
     Raises:
         UsageError: The dialect has no name for a tensor; the message names each.
@@ -338,7 +334,7 @@ def write(dialect: Dialect, tensors: Mapping[str, Tensor], stages: int) -> dict[
 
 
 def their_name(dialect: Dialect, name: str, stages: int) -> str:
-    """What a dialect calls one of our tensors; our name if it has none."""
+    """A dialect's name of one of our tensors; our name if the dialect has none."""
     for rule in dialect.rules:
         for template in rule.ours:
             placeholders = Template(template, stages - 1).match(name)

@@ -1,7 +1,7 @@
-"""Other windows with the same effect.
+"""Different values of `window_size` with the same effect.
 
-In: a configuration. Out: one square window that does what its windows do, for libraries that have no others; and
-whether two ways to say windows come to the same. What counts is what each stage has after its map clips it.
+In: a configuration. Out: one square window with the same effect as its windows, for libraries with no other windows;
+and whether two values of `window_size` are equivalent, which means the same clipped windows in every stage.
 """
 
 import copy
@@ -11,13 +11,11 @@ from swinv2.lengths import Windows, as_windows, plain_windows
 
 
 def with_equivalent_square(config: Swinv2Config) -> Swinv2Config:
-    """The configuration with the one square window with which all stages have the windows and shifts that they have.
-
-    Args:
-        config: The configuration.
+    """The configuration with one square window that gives all stages the same windows and shifts.
 
     Returns:
-        As it is if it has one square window, or if none does the same; else with the smallest that does.
+        The same configuration if it already has one square window, or if no square window is equivalent; otherwise a
+        copy with the smallest equivalent one.
 
     Example:
 
@@ -32,12 +30,7 @@ def with_equivalent_square(config: Swinv2Config) -> Swinv2Config:
 
 
 def are_equivalent(config: Swinv2Config, window_size: Windows) -> bool:
-    """Whether all stages have the same windows and shifts with another `window_size`.
-
-    Args:
-        config: The configuration.
-        window_size: As the field takes it.
-    """
+    """Whether all stages have the same windows and shifts with another `window_size`, in any notation of the field."""
     return _with_windows(config, window_size).stages() == config.stages()
 
 

@@ -1,7 +1,7 @@
 """timm's names: `swinv2_*`.
 
-Data only. timm merges at the start of a stage, where the authors merge at the end of the one before; its classifier is
-`head.fc`. Its files hold learned tensors only, and so no window: that is in the name of the architecture.
+Data only. timm merges at the start of a stage, the authors at the end of the stage before; timm's classifier is
+`head.fc`. timm's files contain learned tensors only, so the window is known only from the name of the architecture.
 
 Source: timm, models/swin_transformer_v2.py.
 """

@@ -1,8 +1,8 @@
 """torchvision's names: `swin_v2_*`.
 
-Data only. Stages and mergings take turns in one list, `features`, after the patch embedding. Queries, keys and values
-have one bias, of which torchvision sets that of the keys to zero before each use. The coordinates are always those of
-the window itself: torchvision knows no pre-training window.
+Data only. Stages and mergings alternate in one list, `features`, after the patch embedding. One tensor is the bias of
+queries, keys and values; torchvision sets the part of the keys to zero before each use. The coordinates are always
+those of the window itself: torchvision has no pre-training window.
 
 Source: torchvision, models/swin_transformer.py.
 """

@@ -1,11 +1,11 @@
 """transformers' names, which are ours.
 
-Data only. transformers has had other names inside its classes since it rewrote them: `attention.q_proj`, `k_proj`,
-`v_proj`, `o_proj` and `mlp.fc1`, `fc2`. Its folders still have the older ones, which every version reads; so these are
-written, and both are read. A network without a head has no `swinv2.` before its names. Old folders also hold
-coordinates and pair indices.
+Data only. Newer versions of transformers have other names inside their classes: `attention.q_proj`, `k_proj`, `v_proj`,
+`o_proj` and `mlp.fc1`, `fc2`. Their folders still have the older names, which every version reads; so the older names
+are written, and both are read. The names of a network without a head do not begin with `swinv2.`. Old folders also
+contain coordinates and pair indices.
 
-Source: transformers, models/swinv2/modeling_swinv2.py, before and after its rewriting.
+Source: transformers, models/swinv2/modeling_swinv2.py, before and after it was rewritten.
 """
 
 from swinv2.convert.dialects import limits

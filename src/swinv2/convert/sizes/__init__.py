@@ -1,1 +1,1 @@
-"""For which image and which windows a network was trained: what shapes and tensors do not show."""
+"""Finds the image size and the windows of a network's training, which the shapes of learned tensors do not show."""

@@ -1,7 +1,7 @@
-"""What libraries store beside learned tensors, and compute from sizes: coordinates, pair indices, masks of regions.
+"""Tables that libraries store beside learned tensors and compute from sizes: coordinates, pair indices, region masks.
 
-In: the tables in a file. Out: the windows that they are of. Or in: a stage. Out: the same tables made from its sizes,
-for files that must have them, and for holding those in a file to them. This module knows no name of a tensor.
+In: the tables in a file. Out: the windows that they show. Also, in: a stage. Out: its tables, computed from its sizes,
+to write them to a file or to compare them with those in a file. This module knows no name of a tensor.
 """
 
 import math
@@ -17,15 +17,15 @@ from swinv2.convert.sizes.metadata import SizeHints
 from swinv2.lengths import Pair, plain_pair
 
 OUTSIDE = -100.0
-"""What the authors add to the logit of two tokens of different regions."""
+"""The authors' mask value: it is added to the logit of two tokens of different regions."""
 
 
 def coordinates(window: Pair, pretrained: Pair) -> Float[Tensor, "1 table_height table_width 2"]:
-    """Log-spaced relative coordinates as the authors, torchvision and mmpretrain store them, to the last bit.
+    """Log-spaced relative coordinates, bit for bit as the authors, torchvision and mmpretrain store them.
 
     Args:
         window: Size in tokens.
-        pretrained: The window by which they are normalised.
+        pretrained: Window by which the coordinates are normalised.
 
     Source:
         microsoft/Swin-Transformer, models/swin_transformer_v2.py, `WindowAttention`.
@@ -39,7 +39,7 @@ def coordinates(window: Pair, pretrained: Pair) -> Float[Tensor, "1 table_height
 
 
 def pairs(window: Pair) -> Int[Tensor, "tokens tokens"]:
-    """Row of the coordinate table, counted through, for every pair of tokens of a window."""
+    """Index into the flattened coordinate table for every pair of tokens of a window."""
     axes = [torch.arange(length) for length in window]
     tokens = torch.stack(torch.meshgrid(axes, indexing="ij")).flatten(1)
     down, across = tokens[:, :, None] - tokens[:, None, :]
@@ -47,7 +47,7 @@ def pairs(window: Pair) -> Int[Tensor, "tokens tokens"]:
 
 
 def regions(grid: Pair, window: Pair, shift: Pair) -> Float[Tensor, "windows tokens tokens"]:
-    """What the authors add to the logits of a shifted block: 0 inside a region, -100 across regions.
+    """The authors' mask, added to the logits of a shifted block: 0 inside a region, -100 across regions.
 
     Args:
         grid: Size of the map; it is padded to a multiple of the window.
@@ -67,15 +67,15 @@ def regions(grid: Pair, window: Pair, shift: Pair) -> Float[Tensor, "windows tok
 
 
 def make_table(kind: str, spec: StageSpec, block: int) -> Tensor | None:
-    """What is stored beside the learned tensors of a block.
+    """Computes a table of a block.
 
     Args:
-        kind: "coordinates", "pairs" or "regions", as `Buffer` has it.
+        kind: "coordinates", "pairs" or "regions", as in `Buffer`.
         spec: The block's stage.
-        block: Its number in the stage.
+        block: Number of the block in the stage.
 
     Returns:
-        The table; None where there is none of this kind: a mask of a block that is not shifted.
+        The table; None for the region mask of a block that is not shifted, since it has none.
     """
     if kind == "coordinates":
         return coordinates(spec.window, spec.learned_window)
@@ -85,16 +85,16 @@ def make_table(kind: str, spec: StageSpec, block: int) -> Tensor | None:
 
 
 def read_tables(buffers: Sequence[Buffer], stages: int, patch: Pair) -> SizeHints:
-    """Reads sizes from a stage's first table; that every table is what these sizes make, is verified afterwards.
+    """Reads sizes from the first table of each kind of each stage; `verify` later compares all tables with the sizes.
 
     Args:
-        buffers: Everything in the file that is not learned.
+        buffers: The tensors in the file that are not learned.
         stages: Number of stages.
         patch: Size of a patch in pixels.
 
     Returns:
-        The window of each stage, and the window in which its position bias was learned, if every stage shows them; and
-        the image size, if the mask of a shifted block shows it.
+        The window of each stage and its learned window, if the tables of every stage show them; and the image size, if
+        the mask of a shifted block shows it.
     """
     image_size: int | list[int] | None = None
     windows: list[Pair] = []
@@ -119,14 +119,14 @@ def read_tables(buffers: Sequence[Buffer], stages: int, patch: Pair) -> SizeHint
 
 
 def _window_of_coordinates(table: Tensor) -> Pair | None:
-    """From the shape [1, 2 * height - 1, 2 * width - 1, 2]."""
+    """The window, from the table's shape [1, 2 * height - 1, 2 * width - 1, 2]."""
     if table.ndim != 4 or table.shape[::3] != (1, 2) or not table.shape[1] % 2 or not table.shape[2] % 2:
         return None
     return (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
 
 
 def _window_of_pairs(table: Tensor) -> Pair | None:
-    """The one window that has these pairs; a row of tokens and a column have the same, which shows neither."""
+    """The only window with these pairs. None if there are several: a row and a column of tokens have the same pairs."""
     tokens = math.isqrt(table.numel())
     sizes = [(tokens // width, width) for width in range(1, tokens + 1) if tokens % width == 0]
     fitting = [size for size in sizes if torch.equal(table.flatten().long(), pairs(size).flatten())]
@@ -134,7 +134,7 @@ def _window_of_pairs(table: Tensor) -> Pair | None:
 
 
 def _grid_of_mask(mask: Tensor, window: Pair) -> Pair | None:
-    """The one map, in tokens, that has this mask of a shifted block."""
+    """The only grid with this mask of a shifted block; None if there is none, or several."""
     count, shift = len(mask), (window[0] // 2, window[1] // 2)
     counts = [(count // across, across) for across in range(1, count + 1) if count % across == 0]
     grids = [(down * window[0], across * window[1]) for down, across in counts]
@@ -145,11 +145,11 @@ def _grid_of_mask(mask: Tensor, window: Pair) -> Pair | None:
 
 
 def _pretrained(table: Tensor, window: Pair) -> Pair:
-    """From the last, largest coordinate of each axis."""
+    """The learned window, from the last coordinate of each axis, which is the largest."""
     found: list[int] = []
     for axis, length in enumerate(window):
         largest = float(table[0, -1, -1, axis])
-        # In a window of one token the authors' code divides zero by zero; it shows nothing.
+        # In a window of one token the authors' code divides zero by zero; the result shows no size.
         rate = (2 ** (3 * largest) - 1) / 8 if 0 < largest < 10 else 0.0
         found.append(1 + round((length - 1) / rate) if rate else length)
     return found[0], found[1]

@@ -1,7 +1,7 @@
-"""What the name of a file, and the `config.json` beside it, say of sizes.
+"""Reads sizes from the name of a file, and from the `config.json` beside it.
 
-In: a name, or the fields of a `config.json`. Out: what they say; nothing where somebody named a file himself. Arguments
-of timm that would make it compute something else than this package are refused. This module knows no tensor.
+In: a name, or the fields of a `config.json`. Out: the sizes; none if the name is not a published one. If timm's
+arguments describe a network that this package does not compute, an error is raised. This module knows no tensor.
 """
 
 import re
@@ -19,18 +19,18 @@ _PUBLISHED = re.compile(
     r"(?:microsoft/|timm/)?swinv2_[a-z]+(?:_patch4)?_window([1-9]\d{0,2})(?:to([1-9]\d{0,2}))?_([1-9]\d{1,3})"
     r"(?:to([1-9]\d{1,3}))?(?:_22k|_22kto1k_ft|_22kft1k)?(?:\.\w+)?"
 )
-"""The authors', the hub's and timm's names with all that may be in them; more makes it somebody's own name."""
+"""Names of the authors, the hub and timm. A name with anything more is not a published name."""
 _MMPRETRAIN = re.compile(
     r"swinv2_[a-z]+_w([1-9]\d{0,2})(_in21k_pre)?(?:_3rdparty|_\d+xb\d+)?_in(?:1|21)k_([1-9]\d{1,3})px"
     r"(?:_\d{8}_[0-9a-f]{8})?"
 )
-"""mmpretrain's names of configurations and files."""
+"""Names of mmpretrain's configurations and files."""
 
 _TIMM_SHOWN = (
     *("embed_dim", "depths", "num_heads", "patch_size", "mlp_ratio", "qkv_bias", "num_classes", "in_chans"),
     *("drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "strict_img_size"),
 )
-"""Arguments of timm's networks that shapes show, and those that change no answer."""
+"""Arguments of timm's networks that shapes show, and arguments that do not change the outputs."""
 _TIMM_READ = ("img_size", "window_size", "pretrained_window_sizes")
 _TIMM_FIXED = {
     "global_pool": "avg",
@@ -39,17 +39,18 @@ _TIMM_FIXED = {
     "dynamic_img_size": False,
     "dynamic_img_pad": False,
 }
-"""Arguments that change the computation, with the only value that this package computes."""
+"""Arguments that change the outputs, with the only value that this package supports."""
 
 
 @dataclass(frozen=True)
 class SizeHints:
-    """What one source says of the sizes that shapes do not show: fields of a configuration; None for what it does not.
+    """Sizes from one source: fields of a configuration that shapes do not show; None if the source does not say them.
 
     Attributes:
         image_size: Image size in pixels, one length or (height, width).
-        window_size: Windows in tokens, one for all stages or one for each.
-        pretrained_window_sizes: For each stage, the window in which its position bias was learned; 0 for its own.
+        window_size: Windows in tokens, one for all stages or one for each stage.
+        pretrained_window_sizes: For each stage, the window in which its position bias was learned; 0 for the stage's
+            own window.
     """
 
     image_size: int | Sequence[int] | None = None
@@ -57,14 +58,14 @@ class SizeHints:
     pretrained_window_sizes: Sequence[int | Sequence[int]] | None = None
 
     def checked(self, stages: int, prefix: str = "") -> "SizeHints":
-        """The same as a configuration has it.
+        """The same sizes in the notation of a configuration.
 
         Args:
             stages: Number of stages.
-            prefix: What stands before the names of image size and window in a message.
+            prefix: Prefix of the names of image size and window in a message.
 
         Raises:
-            ValueError: A size is impossible, or there is not one for each stage.
+            ValueError: A size is impossible, or the number of sizes is not that of the stages.
         """
         size, windows, learned = self.image_size, self.window_size, self.pretrained_window_sizes
         if learned is not None and len(learned) != stages:
@@ -85,8 +86,7 @@ def read_name(name: str, stages: int) -> SizeHints:
         stages: Number of stages.
 
     Returns:
-        What it says; nothing if it is not a published name from its beginning to its end. timm's may end with any tag
-        after a dot.
+        The sizes; none unless the whole name is a published one. A name of timm may have any tag after a dot.
 
     Example:
 
@@ -111,18 +111,18 @@ def read_name(name: str, stages: int) -> SizeHints:
 
 
 def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) -> Swinv2Config | SizeHints:
-    """What a config.json next to the weights says.
+    """Reads a config.json next to the weights.
 
     Args:
-        config: Its fields; None without one.
-        dialect: Whose names the tensors have.
+        config: Its fields; None if it does not exist.
+        dialect: Dialect of the tensors.
         stages: Number of stages.
 
     Returns:
-        A configuration if it is transformers' or ours; otherwise what timm's says of sizes, or nothing.
+        A configuration if the file is transformers' or ours; the sizes if it is timm's; otherwise empty hints.
 
     Raises:
-        UsageError: It describes no possible model, or one that this package does not compute.
+        UsageError: The model is impossible, or this package cannot compute it.
     """
     if config is None:
         return SizeHints()
@@ -130,13 +130,13 @@ def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) ->
         try:
             return Swinv2Config.from_dict(config).checked()
         except (ValueError, TypeError) as error:
-            raise UsageError(f"config.json next to the weights describes no possible model: {error}") from error
+            raise UsageError(f"the model in the config.json next to the weights is impossible: {error}") from error
     if isinstance(config.get("architecture"), str):
         return _read_timm(config, stages)
     if dialect is TRANSFORMERS or "model_type" in config:
         raise UsageError(
-            f"config.json next to the weights is of the model type {config.get('model_type')!r}; expected 'swinv2', or "
-            "timm's own with its architecture. Give the file of weights itself to leave config.json aside."
+            f"config.json next to the weights has the model type {config.get('model_type')!r}; expected 'swinv2', or "
+            "timm's config.json with an architecture. To ignore config.json, give the file of weights itself."
         )
     return SizeHints()
 
@@ -146,7 +146,7 @@ def _read_timm(config: Mapping[str, Any], stages: int) -> SizeHints:
     arguments, pretrained_cfg = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
     if not isinstance(arguments, dict) or not isinstance(pretrained_cfg, dict):
         raise UsageError(
-            "config.json next to the weights is timm's, but its model_args or pretrained_cfg is no object."
+            "config.json next to the weights is timm's, but its model_args or pretrained_cfg is not an object."
         )
     _refuse_arguments({"global_pool": config["global_pool"], **arguments} if "global_pool" in config else arguments)
     size: Any = arguments.get("img_size") or (pretrained_cfg.get("input_size") or [None])[1:]
@@ -161,15 +161,15 @@ def _read_timm(config: Mapping[str, Any], stages: int) -> SizeHints:
         raise UsageError(f"config.json next to the weights is timm's, but {error}") from error
     if any(isinstance(one, list) and 0 in one for one in hints.pretrained_window_sizes or ()):
         raise UsageError(
-            f"config.json says pre-training windows of {hints.pretrained_window_sizes}, of which one is 0 on one axis "
-            "only; timm takes only the first number for a sign. Give the file of weights itself, and "
-            "--pretrained-window-sizes."
+            f"config.json has the pre-training windows {hints.pretrained_window_sizes}, and one of them is 0 on one "
+            "axis only. timm tests only the first number for 0, so this is ambiguous. Give the file of weights itself, "
+            "and --pretrained-window-sizes."
         )
     return hints
 
 
 def _refuse_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuses what would make timm compute something else than this package does."""
+    """Raises an error for arguments with which timm computes something else than this package."""
     odd = [
         f"{name!r} is {value!r}{f', expected {_TIMM_FIXED[name]!r}' if name in _TIMM_FIXED else ''}"
         for name, value in arguments.items()
@@ -177,6 +177,6 @@ def _refuse_arguments(arguments: Mapping[str, Any]) -> None:
     ]
     if odd:
         raise UsageError(
-            f"config.json next to the weights is timm's, with arguments that this package does not know to compute: "
-            f"{'; '.join(odd)}. Give the file of weights itself to leave config.json aside."
+            f"config.json next to the weights is timm's, with arguments that this package does not support: "
+            f"{'; '.join(odd)}. To ignore config.json, give the file of weights itself."
         )

@@ -1,7 +1,7 @@
-"""For which image and which windows a network was trained: each size from where it is surest.
+"""Finds the image size and the windows of a network's training: each size from its most reliable source.
 
-In: what shapes show, the tables in a file, and what the caller, a config.json and a name say. Out: a configuration, and
-where each size is from. What cannot be known is asked for, never guessed.
+In: the fields that shapes show, the tables in a file, and the sizes from the caller, a config.json and a name. Out: a
+configuration, and the source of each size. If no source shows a size, an error asks for it: it is never guessed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ _IN_WORDS = {"image_size": "image size", "window_size": "window", "pretrained_wi
 
 @dataclass(frozen=True)
 class ResolvedSizes:
-    """A configuration, and how its windows were found.
+    """A configuration, and the sources of its sizes.
 
     Attributes:
         config: The configuration.
-        sources: For image size, window and pre-training windows, where they come from.
-        notes: What was assumed, in sentences.
+        sources: The source of image size, window and pre-training windows.
+        notes: Assumptions, in sentences.
     """
 
     config: Swinv2Config
@@ -45,18 +45,18 @@ def resolve_sizes(
     stated: Swinv2Config | SizeHints,
     name: str,
 ) -> ResolvedSizes:
-    """Finds image size, window and pre-training windows, and holds them to the file.
+    """Finds image size, window and pre-training windows, and checks that the file agrees with them.
 
     Args:
-        dialect: Whose names the tensors had.
-        fields: What their shapes show.
+        dialect: Dialect of the tensors.
+        fields: Fields that shapes show.
         buffers: The tables in the file.
-        given: What the caller knows.
-        stated: What a config.json says. A whole configuration is taken as it is.
+        given: Sizes from the caller.
+        stated: Sizes from a config.json. A complete configuration is used unchanged.
         name: Name of the file.
 
     Raises:
-        UsageError: A size is nowhere to be found, or two places contradict each other.
+        UsageError: No source shows a size, or two sources contradict each other.
     """
     stages = len(fields["depths"])
     try:
@@ -78,7 +78,7 @@ def resolve_sizes(
 def _choose(
     dialect: Dialect, fields: Mapping[str, Any], tables: SizeHints, given: SizeHints, stated: SizeHints, name: str
 ) -> ResolvedSizes:
-    """Takes each size from where it is surest, and asks for what is nowhere."""
+    """Takes each size from its most reliable source; raises an error that asks for a size without a source."""
     stages, notes = len(fields["depths"]), list[str]()
     windows = None if tables.window_size is None else as_windows("window_size", tables.window_size, stages)
     named = read_name(name, stages)
@@ -86,7 +86,7 @@ def _choose(
     if windows is not None:
         if named.image_size is not None and [spec.window for spec in _configure(fields, named).stages()] != [*windows]:
             fitting = SizeHints()
-        # One window for all stages, which the maps of the last ones clip.
+        # One window for all stages; the maps of the last stages clip it.
         largest = max(window[0] for window in windows), max(window[1] for window in windows)
         tables = replace(tables, window_size=plain_windows(windows if dialect.windows_by_stage else [largest]))
     candidates = ((given, "given"), (tables, _TABLES), (stated, CONFIG), (fitting, f"the name {name!r}"))
@@ -102,32 +102,31 @@ def _choose(
             raise UsageError(_ask("image size", "--trained-image-size"))
         size = _smallest_image(windows or found.window_size, fields)
         found = replace(found, image_size=plain_pair(size))
-        sources["image size"] = "its windows: the smallest at which none is clipped"
+        sources["image size"] = "its windows: the smallest size that clips no window"
         notes.append(
-            f"{dialect.title} stores no image size, since it decides shifts from each image. Windows are planned for "
+            f"{dialect.title} stores no image size, since it chooses shifts for each image. The image size is set to "
             f"{in_words(size)} pixels, the smallest size at which no stage clips its windows."
         )
     if found.pretrained_window_sizes is None:
         found = replace(found, pretrained_window_sizes=[0] * stages)
         sources["pre-training windows"] = "nothing"
         notes.append(
-            "Nothing shows in which windows the position bias was learned. It is taken as learned in the windows of "
-            "the image size and window above; if it was not, give --pretrained-window-sizes."
+            "Nothing shows in which windows the position bias was learned. They are assumed to be the windows of the "
+            "image size and window above; if that is wrong, give --pretrained-window-sizes."
         )
     config = _configure(fields, found)
     if sources["window"] == _TABLES and dialect.windows_by_stage:
         config = with_equivalent_square(config)
     if named.image_size is not None and not _agrees(named, config):
         notes.append(
-            f"The name {name!r} speaks of windows of {named.window_size} at "
-            f"{in_words(as_pair('image_size', named.image_size))} pixels. The tables in the file say something else, and "
-            "they were taken."
+            f"The name {name!r} says windows of {named.window_size} at "
+            f"{in_words(as_pair('image_size', named.image_size))} pixels. The file does not agree; its sizes are used."
         )
     return ResolvedSizes(config, {words: sources[words] for words in _IN_WORDS.values()}, notes)
 
 
 def _agrees(named: SizeHints, config: Swinv2Config) -> bool:
-    """Whether a name says the image size and the windows that were found."""
+    """Whether the sizes from a name are those of a configuration."""
     is_same_size = named.image_size == plain_pair(as_pair("image_size", config.image_size))
     return is_same_size and named.window_size is not None and are_equivalent(config, named.window_size)
 
@@ -145,13 +144,13 @@ def _configure(fields: Mapping[str, Any], hints: SizeHints) -> Swinv2Config:
     try:
         return Swinv2Config(**fields, **known).checked()
     except ValueError as error:
-        raise UsageError(f"the tensors describe no possible model: {error}") from error
+        raise UsageError(f"the model of these tensors is impossible: {error}") from error
 
 
 def _ask(size: str, option: str) -> str:
     return (
-        f"the {size} that these weights were trained with is not known: no table in the file shows it, no config.json "
-        "next to it says it, and its name is not a published one that fits it. A wrong size gives wrong answers "
-        f"without an error, so it is not guessed: give {option}. (--image-size and --window-size set the size that you "
-        "want.)"
+        f"the {size} that these weights were trained with is not known: the file has no table that shows it, no "
+        "config.json next to the file says it, and the file's name is not a published one that fits. A wrong size "
+        f"would silently give wrong outputs, so it is not guessed: give {option}. (--image-size and --window-size are "
+        "the sizes that the new model gets.)"
     )

@@ -1,6 +1,6 @@
-"""Whether a configuration is that of the file: held to its tensors, to the tables in it and to what the caller says.
+"""Checks that a configuration agrees with the tensors and tables of a file, and with the sizes from the caller.
 
-In: a configuration, and what it must agree with. Out: nothing, or a refusal that names both sides. This module finds no
+In: a configuration, and what it must agree with. Out: nothing, or an error that names both values. This module finds no
 size by itself.
 """
 
@@ -19,19 +19,19 @@ from swinv2.errors import UsageError
 from swinv2.lengths import as_pair, in_words
 
 _TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Of stored coordinates, absolute; 1e-5 for wider types."""
+"""Absolute tolerance of stored coordinates, by type; 1e-5 for wider types."""
 
 
 def check_fields(config: Swinv2Config, fields: Mapping[str, Any], source: str) -> None:
-    """Holds a configuration to the fields that shapes show.
+    """Checks that a configuration agrees with the fields that shapes show.
 
     Args:
         config: The configuration.
-        fields: What the tensors show.
-        source: Where the configuration is from.
+        fields: The fields that shapes show.
+        source: Source of the configuration, for the message.
 
     Raises:
-        UsageError: They differ; the message says in what.
+        UsageError: Fields differ; the message names them.
     """
     differing: list[str] = []
     for name, value in fields.items():
@@ -50,38 +50,34 @@ def check_fields(config: Swinv2Config, fields: Mapping[str, Any], source: str) -
 
 
 def check_given(config: Swinv2Config, given: SizeHints) -> None:
-    """Makes sure that what the caller says of the sizes is what config.json says.
-
-    Args:
-        config: The configuration in it.
-        given: What the caller says.
+    """Checks that the sizes from the caller agree with the configuration from a config.json.
 
     Raises:
-        UsageError: It is something else.
+        UsageError: A size differs.
     """
     stated = SizeHints(config.image_size, config.window_size, config.pretrained_window_sizes).checked(
         len(config.depths)
     )
     for name, value in vars(given).items():
-        # Another spelling of the same windows is no contradiction.
+        # The same windows in another notation are no contradiction.
         is_spelled_otherwise = name == "window_size" and value is not None and are_equivalent(config, value)
         if value not in (None, getattr(stated, name)) and not is_spelled_otherwise:
             raise UsageError(
-                f"the model has a config.json, which says what it was trained with ({name} {getattr(stated, name)}); "
-                f"{value} was given. Leave it out; --image-size and --window-size change a model."
+                f"the model's config.json says that it was trained with {name} {getattr(stated, name)}, but {value} "
+                "was given. Leave the option out; to change the model, use --image-size and --window-size."
             )
 
 
 def check_buffers(config: Swinv2Config, buffers: Sequence[Buffer], sources: Mapping[str, str]) -> None:
-    """Holds every table in a file, number by number, to what the configuration makes of it.
+    """Checks every number of every table in a file against the table that the configuration gives.
 
     Args:
         config: The configuration.
         buffers: The tables.
-        sources: Where image size, window and pre-training windows are from, for the message.
+        sources: Sources of image size, window and pre-training windows, for the message.
 
     Raises:
-        UsageError: A table is another one, or there where there is none.
+        UsageError: A table differs, or the block has no such table.
     """
     stages = config.stages()
     for buffer in buffers:
@@ -89,21 +85,21 @@ def check_buffers(config: Swinv2Config, buffers: Sequence[Buffer], sources: Mapp
         if buffer.kind == "key bias":
             if bool(buffer.tensor.any()):
                 raise UsageError(
-                    f"{buffer.name} is not zero; keys have no bias in Swin Transformer V2, and this package's have "
-                    "none. The file is damaged, or of another network."
+                    f"{buffer.name} is not zero, but keys have no bias in Swin Transformer V2. The file is damaged, or "
+                    "of another network."
                 )
         elif not _is_made_of(buffer, spec):
             shift = f"shifted by {in_words(spec.shift)}" if any(spec.shift) and buffer.block % 2 else "not shifted"
             raise UsageError(
-                f"{buffer.name} is not what follows from windows of {in_words(spec.window)}, {shift}, on a map of "
+                f"{buffer.name} is not the table for windows of {in_words(spec.window)}, {shift}, on a map of "
                 f"{in_words(spec.grid)} tokens, and a position bias learned in {in_words(spec.learned_window)} "
-                f"({'; '.join(f'{size}: {source}' for size, source in sources.items())}). One of these is wrong, or "
-                "the file is damaged or of another network."
+                f"({'; '.join(f'{size}: {source}' for size, source in sources.items())}). One of these sizes is wrong, "
+                "or the file is damaged or of another network."
             )
 
 
 def _is_made_of(buffer: Buffer, spec: StageSpec) -> bool:
-    """Whether a table is that of a stage."""
+    """Whether a table of the file is the table of a stage."""
     found, tokens = buffer.tensor, math.prod(spec.window)
     windows = math.prod(-(-length // side) for length, side in zip(spec.grid, spec.window, strict=True))
     numbers = {
@@ -111,7 +107,7 @@ def _is_made_of(buffer: Buffer, spec: StageSpec) -> bool:
         "pairs": tokens**2,
         "regions": windows * tokens**2,
     }
-    # Asked before a table is made: one of sizes without sense would not fit into memory.
+    # Checked before the table is computed: with nonsensical sizes it would not fit into memory.
     expected = make_table(buffer.kind, spec, buffer.block) if found.numel() == numbers[buffer.kind] else None
     if expected is None:
         return False
