@@ -34,7 +34,8 @@ DAMAGE = {
     "mask-of-zeros": (change(f"{BLOCK}attn_mask", torch.zeros_like), f"{BLOCK}attn_mask"),
     "mask-all-hidden": (change(f"{BLOCK}attn_mask", lambda mask: torch.full_like(mask, -100)), f"{BLOCK}attn_mask"),
     "mask-flipped": (change(f"{BLOCK}attn_mask", lambda mask: mask.flip(0)), f"{BLOCK}attn_mask"),
-    "mask-of-another-size": (put(f"{BLOCK}attn_mask", foreign.regions(8, 4, 2)), f"{BLOCK}attn_mask"),
+    # Of as many windows, one after the other: no map has it. (A mask of another map would be the image size.)
+    "mask-of-another-size": (put(f"{BLOCK}attn_mask", torch.zeros(16, 16, 16)), f"{BLOCK}attn_mask"),
     "mask-on-an-even-block": (
         put("layers.0.blocks.0.attn_mask", foreign.regions(16, 4, 2)),
         "layers.0.blocks.0.attn_mask",
@@ -48,6 +49,12 @@ def test_damaged_tables(damage: Damage, table: str, file: File, tmp_path: Path) 
     sentence = refused(save({"model": file}, tmp_path / NAMED), tmp_path)
     assert sentence.startswith(f"{table} is not the table for windows of 4 x 4, ")
     assert "on a map of 16 x 16 tokens" in sentence
+
+
+def test_a_mask_of_another_map_contradicts_the_next_one(file: File, tmp_path: Path) -> None:
+    file[f"{BLOCK}attn_mask"] = foreign.regions(8, 4, 2)
+    sentence = refused(save({"model": file}, tmp_path / NAMED), tmp_path)
+    assert sentence.startswith("layers.1.blocks.1.attn_mask is not the table for windows of 4 x 4, not shifted, ")
 
 
 @pytest.mark.parametrize("window", [(1, 8), (8, 1)], ids=str)
