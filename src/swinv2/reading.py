@@ -1,6 +1,6 @@
-"""Examples in batches, read by processes of their own where there are many.
+"""Batches of examples; worker processes read them if there are many.
 
-In: examples by their index. Out: lists of them, in their order. This module knows no image and no model.
+In: indexable examples. Out: lists of examples, in order. This module knows no image and no model.
 """
 
 import os
@@ -12,30 +12,30 @@ from torch.utils.data import DataLoader, Dataset
 from swinv2.errors import UsageError
 
 FEW = 64
-"""Below so many examples, starting processes takes longer than they save."""
+"""With fewer examples, worker processes cost more time than they save."""
 
 MOST_WORKERS = 8
 
 
 class Examples(Sized, Protocol):
-    """Examples that hold arrays of numpy: tensors would go through shared memory, of which containers have little."""
+    """Examples made of numpy arrays: tensors would need shared memory, and containers have little of it."""
 
     def __getitem__(self, index: int, /) -> Any: ...
 
 
 def read_batches(examples: Examples, batch_size: int, workers: int | None = None) -> Iterator[list[Any]]:
-    """Reads examples, so many at once.
+    """Reads examples in batches.
 
     Args:
-        examples: The examples. What one raises as `UsageError` is raised here.
+        examples: The examples. If one raises `UsageError`, it is raised here.
         batch_size: Examples of a batch.
-        workers: Processes that read; 0 to read in this one, None for none if there are few examples and one for each
-            core, at most `MOST_WORKERS`, if there are many.
+        workers: Number of worker processes; 0 reads in this process. None: 0 for fewer than `FEW` examples, otherwise
+            one for each core, at most `MOST_WORKERS`.
     """
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = 0 if len(examples) < FEW else min(cores, MOST_WORKERS)
-    # `list` leaves examples as they are.
+    # `list` does not change the examples.
     for batch in DataLoader(_Readable(examples), batch_size, num_workers=workers, collate_fn=list):
         for example in batch:
             if isinstance(example, UsageError):
@@ -54,5 +54,5 @@ class _Readable(Dataset[Any]):
         try:
             return self.examples[index]
         except UsageError as error:
-            # Raised by a worker, it would come with a traceback for its message.
+            # If a worker raised it, its message would be a whole traceback.
             return error
