@@ -1,9 +1,9 @@
-"""Puts a trained CIFAR-10 model into the package: measures it, draws the samples, writes the model card.
+"""Copies a trained CIFAR-10 model into the package: measures it, draws the samples, writes the model card.
 
     python scripts/ship_cifar10.py --model runs/cifar10/final --data FOLDER_OR_NAME --trained "on two cores in 2 hours"
 
-It measures top-1 on all 10,000 test images the way a user would get it: PNG-exact images through the saved image
-processor and `swinv2.predict`. The samples are twenty test images as they fall: the first of a random permutation.
+It measures top-1 on all 10,000 test images in the way of a user: exact pixels through the saved image processor and
+`swinv2.predict`. The samples are not selected: they are the first twenty test images of a random permutation.
 """
 
 import argparse
