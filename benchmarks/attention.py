@@ -399,7 +399,7 @@ def measure_shape(
     for name in names:
         alone = medians[name] - product if name in medians else float("nan")
         if alone <= 0:
-            notes[name] = "too short beside the product"
+            notes[name] = "too fast to subtract the product"
         known = alone > 0
         rows.append(
             {
@@ -501,7 +501,7 @@ def _draw_roofline(rows: list[report.Row], limits_of: dict[str, Limits], path: P
                 min(limits.operations_per_second, limits.bytes_per_second * intensity) / 1e12
                 for intensity in intensities
             ],
-            label=f"{precision}: what the machine can do",
+            label=f"{precision}: limits of the machine",
             color="#444444",
         )
     colours = ("#2166ac", "#67a9cf", "#d6604d", "#f4a582", "#999999")

@@ -405,10 +405,10 @@ def _tables(rows: list[report.Row], libraries: list[str], memory_too: bool) -> l
         return "" if row is None else "failed" if row["note"] else form(row)
 
     speed = build(
-        f"Images per second (median of {rows[0]['rounds']} rounds); more is better. After a /: {OURS}'s, over those of "
-        f"that one. Share of products: {OURS}'s operations, of what the machine does in one large product. Share of "
-        f"limits: the time of a pass of fused parts at the machine's limits, of {OURS}'s time. benchmarks/README.md "
-        "says more.",
+        f"Images per second (median of {rows[0]['rounds']} rounds); more is better. Columns with /: {OURS} divided by "
+        f"the named library. Share of products: operations per second of {OURS}, divided by those of one large "
+        f"product. Share of limits: the time of a fused pass at the machine's limits, divided by that of {OURS}. "
+        "benchmarks/README.md explains more.",
         "images_per_second",
         {
             "/ fastest peer": "images_per_second_over_fastest_peer",
@@ -447,7 +447,7 @@ def _installed(libraries: list[str]) -> list[str]:
     """The libraries, without OpenVINO if it is not installed."""
     if OPENVINO not in libraries or find_spec(OPENVINO) is not None:
         return libraries
-    _progress("openvino is not installed and is left out; `pip install -e .[peers]` brings it.")
+    _progress("openvino is not installed, so it is not measured; `pip install -e .[peers]` installs it.")
     return [name for name in libraries if name != OPENVINO]
 
 

@@ -35,7 +35,7 @@ def classify(
 ) -> None:
     """Classify images and print their best labels.
 
-    An image that cannot be read is named on stderr and skipped; the exit status is then 1.
+    Unreadable images are skipped and named on stderr; the exit status is then 1.
     """
     if as_json and as_csv:
         raise UsageError("--json and --csv were both given; choose one.")
@@ -79,7 +79,7 @@ def features(
 
     The file is written atomically; an existing file is replaced.
 
-    An image that cannot be read is named on stderr and left out; the exit status is then 1.
+    Unreadable images are skipped and named on stderr; the exit status is then 1.
     """
     paths, missing = find_or_refuse(images, "swinv2 features photos -o photos.safetensors.")
     quiet_transformers()
@@ -125,7 +125,7 @@ def inspect(
 ) -> None:
     """Look inside a model: draw the attention of a token, feature maps, the position bias, amplitudes by block.
 
-    An image that cannot be read is named on stderr and left out; the exit status is then 1.
+    Unreadable images are skipped and named on stderr; the exit status is then 1.
     """
     paths, missing = find_or_refuse(images, "swinv2 inspect photo.jpg --token 120,80.")
     quiet_transformers()

@@ -200,9 +200,9 @@ def evaluate(
     precision: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Measure a classifier on labelled images.
+    """Evaluate a classifier on labelled images.
 
-    An image that cannot be read is named on stderr and left out; the exit status is then 1.
+    Unreadable images are skipped and named on stderr; the exit status is then 1.
     """
     quiet_transformers()
     from swinv2.cli import printing

@@ -33,8 +33,8 @@ class RunOptions:
         "evaluation", "Split to evaluate; 'evaluation': the first of validation, val, valid, test."
     )
     train_fraction: float = _option(1.0, "Share of the training images of each class to train on.")
-    image_column: str | None = _option(None, "Column of the images, if the data has several candidates.")
-    label_column: str | None = _option(None, "Column of the labels, if the data has several candidates.")
+    image_column: str | None = _option(None, "Column of the images, if it cannot be found automatically.")
+    label_column: str | None = _option(None, "Column of the labels, if it cannot be found automatically.")
     streaming: bool = _option(False, "Read images one by one instead of all files first; needs --max-steps.")
     shuffle_buffer: int = _option(10_000, "With --streaming: number of images from which the next one is drawn.")
     max_broken_images: int = _option(100, "Number of unreadable images that a process may meet, each counted once.")
