@@ -1,14 +1,14 @@
-"""How fast window attention is, forward and backward, beside what other implementations do in its place.
+"""Compares the speed of window attention, forward and backward, with other implementations.
 
     python benchmarks/attention.py --device cuda
     python benchmarks/attention.py --shapes tiny-256-w8-stage1 --precisions fp32
 
-Each implementation goes from a map to the attended map. The product for queries, keys and values is taken in the order
-in which a implementation's library takes it (others roll and cut the map first); its time, the same for all, is
-measured too and taken off. On a GPU the tests of the kernels come first, and if they fail nothing is measured. At each
-shape the answers are compared with the plain implementation's; a implementation whose answer differs gets a note in
-place of numbers, and the exit status is 1 if it is one of this package. Progress goes to stderr, the table to stdout.
-Results go to benchmarks/results/attention_<machine>_<yyyy-mm>.csv, .md and .png (a roofline).
+Each implementation computes the attended map from a map. The product for queries, keys and values is in the same place
+as in the implementation's library; other libraries first shift the map and divide it into windows. The time of this
+product, the same for all, is measured and subtracted. On a GPU the kernels are tested first; if a test fails, nothing
+is measured. At each shape the outputs are compared with the reference's. An implementation with other outputs gets a
+note instead of numbers; if it is one of this package, the exit status is 1. Progress goes to stderr, the table to
+stdout, results to benchmarks/results/attention_<machine>_<yyyy-mm>.csv, .md and .png (a roofline).
 """
 
 import multiprocessing
@@ -38,14 +38,14 @@ PRESETS = {"tiny": (96, 3), "base": (128, 4), "large": (192, 6), "giant-3b": (51
 """Channels and heads of the first stage."""
 
 IMAGES = ((256, 8), (256, 16), (384, 24), (640, 40), (1536, 32), (1536, 48))
-"""Side of the image in pixels, and window."""
+"""Side of the image in pixels, and side of the window in tokens."""
 
 PATCH, STAGES = 4, 4
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One attention of a network: as the network is asked for, and what that makes of a stage (from 1), in tokens."""
+    """The attention of one stage (counted from 1) of a network; grid and window in tokens."""
 
     size: str
     image_size: int
@@ -57,32 +57,32 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """What it is called in the results."""
+        """Its name in the results."""
         return f"{self.size}-{self.image_size}-w{self.window_size}-stage{self.stage}"
 
     @property
     def channels(self) -> int:
-        """Of the map."""
+        """Channels of the map."""
         return self.heads * HEAD_DIM
 
     @property
     def plan(self) -> WindowPlan:
-        """Shifted, where there is more than one window."""
+        """The plan; shifted if the map has more than one window."""
         by = self.window // 2 if self.grid > self.window else 0
         return WindowPlan((self.grid, self.grid), (self.window, self.window), (by, by))
 
     def batch(self, map_bytes: int, element_size: int) -> int:
-        """How many images make a map of about so many bytes."""
+        """The number of images whose map has about `map_bytes` bytes."""
         return max(1, map_bytes // (self.grid**2 * self.channels * element_size))
 
     def flops(self, batch: int) -> int:
-        """Of the two products of a forward pass, without those of the layer before."""
+        """Operations of the two products of a forward pass, without the product for queries, keys and values."""
         tokens = self.plan.padded_grid[0] ** 2
         return 4 * batch * tokens * self.window**2 * self.channels
 
 
 def shapes() -> dict[str, Shape]:
-    """Every attention of the sizes, each kind once, by name."""
+    """Every attention of the presets, each shape once, by name."""
     found: dict[tuple[int, ...], Shape] = {}
     for size, (_, heads) in PRESETS.items():
         for image_size, window_size in IMAGES:
@@ -96,11 +96,11 @@ def shapes() -> dict[str, Shape]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every implementation is given.
+    """The inputs of every implementation.
 
     Attributes:
         feature_map: (B, H, W, C).
-        weight: Of the product for queries, keys and values (3 C, C).
+        weight: Weight of the product for queries, keys and values (3 C, C).
         bias_table: (heads, 2 Wh - 1, 2 Ww - 1), fp32.
         scale: (heads,), fp32.
         plan: The plan.
@@ -114,7 +114,7 @@ class Inputs:
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
-        """What has a gradient; the first two are the product's."""
+        """The tensors with a gradient; the first two belong to the product."""
         return self.feature_map, self.weight, self.bias_table, self.scale
 
     @property
@@ -124,7 +124,7 @@ class Inputs:
 
 
 def draw(shape: Shape, batch: int, dtype: torch.dtype, device: str) -> Inputs:
-    """Random inputs: a spread bias, scales around 10 and more."""
+    """Random inputs: a bias with a wide spread, scales around 10 and more."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -141,7 +141,7 @@ def draw(shape: Shape, batch: int, dtype: torch.dtype, device: str) -> Inputs:
 
 
 def product_only(inputs: Inputs) -> Tensor:
-    """The product alone, whose time is taken off."""
+    """The product alone, whose time is subtracted."""
     return F.linear(inputs.feature_map, inputs.weight)
 
 
@@ -151,7 +151,7 @@ def _maps(inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 def plain_form(inputs: Inputs) -> Tensor:
-    """This package's specification, which is what all others must answer."""
+    """This package's reference, with whose outputs all other outputs are compared."""
     return reference.window_attention(*_maps(inputs), inputs.bias_table, inputs.scale, inputs.plan)[0].flatten(-2)
 
 
@@ -163,7 +163,7 @@ def ours_triton(inputs: Inputs) -> Tensor:
 
 
 def ours_without_triton(inputs: Inputs) -> Tensor:
-    """What runs where "sdpa" is asked for: torch's operation, or what the package has for this device in its place."""
+    """This package's backend "sdpa": torch's operation, or the package's replacement on this device."""
     maps = _maps(inputs)
     backend = choose_backend(SDPA, Call(device=maps[2].device, dtype=maps[2].dtype))
     return window_attention(*maps, inputs.bias_table, inputs.scale, inputs.plan, backend=backend)[0].flatten(-2)
@@ -171,13 +171,13 @@ def ours_without_triton(inputs: Inputs) -> Tensor:
 
 @cache
 def _mask(plan: WindowPlan, device: torch.device) -> Tensor | None:
-    """Which pairs are hidden (windows, T, T); libraries keep it, so its making is not measured."""
+    """The hidden pairs (windows, T, T). Libraries store this mask, so its construction is not measured."""
     return plan.hidden_pairs(device)
 
 
 @cache
 def _index(plan: WindowPlan, device: torch.device) -> Tensor:
-    """Entry of every pair of tokens in the flat bias table, which libraries keep too."""
+    """Index of every pair of tokens in the flat bias table; libraries store it too."""
     height, width = plan.window
     places = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).flatten(1)
     apart = places[:, :, None] - places[:, None, :]
@@ -185,7 +185,7 @@ def _index(plan: WindowPlan, device: torch.device) -> Tensor:
 
 
 def _windows(inputs: Inputs) -> tuple[Tensor, ...]:
-    """Queries, keys and values (N, heads, T, head_dim) of the rolled and cut map."""
+    """Queries, keys and values (N, heads, T, head_dim) of the windows of the shifted map."""
     windows = partition(shift(inputs.feature_map, inputs.plan), inputs.plan.window)
     return F.linear(windows, inputs.weight).unflatten(-1, (3, inputs.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
@@ -202,7 +202,7 @@ def _back(attended: Tensor, inputs: Inputs) -> Tensor:
 
 @cache
 def _additive_mask(plan: WindowPlan, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """-100 where a pair is hidden (windows, 1, T, T); libraries keep it too."""
+    """-100 for hidden pairs (windows, 1, T, T); libraries store it too."""
     hidden = _mask(plan, device)
     if hidden is None:
         return None
@@ -210,8 +210,8 @@ def _additive_mask(plan: WindowPlan, device: torch.device, dtype: torch.dtype) -
 
 
 def plain_sdpa(inputs: Inputs) -> Tensor:
-    """torch's scaled_dot_product_attention as one would use it: windows beside heads, a mask for each, bias included,
-    which serves all images."""
+    """torch's scaled_dot_product_attention in its usual form: windows next to heads, and a mask for each that includes
+    the bias; all images share the mask."""
     query, key, value = _windows(inputs)
     query = F.normalize(query, dim=-1) * inputs.scale[:, None, None].to(query.dtype)
     added, hidden = _bias(inputs, query.dtype), _mask(inputs.plan, query.device)
@@ -226,8 +226,8 @@ def plain_sdpa(inputs: Inputs) -> Tensor:
 
 
 def _as_a_library(inputs: Inputs, times_mask: int) -> Tensor:
-    """The operations of timm 1.0 (swin_transformer_v2.py, WindowAttention), where the mask is added once, as -100, and
-    of transformers 5.23 (modeling_swinv2.py, Swinv2SelfAttention), where it is added twice."""
+    """The operations of timm 1.0 (swin_transformer_v2.py, WindowAttention), which adds the mask of -100 once, and of
+    transformers 5.23 (modeling_swinv2.py, Swinv2SelfAttention), which adds it twice."""
     query, key, value = _windows(inputs)
     logits = F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).transpose(-2, -1)
     logits = logits * inputs.scale[:, None, None].to(query.dtype) + _bias(inputs, query.dtype)
@@ -248,45 +248,45 @@ IMPLEMENTATIONS: dict[str, Callable[[Inputs], Tensor]] = {
     "transformers": partial(_as_a_library, times_mask=2),
 }
 OURS = ("triton", "sdpa")
-"""Of this package."""
+"""The implementations of this package."""
 
 PASSES = ("forward", "both")
-"""A forward pass without gradients; a forward and a backward pass."""
+""""forward": without gradients; "both": a forward and a backward pass."""
 
 MAP_BYTES = {"cuda": 2**27, "cpu": 2**23}
-"""Size of the maps: on a GPU more than its cache holds."""
+"""Size of the maps; on a GPU larger than its cache."""
 
 LEAST_SECONDS = {"cuda": 0.005, "cpu": 0.1}
-"""A measurement repeats a call until it has lasted about as long."""
+"""Approximate length of a measurement; it repeats the call."""
 
 COMPILERS = 8
-"""Processes that compile kernels, for the tests and before anything is measured."""
+"""Processes that compile kernels, for the tests and before the measurements."""
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2}
-"""Largest distance from the plain implementation's answer, relative to it: cosines rounded to 16 bits and multiplied by
-100 leave much, in the plain implementation too. The tests are far stricter."""
+"""Largest relative distance from the reference's output. It is large because cosines are rounded to 16 bits and
+multiplied by up to 100, in the reference too. The tests are far stricter."""
 
 MAPS_MOVED = {"forward": 4, "both": 11}
-"""Maps that must be read or written at least: q, k, v and the answer; then q, k, v again, the answer's gradient, and
+"""Least number of maps to read or write: q, k, v and the output; backward also q, k, v, the output's gradient, and
 three gradients."""
 
 PRODUCTS = {"forward": 2, "both": 6}
-"""Matrix products of a window's size that must be computed at least: two, and four for the gradients."""
+"""Least number of matrix products of a window: two, and four for the gradients."""
 
 
 def main(
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.CPU,
-    only: Annotated[str, typer.Option("--shapes", help="Shapes whose names begin so, separated by commas.")] = "",
+    only: Annotated[str, typer.Option("--shapes", help="Prefixes of names of shapes, separated by commas.")] = "",
     implementations: Annotated[str, typer.Option(help=f"Of {', '.join(IMPLEMENTATIONS)}.")] = "",
     precisions: Annotated[str, typer.Option(help=f"Of {', '.join(DTYPES)}.")] = "bf16",
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each implementation, taken in turns.")] = 5,
-    tested: Annotated[bool, typer.Option(help="Whether the kernels' tests ran already, on this machine.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write to this path, with endings.")] = None,
+    tested: Annotated[bool, typer.Option(help="Skip the kernels' tests: they have passed on this machine.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write to this path, with suffixes.")] = None,
 ) -> None:
     """Compares implementations of window attention."""
     if device == Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
-    _check("forms", implementations, IMPLEMENTATIONS)
+    _check("implementations", implementations, IMPLEMENTATIONS)
     _check("precisions", precisions, DTYPES)
     names = [
         name for name in IMPLEMENTATIONS if name in (implementations.split(",") if implementations else IMPLEMENTATIONS)
@@ -295,13 +295,13 @@ def main(
         names.remove("triton")
     chosen = [shape for name, shape in shapes().items() if name.startswith(tuple(only.split(",")))]
     if not chosen or not names:
-        raise typer.BadParameter(f"nothing of that name; shapes are {', '.join(shapes())}", param_hint="--shapes")
+        raise typer.BadParameter(f"no shape has this prefix; shapes are {', '.join(shapes())}", param_hint="--shapes")
     if device == Device.CUDA and "triton" in names and not tested:
         _progress("the kernels' tests first")
-        # Most of their time is compiling, too.
+        # The tests spend most of their time compiling, too.
         tests = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-n", str(COMPILERS), "tests/ops"]
         if subprocess.run(tests, cwd=report.REPOSITORY, stdout=sys.stderr).returncode:
-            raise SystemExit("The kernels' tests fail here; nothing was measured.")
+            raise SystemExit("A test of the kernels fails on this machine; nothing was measured.")
     if device == Device.CUDA and "triton" in names:
         _progress(f"compiling kernels for {len(chosen)} shapes")
         compile_ahead(chosen, precisions.split(","))
@@ -336,7 +336,7 @@ def _progress(message: str) -> None:
 
 
 def compile_ahead(chosen: list[Shape], precisions: list[str]) -> None:
-    """Compiles the kernels for all shapes, in several processes: Triton keeps them on the disk."""
+    """Compiles the kernels for all shapes in several processes; Triton's cache is on the disk."""
     jobs = {(shape.window, shape.grid > shape.window, precision): shape for shape in chosen for precision in precisions}
     with multiprocessing.get_context("spawn").Pool(COMPILERS) as pool:
         pool.starmap(_compile, [(shape, precision) for (*_, precision), shape in jobs.items()], chunksize=1)
@@ -360,7 +360,7 @@ def measure_shape(
     """Measures all implementations at one shape.
 
     Returns:
-        A row for each implementation; one that runs out of memory has a note in place of numbers.
+        A row for each implementation; if it runs out of memory, the row has a note instead of numbers.
     """
     dtype = DTYPES[precision]
     batch = shape.batch(MAP_BYTES[device], dtype.itemsize)
@@ -399,7 +399,7 @@ def measure_shape(
     for name in names:
         alone = medians[name] - product if name in medians else float("nan")
         if alone <= 0:
-            notes[name] = "too short beside the product"
+            notes[name] = "too fast to subtract the product"
         known = alone > 0
         rows.append(
             {
@@ -444,7 +444,7 @@ def _forward(implementation: Callable[[Inputs], Tensor], inputs: Inputs) -> Tens
 def _peak(
     implementation: Callable[[Inputs], Tensor], inputs: Inputs, direction: str, grad: Tensor, device: str
 ) -> float:
-    """Bytes that a call takes beside what was there; known on a GPU only."""
+    """Bytes that a call allocates at its peak; known only on a GPU."""
     call = _make_call(implementation, inputs, direction, grad)
     call()
     if device != "cuda":
@@ -488,7 +488,7 @@ def _tables(rows: list[report.Row], names: list[str]) -> list[str]:
 
 
 def _draw_roofline(rows: list[report.Row], limits_of: dict[str, Limits], path: Path) -> None:
-    """What is reached of what can be reached, over operations per byte."""
+    """Draws the reached operations per second and the machine's limits, over operations per byte."""
     from swinv2.drawing.paper import open_figure, save
 
     figure = open_figure(8, 5)
@@ -501,7 +501,7 @@ def _draw_roofline(rows: list[report.Row], limits_of: dict[str, Limits], path: P
                 min(limits.operations_per_second, limits.bytes_per_second * intensity) / 1e12
                 for intensity in intensities
             ],
-            label=f"{precision}: what the machine can do",
+            label=f"{precision}: limits of the machine",
             color="#444444",
         )
     colours = ("#2166ac", "#67a9cf", "#d6604d", "#f4a582", "#999999")

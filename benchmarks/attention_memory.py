@@ -1,12 +1,12 @@
-"""How much memory one window attention needs at its highest, beside others' operations.
+"""Compares the peak memory of one window attention with the operations of other implementations.
 
     python benchmarks/attention_memory.py
 
-For the first stage of SwinV2-L on images of 1536 pixels, windows of 32 and 48 tokens, from the map to the attended
-map: forward without gradients, and forward with backward. What CPUs run where "sdpa" is asked for is measured, as the
-rise of the process's resident memory. The kernels ("triton") and the others' operations are worked out: every tensor
-that torch makes, on the meta device, as long as it lives; the others would need up to 32 GiB here. A check at a small
-size says how far working out and measuring are apart. The table goes to benchmarks/results.
+It covers the first stage of SwinV2-L on images of 1536 pixels, with windows of 32 and 48 tokens, from the map to the
+attended map: forward without gradients, and forward with backward. The backend "sdpa" on a CPU is measured: the rise of
+the process's resident memory. The kernels ("triton") and the other implementations are computed: on the meta device,
+the sizes of all tensors that live at the same time; running them would need up to 32 GiB. A check at a small size
+compares the computed memory with the measured one. The table goes to benchmarks/results.
 """
 
 import json
@@ -28,14 +28,14 @@ WANTED = ("large-1536-w32-stage1", "large-1536-w48-stage1")
 SMALL = "large-256-w16-stage1"
 COMPARED = ("triton", "sdpa", "timm", "transformers")
 MEASURED = ("sdpa",)
-"""What runs on a CPU without T x T tensors: it is measured at every size."""
+"""Implementations that run on a CPU without T x T tensors; they are measured at every size."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODES = ("forward", "forward and backward")
 
 
 def make_step(implementation: str, inputs: Inputs, mode: str) -> Callable[[], None]:
-    """One attention; its gradients are dropped."""
+    """A function that computes one attention and drops its gradients."""
 
     def forward() -> None:
         with torch.no_grad():
@@ -49,7 +49,7 @@ def make_step(implementation: str, inputs: Inputs, mode: str) -> Callable[[], No
 
 
 def work_out(implementation: str, shape: Shape, dtype: torch.dtype, mode: str) -> int:
-    """Bytes at the highest, on the meta device."""
+    """Peak bytes, computed on the meta device."""
     with torch.device("meta"):
         channels, table = shape.channels, 2 * shape.window - 1
         inputs = Inputs(
@@ -60,7 +60,7 @@ def work_out(implementation: str, shape: Shape, dtype: torch.dtype, mode: str) -
             shape.plan,
         )
     step = make_step(implementation, inputs, mode)
-    step()  # what libraries keep between two calls (masks, indices) is made here
+    step()  # makes the tensors that libraries store between calls (masks, indices)
     with Living() as living:
         living.know(inputs.leaves)
         step()
@@ -68,7 +68,7 @@ def work_out(implementation: str, shape: Shape, dtype: torch.dtype, mode: str) -
 
 
 def measure(implementation: str, shape: Shape, dtype: str, mode: str) -> int:
-    """Bytes at the highest, on this machine's processors, in a process of its own."""
+    """Peak bytes, measured on this machine's CPU in a separate process."""
     asked = json.dumps({"form": implementation, "shape": asdict(shape), "dtype": dtype, "mode": mode})
     return int(run_alone(__file__, asked)[-1])
 
@@ -81,10 +81,10 @@ def _measure_here(asked: dict[str, Any]) -> None:
 
 
 def main(
-    output: Annotated[Path | None, typer.Option(help="Where to write, without the ending.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write, without the suffix.")] = None,
     one: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Measures, works out, and writes the table."""
+    """Measures, computes, and writes the table."""
     if one:
         _measure_here(json.loads(one))
         return
@@ -96,7 +96,7 @@ def main(
         for implementation in COMPARED:
             is_measured = implementation in MEASURED or (name == SMALL and implementation != "triton")
             ways = (("measured", measure(implementation, shape, dtype, mode)),) if is_measured else ()
-            # On the meta device that would be what other devices run.
+            # On the meta device they would run the code of other devices.
             if implementation not in MEASURED:
                 ways = (*ways, ("worked out", work_out(implementation, shape, DTYPES[dtype], mode)))
             for way, found in ways:

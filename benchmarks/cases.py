@@ -1,8 +1,8 @@
-"""What is compared: the sizes, the libraries that build them, and the two jobs they are given.
+"""The compared models: their sizes, the libraries that build them, inference and training steps.
 
-In: a `Setting`, plain strings and integers. Out: a function that does one step of the work, ready to be timed or
-weighed. Every library gets the same architecture, weights of the same distribution, the same images and the same
-optimizer. This module measures nothing.
+In: a `Setting`, plain strings and integers. Out: a function that does one step, ready to be measured. Every library
+gets the same architecture, weights of the same distribution, the same images and the same optimizer. This module
+measures nothing.
 """
 
 import math
@@ -15,23 +15,23 @@ from torch import Tensor, nn
 
 OURS, OPENVINO = "swinv2", "openvino"
 DROP_PATH_RATE = 0.1
-"""Stochastic depth of every library in training; linear over the blocks in all of them."""
+"""Drop path rate of every library in training; all raise it linearly over the blocks."""
 
 SEED = 0
 MODES = ("inference", "training")
 PRECISIONS = ("fp32", "bf16")
 EXECUTIONS = ("eager", "compiled", "graphs", "tuned")
 TOLERANCE = 1e-4
-"""Largest disagreement with transformers at which speeds are worth comparing; the tests are far stricter."""
+"""Largest disagreement with transformers at which speeds are compared; the tests are far stricter."""
 
 ON_GPUS_ONLY = ("graphs", "tuned")
-"""Of this package alone; the peers' implementation beside them is compiled. Both replay CUDA graphs."""
+"""Executions of this package alone, compared with the peers' "compiled". Both replay CUDA graphs."""
 
 EXECUTIONS_WHEN_NAMED = ("tuned",)
-"""Takes minutes to prepare."""
+"""Executions that take minutes to prepare."""
 
 COMPILER_MODES = {"compiled": "default", "graphs": "reduce-overhead", "tuned": "max-autotune"}
-"""What torch.compile is told."""
+"""Modes of torch.compile."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Case:
     """A model size at an image size.
 
     Attributes:
-        name: What the case is called on the command line and in the results.
+        name: Its name on the command line and in the results.
         image_size: Side of the square image in pixels.
         window: Side of the windows in tokens.
         embed_dim: Channels of the first stage.
         depths: Blocks of each stage.
         num_heads: Heads of each stage.
-        pretrained_windows: Window of each stage in which the position bias counts as learned; 0 for `window`.
-        batch_sizes: Images at once, by device and mode. The first number fills the device, and no peer runs out of
-            memory, unless one image is too much for it. A case without a device's sizes is not for it.
+        pretrained_windows: For each stage, the window in which the position bias counts as learned; 0 for `window`.
+        batch_sizes: Batch sizes, by device and mode. The first one fills the device, and no peer runs out of memory,
+            unless one image is too much for it. A case without sizes for a device does not run there.
         patch_size: Side of a patch in pixels.
         classes: Length of the logits.
     """
@@ -150,21 +150,21 @@ CASES = {
 }
 
 CASES_WHEN_NAMED = ("large-w32-1536",)
-"""Takes most of a GPU's memory."""
+"""Cases that take most of a GPU's memory."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the results without its library: a size, a job and how it is computed.
+    """One row of the results without its library: a case, a mode and an execution.
 
     Attributes:
         case: A name in `CASES`.
         mode: One of `MODES`.
-        precision: One of `PRECISIONS`. bf16 means weights and images in bf16 for inference, and fp32 weights under
-            autocast for training: what one does in practice.
+        precision: One of `PRECISIONS`. As is usual, bf16 means weights and images in bf16 for inference, and fp32
+            weights under autocast for training.
         execution: One of `EXECUTIONS`; all but eager are torch.compile, in a mode of `COMPILER_MODES`.
         device: "cpu" or "cuda".
-        batch_size: Images in a step.
+        batch_size: Images of a step.
     """
 
     case: str
@@ -208,7 +208,7 @@ def _build_transformers(case: Case) -> nn.Module:
 def _build_timm(case: Case) -> nn.Module:
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
-    # What timm.create_model("swinv2_tiny_window8_256") and its siblings call, without their tables of checkpoints.
+    # timm.create_model("swinv2_tiny_window8_256") and similar names call this, with their tables of checkpoints.
     return SwinTransformerV2(
         img_size=case.image_size,
         patch_size=case.patch_size,
@@ -226,8 +226,8 @@ def _build_torchvision(case: Case) -> nn.Module:
     from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
     def block(dim: int, num_heads: int, window_size: list[int], shift_size: list[int], **rest: object) -> nn.Module:
-        # torchvision pads a map that is smaller than the window up to the window: four times the tokens in the last
-        # stage at 384 with window 24. The other three clip the window, so it is clipped here: the same arithmetic.
+        # torchvision pads a map to the window if it is smaller: four times the tokens in the last stage at 384 with
+        # window 24. The other three libraries clip the window. It is clipped here too, so the arithmetic is the same.
         grid = case.image_size // case.patch_size * case.embed_dim // dim
         window_size = [min(size, grid) for size in window_size]
         return SwinTransformerBlockV2(dim, num_heads, window_size=window_size, shift_size=shift_size, **rest)
@@ -245,20 +245,21 @@ def _build_torchvision(case: Case) -> nn.Module:
     )
 
 
-# Each imports its library only when it is asked for: the process that weighs one library holds no other.
+# Each function imports its library itself, so that a process that measures one library has no other in memory.
 LIBRARIES: dict[str, Callable[[Case], nn.Module]] = {
     OURS: _build_ours,
     "transformers": _build_transformers,
     "timm": _build_timm,
     "torchvision": _build_torchvision,
-    # Converted when the step is made.
+    # `make_step` converts it.
     OPENVINO: _build_transformers,
 }
 PEERS = tuple(name for name in LIBRARIES if name != OURS)
 
 
 def libraries_for(setting: Setting, libraries: Iterable[str]) -> list[str]:
-    """Those that a setting is for: OpenVINO infers, in fp32, on a CPU; only ours has implementations for GPUs alone."""
+    """The libraries that support a setting. OpenVINO has only inference in fp32 on a CPU; only this package has the
+    executions `ON_GPUS_ONLY`."""
 
     def takes_part(library: str) -> bool:
         if library == OPENVINO:
@@ -269,10 +270,10 @@ def libraries_for(setting: Setting, libraries: Iterable[str]) -> list[str]:
 
 
 def draw_weights(model: nn.Module) -> None:
-    """Gives a fresh model weights with which every part of it matters, whatever its library starts from.
+    """Draws weights with which every part of a model influences its outputs.
 
-    Two of the libraries start with both norms of each block at zero: the logits would then say nothing about the
-    blocks, and the optimizer would work on gradients that are zero.
+    Two of the libraries initialise both norms of each block with zero: the logits would not depend on the blocks, and
+    the optimizer would get gradients of zero.
     """
     generator = torch.Generator().manual_seed(SEED)
 
@@ -300,7 +301,7 @@ def build_model(library: str, case: Case, device: str) -> nn.Module:
     Args:
         library: A name in `LIBRARIES`.
         case: The size.
-        device: Where it is to work; our model asks for the kernels on a GPU.
+        device: The device of the model; on a GPU, this package's model uses the kernels.
     """
     model = LIBRARIES[library](case)
     draw_weights(model)
@@ -310,7 +311,7 @@ def build_model(library: str, case: Case, device: str) -> nn.Module:
 
 
 def draw_images(case: Case, batch_size: int) -> Tensor:
-    """Random images (batch_size, 3, H, W) with structure at several scales, as photographs have it."""
+    """Random images (batch_size, 3, H, W) with structure at several scales, like photographs."""
     generator = torch.Generator().manual_seed(SEED)
     size = (case.image_size, case.image_size)
     images = torch.zeros(batch_size, 3, *size)
@@ -320,21 +321,21 @@ def draw_images(case: Case, batch_size: int) -> Tensor:
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits: two of the libraries wrap them in an output object."""
+    """The logits; two of the libraries return an object that contains them."""
     return output if isinstance(output, Tensor) else output.logits
 
 
 def make_step(library: str, setting: Setting) -> tuple[Callable[[], None], int]:
-    """Prepares one library's share of a row.
+    """Prepares one library's measurement of a row.
 
-    The images are on the device already: reading them is not measured. A training step leaves no gradient behind.
+    The images are on the device already, so reading them is not measured. A training step deletes its gradients.
 
     Args:
         library: A name in `LIBRARIES`.
         setting: The row.
 
     Returns:
-        The function that does one step of work, and the number of the model's parameters.
+        The function that does one step, and the number of the model's parameters.
     """
     case = CASES[setting.case]
     model = build_model(library, case, setting.device)
@@ -360,7 +361,7 @@ def make_step(library: str, setting: Setting) -> tuple[Callable[[], None], int]:
         return infer, parameters
 
     labels = torch.arange(setting.batch_size, device=setting.device) % case.classes
-    # A small rate: the weights stay of the same kind however many steps are taken.
+    # With a small rate, many steps hardly change the weights.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.05, fused=True)
 
     def train() -> None:
@@ -379,17 +380,17 @@ def convert(model: nn.Module, case: Case, images: Tensor) -> Callable[[Tensor], 
     Args:
         model: The model, in evaluation mode.
         case: The size.
-        images: Whose shape the converted model has; with open shapes OpenVINO is slower.
+        images: Images of the shape to convert for; with dynamic shapes OpenVINO is slower.
 
     Raises:
-        ValueError: It does not answer these images as the model does.
+        ValueError: Its logits for these images differ from the model's.
     """
     import openvino
 
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        # Where the processor has instructions for bf16, it would round to bf16 without a word.
+        # On a CPU with bf16 instructions, OpenVINO would silently round to bf16.
         "INFERENCE_PRECISION_HINT": "f32",
     }
     converted = openvino.convert_model(model, example_input=images, input=list(images.shape))
@@ -400,13 +401,13 @@ def convert(model: nn.Module, case: Case, images: Tensor) -> Callable[[Tensor], 
 
     difference = _difference(forward(images), model, case, images)
     if not difference <= TOLERANCE:
-        raise ValueError(f"its logits are off by {difference:.1e} of the distance between two images' logits")
+        raise ValueError(f"the error of its logits is {difference:.1e} of the distance between two images' logits")
     return forward
 
 
 def _difference(logits: Tensor, theirs: nn.Module, case: Case, images: Tensor) -> float:
-    """The largest difference of a logit from transformers', over the largest distance between two images' logits there:
-    a difference counts against what distinguishes images, not against what all of them share. NaN if any logit is."""
+    """The largest difference of a logit from transformers', divided by the largest distance between two images' logits
+    of transformers: errors are relative to the part of the logits that distinguishes images. NaN if any logit is."""
     with torch.inference_mode():
         expected = theirs(images).logits
         one, other = theirs(draw_images(case, 2).to(images.device)).logits
@@ -414,15 +415,7 @@ def _difference(logits: Tensor, theirs: nn.Module, case: Case, images: Tensor) -
 
 
 def disagreement(case: Case, device: str) -> float:
-    """How far our logits are from transformers' with the same weights, on two images in fp32.
-
-    Args:
-        case: The size.
-        device: Where to compute.
-
-    Returns:
-        As `_difference`.
-    """
+    """The `_difference` of this package's logits from transformers', with the same weights, on two images in fp32."""
     theirs = build_model("transformers", case, device).eval()
     ours = build_model(OURS, case, device).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)

@@ -1,7 +1,6 @@
-"""What a machine can do, and how much of it a model asks for: what speeds are held against.
+"""The limits of a machine and the work of a model, to which measured speeds are compared.
 
-In: a device and a precision, or a setting of `cases`. Out: rates that were measured, and work that was counted. This
-module runs no model.
+In: a device and a precision, or a setting of `cases`. Out: measured rates, and counted work. This module runs no model.
 """
 
 import time
@@ -18,16 +17,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLOURS = 3
 
 FORWARD_PASSES = {"inference": 1, "training": 3}
-"""Whose products a step's are worth: a backward pass has two for each one, of its gradient with either factor."""
+"""Products of a step, in forward passes. A backward pass has two for each product: its gradient with each factor."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a machine can do.
+    """The limits of a machine.
 
     Attributes:
-        operations_per_second: In a large matrix product; an addition and a multiplication are two.
-        bytes_per_second: In a large copy, read and written ones together.
+        operations_per_second: In a large matrix product; an addition and a multiplication are two operations.
+        bytes_per_second: In a large copy, bytes read plus bytes written.
     """
 
     operations_per_second: float
@@ -39,12 +38,12 @@ class Limits:
 
 
 def measure_limits(device: str, precision: str) -> Limits:
-    """Measures what the machine can do.
+    """Measures the limits of the machine.
 
     Args:
         device: "cpu" or "cuda".
-        precision: A name in `DTYPES`. Where a CPU is faster at fp32, having no instructions for this one, that counts:
-            whoever wants to may compute in fp32.
+        precision: A name in `DTYPES`. If a CPU has no instructions for it and is faster in fp32, the speed in fp32
+            counts, because a program may compute in fp32.
 
     Returns:
         The best of several measurements.
@@ -53,7 +52,7 @@ def measure_limits(device: str, precision: str) -> Limits:
     side, size, repeats = (8192, 2**29, 5) if on_cuda else (2048, 2**26, 1)
     square = torch.randn(side, side, device=device).to(DTYPES[precision])
     if not on_cuda:
-        # By small ones: a large product in an emulated precision takes minutes.
+        # Chosen with small products: a large one in an emulated precision takes minutes.
         square = min((square.float(), square), key=lambda each: _seconds_of_product(each[:512, :512], device, 2))
     numbers = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(numbers)
@@ -67,15 +66,12 @@ def _seconds_of_product(square: Tensor, device: str, repeats: int) -> float:
 
 
 def seconds_of(call: Callable[[], object], device: str, repeats: int) -> float:
-    """How long a call takes, of so many in a row.
+    """The mean seconds of a call, over several consecutive calls.
 
     Args:
-        call: What is timed.
-        device: "cpu" or "cuda"; a GPU is waited for.
-        repeats: How many.
-
-    Returns:
-        Seconds of one.
+        call: The function to time.
+        device: "cpu" or "cuda"; on a GPU, the time includes waiting for the end of its work.
+        repeats: Number of calls.
     """
     synchronize = torch.cuda.synchronize if device == "cuda" else torch.cpu.synchronize
     synchronize()
@@ -88,11 +84,11 @@ def seconds_of(call: Callable[[], object], device: str, repeats: int) -> float:
 
 @dataclass(frozen=True)
 class Work:
-    """A part of a forward pass: a product with what can be done on its way in and out, or a norm.
+    """A part of a forward pass: a norm, or a product with all operations that can be fused with it.
 
     Attributes:
-        operations: In matrix products, for an image.
-        moved: Numbers read and written, for an image.
+        operations: Operations in matrix products, for each image.
+        moved: Numbers read and written, for each image.
         weights: Numbers read once, for all images.
     """
 
@@ -102,17 +98,11 @@ class Work:
 
 
 def forward_pass(case: Case) -> Iterator[Work]:
-    """A forward pass of fused parts, each of which reads and writes the main memory.
+    """The parts of a fused forward pass, in order; each part reads and writes the main memory.
 
-    Between two products there is only what has to wait for a whole vector: each block's two norms, which read what a
-    branch says and the map, and write the map. GELU is in a product, the shift and the cut into windows are in
-    attention, whose logits are never written. It is not the least that there can be: what stays in a cache moves less.
-
-    Args:
-        case: The size.
-
-    Yields:
-        Its parts, in order.
+    Only operations that need a whole vector are separate parts between two products: the two norms of each block, which
+    read the branch output and the map, and write the map. GELU is fused with a product; shift and windows are fused
+    with attention, whose logits are never written. This is no lower bound: data that stays in a cache moves less.
     """
     side, channels = case.image_size // case.patch_size, case.embed_dim
 
@@ -123,7 +113,7 @@ def forward_pass(case: Case) -> Iterator[Work]:
     yield Work(0, 2 * side**2 * channels)
     for stage, depth in enumerate(case.depths):
         if stage:
-            # Four neighbours become one token of twice the channels.
+            # Merging: four neighbours become one token with twice the channels.
             side, channels = side // 2, 2 * channels
             yield linear(side**2, 2 * channels, channels)
             yield Work(0, 2 * side**2 * channels)
@@ -142,39 +132,22 @@ def forward_pass(case: Case) -> Iterator[Work]:
 
 
 def operations(setting: Setting) -> int:
-    """Operations in the matrix products of a step.
-
-    Args:
-        setting: What is done.
-
-    Returns:
-        Additions and multiplications, of all images.
-    """
+    """Additions and multiplications in the matrix products of a step, for all images."""
     forward = sum(work.operations for work in forward_pass(CASES[setting.case]))
     return FORWARD_PASSES[setting.mode] * setting.batch_size * forward
 
 
 def bytes_moved(setting: Setting) -> int:
-    """Bytes that a step of inference moves, if it is as in `forward_pass`.
-
-    Args:
-        setting: What is done.
-
-    Returns:
-        Bytes read and written, of all images.
-    """
+    """Bytes that a step of inference reads and writes according to `forward_pass`, for all images."""
     return sum(_bytes(work, setting) for work in forward_pass(CASES[setting.case]))
 
 
 def seconds_at_limits(setting: Setting, limits: Limits) -> float:
-    """How long a step of inference would take if each part of `forward_pass` went as fast as the nearer limit allows.
+    """The seconds of a step of inference if each part of `forward_pass` reached the limit that binds it.
 
     Args:
-        setting: What is done.
-        limits: Of the machine, at the setting's precision.
-
-    Returns:
-        Seconds.
+        setting: The measured setting.
+        limits: Limits of the machine, at the setting's precision.
     """
     return sum(
         max(

@@ -1,6 +1,6 @@
-"""What lives together while operations run, on any device, the meta device too.
+"""The memory of living tensors while operations run, on any device, also the meta device.
 
-In: nothing; a `with` around the work. Out: bytes, now and at the highest.
+In: a `with` block around the operations. Out: bytes, the current and the peak number.
 """
 
 import weakref
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Living(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make, as long as they live."""
+    """Counts the bytes of all living tensors that operations have made."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,6 +39,6 @@ class Living(TorchDispatchMode):
         self.now -= size
 
     def know(self, tensors: tuple[Tensor, ...]) -> None:
-        """What lives before does not count."""
+        """Excludes tensors that exist already."""
         for tensor in tensors:
             self._seen.add(tensor.untyped_storage())

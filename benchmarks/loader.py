@@ -1,8 +1,8 @@
-"""Whether reading images keeps up with training: images per second of the loader alone, and of a training with it.
+"""Compares the speed of reading images with that of training: images per second of the loader alone, and of a training.
 
     python benchmarks/loader.py --model tiny --device cpu
 
-Pictures are JPEGs of 256 x 256 pixels and quality 90 of smoothed noise, which compresses about as photographs do;
+Images are JPEGs of 256 x 256 pixels and quality 90, of smoothed noise, which compresses about like photographs. The
 augmentation is the authors' for ImageNet (random crops, RandAugment, erasing, mixup, cutmix).
 """
 
@@ -26,21 +26,21 @@ CLASSES = 4
 
 
 class Device(StrEnum):
-    """Where to train."""
+    """The device of the training."""
 
     CPU = "cpu"
     CUDA = "cuda"
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Size that is trained.")] = "tiny",
+    model: Annotated[str, typer.Option(help="Preset to train.")] = "tiny",
     image_size: Annotated[int, typer.Option(help="Side in pixels, of the files and of the model's input.")] = 256,
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.CPU,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images in a step.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images of a step.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 2,
     steps: Annotated[int, typer.Option(min=2, help="Steps of the training that are measured.")] = 10,
-    images: Annotated[int, typer.Option(min=16, help="Pictures that the loader alone reads.")] = 1024,
-    output: Annotated[Path | None, typer.Option(help="A JSON file to write as well.")] = None,
+    images: Annotated[int, typer.Option(min=16, help="Images that the loader alone reads.")] = 1024,
+    output: Annotated[Path | None, typer.Option(help="A JSON file to write, too.")] = None,
 ) -> None:
     """Measures and prints."""
     with tempfile.TemporaryDirectory() as place:
@@ -72,7 +72,7 @@ def main(
         trainer = make_finetuning(parse_settings(FinetuneSettings, told, "loader"))
         alone = _read(trainer, images)
         trainer.train()
-        # The first line has the warm-up in it.
+        # The first line includes the warm-up.
         training = [entry["images_per_second"] for entry in trainer.state.log_history if "images_per_second" in entry][
             1
         ]
@@ -94,7 +94,7 @@ def main(
 
 
 def _read(trainer: FinetuneTrainer, images: int) -> float:
-    """Images per second of the loader alone, start-up of its processes left out."""
+    """Images per second of the loader alone, without the start of its processes."""
     seen, start = 0, 0.0
     for batch in trainer.get_train_dataloader():
         if not start:

@@ -1,7 +1,7 @@
-"""How much memory a step of one library needs.
+"""Measures the memory of a step of one library.
 
-In: a step of work, warmed up, in a process that holds no other library's model. Out: the tensors that it holds between
-two steps and the rise during a step, in bytes; the peak is the sum.
+In: a function that does one step, warmed up, in a process without another library's model. Out: the bytes of the
+tensors between two steps, and the rise during a step; the peak is their sum.
 """
 
 import ctypes
@@ -19,20 +19,20 @@ from torch import Tensor, nn
 MEASURED_STEPS = 2
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
-"""Settings of glibc under which every tensor above 64 KiB is mapped on its own and returned when it is freed: the
-resident memory then is the memory of the living tensors, without what the heap keeps or fragments."""
+"""Settings of glibc: every tensor above 64 KiB is mapped separately, and unmapped when it is freed. The resident memory
+is then that of the living tensors, without free or fragmented memory of the heap."""
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a step needs, in bytes.
+    """The memory of a step, in bytes.
 
     Attributes:
         held: Tensors that live between two steps: weights, buffers, caches, the images; in training the optimizer's
             state. Gradients do not live between steps.
-        rise: What a step needs on top at its highest: activations, temporaries; in training the gradients.
+        rise: Further memory at the peak of a step: activations, temporaries; in training the gradients.
     """
 
     held: int
@@ -40,7 +40,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """Everything at the highest moment of a step."""
+        """All memory at the peak of a step."""
         return self.held + self.rise
 
 
@@ -52,11 +52,11 @@ def measure_on_cpu(step: Callable[[], None]) -> Memory:
 
 
 def measure_on_cuda(before: int, step: Callable[[], None]) -> Memory:
-    """Measures in this process: the allocator counts every tensor, whatever else lives beside the model.
+    """Measures in this process: torch's allocator counts every tensor.
 
     Args:
         before: torch.cuda.memory_allocated() before the model was built.
-        step: A step of work, warmed up.
+        step: A function that does one step, warmed up.
     """
     gc.collect()
     torch.cuda.synchronize()
@@ -69,7 +69,7 @@ def measure_on_cuda(before: int, step: Callable[[], None]) -> Memory:
 
 
 def settle_cuda() -> None:
-    """Has the matrix libraries take their workspaces, which would count for the first model otherwise."""
+    """Makes the matrix libraries allocate their workspaces, which would otherwise count for the first model."""
     for dtype in (torch.float32, torch.bfloat16):
         layer = nn.Linear(64, 64, device="cuda", dtype=dtype)
         layer(torch.ones(64, 64, device="cuda", dtype=dtype)).sum().backward()
@@ -78,7 +78,7 @@ def settle_cuda() -> None:
 
 def held_tensors() -> int:
     """Bytes of the storages of all tensors that are alive in Python, each counted once."""
-    # The exact types only: the compiler leaves fake and functional tensors behind, which have a size and no memory.
+    # Only the exact types: the compiler leaves fake and functional tensors, which have a size but no memory.
     tensors = [
         item
         for item in gc.get_objects()
@@ -89,13 +89,13 @@ def held_tensors() -> int:
 
 
 def highest_rise(step: Callable[[], None], steps: int = MEASURED_STEPS) -> int:
-    """Bytes by which the resident memory of this process rises during so many steps, at its highest.
+    """The largest rise of this process's resident memory during some steps, in bytes.
 
-    The kernel keeps the highest resident size exactly, in VmHWM, and starts anew when 5 is written to clear_refs: no
-    sampling, so no peak is missed, however short. Mapped files (code that is loaded late) do not count.
+    The Linux kernel records the highest resident size exactly, in VmHWM, and resets it when 5 is written to clear_refs.
+    Nothing is sampled, so even the shortest peak counts. Mapped files (code that is loaded late) do not count.
     """
     gc.collect()
-    # The C library may hold small freed pieces; they would be filled again without a rise.
+    # The C library may have small freed pieces, which would be used again without a rise.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident()
@@ -106,14 +106,14 @@ def highest_rise(step: Callable[[], None], steps: int = MEASURED_STEPS) -> int:
 
 
 def run_alone(script: str, asked: str) -> list[str]:
-    """Runs `script --one asked` in a process of its own, whose resident memory is that of its tensors.
+    """Runs `script --one asked` in a separate process, whose resident memory is that of its tensors.
 
     Args:
-        script: The benchmark's own file.
-        asked: What it is to do.
+        script: The file of the benchmark.
+        asked: The argument of --one.
 
     Returns:
-        The words that it wrote to stdout.
+        The words on its stdout.
     """
     command = [sys.executable, str(Path(script).resolve()), "--one", asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ALLOCATOR)

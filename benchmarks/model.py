@@ -1,11 +1,11 @@
-"""How fast whole models run and how much memory they need, beside the other implementations.
+"""Compares speed and memory of whole models with the other implementations.
 
     python benchmarks/model.py
 
-compares this package with transformers, timm, torchvision and OpenVINO: images per second and peak memory, inference
-and training step, eager and compiled in several ways, fp32 and bf16, and what that is of the machine's limits. It first
-checks that this package and transformers give the same logits with the same weights, and measures nothing if they do
-not. Progress goes to stderr, the tables to stdout. README.md says how it measures.
+It compares this package with transformers, timm, torchvision and OpenVINO: images per second, peak memory and shares of
+the machine's limits, for inference and training steps, eager and compiled in several ways, in fp32 and bf16. It first
+checks that this package and transformers give the same logits with the same weights; otherwise it measures nothing.
+Progress goes to stderr, the tables to stdout. README.md explains the method.
 """
 
 import itertools
@@ -46,13 +46,13 @@ from memory import ALLOCATOR, MIB, Memory
 from worker import Timing, Worker
 
 LEAST_SECONDS = 0.3
-"""A measurement repeats the step until it has lasted about as long: timers and the scheduler then weigh little."""
+"""Approximate length of a measurement, which repeats the step; timers and the scheduler then matter little."""
 
 LEAST_CPU_SHARE = 0.9
-"""Below this share of the processor a measurement says as much about the other processes as about the library."""
+"""Below this share of processor time, other processes influence a measurement as much as the library."""
 
 BEST = "best"
-"""In place of a number of images: those of the case, which fill the device."""
+"""Stands for the case's batch size that fills the device."""
 
 
 class Device(StrEnum):
@@ -67,7 +67,7 @@ def main(
     cases: Annotated[
         str,
         typer.Option(
-            help=f"Sizes, separated by commas: {', '.join(CASES)}; {', '.join(CASES_WHEN_NAMED)} only when named."
+            help=f"Cases, separated by commas: {', '.join(CASES)}; {', '.join(CASES_WHEN_NAMED)} only when named."
         ),
     ] = "",
     libraries: Annotated[str, typer.Option(help=f"Of {', '.join(LIBRARIES)}.")] = "",
@@ -77,21 +77,21 @@ def main(
         str, typer.Option(help=f"Of {', '.join(EXECUTIONS)}; {', '.join(EXECUTIONS_WHEN_NAMED)} only when named.")
     ] = "",
     memory_too: Annotated[
-        bool, typer.Option("--memory/--no-memory", help="Whether to measure peak memory beside speed.")
+        bool, typer.Option("--memory/--no-memory", help="Whether to measure peak memory, too.")
     ] = True,
     go_on: Annotated[
-        bool, typer.Option("--go-on", help="Keep the rows that the file has already, and measure the missing ones.")
+        bool, typer.Option("--go-on", help="Keep the rows that the file already has, and measure the missing ones.")
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each library, taken in turns.")] = 7,
     together: Annotated[
-        int, typer.Option(min=1, help="Processes that prepare themselves at the same time, for many rows at once.")
+        int, typer.Option(min=1, help="Number of processes that prepare measurements at the same time.")
     ] = 1,
     batch_sizes: Annotated[
         str,
-        typer.Option(help=f"Images in a step, numbers or {BEST}; if not given, those of the case."),
+        typer.Option(help=f"Images of a step, numbers or {BEST}; default: all of the case."),
     ] = "",
     output: Annotated[
-        Path | None, typer.Option(help="Write to this path with the endings .csv and .md, not to benchmarks/results.")
+        Path | None, typer.Option(help="Write to this path with the suffixes .csv and .md, not to benchmarks/results.")
     ] = None,
 ) -> None:
     """Compares swinv2 with transformers, timm, torchvision and OpenVINO: images per second and peak memory."""
@@ -104,7 +104,7 @@ def main(
     chosen_executions = _select("executions", executions, possible, EXECUTIONS_WHEN_NAMED)
     if device == Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
-    # A part must not take the place of the whole.
+    # Results of some rows must not replace the complete results.
     whole = not (cases or libraries or modes or precisions or executions or batch_sizes) and memory_too
     stem = output or report.default_stem("model" if whole or go_on else "model-part", device)
     facts = report.describe_run(device)
@@ -122,7 +122,7 @@ def main(
         if not {row["library"] for row in rows if _is_of(row, setting) and not row["note"]}
         >= set(libraries_for(setting, names))
     ]
-    # What failed, or lacks a library, is measured anew.
+    # Settings that failed, or that lack a library, are measured again.
     rows = [row for row in rows if not any(_is_of(row, setting) for setting in missing)]
     for name in dict.fromkeys(setting.case for setting in missing):
         _progress(f"{name}: comparing logits with transformers")
@@ -137,7 +137,7 @@ def main(
     for name, limits in limits_of.items():
         _progress(f"{name}: {limits}")
     if device == Device.CUDA:
-        # The libraries' processes need what this one's allocator holds.
+        # The libraries' processes need the memory that this process's allocator holds.
         torch.cuda.empty_cache()
 
     tables = _tables(rows, names, memory_too) if rows else []
@@ -146,7 +146,7 @@ def main(
         if setting.execution in ON_GPUS_ONLY:
             _compare([row for row in rows if _is_of(row, setting)], [row for row in rows if _is_compiled(row, setting)])
         rows.sort(key=_place)
-        # After every row: what has been measured stays, should a later one fail.
+        # Written after every row, so that results stay if a later row fails.
         report.write_csv(table, rows)
         tables = _tables(rows, names, memory_too)
         title = f"Whole models on {facts['machine']}"
@@ -157,7 +157,7 @@ def main(
             _progress(
                 f"{row['library']}, {row['case']} {row['mode']} {row['precision']} {row['execution']}, batch "
                 f"{row['batch_size']}: got {row['cpu_share']:.0%} of its {row['threads']} threads' processor time. "
-                "Either other processes run here, and this speed is not to be trusted, or it does much in one thread."
+                "Either other processes run here, so this speed is not reliable, or the library uses one thread a lot."
             )
     if any(row["library"] == OURS and row["note"] for row in rows):
         raise typer.Exit(1)
@@ -172,7 +172,7 @@ def _is_compiled(row: report.Row, setting: Setting) -> bool:
 
 
 def _place(row: report.Row) -> tuple[int, ...]:
-    """Where a row stands among others."""
+    """The sort key of a row."""
     orders = {"case": list(CASES), "mode": list(MODES), "precision": list(PRECISIONS), "execution": list(EXECUTIONS)}
     return *(order.index(str(row[name])) for name, order in orders.items()), -int(row["batch_size"])
 
@@ -187,13 +187,13 @@ def measure(
         libraries: Names in `cases.LIBRARIES`.
         rounds: Measurements of each library.
         memory_too: Whether to measure memory.
-        together: Processes that prepare themselves at the same time. With more than one, those for all settings of a
-            mode do before any of them is measured (those for one image after the others): compiling takes longer than
-            measuring, and uses one core each.
+        together: Number of processes that prepare at the same time. With more than one, the processes for all settings
+            of a mode prepare before any is measured, those for one image after the rest: compiling takes longer than
+            measuring, and uses one core in each process.
 
     Yields:
-        A setting and a result for each library. One that fails (no such library, out of memory, a compiler's error)
-        has a note instead of numbers, and the others are measured all the same.
+        A setting and a result for each library. A library that fails (not installed, out of memory, a compiler's
+        error) has a note instead of numbers; the rest is still measured.
     """
     groups = [[setting] for setting in settings]
     if together > 1:
@@ -220,8 +220,8 @@ class Prepared:
 
     Attributes:
         worker: The process; None if it failed.
-        memory: What a step needs, where that is known already.
-        note: Why it failed.
+        memory: Memory of a step, if it is already known.
+        note: The reason if it failed.
     """
 
     worker: Worker | None = None
@@ -236,15 +236,15 @@ class Prepared:
 
 
 def prepare(setting: Setting, library: str, memory_too: bool) -> Prepared:
-    """Starts a library's process; a CPU's memory is measured in one of its own."""
+    """Starts a library's process. On a CPU, another process measures its memory."""
     _progress(f"{setting}: preparing {library}")
     prepared = Prepared()
     try:
-        # What OpenVINO holds are no tensors of torch.
+        # OpenVINO's memory is not in torch tensors.
         if memory_too and setting.device == "cpu" and library != OPENVINO:
             prepared.memory = _cpu_memory(library, setting)
         prepared.worker = Worker(library, setting)
-    # A peer may fail in any way, and its failure is a result.
+    # A library may fail in any way, and the failure is a result.
     except RuntimeError as error:
         prepared.note = _note(library, error)
     return prepared
@@ -285,15 +285,15 @@ def _cpu_memory(library: str, setting: Setting) -> Memory:
 
 
 def time_in_turns(workers: dict[str, Worker], rounds: int, notes: dict[str, str]) -> dict[str, list[Timing]]:
-    """Times libraries in turns, so that a slow minute of the machine falls on all of them.
+    """Times libraries in turns, so that a slow minute of the machine affects all of them.
 
     Args:
-        workers: Processes by name; all but one of them wait.
-        rounds: Measurements of each. Each round begins with another one: none always follows the same.
-        notes: Gets a note for each library that fails; the others are timed all the same.
+        workers: Processes by name; all except one wait.
+        rounds: Measurements of each library. Each round begins with another library.
+        notes: Gets a note for each library that fails; the rest is still timed.
 
     Returns:
-        A measurement for each round, of each library that did not fail.
+        A measurement for each round, for each library that did not fail.
     """
     timings: dict[str, list[Timing]] = {name: [] for name in workers}
     repeats: dict[str, int] = {}
@@ -328,10 +328,10 @@ def _result(
     need: Memory | None,
     note: str,
 ) -> report.Row:
-    """One line of the CSV; README.md explains the columns. What was not measured is an empty field."""
+    """One line of the CSV; README.md explains the columns. Fields without a measurement are empty."""
     seconds = [timing.seconds for timing in timings]
     median = statistics.median(seconds) if seconds else math.nan
-    # Waiting for a GPU takes processor time or not, as the driver pleases: the share means nothing there.
+    # On a GPU the share means nothing: it depends on the driver whether waiting takes processor time.
     threads = torch.get_num_threads()
     on_cpu = bool(timings) and setting.device == "cpu"
     share = statistics.median(t.cpu_seconds / t.seconds / threads for t in timings) if on_cpu else math.nan
@@ -354,7 +354,8 @@ def _result(
 
 
 def _shares(setting: Setting, row: report.Row, limits: Limits) -> report.Row:
-    """What a result is of the machine's limits, and those; what training must move depends on what it keeps."""
+    """The machine's limits, and the shares of them that a result reaches. Training has no share of bandwidth, because
+    its traffic depends on the activations that are saved."""
     known = row["step_milliseconds"] != ""
     seconds = float(row["step_milliseconds"]) / 1e3 if known else math.nan
     infers = setting.mode == "inference"
@@ -374,7 +375,7 @@ def _field(value: float | None) -> float | int | str:
 
 
 def _compare(results: list[report.Row], others: list[report.Row]) -> None:
-    """Adds to each result what it is of the fastest and the leanest peer, and of single ones, among others."""
+    """Adds to each result its ratios to the fastest peer, to the one with the least memory, and to single peers."""
     for measure, best, title, single in (
         ("images_per_second", max, "fastest_peer", PEERS),
         ("peak_mib", min, "leanest_peer", ("transformers",)),
@@ -404,10 +405,10 @@ def _tables(rows: list[report.Row], libraries: list[str], memory_too: bool) -> l
         return "" if row is None else "failed" if row["note"] else form(row)
 
     speed = build(
-        f"Images per second (median of {rows[0]['rounds']} rounds); more is better. After a /: {OURS}'s, over those of "
-        f"that one. Share of products: {OURS}'s operations, of what the machine does in one large product. Share of "
-        f"limits: the time of a pass of fused parts at the machine's limits, of {OURS}'s time. benchmarks/README.md "
-        "says more.",
+        f"Images per second (median of {rows[0]['rounds']} rounds); more is better. Columns with /: {OURS} divided by "
+        f"the named library. Share of products: operations per second of {OURS}, divided by those of one large "
+        f"product. Share of limits: the time of a fused pass at the machine's limits, divided by that of {OURS}. "
+        "benchmarks/README.md explains more.",
         "images_per_second",
         {
             "/ fastest peer": "images_per_second_over_fastest_peer",
@@ -434,7 +435,7 @@ def _tables(rows: list[report.Row], libraries: list[str], memory_too: bool) -> l
 
 
 def _select(option: str, given: str, known: Iterable[str], only_when_named: Iterable[str] = ()) -> list[str]:
-    """Reads names separated by commas, in the order of those that are known; none means all but some."""
+    """Reads names separated by commas, in the order of `known`; no names: all except `only_when_named`."""
     names = [name.strip() for name in given.split(",") if name.strip()]
     for name in names:
         if name not in known:
@@ -443,15 +444,15 @@ def _select(option: str, given: str, known: Iterable[str], only_when_named: Iter
 
 
 def _installed(libraries: list[str]) -> list[str]:
-    """Leaves OpenVINO out where it is not."""
+    """The libraries, without OpenVINO if it is not installed."""
     if OPENVINO not in libraries or find_spec(OPENVINO) is not None:
         return libraries
-    _progress("openvino is not installed and is left out; `pip install -e .[peers]` brings it.")
+    _progress("openvino is not installed, so it is not measured; `pip install -e .[peers]` installs it.")
     return [name for name in libraries if name != OPENVINO]
 
 
 def _sizes(given: str, of_case: tuple[int, ...]) -> list[int]:
-    """Reads numbers of images; none means those that a case is measured with, of which the first is the best."""
+    """Reads numbers of images; no numbers: all batch sizes of the case. The first of these is `BEST`."""
     names = [name.strip() for name in given.split(",") if name.strip()]
     for name in names:
         if name != BEST and not (name.isdecimal() and int(name)):

@@ -1,7 +1,7 @@
-"""Results on their way out: what ran where, as CSV and as Markdown.
+"""Writes results as CSV and Markdown, with the facts of their runs.
 
-In: rows of plain values. Out: files that say everything needed to run the measurement again, and name no host and no
-folder. This module knows no model.
+In: rows of plain values. Out: files with everything that is needed to repeat the measurement, without names of hosts
+and folders. This module knows no model.
 """
 
 import csv
@@ -25,7 +25,7 @@ Row = dict[str, object]
 
 
 def describe_machine(device: str) -> str:
-    """The processor and the cores that may be used, or the name of the GPU."""
+    """The processor and its usable cores, or the name of the GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     cores, usable = os.cpu_count() or 1, usable_cores()
@@ -34,7 +34,7 @@ def describe_machine(device: str) -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on: fewer than the machine has where it is pinned."""
+    """Number of cores that this process may use; fewer than the machine's if it is pinned."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -62,7 +62,7 @@ def describe_run(device: str) -> dict[str, str]:
 
 
 def _public(arguments: Sequence[str]) -> list[str]:
-    """The arguments without the output file: it changes no number, and its folder is nobody's business."""
+    """The arguments without the output file: it changes no number, and its folder is private."""
     kept, skip = [], False
     for argument in arguments:
         if not skip and argument != "--output" and not argument.startswith("--output="):
@@ -76,16 +76,16 @@ def _commit() -> str:
         command = ["git", "-C", str(REPOSITORY), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
-    # What has not been committed in the code that is measured changes the result; elsewhere it does not.
+    # Only uncommitted changes of the measured code can change the result.
     changed = " with changes" if git("status", "--porcelain", "--", "src", "benchmarks/*.py") else ""
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + changed
 
 
 def default_stem(what: str, device: str) -> Path:
-    """Where results go: benchmarks/results/<what>_<machine>_<yyyy-mm>, without an ending.
+    """The path of the results, without a suffix: benchmarks/results/<what>_<machine>_<yyyy-mm>.
 
     Args:
-        what: The question that was asked.
+        what: Name of the benchmark.
         device: "cpu" or "cuda".
     """
     machine = re.sub(r"[^a-z0-9]+", "-", describe_machine(device).lower()).strip("-")
@@ -102,14 +102,14 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_csv(path: Path, facts: Mapping[str, str]) -> list[Row]:
-    """Reads what `write_csv` wrote, to add rows of another run to it.
+    """Reads a file of `write_csv`, to add rows of another run to it.
 
     Args:
         path: The file.
-        facts: Of the run that would add to it.
+        facts: Facts of the new run.
 
     Raises:
-        SystemExit: It was measured elsewhere, or with other versions: its rows do not belong beside new ones.
+        SystemExit: The file is of another machine or of other versions, so its rows are not comparable.
     """
     with path.open(newline="") as file:
         rows: list[Row] = [
@@ -133,11 +133,11 @@ def _number(text: str) -> float | int | str:
 
 
 def facts_of(rows: Sequence[Row], facts: Mapping[str, str]) -> dict[str, str]:
-    """The facts of all runs that rows come from: each with all its values.
+    """The facts of all runs of the rows, each with all its values.
 
     Args:
         rows: Results with the facts of their runs.
-        facts: Of one run; its names count.
+        facts: Facts of one run; its keys are used.
     """
     return {name: ", ".join(dict.fromkeys(str(row[name]) for row in rows)) for name in facts}
 
@@ -152,10 +152,10 @@ def write_markdown(path: Path, title: str, tables: Sequence[str], facts: Mapping
 
 
 def table(caption: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up when it is read as plain text.
+    """A Markdown table whose columns are aligned in plain text.
 
     Args:
-        caption: A sentence above the table: what the numbers are.
+        caption: A sentence above the table that explains the numbers.
         columns: Headings.
         lines: Cells, row by row.
     """

@@ -1,10 +1,10 @@
-"""What training takes in memory on each process under FSDP2 in GiB, by the number of processes, as a table.
+"""Prints a table of the memory of training under FSDP2: GiB on each process, by the number of processes.
 
     python benchmarks/training_memory.py --size giant-3b --image-size 192 --window-size 12
     python benchmarks/training_memory.py --size base --image-size 192 --window-size 12 --measure 2
 
-It is worked out without building weights. With --measure, so many gloo processes train for a few steps on the
-processors of this machine and report the largest resident memory, beside what is worked out for them.
+The memory is estimated, without building weights. With --measure N, N gloo processes also train for a few steps on this
+machine's CPU, and their largest resident memory is printed next to the estimate.
 """
 
 import json
@@ -43,13 +43,13 @@ print(f"PEAK {largest():.0f} {imported:.0f}", flush=True)
 
 
 def main(
-    size: Annotated[str, typer.Option(help="Size of the model.")] = "giant-3b",
+    size: Annotated[str, typer.Option(help="Preset of the model.")] = "giant-3b",
     image_size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 192,
     window_size: Annotated[int, typer.Option(help="Window in tokens.")] = 12,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of a forward pass on each process.")] = 8,
-    measure: Annotated[int, typer.Option(min=0, help="Processes to measure here; 0 measures nothing.")] = 0,
+    measure: Annotated[int, typer.Option(min=0, help="Number of processes to measure; 0: no measurement.")] = 0,
 ) -> None:
-    """Works out, measures and prints."""
+    """Estimates, measures and prints."""
     fields = find_preset(size).config_fields() | {"image_size": image_size, "window_size": window_size}
     config = Swinv2Config(**fields)
     with torch.device("meta"):
@@ -70,7 +70,7 @@ def main(
 
 
 def _measure(size: str, image_size: int, window_size: int, batch_size: int, processes: int) -> dict[str, list[int]]:
-    """Largest resident memory of each process, in MiB, and how much of it the libraries take by being imported."""
+    """Largest resident memory of each process, in MiB, and the part of it that imported libraries take."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for index in range(STEPS * batch_size * processes):

@@ -1,11 +1,11 @@
-"""Compiles every Triton kernel for GPUs that need not be there, and reports what each takes of them.
+"""Compiles every Triton kernel for several GPUs, without needing one, and reports the resources of each kernel.
 
     python benchmarks/triton_kernels.py --output benchmarks/results/kernels
 
-For compute capabilities 8.0 (A100), 8.6 (consumer cards, with less shared memory) and 9.0 (H100, H200), dtypes, and
-windows and widths of the published checkpoints: threads, registers of a thread, bytes of a thread's local memory (what
-did not fit the registers, mostly), shared memory. It says that the kernels compile and how they fit, not how fast they
-are. OUTPUT.csv and OUTPUT.md have the table.
+It covers compute capabilities 8.0 (A100), 8.6 (consumer cards, with less shared memory) and 9.0 (H100, H200), all
+dtypes, and the windows and widths of the published checkpoints. It reports threads, registers of a thread, bytes of a
+thread's local memory (mostly spilled registers) and shared memory. This shows that kernels compile and fit a GPU, not
+how fast they are. OUTPUT.csv and OUTPUT.md have the table.
 """
 
 import csv
@@ -19,7 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-# Kernels that are interpreted cannot be compiled.
+# Triton does not compile interpreted kernels.
 os.environ.pop("TRITON_INTERPRET", None)
 
 import report
@@ -33,17 +33,17 @@ from swinv2.ops.triton import launch, residual
 from swinv2.ops.windows import WindowPlan
 
 CAPABILITIES = {80: 163, 86: 99, 90: 227}
-"""With the KiB of shared memory that a program may take."""
+"""Compute capabilities (times 10), and the KiB of shared memory that a program may use."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WINDOWS = (8, 16, 24)
 HEAD_DIMS = (32, 64, 128)
 VARIANTS = ("shifted", "one window", "deterministic", "frozen bias")
-"""Shifted and padded, several windows; one window and one head, so that most numbers are 1; sums in a fixed order; no
+"""Shifted and padded, several windows; one window and one head, so that most integers are 1; sums in a fixed order; no
 gradient of the bias."""
 
 CHANNELS = (96, 512, 4096)
-"""The narrowest map, one in the middle and the widest."""
+"""Channels of the narrowest map, of a medium one and of the widest."""
 
 PARTS = ("attention", "residual")
 WARP = 32
@@ -51,7 +51,7 @@ COLUMNS = ("capability", "dtype", "case", "kernel", "threads", "registers", "loc
 
 
 class AbsentGpu:
-    """What Triton asks of a GPU's driver before it compiles.
+    """Replaces a GPU's driver: the methods that Triton calls before it compiles.
 
     Args:
         capability: Ten times the compute capability.
@@ -61,21 +61,21 @@ class AbsentGpu:
         self.capability = capability
 
     def get_current_target(self) -> GPUTarget:
-        """What to compile for."""
+        """The target of the compilation."""
         return GPUTarget("cuda", self.capability, WARP)
 
     def get_current_device(self) -> int:
-        """Its number."""
+        """Number of the device."""
         return 0
 
     def get_current_stream(self, device: int | None = None) -> int:
-        """Nothing is started on it."""
+        """A stream that is never used."""
         return 0
 
 
 @contextmanager
 def compiling(capability: int) -> Iterator[dict[str, Any]]:
-    """Has kernels compiled where they would be started, and collects them by name."""
+    """Inside, kernels are compiled instead of being launched, and collected by name."""
     triton.runtime.driver.set_active(AbsentGpu(capability))
     compiled: dict[str, Any] = {}
 
@@ -103,8 +103,8 @@ def attend(dtype: torch.dtype, window: int, head_dim: int, variant: str) -> None
     padding = torch.zeros(heads, head_dim, dtype=dtype) if plan.grid != plan.padded_grid else None
     inputs = (feature_map, feature_map, feature_map, table, scale, padding)
     torch.use_deterministic_algorithms(variant == "deterministic")
-    # Below torch's operations, which would look for a implementation for tensors on a CPU; they are only described
-    # here.
+    # `__wrapped__` bypasses torch's operator, which would look for an implementation for CPU tensors. The tensors here
+    # only describe shapes.
     attended, softmax_stats = launch.attend_fused.__wrapped__(*inputs, plan)
     wants_bias = variant != "frozen bias"
     launch.attend_fused_backward.__wrapped__(attended, *inputs, attended, softmax_stats, wants_bias, plan)
@@ -112,7 +112,7 @@ def attend(dtype: torch.dtype, window: int, head_dim: int, variant: str) -> None
 
 
 def add(dtype: torch.dtype, channels: int, drops: bool) -> None:
-    """One residual line, forward and backward, as autocast has it: the main branch and the norm in fp32."""
+    """One residual line, forward and backward, with autocast's dtypes: the main path and the norm in fp32."""
     x = torch.zeros(2, 5, 3, channels, requires_grad=True)
     work = torch.zeros(2, 5, 3, channels, dtype=dtype)
     weight, bias = torch.ones(channels), torch.zeros(channels)
@@ -122,11 +122,11 @@ def add(dtype: torch.dtype, channels: int, drops: bool) -> None:
 def compile_cases(
     dtypes: list[str], windows: list[int], parts: list[str], capabilities: list[int]
 ) -> Iterator[tuple[int, str, str, str, Any]]:
-    """Compiles what is wanted: capability, dtype, case, name of the kernel, kernel."""
+    """Compiles the chosen kernels; yields capability, dtype, case, name of the kernel, kernel."""
     for capability, dtype in product(capabilities, dtypes):
         if PARTS[0] in parts:
             for head_dim, window, variant in product(HEAD_DIMS, windows, VARIANTS):
-                # What the variants change does not depend on the size of vectors.
+                # The effect of the variants does not depend on the size of vectors.
                 if variant != VARIANTS[0] and (head_dim != HEAD_DIMS[0] or dtype != "bf16"):
                     continue
                 with compiling(capability) as compiled:
@@ -142,7 +142,7 @@ def compile_cases(
 
 
 def measure(kernel: Any) -> dict[str, Any]:
-    """What a compiled kernel takes, as NVIDIA's own tool reads it from the binary."""
+    """The resources of a compiled kernel, read from the binary by NVIDIA's cuobjdump."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
@@ -150,7 +150,7 @@ def measure(kernel: Any) -> dict[str, Any]:
         said = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", said)
     if found is None:
-        raise RuntimeError(f"cuobjdump says nothing of registers: {said!r}")
+        raise RuntimeError(f"the output of cuobjdump has no registers: {said!r}")
     return {
         "threads": WARP * kernel.metadata.num_warps,
         "registers": int(found[1]),
@@ -160,11 +160,11 @@ def measure(kernel: Any) -> dict[str, Any]:
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Where to write, without the ending.")] = Path("kernels"),
-    windows: Annotated[list[int] | None, typer.Option("--window", help="Windows: 8, 16, 24 unless told.")] = None,
-    dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="bf16, fp16, fp32; all of them.")] = None,
-    capabilities: Annotated[list[int] | None, typer.Option("--capability", help="80, 86 and 90.")] = None,
-    parts: Annotated[list[str] | None, typer.Option("--part", help="attention, residual; both.")] = None,
+    output: Annotated[Path, typer.Option(help="Where to write, without the suffix.")] = Path("kernels"),
+    windows: Annotated[list[int] | None, typer.Option("--window", help="Windows; default: 8, 16, 24.")] = None,
+    dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="bf16, fp16, fp32; default: all.")] = None,
+    capabilities: Annotated[list[int] | None, typer.Option("--capability", help="80, 86, 90; default: all.")] = None,
+    parts: Annotated[list[str] | None, typer.Option("--part", help="attention, residual; default: both.")] = None,
 ) -> None:
     """Compiles and reports."""
     rows = []
@@ -175,7 +175,7 @@ def main(
         rows.append(dict(zip(COLUMNS, row, strict=True)))
         print(*row, sep="; ", flush=True)
         if found["shared_kib"] > CAPABILITIES[case[0]]:
-            raise SystemExit(f"{case[-1]} takes more shared memory than a GPU of {case[0] / 10} has.")
+            raise SystemExit(f"{case[-1]} needs more shared memory than a GPU of capability {case[0] / 10} has.")
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

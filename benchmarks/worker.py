@@ -1,10 +1,10 @@
-"""One library at one setting, in a process of its own, as in use: no other library's model is in its memory.
+"""Runs one library at one setting in a separate process, as in real use: no other library's model is in its memory.
 
     python benchmarks/worker.py LIBRARY SETTING_AS_JSON
 
-prints {"parameters": number} when it is ready, and then answers each line on its input with a line of JSON: a number
-is so many steps to time, "memory" asks for what a step needs; {"error": sentence} says that it failed. It ends with
-its input. `Worker` is the other end.
+It prints {"parameters": number} when it is ready. Then it answers each line of its stdin with a line of JSON: for a
+number, the time of this many steps; for "memory", the memory of a step. {"error": sentence} reports a failure. The
+process ends at the end of its stdin. `Worker` is the other end of the pipe.
 """
 
 import contextlib
@@ -25,25 +25,26 @@ from cases import Setting, make_step
 from memory import Memory
 
 WARM_STEPS = 2
-"""The first step compiles and makes the optimizer's state; the second settles what libraries keep for themselves."""
+"""The first step compiles and creates the optimizer's state; the second one fills the libraries' caches."""
 
 RECOMPILE_LIMIT = 128
-"""A peer that must compile one function for many shapes would fall back to eager execution at the default limit."""
+"""With the default limit, a peer that compiles one function for many shapes would fall back to eager execution."""
 
 REST_SECONDS = 0.02
-"""Threads of OpenMP spin for some milliseconds after their work, OpenVINO's for one: not in another library's turn."""
+"""Pause after a measurement: OpenMP threads spin for some milliseconds after their work, which would slow down the next
+library. OpenVINO's threads spin for one millisecond."""
 
 MEMORY_ATTEMPTS, MEMORY_SECONDS = 10, 4.0
-"""How often a step is tried anew that found too little memory, and after how long."""
+"""Number of attempts of a step that finds too little memory, and seconds between them."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one step took, in one measurement.
+    """The time of one step in one measurement.
 
     Attributes:
-        seconds: By the clock.
-        cpu_seconds: Of processor time, all threads together.
+        seconds: Elapsed time.
+        cpu_seconds: Processor time of all threads together.
     """
 
     seconds: float
@@ -51,20 +52,20 @@ class Timing:
 
 
 class Worker:
-    """A process that does one library's work.
+    """A process that runs one library.
 
     Args:
         library: A name in `cases.LIBRARIES`.
-        setting: What to do.
-        environment: Variables beside this process's own.
+        setting: The setting to run.
+        environment: Environment variables in addition to this process's own.
 
     Raises:
-        RuntimeError: The process failed; the message is its error, its signal, or the last line that it wrote.
+        RuntimeError: The process failed; the message is its error, its signal, or its last line of output.
     """
 
     def __init__(self, library: str, setting: Setting, environment: Mapping[str, str] | None = None) -> None:
         command = [sys.executable, str(Path(__file__).resolve()), library, json.dumps(asdict(setting))]
-        # In a file: a pipe that nobody reads is full one day.
+        # A file, because a pipe that is not read fills up and blocks the process.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             command,
@@ -77,23 +78,23 @@ class Worker:
         self.parameters: int = self._answer()["parameters"]
 
     def time(self, repeats: int) -> Timing:
-        """Has the step repeated, and says what one took."""
+        """Repeats the step; returns the time of one."""
         return Timing(**self._ask(str(repeats)))
 
     def memory(self) -> Memory:
-        """What a step needs."""
+        """The memory of a step."""
         return Memory(**self._ask("memory"))
 
     def close(self) -> None:
         """Ends the process."""
-        with contextlib.suppress(BrokenPipeError):  # it has ended by itself
+        with contextlib.suppress(BrokenPipeError):  # the process has already ended
             self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
         self._errors.close()
 
     def _ask(self, question: str) -> dict[str, float]:
-        with contextlib.suppress(BrokenPipeError):  # _answer says why
+        with contextlib.suppress(BrokenPipeError):  # _answer raises an error with the reason
             print(question, file=self._process.stdin, flush=True)
         return self._answer()
 
@@ -117,12 +118,12 @@ class Worker:
             raise RuntimeError(answer["error"])
         if status < 0:
             raise RuntimeError(f"killed by signal {-status}: out of memory?")
-        raise RuntimeError(said.splitlines()[-1] if said else "ended without a word")
+        raise RuntimeError(said.splitlines()[-1] if said else "ended without a message")
 
 
 def main() -> None:
-    """Does what the command line and the input say; see the head of this file."""
-    # What libraries print, C libraries too, must not be taken for an answer.
+    """Runs the command line and the requests on stdin; see the top of this file."""
+    # Output of libraries, also of C libraries, must not be mixed with answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -131,7 +132,7 @@ def main() -> None:
 
     try:
         work(sys.argv[1], Setting(**json.loads(sys.argv[2])), answer)
-    # A library may fail in any way, and its failure is a result.
+    # A library may fail in any way, and the failure is a result.
     except Exception as error:
         traceback.print_exc()
         lines = str(error).strip().splitlines()
@@ -140,7 +141,7 @@ def main() -> None:
 
 
 def work(library: str, setting: Setting, answer: Callable[..., None]) -> None:
-    """Prepares the library's step and does what is asked for until the input ends."""
+    """Prepares the library's step and answers requests until stdin ends."""
     on_cuda = setting.device == "cuda"
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     if on_cuda:
@@ -164,7 +165,7 @@ def work(library: str, setting: Setting, answer: Callable[..., None]) -> None:
             continue
         repeats = int(line)
         if on_cuda:
-            # What the allocator holds was given back after the last answer.
+            # Fills the allocator again: it was emptied after the last answer.
             step()
             synchronize()
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -173,14 +174,14 @@ def work(library: str, setting: Setting, answer: Callable[..., None]) -> None:
         synchronize()
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         if on_cuda:
-            # The others need the memory now: all of them wait with a model on the device.
+            # The other processes, which wait with a model on the device, need the memory now.
             torch.cuda.empty_cache()
         time.sleep(REST_SECONDS)
         answer(seconds=seconds / repeats, cpu_seconds=cpu_seconds / repeats)
 
 
 def _step_when_there_is_memory(step: Callable[[], None]) -> None:
-    """Takes a step on a GPU on which others, who are preparing themselves too, may hold the memory for a moment."""
+    """Runs a step on a GPU whose memory other processes may hold for a moment while they prepare."""
     for attempt in range(MEMORY_ATTEMPTS):
         try:
             step()
@@ -188,7 +189,7 @@ def _step_when_there_is_memory(step: Callable[[], None]) -> None:
         except torch.OutOfMemoryError:
             if attempt == MEMORY_ATTEMPTS - 1:
                 raise
-        # After the handler: what it raised holds the step's tensors.
+        # After the handler, because inside it the error still holds the step's tensors.
         torch.cuda.empty_cache()
         time.sleep(MEMORY_SECONDS)
 

@@ -1,14 +1,13 @@
-"""Figure 2 of the paper in small: how large activations grow where blocks normalise before their work, and after it.
+"""A small version of the paper's figure 2: the size of activations with pre-norm and with post-norm.
 
-Three models learn CIFAR-10 from the same seed, the same images in the same order. One has its branches normalised
-before their work, as the first Swin Transformer; its norms begin with weight 1, since 0 would let nothing through. One
-is this package's, each branch normalised after its work by a norm whose weight begins at 0, as in the authors' code. In
-the last one these weights begin at 1 too. Then the average channel variance of every block is measured on test
-images.
+Three models learn CIFAR-10 with the same seed and the same images in the same order. The first has pre-norm branches,
+like the first Swin Transformer; its norms begin with weight 1, because weight 0 would block all branches. The second is
+this package's: post-norm branches, whose norms begin with weight 0, as in the authors' code. The third is the same, but
+its norms begin with weight 1. Then the average channel variance of every block is measured on test images.
 
     python scripts/amplitudes.py --data cifar10 --output runs/amplitudes
 
-OUTPUT/amplitudes.png has the figure, amplitudes.json the numbers. A model whose numbers are there is not trained
+OUTPUT/amplitudes.png has the figure, amplitudes.json the numbers. A model with numbers in this file is not trained
 again.
 
 Source: Liu et al., Swin Transformer V2 (arXiv 2111.09883), section 3.2 and figure 2.
@@ -36,7 +35,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CLASSES = 10
 MODEL = {"image_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 48, "num_heads": [2, 4]}
 WARM_UP = 50
-"""Steps in which the rate rises."""
+"""Steps of the warm-up."""
 
 PRE, POST, POST_FROM_ONE = (
     "normalised before (as Swin V1)",
@@ -46,7 +45,7 @@ PRE, POST, POST_FROM_ONE = (
 
 
 class PreNormBlock(SwinTransformerBlock):
-    """A block whose branches are normalised before their work; otherwise the package's."""
+    """The package's block, with pre-norm instead of post-norm."""
 
     def attention_branch(self, x: Tensor, backend: str, output_attentions: bool) -> tuple[Tensor, ...]:
         attended, *weights = self.attention(self.layernorm_before(x), backend, output_attentions)
@@ -57,7 +56,7 @@ class PreNormBlock(SwinTransformerBlock):
 
 
 def build(where: str, depths: list[int], seed: int) -> Swinv2ForImageClassification:
-    """A fresh model; those of the other kinds have the same weights but for the norms."""
+    """A new model; with the same seed, all three kinds have the same weights except in the norms."""
     torch.manual_seed(seed)
     config = Swinv2Config(**MODEL, depths=depths, drop_path_rate=0.0, num_labels=CLASSES)
     model = Swinv2ForImageClassification(config)
@@ -78,7 +77,7 @@ def pixels(images: np.ndarray) -> Tensor:
 def train(
     model: nn.Module, images: np.ndarray, labels: np.ndarray, steps: int, rate: float, batch_size: int, seed: int
 ) -> list[float]:
-    """Trains by AdamW with a warm-up and half a cosine; returns the loss of each step."""
+    """Trains with AdamW, a warm-up and half a cosine; returns the loss of each step."""
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)
     draw = np.random.default_rng(seed)
     losses: list[float] = []
@@ -107,9 +106,9 @@ def train(
 def measure(
     model: Swinv2ForImageClassification, images: np.ndarray, labels: np.ndarray, count: int
 ) -> tuple[list[Amplitude], float]:
-    """Amplitudes over the first test images, and the share of them that is recognised."""
+    """Amplitudes over the first test images, and their top-1 accuracy."""
     model.eval()
-    # What `observe` needs.
+    # `observe` needs this backend.
     model.set_attn_implementation("eager")
     amplitudes, right = Amplitudes(), 0
     is_pre = any(isinstance(module, PreNormBlock) for module in model.modules())
@@ -122,14 +121,14 @@ def measure(
 
 
 def main(
-    data: Annotated[str, typer.Option(help="Where CIFAR-10 is: a folder, or a data set's name.")] = "cifar10",
-    output: Annotated[Path, typer.Option(help="Where the figure and the numbers go.")] = Path("runs/amplitudes"),
+    data: Annotated[str, typer.Option(help="CIFAR-10: a folder, or a data set's name.")] = "cifar10",
+    output: Annotated[Path, typer.Option(help="Folder for the figure and the numbers.")] = Path("runs/amplitudes"),
     steps: Annotated[int, typer.Option(min=1, help="Steps of each training.")] = 400,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 128,
     depths: Annotated[str, typer.Option(help="Blocks of the two stages.")] = "2,10",
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
-    seed: Annotated[int, typer.Option(help="Of weights and images.")] = 0,
-    pictures: Annotated[int, typer.Option(min=100, help="Test images that are measured, in hundreds.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = 0,
+    pictures: Annotated[int, typer.Option(min=100, help="Number of test images, a multiple of 100.")] = 1000,
 ) -> None:
     """Trains the models, measures them, and draws their amplitudes."""
     asked = {"steps": steps, "batch_size": batch_size, "depths": depths, "rate": rate, "seed": seed}
@@ -137,7 +136,7 @@ def main(
     file = output / "amplitudes.json"
     numbers = json.loads(file.read_text()) if file.is_file() else {"asked": asked}
     if numbers["asked"] != asked:
-        raise SystemExit(f"{file} is of other settings, {numbers['asked']}; choose another --output, or delete it.")
+        raise SystemExit(f"{file} has other settings, {numbers['asked']}; choose another --output, or delete it.")
     output.mkdir(parents=True, exist_ok=True)
     kinds = (PRE, POST, POST_FROM_ONE)
     for where in kinds:

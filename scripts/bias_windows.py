@@ -1,9 +1,9 @@
-"""The position bias of a checkpoint at its own window and at a larger one, extrapolated and stretched.
+"""Draws the position bias of a checkpoint in its own window and in a larger one, extrapolated and stretched.
 
     python scripts/bias_windows.py --output docs/guides/resolution-bias.png
 
-Drawn is the last block of one stage. The larger window is a change of one call, `set_image_size`; the figure has what
-the model would add to its logits there.
+It draws the last block of one stage. `set_image_size` changes the window; the figure shows the bias that the model then
+adds to its logits.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from swinv2.predict.shipped import shipped_model
 
 
 def field_of(model: Swinv2Model, stage: int, how: str) -> BiasField:
-    """The position bias of a stage's last block, as the model is now."""
+    """The position bias of a stage's last block, with the model's current window."""
     number, block = [(number, block) for at, number, block in blocks_of(model) if at == stage][-1]
     spec = model.config.stages()[stage - 1]
     with torch.no_grad():
@@ -31,9 +31,9 @@ def field_of(model: Swinv2Model, stage: int, how: str) -> BiasField:
 
 def main(
     output: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("resolution-bias.png"),
-    model: Annotated[str, typer.Option(help="A model's folder, or a name; the shipped one unless given.")] = "",
-    stage: Annotated[int, typer.Option(min=1, help="Which stage.")] = 2,
-    scale: Annotated[int, typer.Option(min=2, help="How many times as large image and window become.")] = 3,
+    model: Annotated[str, typer.Option(help="A model's folder, or a name; default: the shipped one.")] = "",
+    stage: Annotated[int, typer.Option(min=1, help="Number of the stage.")] = 2,
+    scale: Annotated[int, typer.Option(min=2, help="Factor by which image and window grow.")] = 3,
 ) -> None:
     """Draws the three fields."""
     disable_progress_bar()

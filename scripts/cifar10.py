@@ -1,8 +1,8 @@
-"""CIFAR-10 as the recipes and scripts take it: train.parquet and test.parquet, of torchvision's copy.
+"""Writes torchvision's copy of CIFAR-10 as train.parquet and test.parquet, for the recipes and scripts.
 
     python scripts/cifar10.py --root downloads --output cifar10
 
-With access to the hub it is not needed: `--data uoft-cs/cifar10` is the same.
+With access to the hub this is not needed: `--data uoft-cs/cifar10` is the same data.
 
 Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 """
@@ -26,7 +26,7 @@ def read_arrays(source: str, split: str) -> tuple[np.ndarray, np.ndarray, tuple[
 
 
 def main(
-    root: Annotated[Path, typer.Option(help="Folder of cifar-10-batches-py; fetched if it is not there.")],
+    root: Annotated[Path, typer.Option(help="Folder of cifar-10-batches-py; downloaded if missing.")],
     output: Annotated[Path, typer.Option(help="The folder to write.")] = Path("cifar10"),
 ) -> None:
     """Writes both splits."""

@@ -1,13 +1,13 @@
-"""How much SimMIM pre-training helps where few images are labelled: CIFAR-10 with labels for a tenth.
+"""Measures how much SimMIM pre-training helps with few labels: CIFAR-10 with labels for a tenth of the images.
 
-For each seed, a small model is pre-trained on all 50,000 training images without labels and fine-tuned on the
-labelled tenth; the same model is trained from scratch on the same tenth, with the same recipe for as many steps. Both
-are evaluated on the 10,000 test images; what counts is the last step, and nothing is chosen by it.
+For each seed, a small model is pre-trained on all 50,000 training images without labels and fine-tuned on the labelled
+tenth. The same model is also trained from scratch on the same tenth, with the same recipe and number of steps. Both are
+evaluated on the 10,000 test images after the last step; no setting or checkpoint is chosen by this evaluation.
 
     python scripts/few_labels.py --data cifar10 --output runs/few-labels
 
-What was begun goes on if the command is given again. OUTPUT/few-labels.md and .json have the table, few-labels.png the
-curves, simmim-0/reconstructions.png what the first model draws.
+If the command is given again, unfinished runs resume. OUTPUT/few-labels.md and .json have the table, few-labels.png the
+curves, simmim-0/reconstructions.png the first model's reconstructions.
 """
 
 import json
@@ -21,20 +21,21 @@ from runs import SMALL_MODEL, read_log, run_recipe
 from swinv2.drawing.paper import open_figure, save
 
 LABELLED = {"warmup_steps": 0.13, "eval_steps": 0.2, "save_steps": 0.5, "logging_steps": 0.05}
-"""Shares of a training, for steps that its recipe counts for a longer one; whatever it starts from."""
+"""Numbers of steps as shares of the training, because the recipe's numbers are for a longer one. All fine-tunings use
+them, pre-trained or not."""
 
 STARTS = {"pre-trained": "SimMIM on all images, then the labelled ones", "scratch": "the labelled ones alone"}
 
 
 def main(
-    data: Annotated[str, typer.Option(help="Where CIFAR-10 is: a folder, or a data set's name.")] = "cifar10",
+    data: Annotated[str, typer.Option(help="CIFAR-10: a folder, or a data set's name.")] = "cifar10",
     output: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs/few-labels"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind.")] = 3,
-    pretraining_epochs: Annotated[float, typer.Option(help="Of SimMIM, on all images.")] = 15,
-    epochs: Annotated[float, typer.Option(help="Of each fine-tuning, on the labelled tenth.")] = 20,
+    pretraining_epochs: Annotated[float, typer.Option(help="Epochs of SimMIM, on all images.")] = 15,
+    epochs: Annotated[float, typer.Option(help="Epochs of each fine-tuning, on the labelled images.")] = 20,
     share: Annotated[float, typer.Option(help="Share of the images of each class that are labelled.")] = 0.1,
 ) -> None:
-    """Runs what is missing, writes the table and draws the curves."""
+    """Runs the missing trainings, writes the table and draws the curves."""
     found: dict[str, list[float]] = {start: [] for start in STARTS}
     for seed in range(seeds):
         pretrained = output / f"simmim-{seed}"
@@ -72,7 +73,8 @@ def _write(output: Path, found: dict[str, list[float]], pretraining_epochs: floa
 
 
 def _draw(output: Path, seeds: int) -> None:
-    """The losses of the pre-trainings, and the accuracies of the fine-tunings beside those from scratch."""
+    """Draws the losses of the pre-trainings, and the accuracies of the trainings from pre-trained weights and from
+    scratch."""
     figure = open_figure(10, 4)
     pretraining, labelled = figure.subplots(1, 2)
     colours = {"pre-trained": "#2166ac", "scratch": "#d6604d"}

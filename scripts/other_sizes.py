@@ -1,11 +1,11 @@
-"""How well a CIFAR-10 checkpoint does at sizes that it was not trained at, without training on: windows scaled along
-with the image, their position bias extrapolated or stretched, or windows left as they are.
+"""Measures a CIFAR-10 checkpoint at other image sizes, without further training: with windows that grow with the image,
+whose position bias is extrapolated or stretched, or with unchanged windows.
 
     python scripts/other_sizes.py --data cifar10 --guide docs/guides/resolution.md
 
-The table goes to stdout, and with --guide into that document, in place of the one between the two marks. Test images
-are resized to the size by the model's own processor; to a rectangle they are distorted. The window grows with the
-longer side, so that in the last stage it still covers the whole map.
+The table goes to stdout. With --guide, it also replaces the table between the two marks of that document. The model's
+own processor resizes test images; for a rectangle it distorts them. The window grows with the longer side, so that it
+still covers the whole map in the last stage.
 """
 
 import platform
@@ -44,7 +44,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def top1(
     model: Swinv2ForImageClassification, processor: Any, images: np.ndarray, labels: list[str], size: tuple[int, int]
 ) -> float:
-    """Share of the test images that are recognised at a size."""
+    """Top-1 accuracy on the test images at a size."""
     names = label_names(model.config)
     truth = torch.tensor([names.index(label) for label in labels])
     right = 0
@@ -63,10 +63,10 @@ def commit() -> str:
 
 
 def main(
-    data: Annotated[str, typer.Option(help="Where CIFAR-10 is: a folder, or a data set's name.")] = "cifar10",
-    model: Annotated[str, typer.Option(help="A model's folder, or a name; the shipped one unless given.")] = "",
+    data: Annotated[str, typer.Option(help="CIFAR-10: a folder, or a data set's name.")] = "cifar10",
+    model: Annotated[str, typer.Option(help="A model's folder, or a name; default: the shipped one.")] = "",
     sizes: Annotated[str, typer.Option(help="Sizes, height first.")] = "32,40,48,64,96,32x48,48x32,64x96",
-    pictures: Annotated[int, typer.Option(min=1, max=10_000, help="Test images, the first ones.")] = 2000,
+    pictures: Annotated[int, typer.Option(min=1, max=10_000, help="Number of test images, from the first one.")] = 2000,
     guide: Annotated[Path | None, typer.Option(help="A document with the two marks.")] = None,
 ) -> None:
     """Measures all sizes and writes the table."""
@@ -80,7 +80,9 @@ def main(
         raise SystemExit(f"--model {name} does not have the ten labels of CIFAR-10; choose one that was trained on it.")
     before = guide.read_text() if guide is not None else ""
     if guide is not None and not 0 <= before.find(BEGIN) < before.find(END):
-        raise SystemExit(f"--guide {guide} has no marks; put the lines {BEGIN} and {END} where the table shall stand.")
+        raise SystemExit(
+            f"--guide {guide} has no marks; add the lines {BEGIN} and {END} around the place of the table."
+        )
 
     rows = [
         f"| size, height x width | window | extrapolated | stretched | window left at {old.window_size} |",

@@ -1,13 +1,13 @@
-"""What a model learned at 32 px knows at 48 and 64 px: table 1 of the paper, in small, on CIFAR-10.
+"""A small version of the paper's table 1: models trained at 32 px on CIFAR-10, evaluated at 48 and 64 px.
 
-For each seed a small model is trained at 32 px, once with log-spaced and once with linear-spaced coordinates of the
-position bias. At each larger size (images scaled up, windows scaled along) it is evaluated as it is, with its bias
-extrapolated; the log-spaced one also with its bias stretched over the larger window. Then each learns for one epoch at
-that size and is evaluated again.
+For each seed, a small model is trained at 32 px, once with log-spaced and once with linear-spaced coordinates of the
+position bias. At each larger size, images and windows are scaled up, and the model is evaluated without further
+training, with its bias extrapolated; the log-spaced model also with its bias stretched over the larger window. Then
+each model is fine-tuned for one epoch at this size and evaluated again.
 
     python scripts/resolution_transfer.py --data cifar10 --output runs/resolution
 
-What was begun goes on if the command is given again. The table lands in OUTPUT/resolution.md and .json.
+If the command is given again, unfinished runs resume. OUTPUT/resolution.md and .json have the table.
 
 Source: Liu et al., Swin Transformer V2 (arXiv 2111.09883), table 1 and section 3.3.
 """
@@ -27,19 +27,19 @@ from swinv2.layers import position as layers_position
 from swinv2.ops.cpu import position as cpu_position
 
 MODEL = SMALL_MODEL | {"embed_dim": 48, "depths": [2, 2]}
-"""Smaller still, since an image of 64 px costs four times as much as one of 32."""
+"""An even smaller model, because an image of 64 px costs four times as much as one of 32."""
 
 TRAINED_WINDOW = 4
 PRESETS = {32: TRAINED_WINDOW, 48: 6, 64: 8}
 KINDS = {"log": "log-spaced", "linear": "linear-spaced", "stretched": "log-spaced, stretched"}
 LINEAR = "--linear-spaced"
-"""First argument of a process of this script that is `swinv2` with linear-spaced coordinates."""
+"""With this first argument, the script runs `swinv2` with linear-spaced coordinates."""
 
 
 def linear_coordinates(
     window: tuple[int, int], pretrained_window: tuple[int, int], device: torch.device | None = None
 ) -> Tensor:
-    """As `relative_coordinates`, without the logarithm: a distance is its share of the pre-training window."""
+    """Like `relative_coordinates`, but without the logarithm: a distance is a share of the pre-training window."""
     axes = [
         torch.arange(1 - size, size, device=device, dtype=torch.float32) / max((pretrained or size) - 1, 1)
         for size, pretrained in zip(window, pretrained_window, strict=True)
@@ -48,13 +48,13 @@ def linear_coordinates(
 
 
 def main(
-    data: Annotated[str, typer.Option(help="Where CIFAR-10 is: a folder, or a data set's name.")] = "cifar10",
+    data: Annotated[str, typer.Option(help="CIFAR-10: a folder, or a data set's name.")] = "cifar10",
     output: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs/resolution"),
     seeds: Annotated[int, typer.Option(min=1, help="Models of each kind.")] = 3,
-    epochs: Annotated[float, typer.Option(help="Of the training at 32 px.")] = 5,
-    tuning_epochs: Annotated[float, typer.Option(help="Of the fine-tuning at a larger size.")] = 1,
+    epochs: Annotated[float, typer.Option(help="Epochs of the training at 32 px.")] = 5,
+    tuning_epochs: Annotated[float, typer.Option(help="Epochs of the fine-tuning at a larger size.")] = 1,
 ) -> None:
-    """Runs what is missing, and writes the table."""
+    """Runs the missing trainings, and writes the table."""
     scores: dict[str, list[float]] = {}
     for seed in range(seeds):
         for spacing in ("log", "linear"):

@@ -1,4 +1,4 @@
-"""Runs of `swinv2` that a script begins, and goes on with when it is started again."""
+"""Runs of `swinv2` that a script starts, and resumes if the script is started again."""
 
 import json
 import subprocess
@@ -20,31 +20,31 @@ SMALL_MODEL = {
     "num_heads": [2, 4],
     "encoder_stride": 8,
 }
-"""A third of the work of the CIFAR-10 recipes' model, so that many trainings are a matter of hours on two cores."""
+"""A model with a third of the work of the CIFAR-10 recipes' model; many trainings take hours on two cores."""
 
 
 def run_recipe(
     command: str, run: Path, recipe: str, told: Mapping[str, object], program: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Runs a training to its end, unless it has reached it. What it was asked for stays beside it, in `asked.json`.
+    """Runs a training to its end, unless it is complete already. Its settings are stored in its `asked.json`.
 
     Args:
         command: "pretrain" or "finetune".
         run: Folder of the run.
         recipe: Name of a file in `recipes/`.
-        told: Settings on top of the recipe.
-        program: What to start in place of `swinv2`.
+        told: Settings that override the recipe.
+        program: Program to start instead of `swinv2`.
 
     Returns:
-        What the run has in `results.json`.
+        The contents of the run's `results.json`.
 
     Raises:
-        SystemExit: The folder has a run that was asked for something else.
+        SystemExit: The folder has a run with other settings.
     """
     results, asked = run / "results.json", run / "asked.json"
     wanted = {"recipe": yaml.safe_load((RECIPES / recipe).read_text()), "told": {k: str(v) for k, v in told.items()}}
     if asked.is_file() and json.loads(asked.read_text()) != wanted:
-        raise SystemExit(f"{run} was begun with other settings ({asked}); choose another --output, or delete it.")
+        raise SystemExit(f"{run} has a run with other settings ({asked}); choose another --output, or delete it.")
     if not results.is_file():
         run.mkdir(parents=True, exist_ok=True)
         asked.write_text(json.dumps(wanted, indent=2) + "\n")

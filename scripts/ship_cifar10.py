@@ -1,4 +1,4 @@
-"""Puts a trained CIFAR-10 model into the package: measures it, draws the samples, writes the model card.
+"""Copies a trained CIFAR-10 model into the package: measures it, draws the samples, writes the model card.
 
     python scripts/ship_cifar10.py --model runs/cifar10/final --data FOLDER_OR_NAME --trained "on two cores in 2 hours"
 

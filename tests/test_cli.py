@@ -292,7 +292,7 @@ def test_a_full_disk_is_a_sentence(model: Path, images: Path, arguments: list[st
             timeout=60,
         )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: no space is left on the disk; what was written is cut off."
+    assert done.stderr.splitlines()[-1] == "error: no space is left on the disk; the output is incomplete."
     assert "Traceback" not in done.stderr
 
 

@@ -1,7 +1,7 @@
-"""Where commands write, and how they say how far they are.
+"""The consoles of the commands, and their progress.
 
-In: progress. Out: a bar in a terminal; a line every half minute elsewhere, such as in a log. This module knows
-no image and no model, and imports nothing that takes long.
+In: progress. Out: a bar in a terminal; elsewhere, for example in a log, a line every half minute. This module knows
+no image and no model, and imports nothing slow.
 """
 
 import os
@@ -20,52 +20,52 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 def message_console() -> Console:
-    """Where messages go."""
+    """The console for messages: stderr."""
     console = Console(stderr=True, highlight=False)
-    # In a terminal lines end between words; elsewhere, in a log, a message is one line.
+    # A terminal wraps messages between words; in a log a message is one line.
     console.soft_wrap = not console.is_terminal
     return console
 
 
 def data_console() -> Console:
-    """Where tables go."""
+    """The console for tables: stdout."""
     console = Console(highlight=False)
-    # Elsewhere than in a terminal there is no edge at which a line would have to be folded.
+    # Only a terminal has a width at which lines must be folded.
     return console if console.is_terminal else Console(highlight=False, width=100_000)
 
 
 def shown(path: Path) -> str:
-    """A file's name fit for a terminal and for text files, whatever bytes it is made of."""
+    """The printable name of a file; its bytes may be no valid text."""
     name = os.fsencode(path).decode("utf-8", "replace")
     return name if name.isprintable() else repr(name)
 
 
 class Progress:
-    """How far something is; this one does not say so.
+    """Counts progress without showing it.
 
     Args:
-        total: How many images, or steps, there are.
-        console: Where messages go meanwhile.
+        total: Number of images or steps.
+        console: The console for messages.
     """
 
     def __init__(self, total: int, console: Console) -> None:
         self.done, self.total, self.console = 0, total, console
 
     def advance(self) -> None:
-        """One more is done."""
+        """Adds one to the number done."""
         self.update(self.done + 1, self.total)
 
     def update(self, done: int, total: int) -> None:
-        """Reports that `done` of `total` are done."""
+        """Sets the number done and the total."""
         self.done, self.total = done, total
 
 
 class Bar(Progress):
-    """Moves a bar.
+    """Shows progress as a bar.
 
     Args:
         total, console: See `Progress`.
-        bar: The bar, of one task.
+        bar: The bar; it gets one task.
     """
 
     def __init__(self, total: int, console: Console, bar: RichProgress) -> None:
@@ -74,17 +74,17 @@ class Bar(Progress):
         self._task = bar.add_task("", total=total)
 
     def update(self, done: int, total: int) -> None:
-        """Moves the bar."""
+        """Sets the number done and the total, and moves the bar."""
         super().update(done, total)
         self._bar.update(self._task, completed=done, total=total)
 
 
 class Lines(Progress):
-    """Prints a line every half minute, from a thread of its own: however long a step takes.
+    """Prints a line every half minute. Its own thread prints it, so a long step delays no line.
 
     Args:
-        total, console: See `Progress`; without a total a line has the elapsed time only.
-        verb: What is being done.
+        total, console: See `Progress`; if the total is 0, a line has only the elapsed time.
+        verb: The activity, for example "classifying".
     """
 
     def __init__(self, total: int, console: Console, verb: str) -> None:
@@ -94,21 +94,21 @@ class Lines(Progress):
         self.begin(verb, 0, total)
 
     def begin(self, verb: str, done: int, total: int, images: int = 1, facts: Callable[[], str] = str) -> None:
-        """Says from now on how far something else is.
+        """Starts to report another activity.
 
         Args:
-            verb: What is being done.
-            done: How much of it was done before.
-            total: How much there is.
-            images: Images that one of it takes.
-            facts: What a line says beside it, each time.
+            verb: The activity.
+            done: The number already done.
+            total: The number to do.
+            images: Images of each step or batch.
+            facts: Called for each line; returns further text for it.
         """
         self.verb, self._images, self._facts = verb, images, facts
         self._begun = self._marked = (time.monotonic(), done)
         self.update(done, total)
 
     def line(self) -> str:
-        """What there is to say now: how far, the facts, the speed since the line before, and the time left."""
+        """The next line: progress, facts, speed since the previous line, remaining time."""
         now, done, total = time.monotonic(), self.done, self.total
         (since, begun), (before, marked) = self._begun, self._marked
         self._marked = now, done
@@ -129,7 +129,7 @@ class Lines(Progress):
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
-        # Not for ever: a line may wait for a device that no longer answers.
+        # With a limit: a line may wait for a device that no longer answers.
         self._thread.join(timeout=1)
 
 
@@ -148,12 +148,12 @@ def _in_words(seconds: float) -> str:
 
 @contextmanager
 def progress_bar(total: int, verb: str, is_shown: bool = True) -> Iterator[Progress]:
-    """Shows how far a command is: a bar in a terminal, elsewhere a line every half minute.
+    """Shows the progress of a command: a bar in a terminal, elsewhere a line every half minute.
 
     Args:
-        total: How many images there are; 0 if nobody knows.
-        verb: What is being done.
-        is_shown: Whether a terminal shows a bar at all.
+        total: Number of images; 0 if unknown.
+        verb: The activity.
+        is_shown: Whether a terminal shows the bar.
     """
     console = message_console()
     if not console.is_terminal:

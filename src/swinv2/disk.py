@@ -1,6 +1,6 @@
 """Files and folders that are written atomically.
 
-In: the place of a file or a folder. Out: nothing but that. This module knows no format.
+In: the path of a file or a folder. Out: the complete file or folder, or none. This module knows no format.
 """
 
 import os
@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from swinv2.errors import UsageError
 
 UNFINISHED = ".unfinished-"
-"""How the names of temporary folders begin."""
+"""Prefix of the names of temporary folders."""
 
 REPLACED = "-replaced"
-"""How the name of a folder ends while another one takes its place."""
+"""Suffix of the name of a folder while a new one replaces it."""
 
 
 class WriteError(UsageError):
@@ -27,17 +27,17 @@ class WriteError(UsageError):
 
 @contextmanager
 def whole_file(output: Path, alone: bool = False) -> Iterator[Path]:
-    """Lends a temporary name in the same folder; what was written there gets the real name if nothing failed.
+    """Yields a temporary path in the same folder; if no error occurs, the file written there gets the real name.
 
     Args:
-        output: The file. An old one of that name is replaced, unless nothing was written.
-        alone: Whether no other process writes this file meanwhile. The temporary name is then always the same, so that
-            what a killed process left there is gone with the next one's.
+        output: The file. An existing file is replaced, unless nothing was written.
+        alone: Whether no other process writes this file at the same time. The temporary name is then fixed, so that
+            the next process overwrites the temporary file of a killed one.
     """
     writer = "" if alone else f".{os.getpid()}"
     partial = output.with_name(f".{output.name}{writer}.part")
     partial.unlink(missing_ok=True)
-    # safetensors makes files that only their owner may read; a result is to be as open as any other new file.
+    # safetensors creates files that only the owner can read; the result gets the permissions of any new file.
     partial.touch()
     mode = partial.stat().st_mode
     partial.unlink()
@@ -54,20 +54,19 @@ def whole_file(output: Path, alone: bool = False) -> Iterator[Path]:
 def whole_folder(
     output: Path, *, replace: bool = False, shared: bool = False, publishes: bool = True
 ) -> Iterator[Path]:
-    """Lends a folder of the same name inside a temporary folder beside the real one. If nothing failed, everything in
-    it is forced to the disk and it is moved to its place; otherwise it is deleted.
+    """Yields a folder of the same name inside a temporary folder. If no error occurs, all its files are flushed to the
+    disk and it is moved to `output`; otherwise it is deleted.
 
     Args:
-        output: The folder. Without `replace`, one that is there already must be empty.
-        replace: Whether an old folder of this name makes room. Until the new one is in its place, the old one is there
-            under its own name or under one that ends in `REPLACED`.
-        shared: Whether several processes write into the folder. They use the same temporary folder then; what a killed
-            process left in it is the caller's to delete (`delete_unfinished`).
-        publishes: Whether it is this process, of those that share the folder, that moves it to its place. The others
-            must have left off writing by then.
+        output: The folder. Without `replace`, an existing folder must be empty.
+        replace: Whether to replace an existing folder. Until the new folder is moved, the old one exists under its own
+            name or with the suffix `REPLACED`.
+        shared: Whether several processes write into the folder. They then use the same temporary folder; the caller
+            deletes the files of killed processes (`delete_unfinished`).
+        publishes: Whether this process moves the folder. The other processes that share it must have finished writing.
 
     Raises:
-        WriteError: It could not be written, because the disk is full for example.
+        WriteError: Writing failed, for example because the disk is full.
     """
     parent, staging = output.absolute().parent, None
     try:
@@ -75,7 +74,7 @@ def whole_folder(
             staging = parent / f"{UNFINISHED}{output.name}"
             staging.mkdir(parents=True, exist_ok=True)
         else:
-            # A name that nobody can foresee: what is deleted in the end is what was made here.
+            # A random name: only the folder made here is deleted at the end.
             staging = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{output.name}.", dir=parent))
         folder = staging / output.name
         folder.mkdir(exist_ok=shared)
@@ -86,27 +85,27 @@ def whole_folder(
     except BaseException as error:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-        # torch reports a full disk as a RuntimeError, safetensors as an error of its own.
+        # torch reports a full disk as RuntimeError, safetensors as SafetensorError.
         if isinstance(error, (OSError, RuntimeError, SafetensorError)):
             raise WriteError(f"{str(output)!r} could not be written: {error}. Nothing was left behind.") from error
         raise
 
 
 def _publish(folder: Path, output: Path, replace: bool) -> None:
-    """Forces a folder to the disk and moves it to its place."""
+    """Flushes a folder to the disk and moves it to `output`."""
     mode = folder.stat().st_mode & 0o666
     for path in (*folder.rglob("*"), folder):
         if path.is_file():
-            # safetensors makes files that only their owner may read.
+            # safetensors creates files that only the owner can read.
             path.chmod(mode)
         force_to_disk(path)
     replaced = output.with_name(output.name + REPLACED)
     if replace and output.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         output.rename(replaced)
-    # Without `replace`, a file or folder that came meanwhile stops it; an empty folder is as good as none.
+    # Without `replace`, this fails if a file or a non-empty folder has appeared in the meantime.
     folder.rename(output)
-    # The folder is there and whole; some file systems cannot force a folder's names to the disk.
+    # The folder is complete; some file systems cannot flush the names in a folder.
     with suppress(OSError):
         force_to_disk(output.absolute().parent)
     if replace:
@@ -114,16 +113,16 @@ def _publish(folder: Path, output: Path, replace: bool) -> None:
 
 
 def delete_unfinished(parent: Path) -> None:
-    """Deletes the temporary folders that killed processes left in a folder."""
+    """Deletes the temporary folders of killed processes in a folder."""
     for folder in parent.glob(f"{UNFINISHED}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def force_to_disk(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk itself.
+    """Waits until a file, or the names in a folder, are on the disk.
 
     Raises:
-        OSError: The disk failed, or the file system cannot do it for a folder.
+        OSError: The disk failed, or the file system cannot flush folders.
     """
     handle = os.open(path, os.O_RDONLY)
     try:

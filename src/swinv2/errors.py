@@ -1,13 +1,13 @@
-"""The error for what the user can fix, and what others' errors say in its sentence."""
+"""The error that a user can fix, and the first sentence of any error, for its message."""
 
 import re
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done; the message says what was given, what was expected and what to do."""
+    """An error that the user can fix. The message says what was given, what was expected and what to do."""
 
 
 def first_sentence(error: BaseException) -> str:
-    """The first sentence of an error's message, without its full stop; the name of its type if there is none."""
+    """The first sentence of an error's message, without the full stop; the error's type if the message is empty."""
     text = str(error).strip() or type(error).__name__
     return re.split(r"(?<=[a-z)'\"])\.\s", text.splitlines()[0])[0].rstrip(".:")

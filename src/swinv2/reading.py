@@ -1,6 +1,6 @@
-"""Examples in batches, read by processes of their own where there are many.
+"""Batches of examples; worker processes read them if there are many.
 
-In: examples by their index. Out: lists of them, in their order. This module knows no image and no model.
+In: indexable examples. Out: lists of examples, in order. This module knows no image and no model.
 """
 
 import multiprocessing
@@ -13,32 +13,32 @@ from torch.utils.data import DataLoader, Dataset
 from swinv2.errors import UsageError
 
 FEW = 64
-"""Below so many examples, starting processes takes longer than they save."""
+"""With fewer examples, worker processes cost more time than they save."""
 
 MOST_WORKERS = 8
 
 
 class Examples(Sized, Protocol):
-    """Examples that hold arrays of numpy: tensors would go through shared memory, of which containers have little."""
+    """Examples made of numpy arrays: tensors would need shared memory, and containers have little of it."""
 
     def __getitem__(self, index: int, /) -> Any: ...
 
 
 def read_batches(examples: Examples, batch_size: int, workers: int | None = None) -> Iterator[list[Any]]:
-    """Reads examples, so many at once.
+    """Reads examples in batches.
 
     Args:
-        examples: The examples. What one raises as `UsageError` is raised here.
+        examples: The examples. If one raises `UsageError`, it is raised here.
         batch_size: Examples of a batch.
-        workers: Processes that read; 0 to read in this one. None: one for each core, at most `MOST_WORKERS`, if there
-            are many examples and this process can fork; otherwise 0.
+        workers: Number of worker processes; 0 reads in this process. None: 0 for fewer than `FEW` examples, or where
+            this process cannot fork; otherwise one for each core, at most `MOST_WORKERS`.
     """
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # Elsewhere a script must be importable, and a process that is a worker itself can start none.
+        # Without fork, a script would have to be importable; a daemonic process may not start processes.
         may_fork = multiprocessing.get_start_method() == "fork" and not multiprocessing.current_process().daemon
         workers = min(cores, MOST_WORKERS) if may_fork and len(examples) >= FEW else 0
-    # `list` leaves examples as they are.
+    # `list` does not change the examples.
     for batch in DataLoader(_Readable(examples), batch_size, num_workers=workers, collate_fn=list):
         for example in batch:
             if isinstance(example, UsageError):
@@ -57,5 +57,5 @@ class _Readable(Dataset[Any]):
         try:
             return self.examples[index]
         except UsageError as error:
-            # Raised by a worker, it would come with a traceback for its message.
+            # If a worker raised it, its message would be a whole traceback.
             return error

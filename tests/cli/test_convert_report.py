@@ -63,7 +63,7 @@ def test_dry_run(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "no folder to make was given"),
+        ([], "no output folder was given"),
         (["OUT", "--image-size", "64x64x64"], "--image-size is '64x64x64'; expected pixels such as 256"),
         (["OUT", "--trained-image-size", "big"], "--trained-image-size is 'big'"),
         (["OUT", "--pretrained-window-sizes", "12,x"], "expected a window for each stage, such as 12,12,12,6"),

@@ -51,7 +51,9 @@ def names(run: Path) -> list[str]:
 class TestSeal:
     def test_a_sealed_folder_is_usable_with_files_that_came_later(self, tmp_path: Path) -> None:
         folder = write(tmp_path / "checkpoint-1")
-        assert why_unusable(folder) == f"{MANIFEST} is missing: it was not written to its end, or not by this package"
+        assert (
+            why_unusable(folder) == f"{MANIFEST} is missing: the checkpoint is incomplete, or another program wrote it"
+        )
         seal(folder)
         (folder / "later").write_text("x")
         assert why_unusable(folder) is None
@@ -67,7 +69,7 @@ class TestSeal:
     @pytest.mark.parametrize(
         ("damage", "reason"),
         [
-            (lambda folder: (folder / "model").write_text("weight"), "model has 6 bytes, and had 7"),
+            (lambda folder: (folder / "model").write_text("weight"), "model has 6 bytes instead of 7"),
             (lambda folder: (folder / "deep/deeper/state").unlink(), "deep/deeper/state is missing"),
             (lambda folder: (folder / MANIFEST).unlink(), f"{MANIFEST} is missing"),
             (lambda folder: (folder / MANIFEST).write_text('{"model"'), f"{MANIFEST} cannot be read"),
@@ -104,7 +106,7 @@ class TestNewest:
         found, unusable = newest_valid(tmp_path)
         assert found == good
         assert [folder for folder, _ in unusable] == [unsealed, changed]
-        assert unusable[1][1] == "model has 3 bytes, and had 7"
+        assert unusable[1][1] == "model has 3 bytes instead of 7"
 
     def test_none(self, tmp_path: Path) -> None:
         assert newest_valid(tmp_path / "nowhere") == (None, [])

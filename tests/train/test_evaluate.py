@@ -78,7 +78,7 @@ def test_a_folder_may_be_one_split(colours: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [["blue", "green", "cat"], ["a", "b"], ["a", "b", "c", "d"]])
 def test_classes_that_do_not_fit(colours: Path, tmp_path: Path, names: list[str]) -> None:
-    with pytest.raises(UsageError, match="names classes that the model does not know"):
+    with pytest.raises(UsageError, match="has classes that the model does not know"):
         evaluate(save_model(tmp_path / "model", names), str(colours))
 
 

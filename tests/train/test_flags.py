@@ -125,7 +125,7 @@ class TestFlags:
             (["--bf16", "perhaps"], "argument --bf16: expected true or false, not 'perhaps'"),
             (["--image-size"], "argument --image-size: expected at least one argument"),
             (["--config"], "argument --config: expected one argument"),
-            (["--data", ""], "--data is missing; expected where the images are"),
+            (["--data", ""], "--data is missing; expected the source of the images"),
         ],
     )
     def test_flags_that_are_none(self, told: list[str], sentence: str) -> None:
@@ -171,15 +171,15 @@ class TestRecipes:
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [
-            ("wieght_decay: 0.1", r"has a setting 'wieght_decay' that there is not; did you mean weight_decay\?"),
-            ("qqqq: 0.1", r"has a setting 'qqqq' that there is not\."),
-            ("given: {}", "has a setting 'given'"),
-            ("3: 4", "has a setting 3 that there is not"),
+            ("wieght_decay: 0.1", r"has an unknown setting 'wieght_decay'; did you mean weight_decay\?"),
+            ("qqqq: 0.1", r"has an unknown setting 'qqqq'\."),
+            ("given: {}", "has an unknown setting 'given'"),
+            ("3: 4", "has an unknown setting 3"),
             ("learning_rate: fast", r"recipe.yaml: argument --learning-rate.*'fast'"),
             ("learning_rate: [1, 2]", r"recipe.yaml: .*"),
             ("max_steps: 2.5", r"recipe.yaml: argument --max-steps.*'2.5'"),
-            ("- 1", "is no list of settings"),
-            ("just words", "is no list of settings"),
+            ("- 1", "has no settings"),
+            ("just words", "has no settings"),
             ("a: [", "cannot be read"),
         ],
     )

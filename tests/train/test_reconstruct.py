@@ -103,6 +103,6 @@ def test_the_command_says_where_the_image_is(model: str, dataset: list[Path], tm
     output = tmp_path / "folder" / "drawn.png"
     done = CliRunner().invoke(app, ["reconstruct", str(dataset[0]), "--model", model, "--output", str(output)])
     assert done.exit_code == 0
-    assert "mean error over hidden pixels" in done.stderr
+    assert "mean error over masked pixels" in done.stderr
     assert output.name in done.stderr
     assert output.is_file()

@@ -163,8 +163,8 @@ class TestRates:
 
 
 COMMON = [
-    ({"data": ""}, "--data is missing; expected where the images are"),
-    ({"model": ""}, "--model is missing; expected what to start from"),
+    ({"data": ""}, "--data is missing; expected the source of the images"),
+    ({"model": ""}, "--model is missing; expected the model to start from"),
     ({"output_dir": ""}, "--output-dir is missing"),
     ({"streaming": True}, "--streaming needs --max-steps"),
     ({"streaming": True, "max_steps": 5, "train_fraction": 0.5}, "leave out --streaming"),
@@ -184,7 +184,7 @@ COMMON = [
     ({"base_rate": -1e-3}, "expected above 0"),
     ({"base_rate": 1e-3, "learning_rate": 1e-4}, "--learning-rate has no effect with --base-rate"),
     ({"data_seed": 5}, "--data-seed has no effect: --seed"),
-    ({"save_only_model": True}, "--save-only-model would leave out what --resume needs"),
+    ({"save_only_model": True}, "--save-only-model would omit files that --resume needs"),
     ({"crop_scale": [0.5]}, "--crop-scale is"),
     ({"crop_scale": [0.9, 0.5]}, "--crop-scale is"),
     ({"crop_scale": [0.0, 0.5]}, "--crop-scale is"),
@@ -209,7 +209,7 @@ class TestRefusals:
             ({"mixup": 0.8}, "mix pairs"),
             ({"cutmix": 1.0, "dataloader_drop_last": True, "per_device_train_batch_size": 7}, "mix pairs"),
             ({"lora": True, "frozen_stages": 1}, "leave out --frozen-stages"),
-            ({"lora": True, "matrix_learning_rate": 1e-3}, "leave it out with --lora"),
+            ({"lora": True, "matrix_learning_rate": 1e-3}, "that --lora freezes"),
             ({"lora_rank": 4}, "--lora-rank has no effect without --lora"),
             ({"lora": True, "lora_rank": 0}, "--lora-rank is 0"),
             ({"matrix_learning_rate": 1e-3, "adam_beta2": 0.95}, "--adam-beta2 has no effect with --matrix"),

@@ -65,7 +65,7 @@ def test_stopped_and_gone_on_without_a_complaint(
     stopped = checkpoints.newest_valid(run)[0]
     assert stopped is not None
     step = int(stopped.name.split("-")[1])
-    assert errors.splitlines()[-1] == f"{signal.Signals(number).name}: saved at step {step}; --resume continues"
+    assert errors.splitlines()[-1] == f"{signal.Signals(number).name}: saved at step {step}; --resume resumes it"
     again = start("finetune", [*flags, "--resume"])
     _, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
@@ -128,5 +128,5 @@ def test_a_signal_where_no_step_is_under_way_is_one_line(number: int, monkeypatc
     monkeypatch.setattr(training, "_prepare", prepare)
     result = CliRunner().invoke(app, ["finetune"])
     assert result.exit_code == 128 + number
-    said = "stopped at once; --resume continues from the newest checkpoint, if there is one"
+    said = "stopped at once; --resume resumes from the newest checkpoint, if there is one"
     assert result.stderr == f"{signal.Signals(number).name}: {said}\n"

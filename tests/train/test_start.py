@@ -102,12 +102,12 @@ class TestNew:
         [
             ({"model_fields": "{"}, "--model-fields is no JSON"),
             ({"model_fields": "[1]"}, r"--model-fields is \[1\]; expected an object"),
-            ({"model_fields": {"embed_dims": 8}}, "no possible model: .* did you mean 'embed_dim'"),
-            ({"model_fields": {"depths": "many"}}, "no possible model: depths is 'many'"),
-            ({"model_fields": {"num_channels": 4}}, "num_channels 4, and --image-mean makes it 3"),
-            ({"image_size": [1]}, "no possible model: image_size 1"),
+            ({"model_fields": {"embed_dims": 8}}, "--model-fields are not valid: .* did you mean 'embed_dim'"),
+            ({"model_fields": {"depths": "many"}}, "--model-fields are not valid: depths is 'many'"),
+            ({"model_fields": {"num_channels": 4}}, "num_channels 4, but --image-mean makes it 3"),
+            ({"image_size": [1]}, "--model-fields are not valid: image_size 1"),
             ({"head_map": "rows.txt"}, "rows.txt"),
-            ({"frozen_stages": 4}, "4 stages are to be frozen; expected 0 to 3"),
+            ({"frozen_stages": 4}, "the number of frozen stages is 4; expected 0 to 3"),
         ],
     )
     def test_refusals(self, finetune: Any, given: dict[str, Any], sentence: str) -> None:
@@ -194,9 +194,9 @@ class TestLoaded:
         ("given", "sentence"),
         [
             ({"image_mean": [0.5], "image_std": [0.5]}, "takes 3 channels; --image-mean has 1"),
-            ({"model_fields": {"window_size": 8}}, "give --window-size instead"),
-            ({"model_fields": {"image_size": 64}}, "give --image-size instead"),
-            ({"model_fields": {"embed_dim": 16}}, "no fitting weights for .* do not belong together"),
+            ({"model_fields": {"window_size": 8}}, "give --window-size for an existing one"),
+            ({"model_fields": {"image_size": 64}}, "give --image-size for an existing one"),
+            ({"model_fields": {"embed_dim": 16}}, "no fitting weights for .* do not match"),
             ({"image_size": [1]}, "--image-size or --window-size is impossible: image_size 1 is smaller"),
             ({"window_size": 0}, "--window-size is 0; expected tokens such as 8"),
             ({"window_size": "8,8,4"}, "impossible: window_size is .* one for each of the 2 stages"),
@@ -238,8 +238,8 @@ class TestHeadMap:
         ("text", "sentence"),
         [
             ("0\n1\n", "has 2 lines; expected one for each of the 3 classes"),
-            ("0\n1\n4\n", "names classes 0 to 4; .* has 4, counted from 0"),
-            ("0\n1\n-1\n", "names classes -1 to 1"),
+            ("0\n1\n4\n", "has classes 0 to 4; .* has 4, counted from 0"),
+            ("0\n1\n-1\n", "has classes -1 to 1"),
             ("cat\n1\n2\n", "cannot be read"),
             ("", "has 0 lines"),
         ],

@@ -134,8 +134,8 @@ class TestPretraining:
         (0, 0.6, "a multiple of the patch size"),
         (8, 1.0, "expected above 0 and below 1"),
         (8, 0.0, "expected above 0 and below 1"),
-        (32, 0.6, "hide all of an image"),  # one block
-        (16, 0.8, "hide all of an image"),  # 4 of 4 blocks
+        (32, 0.6, "mask the whole image"),  # one block
+        (16, 0.8, "mask the whole image"),  # 4 of 4 blocks
     ],
 )
 def test_masks_that_are_none(block: int, ratio: float, sentence: str) -> None:
@@ -218,7 +218,7 @@ class TestFinetuning:
         ("more", "message"),
         [
             (MUON, "--matrix-learning-rate and --fsdp do not work together"),
-            (["--ema_decay", "0.9"], "ema_decay keeps a whole copy of the model"),
+            (["--ema_decay", "0.9"], "ema_decay needs a complete copy of the model"),
             (["--lora", "true"], "--lora and --fsdp do not work together"),
         ],
         ids=["muon", "average", "lora"],

@@ -1,4 +1,4 @@
-"""The command line: a room for each group of commands, and what all of them share."""
+"""The command line: a module for each group of commands, and their shared code."""
 
 from swinv2.cli.main import app
 

@@ -1,7 +1,7 @@
-"""The report of a conversion as people read it.
+"""Prints the report of a conversion for people.
 
-In: a `ConversionReport`. Out: text on a console: the facts, a table of stages, and sentences about what was assumed.
-This module computes nothing.
+In: a `ConversionReport`. Out: text on a console: the facts, a table of stages, and notes about assumptions. This
+module computes nothing.
 """
 
 from rich import box
@@ -15,14 +15,14 @@ from swinv2.sizes import as_typed
 
 
 def _windows(window_size: Windows, stages: int) -> str:
-    """Windows as --window-size takes them."""
+    """Windows in the notation of --window-size."""
     windows = as_windows("window_size", window_size, stages)
     sizes = [str(height) if height == width else as_typed((height, width)) for height, width in windows]
     return ",".join(sizes[:1] if len(set(sizes)) == 1 else sizes)
 
 
 def _short(label: str) -> str:
-    """The first of a class's names."""
+    """The first name of a class with several names."""
     return label.partition(",")[0]
 
 
@@ -31,7 +31,7 @@ def _change(before: Pair, after: Pair) -> str:
 
 
 def print_conversion(report: ConversionReport, console: Console) -> None:
-    """Prints what was recognised and done."""
+    """Prints the recognised sizes and the changes."""
     window = _windows(report.window_size, len(report.stages))
     if report.new_window_size != report.window_size:
         window += f" -> {_windows(report.new_window_size, len(report.stages))}"

@@ -1,6 +1,6 @@
-"""The commands that ask a model about images: `classify`, `features`, `inspect` and `demo`.
+"""The commands that run a model on images: `classify`, `features`, `inspect` and `demo`.
 
-Computed in `swinv2.predict` and `swinv2.inspect`.
+`swinv2.predict` and `swinv2.inspect` compute the results.
 """
 
 import json
@@ -23,19 +23,19 @@ def classify(
     model: Model = None,
     top_k: Annotated[
         int,
-        typer.Option("--top-k", "-k", metavar="N", min=1, help="Labels an image; all of them if the model has fewer."),
+        typer.Option("--top-k", "-k", metavar="N", min=1, help="Labels for each image; all if the model has fewer."),
     ] = 3,
     batch_size: BatchSize = 16,
     device: Device = "auto",
     precision: Dtype = "float32",
     as_json: Annotated[
-        bool, typer.Option("--json", help="JSON Lines: an object for each image, a skipped one with its error.")
+        bool, typer.Option("--json", help="JSON Lines: an object for each image, with the error if it was skipped.")
     ] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV: image, rank, label, index, probability.")] = False,
 ) -> None:
     """Classify images and print their best labels.
 
-    An image that cannot be read is named on stderr and skipped; the exit status is then 1.
+    Unreadable images are skipped and named on stderr; the exit status is then 1.
     """
     if as_json and as_csv:
         raise UsageError("--json and --csv were both given; choose one.")
@@ -46,7 +46,7 @@ def classify(
 
     classifier = Classifier.load(model_or_shipped(model), device, read_dtype(precision))
     skipped = list(missing)
-    # Lines of data in a terminal would run through the bar.
+    # In a terminal, lines of data would overwrite the bar.
     has_bar = not ((as_json or as_csv) and sys.stdout.isatty())
     with progress_bar(len(paths), "classifying", has_bar) as progress:
         answers = watch(classifier.classify(paths, top_k, batch_size), progress, skipped)
@@ -69,7 +69,7 @@ def features(
     model: Model = None,
     stage: Annotated[
         str,
-        typer.Option(metavar="NAME", help="pooled: one vector an image. stem, stage1 ...: that map, before merging."),
+        typer.Option(metavar="NAME", help="pooled: one vector per image. stem, stage1 ...: this map, before merging."),
     ] = "pooled",
     batch_size: BatchSize = 16,
     device: Device = "auto",
@@ -77,9 +77,9 @@ def features(
 ) -> None:
     """Write the features of images to a file.
 
-    The file is written whole or not at all; an old one of that name is replaced.
+    The file is written atomically; an existing file is replaced.
 
-    An image that cannot be read is named on stderr and left out; the exit status is then 1.
+    Unreadable images are skipped and named on stderr; the exit status is then 1.
     """
     paths, missing = find_or_refuse(images, "swinv2 features photos -o photos.safetensors.")
     quiet_transformers()
@@ -106,26 +106,26 @@ def features(
 def inspect(
     images: Images = None,
     model: Model = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the figures go.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the figures.")] = Path(
         "inspection"
     ),
     token: Annotated[
         str | None,
         typer.Option(
             metavar="X,Y",
-            help="The token whose attention is drawn: the one that shows this pixel of the image, from its top left.",
+            help="Draw the attention of the token at this pixel, counted from the image's top left.",
             show_default="the centre",
         ),
     ] = None,
     stage: Annotated[
-        str | None, typer.Option(metavar="NAME", help="stage1, stage2 ...: only this one.", show_default="all")
+        str | None, typer.Option(metavar="NAME", help="Only this stage: stage1, stage2 ...", show_default="all")
     ] = None,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the figures and their numbers.")] = False,
 ) -> None:
-    """Look inside a model: draw what a token attends to, feature maps, the position bias, amplitudes by block.
+    """Look inside a model: draw the attention of a token, feature maps, the position bias, amplitudes by block.
 
-    An image that cannot be read is named on stderr and left out; the exit status is then 1.
+    Unreadable images are skipped and named on stderr; the exit status is then 1.
     """
     paths, missing = find_or_refuse(images, "swinv2 inspect photo.jpg --token 120,80.")
     quiet_transformers()
@@ -135,7 +135,7 @@ def inspect(
         from swinv2.inspect import gallery
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"inspect draws with {error.name}, which is not installed; install swinv2[train], which brings it."
+            f"inspect needs {error.name} to draw, which is not installed; install swinv2[train]."
         ) from error
     point = gallery.parse_token(token)
     name = model_or_shipped(model)
@@ -157,7 +157,7 @@ def inspect(
 
 
 def demo() -> None:
-    """Classify the twenty sample images with the model that both ship with the package."""
+    """Classify the package's twenty sample images with the package's model."""
     quiet_transformers()
     from swinv2.cli import printing
     from swinv2.images import BrokenImage

@@ -1,7 +1,7 @@
-"""The command `swinv2`: its commands, in the order of its help.
+"""The program `swinv2`: its commands, in the order of its help.
 
-In: what a user types. Out: data on stdout, messages on stderr, and an exit status. Everything is computed in
-`swinv2.predict`, `swinv2.train`, `swinv2.inspect` and `swinv2.convert`; these modules only ask and show.
+In: command-line arguments. Out: data on stdout, messages on stderr, and an exit status. `swinv2.predict`,
+`swinv2.train`, `swinv2.inspect` and `swinv2.convert` compute; `swinv2.cli` reads arguments and prints results.
 """
 
 from typing import Annotated, Any
@@ -35,11 +35,11 @@ def _main(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """No help of its own: that of `app` is shown."""
+    """Has no help text: `app` has it."""
 
 
 _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-"""Flags of trainings, `--help` too, are for `swinv2.train.flags` to read."""
+"""`swinv2.train.flags` reads the flags of trainings, also `--help`."""
 
 for command in (info, classify, features, pretrain, finetune, evaluate, reconstruct, convert, inspect, demo):
     app.command(context_settings=_PASS_ON if command in (pretrain, finetune) else None)(sentences()(command))

@@ -1,6 +1,6 @@
 """The commands about a model itself: `info` and `convert`.
 
-Computed in `swinv2.predict.describe`, `swinv2.train.memory` and `swinv2.convert`.
+`swinv2.predict.describe`, `swinv2.train.memory` and `swinv2.convert` compute the results.
 """
 
 import json
@@ -23,17 +23,17 @@ def info(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help=f"A size ({', '.join(PRESETS)}), a model's folder, or its name on the hub."
+            metavar="MODEL", help=f"A preset ({', '.join(PRESETS)}), a model's folder, or its name on the hub."
         ),
     ],
     image_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Describe it for this size: 384, or 384x256 (height first).")
     ] = None,
     window_size: Annotated[
-        str | None, typer.Option(metavar="WINDOW", help=f"And for these windows: {_WINDOWS}.")
+        str | None, typer.Option(metavar="WINDOW", help=f"Describe it for these windows: {_WINDOWS}.")
     ] = None,
-    memory: Annotated[bool, typer.Option("--memory", help="Also what training takes on each process.")] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Images, for it.")] = 1,
+    memory: Annotated[bool, typer.Option("--memory", help="Add the memory of a training, for each process.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", metavar="N", min=1, help="For --memory.")] = 1,
     world_size: Annotated[
         int, typer.Option(metavar="N", min=1, help="Processes that share a model by FSDP2, for --memory.")
     ] = 1,
@@ -41,7 +41,7 @@ def info(
 ) -> None:
     """Describe a model: parameters, stages, windows, attention, labels, memory. Weights are not loaded.
 
-    The memory is worked out for a training in 16 bits with AdamW, whose weights stay in fp32.
+    The memory is that of a training in 16 bits with AdamW and weights in fp32.
     """
     if not memory and (batch_size, world_size) != (1, 1):
         raise UsageError("--batch-size and --world-size have no effect without --memory; leave them out.")
@@ -64,37 +64,37 @@ def info(
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A file, a folder, or a name on the hub.")],
-    output: Annotated[Path | None, typer.Argument(metavar="OUT", help="The folder to make.")] = None,
+    output: Annotated[Path | None, typer.Argument(metavar="OUT", help="The folder to create.")] = None,
     format: Annotated[
         str,
         typer.Option("--to", metavar="FORMAT", help="swinv2, transformers, timm, torchvision, microsoft, mmpretrain."),
     ] = "swinv2",
     image_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Plan the windows for this size: 384, or 384x256 (height first).")
+        str | None, typer.Option(metavar="SIZE", help="Change the image size: 384, or 384x256 (height first).")
     ] = None,
     window_size: Annotated[
         str | None,
-        typer.Option(metavar="WINDOW", help=f"Plan these windows, the position bias extrapolated: {_WINDOWS}."),
+        typer.Option(metavar="WINDOW", help=f"Change the windows and extrapolate the position bias: {_WINDOWS}."),
     ] = None,
     trained_image_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Size it was trained with, where nothing else tells.")
+        str | None, typer.Option(metavar="SIZE", help="Image size of the training, if the source does not say it.")
     ] = None,
     trained_window_size: Annotated[
-        str | None, typer.Option(metavar="WINDOW", help="Windows it was trained with, where nothing else tells.")
+        str | None, typer.Option(metavar="WINDOW", help="Windows of the training, if the source does not say them.")
     ] = None,
     pretrained_window_sizes: Annotated[
         str | None,
-        typer.Option(metavar="N,N,..", help="Each stage's window in which its position bias was learned, 0: its own."),
+        typer.Option(metavar="N,N,..", help="Each stage's window in which its position bias was learned; 0: its own."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the report, and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Convert weights of transformers, timm, torchvision, mmpretrain or the authors; plan them for another size.
+    """Convert weights of transformers, timm, torchvision, mmpretrain or the authors; optionally for another image size.
 
-    The folder is written whole or not at all.
+    The folder is written atomically.
     """
     if output is None and not dry_run:
-        raise UsageError("no folder to make was given; for example: swinv2 convert weights.pth my-model, or --dry-run.")
+        raise UsageError("no output folder was given; for example: swinv2 convert weights.pth my-model, or --dry-run.")
     size, windows = read_size(image_size, "--image-size"), read_windows(window_size, "--window-size")
     trained_size = read_size(trained_image_size, "--trained-image-size")
     trained_windows = read_windows(trained_window_size, "--trained-window-size")

@@ -1,4 +1,4 @@
-"""Options that several commands have, each with its help.
+"""Options that several commands share, each with its help.
 
 In: nothing. Out: annotations for the arguments of commands.
 """
@@ -20,7 +20,7 @@ def read_dtype(name: str) -> "torch.dtype":
     """Reads `--dtype`.
 
     Raises:
-        UsageError: It is none of `DTYPES`.
+        UsageError: The name is not in `DTYPES`.
     """
     if name not in DTYPES:
         raise UsageError(f"--dtype is {name!r}; expected {', '.join(DTYPES)}.")
@@ -31,9 +31,9 @@ def read_dtype(name: str) -> "torch.dtype":
 
 Images = Annotated[
     list[str] | None,
-    typer.Argument(metavar="IMAGES", help="Files, folders (searched to their depth) and globs.", show_default=False),
+    typer.Argument(metavar="IMAGES", help="Files, folders (with all their subfolders) and globs.", show_default=False),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Images a batch.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Images of a batch.")]
 Device = Annotated[
     str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 ... auto: an accelerator if there is one.")
 ]

@@ -1,7 +1,7 @@
-"""Answers as people and programs read them: tables, JSON Lines, CSV.
+"""Prints answers for people and programs: tables, JSON Lines, CSV.
 
-In: answers and descriptions. Out: text on stdout for data, on stderr for messages. In a terminal tables have lines and
-colours; elsewhere they are plain text, one line for each fact, never folded. This module computes nothing.
+In: answers and descriptions. Out: data on stdout, messages on stderr. In a terminal tables have lines and colours;
+elsewhere they are plain text, one unfolded line for each fact. This module computes nothing.
 """
 
 import csv
@@ -54,7 +54,7 @@ def print_labels(answers: Answers, console: Console) -> None:
         if isinstance(answer, BrokenImage):
             continue
         for rank, prediction in enumerate(answer):
-            # Plain text is for other programs: there each line stands for itself.
+            # In plain text, which programs read, each line has the name.
             name = shown(path) if rank == 0 or not console.is_terminal else ""
             style = "bold" if rank == 0 else "dim"
             table.add_row(Text(name), Text(prediction.label, style), Text(_percent(prediction.probability), style))
@@ -64,7 +64,7 @@ def print_labels(answers: Answers, console: Console) -> None:
 
 
 def print_json_lines(answers: Answers) -> None:
-    """Prints an object for each image as it comes: its predictions, or the error for which it was skipped."""
+    """Prints an object for each image as soon as it is ready: its predictions, or the reason why it was skipped."""
     for path, answer in answers:
         if isinstance(answer, BrokenImage):
             record: dict[str, Any] = {"image": str(path), "error": answer.reason}
@@ -74,7 +74,7 @@ def print_json_lines(answers: Answers) -> None:
 
 
 def print_csv(answers: Answers) -> None:
-    """Prints a line for each label of each image as it comes; skipped images have none."""
+    """Prints a line for each label of each image as soon as it is ready; skipped images have none."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["image", "rank", "label", "index", "probability"])
     for path, answer in answers:
@@ -84,7 +84,7 @@ def print_csv(answers: Answers) -> None:
 
 
 def print_demo(samples: list[Sample], answers: list[Prediction], console: Console) -> None:
-    """Prints what samples show, what was predicted, and how many predictions are right."""
+    """Prints the label and the prediction of each sample, and the number of right predictions."""
     right, wrong = ("✓", "✗") if console.encoding.startswith("utf") else ("right", "wrong")
     columns: dict[str, dict[str, Any]] = {"image": {}, "shows": {}, "predicted": {}, "probability": _RIGHT, "": {}}
     table = _table(console, **columns)
@@ -99,7 +99,7 @@ def print_demo(samples: list[Sample], answers: list[Prediction], console: Consol
 
 
 def print_description(description: Description, console: Console) -> None:
-    """Prints what a model is, and a table of its stages."""
+    """Prints the facts about a model, and a table of its stages."""
     image, patch = description.image_size, description.patch_size
     facts = {
         "model": description.name,
@@ -133,7 +133,7 @@ def print_description(description: Description, console: Console) -> None:
 
 
 def print_memory(ways: list[dict[str, Any]], batch_size: int, processes: int, console: Console) -> None:
-    """Prints what training takes on each process, in GiB."""
+    """Prints the memory of a training on each process, in GiB."""
     images = f"{batch_size} image{'s' * (batch_size > 1)} on each process"
     shared = f", shared by {processes} processes (FSDP2)" if processes > 1 else ""
     console.print(f"\nGiB of memory to train it: 16 bits, AdamW, {images}{shared}")

@@ -1,8 +1,8 @@
-"""How every command runs: one sentence for what a user can fix, skipped images, an exit status.
+"""The shared code of all commands: one-sentence errors, skipped images, exit statuses.
 
-In: what a command was given, and its answers as they come. Out: messages on stderr, and 0 when all went well, 1 when
-files were skipped, 2 when nothing could be done as asked. torch and transformers take seconds to import: here and in
-the commands they are imported where they are needed, so that help and refusals come at once.
+In: arguments of a command, and its answers one by one. Out: messages on stderr, and the exit status: 0 for success, 1
+if files were skipped, 2 if the user must fix something. Importing torch and transformers takes seconds. Therefore the
+commands import them only where they need them, so that help and errors come at once.
 """
 
 import errno
@@ -31,7 +31,7 @@ Answer = TypeVar("Answer")
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Ends a command, which it decorates, with one sentence where the user can fix what went wrong."""
+    """Decorates a command: an error that the user can fix becomes one sentence."""
     try:
         try:
             yield
@@ -41,7 +41,7 @@ def sentences() -> Iterator[None]:
         _refuse(str(error))
     except typer.Exit:
         raise
-    # What torch.OutOfMemoryError is: torch is imported already where it comes from.
+    # torch.OutOfMemoryError is a RuntimeError; importing torch here is quick, as the error comes from torch.
     except RuntimeError as error:
         from torch import OutOfMemoryError
 
@@ -51,10 +51,10 @@ def sentences() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        # When Python ends, it tries once more to write what is left.
+        # At its end, Python tries again to write the rest of stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         where = f" for {error.filename}" if error.filename else ""
-        _refuse(f"no space is left on the disk{where}; what was written is cut off.")
+        _refuse(f"no space is left on the disk{where}; the output is incomplete.")
 
 
 def _refuse(sentence: str) -> NoReturn:
@@ -63,8 +63,9 @@ def _refuse(sentence: str) -> NoReturn:
 
 
 def quiet_transformers() -> None:
-    """Lets transformers say nothing: missing weights are refused by this package itself, in one sentence; a progress
-    bar is shown over images only. It takes seconds to import: called when nothing is left to refuse without it."""
+    """Silences transformers: this package itself reports missing weights, and shows its own progress bar.
+
+    Importing transformers takes seconds, so a command first checks everything that it can check without it."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -72,17 +73,17 @@ def quiet_transformers() -> None:
 
 
 def find_or_refuse(images: list[str] | None, example: str) -> tuple[list[Path], "list[BrokenImage]"]:
-    """Finds images, and names on stderr what is not there.
+    """Finds images, and names missing ones on stderr.
 
     Args:
-        images: What the user gave.
-        example: A command with an image, ending with a full stop, for one who gave none.
+        images: Files, folders and globs from the command line.
+        example: An example command that ends with a full stop, for the error message.
 
     Returns:
-        The images, and what is not there.
+        The images, and the missing ones.
 
     Raises:
-        UsageError: None was given.
+        UsageError: No image was given.
     """
     if not images:
         raise UsageError(f"no image was given; for example: {example}")
@@ -95,14 +96,14 @@ def find_or_refuse(images: list[str] | None, example: str) -> tuple[list[Path], 
 
 
 def print_broken(image: "BrokenImage", console: Console) -> None:
-    """Names a file that was skipped, and why."""
+    """Prints the name of a skipped file, and the reason."""
     console.print(Text.assemble(("skipped ", "yellow"), f"{shown(image.path)}: {image.reason}"))
 
 
 def watch(
     answers: "Iterable[tuple[Path, Answer | BrokenImage]]", progress: Progress, skipped: "list[BrokenImage]"
 ) -> "Iterator[tuple[Path, Answer | BrokenImage]]":
-    """Passes answers on and counts them; broken images among them are named and put to the skipped ones."""
+    """Yields the answers and counts them. Broken images are named on stderr and added to `skipped`."""
     from swinv2.images import BrokenImage
 
     for path, answer in answers:
@@ -114,14 +115,14 @@ def watch(
 
 
 def finish(total: int, skipped: "list[BrokenImage]") -> None:
-    """Ends the command with the status for skipped images, if there are some."""
+    """Exits with status `SKIPPED` if images were skipped."""
     if skipped:
         message_console().print(f"{len(skipped)} of {total} images skipped", style="yellow")
         raise typer.Exit(SKIPPED)
 
 
 def model_or_shipped(model: str | None) -> str:
-    """The model that was named; else the folder of the shipped one, which is said on stderr."""
+    """The given model; if there is none, the folder of the shipped model, with a message on stderr."""
     if model is not None:
         return model
     from swinv2.predict.shipped import shipped_model

@@ -1,6 +1,6 @@
-"""The commands that train a model and measure it: `pretrain`, `finetune`, `evaluate` and `reconstruct`.
+"""The commands that train a model or evaluate it: `pretrain`, `finetune`, `evaluate` and `reconstruct`.
 
-Computed in `swinv2.train`, most of which is imported only when one of them runs.
+`swinv2.train` computes the results; most of it is imported only if one of these commands runs.
 """
 
 import json
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from swinv2.train.trainer import SwinTrainer
 
 STOPPED = 3
-"""Exit status of a training that could not go on."""
+"""Exit status of a training that failed after its start."""
 
 
 def pretrain(context: typer.Context) -> None:
-    """Pre-train a model without labels (SimMIM). --help lists all settings; --config FILE reads a recipe of them.
+    """Pre-train a model without labels (SimMIM). --help lists all settings; --config FILE reads a recipe.
 
-    Exit status 3: the training stopped because it could not go on. 143: SIGTERM came, and a checkpoint was saved.
+    Exit status 3: the training failed after its start. 143: stopped by SIGTERM, after saving a checkpoint.
     """
     raise typer.Exit(train("pretrain", context.args))
 
@@ -39,27 +39,27 @@ def pretrain(context: typer.Context) -> None:
 def finetune(context: typer.Context) -> None:
     """Train a classifier, from pre-trained weights or new. --help lists all settings; --config FILE reads a recipe.
 
-    Exit status 3: the training stopped because it could not go on. 143: SIGTERM came, and a checkpoint was saved.
+    Exit status 3: the training failed after its start. 143: stopped by SIGTERM, after saving a checkpoint.
     """
     raise typer.Exit(train("finetune", context.args))
 
 
 def train(command: str, flags: Sequence[str]) -> int:
-    """Runs a training, from flags to exit status; a signal that does not wait for a step ends it too."""
+    """Runs a training; returns its exit status. A second signal, or one outside the training loop, ends it at once."""
     with sentences():
         try:
             with stopped_by_signals():
                 return _run(_prepare(command, flags))
         except StoppedError as error:
             message_console().print(
-                f"{error}: stopped at once; --resume continues from the newest checkpoint, if there is one",
+                f"{error}: stopped at once; --resume resumes from the newest checkpoint, if there is one",
                 style="yellow",
             )
             return 128 + error.number
 
 
 def _prepare(command: str, flags: Sequence[str]) -> "SwinTrainer":
-    """Reads flags and builds what they ask for. Help and most refusals come before anything that takes long."""
+    """Reads flags and builds the trainer. Help and most errors come before the slow imports."""
     from swinv2.train.flags import read_flags
     from swinv2.train.options import FinetuneOptions, PretrainOptions
 
@@ -80,7 +80,7 @@ def _prepare(command: str, flags: Sequence[str]) -> "SwinTrainer":
 
 
 def _log_to_stderr() -> None:
-    """Lets this package's own messages through."""
+    """Prints this package's log messages on stderr."""
     logger = logging.getLogger("swinv2")
     if not logger.handlers:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -129,7 +129,7 @@ def _run(trainer: "SwinTrainer") -> int:
 
 
 def _sentence(error: UsageError) -> str:
-    """What an error says. One from a process that reads images brings the process' whole traceback along."""
+    """The message of an error, without the traceback that torch adds to errors of a worker process."""
     text = str(error).strip()
     return text.splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
 
@@ -138,7 +138,7 @@ def _print_results(results: dict[str, Any], status: int, as_json: bool, messages
     if as_json:
         print(json.dumps(results))
     elif status:
-        messages.print(f"{results['stopped_by']}: saved at step {results['step']}; --resume continues", style="yellow")
+        messages.print(f"{results['stopped_by']}: saved at step {results['step']}; --resume resumes it", style="yellow")
     else:
         shown = {name: value for name, value in results.items() if isinstance(value, float)}
         messages.print(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
@@ -154,7 +154,7 @@ def _rates(plan: dict[str, Any]) -> str:
 
 
 def print_plan(plan: dict[str, Any], console: Console) -> None:
-    """Prints what `--dry-run` found, as tables."""
+    """Prints the plan of `--dry-run` as tables."""
     data, model, memory = plan["data"], plan["model"], plan["memory_mib"]
     dataset = "streams" if data["pictures"] is None else f"{data['pictures']:,} images"
     parts = " + ".join(f"{name} {value:,.0f}" for name, value in memory.items())
@@ -185,24 +185,24 @@ def _two_columns(facts: dict[str, Any]) -> Table:
 def evaluate(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of class folders, files, a data set's name.")],
     model: Model = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="Which split; evaluation: the first there is.")] = (
-        "evaluation"
-    ),
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="The split; evaluation: the first of validation, val, valid, test.")
+    ] = "evaluation",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Draw the confusion matrix and mistakes.")
     ] = None,
     batch_size: BatchSize = 64,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, help="Processes that read images.", show_default="as many as pay"),
+        typer.Option(metavar="N", min=0, help="Processes that read images.", show_default="by number of images"),
     ] = None,
     device: Device = "auto",
     precision: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Measure a classifier on labelled images.
+    """Evaluate a classifier on labelled images.
 
-    An image that cannot be read is named on stderr and left out; the exit status is then 1.
+    Unreadable images are skipped and named on stderr; the exit status is then 1.
     """
     quiet_transformers()
     from swinv2.cli import printing
@@ -240,15 +240,15 @@ def reconstruct(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The PNG file to write.")] = Path(
         "reconstruction.png"
     ),
-    mask_ratio: Annotated[float, typer.Option(metavar="SHARE", help="Share of the blocks that are hidden.")] = 0.6,
+    mask_ratio: Annotated[float, typer.Option(metavar="SHARE", help="Share of the blocks that are masked.")] = 0.6,
     mask_block: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="Side of a block; what one token of the last stage covers unless given."),
+        typer.Option(metavar="PIXELS", help="Side of a block; default: the side of a token of the last stage."),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Other seeds hide other blocks.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Other seeds mask other blocks.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Draw what a pre-trained model reconstructs: input, masked input, reconstruction, a row for each image."""
+    """Draw the reconstructions of a pre-trained model: input, masked input, reconstruction, a row for each image."""
     paths, missing = find_or_refuse(images, "swinv2 reconstruct photo.jpg --model runs/pretrain/final.")
     quiet_transformers()
     from swinv2.train import reconstruct as reconstruction
@@ -257,5 +257,5 @@ def reconstruct(
         loss = reconstruction.reconstruct(
             paths, model, output, mask_ratio=mask_ratio, mask_block=mask_block, seed=seed, device=device
         )
-    message_console().print(f"mean error over hidden pixels {loss:.4f}; drawn: {shown(output)}")
+    message_console().print(f"mean error over masked pixels {loss:.4f}; drawn: {shown(output)}")
     finish(len(paths) + len(missing), list(missing))

@@ -1,1 +1,1 @@
-"""Training on transformers' Trainer, and the data for it. Imported only when one trains."""
+"""Training with transformers' Trainer, and its data. Only the commands that need it import it."""

@@ -1,8 +1,8 @@
 """Checkpoints of a run, written atomically.
 
-In: folders that a trainer writes. Out: sealed folders, and the newest one that is valid. A checkpoint is sealed with
-the size of every file before `disk.whole_folder` moves it to its place; older ones are deleted after that. Whatever
-kills the process, at any moment, leaves the last sealed checkpoint. This module knows no model and no trainer.
+In: folders that a trainer writes. Out: sealed folders, and the newest valid one. A seal has the size of every file; it
+is written before `disk.whole_folder` moves the checkpoint to its final path. Older checkpoints are deleted afterwards.
+If the process is killed, at any moment, the last sealed checkpoint remains. This module knows no model and no trainer.
 """
 
 import json
@@ -28,14 +28,14 @@ class SaveError(UsageError):
 
 @contextmanager
 def whole_checkpoint(final: Path, publishes: bool) -> Iterator[Path]:
-    """Lends a folder to write a checkpoint into; see `disk.whole_folder`.
+    """Yields a folder for a new checkpoint; see `disk.whole_folder`.
 
     Args:
-        final: Where the checkpoint will be.
-        publishes: Whether this process seals it and moves it to its place, when all of them have written.
+        final: The final path of the checkpoint.
+        publishes: Whether this process seals and moves it, after all processes have written.
 
     Raises:
-        SaveError: Writing failed, because the disk is full for example.
+        SaveError: Writing failed, for example because the disk is full.
     """
     try:
         with whole_folder(final, replace=True, shared=True, publishes=publishes) as folder:
@@ -51,42 +51,38 @@ def whole_checkpoint(final: Path, publishes: bool) -> Iterator[Path]:
 
 
 def seal(folder: Path) -> None:
-    """Writes down the size of every file.
-
-    Args:
-        folder: The checkpoint.
-    """
+    """Writes the sizes of all files of a checkpoint into its manifest."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST]
     sizes = {str(path.relative_to(folder)): {"bytes": path.stat().st_size} for path in files}
     (folder / MANIFEST).write_text(json.dumps(sizes, indent=2))
 
 
 def why_unusable(folder: Path) -> str | None:
-    """Says what is wrong with a sealed folder; None if its files are as long as when it was sealed.
+    """The reason why a checkpoint is not valid; None if every file in its manifest has its size of the sealing.
 
-    Files that came later do not matter.
+    Files added after the sealing are ignored.
     """
     try:
         expected: dict[str, dict[str, int]] = json.loads((folder / MANIFEST).read_text())
         if not expected:
-            return f"{MANIFEST} lists no file"
+            return f"{MANIFEST} lists no files"
         for name, was in expected.items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != was["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes, and had {was['bytes']}"
+                return f"{name} has {path.stat().st_size} bytes instead of {was['bytes']}"
     except FileNotFoundError:
-        return f"{MANIFEST} is missing: it was not written to its end, or not by this package"
+        return f"{MANIFEST} is missing: the checkpoint is incomplete, or another program wrote it"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{MANIFEST} cannot be read: {error}"
     return None
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, by their step, the newest first.
+    """The checkpoints of a run, sorted by step, the newest first.
 
-    One that was being replaced when the process was killed comes after the one that was to replace it.
+    If the process was killed while it replaced a checkpoint, the new one comes before the old one.
     """
     found = [(path, re.fullmatch(rf"checkpoint-(\d+)({REPLACED})?", path.name)) for path in run.glob("checkpoint-*")]
     numbered = [(int(match[1]), match[2] is None, path) for path, match in found if match and path.is_dir()]
@@ -94,13 +90,13 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def newest_valid(run: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """Finds where a run can resume.
+    """Finds the checkpoint from which a run can resume.
 
     Args:
         run: Folder of the run.
 
     Returns:
-        The newest valid checkpoint, if there is one, and the newer ones that are not, each with the reason.
+        The newest valid checkpoint or None, and the newer invalid ones, each with the reason.
     """
     unusable: list[tuple[Path, str]] = []
     for folder in checkpoints(run):
@@ -116,14 +112,15 @@ def checkpoint_to_resume(run: Path, wanted: str | None, resume: bool) -> Path | 
 
     Args:
         run: Folder of the run.
-        wanted: The checkpoint that was asked for, if one was.
-        resume: Whether to resume from the newest valid one.
+        wanted: The checkpoint that the user named, if any.
+        resume: Whether to resume from the newest valid checkpoint.
 
     Returns:
-        The checkpoint; None to begin.
+        The checkpoint; None to begin a new run.
 
     Raises:
-        UsageError: The wanted one is not valid, none is, or there are some and nobody said what to do with them.
+        UsageError: The named checkpoint is not valid; no checkpoint is valid; or checkpoints exist and the user neither
+            named one nor set `resume`.
     """
     if wanted:
         reason = why_unusable(Path(wanted)) if Path(wanted).is_dir() else "there is no such folder"
@@ -133,7 +130,7 @@ def checkpoint_to_resume(run: Path, wanted: str | None, resume: bool) -> Path | 
     if not resume:
         if checkpoints(run):
             raise UsageError(
-                f"{run} holds checkpoints of an earlier run; add --resume to resume from the newest, or give another "
+                f"{run} has checkpoints of an earlier run; add --resume to resume from the newest, or give another "
                 "--output-dir."
             )
         return None
@@ -141,19 +138,19 @@ def checkpoint_to_resume(run: Path, wanted: str | None, resume: bool) -> Path | 
     for folder, reason in unusable:
         logger.warning(f"{folder} is not used: {reason}")
     if good is None and unusable:
-        raise UsageError(f"no checkpoint of {run} is valid; delete them to begin anew.")
+        raise UsageError(f"no checkpoint of {run} is valid; delete them to begin again.")
     return good
 
 
 def prune(run: Path, keep: int | None, best: str | None) -> None:
-    """Deletes those checkpoints that were saved first, but never the last one and the best one.
+    """Deletes the oldest checkpoints, but never the last one and the best one.
 
-    Half of a checkpoint, which a killed process leaves, misses files of its manifest.
+    If the process is killed during the deletion, files of the manifest are missing, so the rest is not valid.
 
     Args:
         run: Folder of the run.
-        keep: How many stay; None for all.
-        best: The best one, known by its name since a run may have been moved.
+        keep: Number of checkpoints to keep; None for all.
+        best: The best checkpoint. Only its name counts, because the run may have been moved.
     """
-    # By time: a run that went back saves checkpoints of lower steps than those that it leaves behind.
+    # By time, not by step: a run that resumes from an older checkpoint saves lower steps than those already there.
     rotate_checkpoints(str(run), keep, best and str(run / Path(best).name), use_mtime=True)

@@ -1,7 +1,7 @@
-"""How good a classifier is on labelled images, and where it errs.
+"""Evaluation of a classifier on labelled images.
 
-In: a model's folder or name, and a source of labelled images. Out: accuracies, and drawings of the mistakes. The
-images go through the image processor that is stored with the model: what is measured is what a user gets.
+In: a model's folder or name, and a source of labelled images. Out: accuracies, and figures of the mistakes. Images go
+through the model's stored image processor, so the accuracies are those that a user gets.
 """
 
 import logging
@@ -31,16 +31,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found.
+    """The results of an evaluation.
 
     Attributes:
-        top1, top5: Shares of the images; top5 is None with fewer than six classes.
+        top1, top5: Accuracies, as shares of the images; top5 is None with fewer than six classes.
         loss: Mean cross entropy.
-        images: How many counted.
-        unreadable: Images that could not be read, each with the reason.
+        images: Number of images without the unreadable ones.
+        unreadable: Names of unreadable images, each with the reason.
         confusion: Counts (truth, answer).
         names: Names of the classes.
-        worst: Index, truth, answer and probability of the surest wrong answers, the surest first.
+        worst: Index, truth, answer and probability of the most confident mistakes, the most confident first.
     """
 
     top1: float
@@ -53,7 +53,7 @@ class Evaluation:
     worst: list[tuple[int, int, int, float]]
 
     def summary(self) -> dict[str, Any]:
-        """What a program wants to read."""
+        """The results as plain values, for JSON."""
         recall = self.confusion.diagonal() / np.maximum(self.confusion.sum(1), 1)
         return {
             "top1": self.top1,
@@ -82,19 +82,19 @@ def evaluate(
 
     Args:
         model: A folder, or a name on the hub.
-        data, split, image_column, label_column: See `sources.open_dataset`; or a folder that is one split by itself,
-            and is called so.
-        batch_size: Images at once.
-        workers: Processes that read images; None for as many as pay.
+        data, split, image_column, label_column: See `sources.open_dataset`; `data` may also be the folder of a single
+            split, for example data/validation.
+        batch_size: Images of a batch.
+        workers: Processes that read images; None: see `reading.read_batches`.
         device: See `loading.choose_device`.
         dtype: Type of the weights.
-        advance: Called with the number of images done and of all.
+        advance: Called with the number of images done and the number of all images.
 
     Returns:
-        What was found, and the data set.
+        The results, and the data set.
 
     Raises:
-        UsageError: The model or the data cannot be opened, or their classes do not fit.
+        UsageError: The model or the data cannot be opened, or their classes do not match.
     """
     chosen = choose_device(device)
     classifier = load_model(Swinv2ForImageClassification, model, chosen, dtype)
@@ -133,7 +133,7 @@ def evaluate(
         worst = sorted(worst, key=lambda mistake: -mistake[3])[:MOST_MISTAKES]
     counted = int(confusion.sum())
     if not counted:
-        raise UsageError(f"{data} holds no image that can be read.")
+        raise UsageError(f"{data} has no readable image.")
     found = Evaluation(
         top1=float(confusion.trace() / counted),
         top5=among_five / counted if len(names) > 5 else None,
@@ -148,8 +148,8 @@ def evaluate(
 
 
 def _split_of(data: str, split: str) -> str:
-    """What the images are asked for by: a folder such as data/validation has one split, its own, which `datasets`
-    calls "train" as it does wherever it finds none."""
+    """The name of the split for `datasets`. If `data` is the folder of a single split, such as data/validation, this is
+    "train": `datasets` uses that name if it finds no folders of splits."""
     names = {name for called in SPLIT_FOLDERS.values() for name in called}
     folder = Path(data).resolve()
     own = folder.name.lower()
@@ -159,35 +159,31 @@ def _split_of(data: str, split: str) -> str:
 
 
 def _prepare(processor: Any, image: Image.Image) -> Any:
-    # An array of numpy, for `read_batches`.
+    # A numpy array, for `read_batches`.
     return processor(image, return_tensors="pt")["pixel_values"][0].numpy()
 
 
 def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> dict[int, int]:
-    """The model's class for each of the data's: by name where the model knows the data's names, by number where it
-    knows none of them and there are as many."""
+    """The model's class for each class of the data: by name if the model has all names of the data; by number if it has
+    none of them and the numbers of classes are equal."""
     dataset.check_labels(len(dataset.names) or len(names))
     if dataset.names and set(dataset.names) <= set(names):
         return {index: names.index(name) for index, name in enumerate(dataset.names)}
     if dataset.names and (len(dataset.names) != len(names) or set(dataset.names) & set(names)):
         raise UsageError(
-            f"{dataset.source} names classes that the model does not know, for example "
-            f"{sorted(set(dataset.names) - set(names))[:3]}; the folders must be called as in the model's config.json."
+            f"{dataset.source} has classes that the model does not know, for example "
+            f"{sorted(set(dataset.names) - set(names))[:3]}; name the folders as in the model's config.json."
         )
     if dataset.names:
         logger.warning(
-            f"the model calls no class as {dataset.source} does ({names[0]!r}, {dataset.names[0]!r} ...); classes are "
-            "matched by their order"
+            f"the model and {dataset.source} have no class name in common ({names[0]!r}, {dataset.names[0]!r} ...); "
+            "classes are matched by their order"
         )
     return {index: index for index in range(len(names))}
 
 
 def draw_evaluation(found: Evaluation, dataset: ImageDataset, folder: Path) -> list[Path]:
-    """Draws the confusion matrix and, if there are any, the surest mistakes.
-
-    Returns:
-        The files.
-    """
+    """Draws the confusion matrix and, if there are any, the most confident mistakes; returns the files."""
     files = [folder / "confusion.png"]
     draw_confusion(found.confusion, found.names, files[0])
     if found.worst:

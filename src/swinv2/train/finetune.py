@@ -1,6 +1,6 @@
 """Supervised training of a classifier, from pre-trained weights or from scratch.
 
-In: settings. Out: a trainer and what it saves.
+In: settings. Out: a trainer, ready to run.
 
 Source: Liu et al., Swin Transformer V2, appendix A; microsoft/Swin-Transformer, main.py and main_simmim_ft.py.
 """
@@ -24,7 +24,7 @@ from swinv2.train.start import start_finetuning
 from swinv2.train.trainer import SwinTrainer
 
 BEST_CLASSES = 5
-"""How many classes of each image evaluation keeps."""
+"""Number of most probable classes that evaluation stores for each image."""
 
 
 class FinetuneTrainer(SwinTrainer):
@@ -50,13 +50,13 @@ class FinetuneTrainer(SwinTrainer):
                 label_smoothing=settings.label_smoothing_factor,
                 num_classes=classes,
             )
-        # The Trainer would smooth a second time.
+        # Otherwise the Trainer would smooth the labels a second time.
         self.label_smoother = None
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Cross entropy in fp32; of mixed images with mixed labels, in training."""
+        """Cross entropy in fp32; in training, of mixed images and labels if mixup or cutmix is on."""
         inputs.pop("broken", None)
         images, labels = inputs["pixel_values"], inputs["labels"]
         smoothing = 0.0
@@ -70,19 +70,20 @@ class FinetuneTrainer(SwinTrainer):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross entropy in fp32 with class indices (B,), `IGNORED_LABEL` left out, or shares of classes (B, classes)."""
+    """Cross entropy in fp32. Labels are class indices (B,), where `IGNORED_LABEL` does not count, or probabilities of
+    the classes (B, classes)."""
     if labels.ndim == 1 and not (labels != IGNORED_LABEL).any():
         return logits.float().sum() * 0.0
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
 def keep_best(logits: Tensor, labels: Tensor) -> Tensor:
-    """The best classes of each image, best first: all that evaluation needs of the logits."""
+    """The most probable classes of each image, the best first. Evaluation needs nothing else of the logits."""
     return logits.topk(min(BEST_CLASSES, logits.shape[-1])).indices
 
 
 def accuracies(prediction: EvalPrediction) -> dict[str, float]:
-    """Shares of images whose class is the best answer, and among the five best; unreadable ones are counted apart."""
+    """Top-1 and top-5 accuracy of the readable images, and the numbers of readable and unreadable images."""
     best, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     counted = labels != IGNORED_LABEL
     hits = best[counted] == labels[counted][:, None]
@@ -93,10 +94,10 @@ def accuracies(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def class_names(settings: FinetuneSettings, dataset: ImageDataset) -> tuple[str, ...]:
-    """Names of the classes: of the data, of `--label-names-file`, or else numbers.
+    """Names of the classes: from the data or from `--label-names-file`, otherwise numbers.
 
     Raises:
-        UsageError: Nobody knows how many there are.
+        UsageError: The number of classes is unknown.
     """
     if dataset.names:
         return dataset.names
@@ -106,10 +107,10 @@ def class_names(settings: FinetuneSettings, dataset: ImageDataset) -> tuple[str,
 
 
 def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
-    """Builds everything of a fine-tuning.
+    """Builds the trainer of a fine-tuning, with its model and its data.
 
     Raises:
-        UsageError: A setting, the data or the model does not fit.
+        UsageError: The settings, the data and the model do not fit together.
     """
     torch.manual_seed(settings.seed)
     given: tuple[str, ...] = ()

@@ -1,9 +1,10 @@
-"""Flags of `swinv2 pretrain` and `swinv2 finetune`, and the recipe below them.
+"""Reads the flags and the recipe of `swinv2 pretrain` and `swinv2 finetune`.
 
-In: flags, as they stand on the command line. Out: what was told, by the names of the settings, or the help text.
+In: command-line flags. Out: the given values, by the names of the settings, or the help text. A flag overrides the
+recipe.
 
-Most settings are transformers' `TrainingArguments`, whose import brings torch and takes seconds. So that help and
-refusals come at once, their names, types, defaults and help are read from its source, which is not run.
+Most settings are transformers' `TrainingArguments`. Importing that class imports torch and takes seconds. Therefore its
+names, types, defaults and help texts are read from the source file without running it; help and errors come at once.
 """
 
 import argparse
@@ -27,7 +28,7 @@ OLDER_NAMES = {
     "activation_checkpointing": "gradient_checkpointing",
     "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
 }
-"""Settings of transformers, and what its older versions call them."""
+"""Settings of transformers, and their names in older versions."""
 
 
 def _read_bool(text: str) -> bool:
@@ -38,11 +39,12 @@ def _read_bool(text: str) -> bool:
 
 
 _READERS: dict[str, Callable[[str], Any]] = {"bool": _read_bool, "str": str, "int": int, "float": float}
-"""What makes a value of text; the first is taken that a type allows. Enumerations of transformers are text to it."""
+"""Functions that read a value from text; the first one that a setting's type allows is used. Enumerations of
+transformers are read as text."""
 
 
 class Setting(NamedTuple):
-    """A setting as its class declares it: its type and default as Python writes them."""
+    """A setting as its class declares it; type and default are Python source text."""
 
     name: str
     type: str
@@ -51,7 +53,7 @@ class Setting(NamedTuple):
     rest: dict[str, Any] = {}
 
     def argument(self) -> dict[str, Any]:
-        """How argparse reads it."""
+        """The arguments of `add_argument` for this setting."""
         inside = re.fullmatch(r"list\[(\w+)\]( \| None)?", self.type)
         kinds = (inside[1] if inside else self.type).split(" | ")
         kind, read = next(((kind, _READERS[kind]) for kind in _READERS if kind in kinds), ("json", json.loads))
@@ -73,7 +75,7 @@ def own_settings(options: type[Any]) -> list[Setting]:
 
 
 def settings_of_transformers() -> list[Setting]:
-    """The settings of `TrainingArguments`, in the version that is installed."""
+    """The settings of `TrainingArguments` in the installed version of transformers."""
     package: Any = find_spec("transformers")
     source = Path(package.submodule_search_locations[0], "training_args.py").read_text("utf-8")
     classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
@@ -98,11 +100,11 @@ def settings_of_transformers() -> list[Setting]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Knows all settings of a command.
+    """Reads all settings of a command.
 
     Args:
-        options: Those of this package.
-        rest: What argparse takes.
+        options: The settings of this package.
+        rest: Arguments of `ArgumentParser`.
     """
 
     def __init__(self, options: type[RunOptions], **rest: Any) -> None:
@@ -123,11 +125,11 @@ class _Parser(argparse.ArgumentParser):
                 self.settings |= dict.fromkeys(flags, setting)
 
     def error(self, message: str) -> NoReturn:
-        """Refuses with a sentence instead of a usage text of three hundred lines."""
+        """Raises `UsageError` instead of printing three hundred lines of usage."""
         raise UsageError(f"{message}. `--help` lists all flags.")
 
     def read(self, flags: Sequence[str]) -> dict[str, Any]:
-        """What flags say, by the names of settings; underscores in a flag are as good as dashes."""
+        """The values of flags, by the names of settings. Flags may have underscores instead of dashes."""
         told, unknown = self.parse_known_args(
             [re.sub("^--[^=]+", lambda name: as_flag(name[0]), flag) for flag in flags]
         )
@@ -137,22 +139,22 @@ class _Parser(argparse.ArgumentParser):
         return vars(told)
 
     def suggest(self, flag: str) -> str:
-        """The end of a sentence about a flag that there is not."""
+        """The end of a sentence about an unknown flag: a similar flag if there is one, and a full stop."""
         close = difflib.get_close_matches(flag, self.settings, 1)
         return f"; did you mean {close[0]}?" if close else "."
 
     def read_recipe(self, path: Path) -> dict[str, Any]:
-        """What a recipe says, by the names of settings.
+        """The values of a recipe, by the names of settings.
 
         Raises:
-            UsageError: It cannot be read, is no mapping, or has a setting or a value that there is not.
+            UsageError: The recipe cannot be read, is no mapping, or has an unknown setting or an invalid value.
         """
         try:
             recipe: Any = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UsageError(f"the recipe {path} cannot be read: {error}") from error
         if not isinstance(recipe, dict):
-            raise UsageError(f"the recipe {path} is no list of settings; expected lines such as 'learning_rate: 1e-3'.")
+            raise UsageError(f"the recipe {path} has no settings; expected lines such as 'learning_rate: 1e-3'.")
         bare: dict[str, Any] = {}
         flags: list[str] = []
         for name, value in recipe.items():
@@ -160,8 +162,9 @@ class _Parser(argparse.ArgumentParser):
             setting = self.settings.get(flag)
             if setting is None:
                 hint = self.suggest(flag).replace("--", "").replace("-", "_")
-                raise UsageError(f"the recipe {path} has a setting {name!r} that there is not{hint}")
-            # Read as if it were a flag: YAML takes 1e-3, without a point, for text. What no flag can say is as it is.
+                raise UsageError(f"the recipe {path} has an unknown setting {name!r}{hint}")
+            # Values are read like flags, because YAML takes 1e-3, without a point, for text. Values that no flag can
+            # have (null, mappings, lists of text) are used as they are.
             if isinstance(value, list) and value and "str" not in setting.type:
                 flags += [flag, *map(str, value)]
             elif value is None or isinstance(value, (dict, list)):
@@ -175,27 +178,28 @@ class _Parser(argparse.ArgumentParser):
 
 
 def as_flag(name: str) -> str:
-    """A setting's name as a flag, "--weight-decay" of "weight_decay" and of "--weight-decay"."""
+    """The flag of a setting: "--weight-decay" for "weight_decay" and for "--weight-decay"."""
     return f"--{name.removeprefix('--').replace('_', '-')}"
 
 
 def read_flags(
     options: type[RunOptions], flags: Sequence[str], command: str, description: str | None = None
 ) -> dict[str, Any]:
-    """Reads flags, and the recipe that `--config` names below them.
+    """Reads flags and the recipe of `--config`; a flag overrides the recipe.
 
     Args:
-        options: The settings of this package that the command has.
-        flags: As they stand on the command line.
-        command: What the help text calls the command.
-        description: What the help text says of it.
+        options: The command's settings of this package.
+        flags: The command-line arguments.
+        command: Name of the command in the help text.
+        description: Description of the command in the help text.
 
     Returns:
-        What was told, by the names of the settings.
+        The given values, by the names of the settings.
 
     Raises:
-        UsageError: There is no such recipe, setting or value, or one that every training needs is missing.
-        SystemExit: `--help` was given, and printed.
+        UsageError: The recipe cannot be read, a setting is unknown, a value is invalid, or a required setting is
+            missing.
+        SystemExit: `--help` was given; the help text is printed.
     """
     usage = "%(prog)s [--config FILE] [--SETTING VALUE ...]"
     parser = _Parser(options, prog=command, usage=usage, description=description)

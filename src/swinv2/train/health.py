@@ -1,6 +1,6 @@
-"""Whether a run is worth continuing.
+"""Checks that stop a broken run.
 
-In: losses, weights and the names of images that could not be read. Out: an error, before anything of it reaches a
+In: losses, weights and the names of unreadable images. Out: an error, raised before NaN or infinite values reach a
 checkpoint.
 """
 
@@ -22,16 +22,16 @@ class DivergedError(UsageError):
 
 
 class TooManyBrokenError(UsageError):
-    """More images than allowed could not be read."""
+    """There are more unreadable images than allowed."""
 
 
 class HealthCheck:
-    """What can go wrong in a run without raising an error.
+    """Finds failures of a run that raise no error by themselves.
 
     Args:
-        run: Its folder, for the message that says from where it can resume.
-        device: Where its losses are.
-        max_broken_images: How many images of this process may be unreadable.
+        run: Folder of the run; an error message names its newest valid checkpoint.
+        device: Device of the losses.
+        max_broken_images: Number of unreadable images that a process may meet.
     """
 
     def __init__(self, run: Path, device: torch.device, max_broken_images: int) -> None:
@@ -40,49 +40,50 @@ class HealthCheck:
         self._broken: set[str] = set()
 
     def note_loss(self, loss: Tensor, step: int) -> None:
-        """Looks at a loss. On a GPU, which a look at a number stops, `refuse_divergence` does, before a log or a save.
+        """Checks a loss. On a GPU, reading the result would wait for all its work; there `refuse_divergence` reads it
+        later, before a log or a save.
 
         Args:
-            loss: Of one forward pass.
-            step: The step that it belongs to, for the message.
+            loss: Loss of one forward pass.
+            step: The current step, for the message.
 
         Raises:
-            DivergedError: It is NaN or infinite.
+            DivergedError: The loss is NaN or infinite.
         """
         self._finite &= loss.isfinite()
         if self._finite.device.type == "cpu":
             self.refuse_divergence(step)
 
     def refuse_divergence(self, step: int) -> None:
-        """Stops if a loss or a weight that was looked at so far is NaN or infinite.
+        """Raises an error if a checked loss or weight was NaN or infinite.
 
         Args:
-            step: The step of now, for the message.
+            step: The current step, for the message.
 
         Raises:
-            DivergedError: It is none.
+            DivergedError: A loss or a weight was NaN or infinite.
         """
         if bool(self._finite):
             return
         good, _ = newest_valid(self._run)
         raise DivergedError(
-            f"at step {step} the loss or a weight is NaN or infinite. Nothing was saved since; "
+            f"at step {step} the loss or a weight is NaN or infinite. It was not saved; "
             + (f"{good} is valid. " if good else "there is no checkpoint yet. ")
-            + "Train in bf16 rather than fp16, with a smaller --learning-rate, a longer --warmup-steps or a smaller "
+            + "Train in bf16 instead of fp16, or with a smaller --learning-rate, more --warmup-steps or a smaller "
             "--max-grad-norm."
         )
 
     def refuse_broken_weights(self, model: nn.Module, step: int) -> None:
-        """Looks at the weights before a save: a finite loss may have a gradient that is not.
+        """Checks the weights before a save: even if the loss is finite, its gradient may be NaN or infinite.
 
-        All processes call it, and all of them stop or none: the others would wait for the one that did.
+        All processes must call it. All of them raise the error or none, because no process may wait for a stopped one.
 
         Args:
-            model: The model, or what FSDP made of it.
-            step: The step of now, for the message.
+            model: The model, sharded by FSDP or not.
+            step: The current step, for the message.
 
         Raises:
-            DivergedError: A weight of some process is NaN or infinite.
+            DivergedError: A weight of any process is NaN or infinite.
         """
         shards: list[Any] = [getattr(p, "_local_tensor", p) for p in model.parameters() if p.requires_grad]
         finite = torch.stack([shard.detach().isfinite().all() for shard in shards]).all()
@@ -94,10 +95,10 @@ class HealthCheck:
         self.refuse_divergence(step)
 
     def count_broken(self, names: list[str]) -> None:
-        """Counts images that could not be read, each once.
+        """Counts unreadable images, each image once.
 
         Args:
-            names: What each is called and why it could not be read; the same text for the same image.
+            names: Name and reason of each; equal texts are the same image.
 
         Raises:
             TooManyBrokenError: There are more than allowed.

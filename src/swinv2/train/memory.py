@@ -1,6 +1,6 @@
-"""What a training takes in memory, worked out before it begins and without computing anything.
+"""The memory of a training, estimated before it begins, without computing anything.
 
-In: a model, on any device, and how it would be trained. Out: MiB by what they are for, on each process.
+In: a model, on any device, and settings of the training. Out: MiB of weights, gradients and so on, for each process.
 """
 
 import copy
@@ -20,8 +20,8 @@ from swinv2.ops.backends import SDPA
 MIB = 2**20
 FULL_BYTES, HALF_BYTES = 4, 2
 GATHERED_BLOCKS = 3
-"""Blocks that a process holds whole under FSDP2: the weights of the one at work and of the next, and the gradients of
-the one at work."""
+"""Blocks that a process has unsharded under FSDP2: the weights of the current block and of the next one, and the
+gradients of the current block."""
 
 
 def training_memory(
@@ -34,20 +34,22 @@ def training_memory(
     moments: int | None = None,
     shards: int = 0,
 ) -> dict[str, float]:
-    """Works out what training takes on each process: the state exactly, if the optimiser is AdamW or Muon; activations
-    as torch's plain operations would keep them, an upper bound for fused kernels and where stages are frozen.
+    """Estimates the memory of a training on each process.
+
+    Weights, gradients and the state of AdamW or Muon are exact. Activations are those of torch's plain operations: an
+    upper bound for fused kernels and for frozen stages.
 
     Args:
-        model: The model, or LoRA's around it.
+        model: The model, with or without LoRA.
         batch_size: Images of a forward pass on each process.
         in_half: Whether autocast computes in 16 bits; weights, gradients and the optimiser stay in fp32.
         checkpointed: Whether the backward pass computes each block again.
-        with_average: Whether an average of the weights is kept.
-        moments: Numbers that the optimiser keeps of all parameters that learn; two of each for AdamW unless given.
-        shards: Processes that share weights, gradients and optimiser under FSDP2; 0 if each has all of them.
+        with_average: Whether the run has an average of the weights.
+        moments: Size of the optimiser's state, in numbers; None for AdamW's: two for each parameter that learns.
+        shards: Number of processes that share weights, gradients and optimiser under FSDP2; 0 without FSDP2.
 
     Returns:
-        MiB of `weights`, `gradients`, `optimizer`, `average`, `activations`, and `gathered` where the rest is sharded.
+        MiB of `weights`, `gradients`, `optimizer`, `average`, `activations`, and under FSDP2 `gathered`.
     """
     adapted: Any = model
     plain = adapted.get_base_model() if hasattr(model, "peft_config") else adapted
@@ -64,18 +66,18 @@ def training_memory(
     }
     if shards:
         blocks = [_count(module) for module in model.modules() if isinstance(module, SwinTransformerBlock)]
-        # What is outside the blocks is gathered once a step, and its gradients stay whole until its end.
+        # Weights outside the blocks are gathered once a step; their gradients stay unsharded until the step ends.
         found["gathered"] = (GATHERED_BLOCKS * max(blocks) + 2 * (total - sum(blocks))) * width / MIB
     return found
 
 
 def ways_to_train(model: Swinv2PreTrainedModel, batch_size: int, processes: int) -> list[dict[str, Any]]:
-    """What training takes on each process in 16 bits with AdamW, without and with checkpointing of blocks.
+    """The memory of a training on each process, in 16 bits with AdamW, without and with checkpointing of blocks.
 
     Args:
         model: The model, on any device.
         batch_size: Images of a forward pass on each process.
-        processes: How many share weights, gradients and optimiser by FSDP2; 1 has all of them.
+        processes: Number of processes; more than one share weights, gradients and optimiser by FSDP2.
     """
     ways: list[dict[str, Any]] = []
     for checkpointed in (False, True):
@@ -87,12 +89,12 @@ def ways_to_train(model: Swinv2PreTrainedModel, batch_size: int, processes: int)
 
 
 def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool) -> float:
-    """Numbers that a forward pass keeps of each image for the backward pass. Of checkpointed blocks it keeps the
-    inputs; the largest block is added, which the backward pass computes again."""
+    """Numbers that are saved for the backward pass, for each image. If blocks are checkpointed: the inputs of the
+    blocks, and the activations of the largest block, which the backward pass computes again."""
     config: Any = model.config
     with torch.device("meta"):
         twin = type(model)(copy.deepcopy(config)).train()
-    # Not set_attn_implementation, which asks whether this machine can run it: nothing is run.
+    # set_attn_implementation would check that this machine can run it, but nothing is run here.
     twin.config._attn_implementation = SDPA
 
     def saved(images: int) -> int:
@@ -107,12 +109,12 @@ def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool) ->
 
 
 def saved_bytes(model: Any, inputs: dict[str, Tensor], checkpointed: bool = False) -> int:
-    """Bytes that a forward pass keeps for the backward pass, weights left out; nothing is computed on meta.
+    """Bytes that are saved for the backward pass, without the weights. On the meta device nothing is computed.
 
     Args:
         model: The model.
-        inputs: What it is called with.
-        checkpointed: Whether of each block only the input is kept; the largest block is added.
+        inputs: The model's arguments.
+        checkpointed: Whether to count only the inputs of blocks and the activations of the largest block.
     """
     largest = 0
 
@@ -133,8 +135,8 @@ def saved_bytes(model: Any, inputs: dict[str, Tensor], checkpointed: bool = Fals
 
 @contextmanager
 def _noting(known: Iterable[Tensor]) -> Iterator[dict[int, Tensor]]:
-    """Notes what is kept for the backward pass and is none of what is known. By storage: what two operations keep, or
-    views of it, lies in memory once."""
+    """Collects the tensors that are saved for the backward pass, except known ones. The keys are storages: a tensor
+    saved by two operations, or a view of it, counts once."""
     there = {_storage(tensor) for tensor in known}
     saved: dict[int, Tensor] = {}
 

@@ -1,7 +1,7 @@
-"""What `swinv2 pretrain` and `swinv2 finetune` can be told beside transformers' `TrainingArguments`.
+"""The settings of `swinv2 pretrain` and `swinv2 finetune` that transformers' `TrainingArguments` does not have.
 
-In: nothing. Out: every setting with its type, its default and its help. `flags.py` reads them from the command line,
-`settings.py` adds those of transformers and checks all of them. This module imports neither torch nor transformers.
+In: nothing. Out: every setting with its type, default and help. `flags.py` reads the settings from the command line;
+`settings.py` adds transformers' settings and checks all. This module imports neither torch nor transformers.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 from swinv2.errors import UsageError
 
 PAPER_BATCH = 512
-"""Images for which the authors give learning rates; they scale them with the batch."""
+"""The batch for which the authors give learning rates; they scale the rate with the batch."""
 
 
 def _option(default: Any, help: str) -> Any:
@@ -23,113 +23,117 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclass
 class RunOptions:
-    """What pre-training and fine-tuning have in common. The help texts, which `--help` prints, say what each means."""
+    """The settings that pre-training and fine-tuning share. The help texts say what they mean."""
 
     # Data
     data: str = _option("", "A folder of class folders or of images, .parquet or .tar files, or a data set's name.")
-    eval_data: str = _option("", "Where the images to evaluate are; --data unless given.")
+    eval_data: str = _option("", "Source of the images to evaluate; default: --data.")
     train_split: str = _option("train", "Name of the split to train on.")
-    eval_split: str = _option("evaluation", "Name of the split to evaluate; 'evaluation' takes the first there is.")
+    eval_split: str = _option(
+        "evaluation", "Split to evaluate; 'evaluation': the first of validation, val, valid, test."
+    )
     train_fraction: float = _option(1.0, "Share of the training images of each class to train on.")
-    image_column: str | None = _option(None, "Column of the images, where it is not clear.")
-    label_column: str | None = _option(None, "Column of the labels, where it is not clear.")
-    streaming: bool = _option(False, "Read one image after another instead of all files first; needs --max-steps.")
-    shuffle_buffer: int = _option(10_000, "When streaming: from how many images the next one is drawn.")
-    max_broken_images: int = _option(100, "Unreadable images, each counted once, after which a process stops.")
-    image_mean: list[float] = _option([0.485, 0.456, 0.406], "Mean of each channel; as many as the model has.")
-    image_std: list[float] = _option([0.229, 0.224, 0.225], "Standard deviation of each channel.")
+    image_column: str | None = _option(None, "Column of the images, if it cannot be found automatically.")
+    label_column: str | None = _option(None, "Column of the labels, if it cannot be found automatically.")
+    streaming: bool = _option(False, "Read images one by one instead of all files first; needs --max-steps.")
+    shuffle_buffer: int = _option(10_000, "With --streaming: number of images from which the next one is drawn.")
+    max_broken_images: int = _option(100, "Number of unreadable images that a process may meet, each counted once.")
+    image_mean: list[float] = _option([0.485, 0.456, 0.406], "Mean of each channel of the model.")
+    image_std: list[float] = _option([0.229, 0.224, 0.225], "Standard deviation of each channel of the model.")
 
     # Model
-    model: str = _option("", "What to start from: a size such as tiny, a model's folder, or its name on the hub.")
-    model_fields: dict[str, Any] | str | None = _option(None, "Fields of Swinv2Config that differ, as JSON.")
-    image_size: list[int] = _option([], "Pixels: one length, or height and width; the model's unless given.")
+    model: str = _option("", "Model to start from: a preset such as tiny, a model's folder, or its name on the hub.")
+    model_fields: dict[str, Any] | str | None = _option(None, "Fields of Swinv2Config to change, as JSON.")
+    image_size: list[int] = _option([], "Image size in pixels: one length, or height and width; default: the model's.")
     window_size: int | str | list[Any] | tuple[Any, ...] | None = _option(
-        None, "Windows in tokens: 8, 8x16 (height first), or one for each stage: 16,16,16,8; the model's unless given."
+        None, "Windows in tokens: 8, 8x16 (height first), or one for each stage: 16,16,16,8; default: the model's."
     )
     stretch_bias: bool = _option(False, "Stretch the position bias over a changed window instead of extrapolating it.")
-    drop_path_rate: float | None = _option(None, "Stochastic depth of the last block; the model's unless given.")
-    frozen_stages: int = _option(0, "First stages that do not learn: 1 the patches, 2 the first stage too ...")
+    drop_path_rate: float | None = _option(None, "Drop path rate of the last block; default: the model's.")
+    frozen_stages: int = _option(
+        0, "First stages that do not learn; 1: the patch embedding, 2: the first stage too ..."
+    )
 
     # Optimisation
     base_rate: float | None = _option(
-        None, f"Learning rate for {PAPER_BATCH} images; the real one is it times the whole batch / {PAPER_BATCH}."
+        None, f"Learning rate for a batch of {PAPER_BATCH}; the rate is this * batch of all processes / {PAPER_BATCH}."
     )
     matrix_learning_rate: float = _option(
-        0.0, "Learning rate of Muon for the matrices, AdamW for the rest; 0: no Muon."
+        0.0, "Learning rate of Muon for the matrices; AdamW trains the rest. 0: no Muon."
     )
     layer_decay: float = _option(1.0, "Factor of the learning rate from each layer to the one before it.")
     milestones: list[float] = _option(
-        [], "Shares of the training at which the rate drops, by gamma of --lr-scheduler-kwargs or a tenth."
+        [], "Shares of the training after which the rate drops, by the factor gamma of --lr-scheduler-kwargs or 0.1."
     )
-    ema_decay: float = _option(0.0, "Decay of an average of the weights, which is evaluated and kept; 0 for none.")
+    ema_decay: float = _option(0.0, "Decay of an average of the weights, which becomes the final model; 0: no average.")
 
     # Run
     resume: bool = _option(False, "Resume from the newest valid checkpoint in --output-dir, if there is one.")
-    dry_run: bool = _option(False, "Print what would be done, and do nothing.")
-    as_json: bool = _option(False, "With --dry-run, or at the end: print one JSON object.")
+    dry_run: bool = _option(False, "Print the plan of the training, and do nothing.")
+    as_json: bool = _option(False, "Print the plan of --dry-run, or the results, as one JSON object.")
 
-    # What is other than in TrainingArguments.
-    remove_unused_columns: bool = _option(False, "No effect: examples have the columns that the model takes.")
+    # Settings with other defaults or meanings than in TrainingArguments.
+    remove_unused_columns: bool = _option(False, "No effect: examples have only the columns that the model takes.")
     logging_nan_inf_filter: bool = _option(False, "No effect: a NaN loss stops the training.")
-    learning_rate: float = _option(1e-3, "Highest learning rate, of the head; see --layer-decay and --base-rate.")
+    learning_rate: float = _option(1e-3, "Highest learning rate, that of the head; see --layer-decay and --base-rate.")
     weight_decay: float = _option(
-        0.05, "Weight decay of matrices; never of norms, biases, logit_scale, position bias, positions, mask token."
+        0.05, "Weight decay of matrices; norms, biases, logit_scale, position bias, positions, mask token never decay."
     )
-    max_grad_norm: float = _option(5.0, "Largest norm of all gradients together.")
+    max_grad_norm: float = _option(5.0, "Largest norm of all gradients together; larger ones are scaled down.")
     logging_steps: float = _option(50, "Steps between two lines of the log.")
-    save_total_limit: int | None = _option(2, "Checkpoints that are kept.")
+    save_total_limit: int | None = _option(2, "Number of checkpoints to keep.")
     dataloader_num_workers: int = _option(
-        min(os.cpu_count() or 1, 8), "Processes that read images, for each training process; 0 for none."
+        min(os.cpu_count() or 1, 8), "Workers that read images, for each training process; 0: it reads by itself."
     )
-    dataloader_persistent_workers: bool = _option(False, "Whether these processes live longer than an epoch.")
+    dataloader_persistent_workers: bool = _option(False, "Whether these workers live longer than an epoch.")
 
 
 @dataclass
 class PretrainOptions(RunOptions):
-    """What `swinv2 pretrain` takes besides `RunOptions`."""
+    """The settings of `swinv2 pretrain`."""
 
     mask_ratio: float = _option(0.6, "Share of the blocks that are masked.")
     mask_block: int = _option(32, "Side of a masked block in pixels; a multiple of the patch size.")
     norm_targets: int = _option(
-        47, "Reconstruct pixels normalised by the square of this many pixels around each; 0: plain pixels."
+        47, "Normalise the target pixels by the statistics of the square of this side around each; 0: plain pixels."
     )
     crop_scale: list[float] = _option([0.67, 1.0], "Smallest and largest share of the area that a crop takes.")
     grid_images: int = _option(
-        8, "Images in the figure of reconstructions, which each checkpoint draws, except under FSDP; 0: none."
+        8, "Images in the figure of reconstructions, drawn at each checkpoint except under FSDP; 0: no figure."
     )
 
 
 @dataclass
 class FinetuneOptions(RunOptions):
-    """What `swinv2 finetune` takes besides `RunOptions`."""
+    """The settings of `swinv2 finetune`."""
 
-    label_names_file: str = _option("", "A file, the name of a class on each line, where the data does not know them.")
-    head_map: str = _option("", "A file, on each line a class of --model whose row of the classifier a class takes.")
+    label_names_file: str = _option("", "A file with the name of a class on each line, if the data has no names.")
+    head_map: str = _option("", "A file: line i has the class of --model whose classifier row initialises class i.")
     auto_augment: str = _option("", "timm's description of RandAugment; the authors' is rand-m9-mstd0.5-inc1.")
-    color_jitter: float = _option(0.0, "Strength of changes of colour.")
+    color_jitter: float = _option(0.0, "Strength of random changes of brightness, contrast and saturation.")
     erase_probability: float = _option(0.0, "Probability of erasing a random rectangle; the authors' is 0.25.")
     crop_scale: list[float] = _option([0.08, 1.0], "Smallest and largest share of the area that a crop takes.")
     crop_padding: int = _option(
-        0, "Pad each edge with this many reflected pixels and crop, instead of crops of the area."
+        0, "Pad each edge with this many reflected pixels and crop the image size; replaces --crop-scale. 0: off."
     )
     crop_ratio: float | None = _option(
-        None, "In evaluation: share of the shorter side that the centre takes; unless given, images are resized."
+        None, "In evaluation: side of the centre crop as a share of the shorter side; default: resize, no crop."
     )
     mixup: float = _option(0.0, "Alpha of mixup; the authors' is 0.8.")
     cutmix: float = _option(0.0, "Alpha of cutmix; the authors' is 1.0.")
-    lora: bool = _option(False, "Learn low-rank changes of queries and values, and the classifier; nothing else.")
+    lora: bool = _option(False, "LoRA: learn only low-rank changes of queries and values, and the classifier.")
     lora_rank: int = _option(16, "Rank of --lora.")
 
 
 def refuse_missing(told: Mapping[str, Any]) -> None:
-    """Refuses settings without what every training needs.
+    """Raises an error if a required setting is missing.
 
     Raises:
-        UsageError: There is no data, no model or no folder for the run.
+        UsageError: `data`, `model` or `output_dir` is missing.
     """
     needed = {
-        "data": "where the images are",
-        "model": "what to start from: a size such as tiny, a model's folder, or its name on the hub",
+        "data": "the source of the images",
+        "model": "the model to start from: a preset such as tiny, a model's folder, or its name on the hub",
         "output_dir": "a folder for checkpoints, logs and the trained model",
     }
     for name, expected in needed.items():

@@ -1,6 +1,6 @@
-"""What a training would do, before it does it.
+"""The plan of a training, for `--dry-run`.
 
-In: a trainer that is ready. Out: a plan of plain numbers and words, for people and for programs.
+In: a trainer, ready to run. Out: a plan of numbers and words, for people and for programs.
 """
 
 import math
@@ -18,14 +18,14 @@ from swinv2.train.trainer import SwinTrainer
 
 
 def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
-    """What training takes on each process, in MiB. LoRA's own activations are not among it."""
+    """The memory of the training on each process, in MiB, without LoRA's own activations."""
     args: Any = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     checkpointed = args.checkpoints_activations
     if trainer.is_fsdp_enabled:
         checkpointed = checkpointed or (args.fsdp_config or {}).get("activation_checkpointing", False)
-    # AdamW keeps two numbers of each parameter, Muon one.
+    # AdamW has two numbers for each parameter, Muon one.
     matrices = hidden_matrices(model) if args.matrix_learning_rate else []
     with_muon = sum(matrix.numel() for matrix in matrices if matrix.requires_grad)
     return training_memory(
@@ -50,10 +50,10 @@ def _groups(trainer: SwinTrainer, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
-    """Says what a training would do.
+    """Makes the plan of a training.
 
     Returns:
-        Settings, data, model, parameter groups, steps, learning rate and memory, fit for JSON.
+        Settings, data, model, parameter groups, steps, learning rate and memory, as JSON values.
     """
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     groups = _groups(trainer, model)
@@ -62,7 +62,7 @@ def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
     steps = args.max_steps
     if not streams and steps <= 0:
         batches = len(trainer.get_train_dataloader())
-        # As the Trainer counts them.
+        # The Trainer counts them in the same way.
         steps = math.ceil(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs)
     warmup = args.get_warmup_steps(steps)
     if warmup > steps:

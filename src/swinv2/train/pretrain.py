@@ -1,6 +1,6 @@
 """SimMIM pre-training: the model reconstructs masked patches.
 
-In: settings. Out: a trainer and what it saves. Masks, targets and loss are `swinv2.simmim`'s and the model's own.
+In: settings. Out: a trainer, ready to run. `swinv2.simmim` makes masks and targets; the model computes the loss.
 
 Source: Xie et al., SimMIM (arXiv 2111.09886); Liu et al., Swin Transformer V2, section 3.5 and appendix A2.
 """
@@ -29,11 +29,11 @@ from swinv2.train.trainer import SwinTrainer
 
 GRID_NAME = "reconstructions.png"
 MEASURED_MASKS = 8
-"""Masks whose AvgDist is averaged for a line of the log."""
+"""Number of masks whose mean AvgDist is logged."""
 
 
 class PretrainTrainer(SwinTrainer):
-    """Trains with the loss of the model, and logs how far the model must look."""
+    """Trains with the loss of the model, and logs AvgDist: how far masked pixels are from visible ones."""
 
     args: PretrainSettings
 
@@ -60,12 +60,12 @@ class PretrainTrainer(SwinTrainer):
 
 
 class ReconstructionFigure(TrainerCallback):
-    """Draws the same images again at every checkpoint.
+    """Draws the reconstructions of the same images at every checkpoint.
 
     Args:
-        trainer: Whose model draws.
+        trainer: The trainer of the model.
         batch: Images and masks.
-        pixels: How the images are normalised.
+        pixels: The normalisation of the images.
     """
 
     def __init__(self, trainer: PretrainTrainer, batch: dict[str, Any], pixels: Pixels) -> None:
@@ -96,15 +96,15 @@ class ReconstructionFigure(TrainerCallback):
 
 
 def mask_maker(config: Swinv2Config, block: int, ratio: float) -> Callable[[], Tensor]:
-    """What draws the mask of an example for a model.
+    """The function that draws the mask of an example.
 
     Args:
-        config: The model's.
+        config: Configuration of the model.
         block: Side of a masked block in pixels.
         ratio: Share of the blocks that are masked.
 
     Raises:
-        UsageError: A block is no whole number of patches, or nothing of an image would be masked, or nothing seen.
+        UsageError: The block is no multiple of the patch size, or the whole image or nothing of it would be masked.
     """
     patch, size = as_pair("patch_size", config.patch_size), as_pair("image_size", config.image_size)
     if not 0.0 < ratio < 1.0:
@@ -114,17 +114,17 @@ def mask_maker(config: Swinv2Config, block: int, ratio: float) -> Callable[[], T
     draw = partial(draw_mask, grid_of(size, patch), (block // patch[0], block // patch[1]), ratio)
     if bool(draw().all()):
         raise UsageError(
-            f"a mask block of {block} and a mask ratio of {ratio} hide all of an image of {size}; expected smaller "
+            f"a mask block of {block} and a mask ratio of {ratio} mask the whole image of {size}; expected smaller "
             "ones."
         )
     return draw
 
 
 def make_pretraining(settings: PretrainSettings) -> PretrainTrainer:
-    """Builds everything of a pre-training.
+    """Builds the trainer of a pre-training, with its model and its data.
 
     Raises:
-        UsageError: A setting, the data or the model does not fit.
+        UsageError: The settings, the data and the model do not fit together.
     """
     torch.manual_seed(settings.seed)
     model = start_pretraining(settings)

@@ -1,4 +1,4 @@
-"""What a pre-trained model reconstructs of any image.
+"""The reconstructions of a pre-trained model.
 
 In: image files and a model for masked-image modelling. Out: one figure with a row for each image.
 """
@@ -31,23 +31,23 @@ def reconstruct(
     seed: int = 0,
     device: str = "auto",
 ) -> float:
-    """Draws images, hidden parts and reconstructions.
+    """Draws images, masked images and reconstructions.
 
     Args:
-        images: Files.
+        images: The image files.
         model: A folder, or a name on the hub, of a model that `Swinv2ForMaskedImageModeling` saved.
         output: The PNG file to write.
-        mask_ratio: Share of the blocks that are hidden.
-        mask_block: Side of a block in pixels of the model's input; None for what one token of the last stage covers,
-            as in the authors' training.
-        seed: Other seeds hide other blocks.
+        mask_ratio: Share of the blocks that are masked.
+        mask_block: Side of a masked block in pixels of the model's input; None for the side of a token of the last
+            stage, as in the authors' training.
+        seed: Other seeds mask other blocks.
         device: See `loading.choose_device`.
 
     Returns:
-        The model's loss, the mean error over hidden pixels.
+        The model's loss: the mean error over masked pixels.
 
     Raises:
-        UsageError: Something cannot be read, or does not fit.
+        UsageError: An image or the model cannot be read, or the mask does not fit the model.
     """
     chosen = choose_device(device)
     decoder = load_model(Swinv2ForMaskedImageModeling, model, chosen, torch.float32)

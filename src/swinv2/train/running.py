@@ -1,7 +1,7 @@
-"""One run from its settings to its results, whatever is trained.
+"""A run of any trainer: it trains, evaluates and saves.
 
-In: a trainer that is ready. Out: a folder with the trained model, its image processor, `results.json`; and the exit
-status. `plan.py` says beforehand what would be done.
+In: a trainer, ready to run. Out: a folder with the trained model, its image processor and `results.json`; the exit
+status. `plan.py` makes the plan of a run.
 """
 
 import json
@@ -31,7 +31,7 @@ FINAL, RESULTS_NAME = "final", "results.json"
 
 
 def pixels_of(config: Swinv2Config, mean: list[float], std: list[float]) -> Pixels:
-    """What pixels a model takes."""
+    """The pixels that a model takes."""
     return Pixels(as_pair("image_size", config.image_size), tuple(mean), tuple(std))
 
 
@@ -49,8 +49,8 @@ def open_training(settings: RunSettings, names: tuple[str, ...] = ()) -> tuple[I
     evaluation = open_dataset(settings.eval_data or settings.data, settings.eval_split, **columns)
     if not settings.eval_data and evaluation.split is None:
         raise UsageError(
-            f"--data {settings.data!r} has one split only, which would be trained on and evaluated; say with "
-            "--eval-data what to evaluate, or use --eval-strategy no."
+            f"--data {settings.data!r} has only one split, so training and evaluation would use the same images; give "
+            "--eval-data, or use --eval-strategy no."
         )
     return train, evaluation
 
@@ -58,7 +58,7 @@ def open_training(settings: RunSettings, names: tuple[str, ...] = ()) -> tuple[I
 def examples_to_train(
     settings: RunSettings, dataset: ImageDataset, transform: SampleTransform
 ) -> TrainingExamples | StreamedExamples:
-    """Examples of this process."""
+    """The training examples of this process."""
     if dataset.streams:
         return StreamedExamples(
             dataset, transform, settings.process_index, settings.world_size, settings.shuffle_buffer
@@ -68,7 +68,7 @@ def examples_to_train(
 
 @contextmanager
 def _watched(trainer: SwinTrainer) -> Iterator[None]:
-    """Shows how far a training is: by a bar, or where there shall be none, by lines."""
+    """Shows the progress of a training, with a bar or with lines."""
     trainer.pop_callback(ProgressCallback)
     trainer.pop_callback(PrinterCallback)
     if not trainer.args.disable_tqdm:
@@ -86,10 +86,10 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     """Trains, evaluates and saves.
 
     Args:
-        trainer: What to run; its `processing_class` is the image processor that is saved beside the model.
+        trainer: The trainer; its `processing_class` is the image processor that is saved with the model.
 
     Returns:
-        The results, and the exit status: 0, or 128 and the number of the signal that stopped the run.
+        The results, and the exit status: 0, or 128 + the number of the signal that stopped the run.
     """
     with _watched(trainer):
         return _run(trainer)
@@ -110,7 +110,7 @@ def _run(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     with noting_signals(trainer.note_signal):
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     results["step"] = trainer.state.global_step
-    # Not if it came too late to stop anything.
+    # A signal after the last step has stopped nothing.
     if trainer.stopping and trainer.signal is not None:
         return results | {"stopped_by": signal.Signals(trainer.signal).name}, 128 + trainer.signal
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]

@@ -1,6 +1,6 @@
-"""Settings of a training: those of this package and transformers' `TrainingArguments` together, checked.
+"""All settings of a training, checked: those of this package and of transformers' `TrainingArguments`.
 
-In: what was told. Out: settings, or a refusal. This module opens no data and builds no model.
+In: the given values. Out: settings, or a `UsageError`. This module opens no data and builds no model.
 """
 
 import json
@@ -24,19 +24,19 @@ from swinv2.train.options import PAPER_BATCH, FinetuneOptions, PretrainOptions, 
 
 @dataclass
 class RunSettings(RunOptions, TrainingArguments):
-    """What pre-training and fine-tuning have in common."""
+    """The settings that pre-training and fine-tuning share."""
 
     options: ClassVar[type[RunOptions]] = RunOptions
 
-    # What was told, recipe and flags together.
+    # The given values that differ from their defaults, from recipe and flags.
     given: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
     def __post_init__(self) -> None:
         refuse_missing(vars(self))
         if self.streaming and self.max_steps <= 0:
-            raise UsageError("--streaming needs --max-steps: nobody knows how many images will come.")
+            raise UsageError("--streaming needs --max-steps: the number of images is unknown.")
         if self.streaming and self.train_fraction != 1.0:
-            raise UsageError("--train-fraction needs all labels first; leave out --streaming.")
+            raise UsageError("--train-fraction reads all labels first; leave out --streaming.")
         if len(self.image_size) > 2:
             raise UsageError(f"--image-size is {self.image_size}; expected one length, or height and width.")
         self.window_size = _settle_windows(self.window_size)
@@ -45,9 +45,9 @@ class RunSettings(RunOptions, TrainingArguments):
         own = ("layer_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "base_rate")
         self._refuse_beside("matrix_learning_rate", *own)
         if self.data_seed is not None:
-            raise UsageError("--data-seed has no effect: --seed decides the order too.")
+            raise UsageError("--data-seed has no effect: --seed also decides the order of the images.")
         if self.save_only_model:
-            raise UsageError("--save-only-model would leave out what --resume needs; the model alone is in 'final'.")
+            raise UsageError("--save-only-model would omit files that --resume needs; 'final' has the model alone.")
         by_fsdp = isinstance(self.fsdp_config, dict) and self.fsdp_config.get("activation_checkpointing")
         if by_fsdp and self.checkpoints_activations:
             raise UsageError(
@@ -70,7 +70,7 @@ class RunSettings(RunOptions, TrainingArguments):
 
     def _refuse_other_choices(self) -> None:
         for item in fields(self):
-            # By itself where HfArgumentParser has been before: it narrows the types of fields.
+            # The type itself is tested too: if HfArgumentParser has run, it has narrowed the types of the fields.
             kinds = (item.type, *get_args(item.type))
             enums = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)]
             choices = item.metadata.get("choices") or [str(one.value) for kind in enums for one in kind]
@@ -79,18 +79,18 @@ class RunSettings(RunOptions, TrainingArguments):
                 raise UsageError(f"{as_flag(item.name)} is {value!r}; expected one of {', '.join(choices)}.")
 
     def _refuse_beside(self, decisive: str, *names: str) -> None:
-        """Refuses settings that another one makes void."""
+        """Raises an error if settings are given that have no effect because of another one."""
         defaults = self.defaults()
         for name in names:
             if getattr(self, decisive) and getattr(self, name) != defaults[name]:
                 raise UsageError(f"{as_flag(name)} has no effect with {as_flag(decisive)}; leave one of them out.")
 
     def _check_schedule(self) -> None:
-        """Refuses options that are not the schedule's, before data and model are opened."""
+        """Raises an error for invalid options of the schedule, before data and model are opened."""
         options: Any = self.lr_scheduler_kwargs or {}
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], self.learning_rate)
         try:
-            # Without a warm-up and in it: what the first step would not show.
+            # Without and with a warm-up: some options are used only in one of the two.
             for warmup_steps in (0, 1):
                 make_scheduler(optimizer, self.lr_scheduler_type, options, self.milestones, warmup_steps, 2)
         except (TypeError, ValueError) as error:
@@ -98,7 +98,7 @@ class RunSettings(RunOptions, TrainingArguments):
 
     @property
     def checkpoints_activations(self) -> bool:
-        """Whether the Trainer computes blocks again in the backward pass, by either name of the setting."""
+        """Whether the backward pass computes blocks again; the setting has two names."""
         return bool(self.gradient_checkpointing or getattr(self, "activation_checkpointing", False))
 
     @classmethod
@@ -117,8 +117,8 @@ class RunSettings(RunOptions, TrainingArguments):
 
 
 def _settle_windows(said: Any) -> int | list[Any] | None:
-    """Reads windows from text, and holds those of Python and YAML to the notations that the configuration takes; how
-    many stages there are, the model shows."""
+    """Reads windows from text, or checks the notation of windows from Python or YAML. The number of stages is checked
+    later, with the model."""
     windows = read_windows(said, "--window-size") if said is None or isinstance(said, str) else said
     if windows is None:
         return None
@@ -134,21 +134,21 @@ def _settle_windows(said: Any) -> int | list[Any] | None:
 
 @dataclass
 class PretrainSettings(PretrainOptions, RunSettings):
-    """What `swinv2 pretrain` is told."""
+    """The settings of `swinv2 pretrain`."""
 
     options: ClassVar[type[RunOptions]] = PretrainOptions
 
     def __post_init__(self) -> None:
         _check_scale(self.crop_scale)
         super().__post_init__()
-        # What the Trainer takes for labels: with them it computes a loss in evaluation.
+        # The Trainer computes a loss in evaluation only if the examples have these labels.
         self.label_names = ["bool_masked_pos"]
         self.prediction_loss_only = True
 
 
 @dataclass
 class FinetuneSettings(FinetuneOptions, RunSettings):
-    """What `swinv2 finetune` is told."""
+    """The settings of `swinv2 finetune`."""
 
     options: ClassVar[type[RunOptions]] = FinetuneOptions
 
@@ -159,7 +159,7 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 0.")
         if (self.mixup or self.cutmix) and (self.per_device_train_batch_size % 2 or not self.dataloader_drop_last):
             raise UsageError(
-                "--mixup and --cutmix mix pairs: --per-device-train-batch-size must be even, and "
+                "--mixup and --cutmix mix pairs of images: --per-device-train-batch-size must be even, and "
                 "--dataloader-drop-last true."
             )
         self._refuse_beside("crop_padding", "crop_scale")
@@ -168,9 +168,9 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
         if self.lora_rank < 1:
             raise UsageError(f"--lora-rank is {self.lora_rank}; expected at least 1.")
         if self.lora and self.frozen_stages:
-            raise UsageError("--lora freezes all stages by itself; leave out --frozen-stages.")
+            raise UsageError("--lora freezes all stages; leave out --frozen-stages.")
         if self.lora and self.matrix_learning_rate:
-            raise UsageError("--matrix-learning-rate is for the network's own matrices; leave it out with --lora.")
+            raise UsageError("--matrix-learning-rate trains matrices that --lora freezes; leave one of them out.")
         super().__post_init__()
         self.label_names = ["labels"]
 
@@ -184,10 +184,10 @@ Settings = TypeVar("Settings", bound=RunSettings)
 
 
 def make_settings(kind: type[Settings], told: Mapping[str, Any]) -> Settings:
-    """Makes settings of what `read_flags` found.
+    """Makes settings from the values of `read_flags`.
 
     Raises:
-        UsageError: A value is impossible, or does not go with another one.
+        UsageError: A value is invalid, or conflicts with another one.
     """
     for name, value in told.items():
         if isinstance(value, str) and value.startswith("{"):
@@ -199,7 +199,7 @@ def make_settings(kind: type[Settings], told: Mapping[str, Any]) -> Settings:
         settings = kind(**told)
     except UsageError:
         raise
-    # What TrainingArguments refuses.
+    # Errors of TrainingArguments.
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(str(error)) from error
     defaults = kind.defaults()
@@ -210,5 +210,5 @@ def make_settings(kind: type[Settings], told: Mapping[str, Any]) -> Settings:
 
 
 def parse_settings(kind: type[Settings], flags: Sequence[str], command: str) -> Settings:
-    """Reads flags, and the recipe that `--config` names below them; see `read_flags` and `make_settings`."""
+    """Reads flags and the recipe of `--config`; see `read_flags` and `make_settings`."""
     return make_settings(kind, read_flags(kind.options, flags, command))

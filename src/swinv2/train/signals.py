@@ -1,8 +1,8 @@
-"""Who answers SIGTERM and Ctrl-C in a training: the process that trains, after the step that is under way.
+"""SIGTERM and Ctrl-C in a training: the training process handles them, after the current step.
 
-Launchers, schedulers and terminals signal all processes of a run. Those that read images must stay until the last
-step has its images, and must still end, without a complaint, when the training process ends them. This module imports
-nothing that takes long: a signal is answered from the first moment of a command on.
+Launchers, schedulers and terminals signal all processes of a run. Worker processes that read images must ignore the
+signal until the last step has its images; they must still end, with status 0, when the training process ends them. This
+module imports nothing slow, so a command handles signals from its first moment on.
 """
 
 import atexit
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _is_leaving: Any = RawValue(ctypes.c_bool, False)
-"""Shared with the processes that read images: whether this one is at its end, and a SIGTERM is its own."""
+"""Shared with the workers: whether the training process is ending, so that a SIGTERM comes from it."""
 
 
 @atexit.register
 def _leave() -> None:
-    # Before multiprocessing's own, which was registered earlier: it sends SIGTERM and waits.
+    # Runs before multiprocessing's exit function, which was registered earlier: that one sends SIGTERM and waits.
     _is_leaving.value = True
 
 
@@ -37,7 +37,7 @@ class StoppedError(KeyboardInterrupt):
     """A signal stops the command at once.
 
     Args:
-        number: The signal's.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -46,14 +46,14 @@ class StoppedError(KeyboardInterrupt):
 
 
 def ignore_signals(loader: Any) -> None:
-    """Has the workers of a `DataLoader` ignore signals, from their first moment on until this process leaves."""
+    """Makes the workers of a `DataLoader` ignore signals, from their start until this process ends."""
     if not loader.num_workers:
         return
     loader.worker_init_fn = partial(_begin_worker, _is_leaving)
     start_workers = loader._get_iterator
 
     def start_with_signals_held() -> Any:
-        # Started first, where it is needed at all: when it starts, it lets signals through.
+        # Started before signals are blocked, because its start unblocks them.
         resource_tracker.ensure_running()
         with _held():
             return start_workers()
@@ -64,7 +64,7 @@ def ignore_signals(loader: Any) -> None:
 def _begin_worker(is_leaving: Any, worker: int) -> None:
     def answer(number: int, frame: FrameType | None) -> None:
         if is_leaving.value:
-            # As torch's own workers leave when their parent tells them to: any other status is reported as a failure.
+            # torch's workers also end with 0; their parent reports any other status as a failure.
             os._exit(0)
 
     for number in SIGNALS:
@@ -74,12 +74,12 @@ def _begin_worker(is_leaving: Any, worker: int) -> None:
 
 @contextmanager
 def _held() -> Iterator[None]:
-    """Signals that come meanwhile are answered afterwards; a process that begins meanwhile gets them when it lets them
-    through."""
+    """Blocks signals; this process handles them afterwards. A child process that starts inside gets them when it
+    unblocks them."""
     noted: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        # The mask is this thread's and its children's; another thread may still take a signal for the process.
+        # The mask counts for this thread and its children; another thread may still receive a signal for the process.
         with _answering(lambda number, frame: noted.append(number)):
             yield
     finally:
@@ -90,7 +90,7 @@ def _held() -> Iterator[None]:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """While it lasts, SIGTERM and SIGINT raise `StoppedError`."""
+    """Inside, SIGTERM and SIGINT raise `StoppedError`."""
 
     def answer(number: int, frame: FrameType | None) -> None:
         raise StoppedError(number)
@@ -101,7 +101,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 @contextmanager
 def noting_signals(note: Callable[[int], None]) -> Iterator[None]:
-    """While it lasts, the first SIGTERM or SIGINT is noted, and the second stops at once.
+    """Inside, the first SIGTERM or SIGINT calls `note`, and the second raises `StoppedError`.
 
     Args:
         note: Called with the number of the signal.
@@ -113,7 +113,7 @@ def noting_signals(note: Callable[[int], None]) -> Iterator[None]:
             raise StoppedError(number)
         noted.append(number)
         note(number)
-        logger.warning(f"{signal.Signals(number).name}: saving and stopping after this step; again to stop at once")
+        logger.warning(f"{signal.Signals(number).name}: saves and stops after this step; a second one stops at once")
 
     with _answering(answer):
         yield
@@ -122,7 +122,7 @@ def noting_signals(note: Callable[[int], None]) -> Iterator[None]:
 @contextmanager
 def _answering(answer: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        # Only the main thread sets handlers, and only there they are called.
+        # Only the main thread can set handlers, and Python calls them only there.
         yield
         return
     before = {number: signal.signal(number, answer) for number in SIGNALS}

@@ -1,7 +1,7 @@
 """The model that a training starts from.
 
-In: settings. Out: a model in fp32 on the CPU, new or with the weights of another one: at another image size, with
-another window, with another head. This module knows no data and no trainer.
+In: settings. Out: a model in fp32 on the CPU. It is new, or it has the weights of another model, possibly with another
+image size, window or head. This module knows no data and no trainer.
 """
 
 import json
@@ -28,13 +28,13 @@ from swinv2.zoo import PRESETS
 logger = logging.getLogger(__name__)
 
 NEW = "new"
-"""What --model is called when --model-fields describe a new one."""
+"""The value of --model if --model-fields describe a new model."""
 
 Model = TypeVar("Model", bound=Swinv2PreTrainedModel)
 
 
 def start_pretraining(settings: PretrainSettings) -> Swinv2ForMaskedImageModeling:
-    """Builds the model for masked-image modelling; its encoder stride follows from patch size and stages."""
+    """Builds the model for masked-image modelling; patch size and stages decide its encoder stride."""
     fields = _fields(settings, norm_targets=settings.norm_targets)
     config = _new_config(settings, fields) if _is_new(settings) else read_config(settings.model)
     patch, merges = as_pair("patch_size", config.patch_size), 2 ** (config.num_layers - 1)
@@ -43,12 +43,7 @@ def start_pretraining(settings: PretrainSettings) -> Swinv2ForMaskedImageModelin
 
 
 def start_finetuning(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.Module:
-    """Builds the classifier for the classes of the data, with LoRA around it if that is wanted.
-
-    Args:
-        settings: What to start from.
-        names: Names of the classes.
-    """
+    """Builds the classifier for the classes of the data, with LoRA if the settings say so."""
     fields = _fields(settings)
     fields |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     model = _start(Swinv2ForImageClassification, settings, fields, ("classifier.",))
@@ -76,7 +71,7 @@ def _is_new(settings: RunSettings) -> bool:
 
 
 def _fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
-    """The fields that are given, and those that other settings decide."""
+    """The fields of --model-fields, and those that other settings decide."""
     given = settings.model_fields or {}
     if isinstance(given, str):
         try:
@@ -89,13 +84,14 @@ def _fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
     for name, value in decided.items():
         if given.get(name, value) != value:
             flag = as_flag("image_mean" if name == "num_channels" else name)
-            raise UsageError(f"--model-fields has {name} {given[name]!r}, and {flag} makes it {value}; say the same.")
+            raise UsageError(
+                f"--model-fields has {name} {given[name]!r}, but {flag} makes it {value}; make them equal."
+            )
     if not _is_new(settings):
         for name in ("image_size", "window_size"):
             if name in given:
                 raise UsageError(
-                    f"--model-fields has {name}, which is a setting of its own for a model that is there already; give "
-                    f"{as_flag(name)} instead."
+                    f"--model-fields has {name}, which only new models take; give {as_flag(name)} for an existing one."
                 )
     fields: dict[str, Any] = dict(given) | decided
     if settings.drop_path_rate is not None:
@@ -104,7 +100,7 @@ def _fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
 
 
 def _size(settings: RunSettings) -> Any:
-    """The image size that is given: one length, or height and width."""
+    """The image size of the settings: one length, or height and width."""
     return settings.image_size[0] if len(settings.image_size) == 1 else tuple(settings.image_size)
 
 
@@ -118,11 +114,11 @@ def _new_config(settings: RunSettings, fields: dict[str, Any]) -> Swinv2Config:
     try:
         return Swinv2Config(**fields).checked()
     except (ValueError, TypeError) as error:
-        raise UsageError(f"--model-fields describe no possible model: {error}") from error
+        raise UsageError(f"--model-fields are not valid: {error}") from error
 
 
 def _start(kind: type[Model], settings: RunSettings, fields: dict[str, Any], may_be_new: tuple[str, ...]) -> Model:
-    """Builds a new model, or loads one; only parameters whose names begin with one of `may_be_new` may be fresh."""
+    """Builds a new model, or loads one; only parameters with a prefix in `may_be_new` may have new weights."""
     if _is_new(settings):
         return kind(_new_config(settings, fields))
     config = read_config(settings.model)
@@ -136,10 +132,10 @@ def _start(kind: type[Model], settings: RunSettings, fields: dict[str, Any], may
     if wrong:
         raise UsageError(
             f"--model {settings.model!r} has no fitting weights for {', '.join(wrong[:3])}{' ...' * (len(wrong) > 3)}; "
-            "its config.json and its weights do not belong together."
+            "its config.json and its weights do not match."
         )
     if fresh:
-        logger.warning(f"new in this training, with random weights: {', '.join(fresh)}")
+        logger.warning(f"new parameters with random weights: {', '.join(fresh)}")
     if settings.image_size or settings.window_size is not None:
         size: Any = _size(settings) if settings.image_size else model.config.image_size
         windows: Any = settings.window_size
@@ -151,7 +147,7 @@ def _start(kind: type[Model], settings: RunSettings, fields: dict[str, Any], may
 
 
 def _load(kind: type[Model], name: str, **fields: Any) -> tuple[Model, list[str]]:
-    """Loads a model; and says which parameters it had no fitting weights for."""
+    """Loads a model; returns it and the names of the parameters without fitting weights."""
     folder = Path(name).expanduser()
     try:
         loaded: Any = kind.from_pretrained(
@@ -168,7 +164,7 @@ def _load(kind: type[Model], name: str, **fields: Any) -> tuple[Model, list[str]
 
 
 def _mapped_head(model: str, table: str, classes: int) -> tuple[Tensor, Tensor]:
-    """Takes rows of a pre-trained classifier as a start for other classes, as from 22k to 1k."""
+    """Weight and bias of a new classifier: rows of a pre-trained one, for example 1k of its 22k classes."""
     try:
         rows = torch.tensor([int(line) for line in Path(table).read_text().split()])
     except (OSError, ValueError) as error:
@@ -183,7 +179,7 @@ def _mapped_head(model: str, table: str, classes: int) -> tuple[Tensor, Tensor]:
     old = loaded.classifier
     if not isinstance(old, nn.Linear) or int(rows.min()) < 0 or int(rows.max()) >= old.out_features:
         raise UsageError(
-            f"--head-map {table!r} names classes {int(rows.min())} to {int(rows.max())}; {model!r} has "
+            f"--head-map {table!r} has classes {int(rows.min())} to {int(rows.max())}; {model!r} has "
             f"{getattr(old, 'out_features', 0)}, counted from 0."
         )
     return old.weight.detach()[rows], old.bias.detach()[rows]

@@ -1,14 +1,14 @@
-"""transformers' Trainer, with what Swin Transformer V2's training needs and what keeps a long run safe.
+"""transformers' Trainer, extended for Swin Transformer V2 and for long runs.
 
 In: a model, examples and settings. Out: checkpoints, logs and the trained model. It adds:
 
-- parameter groups and schedules of the authors (`optim/groups.py`, `optim/schedule.py`), an average of the weights;
-- the order of the examples and all chance as functions of seed, epoch and step: a run that resumes from a checkpoint
-  takes the same steps that it would have taken;
-- checkpoints that are written atomically (`checkpoints.py`), a stop before NaN reaches one and a count
-  of unreadable images (`health.py`), a save on SIGTERM.
+- the authors' parameter groups and schedules (`optim/groups.py`, `optim/schedule.py`), and an average of the weights;
+- order and randomness that depend only on seed, epoch and step: a run that resumes takes the same steps as a run that
+  was never stopped;
+- checkpoints that are written atomically (`checkpoints.py`), an error before NaN reaches a checkpoint and a count of
+  unreadable images (`health.py`), a checkpoint on SIGTERM.
 
-What a step computes is left to `pretrain.py` and `finetune.py`.
+`pretrain.py` and `finetune.py` compute the loss.
 """
 
 import copy
@@ -50,15 +50,11 @@ from swinv2.train.signals import ignore_signals
 logger = logging.getLogger(__name__)
 
 STEPS_BETWEEN_QUESTIONS = 8
-"""On several accelerators: steps from one question whether a process was told to stop to the next."""
+"""On several accelerators, the processes ask each other every so many steps whether one got a signal."""
 
 
 class TrainingEvents(TrainerCallback):
-    """Hands the trainer what the Trainer tells callbacks only.
-
-    Args:
-        trainer: The trainer it belongs to.
-    """
+    """Passes events to the trainer that the Trainer sends only to callbacks."""
 
     def __init__(self, trainer: "SwinTrainer") -> None:
         self.trainer = trainer
@@ -68,16 +64,16 @@ class TrainingEvents(TrainerCallback):
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         if self.trainer.stopping:
-            # The epoch has not ended, it was left: what ends it comes when the run resumes.
+            # The run stops inside the epoch. The log, evaluation and save of its end follow after the run resumes.
             control.should_log = control.should_evaluate = control.should_save = False
 
 
 class SwinTrainer(Trainer):
-    """A trainer of any model of this package.
+    """Trains any model of this package.
 
     Args:
-        settings: What `swinv2 pretrain` and `swinv2 finetune` take.
-        rest: What transformers' Trainer takes, `args` and `data_collator` excepted.
+        settings: Settings of `swinv2 pretrain` or `swinv2 finetune`.
+        rest: Arguments of transformers' Trainer, except `args` and `data_collator`.
     """
 
     args: RunSettings
@@ -86,10 +82,10 @@ class SwinTrainer(Trainer):
     def __init__(self, settings: RunSettings, **rest: Any) -> None:
         super().__init__(args=settings, data_collator=collate, **rest)
         self.run = Path(settings.output_dir or ".")
-        # FSDP puts a class of its own in its place.
+        # FSDP changes the class of the model.
         self._kind: Any = type(self.model)
         if self.is_fsdp_enabled and not isinstance(self.model, Swinv2PreTrainedModel):
-            raise UsageError("--lora and --fsdp do not work together; the adapters are small enough without.")
+            raise UsageError("--lora and --fsdp do not work together; the adapters are small enough without --fsdp.")
         if self.is_fsdp_enabled and settings.matrix_learning_rate:
             raise UsageError("--matrix-learning-rate and --fsdp do not work together: Muon needs whole matrices.")
         self._staging: Path | None = None
@@ -107,13 +103,13 @@ class SwinTrainer(Trainer):
         if settings.ema_decay:
             if self.is_fsdp_enabled:
                 raise UsageError(
-                    "ema_decay keeps a whole copy of the model, which FSDP has not; leave one of them out."
+                    "ema_decay needs a complete copy of the model, and FSDP shards it; leave one of them out."
                 )
             self.average = WeightAverage(self.model, settings.ema_decay)
         self.add_callback(TrainingEvents(self))
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Shards on processors too, where accelerate knows FSDP on accelerators only and would replicate silently."""
+        """Makes FSDP work on CPUs too; accelerate would silently replicate the model there."""
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         options: dict[str, Any] | None = self.args.fsdp_plugin_args
@@ -130,12 +126,12 @@ class SwinTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[dict[str, Any]]:
         """Batches to evaluate."""
         loader: Any = super().get_eval_dataloader(eval_dataset)
-        # accelerate's loader draws from the one that it was given.
+        # accelerate's loader reads from the original one.
         ignore_signals(getattr(loader, "base_dataloader", loader))
         return loader
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Batches of this process; accelerate, which would deal them out, is not asked."""
+        """Batches of this process. They are distributed here, not by accelerate."""
         examples, args = self.train_dataset, self.args
         options: dict[str, Any] = {
             "collate_fn": collate,
@@ -144,7 +140,7 @@ class SwinTrainer(Trainer):
             "persistent_workers": args.dataloader_persistent_workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
             "multiprocessing_context": args.dataloader_multiprocessing_context,
-            # Its own generator: a loader draws a seed for its workers, and the global one must not notice.
+            # A separate generator: a loader draws a seed for its workers, which must not change the global generator.
             "generator": torch.Generator().manual_seed(args.seed),
         }
         if isinstance(examples, StreamedExamples):
@@ -167,7 +163,7 @@ class SwinTrainer(Trainer):
     def _run_epoch(self, **rest: Any) -> None:
         if not self.has_begun:
             self.has_begun, self._counted_from, self._waiting = True, time.perf_counter(), 0.0
-        # The Trainer asks only after a step: a run that has taken its last one would take another when it resumes.
+        # The Trainer checks it only after a step. Without this check, a finished run that resumes takes one more step.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -176,25 +172,25 @@ class SwinTrainer(Trainer):
         try:
             super()._run_epoch(**rest)
         finally:
-            # A loader keeps the iterator of persistent workers for the next epoch.
+            # With persistent workers, the loader uses its iterator again in the next epoch.
             if self._reading is not getattr(rest["train_dataloader"], "_iterator", None):
                 self._stop_reading()
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """Stores the iterator that reads the images of this epoch."""
+        """Stores the iterator of this epoch, so that its workers can be stopped."""
         self._reading = epoch_iterator
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def train(self, *args: Any, **rest: Any) -> Any:
-        """Trains; the processes that read images end with it."""
+        """Trains, and stops the workers at the end."""
         try:
             return super().train(*args, **rest)
         finally:
             self._stop_reading()
 
     def _stop_reading(self) -> None:
-        # Not left to the garbage collector: what keeps the traceback of an error that was met below an epoch, as the
-        # cache of the parser of a drawing's labels does, keeps the epoch's iterator and its workers.
+        # The garbage collector may never do it: a stored traceback of an error inside an epoch, for example in
+        # matplotlib's cache of parsed labels, keeps the epoch's iterator and its workers alive.
         reading, self._reading = self._reading, None
         if isinstance(reading, _MultiProcessingDataLoaderIter):
             reading._shutdown_workers()
@@ -204,14 +200,14 @@ class SwinTrainer(Trainer):
     # Optimisation
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Builds `--optim` with the groups of `groups.parameter_groups`; Muon and AdamW with --matrix-learning-rate."""
+        """Builds `--optim` with the groups of `groups.parameter_groups`, or Muon for `--matrix-learning-rate`."""
         args, learner = self.args, model or self.model
         if self.optimizer is None and args.matrix_learning_rate:
             self.optimizer = MuonAdamW(learner, args.matrix_learning_rate, args.learning_rate, args.weight_decay)
         if self.optimizer is None:
             groups = parameter_groups(learner, args.learning_rate, args.weight_decay, args.layer_decay)
             kind, options = self.get_optimizer_cls_and_kwargs(args, self.model)
-            # Only what an optimiser knows: sharded checkpoints carry the rest of a group along, and stumble.
+            # Only the keys of an optimiser: sharded checkpoints would also store the other keys, and fail.
             bare = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in groups]
             self.optimizer = kind(bare, **options)
         return self.optimizer
@@ -219,7 +215,7 @@ class SwinTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """transformers' `--lr-scheduler-type`, or drops at `--milestones`."""
+        """Builds transformers' `--lr-scheduler-type`, or the drops at `--milestones`."""
         args: Any = self.args
         if self.lr_scheduler is None:
             self.lr_scheduler = make_scheduler(
@@ -234,11 +230,11 @@ class SwinTrainer(Trainer):
         return self.lr_scheduler
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward pass, from the seed of its step."""
+        """One forward and backward pass, with a seed that depends on the step."""
         step, micro_step = self.state.global_step, self._last_micro_step[1] + 1
         micro_step = micro_step if self._last_micro_step[0] == step else 0
         self._last_micro_step = step, micro_step
-        # Every process draws its own drop path. What is mixed or dropped does not depend on what came before.
+        # Every process has its own drop path. Mixup and drop path do not depend on earlier random numbers.
         seed_everything(make_seed(self.args.seed, step, micro_step, self.args.process_index))
         self._health.count_broken(inputs.pop("broken", []))
         self._seen += len(inputs["pixel_values"])
@@ -248,7 +244,7 @@ class SwinTrainer(Trainer):
         return loss
 
     def end_step(self, control: TrainerControl) -> None:
-        """Averages the weights and answers a signal."""
+        """Updates the average of the weights, and stops the training after a signal."""
         self._last_loss, self._step_loss = self._step_loss, None
         if self.average is not None:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
@@ -256,25 +252,25 @@ class SwinTrainer(Trainer):
             self.stopping = control.should_save = control.should_training_stop = True
 
     def facts(self) -> str:
-        """Loss and learning rate of the last step, in words; nothing before the first step has ended."""
+        """Text with loss and learning rate of the last step; empty before the end of the first step."""
         if self._last_loss is None:
             return ""
         return f"loss {float(self._last_loss):.4g}, rate {self._get_learning_rate():.3g}"
 
     def note_signal(self, number: int) -> None:
-        """Lets the step end, saves a checkpoint and stops the training."""
+        """Makes the training save a checkpoint and stop after the current step."""
         self.signal = number
 
     def _somebody_was_signalled(self) -> bool:
         if self.args.world_size == 1:
             return self.signal is not None
-        # A look at a GPU's number waits for all that it was given to do.
+        # Reading a number from a GPU waits for all its work.
         if self.args.device.type != "cpu" and self.state.global_step % STEPS_BETWEEN_QUESTIONS:
             return False
-        # All processes must stop at the same step, whoever was told first.
+        # All processes must stop at the same step.
         told = torch.tensor(self.signal or 0, device=self.args.device)
         torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        # One that is noted meanwhile is asked for next time.
+        # A signal that arrives after the exchange counts at the next one.
         agreed = int(told)
         if agreed:
             self.signal = agreed
@@ -293,7 +289,7 @@ class SwinTrainer(Trainer):
 
     @contextmanager
     def not_counted(self) -> Iterator[None]:
-        """What happens inside does not make training look slow."""
+        """Leaves the time spent inside out of the images per second."""
         start = time.perf_counter()
         try:
             yield
@@ -304,7 +300,7 @@ class SwinTrainer(Trainer):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Puts the average of the weights in the model's place, if there is one."""
+        """Inside, the model has the averaged weights, if there is an average."""
         if self.average is None:
             yield
         else:
@@ -312,7 +308,7 @@ class SwinTrainer(Trainer):
                 yield
 
     def evaluate(self, *args: Any, **rest: Any) -> dict[str, float]:
-        """Evaluates the average of the weights if there is one. Images that cannot be read are left out."""
+        """Evaluates with the averaged weights, if there is an average. Unreadable images do not count."""
         with self.not_counted(), self.averaged():
             return super().evaluate(*args, **rest)
 
@@ -326,7 +322,7 @@ class SwinTrainer(Trainer):
         final = self.run / f"checkpoint-{self.state.global_step}"
         with self.not_counted():
             with whole_checkpoint(final, self.args.should_save) as folder:
-                # The Trainer writes to a folder of the same name below the one that it takes for the run's.
+                # The Trainer appends the checkpoint's name to the folder of `_get_output_dir`.
                 self._staging = folder.parent
                 try:
                     super()._save_checkpoint(model, trial)
@@ -354,11 +350,11 @@ class SwinTrainer(Trainer):
         told = [(group.get("initial_lr", group["lr"]), group["weight_decay"]) for group in groups]
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
-        # What torch says where the groups are not those of the checkpoint.
+        # torch raises it if the groups differ from those of the checkpoint.
         except ValueError as error:
             raise UsageError(
-                f"{checkpoint} does not fit these settings: {error}. Continue with the model, the optimizer "
-                "(--matrix-learning-rate or none) and the --layer-decay that it was saved with, or begin in another "
+                f"{checkpoint} does not fit these settings: {error}. Resume with the model, the optimizer "
+                "(--matrix-learning-rate or none) and the --layer-decay of the checkpoint, or begin in another "
                 "--output-dir."
             ) from error
         self._follow_settings(told)
@@ -366,8 +362,8 @@ class SwinTrainer(Trainer):
             self.average.load(Path(checkpoint), self.args.device)
 
     def _follow_settings(self, told: list[tuple[float, float]]) -> None:
-        """Gives the settings of now to what a checkpoint has brought back, the learning rates and weight decays told
-        among them: a run resumes with a smaller rate if it is told one."""
+        """Applies the current settings to the loaded state, also learning rates and weight decays: a run can resume
+        with a smaller rate."""
         self.state.compute_steps(self.args, self.state.max_steps)
         groups: list[dict[str, Any]] = self.optimizer.param_groups
         if told == [(group.get("initial_lr", group["lr"]), group["weight_decay"]) for group in groups]:
@@ -375,14 +371,14 @@ class SwinTrainer(Trainer):
         scheduler: Any = self.lr_scheduler
         if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             raise UsageError(
-                "the learning rate or the weight decay is not the checkpoint's, and --lr-scheduler-type "
-                f"{self.args.lr_scheduler_type} cannot change them on the way; leave them as they were."
+                "the learning rate or the weight decay differs from the checkpoint's, and --lr-scheduler-type "
+                f"{self.args.lr_scheduler_type} cannot change them in a run that resumes; give the earlier values."
             )
         for group, factor, (rate, decay) in zip(groups, scheduler.lr_lambdas, told, strict=True):
             group.update(initial_lr=rate, weight_decay=decay, lr=rate * factor(scheduler.last_epoch))
         scheduler.base_lrs = [rate for rate, _ in told]
         scheduler._last_lr = [group["lr"] for group in groups]
-        logger.warning("the learning rate or the weight decay is another than the checkpoint's: from now on that told")
+        logger.warning("the learning rate or the weight decay differs from the checkpoint's; the given value is used")
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -390,14 +386,16 @@ class SwinTrainer(Trainer):
             self.average.load(Path(self.state.best_model_checkpoint), self.args.device)
 
     def save_final(self, folder: Path) -> None:
-        """Saves the model for use: the average, if there is one; whole even where its checkpoints are sharded; with
-        its adapters merged, and these by themselves in `adapter` below it.
+        """Saves the model for use, with the averaged weights if there is an average.
+
+        An FSDP model is saved unsharded. LoRA's adapters are merged into the weights, and also saved in the subfolder
+        `adapter`.
 
         Args:
-            folder: Where it will be; it is written atomically.
+            folder: The folder to write; it is written atomically.
 
         Raises:
-            SaveError: It could not be written.
+            SaveError: Writing failed.
         """
         self._health.refuse_broken_weights(self.model, self.state.global_step)
         with self.averaged():

@@ -1,7 +1,7 @@
-"""What people and programs see of a training while it runs.
+"""The progress and the log of a running training.
 
-In: what the Trainer tells its callbacks. Out: in a terminal a progress bar with images per second, elsewhere a line
-every half minute; `log.jsonl`, `curves.png`.
+In: events of the Trainer. Out: `log.jsonl` and `curves.png`; in a terminal a progress bar with images per second,
+elsewhere a line every half minute.
 """
 
 import json
@@ -18,7 +18,7 @@ LOG_NAME, CURVES_NAME = "log.jsonl", "curves.png"
 
 
 class ProgressBar(ProgressCallback):
-    """transformers' bar, with the loss and the images per second at its end instead of lines above it."""
+    """transformers' bar, with the loss and the images per second at its end instead of on lines above it."""
 
     def on_log(
         self,
@@ -37,12 +37,12 @@ class ProgressBar(ProgressCallback):
 
 
 class ProgressLines(TrainerCallback):
-    """Tells lines of progress how far training and evaluations are.
+    """Reports the progress of training and evaluations as lines.
 
     Args:
-        lines: The lines.
+        lines: Prints the lines.
         images: Images of a step, on all processes together.
-        facts: What a line of the training says beside the step.
+        facts: Returns further text for a line of the training.
     """
 
     def __init__(self, lines: Lines, images: int, facts: Callable[[], str]) -> None:
@@ -75,14 +75,14 @@ class ProgressLines(TrainerCallback):
 
 
 class RunLog(TrainerCallback):
-    """Keeps `log.jsonl` and `curves.png` in step with what was learned.
+    """Writes `log.jsonl` and `curves.png`.
 
-    A run that resumes from a checkpoint begins with the lines up to it, and one that says from which step it resumes:
-    what was logged after it is logged again.
+    If a run resumes, the log is cut to the lines before the checkpoint, and gets a line with the step; the steps after
+    the checkpoint are logged again.
 
     Args:
         run: Folder of the run.
-        begun_at: Called with the step and the number of steps when a run resumes.
+        begun_at: Called if the run resumes, with its step and the total number of steps.
     """
 
     def __init__(self, run: Path, begun_at: Callable[[int, int], None]) -> None:
@@ -113,7 +113,7 @@ class RunLog(TrainerCallback):
         self._draw(state)
 
     def _draw(self, state: TrainerState) -> None:
-        # The drawing library takes a second to import, and most of this package does without.
+        # matplotlib takes a second to import, and most of this package does not need it.
         from swinv2.train.drawing.curves import draw_curves
 
         if state.is_world_process_zero and any("loss" in entry for entry in state.log_history):

@@ -246,7 +246,7 @@ class TestTraining:
 
 @pytest.mark.parametrize(
     ("mean", "std", "sentence"),
-    [((0.5,), (0.5, 0.5), "1 channels and image_std 2"), ((0.5,), (0.0,), "deviations above 0")],
+    [((0.5,), (0.5, 0.5), "1 channels, image_std 2"), ((0.5,), (0.0,), "deviations above 0")],
 )
 def test_pixels_that_cannot_be(mean: tuple[float, ...], std: tuple[float, ...], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):

@@ -179,7 +179,7 @@ class TestShuffledBatches:
         assert len(set(drawn)) == len(drawn) == 8
 
     def test_no_batch_at_all(self) -> None:
-        with pytest.raises(UsageError, match="there are 7 images, and a batch of all processes takes 8"):
+        with pytest.raises(UsageError, match="there are 7 images, but a batch of all processes has 8"):
             ShuffledBatches(7, 4, 0, 0, 2, drop_last=True)
 
     def test_the_first_batches_can_be_skipped(self) -> None:

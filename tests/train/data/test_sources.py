@@ -184,7 +184,9 @@ class TestPlaces:
         draw_colours(tmp_path / "data" / "train", 2)
         os.rename(tmp_path / "data" / "train" / "red", tmp_path / "data" / "train" / "train")
         assert open_dataset(str(tmp_path / "data"), "train").names == ("blue", "green", "train")
-        with pytest.raises(UsageError, match=r"holds 'train', which is the name of a split, beside .* blue, green;"):
+        with pytest.raises(
+            UsageError, match=r"has the folder 'train', which is the name of a split, and .* blue, green;"
+        ):
             open_dataset(str(tmp_path / "data" / "train"), "train")
 
     def test_a_folder_with_characters_of_globs(self, dataset: Path, tmp_path: Path) -> None:
@@ -277,7 +279,9 @@ class TestColumns:
 
     def test_names_twice(self, dataset: Path) -> None:
         assert open_dataset(str(dataset), "train", names=NAMES).names == NAMES
-        with pytest.raises(UsageError, match=r"names its classes blue, green, red; leave out the other names, a, b\."):
+        with pytest.raises(
+            UsageError, match=r"has class names \(blue, green, red\); leave out --label-names-file \(a, b\)\."
+        ):
             open_dataset(str(dataset), "train", names=["a", "b"])
 
 
@@ -326,11 +330,11 @@ class TestRefusals:
     def test_files_of_no_split(self, dataset: Path, tmp_path: Path) -> None:
         source = tar_folder(dataset, tmp_path / "place")
         write_tar(tmp_path / "place" / "more.tar", stored(dataset, "train"))
-        with pytest.raises(UsageError, match=r"files of none, more\.tar; choose files with a glob"):
+        with pytest.raises(UsageError, match=r"files without a split, more\.tar; choose files with a glob"):
             open_dataset(source, "train")
 
     def test_labels_of_what_has_none_or_streams(self, dataset: Path) -> None:
-        with pytest.raises(UsageError, match="streams: its labels are not known beforehand"):
+        with pytest.raises(UsageError, match="streams, so its labels are not known in advance"):
             open_dataset(str(dataset), "train", streaming=True).labels()
         with pytest.raises(UsageError, match="has no labels; sort the images"):
             open_dataset(str(dataset / "train" / "red"), "train").labels()

@@ -55,5 +55,5 @@ def test_its_file(model: nn.Linear, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without(model: nn.Linear, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no average of the weights; continue without --ema-decay"):
+    with pytest.raises(UsageError, match="has no average of the weights; resume without --ema-decay"):
         WeightAverage(model, 0.5).load(tmp_path, torch.device("cpu"))

@@ -1,1 +1,1 @@
-"""Images to learn from: where they are found, one sample, and what becomes of it on the way into a batch."""
+"""Images to learn from: sources, samples, augmentation, batches."""

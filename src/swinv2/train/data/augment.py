@@ -1,7 +1,7 @@
-"""From a stored image to the tensor that a model learns from.
+"""Decoding and augmentation: from a stored image to a tensor.
 
-In: an image as `dataset.py` has it. Out: normalised pixels (channels, height, width), fp32. Augmentation is timm's
-and torchvision's; chance comes from the global generators, which `examples.py` seeds for every image.
+In: the image of a `Sample`. Out: normalised pixels (channels, height, width), fp32. timm and torchvision augment; they
+draw from the global random generators, which `examples.py` seeds for every image.
 
 Source: microsoft/Swin-Transformer, data/build.py (fine-tuning, evaluation) and data/data_simmim_pt.py (pre-training).
 """
@@ -23,16 +23,16 @@ from swinv2.images import read_image
 from swinv2.lengths import Pair
 
 Transform = Callable[[Any], Tensor]
-"""Takes what `decode` returns."""
+"""Makes pixels from the result of `decode`."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """What pixels a model takes.
+    """The pixels that a model takes.
 
     Attributes:
         size: Height and width.
-        mean, std: Of each channel, of values from 0 to 1.
+        mean, std: Mean and standard deviation of each channel, for values from 0 to 1.
     """
 
     size: Pair
@@ -41,7 +41,7 @@ class Pixels:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
-            raise UsageError(f"image_mean has {len(self.mean)} channels and image_std {len(self.std)}; give as many.")
+            raise UsageError(f"image_mean has {len(self.mean)} channels, image_std {len(self.std)}; make them equal.")
         if not all(deviation > 0 for deviation in self.std):
             raise UsageError(f"image_std is {list(self.std)}; expected deviations above 0.")
 
@@ -51,7 +51,7 @@ class Pixels:
         return len(self.mean)
 
     def normalise(self) -> list[v2.Transform]:
-        """The last steps of every transform."""
+        """The last steps of every transform: to fp32, and normalised."""
         return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
 
 
@@ -60,7 +60,7 @@ def decode(stored: str | bytes | np.ndarray, channels: int) -> Image.Image | Ten
 
     Raises:
         BrokenImageError: It cannot be read.
-        UsageError: It has other channels than the model.
+        UsageError: Its channels are not the model's.
     """
     if isinstance(stored, (str, bytes)):
         if channels not in (1, 3):
@@ -78,7 +78,8 @@ def decode(stored: str | bytes | np.ndarray, channels: int) -> Image.Image | Ten
 
 
 def for_pretraining(pixels: Pixels, scale: Sequence[float] = (0.67, 1.0)) -> Transform:
-    """SimMIM's: a random crop of `scale` of the area, resized, and flipped half of the time."""
+    """SimMIM's augmentation: a random crop of a share of the area within `scale`, resized, and flipped half of the
+    time."""
     return v2.Compose(
         [
             v2.RandomResizedCrop(pixels.size, (scale[0], scale[1]), (3 / 4, 4 / 3), InterpolationMode.BICUBIC),
@@ -96,24 +97,24 @@ def for_finetuning(
     scale: Sequence[float] = (0.08, 1.0),
     crop_padding: int = 0,
 ) -> Transform:
-    """The authors' for supervised training: timm's crop, flip, RandAugment, jitter and erasing.
+    """The authors' augmentation for supervised training: crop, flip, RandAugment, jitter and erasing.
 
     Args:
-        pixels: What the model takes.
-        auto_augment: timm's description of RandAugment and its kind; the authors' is "rand-m9-mstd0.5-inc1".
-        color_jitter: Strength of brightness, contrast and saturation; without effect beside `auto_augment`.
-        erase_probability: Of random erasing.
+        pixels: The pixels that the model takes.
+        auto_augment: timm's description of RandAugment and similar; the authors' is "rand-m9-mstd0.5-inc1".
+        color_jitter: Strength of changes of brightness, contrast and saturation; not together with `auto_augment`.
+        erase_probability: Probability of random erasing.
         scale: Smallest and largest share of the area that a crop takes.
-        crop_padding: If not 0, images are resized and cropped at random after reflecting so many pixels at each
-            edge, as one does with small ones, and `scale` has no effect.
+        crop_padding: If not 0, images are resized, padded at each edge with this many reflected pixels and cropped at
+            random, as is usual for small images; `scale` has no effect then.
 
     Raises:
-        UsageError: Settings that would have no effect together, that need colours, or that are impossible.
+        UsageError: A setting has no effect, is out of its range, or needs three channels.
     """
     if color_jitter < 0 or crop_padding < 0 or not 0.0 <= erase_probability <= 1.0:
         raise UsageError(
             f"color_jitter is {color_jitter}, crop_padding {crop_padding} and erase_probability {erase_probability}; "
-            "expected none below 0, and no probability above 1."
+            "expected values of at least 0, and a probability of at most 1."
         )
     if auto_augment and color_jitter:
         raise UsageError("color_jitter has no effect with auto_augment, as in timm; leave one of them out.")
@@ -137,10 +138,10 @@ def for_finetuning(
         make = rand_augment_transform if auto_augment.startswith("rand") else auto_augment_transform
         try:
             steps.append(_keep_a_bit(make(auto_augment, hints)))
-        # timm's ways to say no.
+        # timm's errors for an invalid description.
         except (AssertionError, ValueError, KeyError) as error:
             raise UsageError(
-                f"auto_augment is {auto_augment!r}, which timm does not understand ({error}); expected a description "
+                f"auto_augment is {auto_augment!r}, which timm cannot read ({error}); expected a description "
                 "such as rand-m9-mstd0.5-inc1."
             ) from error
     if color_jitter:
@@ -154,7 +155,7 @@ def for_finetuning(
 
 
 def _keep_a_bit(augment: Any) -> Any:
-    """Fixes timm's posterizing, which at full strength asks Pillow for no bit at all; Pillow 13 refuses that."""
+    """Fixes timm's posterizing: at full strength it keeps 0 bits, for which Pillow 13 raises an error."""
     from timm.data.auto_augment import posterize
 
     operations = augment.ops if hasattr(augment, "ops") else [each for policy in augment.policy for each in policy]
@@ -169,13 +170,13 @@ def _posterize(image: Image.Image, bits: int, **rest: Any) -> Image.Image:
 
 
 def for_evaluation(pixels: Pixels, crop_ratio: float | None = None) -> Transform:
-    """Without chance, and what the model will serve: the image processor that is saved beside it; see
+    """The transform of evaluation, without randomness: the image processor that is saved with the model; see
     `make_processor`."""
     return partial(_process, make_processor(pixels, crop_ratio))
 
 
 def _process(processor: Any, image: Image.Image | Tensor) -> Tensor:
-    # Not every version sees by itself where four channels are.
+    # Not every version of transformers finds the dimension of four channels by itself.
     return processor(image, input_data_format="channels_first", return_tensors="pt")["pixel_values"][0]
 
 
@@ -183,12 +184,12 @@ def make_processor(pixels: Pixels, crop_ratio: float | None = None) -> Any:
     """Builds transformers' image processor for a model.
 
     Args:
-        pixels: What the model takes.
-        crop_ratio: None to resize images to the model's size; otherwise they are resized so that the centre that is cut
-            out is this share of the shorter side.
+        pixels: The pixels that the model takes.
+        crop_ratio: Side of the centre crop as a share of the shorter side; None to resize images to the model's size
+            instead of cropping.
 
     Raises:
-        UsageError: There is no such crop.
+        UsageError: The ratio is out of its range, or the model is not square.
     """
     height, width = pixels.size
     common: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""A data set of images to learn from, as it is stored.
+"""A stored data set of images.
 
-In: a `datasets` object that is indexed or streams. Out: samples, each an image that nobody has decoded yet and perhaps
-a label; the labels alone; a share of the samples. Where the rows come from is for `sources.py` to say.
+In: a `datasets` object that is indexed or streams; `sources.py` opens it. Out: samples, each an image that is not yet
+decoded, possibly with a label; the labels alone; a share of the samples.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class Sample(NamedTuple):
     Attributes:
         image: Path or contents of an image file, or pixels (H, W) or (H, W, channels), eight bits.
         label: Index of its class; None if the data has no labels.
-        name: What to call it in messages.
+        name: Its name in messages.
     """
 
     image: str | bytes | np.ndarray
@@ -32,12 +32,12 @@ class ImageDataset:
     """All samples of a split.
 
     Attributes:
-        rows: What is indexed or, if the data streams, iterated: a `datasets` object.
-        image_column, label_column: Where image and label stand in a row.
-        names: Names of the classes; empty if there are no labels, or if nobody knows what they are called.
-        source: Where it came from, for messages.
-        split: Its name; None of a source without splits, which is whatever split is asked for.
-        chosen: Which rows count, in this order; None for all.
+        rows: A `datasets` object, which is indexed or, if the data streams, iterated.
+        image_column, label_column: The columns of image and label.
+        names: Names of the classes; empty if there are no labels or if the names are unknown.
+        source: The source, for messages.
+        split: Name of the split; None if the source has no splits.
+        chosen: Indices of the rows that count, in this order; None for all.
     """
 
     rows: Any
@@ -50,7 +50,7 @@ class ImageDataset:
 
     @property
     def streams(self) -> bool:
-        """Whether the samples come one after another, with no number and no length."""
+        """Whether the samples can only be iterated, and their number is unknown."""
         return not hasattr(self.rows, "__len__")
 
     def __len__(self) -> int:
@@ -69,10 +69,10 @@ class ImageDataset:
                 yield self[index]
 
     def sample(self, row: dict[str, Any], index: int) -> Sample:
-        """Reads a row as `rows` gives it. An image that is not there is empty, and so cannot be read.
+        """Makes a sample from a row of `rows`. A missing image becomes empty bytes, which are unreadable.
 
         Raises:
-            UsageError: The label is no integer.
+            UsageError: The label is not an integer.
         """
         image, name = row[self.image_column], f"{self.source}[{index}]"
         if isinstance(image, dict):
@@ -89,34 +89,34 @@ class ImageDataset:
 
     def _no_integer(self, label: object) -> UsageError:
         return UsageError(
-            f"{self.source} has the label {label!r} in the column {self.label_column!r}; expected integers, which the "
-            "`class_encode_column` of `datasets` makes of names, or another --label-column."
+            f"{self.source} has the label {label!r} in the column {self.label_column!r}; expected integers. Give "
+            "another --label-column, or encode names with `class_encode_column` of `datasets`."
         )
 
     def labels(self) -> np.ndarray:
-        """The label of every sample, without touching an image.
+        """The label of every sample; no image is read.
 
         Raises:
-            UsageError: There are none, they are no integers, or the data streams.
+            UsageError: There are no labels, they are not integers, or the data streams.
         """
         if self.streams:
-            raise UsageError(f"{self.source} streams: its labels are not known beforehand. Leave out --streaming.")
+            raise UsageError(f"{self.source} streams, so its labels are not known in advance; leave out --streaming.")
         if self.label_column is None:
             raise UsageError(f"{self.source} has no labels; sort the images into a folder for each class.")
-        # Row by row, a million labels take a quarter of a minute.
+        # The whole column at once: row by row, a million labels take a quarter of a minute.
         labels = np.asarray(self.rows.with_format("numpy")[self.label_column][:])
         if labels.dtype.kind not in "iub":
             raise self._no_integer(next(label for label in self.rows[self.label_column] if not isinstance(label, int)))
         return labels if self.chosen is None else labels[self.chosen]
 
     def check_labels(self, classes: int) -> None:
-        """Refuses labels without a class.
+        """Checks that every label is a class.
 
         Args:
-            classes: How many there are, from 0.
+            classes: Number of classes.
 
         Raises:
-            UsageError: A label is none of them, such as the -1 of splits whose labels are kept secret.
+            UsageError: A label is below 0 or too large, for example the -1 of splits with secret labels.
         """
         labels = self.labels()
         for label in (int(labels.min()), int(labels.max())):
@@ -124,14 +124,14 @@ class ImageDataset:
                 raise UsageError(f"{self.source} has a label {label}, but there are {classes} classes, from 0.")
 
     def share(self, fraction: float, seed: int) -> "ImageDataset":
-        """Keeps a share of each class, or of all images if there are no classes, drawn at random.
+        """Draws a share of each class at random, or of all images if there are no labels.
 
         Args:
-            fraction: The share, above 0 and at most 1; of each class at least one image is kept.
-            seed: Equal seeds keep equal images, and a smaller share is part of a larger one.
+            fraction: The share, above 0 and at most 1; at least one image of each class is drawn.
+            seed: Equal seeds draw equal images; a smaller share is part of a larger one.
 
         Raises:
-            UsageError: There is no such share, or the data streams.
+            UsageError: The share is out of its range, or the data streams.
         """
         if not 0.0 < fraction <= 1.0:
             raise UsageError(f"the share of the training images is {fraction}; expected above 0 and at most 1.")
@@ -149,7 +149,7 @@ class ImageDataset:
 
 
 def _as_pixels(image: Any) -> np.ndarray:
-    """An array; as eight bits if it comes as lists, which do not say of how many bits their numbers are."""
+    """An array of the pixels. Lists have no dtype; if their numbers fit, they become eight bits."""
     pixels = np.asarray(image)
     if isinstance(image, list) and pixels.dtype.kind in "iu" and pixels.size:
         return pixels.astype(np.uint8) if pixels.min() >= 0 and pixels.max() <= 255 else pixels

@@ -1,11 +1,11 @@
-"""Examples in batches, each reproducible by itself.
+"""Reproducible examples, and their batches.
 
-In: a data set and a transform. Out: batches of tensors. The chance in an example (crop, flip, mask) depends on the
-seed, the epoch and the sample's index alone: not on the process, the worker, the batch or what was drawn before. So a
-run that was killed resumes with the examples it would have had, on any number of processes.
+In: a data set and a transform. Out: batches of tensors. The randomness of an example (crop, flip, mask) depends only on
+the seed, the epoch and the sample's index, not on process, worker, batch or earlier random numbers. Therefore a killed
+run resumes with the same examples, on any number of processes.
 
-An image that cannot be read is replaced by the next one in training, and left out in evaluation; either way its name
-and the reason travel with the batch, so that the trainer can count them.
+In training, the next image replaces an unreadable one; in evaluation, an unreadable image does not count. Its name and
+the reason are part of the batch, so that the trainer can count unreadable images.
 """
 
 import itertools
@@ -27,25 +27,25 @@ from swinv2.train.data.augment import Transform, decode
 from swinv2.train.data.dataset import ImageDataset, Sample
 
 IGNORED_LABEL = -100
-"""Label of an example that does not count: the one that torch's cross entropy leaves out."""
+"""Label of an example that does not count; torch's cross entropy ignores it."""
 
 MOST_BROKEN_IN_A_ROW = 100
-"""Unreadable images, one after another, at which the data as a whole is taken to be broken."""
+"""Number of consecutive unreadable images after which reading stops with an error."""
 
 Masks = Callable[[], Tensor]
 """Draws a mask of patches (H, W) from torch's global generator."""
 
 
 class SampleIndex(NamedTuple):
-    """Which example: a sample, in an epoch."""
+    """The index of a sample, and the epoch."""
 
     epoch: int
     index: int
 
 
 def make_seed(*numbers: int) -> int:
-    """Mixes numbers to one seed of 63 bits; any other numbers give a seed that has nothing to do with it."""
-    # numpy takes (1, 2) and (1, 2, 0) for the same, and 2**32 for (0, 1).
+    """Mixes numbers into one seed of 63 bits; other numbers give an unrelated seed."""
+    # numpy gives (1, 2) and (1, 2, 0) the same seed, also 2**32 and (0, 1).
     words = [len(numbers), *(word for number in numbers for word in divmod(number, 2**32))]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -59,7 +59,7 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds the generators of Python, numpy and torch's CPU, and gives them their states back in the end."""
+    """Seeds the generators of Python, numpy and torch's CPU, and restores their states at the end."""
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -74,13 +74,13 @@ def seeded(seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class SampleTransform:
-    """How a sample becomes an example.
+    """Makes an example of a sample.
 
     Attributes:
-        image_transform: From a decoded image to pixels.
-        channels: Of the model.
+        image_transform: Makes pixels of a decoded image.
+        channels: Channels of the model.
         masks: Draws the mask of an example; None for no mask.
-        seed: Of the whole run.
+        seed: Seed of the whole run.
     """
 
     image_transform: Transform
@@ -105,12 +105,7 @@ class SampleTransform:
 
 
 class TrainingExamples(Dataset[dict[str, Any]]):
-    """Examples by `SampleIndex`.
-
-    Args:
-        dataset: The samples.
-        transform: What becomes of them.
-    """
+    """Examples, indexed by `SampleIndex`."""
 
     def __init__(self, dataset: ImageDataset, transform: SampleTransform) -> None:
         self.dataset, self.transform = dataset, transform
@@ -131,11 +126,9 @@ class TrainingExamples(Dataset[dict[str, Any]]):
 
 
 class EvaluationExamples(Dataset[dict[str, Any]]):
-    """Examples by index; what cannot be read has the label `IGNORED_LABEL`, and nothing of it is masked.
+    """Examples of epoch 0, indexed by integers, so that masks are the same in every evaluation.
 
-    Args:
-        dataset: The samples.
-        transform: What becomes of them; epoch 0, so that masks are the same in every evaluation.
+    An unreadable image becomes a blank one with the label `IGNORED_LABEL` and an empty mask.
     """
 
     def __init__(self, dataset: ImageDataset, transform: SampleTransform) -> None:
@@ -155,19 +148,19 @@ class EvaluationExamples(Dataset[dict[str, Any]]):
             if "labels" in example:
                 example["labels"] = IGNORED_LABEL
             if "bool_masked_pos" in example:
-                # The loss is over what is masked: nothing.
+                # Nothing is masked, so the image adds nothing to the loss.
                 example["bool_masked_pos"] = torch.zeros_like(example["bool_masked_pos"])
             return example
 
 
 class StreamedExamples(IterableDataset[dict[str, Any]]):
-    """Examples one after another, without end; every process and every worker reads samples of its own.
+    """An endless stream of examples; every process and every worker reads different samples.
 
     Args:
         dataset: Samples that stream.
-        transform: What becomes of them.
-        rank, world_size: This process among all.
-        shuffle_buffer: From how many samples the next one is drawn at random; 0 to keep the order.
+        transform: Makes examples of them.
+        rank, world_size: Index of this process, and number of processes.
+        shuffle_buffer: Number of samples from which the next one is drawn; 0 for the stored order.
     """
 
     def __init__(
@@ -183,11 +176,11 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
 
     def rows(self, epoch: int) -> Any:
         """The rows of this process in the order of an epoch, which is the same in every process and worker."""
-        # Not `set_epoch`: all workers share its number, and one that is ahead would change the order of the others.
+        # Not `set_epoch`: all workers share its number, so a faster worker would change the order of the others.
         rows = self.dataset.rows
         if self.shuffle_buffer:
             rows = rows.shuffle(seed=make_seed(self.transform.seed, epoch), buffer_size=self.shuffle_buffer)
-        # `datasets` gives each worker of a torch loader shards of its own by itself.
+        # `datasets` itself gives each worker of a torch loader different shards.
         return split_dataset_by_node(rows, rank=self.rank, world_size=self.world_size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -217,17 +210,18 @@ def _all_broken(broken: list[str]) -> UsageError:
 
 
 class ShuffledBatches(Sampler[list[SampleIndex]]):
-    """The batches of one process: the samples in another order each epoch.
+    """The batches of one process; each epoch has another order.
 
-    All processes together take batches from one order, a batch of the whole run after another; so the images of a
-    step are the same on any number of processes, as long as the whole batch is as large.
+    All processes share one order: each step takes the next `batch_size * world_size` samples. So a step has the same
+    images on any number of processes, if this product is the same.
 
     Args:
         length: Number of samples.
-        batch_size: Of this process.
-        seed: Of the whole run.
-        rank, world_size: This process among all.
-        drop_last: Whether an epoch ends before a batch that is not full; otherwise it is filled from the beginning.
+        batch_size: Batch size of this process.
+        seed: Seed of the whole run.
+        rank, world_size: Index of this process, and number of processes.
+        drop_last: Whether to drop the last batch of an epoch if it is not full, instead of filling it with the first
+            samples of the order.
     """
 
     def __init__(
@@ -236,15 +230,15 @@ class ShuffledBatches(Sampler[list[SampleIndex]]):
         whole = batch_size * world_size
         if drop_last and length < whole:
             raise UsageError(
-                f"there are {length} images, and a batch of all processes takes {whole}: with --dataloader-drop-last "
-                "there is no batch at all."
+                f"there are {length} images, but a batch of all processes has {whole}; with --dataloader-drop-last "
+                "there is no batch."
             )
         self.length, self.batch_size, self.seed, self.rank, self.world_size = length, batch_size, seed, rank, world_size
         self.steps = length // whole if drop_last else -(-length // whole)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws another order."""
+        """Sets the epoch, which decides the order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -258,7 +252,7 @@ class ShuffledBatches(Sampler[list[SampleIndex]]):
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stacks examples to a batch."""
+    """Stacks examples into a batch."""
     batch: dict[str, Any] = {"broken": [name for example in examples for name in example["broken"]]}
     for name in ("pixel_values", "bool_masked_pos"):
         if name in examples[0]:

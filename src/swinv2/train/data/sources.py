@@ -1,8 +1,8 @@
-"""Data sets of images, wherever they lie.
+"""Opens data sets of images from folders, files or the hub.
 
-In: a source: a folder of class folders or of images, parquet or webdataset files, a data set of the hub. Out: its
-samples (`dataset.py`). What reads, lists, streams and shards is Hugging Face `datasets`; this module finds the files,
-the splits and the columns, and knows no model, no size and no augmentation.
+In: a source: a folder of class folders or of images, parquet or webdataset files, a data set on the hub. Out: an
+`ImageDataset`. Hugging Face `datasets` reads, lists, streams and shards; this module finds the files, the splits and
+the columns. It knows no model, no size and no augmentation.
 """
 
 import glob
@@ -23,25 +23,25 @@ from swinv2.train.data.dataset import ImageDataset
 
 IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "fine_label")
-"""What the columns are taken to be called where their types do not say."""
+"""Usual names of the columns, used if the columns' types do not decide."""
 
 EVAL_SPLITS = ("validation", "val", "valid", "test")
-"""Where evaluation looks for images, in this order."""
+"""Splits that "evaluation" stands for; the first one that exists is used."""
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
-"""What the folders of the splits of a folder of images are called."""
+"""Names of the folders of each split, in a folder of images."""
 
 WEBDATASET_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 MOST_SHARDS = 64
-"""Into how many parts rows on a disk are cut when they stream."""
+"""Number of shards into which a saved data set is divided for streaming."""
 
 _DAMAGED = (OSError, ValueError, RuntimeError, EOFError, LookupError, tarfile.TarError, DatasetsError)
-"""What `datasets` and the readers below it raise on files that are damaged or empty."""
+"""Errors of `datasets` and its readers for damaged or empty files."""
 
 
 def open_dataset(
@@ -56,17 +56,21 @@ def open_dataset(
     """Opens a split of a data set.
 
     Args:
-        source: A folder of class folders, perhaps below `train`, `validation` or `test`; a folder of images; one of
-            `.parquet` or webdataset `.tar` files whose names may begin with the split; one that `datasets.save_to_disk`
-            wrote; such a file, or a glob of them, which are whatever split is asked for; or the name of a data set on
-            the hub, `name:configuration` if it has several.
-        split: Its name; "evaluation" for the first there is of `EVAL_SPLITS`.
-        image_column, label_column: Their names; None to find them.
-        streaming: Whether to read one after another, as from the hub without downloading everything first.
-        names: Names of the classes, where the data does not know them.
+        source: One of these:
+
+            - a folder of class folders, possibly below `train`, `validation` or `test`;
+            - a folder of images;
+            - a folder of `.parquet` or webdataset `.tar` files, whose names may begin with the split;
+            - a folder that `datasets.save_to_disk` wrote;
+            - a `.parquet` or `.tar` file, or a glob of such files; they count as any split;
+            - the name of a data set on the hub, `name:configuration` if it has several configurations.
+        split: Name of the split; "evaluation" for the first of `EVAL_SPLITS` that exists.
+        image_column, label_column: Names of the columns; None to find them.
+        streaming: Whether to read samples one after another, for example without downloading a whole data set.
+        names: Names of the classes, if the data has none.
 
     Raises:
-        UsageError: It cannot be opened, has no such split, or no images.
+        UsageError: The source cannot be opened, or has no such split or no images.
     """
     with _refusing(source):
         rows, found_split = _load(source, split, streaming)
@@ -75,11 +79,13 @@ def open_dataset(
         raise UsageError(f"--data {source!r} has no images in the split {split!r}.")
     images = _find_column(features, image_column, datasets.Image, IMAGE_COLUMNS, "--image-column", source)
     if images is None:
-        raise UsageError(f"{source} has the columns {sorted(features)}; say with --image-column which holds images.")
+        raise UsageError(
+            f"{source} has the columns {sorted(features)}; choose the one of the images with --image-column."
+        )
     labels = _find_column(features, label_column, datasets.ClassLabel, LABEL_COLUMNS, "--label-column", source)
     known = features[labels].names if labels and isinstance(features[labels], datasets.ClassLabel) else ()
     if known and names and tuple(names) != tuple(known):
-        raise UsageError(f"{source} names its classes {_few(known)}; leave out the other names, {_few(names)}.")
+        raise UsageError(f"{source} has class names ({_few(known)}); leave out --label-names-file ({_few(names)}).")
     if isinstance(features[images], datasets.Image):
         rows = rows.cast_column(images, datasets.Image(decode=False))
     return ImageDataset(rows, images, labels, tuple(known or names), source, found_split)
@@ -87,7 +93,7 @@ def open_dataset(
 
 @contextmanager
 def _refusing(source: str) -> Iterator[None]:
-    """Says in a sentence what cannot be opened."""
+    """Turns errors of `datasets` into a `UsageError`."""
     try:
         yield
     except UsageError:
@@ -98,12 +104,12 @@ def _refusing(source: str) -> Iterator[None]:
 
 
 def _load(source: str, split: str, streaming: bool) -> tuple[Any, str | None]:
-    """The rows, and the split that they are; None of a source without splits."""
+    """The rows, and the name of their split; None if the source has no splits."""
     path = Path(source)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         rows, found = _choose_split(datasets.load_from_disk(source), split, source)
         rows = rows.with_format(None)
-        # Shards are what processes and workers share.
+        # Processes and workers divide the shards among themselves.
         return rows.to_iterable_dataset(num_shards=min(len(rows), MOST_SHARDS) or 1) if streaming else rows, found
     if path.is_dir():
         kind, files = _files_of_folder(path)
@@ -126,7 +132,7 @@ def _load(source: str, split: str, streaming: bool) -> tuple[Any, str | None]:
 
 
 def _files_of_folder(folder: Path) -> tuple[str, dict[str, list[str]]]:
-    """What `datasets` calls a folder, and patterns for the files of each split."""
+    """The builder of `datasets` for a folder, and patterns for the files of each split."""
     for kind, suffixes in (("parquet", (".parquet",)), ("webdataset", WEBDATASET_SUFFIXES)):
         files = [file.name for file in folder.iterdir() if file.name.endswith(suffixes)]
         if files:
@@ -135,23 +141,25 @@ def _files_of_folder(folder: Path) -> tuple[str, dict[str, list[str]]]:
 
 
 def _splits_of_files(folder: Path, files: list[str], suffixes: tuple[str, ...]) -> dict[str, list[str]]:
-    """Lets `datasets` tell from the names of files which split they are."""
+    """The files of each split; `datasets` finds the split in the names of the files."""
     base = glob.escape(str(folder.resolve()))
     found = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
     splits = {str(split): [file for file in of_split if file.endswith(suffixes)] for split, of_split in found.items()}
     left_out = sorted(set(files) - {Path(file).name for of_split in splits.values() for file in of_split})
     if left_out:
         raise UsageError(
-            f"{folder} has the splits {sorted(splits)} and files of none, {_few(left_out)}; choose files with a glob."
+            f"{folder} has the splits {sorted(splits)} and files without a split, {_few(left_out)}; choose files with "
+            "a glob."
         )
     return {split: [glob.escape(file) for file in of_split] for split, of_split in splits.items() if of_split}
 
 
 def _splits_of_images(folder: Path) -> dict[str, list[str]]:
-    """Finds the folders of splits, right below a folder of images.
+    """Finds the folders of splits directly in a folder of images.
 
-    `datasets` by itself looks for "train", "test" and their like in all names below, and leaves every other image out
-    once it found one: of the classes "bus" and "train" the first, of "contest-1.png" and "my-test-2.png" the first.
+    `datasets` alone searches all file and folder names for "train", "test" and similar words. If it finds one, it
+    ignores all other images: with the classes "bus" and "train" it ignores "bus"; with "contest-1.png" and
+    "my-test-2.png", the first file.
     """
     below = sorted(path for path in folder.iterdir() if path.is_dir())
     split_of = {called: split for split, names in SPLIT_FOLDERS.items() for called in names}
@@ -164,8 +172,8 @@ def _splits_of_images(folder: Path) -> dict[str, list[str]]:
         others = [path.name for path in below if path not in chosen and any(map(_is_image, path.iterdir()))]
         if others:
             raise UsageError(
-                f"{folder} holds {chosen[0].name!r}, which is the name of a split, beside folders of images, "
-                f"{_few(others)}; move all classes below a folder 'train', or the others away."
+                f"{folder} has the folder {chosen[0].name!r}, which is the name of a split, and other folders of "
+                f"images, {_few(others)}; move all classes into a folder 'train', or move the other folders away."
             )
     folders = splits or {"train": [folder]}
     for split, paths in folders.items():
@@ -191,10 +199,10 @@ def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None
 def _find_column(
     features: dict[str, Any], given: str | None, kind: type, usual: Sequence[str], flag: str, source: str
 ) -> str | None:
-    """The column that is given, or the only one of a type, or else the only one of usual names; None if there is none.
+    """The given column; otherwise the only column of a type; otherwise the only one with a usual name; otherwise None.
 
     Raises:
-        UsageError: There is no column of the given name, or there are several.
+        UsageError: The given column does not exist, or there are several candidates.
     """
     if given is not None:
         if given not in features:

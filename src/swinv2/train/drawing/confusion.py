@@ -1,4 +1,4 @@
-"""What a classifier takes for what: the confusion matrix."""
+"""The confusion matrix of a classifier."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,47 +11,47 @@ from matplotlib.ticker import PercentFormatter
 from swinv2.drawing.paper import DPI, printable, save
 
 MOST_NUMBERS, MOST_CLASSES = 20, 50
-"""Up to how many classes the cells hold numbers, and are all drawn."""
+"""Largest number of classes for which the cells have numbers, and for which all classes are drawn."""
 
 
 def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Draws what the images of each class were taken for, as shares of the class.
+    """Draws the answers for the images of each class, as shares of the class.
 
-    Truth goes down and answers across; what is right is blue, mistakes are orange on a scale of their own that ends at
-    the most frequent one, so that those of a good model show. Up to `MOST_NUMBERS` classes the cells hold percent; with
-    more, the recall stands beside the name of each class. Of more than `MOST_CLASSES` those of lowest recall are drawn.
-    Classes without an image are grey.
+    Rows are true classes, columns are answers. Right answers are blue. Mistakes are orange; their scale ends at the
+    most frequent mistake, so that the mistakes of a good model are visible. Up to `MOST_NUMBERS` classes, cells have
+    percentages; with more classes, the recall is next to the name of each class. Of more than `MOST_CLASSES` classes,
+    those with the lowest recall are drawn. Classes without images are grey.
 
     Args:
-        matrix: How many images of each class (rows) were taken for each class (columns).
-        names: Names of the classes; their numbers if empty.
-        path: The PNG file; one that exists is replaced.
+        matrix: Numbers of images (true class, answer).
+        names: Names of the classes; if empty, classes are numbered.
+        path: The PNG file; an existing file is replaced.
 
     Raises:
-        ValueError: The matrix is not square, is no matrix of counts or counts nothing, or there are not as many names
-            as classes.
+        ValueError: The matrix is not square, has no valid counts or only zeros, or the number of names is not the
+            number of classes.
     """
     matrix = np.asarray(matrix, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"the confusion matrix is {matrix.shape}; expected (classes, classes).")
     if not np.isfinite(matrix).all() or (matrix < 0).any() or not matrix.any():
-        raise ValueError("the confusion matrix holds no counts; expected numbers of images, not all of them 0.")
+        raise ValueError("the confusion matrix has no counts; expected numbers of images, not all of them 0.")
     if names and len(names) != len(matrix):
-        raise ValueError(f"there are {len(names)} names for {len(matrix)} classes; give as many, or none.")
+        raise ValueError(f"there are {len(names)} names for {len(matrix)} classes; give one for each class, or none.")
     names = names or [str(index) for index in range(len(matrix))]
     save(_figure_of_confusion(matrix, names), path, cut=True)
 
 
 def _figure_of_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     counts, total = matrix.sum(1), matrix.sum()
-    # NaN where a class has no image: it sorts last, and cells of NaN are left clear.
+    # A class without images becomes NaN: NaN sorts last, and cells of NaN are not drawn.
     shares = matrix / np.where(counts > 0, counts, np.nan)[:, None]
     classes = np.sort(np.argsort(shares.diagonal(), kind="stable")[:MOST_CLASSES])
     shares = shares[np.ix_(classes, classes)]
     shown = [printable(str(names[index]), 24) for index in classes]
     has_numbers = len(classes) <= MOST_NUMBERS
     side, size = max(3.2, (0.45 if has_numbers else 0.27) * len(classes)), 9 if has_numbers else 8
-    # The matrix fills the figure, and the words stand outside: the file is cut to what there is, see `paper.save`.
+    # The matrix fills the figure; the text is outside, and `paper.save` crops the file to everything that is drawn.
     figure = Figure((side, side), dpi=DPI, facecolor="white")
     axes: Any = figure.add_axes((0.0, 0.0, 1.0, 1.0), facecolor="#dddddd")
     is_right = np.eye(len(classes), dtype=bool)

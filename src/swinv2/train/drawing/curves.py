@@ -19,26 +19,26 @@ _PANELS: dict[str, dict[str, str]] = {
     "learning rate": {"learning_rate": "learning rate"},
     "gradient norm": {"grad_norm": "gradient norm"},
 }
-"""What each panel is called, and which entries of the log it shows under which names."""
+"""For each panel, its keys of the log and their names in the figure."""
 
 _TALL = {"loss": 3.2, "accuracy in %": 2.6, "learning rate": 1.5, "gradient norm": 1.5}
 
 MANY_POINTS = 60
-"""With more points than these a curve is drawn thin, and a smoothed one over it."""
+"""A curve with more points than these is drawn thin, with a smoothed curve over it."""
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> tuple[str, dict[str, dict[str, Float[np.ndarray, "points 2"]]]]:
     """Sorts the log of a training into panels.
 
-    Entries that are missing, NaN or infinite are left out, and so are gradient norms of 0, which a logarithmic axis
-    does not have. Accuracies become percent.
+    Missing, NaN and infinite values are left out, also gradient norms of 0, which a logarithmic axis cannot show.
+    Accuracies become percentages.
 
     Args:
         history: `TrainerState.log_history`.
 
     Returns:
-        What the curves are drawn against, "epoch", or "step" if an entry does not know its epoch; and of each panel
-        that has data the points of its curves, by the name that they have in the log.
+        The horizontal axis: "epoch", or "step" if an entry has no epoch. For each panel with data, the points of its
+        curves by their key in the log.
     """
     keys = [key for series in _PANELS.values() for key in series]
     entries = [entry for entry in history if any(key in entry for key in keys)]
@@ -59,12 +59,12 @@ def curves(history: Sequence[Mapping[str, float]]) -> tuple[str, dict[str, dict[
 def smoothed(values: Float[np.ndarray, "points"], window: int) -> Float[np.ndarray, "points"]:
     """The mean of the points around each point.
 
-    At the beginning as many count after a point as there are before it, so that a steep fall keeps its height; at the
-    end those that there are.
+    Near the beginning, as many points count after a point as exist before it, so that a steep fall keeps its height;
+    near the end, all remaining points count.
 
     Args:
         values: The points.
-        window: How many of them count at most.
+        window: Largest number of points in a mean.
 
     Example:
 
@@ -80,15 +80,15 @@ def smoothed(values: Float[np.ndarray, "points"], window: int) -> Float[np.ndarr
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path, title: str = "") -> None:
-    """Draws the losses, accuracies, learning rate and gradient norm of a training, each in a panel if there is any.
+    """Draws the losses, accuracies, learning rate and gradient norm of a training, in a panel each.
 
-    Of training losses and gradient norms that are more than `MANY_POINTS`, a smoothed curve is drawn over the thin one
-    of the points. What else is in the log, as speed, is not drawn.
+    With more than `MANY_POINTS` points, training losses and gradient norms get a smoothed curve over the thin one.
+    Other values of the log, for example speed, are not drawn.
 
     Args:
         history: `TrainerState.log_history`; see `curves`.
-        path: The PNG file; one that exists is replaced.
-        title: What to write above.
+        path: The PNG file; an existing file is replaced.
+        title: The title of the figure.
 
     Raises:
         ValueError: There is nothing to draw.
@@ -134,7 +134,7 @@ def _figure_of_curves(against: str, panels: dict[str, dict[str, np.ndarray]], ti
 
 def _draw_series(axes: Any, key: str, name: str, points: np.ndarray) -> None:
     x, y = points.T
-    # Dots that would touch each other are a thick line, and say nothing.
+    # Dots that touch each other would look like a thick line.
     dots = {"marker": "o", "markersize": 4.5} if len(y) <= MANY_POINTS else {}
     if key.startswith("eval_"):
         best = f"lowest {y.min():.4g}" if key == "eval_loss" else f"best {y.max():.2f}%"

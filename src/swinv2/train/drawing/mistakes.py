@@ -1,4 +1,4 @@
-"""Images that a classifier took for something else."""
+"""A figure of the images that a classifier got wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from PIL import Image
 from swinv2.drawing.paper import TILE, printable, save, tile_sheet
 
 MOST_MISTAKES = 25
-"""More mistakes than these are not drawn."""
+"""Largest number of mistakes that are drawn."""
 
 COLUMNS = 5
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that a classifier took for something else.
+    """An image with a wrong answer.
 
     Attributes:
         image: Its pixels (H, W, 3), eight bits.
         truth: Name of its class.
-        answer: Name of the class that it was taken for.
-        probability: Of the answer, from 0 to 1.
+        answer: Name of the predicted class.
+        probability: Probability of the answer, from 0 to 1.
     """
 
     image: np.ndarray
@@ -33,16 +33,16 @@ class Mistake:
 
 
 def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> None:
-    """Draws images that a classifier took for something else, with captions such as "cat -> dog 97%".
+    """Draws images with wrong answers, with captions such as "cat -> dog 97%".
 
-    Small images are enlarged, every pixel to a square of pixels; large ones are made smaller.
+    Small images are enlarged by repeating pixels; large ones are made smaller.
 
     Args:
         mistakes: The images; the first `MOST_MISTAKES` are drawn, row by row in this order.
-        path: The PNG file; one that exists is replaced.
+        path: The PNG file; an existing file is replaced.
 
     Raises:
-        ValueError: There is none, or an image is no array (H, W, 3) of eight bits.
+        ValueError: The list is empty, or an image is not an array (H, W, 3) of eight bits.
     """
     if not mistakes:
         raise ValueError("there is no mistake to draw; expected at least one.")
@@ -52,7 +52,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> None:
 
 
 def _fitted(image: np.ndarray) -> np.ndarray:
-    """The image with a longer side of at most a tile, and of more than half of it."""
+    """The image, resized so that its longer side is at most `TILE` pixels and more than half of it."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"an image is {image.shape} of {image.dtype}; expected (H, W, 3) of uint8.")
     longest = max(image.shape[:2])

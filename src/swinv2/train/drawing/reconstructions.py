@@ -1,4 +1,4 @@
-"""What a pre-trained model reconstructs, next to what it saw."""
+"""A figure of the reconstructions of a pre-trained model, next to its inputs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,28 +22,28 @@ def reconstruction_rows(
     pixels: Pixels,
     norm_targets: int = 0,
 ) -> UInt8[np.ndarray, "B 4 H W 3"]:
-    """What `draw_reconstructions` shows of each image: the input, the input with grey where it is masked, the input
-    with the drawing where it is masked, and the drawing.
+    """The four columns of `draw_reconstructions`: the input, the input with grey masked pixels, the input with
+    reconstructed masked pixels, and the whole reconstruction.
 
     Args:
         images: Normalised images.
-        reconstruction: What the model drew. NaN becomes black.
+        reconstruction: Output of the model. NaN becomes black.
         mask_of_pixels: True for masked pixels.
-        pixels: Mean and deviation with which the images were normalised. Values beyond black and white are clipped.
-        norm_targets: If not 0, the model draws pixels less the mean of the square of this side around them, over its
-            deviation. Both are taken from `images`, also where they are masked, so that the brightness and the
-            contrast of such a drawing are the original's and not the model's merit.
+        pixels: Mean and deviation of the images' normalisation. Values beyond black and white are clipped.
+        norm_targets: If not 0, the model reconstructs normalised pixels: (pixel - mean) / deviation of the square of
+            this side around each pixel. Mean and deviation come from `images`, also for masked pixels; so brightness
+            and contrast are those of the original, not of the model.
 
     Returns:
-        Pixels of eight bits. Images of one channel, and the first channel of two, are grey; of more than three
-        channels the first three are red, green and blue.
+        Pixels of eight bits. Images of one or two channels become grey, from the first channel; of three or more, the
+        first three are red, green and blue.
 
     Raises:
-        ValueError: The shapes do not belong together.
+        ValueError: The shapes do not match.
     """
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[1] != pixels.channels or 0 in shape:
-        raise ValueError(f"images are {shape}; expected (B, {pixels.channels}, H, W), none of them 0.")
+        raise ValueError(f"images are {shape}; expected (B, {pixels.channels}, H, W), all above 0.")
     if tuple(reconstruction.shape) != shape:
         raise ValueError(f"the reconstruction is {tuple(reconstruction.shape)}; expected {shape}, as the images.")
     if tuple(mask_of_pixels.shape) != (shape[0], 1, *shape[2:]) or mask_of_pixels.dtype != torch.bool:
@@ -78,27 +78,23 @@ def draw_reconstructions(
     norm_targets: int = 0,
     names: Sequence[str] = (),
 ) -> None:
-    """Draws a row for each image: the input, the masked input, the drawing of the masked patches, and the whole
-    drawing.
+    """Draws a row for each image: the input, the masked input, the input with reconstructed masked patches, and the
+    whole reconstruction.
 
-    No pixel is resampled: images with a longer side below 192 pixels are enlarged, every pixel to a square of pixels.
+    Pixels are not resampled: images with a longer side below 192 pixels are enlarged by repeating pixels.
 
     Args:
-        images: Normalised images.
-        reconstruction: What the model drew.
+        images, reconstruction, pixels, norm_targets: See `reconstruction_rows`.
         mask_of_pixels: True for masked pixels, which are grey in the second column.
-        path: The PNG file; one that exists is replaced.
-        pixels: Mean and deviation with which the images were normalised.
-        norm_targets: Side of the square by whose statistics the model's targets were normalised, 0 if they were not;
-            see `reconstruction_rows`.
-        names: What to write below the first image of each row; nothing if empty.
+        path: The PNG file; an existing file is replaced.
+        names: Text below the first image of each row; empty for no text.
 
     Raises:
-        ValueError: The shapes do not belong together, or there are not as many names as images.
+        ValueError: The shapes do not match, or the number of names is not the number of images.
     """
     rows = reconstruction_rows(images, reconstruction, mask_of_pixels, pixels, norm_targets)
     if names and len(names) != len(rows):
-        raise ValueError(f"there are {len(names)} names for {len(rows)} images; give as many, or none.")
+        raise ValueError(f"there are {len(names)} names for {len(rows)} images; give one for each image, or none.")
     factor = -(-TILE // max(rows.shape[2:4]))
     rows = rows.repeat(factor, 2).repeat(factor, 3)
     captions = [printable(name, 60) for name in names] or [""] * len(rows)

@@ -1,6 +1,6 @@
-"""The average of a model's weights over the steps of its training, which is evaluated and kept in place of the last.
+"""The average of a model's weights over the steps of its training; it is evaluated and saved as the final model.
 
-In: a model after each step. Out: a model of averages, in a checkpoint and in the model's place.
+In: a model after each step. Out: averaged weights, in a checkpoint or in the model.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class WeightAverage(AveragedModel):
 
     Args:
         model: The model, on its device.
-        decay: Share of the old average that stays in the new one, per step.
+        decay: Share of the old average in the new one, per step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -30,10 +30,10 @@ class WeightAverage(AveragedModel):
 
     @contextmanager
     def replacing(self, model: nn.Module) -> Iterator[None]:
-        """Puts the average in the place of the model's weights, and these back in the end.
+        """Inside, the model has the averaged weights; at the end it gets its own weights again.
 
         Args:
-            model: The model that is averaged, without what accelerate or torch.compile wrap around it.
+            model: The averaged model, without wrappers of accelerate or torch.compile.
         """
         pairs = list(zip(model.parameters(), self.parameters(), strict=True))
         kept = [parameter.detach().clone() for parameter, _ in pairs]
@@ -48,16 +48,16 @@ class WeightAverage(AveragedModel):
                     parameter.copy_(value)
 
     def save(self, checkpoint: Path) -> None:
-        """Writes it into a checkpoint."""
+        """Writes the average into a checkpoint."""
         torch.save(self.state_dict(), checkpoint / AVERAGE_NAME)
 
     def load(self, checkpoint: Path, device: torch.device) -> None:
-        """Takes it from a checkpoint.
+        """Reads the average from a checkpoint.
 
         Raises:
-            UsageError: The checkpoint was saved without.
+            UsageError: The checkpoint has no average.
         """
         file = checkpoint / AVERAGE_NAME
         if not file.is_file():
-            raise UsageError(f"{checkpoint} holds no average of the weights; continue without --ema-decay.")
+            raise UsageError(f"{checkpoint} has no average of the weights; resume without --ema-decay.")
         self.load_state_dict(torch.load(file, map_location=device, weights_only=True))

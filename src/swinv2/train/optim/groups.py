@@ -1,13 +1,13 @@
-"""Which parameter learns how fast, and whether it decays.
+"""Learning rate and weight decay of every parameter.
 
-In: a model of this package, wrapped by PEFT or not. Out: parameter groups for an optimiser, and a table of them for
-people. A parameter's group follows from what it is (which module owns it), never from how it is called: in timm and in
-the authors' own pre-training, patterns of names miss their parameters, and logit_scale and the position-bias network
-decay although they are said not to (facts of each: docs/concepts/training.md).
+In: a model of this package, wrapped by PEFT or not. Out: parameter groups for an optimiser, with names for people. The
+module that owns a parameter decides its group, not its name. timm and the authors' pre-training match patterns of names
+that miss parameters; logit_scale and the position-bias network therefore decay there by mistake (details:
+docs/concepts/training.md).
 
 Source: microsoft/Swin-Transformer, optimizer.py: no decay for vectors, biases, position embeddings, the mask token,
-the position-bias network and logit_scale; layer numbers of the decay of learning rates. There the position embeddings,
-forgotten, learn as fast as the head; here they belong to the patches they are added to.
+the position-bias network and logit_scale; layer numbers for the decay of learning rates. There, by oversight, the
+position embeddings learn as fast as the head; here they belong to layer 0, with the patches.
 """
 
 from collections.abc import Iterable
@@ -27,12 +27,13 @@ Kind = TypeVar("Kind", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Role:
-    """What the optimiser must know of a parameter.
+    """Layer and weight decay of a parameter.
 
     Attributes:
-        layer: Number of the parameter's layer: 0 for the patches, j + 1 for the j-th block of the whole network, that
-            of a stage's last block for its merging, and one more than the last block's for the norm and the head.
-        decays: Whether weight decay is for it.
+        layer: Number of the parameter's layer. 0: the patch embedding; j + 1: block j of the whole network, counted
+            from 0. A merging has the number of the block before it; the last norm and the head have one more than the
+            last block.
+        decays: Whether the parameter has weight decay.
     """
 
     layer: int
@@ -43,13 +44,13 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
     """Finds the role of every parameter.
 
     Args:
-        model: A model that holds a Swin Transformer V2.
+        model: A model that contains a Swin Transformer V2.
 
     Returns:
         A role for each name of `model.named_parameters()`.
 
     Raises:
-        ValueError: The model holds no Swin Transformer V2 of this package, or several.
+        ValueError: The model contains no Swin Transformer V2 of this package, or several.
     """
     encoder, embeddings = _only(model, Encoder), _only(model, Embeddings)
     layers = {id(parameter): 0 for parameter in embeddings.parameters()}
@@ -72,7 +73,7 @@ def _only(model: nn.Module, kind: type[Kind]) -> Kind:
     found = [module for module in model.modules() if isinstance(module, kind)]
     if len(found) != 1:
         raise ValueError(
-            f"{type(model).__name__} holds {len(found)} modules {kind.__module__}.{kind.__name__}; expected one: a "
+            f"{type(model).__name__} has {len(found)} modules {kind.__module__}.{kind.__name__}; expected one: a "
             "model of this package, wrapped or not."
         )
     return found[0]
@@ -96,17 +97,17 @@ def parameter_groups(
     """Groups the parameters that learn.
 
     Args:
-        model: A model that holds a Swin Transformer V2.
-        learning_rate: Of the head and the last norm.
-        weight_decay: Of what decays.
+        model: A model that contains a Swin Transformer V2.
+        learning_rate: Learning rate of the head and the last norm.
+        weight_decay: Weight decay of the parameters that decay.
         layer_decay: Factor of the learning rate from each layer to the one before it, above 0, at most 1.
 
     Returns:
         Groups for a torch optimiser, from the first layer to the last: `params`, `lr`, `weight_decay`, and for people
-        `layer` and `names`. Parameters that do not require gradients are in none.
+        `layer` and `names`. Parameters that do not require gradients are in no group.
 
     Raises:
-        UsageError: `layer_decay` is no such factor; nothing learns.
+        UsageError: `layer_decay` is out of its range, or no parameter requires gradients.
     """
     if not 0.0 < layer_decay <= 1.0:
         raise UsageError(f"layer_decay is {layer_decay!r}; expected a number above 0 and at most 1 (1: no decay).")
@@ -116,7 +117,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        # Without layer decay two groups do: fewer, larger steps of the optimiser.
+        # Without layer decay two groups are enough; with fewer groups the optimiser calls fewer, larger kernels.
         role = roles[name] if layer_decay < 1.0 else Role(last, roles[name].decays)
         group = groups.setdefault(
             role,
@@ -136,21 +137,21 @@ def parameter_groups(
 
 
 def freeze_stages(model: nn.Module, count: int) -> None:
-    """Stops the first stages from learning: 1 the patch embedding alone, 2 the first stage too, and so on.
+    """Freezes the first stages: 1: the patch embedding, 2: the first stage too, and so on.
 
-    Drop path in frozen blocks goes on as everywhere in training; set `drop_path_rate` to 0 if it should not.
+    Drop path stays active in frozen blocks; set `drop_path_rate` to 0 to avoid it.
 
     Args:
-        model: A model that holds a Swin Transformer V2.
-        count: 0 for none, at most the number of stages plus one.
+        model: A model that contains a Swin Transformer V2.
+        count: From 0 to the number of stages plus one.
 
     Raises:
-        UsageError: There are not so many.
+        UsageError: `count` is out of its range.
     """
     encoder = _only(model, Encoder)
     if not 0 <= count <= len(encoder.layers) + 1:
         raise UsageError(
-            f"{count} stages are to be frozen; expected 0 to {len(encoder.layers) + 1}: the patch embedding and "
+            f"the number of frozen stages is {count}; expected 0 to {len(encoder.layers) + 1}: the patch embedding and "
             f"{len(encoder.layers)} stages."
         )
     frozen: Iterable[nn.Module] = [_only(model, Embeddings), *encoder.layers][:count]

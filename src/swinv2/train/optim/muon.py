@@ -1,9 +1,9 @@
-"""Muon for the matrices of the network, beside AdamW for the rest.
+"""Muon for the matrices of the network, AdamW for the rest.
 
-In: a model. Out: one optimiser that transformers' Trainer and its schedules can drive. Groups are chosen by what a
-parameter is, not by matching names of one layout.
+In: a model. Out: one optimiser, for transformers' Trainer and its schedules. The module that owns a parameter decides
+its group, not its name.
 
-Source: Jordan et al., 2024, as `torch.optim.Muon`; its step is scaled to AdamW's.
+Source: Jordan et al., 2024, as `torch.optim.Muon`; its step is scaled to the size of AdamW's.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from swinv2.layers.position import ContinuousPositionBias
 
 
 def hidden_matrices(model: nn.Module) -> list[torch.Tensor]:
-    """The weights of the linear layers inside the network: not the position-bias networks, not the classifier."""
+    """The weights of the linear layers of the network, except position-bias networks and classifier."""
     inside_bias = {id(p) for m in model.modules() if isinstance(m, ContinuousPositionBias) for p in m.parameters()}
     head = getattr(model, "classifier", None)
     skipped = inside_bias | ({id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set())
@@ -26,7 +26,7 @@ def hidden_matrices(model: nn.Module) -> list[torch.Tensor]:
 def muon_groups(
     model: nn.Module, matrix_learning_rate: float, learning_rate: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """The parameters that learn, in two groups: the matrices, which alone decay, and the others.
+    """The parameters that learn, in two groups: the matrices, with weight decay, and the rest, without.
 
     Returns:
         Groups for a torch optimiser: `params`, `lr`, `weight_decay`, and for people `names`.
@@ -47,14 +47,14 @@ def muon_groups(
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for the matrices inside the network, AdamW for everything else, as one optimiser.
 
-    In a short training of a small model Muon learns several times faster than AdamW alone (see docs/log.md).
+    In a short training of a small model, it learns several times faster than AdamW alone (see docs/log.md).
 
     Args:
         model: The model.
-        matrix_learning_rate: Of the matrices; per entry comparable to one of AdamW.
-        learning_rate: Of everything else.
-        weight_decay: Of the matrices; nothing else is decayed.
-        betas: Of AdamW.
+        matrix_learning_rate: Learning rate of the matrices; the step of an entry is comparable to AdamW's.
+        learning_rate: Learning rate of everything else.
+        weight_decay: Weight decay of the matrices; nothing else decays.
+        betas: AdamW's betas.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class MuonAdamW(torch.optim.Optimizer):
             torch.optim.Muon(bare[0], adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(bare[1], betas=betas, fused=True),
         )
-        # The groups are this optimiser's, with what their part has filled in; schedules read the rate of `defaults`.
+        # The parts share their groups, completed with default options, with this optimiser. Schedules read `lr` of
+        # `defaults`.
         super().__init__([part.param_groups[0] for part in self.parts], {"lr": learning_rate})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,7 +82,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """Takes one step with both parts."""
         loss = None if closure is None else closure()
         for part, group in zip(self.parts, self.param_groups, strict=True):
-            # Loading a state puts new groups and another state in the place of those before.
+            # `load_state_dict` replaces the groups and the state.
             part.param_groups, part.state = [group], self.state
             part.step()
         return loss

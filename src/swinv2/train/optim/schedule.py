@@ -1,7 +1,7 @@
-"""How the learning rate goes over a training, step by step.
+"""Schedules of the learning rate.
 
-In: an optimiser and numbers. Out: a scheduler; every parameter group, with its own rate, follows the same factors.
-All schedules are transformers', but for the one of SimMIM, whose rate drops at milestones.
+In: an optimiser and numbers. Out: a scheduler. It multiplies the rate of every parameter group by the same factor. All
+schedules are transformers', except SimMIM's, whose rate drops at milestones.
 
 Source: microsoft/Swin-Transformer, lr_scheduler.py (multi-step with a warm-up).
 """
@@ -25,14 +25,14 @@ def make_scheduler(
     """Makes a scheduler.
 
     Args:
-        optimizer: Its rates are the highest ones.
-        kind: A name of transformers' `SchedulerType`; without milestones.
-        options: What the schedule itself takes.
-        milestones: See `multistep_schedule`; none for a schedule of transformers.
-        warmup_steps, total_steps: Of the whole training.
+        optimizer: Its groups have the highest rates.
+        kind: A name of transformers' `SchedulerType`; not used with milestones.
+        options: Further arguments of the schedule.
+        milestones: See `multistep_schedule`; empty for a schedule of transformers.
+        warmup_steps, total_steps: Numbers of steps of the warm-up and of the whole training.
 
     Raises:
-        TypeError, ValueError: The options are not the schedule's, or impossible.
+        TypeError, ValueError: The schedule does not have these options, or a value is invalid.
     """
     if milestones:
         return multistep_schedule(optimizer, warmup_steps, total_steps, milestones, **options)
@@ -47,22 +47,22 @@ def multistep_schedule(
     warmup_lr_rate: float = 0.0,
     gamma: float = 0.1,
 ) -> LambdaLR:
-    """A linear warm-up, then a drop at each milestone; in the form of transformers' own schedules.
+    """A linear warm-up, then a drop at each milestone; with arguments like those of transformers' schedules.
 
     Args:
-        optimizer: Its rates are the highest ones.
-        num_warmup_steps: The step after them, counted from 0, has the whole rate.
-        num_training_steps: Of the whole training.
-        milestones: Shares of it, each between 0 and 1; the nearest step is meant.
-        warmup_lr_rate: Share of the rate that the first step of the warm-up has.
+        optimizer: Its groups have the highest rates.
+        num_warmup_steps: Steps of the warm-up; the step after them has the full rate.
+        num_training_steps: Steps of the whole training.
+        milestones: Shares of the training, each between 0 and 1; the rate drops at the nearest step.
+        warmup_lr_rate: Share of the full rate at the first step of the warm-up.
         gamma: Factor of each drop.
 
     Raises:
-        ValueError: A milestone is no such share.
+        ValueError: A milestone is not between 0 and 1.
     """
     if not all(0.0 < milestone < 1.0 for milestone in milestones):
         raise ValueError(f"the milestones are {list(milestones)}; expected shares of the training between 0 and 1.")
-    # Rounded: 0.07 * 100 is more than 7.
+    # Rounded, because 0.07 * 100 is slightly more than 7.
     drops_at = [round(milestone * num_training_steps) for milestone in milestones]
 
     def factor(step: int) -> float:
