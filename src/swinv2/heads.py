@@ -1,4 +1,4 @@
-"""The network with a head: classification, masked-image modelling, backbone for dense prediction.
+"""The models with a head: classification, masked-image modelling, and a backbone for dense prediction.
 
 In: images (B, channels, height, width), labels or masks. Out: transformers' outputs.
 """
@@ -25,17 +25,17 @@ from swinv2.simmim import grid_of, masked_pixel_loss, normalise_targets
 def classification_loss(
     logits: Float[Tensor, "B labels"], labels: Tensor, problem_type: str | None
 ) -> Float[Tensor, ""]:
-    """Loss of a classifier, as transformers decides it.
+    """The loss of a classifier, chosen as transformers chooses it.
 
     Args:
         logits: Scores.
-        labels: Class indices (B,); or 0/1 floats (B, labels) for several labels an image; or targets (B,) or
-            (B, labels) of a regression.
-        problem_type: "single_label_classification", "multi_label_classification", "regression", or None: regression
-            for one label, one label an image for integers, several for floats.
+        labels: Class indices (B,); 0/1 floats (B, labels) for multi-label classification; targets (B,) or (B, labels)
+            for regression.
+        problem_type: "single_label_classification", "multi_label_classification" or "regression". None means regression
+            if there is one label; otherwise single-label for integers and multi-label for floats.
 
     Raises:
-        ValueError: `problem_type` is none of these, or the labels' shape or range does not fit.
+        ValueError: `problem_type` is another name, or the labels' shape or range does not fit.
     """
     num_labels = logits.shape[-1]
     if problem_type is None:
@@ -62,7 +62,7 @@ def classification_loss(
 
 
 class Swinv2ForImageClassification(Swinv2PreTrainedModel):
-    """The network and a linear classifier on the mean of its last tokens.
+    """The network with a linear classifier on the mean of its last tokens.
 
     Args:
         config: The configuration; `num_labels` is the number of classes, 0 for no classifier.
@@ -109,7 +109,7 @@ class Swinv2ForImageClassification(Swinv2PreTrainedModel):
             return_dict=True,
         )
         if labels is not None and not self.num_labels:
-            raise ValueError("labels were given, but this model has no classifier: its config.num_labels is 0.")
+            raise ValueError("labels were given, but this model has no classifier: config.num_labels is 0.")
         logits = self.classifier(outputs.pooler_output)
         output = Swinv2ImageClassifierOutput(
             loss=None if labels is None else classification_loss(logits, labels, self.config.problem_type),
@@ -122,12 +122,12 @@ class Swinv2ForImageClassification(Swinv2PreTrainedModel):
 
 
 class PixelDecoder(nn.Sequential):
-    """SimMIM's one-layer decoder: every token of the last map draws its patch of pixels.
+    """SimMIM's one-layer decoder: every token of the last map predicts its patch of pixels.
 
     Args:
         in_channels: Channels of the last map.
         num_channels: Channels of the image.
-        stride: Size (height, width) in pixels of what a token draws.
+        stride: Size (height, width) in pixels of the patch that a token predicts.
     """
 
     def __init__(self, in_channels: int, num_channels: int, stride: Pair) -> None:
@@ -140,11 +140,12 @@ class PixelDecoder(nn.Sequential):
 
 
 class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
-    """The network and SimMIM's decoder, which draws the image again from its unmasked patches.
+    """The network with SimMIM's decoder, which reconstructs the image from its unmasked patches.
 
     Args:
-        config: The configuration; `encoder_stride` is what one token of the last map draws. With `norm_targets` it
-            draws locally normalised pixels (`simmim.normalise_targets`), as the authors' Swin V2 models do.
+        config: The configuration. `encoder_stride` is the size in pixels that one token of the last map predicts. With
+            `norm_targets`, the decoder predicts locally normalised pixels (`simmim.normalise_targets`), as the authors'
+            Swin V2 models do.
 
     Example:
 
@@ -190,9 +191,9 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
         fits = self.decoder.stride == token_size
         if bool_masked_pos is not None and not fits:
             raise ValueError(
-                f"bool_masked_pos was given, and the loss compares what each token of the last map draws with its "
-                f"pixels; encoder_stride is {self.config.encoder_stride}, and patches of {patch_size[0]} x "
-                f"{patch_size[1]} pixels and {self.config.num_layers} stages need {token_size}."
+                f"bool_masked_pos was given, so encoder_stride must be the size of a token of the last map, "
+                f"{token_size} for patches of {patch_size[0]} x {patch_size[1]} pixels and {self.config.num_layers} "
+                f"stages; it is {self.config.encoder_stride}."
             )
         outputs = self.swinv2(
             pixel_values,
@@ -204,7 +205,7 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
         )
         last_map = outputs.last_hidden_state.transpose(1, 2).unflatten(2, grid_of(size, token_size))
         reconstruction = self.decoder(last_map)
-        if fits:  # the last tokens may reach beyond the image
+        if fits:  # the last tokens may extend beyond the image
             reconstruction = reconstruction[:, :, : size[0], : size[1]]
         loss = None
         if bool_masked_pos is not None:
@@ -222,10 +223,10 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
 
 
 class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
-    """The network as a feature pyramid: the map of the stem and of each stage before its merging.
+    """The network as a feature pyramid: the map of the stem, and of each stage before its merging.
 
     Args:
-        config: The configuration; `out_features` or `out_indices` say which maps to return.
+        config: The configuration; `out_features` or `out_indices` select the maps.
 
     Example:
 
@@ -266,8 +267,8 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
             output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
 
         Returns:
-            `feature_maps` (B, channels, H, W) in the order of `out_features`; `hidden_states` are the tokens of every
-            map, before merging.
+            `feature_maps` (B, channels, H, W) in the order of `out_features`; `hidden_states`, the tokens of every map
+            before its merging.
         """
         pixel_values = self._check_images(pixel_values)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions

@@ -1,7 +1,7 @@
-"""The network without a head, and what all models share: flags, initialisation, change of size.
+"""The network without a head, and the base class of all models: flags, initialisation, change of image size.
 
-In: images (B, channels, height, width). Out: transformers' outputs. This module knows transformers' conventions and
-composes the layers; it knows no task.
+In: images (B, channels, height, width). Out: transformers' outputs. This module follows transformers' conventions and
+composes the layers. It does not know about tasks.
 """
 
 import math
@@ -37,22 +37,22 @@ logger = logging.get_logger(__name__)
 
 
 class Swinv2PreTrainedModel(PreTrainedModel):
-    """Flags, initialisation and change of size of every model of this package.
+    """The base class of all models: flags, initialisation, change of image size.
 
-    Initialisation, of everything that is learned (source: microsoft/Swin-Transformer, swin_transformer_v2.py, unless
-    said otherwise; std is `initializer_range`):
+    Initial values of the parameters (source: microsoft/Swin-Transformer, swin_transformer_v2.py; std is
+    `initializer_range`):
 
     ==================================================  ===================================================
-    tensor                                              fresh value
+    parameter                                           initial value
     ==================================================  ===================================================
-    matrices of linear layers, position bias included   normal, std 0.02, cut off at +-2
+    weights of linear layers, position bias included    normal, std 0.02, truncated at +-2
     biases of linear layers                             0
     norms of the embedding, of merging, the last one    weight 1, bias 0
-    the two post-norms of every block                   weight 0, bias 0: a fresh block is the identity
-    the extra norms on the main branch                  weight 1, bias 0: zero would cut the branch
+    the two post-norms of every block                   weight 0, bias 0: a new block is the identity
+    the extra norms on the main path                    weight 1, bias 0: zero would cut the main path
     patch projection, mask decoder (convolutions)       torch's default (Kaiming uniform)
     logit_scale                                         log 10
-    mask token, absolute position embeddings            normal, std 0.02, cut off at +-2
+    mask token, absolute position embeddings            normal, std 0.02, truncated at +-2
     ==================================================  ===================================================
     """
 
@@ -61,22 +61,22 @@ class Swinv2PreTrainedModel(PreTrainedModel):
     base_model_prefix = "swinv2"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
-    # The loss is a mean over the batch: Trainer must divide it by the accumulation steps itself.
+    # The loss is a mean over the batch, so Trainer itself must divide it by the number of accumulation steps.
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SwinTransformerBlock"]
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """Which attention backend the model asks for; see `swinv2.ops.backends`.
+        """The attention backend that the model requests; see `swinv2.ops.backends`.
 
         Args:
-            requested_attention: What the user asks for; None for "triton" on a machine whose GPU can run it, where maps
-                that are elsewhere use the backend "sdpa", and "sdpa" on all others.
+            requested_attention: The user's choice. None means "triton" if this machine has a GPU that can run it, and
+                "sdpa" otherwise; maps on other devices than the GPU then use "sdpa".
             is_init_check: See transformers.
 
         Raises:
-            ValueError: The fused backend is asked for where it cannot run, or there is no backend of that name.
+            ValueError: "triton" is requested and cannot run here, or no backend has that name.
         """
         if requested_attention is None and refuse_machine() is None and not is_interpreted():
             return TRITON
@@ -91,7 +91,7 @@ class Swinv2PreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Called for modules that own a parameter; transformers skips the others, so a block cannot set its norms.
+        # transformers calls this only for modules that own a parameter, so a block cannot set its norms.
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
@@ -118,27 +118,27 @@ class Swinv2PreTrainedModel(PreTrainedModel):
     def set_image_size(
         self, image_size: int | tuple[int, int], window_size: Windows | None = None, stretch: bool = False
     ) -> None:
-        """Plans the windows for another image size, and another window if one is given.
+        """Adapts the model to another image size, and to another window if one is given.
 
-        Where a stage's window changes, its position bias is extrapolated: the window it was learned in is kept in
-        `config.pretrained_window_sizes`. Absolute position embeddings are resampled to the new grid: they
-        become another parameter, which an optimiser built before does not hold.
+        If a stage's window changes, its position bias is extrapolated; `config.pretrained_window_sizes` keeps the
+        window in which it was learned. Absolute position embeddings are resampled to the new grid and become a new
+        parameter, which an existing optimiser does not contain.
 
         Args:
             image_size: New image size in pixels, one length or (height, width).
-            window_size: New window in tokens, one for all stages or one for each, as in the configuration; None keeps
-                the present one.
-            stretch: Stretch the learned bias field over the new window instead of extrapolating it.
+            window_size: New window in tokens, one for all stages or one per stage, as in the configuration; None keeps
+                the current windows.
+            stretch: Stretch the learned position bias over the new window instead of extrapolating it.
 
         Raises:
-            ValueError: The size or the window is impossible; the model is then as it was.
+            ValueError: The size or the window is impossible; the model is unchanged.
 
         Source:
             Liu et al., Swin Transformer V2, section 3.3 and table 1.
         """
         old = self.config
         candidate = old.resized(image_size, window_size, stretch)
-        # A copy takes the old configuration's place: other models may have been built from that object.
+        # The configuration is replaced, not changed: other models may share the old object.
         for module in self.modules():
             if isinstance(module, PreTrainedModel) and module.config is old:
                 module.config = candidate
@@ -157,31 +157,30 @@ class Swinv2PreTrainedModel(PreTrainedModel):
         if not is_tensor or not pixel_values.is_floating_point():
             kind = pixel_values.dtype if is_tensor else type(pixel_values).__name__
             raise ValueError(
-                f"pixel_values is of type {kind}; expected a tensor of floats (batch, channels, height, width), which "
-                "the model's image processor makes of images."
+                f"pixel_values is of type {kind}; expected a tensor of floats (batch, channels, height, width), as the "
+                "model's image processor returns."
             )
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, {self.config.num_channels}, "
-                "height, width), as config.num_channels says."
+                "height, width), according to config.num_channels."
             )
         return pixel_values
 
     def _choose_backend(self, pixel_values: Tensor, output_attentions: bool) -> str:
-        """Which backend of `ops.backends` a call runs. Whether the kernels for GPUs can depends on the maps of each
-        stage, and is asked there."""
+        """The backend of a call. Triton may still be refused for the maps of a stage: `ops.backends` decides there."""
         requested, device = self.config._attn_implementation or EAGER, pixel_values.device
         call = Call(output_attentions, device, execution=execution(pixel_values))
         if requested == TRITON and refuse_machine(device) is not None:
-            # The machine has a GPU that can, or the model would not have been loaded so: it was put elsewhere.
+            # The model was loaded on a machine with a GPU and then moved to another device.
             requested = SDPA
         if requested == TRITON and not output_attentions:
             return TRITON
         chosen = choose_backend(requested, call)
         if output_attentions and requested != EAGER and not torch.compiler.is_compiling():
             logger.warning_once(
-                f"Attention weights were asked for. {explain_backend(requested, call)}. The answer is "
-                'the same, the memory is not; load the model with attn_implementation="eager" to say that you know.'
+                f"Attention weights were requested. {explain_backend(requested, call)}. The result is the same, but "
+                'needs more memory; load the model with attn_implementation="eager" to avoid this warning.'
             )
         return chosen
 
@@ -192,7 +191,7 @@ class Swinv2Model(Swinv2PreTrainedModel):
     Args:
         config: The configuration.
         add_pooling_layer: Whether to return the mean of the last tokens.
-        use_mask_token: Whether to have a token that replaces masked patches.
+        use_mask_token: Whether the model has a token that replaces masked patches.
 
     Example:
 
@@ -233,14 +232,14 @@ class Swinv2Model(Swinv2PreTrainedModel):
         Args:
             pixel_values: Images of any size.
             bool_masked_pos: True for the patches that the mask token replaces, row by row.
-            output_attentions: Whether to return attention weights; None takes the configuration's answer. They exist
-                by the backend "eager" only, which then runs for this call.
-            output_hidden_states: Whether to return every stage's tokens; None takes the configuration's answer.
-            interpolate_pos_encoding: Whether to resample absolute position embeddings, in a model that has them.
-            return_dict: False for a plain tuple; None takes the configuration's answer.
+            output_attentions: Whether to return attention weights; None for the configuration's value. Only the backend
+                "eager" has them, so it runs for this call.
+            output_hidden_states: Whether to return every stage's tokens; None for the configuration's value.
+            interpolate_pos_encoding: Whether to resample absolute position embeddings, if the model has them.
+            return_dict: False for a plain tuple; None for the configuration's value.
 
         Raises:
-            ValueError: The images, the mask or their sizes do not fit the model; the message says how.
+            ValueError: The images, the mask or their sizes do not fit the model.
         """
         pixel_values = self._check_images(pixel_values)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions

@@ -1,4 +1,4 @@
-"""What the models return: transformers' outputs, field by field. They know nothing of how they come about."""
+"""The outputs of the models, in transformers' format."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class Swinv2ModelOutput(ModelOutput):
-    """What `Swinv2Model` returns.
+    """The output of `Swinv2Model`.
 
     Attributes:
-        last_hidden_state: Tokens (B, patches of the last map, hidden_size), normalised.
-        pooler_output: Their mean (B, hidden_size), if the model pools.
-        hidden_states: Tokens (B, patches, channels) of the embedding and after each stage, merging included.
+        last_hidden_state: Tokens (B, patches of the last map, hidden_size) after the last norm.
+        pooler_output: The mean of these tokens (B, hidden_size), if the model pools.
+        hidden_states: Tokens (B, patches, channels) after the embedding and after each stage, merging included.
         attentions: Attention weights (B * windows, heads, T, T) of the last block of each stage.
         reshaped_hidden_states: `hidden_states` as maps (B, channels, H, W).
     """
@@ -27,7 +27,7 @@ class Swinv2ModelOutput(ModelOutput):
 
 @dataclass
 class Swinv2ImageClassifierOutput(ModelOutput):
-    """What `Swinv2ForImageClassification` returns.
+    """The output of `Swinv2ForImageClassification`.
 
     Attributes:
         loss: Scalar, if labels were given.
@@ -44,7 +44,7 @@ class Swinv2ImageClassifierOutput(ModelOutput):
 
 @dataclass
 class Swinv2MaskedImageModelingOutput(ModelOutput):
-    """What `Swinv2ForMaskedImageModeling` returns.
+    """The output of `Swinv2ForMaskedImageModeling`.
 
     Attributes:
         loss: Scalar, if a mask was given: the mean absolute error of the masked pixels.

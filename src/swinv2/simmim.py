@@ -1,10 +1,10 @@
-"""SimMIM in numbers: which patches are masked, what the targets are, and the error of a reconstruction.
+"""SimMIM's masks, targets and loss.
 
 In: images (B, channels, height, width), masks of patches, random generators. Out: masks, targets, losses, distances.
-Nothing here is learned, and nothing here knows the network or how it is trained.
+Nothing here is learned or depends on the network.
 
-Source: Xie et al., SimMIM (arXiv 2111.09886), sections 3.2 to 3.4; microsoft/SimMIM for the details of the mask and of
-the local normalisation, with which the Swin V2 models were pre-trained (microsoft/Swin-Transformer, simmim.py).
+Source: Xie et al., SimMIM (arXiv 2111.09886), sections 3.2 to 3.4; microsoft/SimMIM for the details of the mask;
+microsoft/Swin-Transformer, simmim.py, for the local normalisation, with which the Swin V2 models were pre-trained.
 """
 
 import math
@@ -18,22 +18,22 @@ from swinv2.ops.windows import Pair
 
 
 def draw_mask(grid: Pair, block: Pair, ratio: float, generator: torch.Generator | None = None) -> Bool[Tensor, "H W"]:
-    """Draws which patches of an image are masked: whole blocks of them, at random.
+    """Draws a random mask of the patches of an image: whole blocks of patches are masked.
 
-    The grid is cut into blocks, those at the bottom and right edge cut off where it is no multiple of them. The share
-    `ratio` of the blocks, rounded up, is masked.
+    The grid is cut into blocks; those at the bottom and right edges may be incomplete. The share `ratio` of the blocks,
+    rounded up, is masked.
 
     Args:
         grid: Size (height, width) of the image in patches.
         block: Size (height, width) of a block in patches. SimMIM's 32 pixels are 8 x 8 patches of 4 pixels.
         ratio: Share of blocks to mask, from 0 to 1.
-        generator: Source of chance; torch's own if None.
+        generator: The random generator; torch's own if None.
 
     Returns:
         True for masked patches.
 
     Raises:
-        ValueError: `ratio` is no share, or a length is not positive.
+        ValueError: `ratio` is not between 0 and 1, or a length is not positive.
 
     Example:
 
@@ -47,15 +47,15 @@ def draw_mask(grid: Pair, block: Pair, ratio: float, generator: torch.Generator 
         raise ValueError(f"grid is {grid} and block {block}, in patches; expected lengths of at least 1.")
     rows, columns = (-(-length // side) for length, side in zip(grid, block, strict=True))
     mask = torch.zeros(rows * columns, dtype=torch.bool)
-    # Rounded first: 0.6 * 5 is a little more than 3 in floating point, and 4 blocks would be masked.
+    # Without `round`, floating-point errors would mask a block too many: 0.6 * 5 is slightly more than 3.
     mask[torch.randperm(rows * columns, generator=generator)[: math.ceil(round(ratio * rows * columns, 6))]] = True
     blocks = mask.view(rows, columns)
     return blocks.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[: grid[0], : grid[1]].contiguous()
 
 
 def grid_of(image_size: Pair, patch_size: Pair) -> Pair:
-    """Size (height, width) of an image in patches; the last ones may reach beyond it, as in the network."""
-    # Without negative numbers, which converters of traced graphs divide otherwise.
+    """Size (height, width) of an image in patches; the last patches may extend beyond the image, as in the network."""
+    # No negative numbers: some converters of traced graphs round their quotients differently.
     height, width = patch_size
     return (image_size[0] + height - 1) // height, (image_size[1] + width - 1) // width
 
@@ -63,12 +63,12 @@ def grid_of(image_size: Pair, patch_size: Pair) -> Pair:
 def mask_of_pixels(
     bool_masked_pos: Bool[Tensor, "B patches"], patch_size: Pair, image_size: Pair
 ) -> Bool[Tensor, "B 1 height width"]:
-    """Turns a mask of patches into one of pixels.
+    """Converts a mask of patches to a mask of pixels.
 
     Args:
         bool_masked_pos: True for masked patches, row by row.
         patch_size: Size (height, width) of a patch in pixels.
-        image_size: Size (height, width) of the images in pixels; the last patches may reach beyond it.
+        image_size: Size (height, width) of the images in pixels; the last patches may extend beyond it.
     """
     mask = bool_masked_pos.bool().view(-1, 1, *grid_of(image_size, patch_size))
     mask = mask.repeat_interleave(patch_size[0], 2).repeat_interleave(patch_size[1], 3)
@@ -93,24 +93,24 @@ def masked_pixel_loss(
 def local_statistics(
     images: Float[Tensor, "B channels height width"], window: int
 ) -> tuple[Float[Tensor, "B channels height width"], Float[Tensor, "B channels height width"]]:
-    """Mean and standard deviation of the square around each pixel, channel by channel, in fp32 at least.
+    """Mean and standard deviation of the square around each pixel, per channel, in fp32 at least.
 
-    A square that reaches beyond the image counts only what lies inside. The deviation is the unbiased one; where it is
-    0 it is 0.001, the root of the authors' epsilon.
+    A square that extends beyond the image counts only the pixels of the image. The deviation is unbiased; 1e-6, the
+    authors' epsilon, is added to the variance, so the deviation is at least 0.001.
 
     Args:
         images: The images.
         window: Side of the square in pixels, odd.
 
     Raises:
-        ValueError: `window` has no middle.
+        ValueError: `window` is even or less than 3.
     """
     if window < 3 or window % 2 == 0:
         raise ValueError(f"the window of the local statistics is {window!r}; expected an odd number of at least 3.")
     images = images.to(torch.promote_types(images.dtype, torch.float32))
 
     def sums(values: Tensor) -> Tensor:
-        # One axis after the other: 2 x 47 additions for each pixel instead of 47 x 47.
+        # One axis after the other: for a window of 47, 2 x 47 additions for each pixel instead of 47 x 47.
         down = F.avg_pool2d(values, (window, 1), 1, (window // 2, 0), divisor_override=1)
         return F.avg_pool2d(down, (1, window), 1, (0, window // 2), divisor_override=1)
 
@@ -124,11 +124,11 @@ def local_statistics(
 def normalise_targets(
     images: Float[Tensor, "B channels height width"], window: int
 ) -> Float[Tensor, "B channels height width"]:
-    """What a model with `norm_targets` draws: every pixel less the mean of its surroundings, over their deviation.
+    """The targets of a model with `norm_targets`: (pixel - mean) / deviation, of the square around each pixel.
 
     Args:
         images: The images.
-        window: Side of the surroundings in pixels, odd; the authors' is 47.
+        window: Side of the square in pixels, odd; the authors use 47.
 
     Source: microsoft/Swin-Transformer, models/simmim.py, norm_targets.
     """
@@ -137,9 +137,9 @@ def normalise_targets(
 
 
 def average_distance(mask: Bool[Tensor, "height width"]) -> float:
-    """SimMIM's AvgDist: mean distance of masked pixels to the nearest visible one, in pixels.
+    """SimMIM's AvgDist: mean distance of masked pixels to the nearest visible pixel, in pixels.
 
-    It says how far a model must look to draw what is hidden; the paper finds 10 to 20 best at 192 pixels.
+    The larger it is, the harder the prediction; the paper finds 10 to 20 best for images of 192 pixels.
 
     Args:
         mask: True for masked pixels.
@@ -153,7 +153,7 @@ def average_distance(mask: Bool[Tensor, "height width"]) -> float:
         return 0.0
     if mask.all():
         return math.inf
-    # The exact distance transform, one axis after the other: squared distance along the columns, then the best column.
+    # The exact distance transform: the squared distance along each column, then the minimum over the columns.
     rows, columns = (torch.arange(length, dtype=torch.float32) for length in mask.shape)
     far = torch.where(mask, torch.inf, 0.0)
     along = ((rows[:, None] - rows).square()[:, :, None] + far).amin(1)

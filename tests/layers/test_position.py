@@ -1,4 +1,4 @@
-"""The position bias on a CPU: computed in pieces where nobody watches."""
+"""The position bias on a CPU: computed in chunks if the modules are intact."""
 
 import copy
 from unittest import mock

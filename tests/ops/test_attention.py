@@ -329,7 +329,7 @@ class TestDispatch:
             assert choose_backend(requested, Call(wants_weights=True)) == "eager"
 
     def test_an_unknown_backend_is_refused(self) -> None:
-        """The refusal names what was asked for and what there is."""
+        """The error names the requested backend and the available ones."""
         with pytest.raises(ValueError, match=r"attn_implementation is 'flash_attention_2'.*'sdpa'.*'eager'"):
             choose_backend("flash_attention_2")
 

@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused() -> None:
         r"bias_table has shape": replace(good, window=(2, 3)),
         r"is on meta": replace(good, mlp_norm=(torch.ones(20, device="meta"), *good.mlp_norm[1:])),
         r"must both be in fp32": replace(good, scale=good.scale.half()),
-        r"of strides .* cannot be prepared": replace(good, fc1=(draw(CHANNELS, HIDDEN).T, None)),
+        r"with strides .* cannot be prepared": replace(good, fc1=(draw(CHANNELS, HIDDEN).T, None)),
         r"in torch.int64 cannot be prepared": replace(good, out_proj=(torch.ones(20, 20, dtype=torch.int64), None)),
         r"shift .* must be at least 0": replace(good, shift=(2, 0)),
     }
@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused() -> None:
     prepared = PreparedBlocks([good])
     with pytest.raises(ValueError, match="expected"):
         run_blocks(prepared, draw(1, 4, 4, CHANNELS + 1))
-    with pytest.raises(ValueError, match="is not for weights in 32 bits"):
+    with pytest.raises(ValueError, match="expected one on a CPU in fp32"):
         run_blocks(prepared, draw(1, 4, 4, CHANNELS, dtype=torch.float64))
     with pytest.raises(ValueError, match="expected"):
         run_blocks(prepared, draw(1, 4, 4, CHANNELS), draw(1, 4, 5, CHANNELS))

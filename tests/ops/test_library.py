@@ -67,8 +67,8 @@ def damaged(folder: Path, patch: pytest.MonkeyPatch) -> None:
 REASONS = {
     of_another_processor: r"are not for this processor",
     of_an_old_processor: r"are not for this processor \(DEFAULT\)",
-    without_libraries: r"was installed without its compiled kernels; install it again where there is a C compiler",
-    of_other_sources: r"were made of other sources; install it again",
+    without_libraries: r"was installed without its compiled kernels; install a C compiler and the package again",
+    of_other_sources: r"were compiled from other sources; install it again",
     damaged: r"cannot be loaded: .*kernels",
 }
 

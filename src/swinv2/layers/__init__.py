@@ -1,1 +1,1 @@
-"""The learned rooms a feature map passes through. Maps are (B, H, W, C) at every door."""
+"""The learned layers. A feature map is (B, H, W, C)."""

@@ -1,7 +1,7 @@
-"""Scaled cosine attention in shifted windows, with its learned tensors.
+"""Scaled cosine attention in shifted windows: the modules with its parameters.
 
-In and out: a map (B, H, W, C). It projects to queries, keys and values, and back; padding, shift, windows, mask,
-normalisation and softmax are the business of `ops`.
+In and out: a map (B, H, W, C). These modules project to queries, keys and values, and back; `ops` does padding, shift,
+windows, mask, normalisation and softmax.
 
 Source: Liu et al., Swin Transformer V2, section 3.3, equation 2; names of the parameters: transformers' swinv2.
 """
@@ -19,17 +19,17 @@ from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Pair, WindowPlan
 
 MAX_LOG_SCALE = math.log(100)
-"""The temperature tau is at least 0.01: the cosine is multiplied by at most 100."""
+"""The temperature tau is at least 0.01, so the scale is at most 100."""
 
 
 @dataclass(frozen=True)
 class WindowGeometry:
-    """The windows of one block: everything that depends on the image size and window, and nothing learned.
+    """The windows of one block.
 
     Attributes:
         window: Size (height, width) in tokens.
         shift: Cyclic shift (height, width) in tokens.
-        pretrained_window: Window in which the position bias was learned, 0 for `window`.
+        pretrained_window: Window in which the position bias was learned; 0 means `window`.
         mask_padding: Whether padding tokens are hidden.
     """
 
@@ -39,18 +39,18 @@ class WindowGeometry:
     mask_padding: bool
 
     def plan(self, grid: Pair) -> WindowPlan:
-        """Cuts a map of this size."""
+        """The plan for maps of a size."""
         return WindowPlan(grid, self.window, self.shift, self.mask_padding)
 
 
 class CosineWindowAttention(nn.Module):
-    """Cosine attention of every head in every window; in transformers' names, the `self` part of the attention.
+    """Cosine attention in windows, without the output projection; `attention.self` in transformers' names.
 
     Args:
         dim: Channels C.
         num_heads: Number of heads.
         geometry: Windows, shift and pre-training window.
-        qkv_bias: Whether queries and values have a bias; keys never have.
+        qkv_bias: Whether the query and value layers have a bias; the key layer never has one.
         dropout: Probability of dropping an attention weight in training.
     """
 
@@ -69,14 +69,14 @@ class CosineWindowAttention(nn.Module):
         """The position bias of every relative position; the same for all images.
 
         Args:
-            x: The map, or any tensor where it is.
-            backend: Which backend of `ops.backends` runs.
+            x: The map, or any tensor on its device.
+            backend: A backend of `ops.backends`.
         """
         geometry = self.geometry
         return self.continuous_position_bias_mlp(x, backend, geometry.window, geometry.pretrained_window)
 
     def scale(self) -> Float[Tensor, " heads"]:
-        """What the cosine is multiplied by: the reciprocal of the temperature tau."""
+        """The factor of the cosine: 1 / tau."""
         return at_least_fp32(self.logit_scale).clamp(max=MAX_LOG_SCALE).exp().flatten()
 
     def forward(
@@ -86,18 +86,18 @@ class CosineWindowAttention(nn.Module):
 
         Args:
             feature_map: The map.
-            backend: Which backend of `ops.backends` runs.
-            output_attentions: Whether to return the attention weights too; the backend is then the plain one.
+            backend: A backend of `ops.backends`.
+            output_attentions: Whether to return the attention weights too; only the backend "eager" has them.
 
         Returns:
             The attended map (B, H, W, C) before the output projection, and the attention weights (N, heads, T, T) if
-            they are wanted.
+            `output_attentions`.
         """
         plan = self.geometry.plan((feature_map.shape[1], feature_map.shape[2]))
         heads = (self.num_heads, -1)
         padded_query = padded_value = None
         if plan.padded_grid != plan.grid:
-            # Through the modules, whatever they have become (LoRA, quantised): a padding token is a token of zeros.
+            # A padding token is a token of zeros; the modules project it, because they may be LoRA or quantised.
             padding = feature_map.new_zeros(1, 1, 1, feature_map.shape[-1])
             padded_query = self.query(padding)[0, 0, 0].unflatten(-1, heads)
             padded_value = self.value(padding)[0, 0, 0].unflatten(-1, heads)
@@ -118,7 +118,7 @@ class CosineWindowAttention(nn.Module):
 
 
 class Projection(nn.Module):
-    """A linear layer and its dropout; a module of its own because the checkpoints call it `output.dense`."""
+    """A linear layer and its dropout; a separate module because the checkpoints call it `output.dense`."""
 
     def __init__(self, in_features: int, out_features: int, dropout: float) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Attention(nn.Module):
 
     Args:
         dim, num_heads, geometry, qkv_bias: See `CosineWindowAttention`.
-        dropout: Probability for the attention weights, and for the output projection as transformers has it.
+        dropout: Dropout probability of the attention weights and, as in transformers, of the output projection.
     """
 
     def __init__(self, dim: int, num_heads: int, geometry: WindowGeometry, qkv_bias: bool, dropout: float) -> None:

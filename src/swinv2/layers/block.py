@@ -1,4 +1,4 @@
-"""The Swin Transformer V2 block: two residual branches, each normalised after its work.
+"""The Swin Transformer V2 block: two residual branches with post-norm.
 
 In and out: a map (B, H, W, C).
 
@@ -17,7 +17,7 @@ from swinv2.ops.precision import precise
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drops the whole branch of a sample and scales up the others.
+    """Stochastic depth: in training, drops the branch for random samples and scales it up for the other samples.
 
     Args:
         rate: Probability of dropping, from 0 to less than 1.
@@ -35,21 +35,21 @@ class DropPath(nn.Module):
         return branch * self.factors(branch).view(-1, *(1,) * (branch.ndim - 1)).to(branch.dtype)
 
     def factors(self, samples: Float[Tensor, "B *rest"]) -> Float[Tensor, " B"]:
-        """What each sample's branch is multiplied by: drawn anew at each call."""
+        """The factor of each sample's branch, drawn anew at each call."""
         return self.keep_mask(samples).to(precise(samples.dtype)).mul(self.factor)
 
     def keep_mask(self, samples: Float[Tensor, "B *rest"]) -> Bool[Tensor, " B"]:
-        """Which samples' branches are not dropped: drawn anew at each call."""
+        """True for the samples whose branch is not dropped, drawn anew at each call."""
         return torch.rand(len(samples), device=samples.device) < 1 - self.rate
 
     @property
     def factor(self) -> float:
-        """What the branches that are not dropped are multiplied by."""
+        """The factor of the branches that are not dropped."""
         return 1 / (1 - self.rate) if self.drops else 1.0
 
     @property
     def drops(self) -> bool:
-        """Whether anything is dropped, now."""
+        """Whether branches are dropped in the current mode."""
         return self.training and self.rate > 0
 
     def extra_repr(self) -> str:
@@ -57,7 +57,7 @@ class DropPath(nn.Module):
 
 
 class Intermediate(nn.Module):
-    """The first half of the MLP; a module of its own because the checkpoints call it `intermediate.dense`."""
+    """The first half of the MLP; a separate module because the checkpoints call it `intermediate.dense`."""
 
     def __init__(self, in_features: int, out_features: int, activation: nn.Module) -> None:
         super().__init__()
@@ -69,18 +69,19 @@ class Intermediate(nn.Module):
 
 
 class PostNorm(nn.LayerNorm):
-    """The norm that ends a residual branch: a layer norm whose fresh weight and bias are zero, so that a fresh block is
-    the identity. A class of its own because initialisation asks each module what it is.
+    """The norm at the end of a residual branch. Its initial weight and bias are zero, so a new block is the identity.
+
+    It is a class of its own because initialisation depends on the class.
     """
 
 
 class SwinTransformerBlock(GradientCheckpointingLayer):
-    """One block. In the checkpoints' names `layernorm_before` normalises the attention branch and `layernorm_after`
-    the MLP branch: both come after their branch's work, whatever the first one's name says.
+    """One block. `layernorm_before` is the post-norm of the attention branch, despite its name in the checkpoints;
+    `layernorm_after` is the post-norm of the MLP branch.
 
     Args:
         config: The model's configuration.
-        spec: The stage the block belongs to.
+        spec: The sizes of the stage.
         index: Position in the stage; every second block is shifted.
     """
 
@@ -108,8 +109,8 @@ class SwinTransformerBlock(GradientCheckpointingLayer):
 
         Args:
             x: The map.
-            backend: Which backend of `ops.backends` runs.
-            output_attentions: Whether to return the attention weights too; the backend is then the plain one.
+            backend: A backend of `ops.backends`.
+            output_attentions: Whether to return the attention weights too; only the backend "eager" has them.
         """
         x, *weights = self.attention_branch(x, backend, output_attentions)
         x = self.layernorm_extra(self.mlp_branch(x, backend))
@@ -117,7 +118,7 @@ class SwinTransformerBlock(GradientCheckpointingLayer):
 
     @fusible
     def attention_branch(self, x: Tensor, backend: str, output_attentions: bool) -> tuple[Tensor, ...]:
-        """x + drop_path(norm(attention(x))), and the attention weights if they are wanted."""
+        """x + drop_path(norm(attention(x))), and the attention weights if `output_attentions`."""
         attended, *weights = self.attention(x, backend, output_attentions)
         return x + self.drop_path(self.layernorm_before(attended)), *weights
 
@@ -128,6 +129,6 @@ class SwinTransformerBlock(GradientCheckpointingLayer):
 
 
 def block_geometry(config: Swinv2Config, spec: StageSpec, index: int) -> WindowGeometry:
-    """The windows of a stage's block: shifted in every second one."""
+    """The windows of block `index` of a stage; every second block is shifted."""
     shift = spec.shift if index % 2 else (0, 0)
     return WindowGeometry(spec.window, shift, spec.pretrained_window, config.mask_padding)

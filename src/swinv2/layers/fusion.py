@@ -1,11 +1,11 @@
-"""Which methods of the network are computed as one operation, and whose modules are called instead.
+"""Fusion: methods of the network that are computed as one operation instead of by several modules.
 
-In: a module, one of its methods and the map that enters it. Out: what the method returns, by a fused operation or by
-the plain method, which is its specification. A fused operation takes the parameters of modules and calls none of them,
-so it runs only where nobody can tell: modules as they were built, without hooks, replaced or compiled forwards,
-offloading, LoRA, pruned or quantised weights.
+In: a module, one of its methods and its input map. Out: the result of the method, by a fused operation or by the plain
+method, which is the specification. A fused operation reads the parameters of modules and does not call the modules. So
+it runs only if the modules are intact: as they were built, without hooks, replaced or compiled forwards, offloading,
+LoRA, pruned or quantised weights.
 
-`FUSED` is the whole table. To fuse another operation, add a row.
+`FUSED` is the table of all fused operations. To fuse another operation, add a row.
 """
 
 from collections.abc import Callable
@@ -34,18 +34,18 @@ from swinv2.ops.windows import Pair
 
 @dataclass(frozen=True)
 class Fused:
-    """One operation in place of a method.
+    """A fused operation that replaces a method.
 
     Attributes:
-        method: Whose place it takes: class and name.
-        backend: For which backend of `ops.backends`.
-        parts: Names of the modules that are not called.
-        run: Given the module, the map and what else the method is given.
-        refuse_parts: Given the module, None or the reason why its parts, which are as they were built, cannot be
-            computed. Remembered as long as they do not change.
-        refuse: Given the module and the map, None or the reason why this call cannot be computed.
-        prepare: Given the module, makes what is remembered as long as its parts do not change; `run` is given it after
-            the map. It makes an operation one for eager mode without gradients.
+        method: Class and name of the method.
+        backend: The backend of `ops.backends` for which it runs.
+        parts: Names of the sub-modules that it does not call.
+        run: Computes the result from the module, the map and the other arguments of the method.
+        refuse_parts: Returns the reason why the intact parts of a module cannot be fused, or None. The result is reused
+            until the parts change.
+        refuse: Returns the reason why a call (module, map) cannot be fused, or None.
+        prepare: Makes an object from the module, which is reused until the parts change; `run` gets it after the map.
+            An operation with `prepare` runs only in eager mode without gradients.
     """
 
     method: str
@@ -58,7 +58,7 @@ class Fused:
 
 
 def fusible(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """A method (module, map, backend, ...) whose place a row of `FUSED` may take; see `remember_structure`."""
+    """Decorates a method (module, map, backend, ...) that a row of `FUSED` may replace; see `remember_structure`."""
 
     method = plain.__qualname__
 
@@ -68,11 +68,11 @@ def fusible(plain: Callable[..., Any]) -> Callable[..., Any]:
         run = execution(x)
         if row is None:
             if module.memory and run is Execution.EAGER:
-                # The module computes elsewhere now: nothing of what it was shall be held.
+                # The module now runs in another backend: release the tensors of its snapshots.
                 module.memory.clear()
             return plain(module, x, backend, *rest)
         if run is not Execution.EAGER:
-            # torch.compile sees every question, and asks again when an answer changes.
+            # torch.compile guards all conditions below, and compiles again if one changes.
             refused = run is not Execution.COMPILED or row.prepare is not None
             if refused or refuse_parts(module, row, x.device) or row.refuse(module, x):
                 return plain(module, x, backend, *rest)
@@ -88,13 +88,13 @@ def fusible(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def explain_fusion(module: Any, method: str, x: Tensor, backend: str) -> str:
-    """Says whether a method of a module is computed as one operation for a map, and why not.
+    """Says whether a method of a module runs as one operation for a map, and if not, why.
 
     Args:
         module: A part of the network.
-        method: The name of one of its methods that is `fusible`.
+        method: The name of a `fusible` method.
         x: The map.
-        backend: The backend that runs.
+        backend: A backend of `ops.backends`.
     """
     row = FUSED.get((f"{type(module).__qualname__}.{method}", backend))
     if row is None:
@@ -104,23 +104,23 @@ def explain_fusion(module: Any, method: str, x: Tensor, backend: str) -> str:
     if run is not Execution.EAGER and (run is not Execution.COMPILED or row.prepare is not None):
         reason = f"the call is run {run.value}"
     elif reason is None and row.prepare is not None and Snapshot(module, row.parts).wants_gradients(x):
-        reason = "gradients are wanted"
+        reason = "gradients are needed"
     return f"{method} is one operation" if reason is None else f"{method} calls its modules: {reason}"
 
 
 class Memory(dict[str, Snapshot]):
-    """What a module remembers of its parts, by the name of the fused method. A copy, or what is read from a file,
-    remembers nothing: its parts are others."""
+    """The snapshots of a module's parts, by the name of the fused method. A copy of the module starts without
+    snapshots."""
 
     def find(self, module: Any, row: Fused, device: torch.device) -> Snapshot | None:
-        """The snapshot for a row, taken anew if something has changed; None if the parts must be called."""
+        """The snapshot for a row, renewed if the parts have changed; None if the parts must be called."""
         seen = self.get(row.method)
         if seen is None or not seen.is_current(module):
             self.pop(row.method, None)
             if refuse_structure(module, row.parts, device) is not None:
                 return None
             seen = Snapshot(module, row.parts)
-            # An address of 0: who shards or offloads has taken the memory away.
+            # An address of 0 means that sharding or offloading has released the memory.
             seen.is_refused = row.refuse_parts(module) is not None or 0 in seen.numbers[0]
             if row.prepare is not None and not seen.is_refused:
                 seen.prepared = (row.prepare(module),)
@@ -132,14 +132,14 @@ class Memory(dict[str, Snapshot]):
 
 
 def remember_structure(module: nn.Module) -> None:
-    """Called at the end of the constructor of a class that has `fusible` methods."""
+    """Records the structure of a new module; the constructor of a class with `fusible` methods calls it last."""
     owner: Any = module
     owner.built = {name: structure(part) for name, part in module.named_children()}
     owner.memory = Memory()
 
 
 def refuse_parts(module: Any, row: Fused, device: torch.device) -> str | None:
-    """Why the parts of a row must be called."""
+    """The reason why the parts of a row must be called, or None."""
     return refuse_structure(module, row.parts, device) or row.refuse_parts(module)
 
 
@@ -148,29 +148,29 @@ def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _refuse_to_compute(*parts: nn.Module) -> str | None:
-    """Why the compiled kernels cannot compute parts of a block."""
+    """The reason why the compiled kernels cannot compute parts of a block, or None."""
     modules = [module for part in parts for module in part.modules()]
     if any(map(_drops, modules)):
-        return "something is dropped"
+        return "dropout is on"
     dtypes = {module.weight.dtype for module in modules if type(module) is nn.Linear}
     return "weights have different dtypes" if len(dtypes) > 1 else None
 
 
 def _drops(module: nn.Module) -> bool:
-    """Whether a module drops numbers or attention weights, now."""
+    """Whether a module has active dropout, of its features or of attention weights."""
     rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
     return module.training and isinstance(rate, float) and rate > 0
 
 
 def _refuse_mlp(block: Any) -> str | None:
     if not is_exact_gelu(block.intermediate.activation):
-        return "the kernels know no other activation than the exact GELU"
+        return "the activation is not the exact GELU, the only one that the kernels have"
     return _refuse_to_compute(block.intermediate, block.output)
 
 
 def _refuse_call(layer: Any, x: Tensor) -> str | None:
-    """Why the compiled kernels cannot compute a branch that begins with a layer: they have none for it, or torch would
-    raise."""
+    """The reason why the compiled kernels cannot run a branch whose first layer is `layer`, or None. Calls for which
+    torch raises an error are refused too."""
     if x.device.type != "cpu":
         return f"the map is on {x.device.type}"
     if type(layer) is nn.Linear and x.shape[-1] != layer.in_features:
@@ -201,16 +201,16 @@ def _mlp_on_cpu(block: Any, x: Tensor) -> Tensor:
 
 def _refuse_triton(block: Any, x: Tensor) -> str | None:
     if execution(x) is not Execution.EAGER:
-        return "torch.compile makes one kernel of norm, drop path and sum by itself"
-    return "nothing is computed on meta" if x.is_meta else refuse_machine(x.device)
+        return "torch.compile itself fuses norm, drop path and sum"
+    return "the map is on meta, where nothing is computed" if x.is_meta else refuse_machine(x.device)
 
 
-def _add_on_gpu(block: Any, x: Tensor, work: Tensor, norm: nn.LayerNorm) -> Tensor:
-    # Triton is there on few machines, and takes a second to import.
+def _add_on_gpu(block: Any, x: Tensor, branch_out: Tensor, norm: nn.LayerNorm) -> Tensor:
+    # Imported here: Triton may not be installed, and its import takes a second.
     from swinv2.ops.triton.residual import add_normalised
 
     factors = block.drop_path.factors(x) if block.drop_path.drops else None
-    return add_normalised(x, work, norm.weight, norm.bias, norm.eps, factors)
+    return add_normalised(x, branch_out, norm.weight, norm.bias, norm.eps, factors)
 
 
 def _attention_on_gpu(block: Any, x: Tensor, output_attentions: bool) -> tuple[Tensor, ...]:
@@ -223,7 +223,7 @@ def _mlp_on_gpu(block: Any, x: Tensor) -> Tensor:
 
 
 def _refuse_fp32(layer: Any, x: Tensor) -> str | None:
-    return None if is_slow(x, *_weights(layer)) else "torch is the faster"
+    return None if is_slow(x, *_weights(layer)) else "torch is faster"
 
 
 def _refuse_embeddings(embeddings: Any) -> str | None:
@@ -243,7 +243,7 @@ def _prepare_embeddings(embeddings: Any) -> PreparedProjection:
 def _refuse_pixels(embeddings: Any, pixels: Tensor) -> str | None:
     patches = embeddings.patch_embeddings
     if 0 in pixels.shape or pixels.shape[1] != patches.projection.weight.shape[1]:
-        return "there are no images, or they have another number of channels"
+        return "the batch is empty, or the images have another number of channels"
     return _refuse_without_gradients(patches.projection, pixels)
 
 
@@ -259,25 +259,25 @@ def _bias_on_cpu(bias: Any, x: Tensor, window: Pair, pretrained_window: Pair) ->
 
 
 class _PreparedStage:
-    """A stage's blocks and its merging as the kernels take them, with their bias tables and scales.
+    """A stage's blocks and merging as arguments of the kernels, with their bias tables and scales.
 
-    These are computed from few numbers, of which copies are kept, and computed again when those have changed, through
-    `.data` too. Everything else is read in place.
+    Bias tables and scales are computed from few parameters. The stage keeps copies of these parameters, and computes
+    tables and scales again if the parameters have changed, also through `.data`. All other weights are read in place.
     """
 
     def __init__(self, stage: Any) -> None:
         self.blocks: list[Any] = list(stage.blocks)
-        self.found = self._prepare()
+        self.prepared = self._prepare()
         merging = stage.downsample
         self.merging = merging and PreparedProjection(_weights(merging.reduction), _norm(merging.norm), (2, 2))
 
     def run(self, x: Tensor) -> tuple[Views, Views]:
-        """What `Stage.forward` returns for a map."""
-        found = self.found
-        if not found[1].are_equal():
-            # Assigned whole: another thread may read it.
-            found = self.found = self._prepare()
-        x = run_blocks(found[0], x)
+        """The output of `Stage.forward` for a map."""
+        prepared = self.prepared
+        if not prepared[1].are_equal():
+            # One assignment: another thread may read it at the same time.
+            prepared = self.prepared = self._prepare()
+        x = run_blocks(prepared[0], x)
         before = after = views_of(x)
         if self.merging is not None:
             after = views_of(project(self.merging, x))
@@ -315,14 +315,14 @@ def _tensors_of(block: Any) -> BlockTensors:
 
 
 def _refuse_weights(*modules: nn.Module) -> str | None:
-    """Why the kernels without gradients cannot read the weights of modules."""
+    """The reason why the kernels without gradients cannot read the weights of modules, or None."""
     parameters = [p for module in modules for p in module.parameters()]
     if not all(parameter.is_contiguous() for parameter in parameters):
-        return "weights are not stored row by row"
+        return "weights are not contiguous"
     parts = [part for module in modules for part in module.modules()]
     layers = {part.weight.dtype for part in parts if isinstance(part, nn.Linear | nn.Conv2d)}
     dtypes = {parameter.dtype for parameter in parameters}
-    # Norms, scales and the position bias may be in fp32 beside layers in 16 bits.
+    # Norms, scales and the position bias may be in fp32 if the layers are in 16 bits.
     if len(layers) != 1 or not dtypes <= layers | {torch.float32} or (torch.float64 in dtypes and len(dtypes) > 1):
         return "weights have different dtypes"
     return None
@@ -334,7 +334,7 @@ def _refuse_stage(stage: Any) -> str | None:
         if reason is not None:
             return reason
         if block.drop_path.drops:
-            return "something is dropped"
+            return "drop path is on"
     geometries = [block.attention.self.geometry for block in stage.blocks]
     if len({(geometry.window, geometry.mask_padding) for geometry in geometries}) != 1:
         return "blocks have different windows"
@@ -343,7 +343,7 @@ def _refuse_stage(stage: Any) -> str | None:
 
 def _refuse_without_gradients(layer: Any, x: Tensor) -> str | None:
     if torch.is_autocast_enabled("cpu"):
-        return "autocast decides on the dtype of each operation"
+        return "autocast is on, which chooses a dtype for each operation"
     return _refuse_call(layer, x)
 
 

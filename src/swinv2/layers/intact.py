@@ -1,8 +1,7 @@
-"""Whose modules these are: as they were built, or what somebody has made of them since.
+"""Whether modules are intact: as they were built, without hooks or replaced forwards.
 
-In: modules. Out: None or the reason why they must be called; and snapshots, by which one sees quickly that nothing has
-changed since. This module knows nothing of what is computed. A method that somebody exchanges on a class, for all its
-instances, is not seen.
+In: modules. Out: the reason why they must be called, or None; and snapshots, which quickly show that nothing has
+changed. A method that is replaced on a class, for all its instances, is not detected.
 """
 
 from collections.abc import Iterable
@@ -18,20 +17,19 @@ from torch.nn.modules.module import _has_any_global_hook
 
 
 def structure(module: nn.Module) -> list[Any]:
-    """Types of a module's parts and shapes of their parameters: what it was built of, or has become."""
+    """Types of a module's parts and shapes of their parameters."""
     return [(type(m), [None if p is None else p.shape for p in m._parameters.values()]) for m in module.modules()]
 
 
 def parts_of(module: Any, names: Iterable[str]) -> list[str]:
-    """Those of some parts that a module was built with."""
+    """The names of the parts that the module was built with."""
     return [name for name in names if name in module.built]
 
 
 def refuse_structure(module: Any, names: Iterable[str], device: torch.device) -> str | None:
-    """Why parts of a module must be called, whatever they compute: they are not as they were built, on a device, or
-    somebody watches them."""
+    """The reason why parts of a module must be called, or None: a part is not intact, or not on the device."""
     if len(list(module.named_children())) != len(module.built):
-        return "modules were added or taken away"
+        return "modules were added or removed"
     for name in parts_of(module, names):
         part = module.get_submodule(name)
         if structure(part) != module.built[name]:
@@ -40,19 +38,19 @@ def refuse_structure(module: Any, names: Iterable[str], device: torch.device) ->
             if not is_unwatched(each):
                 return f"{name} has hooks, or another forward than its class"
             if not has_plain_parameters(each, device.type):
-                return f"{name} has parameters that are elsewhere, or no plain tensors"
+                return f"{name} has parameters on another device, or that are not plain tensors"
     return None
 
 
 def is_unwatched(module: nn.Module) -> bool:
-    """Whether nobody sees, replaces or pays for the calls of a module: no hooks, no forward of the instance's own, not
-    compiled by itself, not offloaded by accelerate."""
+    """Whether a call of a module has no other effect than its class's forward: no hooks, no forward of the instance,
+    not compiled by itself, not offloaded by accelerate."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return (
-        # The lengths: torch.compile notices when they change.
-        all(len(some) == 0 for some in hooks)
+        # torch.compile guards the lengths of the dictionaries.
+        all(len(each) == 0 for each in hooks)
         and not _has_any_global_hook()
-        # The attribute too: torch.compile notices when it changes, and does not look into the dictionary again.
+        # The attribute is for torch.compile, which guards it and not the dictionary in the next line.
         and type(module.forward) is MethodType
         and "forward" not in module.__dict__
         and "_hf_hook" not in module.__dict__
@@ -61,7 +59,7 @@ def is_unwatched(module: nn.Module) -> bool:
 
 
 def has_plain_parameters(module: nn.Module, device: str) -> bool:
-    """Whether a module's own parameters are plain ones, on a device."""
+    """Whether all of a module's own parameters are plain tensors on the device."""
     return all(
         type(p) is nn.Parameter and p.device.type == device and p.layout == torch.strided
         for p in module._parameters.values()
@@ -70,15 +68,15 @@ def has_plain_parameters(module: nn.Module, device: str) -> bool:
 
 
 class Snapshot:
-    """What modules consisted of when they were examined, stored so that it is quick to compare with what they are now.
+    """A record of modules, in a form that is quick to compare with their current state.
 
-    Compared are every attribute of every module (its type, hooks and forward, its sub-modules, its mode, rates and
-    sizes), its parameters by identity (what was replaced by its equal counts as changed), and where and how the numbers
-    of each are stored. What is not compared are the numbers themselves.
+    It compares every attribute of every module (type, hooks, forward, sub-modules, mode, rates, sizes), the identity of
+    the parameters (an equal copy counts as a change), and the address and layout of each parameter's memory. It does
+    not compare the values of the parameters.
 
     Args:
-        owner: The module whose parts they are.
-        names: The parts, by name.
+        owner: The module that has the parts.
+        names: Names of the parts.
     """
 
     def __init__(self, owner: nn.Module, names: Iterable[str]) -> None:
@@ -97,7 +95,8 @@ class Snapshot:
         self.prepared: tuple[Any, ...] = ()
 
     def is_current(self, owner: nn.Module) -> bool:
-        """Whether the modules are what they were, and those of this owner; a shallow copy has the other's snapshots."""
+        """Whether the modules have not changed and belong to this owner; a shallow copy shares the snapshots of its
+        original."""
         return (
             self.owner() is owner
             and not any(self.hooks)
@@ -113,15 +112,15 @@ class Snapshot:
         try:
             return self.attributes == self.values
         except Exception:
-            # Somebody has put something there that cannot be compared, such as a tensor.
+            # A new attribute cannot be compared, for example a tensor.
             return False
 
     def wants_gradients(self, x: Tensor) -> bool:
-        """Whether a call with this map has a backward pass."""
+        """Whether a call with this map needs a backward pass."""
         return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters))
 
     def _numbers(self) -> tuple[list[int], list[Any], list[Any]]:
-        """Where the parameters' numbers are, and how they lie there: `.data` may have become another tensor's."""
+        """Address, dtype, shape and strides of the parameters: `.data` may have been replaced."""
         parameters = self.parameters
         return (
             list(map(Tensor.data_ptr, parameters)),

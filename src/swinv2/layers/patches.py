@@ -1,7 +1,7 @@
-"""From pixels to patches, and from patches to fewer, wider ones.
+"""Patch embedding and patch merging.
 
-In: pixels (B, channels, height, width) or a map (B, H, W, C). Out: a map (B, H, W, C). Any size goes in: what is no
-multiple of the patch, or odd at merging, is padded with zeros at the bottom and right.
+In: pixels (B, channels, height, width) or a map (B, H, W, C). Out: a map (B, H, W, C). Any size is allowed: images are
+padded to whole patches, and maps to an even size before merging, with zeros at the bottom and right.
 
 Source: Liu et al., Swin Transformer (arXiv 2103.14030), section 3.1; SimMIM (arXiv 2111.09886) for the mask token.
 """
@@ -20,7 +20,7 @@ from swinv2.ops.windows import Pair
 
 
 class PatchEmbeddings(nn.Module):
-    """Cuts an image into patches and projects each to C channels.
+    """Cuts an image into patches and projects each patch to C channels.
 
     Args:
         config: The model's configuration.
@@ -37,21 +37,21 @@ class PatchEmbeddings(nn.Module):
     ) -> Float[Tensor, "B H W C"]:
         """Cuts and projects; `backend` is one of `ops.backends`."""
         padded = self.pad(pixel_values)
-        # What is exported must not depend on how these images are stored, or on the mode.
+        # An exported graph must not depend on the memory format of these images or on the gradient mode.
         run = execution(padded)
         is_exported = run is Execution.EXPORTED
-        # Channels last: the convolution then writes the map as it is wanted. vmap knows no such format.
+        # With channels last, the convolution writes the map in its final layout. vmap does not support this format.
         if run is not Execution.INTERCEPTED:
             padded = (padded.clone if is_exported else padded.contiguous)(memory_format=torch.channels_last)
         feature_map = self.project(padded, backend).permute(0, 2, 3, 1)
         if is_exported or torch.is_grad_enabled():
-            # A tensor of its own: FSDP, which may wrap this module, may miss the gradient of a view.
+            # A copy: if FSDP wraps this module, it may miss the gradient of a view.
             return feature_map.clone(memory_format=torch.contiguous_format)
         return feature_map.contiguous()
 
     def pad(self, pixel_values: Float[Tensor, "B channels height width"]) -> Float[Tensor, "B channels rows columns"]:
         """Images padded to whole patches."""
-        # Without negative numbers, which converters of traced graphs divide otherwise.
+        # No negative numbers: some converters of traced graphs round their quotients differently.
         bottom, right = (
             (patch - length % patch) % patch
             for length, patch in zip(pixel_values.shape[2:], self.patch_size, strict=True)
@@ -66,16 +66,16 @@ class PatchEmbeddings(nn.Module):
 
     @fusible
     def project(self, pixel_values: Tensor, backend: str) -> Tensor:
-        """The convolution."""
+        """The projection, a convolution."""
         return self.projection(pixel_values)
 
 
 class Embeddings(nn.Module):
-    """Patches, normalised; with mask tokens and position embeddings where the model has them.
+    """Patch embedding and norm; then mask tokens and absolute position embeddings, if the model has them.
 
     Args:
         config: The model's configuration.
-        use_mask_token: Whether there is a learned token to put in place of masked patches.
+        use_mask_token: Whether a learned token replaces masked patches.
     """
 
     def __init__(self, config: Swinv2Config, use_mask_token: bool) -> None:
@@ -94,7 +94,7 @@ class Embeddings(nn.Module):
 
     @fusible
     def embed(self, pixel_values: Tensor, backend: str) -> Tensor:
-        """The patches, normalised."""
+        """Patch embedding and norm."""
         return self.norm(self.patch_embeddings(pixel_values, backend))
 
     def forward(
@@ -110,30 +110,30 @@ class Embeddings(nn.Module):
             pixel_values: The images.
             bool_masked_pos: True for the patches that the mask token replaces, row by row.
             interpolate_pos_encoding: Whether to resample the position embeddings to the image's grid.
-            backend: Which backend of `ops.backends` runs.
+            backend: A backend of `ops.backends`.
 
         Raises:
-            ValueError: A mask without a mask token or of the wrong shape; an image whose grid the position
-                embeddings do not fit.
+            ValueError: A mask is given, and the model has no mask token or the mask has the wrong shape; or the
+                position embeddings have another grid than the image.
         """
         x = self.embed(pixel_values, backend)
         grid = (x.shape[1], x.shape[2])
         if bool_masked_pos is not None:
             if self.mask_token is None:
                 raise ValueError(
-                    "bool_masked_pos was given, but this model has no mask token; use use_mask_token=True."
+                    "bool_masked_pos was given, but this model has no mask token; build it with use_mask_token=True."
                 )
             if tuple(bool_masked_pos.shape) != (x.shape[0], grid[0] * grid[1]):
                 raise ValueError(
                     f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}; expected one entry for each patch: "
-                    f"{(x.shape[0], grid[0] * grid[1])}, the patches {grid[0]} x {grid[1]}, row by row."
+                    f"{(x.shape[0], grid[0] * grid[1])}, {grid[0]} x {grid[1]} patches row by row."
                 )
             x = torch.where(bool_masked_pos.bool().view(-1, *grid, 1), self.mask_token.to(x.dtype)[:, None], x)
         if self.position_embeddings is not None:
             if grid != self.grid and not interpolate_pos_encoding:
                 raise ValueError(
-                    f"the image has {grid[0]} x {grid[1]} patches, the position embeddings {self.grid[0]} x "
-                    f"{self.grid[1]}; pass interpolate_pos_encoding=True, or call set_image_size."
+                    f"the image has {grid[0]} x {grid[1]} patches, but the position embeddings are for "
+                    f"{self.grid[0]} x {self.grid[1]}; pass interpolate_pos_encoding=True, or call set_image_size."
                 )
             x = x + resample_positions(self.position_embeddings, self.grid, grid).view(1, *grid, -1)
         return self.dropout(x)
@@ -142,7 +142,7 @@ class Embeddings(nn.Module):
 def resample_positions(
     positions: Float[Tensor, "1 patches C"], grid: Pair, new_grid: Pair
 ) -> Float[Tensor, "1 new_patches C"]:
-    """Resamples position embeddings, learned for one grid, to another one (bicubic)."""
+    """Resamples position embeddings from one grid to another (bicubic)."""
     if grid == new_grid:
         return positions
     field = positions.float().view(1, *grid, -1).permute(0, 3, 1, 2)
@@ -151,7 +151,7 @@ def resample_positions(
 
 
 class PatchMerging(nn.Module):
-    """Joins 2 x 2 neighbouring patches into one of twice the channels, and normalises it.
+    """Merges 2 x 2 neighbouring tokens into one with twice the channels, then normalises.
 
     Args:
         spec: The stage whose map is merged.
@@ -164,15 +164,15 @@ class PatchMerging(nn.Module):
         remember_structure(self)
 
     def forward(self, feature_map: Float[Tensor, "B H W C"], backend: str) -> Float[Tensor, "B (H+1)//2 (W+1)//2 2*C"]:
-        """Joins and projects; `backend` is one of `ops.backends`."""
+        """Merges and normalises; `backend` is one of `ops.backends`."""
         height, width = feature_map.shape[1], feature_map.shape[2]
         if height % 2 or width % 2:
             feature_map = F.pad(feature_map, (0, 0, 0, width % 2, 0, height % 2))
-        # Channels of the four patches one after another: down first, then across.
+        # The channels of the four tokens one after another: down the columns first, then across.
         tiles = feature_map.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
         return self.norm(self.reduce(tiles.permute(0, 1, 3, 4, 2, 5).flatten(3), backend))
 
     @fusible
     def reduce(self, joined: Tensor, backend: str) -> Tensor:
-        """The linear layer from four patches' channels to two patches'."""
+        """The linear layer, from 4 C to 2 C channels."""
         return self.reduction(joined)

@@ -1,11 +1,10 @@
 """Log-spaced continuous position bias: from relative positions to a learned bias for each head.
 
-In: a window and the window of pre-training, as integers. Out: the bias table (heads, 2 Wh - 1, 2 Ww - 1). A small
-network learns the field; no table is stored, so any window can be asked for. This module does not know how the
-table is used.
+In: the window and the pre-training window, as integers. Out: the bias table (heads, 2 Wh - 1, 2 Ww - 1). A small
+network computes the table, so any window is possible.
 
 Source: Liu et al., Swin Transformer V2, section 3.3 ("Continuous relative position bias", "Log-spaced coordinates").
-The factors 8, 3 = log2(8) and 16 * sigmoid are the authors' code's, microsoft/Swin-Transformer, swin_transformer_v2.py.
+The factors 8, 3 = log2(8) and 16 * sigmoid are from microsoft/Swin-Transformer, swin_transformer_v2.py.
 """
 
 from contextlib import nullcontext
@@ -24,13 +23,13 @@ HIDDEN_FEATURES = 512
 
 
 class PreciseLinear(nn.Linear):
-    """A linear layer that computes in fp32 at least, whatever its weights are stored in, under autocast too.
+    """A linear layer that computes in fp32 at least, for weights of any dtype and under autocast.
 
-    Neighbouring coordinates at the edge of a window of 24 differ by 0.019; bf16 rounds there to multiples of 0.008.
+    At the edge of a window of 24, neighbouring coordinates differ by 0.019, and bf16 rounds to multiples of 0.008.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        # The meta device has no autocast and refuses even to switch it off.
+        # The meta device has no autocast: even torch.autocast(enabled=False) raises an error.
         with nullcontext() if input.is_meta else torch.autocast(input.device.type, enabled=False):
             weight = at_least_fp32(self.weight)
             bias = None if self.bias is None else at_least_fp32(self.bias)
@@ -38,7 +37,7 @@ class PreciseLinear(nn.Linear):
 
 
 class ContinuousPositionBias(nn.Sequential):
-    """The network that turns coordinates into a bias for each head.
+    """The network that computes the bias of each head from coordinates.
 
     Args:
         num_heads: Number of heads.
@@ -54,16 +53,16 @@ class ContinuousPositionBias(nn.Sequential):
     def forward(
         self, x: Tensor, backend: str, window: Pair, pretrained_window: Pair
     ) -> Float[Tensor, "heads table_height table_width"]:
-        """Evaluates the field on every relative position.
+        """The bias of every relative position.
 
         Args:
-            x: The map, or any tensor where it is: the weights may be offloaded and be nowhere.
-            backend: Which backend of `ops.backends` runs.
+            x: The map, or any tensor on its device; the weights may be offloaded, so their device does not count.
+            backend: A backend of `ops.backends`.
             window: Size (height, width) of the windows.
-            pretrained_window: Size in which the bias was learned; see `relative_coordinates`.
+            pretrained_window: Window in which the bias was learned; see `relative_coordinates`.
 
         Returns:
-            Bias between 0 and 16, to be added to the logits, in fp32; in fp64 if the weights are.
+            The bias, between 0 and 16, which is added to the logits; in fp64 if the weights are, otherwise in fp32.
         """
         field = super().forward(relative_coordinates(window, pretrained_window, x.device))
         return LARGEST_BIAS * torch.sigmoid(field).permute(2, 0, 1)

@@ -1,7 +1,7 @@
-"""Stages: blocks at one resolution, and the merging that leads to the next; and all stages in a row.
+"""A stage (blocks at one resolution and the merging after them), and the encoder, which is all stages.
 
-In: the embedded map (B, H, W, C). Out: the map of every stage, before and after its merging. What callers want to see
-of a map lies on the way to the next: a gradient with respect to it is that of the answer.
+In: the embedded map (B, H, W, C). Out: the map of every stage, before and after its merging. Each map that callers get
+is also the input of the next layer, so the output has a gradient with respect to it.
 """
 
 from collections.abc import Iterable
@@ -18,16 +18,16 @@ from swinv2.layers.views import views_of
 
 
 def stage_attentions(outputs: Iterable[tuple[Any, ...]]) -> tuple[Tensor, ...]:
-    """The attention weights that the stages returned, one tensor for each stage that has a block."""
+    """The attention weights in the outputs of stages: one tensor for each stage that has a block."""
     return tuple(weights for _, _, *rest in outputs for weights in rest)
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, shifted in turns, and patch merging.
+    """Blocks at one resolution, every second one shifted, and patch merging.
 
     Args:
         config: The model's configuration.
-        spec: This stage's sizes.
+        spec: The sizes of this stage.
     """
 
     def __init__(self, config: Swinv2Config, spec: StageSpec) -> None:
@@ -46,9 +46,9 @@ class Stage(nn.Module):
             backend, output_attentions: See `SwinTransformerBlock.forward`.
 
         Returns:
-            `Views` of the map after the blocks, which a head for dense prediction takes; `Views` of the map that enters
-            the next stage, in the last stage the same; and, if they are wanted and there is a block, the attention
-            weights of the last block.
+            `Views` of the map after the blocks, for dense prediction; `Views` of the map after merging, for the next
+            stage (the same map if there is no merging); and, if `output_attentions` and the stage has a block, the
+            attention weights of the last block.
         """
         weights: list[Tensor] = []
         for block in self.blocks:
@@ -63,7 +63,7 @@ class Stage(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All stages, one after another.
+    """All stages.
 
     Args:
         config: The model's configuration.
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
         return tuple(outputs)
 
     def replan(self, config: Swinv2Config) -> None:
-        """Gives every block the windows of a configuration that differs in image size or window only."""
+        """Gives every block the windows of a configuration that differs only in image size or window."""
         for stage, spec in zip(self.layers, config.stages(), strict=True):
             blocks = [module for module in stage.modules() if isinstance(module, SwinTransformerBlock)]
             for index, block in enumerate(blocks):

@@ -1,6 +1,6 @@
-"""The ways in which callers see a feature map.
+"""Views of a feature map for callers.
 
-In: a map (B, H, W, C). Out: views of it, each on the way to what is computed from the last one.
+In: a map (B, H, W, C). Out: three views, each made from the one before.
 """
 
 from typing import NamedTuple
@@ -10,12 +10,14 @@ from torch import Tensor
 
 
 class Views(NamedTuple):
-    """A map in the three ways in which callers see it, each a view of the one before.
+    """Three views of a map, each a view of the one before.
+
+    The network continues with the last one. So the output has a gradient with respect to each of them.
 
     Attributes:
         tokens: (B, H * W, C).
         channels_first: (B, C, H, W).
-        feature_map: (B, H, W, C), with which the network goes on.
+        feature_map: (B, H, W, C), the input of the next layer.
     """
 
     tokens: Float[Tensor, "B patches C"]

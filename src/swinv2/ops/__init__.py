@@ -1,1 +1,1 @@
-"""Computation without learned tensors or state."""
+"""Functions without parameters or state."""

@@ -1,7 +1,7 @@
-"""Which backend computes the network's attention, and why.
+"""The choice of the attention backend.
 
-In: the name that a user asked for and what the call needs. Out: the backend that runs. The table `BACKENDS` is in order
-of preference, and every refusal is a sentence, which `explain_backend` says.
+In: the name that a user requests, and what the call needs. Out: the backend that runs. The table `BACKENDS` is in order
+of preference. Every refusal is a sentence, which `explain_backend` shows.
 """
 
 import importlib.util
@@ -26,20 +26,20 @@ logger = logging.getLogger(__name__)
 EAGER, SDPA, CPU, TRITON = "eager", "sdpa", "cpu", "triton"
 
 LARGEST_HEAD_DIM, LARGEST_WINDOW = 128, 64
-"""What the kernels for GPUs are written for."""
+"""Limits of the kernels for GPUs."""
 
 MOST_NUMBERS = 2**31
-"""Of one image's map, as the kernels for GPUs count them."""
+"""The kernels for GPUs index the queries, keys and values of one image with 32 bits: together they must be smaller."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a call needs, as far as it is known: None and the defaults rule nothing out.
+    """What a call needs, as far as it is known. None and the defaults exclude no backend.
 
     Attributes:
-        wants_weights: Whether the attention weights are to be returned.
-        device, dtype: Of the maps.
-        shape: Of the maps, (B, H, W, heads, head_dim).
+        wants_weights: Whether the call returns the attention weights.
+        device, dtype: Device and dtype of the maps.
+        shape: Shape of the maps, (B, H, W, heads, head_dim).
         window: Size of the windows.
         dropout: Probability of dropping an attention weight.
         execution: How the call is run.
@@ -56,15 +56,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute window attention.
+    """One implementation of window attention.
 
     Attributes:
-        name: What it is called.
-        asked_for_as: The `attn_implementation` that asks for it.
-        summary: What it is, in half a sentence.
-        refuse: Given a call, None or the reason why it cannot run.
+        name: Its name.
+        asked_for_as: The `attn_implementation` that requests it.
+        summary: A description in half a sentence.
+        refuse: Returns the reason why a call cannot run, or None.
         attend: Takes q, k, v, bias table, scale, plan, padded value, dropout and padded query; returns the attended
-            map, and the attention weights if it has them.
+            map, and the attention weights or None.
     """
 
     name: str
@@ -75,12 +75,12 @@ class Backend:
 
 
 def _refuse_weights(call: Call) -> str | None:
-    return "it never holds the attention weights, which were asked for" if call.wants_weights else None
+    return "it never stores the attention weights, which were requested" if call.wants_weights else None
 
 
 def _refuse_dropout(call: Call) -> str | None:
     if call.dropout:
-        return f"it drops no attention weights, and attention_probs_dropout_prob is {call.dropout}"
+        return f"it has no attention dropout, and attention_probs_dropout_prob is {call.dropout}"
     return None
 
 
@@ -91,7 +91,7 @@ def _refuse_custom_ops(call: Call) -> str | None:
 
 
 def _refuse_triton(call: Call) -> str | None:
-    """The order is from what the machine is to what the call is."""
+    """Checks the machine first, then the call."""
     reason = refuse_machine(call.device) or _refuse_weights(call) or _refuse_dropout(call)
     if reason:
         return reason
@@ -102,7 +102,7 @@ def _refuse_triton(call: Call) -> str | None:
     if call.window is not None and max(call.window) > LARGEST_WINDOW:
         return f"windows are {call.window[0]} x {call.window[1]}; it takes {LARGEST_WINDOW} x {LARGEST_WINDOW} at most"
     if call.shape is not None and 3 * call.shape[1] * call.shape[2] * call.shape[3] * call.shape[4] >= MOST_NUMBERS:
-        return f"a map of {call.shape[1]} x {call.shape[2]} tokens is larger than it can count"
+        return f"a map of {call.shape[1]} x {call.shape[2]} tokens is too large for its 32-bit indices"
     return _refuse_custom_ops(call)
 
 
@@ -115,27 +115,24 @@ def _refuse_cpu(call: Call) -> str | None:
 
 def _refuse_sdpa(call: Call) -> str | None:
     if call.execution is Execution.INTERCEPTED and is_transformed():
-        # torch.func hides from torch's attention that the bias wants a gradient, and it then has none.
+        # torch.func hides from torch's attention that the bias needs a gradient, which is then missing.
         return "torch.func and forward-mode differentiation cannot transform it"
     return _refuse_weights(call)
 
 
 @torch.compiler.assume_constant_result
 def is_interpreted() -> bool:
-    """Whether Triton is told, by TRITON_INTERPRET=1, to run kernels on the CPU, slowly, so that they can be tested."""
+    """Whether TRITON_INTERPRET=1 makes Triton run kernels on the CPU, slowly, for tests."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
 
 
 @torch.compiler.assume_constant_result
 def refuse_machine(device: torch.device | None = None) -> str | None:
-    """Why the kernels for GPUs cannot run on a device.
+    """The reason why the kernels for GPUs cannot run on a device, or None.
 
     Args:
-        device: Where the maps are; None for the best this machine has. Maps on "meta" have shapes only, and nothing is
-            run.
-
-    Returns:
-        The reason; None if they can run.
+        device: The device of the maps; None for the best device of this machine. "meta" is never refused: its maps have
+            only shapes, and no kernel runs.
     """
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
@@ -146,7 +143,7 @@ def refuse_machine(device: torch.device | None = None) -> str | None:
     if not torch.cuda.is_available():
         return "there is no GPU"
     if torch.version.hip is not None:
-        return "it was never tried on AMD's GPUs"
+        return "it is not tested on AMD's GPUs"
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         return f"the GPU has compute capability {capability[0]}.{capability[1]}; it needs 8.0"
@@ -154,7 +151,7 @@ def refuse_machine(device: torch.device | None = None) -> str | None:
 
 
 def _attend_triton(*inputs: Any) -> tuple[Tensor, None]:
-    # Triton is there on few machines, and takes a second to import.
+    # Imported here: Triton may not be installed, and its import takes a second.
     from swinv2.ops.triton import launch
 
     return launch.window_attention(*inputs[:7]), None
@@ -164,14 +161,14 @@ BACKENDS = (
     Backend(
         TRITON,
         TRITON,
-        "kernels for GPUs that read and write the map itself: nothing is padded, shifted, cut or masked in memory",
+        "kernels for GPUs that read and write the map directly, without a padded, shifted or cut copy of it",
         _refuse_triton,
         _attend_triton,
     ),
     Backend(
         CPU,
         SDPA,
-        "this package's compiled kernels for CPUs, a window at a time; where nobody watches, blocks as a whole",
+        "this package's compiled kernels for CPUs: window attention or, if the modules are intact, whole blocks",
         _refuse_cpu,
         lambda *inputs: (attention.window_attention(*inputs[:7]), None),
     ),
@@ -189,15 +186,14 @@ _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
 def choose_backend(requested: str, call: Call | None = None) -> str:
-    """Picks the backend that runs: the first that the name asks for, or the next in the table that can do what is
-    wanted.
+    """The backend that runs: the requested one, or the next in the table that can run the call.
 
     Args:
-        requested: "triton", "sdpa" or "eager"; or "cpu", which "sdpa" asks for too.
-        call: What is wanted.
+        requested: "triton", "sdpa" or "eager"; or "cpu", which comes first if "sdpa" is requested.
+        call: What the call needs.
 
     Raises:
-        ValueError: There is no backend of that name.
+        ValueError: No backend has that name.
     """
     names = list(dict.fromkeys(backend.asked_for_as for backend in BACKENDS))
     if requested not in (*names, CPU):
@@ -211,7 +207,7 @@ def _first_that_can(name: str, call: Call) -> str:
 
 
 def explain_backend(requested: str, call: Call | None = None) -> str:
-    """Says which backend a call would run and why each other one would not.
+    """Says which backend a call uses and why it does not use the other ones.
 
     Example:
 
@@ -220,7 +216,7 @@ def explain_backend(requested: str, call: Call | None = None) -> str:
         eager runs: plain PyTorch, the specification
         triton does not: ...
         cpu does not: ...
-        sdpa does not: it never holds the attention weights, which were asked for
+        sdpa does not: it never stores the attention weights, which were requested
     """
     call = call or Call()
     chosen = _BY_NAME[choose_backend(requested, call)]
@@ -228,7 +224,7 @@ def explain_backend(requested: str, call: Call | None = None) -> str:
     for backend in BACKENDS:
         if backend is not chosen:
             is_second = backend.asked_for_as == chosen.asked_for_as
-            otherwise = f"{chosen.name} comes first" if is_second else "it was not asked for"
+            otherwise = f"{chosen.name} comes first" if is_second else "it was not requested"
             lines.append(f"{backend.name} does not: {backend.refuse(call) or otherwise}")
     return "\n".join(lines)
 
@@ -253,16 +249,16 @@ def window_attention(
     """Runs cosine window attention in a backend; the other arguments are those of `reference.window_attention`.
 
     Args:
-        backend: A name that `choose_backend` returned. If that backend cannot run this very call (not everything is
-            known before), the next one that can does.
+        backend: A name that `choose_backend` returned, perhaps before shapes and dtypes were known. If this backend
+            cannot run the call, the next one in the table that can runs instead.
 
     Returns:
-        The attended map, and the attention weights where the backend has them: the plain one.
+        The attended map, and the attention weights; None instead of the weights unless the backend is "eager".
     """
     if backend != EAGER:
         call = Call(False, v.device, v.dtype, tuple(v.shape), plan.window, dropout, execution(v))
         chosen = _first_that_can(backend, call)
         if backend == TRITON != chosen and not torch.compiler.is_compiling():
-            _warn_once(f"{chosen} runs in place of triton: {_refuse_triton(call)}")
+            _warn_once(f"{chosen} runs instead of triton: {_refuse_triton(call)}")
         backend = chosen
     return _BY_NAME[backend].attend(q, k, v, bias_table, scale, plan, padded_value, dropout, padded_query)

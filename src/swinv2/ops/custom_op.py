@@ -1,10 +1,10 @@
-"""Custom operators: functions that torch.compile calls and does not look into, for CPUs and for GPUs.
+"""Custom operators: functions that torch.compile calls as one operation and does not trace, for CPUs and GPUs.
 
-In: a function of tensors and numbers whose body no compiler could follow (writes into place, kernels) or should follow
-(it would write whole intermediate results to memory). Out: the same function, which torch.compile has as one operation
-in its graph. In eager mode nothing stands between the caller and the function; on "meta" nothing is computed.
+In: a function of tensors and numbers that a compiler cannot trace (it writes in place, or calls kernels) or should not
+trace (the compiled code would write whole intermediate results to memory). Out: the same function, as one operation of
+the compiled graph. In eager mode the function is called directly. On "meta" nothing is computed.
 
-torch.export sees none of this: what is exported must run where this package is not.
+torch.export does not use custom operators: an exported graph must run without this package.
 """
 
 import inspect
@@ -21,23 +21,24 @@ Result = TypeVar("Result")
 
 
 def custom_op(fake: Callable[..., Any]) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """Makes a function one operation of compiled graphs, `swinv2::` and its name. Not differentiable by itself.
+    """Makes a function an operation of compiled graphs, with the name `swinv2::NAME`. It is not differentiable.
 
     Args:
-        fake: Takes the same arguments and returns empty tensors of the shapes and dtypes that the function returns. A
-            number of images or tokens may be a symbol there, of which `len` would make a constant.
+        fake: Takes the same arguments, and returns empty tensors of the shapes and dtypes of the function's result. The
+            number of images or tokens may be symbolic, so `fake` must use `shape` and not `len`, which makes a
+            constant.
 
     Returns:
-        A decorator. The function takes tensors, None, numbers and window plans by position, and returns a tensor or a
-        tuple of tensors that share no memory with the arguments or each other. It runs below autograd: nothing inside
-        of it is recorded.
+        A decorator. The function takes tensors, None, numbers and window plans by position. It returns a tensor or a
+        tuple of tensors, which share no memory with each other or with the arguments. Autograd records nothing inside
+        it.
     """
 
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         operation = torch.library.custom_op(
             f"swinv2::{function.__name__}", _lower_plans(function, function, remembered_plan), mutates_args=()
         )
-        # Its numbers may be symbols, which cannot be remembered.
+        # Not cached: the numbers may be symbolic.
         operation.register_fake(_lower_plans(fake, function, WindowPlan.of_numbers))
 
         @wraps(function)
@@ -55,12 +56,12 @@ def custom_op(fake: Callable[..., Any]) -> Callable[[Callable[Arguments, Result]
 def _lower_plans(
     function: Callable[..., Any], signed: Callable[..., Any], make_plan: Callable[[Sequence[int]], WindowPlan]
 ) -> Callable[..., Any]:
-    """A function that takes the numbers of a plan in its place; an operation has no other kinds of argument.
+    """Replaces the plans among the arguments by their numbers: an operation cannot have a plan as argument.
 
     Args:
         function: Takes plans.
-        signed: Whose signature says where. Its annotations must be types, not strings.
-        make_plan: Makes a plan of its numbers.
+        signed: A function whose signature shows which arguments are plans. Its annotations must be types, not strings.
+        make_plan: Makes a plan from its numbers.
     """
     signature = inspect.signature(signed)
     takes_plan = [parameter.annotation is WindowPlan for parameter in signature.parameters.values()]
@@ -78,7 +79,7 @@ def _lower_plans(
 
 
 def remembered_plan(numbers: Sequence[int]) -> WindowPlan:
-    """The same plan for the same numbers: it remembers its kinds of window."""
+    """The plan with these numbers, cached, because a plan caches its kinds of window."""
     return _plan_of(tuple(numbers))
 
 

@@ -1,7 +1,7 @@
-"""How a call is run: the first thing that decides which implementations may serve it.
+"""How a call is run: eager, compiled, exported or intercepted. This limits the implementations that it may use.
 
-In: a tensor of the call. Out: one word. Devices, dtypes and sizes are the business of `backends`, modules that of
-`layers.fusion`.
+In: a tensor of the call. Out: an `Execution`. `backends` checks devices, dtypes and sizes; `layers.fusion` checks
+modules.
 """
 
 from enum import Enum
@@ -25,8 +25,8 @@ ORDINARY = (Execution.EAGER, Execution.COMPILED)
 
 
 def execution(tensor: Tensor) -> Execution:
-    """How the call that has this tensor is run."""
-    # torch.compiler.is_exporting() returns the flag; torch 2.11, tracing, takes that function for True.
+    """How the call with this tensor is run."""
+    # Not torch.compiler.is_exporting(): when torch 2.11 traces, it takes that function for True.
     if torch.compiler._is_exporting_flag or torch.jit.is_tracing():
         return Execution.EXPORTED
     if is_transformed() or type(tensor) not in (Tensor, nn.Parameter):
@@ -35,12 +35,12 @@ def execution(tensor: Tensor) -> Execution:
         return Execution.COMPILED
     if torch.compiler.is_compiling():
         return Execution.EXPORTED
-    # The last: torch.autograd.grad with is_grads_batched, which is no transform of torch.func.
+    # `is_legacy_batchedtensor` is for torch.autograd.grad with is_grads_batched, which does not use torch.func.
     if torch._C._len_torch_dispatch_stack() or is_legacy_batchedtensor(tensor):
         return Execution.INTERCEPTED
     return Execution.EAGER
 
 
 def is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work."""
+    """Whether a transform of torch.func or forward-mode differentiation is active."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0

@@ -1,6 +1,6 @@
-"""Where 8 or 11 bits are too few: the dtype of sums, norms and positions.
+"""The precision of sums, norms and positions, for which 16-bit dtypes are too imprecise.
 
-In: tensors of any floating dtype. Out: the same in fp32 or fp64.
+In: tensors of any floating dtype. Out: the same tensors in fp32 or fp64.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 SMALLEST_NORM = 1e-12
-"""A shorter vector counts as zero, as in F.normalize."""
+"""A vector of a smaller norm counts as zero, as in F.normalize."""
 
 
 def precise(dtype: torch.dtype) -> torch.dtype:
@@ -23,13 +23,12 @@ def precise(dtype: torch.dtype) -> torch.dtype:
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
-    """The tensor in fp32, or in fp64 if that is what it is in."""
+    """The tensor in fp32; unchanged if it is in fp64."""
     return tensor.to(precise(tensor.dtype))
 
 
 def without_autocast(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function on a CPU whose operations keep the dtype of their arguments: autocast would change some of them and
-    not others."""
+    """Disables autocast inside a function on a CPU; autocast would change the dtype of some operations."""
 
     @wraps(function)
     def run(*arguments: Arguments.args, **rest: Arguments.kwargs) -> Result:

@@ -1,8 +1,8 @@
 """The specification of cosine window attention, in plain PyTorch.
 
 In: queries, keys and values as maps, not normalised; the bias table; the scale of each head; the plan. Out: the
-attended map, and the attention weights if one wants to see them. Every other backend must give these numbers. It pads,
-shifts and cuts the maps, builds the mask of every window and the T x T weights of every head: clear, and slow.
+attended map and the attention weights. Every other backend must return the same numbers. The reference pads, shifts and
+cuts the maps, and builds the mask of every window and the T x T weights of every head: clear, but slow.
 
 Source: Liu et al., Swin Transformer V2, section 3.3, equation 2: Sim(q, k) = cos(q, k) / tau + B.
 """
@@ -19,8 +19,8 @@ from swinv2.ops.windows import Pair, WindowPlan
 def normalise(vectors: Tensor) -> Tensor:
     """Scales vectors along the last axis to length 1; a zero vector stays zero.
 
-    It works in fp32 at least: 1e-12, the smallest norm that is told from zero, is 0 in fp16, and a padding token has
-    a key of exactly zero.
+    It computes in fp32 at least: the smallest norm, 1e-12, is 0 in fp16, and the key of a padding token is exactly
+    zero.
     """
     return F.normalize(at_least_fp32(vectors), dim=-1, eps=1e-12).to(vectors.dtype)
 
@@ -30,8 +30,8 @@ def expand_bias(
 ) -> Float[Tensor, "heads tokens tokens"]:
     """Looks up the bias of every pair of tokens of a window.
 
-    The bias of query (y, x) and key (v, u) is in the table at (y - v + Wh - 1, x - u + Ww - 1), so the keys of
-    one query are a Wh x Ww patch of the table, read backwards.
+    The bias of query (y, x) and key (v, u) is entry (y - v + Wh - 1, x - u + Ww - 1) of the table. So the biases of one
+    query are a Wh x Ww patch of the table in reverse order.
     """
     patches = bias_table.unfold(1, window[0], 1).unfold(2, window[1], 1)
     return patches.flip(3, 4).reshape(bias_table.shape[0], window[0] * window[1], window[0] * window[1])
@@ -52,14 +52,14 @@ def window_attention(
 
     Args:
         q, k, v: The maps, not normalised.
-        bias_table: Position bias by relative position, (heads, 2 Wh - 1, 2 Ww - 1), ready to be added to the logits.
-        scale: What the cosine is multiplied by, 1 / tau: positive, at most 100.
-        plan: How the map is cut into windows.
-        padded_value: The value that a padding token carries (the value projection of a zero token); zeros if None.
-            Its key is zero: the key projection has no bias.
+        bias_table: Position bias of each relative position, (heads, 2 Wh - 1, 2 Ww - 1); it is added to the logits.
+        scale: The factor of the cosine, 1 / tau: positive, at most 100.
+        plan: The windows of the map.
+        padded_value: The value of a padding token (the value projection of a zero token); zeros if None. The key of a
+            padding token is zero, because the key projection has no bias.
         dropout: Probability of dropping an attention weight.
-        padded_query: The query of a padding token, zeros if None. What it sees is cut off from the map, but stands in
-            the attention weights.
+        padded_query: The query of a padding token; zeros if None. It affects only the attention weights, because the
+            output of padding tokens is removed from the map.
 
     Returns:
         The attended map, and the attention weights of all windows (B * windows, heads, T, T) after dropout.

@@ -1,11 +1,11 @@
-"""Cosine window attention on PyTorch's scaled_dot_product_attention: the same contract, no T x T weights stored.
+"""Cosine window attention with PyTorch's scaled_dot_product_attention.
 
-In and out: as `reference.py`, without the weights. It never rolls a map and never builds a mask per window: under a
-shift there are only four kinds of window (see `windows.WindowKind`), each is taken straight from the unshifted map,
-and each needs one (T, T) mask at most.
+In and out: as `reference.py`, without the attention weights. It does not roll the map or build a mask for each window.
+A shifted map has only four kinds of window (see `windows.WindowKind`); the windows of each kind are read directly from
+the unshifted map and share one (T, T) mask at most.
 
-Torch's operation may hold the T x T weights of all windows that it is given. Where these would take much memory, it
-attends in some windows at a time, and the backward pass computes them again: memory stays linear in the tokens.
+Torch's operation may store the T x T weights of all its windows. If these need too much memory, the windows are
+computed in chunks, and the backward pass computes the weights again. So memory is linear in the tokens.
 
 Source: Liu et al., Swin Transformer V2, section 3.5 ("sequential self-attention computation").
 """
@@ -25,7 +25,7 @@ from swinv2.ops.precision import SMALLEST_NORM, precise
 from swinv2.ops.windows import Pair, Span, WindowKind, WindowPlan
 
 WEIGHTS_BYTES = 2**27
-"""What the attention weights of an image that exist at a time may take."""
+"""Most memory for attention weights that exist at the same time, for each image."""
 
 
 def window_attention(
@@ -59,10 +59,10 @@ def window_attention(
 def expand_bias(
     bias_table: Float[Tensor, "heads table_height table_width"], window: Pair
 ) -> Float[Tensor, "heads tokens tokens"]:
-    """Looks up the bias of every pair of tokens, as `reference.expand_bias` does, in whole runs of the table.
+    """Looks up the bias of every pair of tokens, as `reference.expand_bias`, by copying slices of the table.
 
-    Read backwards, the keys of a query lie in the table one after another, and from one query to the next the run
-    starts one entry earlier: along the columns first, then the same along the rows.
+    In the reversed table, the biases of a query and a row of keys are a slice. The slice of the next query starts one
+    entry earlier. This is done along the columns first, then along the rows.
     """
     height, width = window
     backwards = bias_table.flip(1, 2)
@@ -80,16 +80,16 @@ class Tiles(NamedTuple):
 
 
 def _attend(tiles: Tiles, images: int, bias: Tensor, kind: WindowKind, dropout: float) -> Tensor:
-    """Attends in windows, in some at a time if those of an image would take too much memory."""
+    """Attends in windows of one kind, in chunks if the weights of all of them need too much memory."""
     run = execution(tiles.query)
     at_once = max(WEIGHTS_BYTES // (bias.numel() * tiles.query.element_size()), 1)
     if run is Execution.EAGER and at_once * images < len(tiles.query):
-        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tiles, bias))
-        attend = partial(checkpoint, _attend_at_once, use_reentrant=False) if wanted else _attend_at_once
-        runs = zip(*(each.split(at_once) for each in tiles), strict=True)
-        return torch.cat([attend(Tiles(*some), bias, kind, dropout) for some in runs])
+        needs_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tiles, bias))
+        attend = partial(checkpoint, _attend_at_once, use_reentrant=False) if needs_gradients else _attend_at_once
+        chunks = zip(*(each.split(at_once) for each in tiles), strict=True)
+        return torch.cat([attend(Tiles(*chunk), bias, kind, dropout) for chunk in chunks])
     attended = _attend_at_once(tiles, bias, kind, dropout)
-    # A graph that is exported must not depend on the strides that this machine's attention returns.
+    # An exported graph must not depend on the strides that torch's attention returns on this machine.
     return attended.clone(memory_format=torch.contiguous_format) if run is Execution.EXPORTED else attended
 
 
@@ -101,7 +101,7 @@ def _attend_at_once(tiles: Tiles, bias: Tensor, kind: WindowKind, dropout: float
 
 
 def _cut(feature_map: Tensor, window: Pair) -> Tensor:
-    """As `windows.partition`, with the heads before the tokens: in one permutation, for each costs a copy."""
+    """As `windows.partition`, with the heads before the tokens; in one permutation, because each costs a copy."""
     batch, height, width, heads, head_dim = feature_map.shape
     split = (batch, height // window[0], window[0], width // window[1], window[1], heads, head_dim)
     tiles = feature_map.reshape(split).permute(0, 1, 3, 5, 2, 4, 6)
@@ -118,8 +118,8 @@ def _put(tiles: Tensor, window: Pair, grid: Pair) -> Tensor:
 def _with_length(vectors: Tensor, length: Tensor | float) -> Tensor:
     """Scales vectors along the last axis to a length, in their own dtype; a zero vector stays zero.
 
-    Norms are taken in fp32. bf16 has fp32's range, so the factor may be rounded to it; in fp16 the factor of a vector
-    of zeros would be infinite, so there the product is taken in fp32.
+    Norms are computed in fp32 at least. bf16 has the range of fp32, so the factor may be rounded to bf16. In fp16 the
+    factor of a zero vector would be infinite, so the product is computed in fp32.
     """
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=precise(vectors.dtype))
     factors = length / norms.clamp_min(SMALLEST_NORM)
@@ -129,7 +129,7 @@ def _with_length(vectors: Tensor, length: Tensor | float) -> Tensor:
 
 
 def _take(feature_map: Tensor, plan: WindowPlan, axis: int, span: Span) -> Tensor:
-    """The tokens of a run of windows along an axis, in the order of the shifted map, from the unshifted one."""
+    """Reads the tokens of a span of windows from the unshifted map, in the order of the shifted map."""
     dim, size, window = axis + 1, plan.padded_grid[axis], plan.window[axis]
     start, length = span.start * window + plan.shift[axis], (span.stop - span.start) * window
     if (start, length) == (0, size):
@@ -140,7 +140,7 @@ def _take(feature_map: Tensor, plan: WindowPlan, axis: int, span: Span) -> Tenso
 
 
 def _join(parts: list[Tensor], plan: WindowPlan, axis: int) -> Tensor:
-    """Joins parts along an axis, in the order of the shifted map, and takes the shift back."""
+    """Joins parts along an axis, which are in the order of the shifted map, and undoes the shift."""
     dim, wrapped = axis + 1, plan.shift[axis]
     if wrapped:
         last = parts[-1]

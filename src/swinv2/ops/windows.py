@@ -1,12 +1,12 @@
-"""Windows over a map: where they lie, and how a map becomes windows and a map again.
+"""Windows of a map: their positions and regions, partitioning and merging.
 
-In: maps (B, H, W, ...) and plain integers. Out: windows (N, T, ...), T tokens each, and maps. Everything here is a
-pure function of the plan's integers; nothing is stored, learned or known about attention.
+In: maps (B, H, W, ...) and integers. Out: windows (N, T, ...) of T tokens, and maps. Everything here is a pure function
+of the integers of a plan.
 
-The order is: pad the map to whole windows at its bottom and right, shift it cyclically up and left, cut it. After
-the shift a window can hold tokens that are no neighbours: the cyclic shift has put the map's top edge below its
-bottom edge. Each such part is a region, and attention does not cross between regions. Regions are separable: a
-token's region is the pair (region of its row, region of its column).
+The order is: pad the map to whole windows at its bottom and right, shift it cyclically up and left, cut it. After the
+shift, a window can contain tokens that are not neighbours in the image, because the map's top edge follows its bottom
+edge. A window is divided into regions of neighbours, and attention does not cross regions. The region of a token is the
+pair (region of its row, region of its column).
 
 Source: Liu et al., Swin Transformer (arXiv 2103.14030), section 3.2 and figure 4; for padding, transformers'
 `Swinv2Layer.maybe_pad`.
@@ -32,7 +32,7 @@ class Span:
     Attributes:
         start: First window.
         stop: One past the last window.
-        regions: Region of each token along the axis inside such a window.
+        regions: Region of each token of a window along the axis.
     """
 
     start: int
@@ -42,10 +42,10 @@ class Span:
 
 @dataclass(frozen=True)
 class WindowKind:
-    """A rectangle of windows whose tokens all fall into the same pattern of regions.
+    """A rectangle of windows that have the same pattern of regions.
 
-    Under a shift there are four: the inner windows, the right edge, the bottom edge and the corner. Hidden padding
-    can add one along each axis.
+    A shifted map has four kinds: inner windows, right edge, bottom edge, corner. Hidden padding can add one along each
+    axis.
     """
 
     rows: Span
@@ -53,14 +53,14 @@ class WindowKind:
 
     @property
     def is_single_region(self) -> bool:
-        """Whether every token of the window may see every other."""
+        """Whether every token of the window may attend to every other token."""
         return len(set(self.rows.regions)) == 1 and len(set(self.columns.regions)) == 1
 
     def hidden_pairs(self, device: torch.device) -> Tensor:
-        """Which token may not see which.
+        """The mask of one window.
 
         Returns:
-            Boolean (T, T): True where the two tokens lie in different regions.
+            Boolean (T, T), True for pairs of tokens in different regions.
         """
         rows = torch.tensor(self.rows.regions, device=device)
         columns = torch.tensor(self.columns.regions, device=device)
@@ -70,13 +70,13 @@ class WindowKind:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How one map is cut into windows: plain integers, equal for equal arguments.
+    """The windows of a map, as integers.
 
     Args:
         grid: Size (height, width) of the map in tokens.
         window: Size (height, width) of a window in tokens. It may be larger than the map.
         shift: Cyclic shift (height, width) in tokens, less than the window.
-        mask_padding: Whether the padding tokens of the last windows are hidden from the map's own tokens.
+        mask_padding: Whether padding tokens are hidden from the tokens of the map.
     """
 
     grid: Pair
@@ -90,20 +90,19 @@ class WindowPlan:
 
     @property
     def numbers(self) -> list[int]:
-        """All of the plan as plain numbers; `of_numbers` makes it again."""
+        """The plan as a list of integers; `of_numbers` is the inverse."""
         return [*self.grid, *self.window, *self.shift, int(self.mask_padding)]
 
     @classmethod
     def of_numbers(cls, numbers: Sequence[int]) -> "WindowPlan":
-        """The plan whose `numbers` these are."""
+        """The plan with these `numbers`."""
         height, width, window_height, window_width, down, across, mask_padding = numbers
         return cls((height, width), (window_height, window_width), (down, across), bool(mask_padding))
 
     @property
     def kinds(self) -> tuple[WindowKind, ...]:
-        """All kinds of window, row by row; together they cover every window once."""
-        # Remembered: every attention asks. (A cached_property has a lock, which
-        # torch.compile cannot trace.)
+        """All kinds of window, row by row; together they contain every window once."""
+        # Cached, because every attention needs them. (A cached_property has a lock, which torch.compile cannot trace.)
         if "_kinds" not in self.__dict__:
             kinds = tuple(WindowKind(rows, columns) for rows, columns in product(self.spans(0), self.spans(1)))
             object.__setattr__(self, "_kinds", kinds)
@@ -112,7 +111,7 @@ class WindowPlan:
     @property
     def counts(self) -> Pair:
         """Number of windows (down, across)."""
-        # Without negative numbers, which converters of traced graphs divide otherwise.
+        # No negative numbers: some converters of traced graphs round their quotients differently.
         height, width = self.window
         return (self.grid[0] + height - 1) // height, (self.grid[1] + width - 1) // width
 
@@ -127,7 +126,7 @@ class WindowPlan:
         return self.window[0] * self.window[1]
 
     def spans(self, axis: int) -> list[Span]:
-        """Groups the windows along an axis (0: rows, 1: columns) into runs of equal regions."""
+        """Groups the windows along an axis (0: rows, 1: columns) into spans of equal regions."""
         size, padded, window, shift = self.grid[axis], self.padded_grid[axis], self.window[axis], self.shift[axis]
         count = self.counts[axis]
 
@@ -140,7 +139,7 @@ class WindowPlan:
         def regions(index: int) -> tuple[int, ...]:
             return tuple(region(index * window + offset) for offset in range(window))
 
-        # Only the last windows can differ: the wrapped tokens fill less than one window, the padding as well.
+        # Only the last two windows can differ: wrapped tokens fill less than one window, and padding tokens too.
         plain = max(count - 2, 0)
         spans = [Span(0, plain, (_MAIN,) * window)] if plain else []
         for index in range(plain, count):
@@ -151,11 +150,11 @@ class WindowPlan:
         return spans
 
     def hidden_pairs(self, device: torch.device) -> Tensor | None:
-        """Which token of which window may not see which.
+        """The masks of all windows.
 
         Returns:
-            Boolean (windows, T, T), True where two tokens lie in different regions; None where no window has more
-            than one region.
+            Boolean (windows, T, T), True for pairs of tokens in different regions; None if every window has a single
+            region.
         """
         if all(kind.is_single_region for kind in self.kinds):
             return None
@@ -167,12 +166,12 @@ class WindowPlan:
 
 
 def pad(feature_map: Tensor, plan: WindowPlan, value: Tensor | None = None) -> Tensor:
-    """Fills a map (B, H, W, *rest) up to whole windows, at its bottom and right.
+    """Pads a map (B, H, W, *rest) to whole windows, at its bottom and right.
 
     Args:
         feature_map: The map.
-        plan: The plan for it.
-        value: What a padding token holds, of shape `rest`; zeros if None.
+        plan: Its plan.
+        value: The numbers of a padding token, of shape `rest`; zeros if None.
     """
     (height, width), (padded_height, padded_width) = plan.grid, plan.padded_grid
     if (height, width) == (padded_height, padded_width):
@@ -201,7 +200,7 @@ def shift(feature_map: Tensor, plan: WindowPlan) -> Tensor:
 
 
 def unshift(feature_map: Tensor, plan: WindowPlan) -> Tensor:
-    """Takes the shift back."""
+    """Undoes `shift`."""
     return torch.roll(feature_map, plan.shift, (1, 2)) if any(plan.shift) else feature_map
 
 
@@ -213,7 +212,7 @@ def partition(feature_map: Tensor, window: Pair) -> Tensor:
 
 
 def merge(windows: Tensor, window: Pair, grid: Pair) -> Tensor:
-    """Puts windows (B * windows, T, *rest) together to maps (B, H, W, *rest) of size `grid`; undoes `partition`."""
+    """Joins windows (B * windows, T, *rest) to maps (B, H, W, *rest) of size `grid`; undoes `partition`."""
     counts, rest = (grid[0] // window[0], grid[1] // window[1]), windows.shape[2:]
     tiles = windows.reshape(-1, *counts, *window, *rest)
     return tiles.transpose(2, 3).reshape(-1, *grid, *rest)

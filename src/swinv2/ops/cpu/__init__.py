@@ -1,1 +1,1 @@
-"""Computation for processors: a cacheful at a time, in eager mode."""
+"""The implementations for CPUs, in chunks that fit the cache."""

@@ -1,8 +1,8 @@
-"""How tensors become arguments of the compiled kernels.
+"""Conversion of tensors to arguments of the compiled kernels.
 
-In: tensors. Out: what `library.py` declares. Kernels do not check their arguments, so wrong sizes and devices are
-refused here. What kernels only read may lie in any way: it is copied if they could not read it. An argument does not
-keep its tensor alive; whoever calls does, until the kernel returns.
+In: tensors. Out: the structures of `library.py`. Kernels do not check their arguments, so this module raises an error
+for wrong sizes and devices. An input may have any layout: it is copied if kernels cannot read it. An argument does not
+keep its tensor alive; the caller must, until the kernel returns.
 """
 
 import math
@@ -18,14 +18,14 @@ from swinv2.ops.precision import precise
 from swinv2.ops.windows import WindowPlan
 
 Weights = tuple[Tensor, Tensor | None]
-"""Weight (out, in) and bias, if there is one, of a linear layer."""
+"""Weight (out, in) and bias (or None) of a linear layer."""
 
 Norm = tuple[Tensor, Tensor, float, float]
-"""Weight, bias and eps of a layer norm, and what its answer is multiplied by."""
+"""Weight, bias and eps of a layer norm, and a factor of its output."""
 
 
 def fit(expected: tuple[int, ...], **tensors: Tensor | None) -> None:
-    """Refuses tensors of another size, or on another device."""
+    """Raises an error for tensors of another shape or device."""
     for name, tensor in tensors.items():
         if tensor is None or (tensor.shape == expected and tensor.is_cpu):
             continue
@@ -37,7 +37,7 @@ def fit(expected: tuple[int, ...], **tensors: Tensor | None) -> None:
 def fit_attention(
     v: Tensor, bias_table: Tensor, scale: Tensor, padded_value: Tensor | None, plan: WindowPlan
 ) -> tuple[Any, Any, Any]:
-    """As `fit`, what attention is given beside maps; in the dtype that kernels take."""
+    """Checks the arguments of attention, as `fit`, and returns bias table, scale and padded value for kernels."""
     heads, head_dim = v.shape[-2:]
     fit((v.shape[0], *plan.grid, heads, head_dim), **{"the map": v})
     fit((heads, 2 * plan.window[0] - 1, 2 * plan.window[1] - 1), bias_table=bias_table)
@@ -47,44 +47,43 @@ def fit_attention(
 
 
 def in_precise(tensor: Any, dtype: torch.dtype) -> Any:
-    """What kernels take beside maps of a dtype: numbers in fp32, or in fp64, without gaps."""
+    """A tensor in fp32 (fp64 for maps in fp64), contiguous, for kernels on maps of a dtype."""
     if tensor is None or (tensor.dtype == dtype and dtype.itemsize > 2 and tensor.is_contiguous()):
         return tensor
     return tensor.detach().to(precise(dtype)).contiguous()
 
 
 def at(tensor: Tensor | None) -> int | None:
-    """Where a tensor's numbers begin."""
+    """The address of a tensor, or None."""
     return None if tensor is None else tensor.data_ptr()
 
 
 def as_tokens(tensor: Tensor, axes: int = 1) -> Tensor:
-    """Tokens (..., C), or vectors (B, H, W, heads, head_dim) of two axes each, as kernels read them."""
+    """Tokens of `axes` axes, (..., C) or (B, H, W, heads, head_dim); copied if kernels cannot read them."""
     return tensor if tensor.is_contiguous() or token_step(tensor, axes) is not None else tensor.contiguous()
 
 
 def as_map(tensor: Tensor | None) -> Any:
-    """Such tokens or vectors, for a kernel."""
+    """The kernel argument for tokens (..., C) or vectors (B, H, W, heads, head_dim)."""
     if tensor is None:
         return None
     step = token_step(tensor, 2 if tensor.ndim == 5 else 1)
     if step is None:
-        raise ValueError(f"tokens of strides {tensor.stride()} are not at equal distances.")
+        raise ValueError(f"tokens with strides {tensor.stride()} are not at equal distances in memory.")
     return library.Map(tensor.data_ptr(), step, library.TYPES[tensor.dtype])
 
 
 def token_step(tensor: Tensor, axes: int) -> int | None:
-    """How far it is from token to token; None if tokens are not at equal distances, or a token's numbers not side by
-    side.
+    """The stride between tokens; None if tokens are not at equal distances or not contiguous themselves.
 
     Args:
-        tensor: Tokens, one after the other along all axes but the last.
-        axes: Number of the last axes, those of a token.
+        tensor: The tokens.
+        axes: Number of axes of a token, which are the last axes of the tensor.
     """
     if tensor.is_contiguous():
         return tensor.shape[-1] if axes == 1 else math.prod(tensor.shape[-axes:])
     sizes, strides = tensor.shape, tensor.stride()
-    # Along an axis of length 1 torch may call the stride anything.
+    # The stride of an axis of length 1 may be any number.
     expected = 1
     for size, stride in zip(sizes[: -axes - 1 : -1], strides[: -axes - 1 : -1], strict=True):
         if size > 1 and stride != expected:
@@ -101,14 +100,14 @@ def token_step(tensor: Tensor, axes: int) -> int | None:
 
 
 def as_weights(layer: Weights) -> Weights:
-    """A linear layer as kernels read it."""
+    """A linear layer, copied if kernels cannot read it."""
     weight, bias = layer
     has_rows = weight.stride(1) == 1 or weight.shape[1] == 1
     return weight if has_rows else weight.contiguous(), None if bias is None else bias.contiguous()
 
 
 def as_linear(layer: Weights, out: int, into: int) -> library.Linear:
-    """Such a layer of certain sizes, for a kernel."""
+    """The kernel argument for a layer with `out` outputs and `into` inputs."""
     weight, bias = layer
     fit((out, into), weight=weight)
     fit((out,), bias=bias)
@@ -116,31 +115,30 @@ def as_linear(layer: Weights, out: int, into: int) -> library.Linear:
 
 
 def as_numbers(numbers: Tensor | None) -> library.Numbers:
-    """Numbers side by side, for a kernel."""
+    """The kernel argument for a contiguous vector, or for None."""
     return library.Numbers() if numbers is None else library.Numbers(numbers.data_ptr(), library.TYPES[numbers.dtype])
 
 
 def side_by_side(norm: Norm) -> Norm:
-    """A norm as kernels read it."""
+    """A norm with contiguous weight and bias."""
     weight, bias, eps, factor = norm
     return weight.contiguous(), bias.contiguous(), eps, factor
 
 
 def as_norm(norm: Norm, channels: int) -> library.Norm:
-    """A norm, whose numbers are side by side, for a kernel."""
+    """The kernel argument for a norm with contiguous weight and bias."""
     weight, bias, eps, factor = norm
     fit((channels,), **{"weight of the norm": weight, "bias of the norm": bias})
     return library.Norm(as_numbers(weight), as_numbers(bias), eps, factor)
 
 
 def as_plan(plan: WindowPlan, batch: int, heads: int, head_dim: int) -> library.Plan:
-    """How maps are cut, for a kernel."""
+    """The kernel argument for a plan."""
     return library.Plan(batch, *plan.grid, *plan.window, *plan.shift, plan.mask_padding, heads, head_dim)
 
 
 class _Memory(threading.local):
-    """The workspace of kernels, kept for the next call: fresh memory would have to be cleared by the system each
-    time."""
+    """The workspace of kernels, kept for the next call: the system would have to clear new memory each time."""
 
     buffer = torch.empty(0, dtype=torch.uint8, device="cpu")
 
@@ -149,12 +147,12 @@ _memory = _Memory()
 
 
 def run(name: str, dtype: torch.dtype, arguments: Sequence[Any]) -> None:
-    """Calls a kernel for maps of a dtype; threads and memory follow its arguments."""
+    """Calls a kernel for maps of a dtype, with the number of threads and a workspace as its last arguments."""
     kernel = library.kernel(name, dtype == torch.float64)
     threads, buffer = torch.get_num_threads(), _memory.buffer
     needed = kernel(*arguments, threads, buffer.data_ptr(), buffer.numel())
     if needed:
-        # What is there goes first: both together would be the most memory that this program takes.
+        # The old workspace is released first, so that both do not exist at the same time.
         _memory.buffer = torch.empty(0, dtype=torch.uint8, device="cpu")
         del buffer
         _memory.buffer = torch.empty(needed, dtype=torch.uint8, device="cpu")

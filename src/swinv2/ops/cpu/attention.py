@@ -1,9 +1,9 @@
 """Window attention on a CPU, by compiled kernels.
 
-In and out: as `reference.py`, without the weights. The kernels read queries, keys and values from the unshifted map
-and write to it, as those in `ops/triton` do on a GPU; of the T x T weights a thread holds some rows of one head. The
-backward pass computes them again. Memory is linear in the tokens. There is no gradient of the gradient: for that, load
-the model with attn_implementation="eager".
+In and out: as `reference.py`, without the attention weights. The kernels read queries, keys and values from the
+unshifted map and write to it, as `ops/triton` does on a GPU. A thread stores only some rows of the T x T weights of one
+head, and the backward pass computes them again. So memory is linear in the tokens. Second derivatives are not
+supported: for them, load the model with attn_implementation="eager".
 """
 
 from typing import Any
@@ -79,13 +79,13 @@ def attend_map_backward(
     """The gradients of `attend_map`.
 
     Args:
-        grad: Of the attended map.
-        q, k, v, bias_table, scale, padded_value, plan: What it was given.
-        wants_table: Whether the bias table has a gradient.
+        grad: The gradient of the attended map.
+        q, k, v, bias_table, scale, padded_value, plan: The arguments of `attend_map`.
+        wants_table: Whether to compute the gradient of the bias table.
 
     Returns:
-        The gradients of q, k and v as one map (B, H, W, 3 * heads * head_dim); of the bias table, empty unless it is
-        wanted; of the scale; and of the padding tokens' value.
+        The gradients of q, k and v as one map (B, H, W, 3 * heads * head_dim); of the bias table, empty unless
+        `wants_table`; of the scale; and of `padded_value`.
     """
     joined = _empty_gradients(grad, q, k, v, bias_table, scale, padded_value, wants_table, plan)[0]
     maps = [part.unflatten(-1, v.shape[-2:]) for part in joined.chunk(3, -1)]

@@ -1,7 +1,7 @@
-"""Whole branches and runs of blocks on a CPU, each one call of a kernel.
+"""Whole branches and sequences of blocks on a CPU, each by one call of a kernel.
 
-In: maps (B, H, W, C) on a CPU, of any layout, and the tensors of a block. Out: maps, written into place. Weights are
-read in place: they are neither packed nor stored. Nothing here is differentiable.
+In: maps (B, H, W, C) on a CPU, of any layout, and the tensors of a block. Out: maps, written in place. Weights are read
+in place, without a copy. Nothing here is differentiable.
 """
 
 import math
@@ -42,21 +42,21 @@ def add_mlp(
     gelu_in: Tensor | None = None,
     branch_out: Tensor | None = None,
 ) -> None:
-    """x + factor * norm(narrow(GELU(widen(x)))), for every token.
+    """x + factor * norm(fc2(GELU(fc1(x)))), for every token.
 
     Args:
         x: Tokens (N, C).
         fc1, fc2: Weight and bias of each linear layer.
         norm: Weight, bias, eps and factor.
-        out: Gets the sums; may be x.
-        gelu_in: (N, hidden), gets the GELU's input if it is given.
-        branch_out: (N, C), gets the norm's input if it is given.
+        out: Receives the result; may be x.
+        gelu_in: (N, hidden), receives the GELU's input, if given.
+        branch_out: (N, C), receives the norm's input, if given.
     """
     fit(x.shape, x=x, branch_out=branch_out, out=out)
     fit((len(x), len(fc1[0])), gelu_in=gelu_in)
     x, fc1, fc2, norm = as_tokens(x), as_weights(fc1), as_weights(fc2), side_by_side(norm)
     block = _add_mlp_to(library.Block(), fc1, fc2, norm)
-    saved = library.Saved(hidden=as_map(gelu_in) or _NOTHING, mlp_work=as_map(branch_out) or _NOTHING)
+    saved = library.Saved(hidden=as_map(gelu_in) or _NOTHING, mlp_out=as_map(branch_out) or _NOTHING)
     run("run_blocks", x.dtype, (_plan_of_tokens(x), 1, block, as_map(x), as_map(out), saved))
 
 
@@ -73,17 +73,17 @@ def add_attention(
     attended: Tensor | None = None,
     branch_out: Tensor | None = None,
 ) -> None:
-    """x + factor * norm(last(attention(q(x), k(x), v(x)))), each window by itself.
+    """x + factor * norm(out_proj(attention(q(x), k(x), v(x)))), with attention inside every window.
 
     Args:
         x: The map (B, H, W, C).
-        qkv: Weight and bias of the layers of queries, keys and values; that of the keys has no bias.
-        out_proj: Weight and bias of the layer after the attention.
+        qkv: Weight and bias of the layers of queries, keys and values; the key layer has no bias.
+        out_proj: Weight and bias of the output projection.
         bias_table, scale, plan: See `reference.window_attention`.
         norm: Weight, bias, eps and factor.
-        out: Gets the sums; may be x.
-        saved_qkv, attended, branch_out: (B, H, W, 3 C), and (B, H, W, C) twice: get queries, keys and values, the
-            attended map and the norm's input, if they are given.
+        out: Receives the result; may be x.
+        saved_qkv: (B, H, W, 3 C), receives queries, keys and values, if given.
+        attended, branch_out: (B, H, W, C), receive the attended map and the norm's input, if given.
     """
     batch, *grid, channels = x.shape
     fit(x.shape, x=x, attended=attended, branch_out=branch_out, out=out)
@@ -98,14 +98,14 @@ def add_attention(
 
 @dataclass(frozen=True)
 class Gradients:
-    """What gets the gradients of a branch, without gaps and but for x's in `precise(x.dtype)`.
+    """The buffers for the gradients of a branch; all but `x` are contiguous and in `precise(x.dtype)`.
 
     Attributes:
-        x: Likewise x, of any dtype and layout that a kernel can write.
-        in_proj, in_proj_bias: Weight and bias of the first layer, or of those of queries, keys and values joined.
-        out_proj: The weight of the last layer.
-        epilogue: (3, C): the norm's weight and bias, and the bias of the last layer.
-        table, scale: Bias table and scale of an attention.
+        x: For the gradient of x, of any dtype and layout that a kernel can write.
+        in_proj, in_proj_bias: For weight and bias of the first layer, or of the joined layers of queries, keys, values.
+        out_proj: For the weight of the last layer.
+        epilogue: (3, C), for the norm's weight, the norm's bias and the last layer's bias.
+        table, scale: For the bias table and the scale of an attention.
     """
 
     x: Tensor | None
@@ -117,11 +117,12 @@ class Gradients:
     scale: Tensor | None = None
 
     def fit(self, channels: int, seen: int, in_proj: int) -> library.Gradients:
-        """They, for a kernel.
+        """The kernel argument.
 
         Args:
-            channels: Of x.
-            seen, in_proj: Features that the last layer was given, and that the first ones made.
+            channels: Channels of x.
+            seen: Input features of the last layer.
+            in_proj: Output features of the first layer, or of the joined layers of queries, keys and values.
         """
         fit((in_proj, channels), in_proj=self.in_proj)
         fit((in_proj,), in_proj_bias=self.in_proj_bias)
@@ -139,11 +140,11 @@ def mlp_backward(
     """The gradients of `add_mlp`.
 
     Args:
-        grad: Of the sums, (N, C).
-        x, norm: What it was given; the norm's bias may be anything.
-        gelu_in, branch_out: What it wrote besides the sums.
+        grad: The gradient of the result, (N, C).
+        x, norm: The arguments of `add_mlp`; the norm's bias is not used.
+        gelu_in, branch_out: The tensors that `add_mlp` saved.
         fc1, fc2: The weights of the linear layers.
-        to: Gets the gradients.
+        to: Receives the gradients.
     """
     (tokens, channels), hidden = x.shape, fc1.shape[0]
     fit(x.shape, grad=grad, branch_out=branch_out, x=x, **{"gradient of x": to.x})
@@ -157,7 +158,7 @@ def mlp_backward(
     )
     layers = as_weights((fc1, None)), as_weights((fc2, None))
     block = _add_mlp_to(library.Block(), *layers, norm)
-    saved = library.Saved(hidden=as_map(gelu_in), mlp_work=as_map(branch_out))
+    saved = library.Saved(hidden=as_map(gelu_in), mlp_out=as_map(branch_out))
     gradients = to.fit(channels, hidden, hidden)
     run("run_backward", x.dtype, (_plan_of_tokens(x), block, as_map(grad), as_map(x), saved, gradients))
 
@@ -177,12 +178,12 @@ def attention_backward(
     """The gradients of `add_attention`.
 
     Args:
-        grad: Of the sum, (B, H, W, C).
-        x, bias_table, scale, plan, norm: What it was given; the norm's bias may be anything.
-        saved: Queries, keys and values, the attended map and the norm's input, which it wrote besides the sums.
-        weights: Of the layers of queries, keys and values, and of the last one.
-        value_bias: The bias of the values.
-        to: Gets the gradients.
+        grad: The gradient of the result, (B, H, W, C).
+        x, bias_table, scale, plan, norm: The arguments of `add_attention`; the norm's bias is not used.
+        saved: The tensors that `add_attention` saved: `saved_qkv`, `attended` and `branch_out`.
+        weights: Those of the layers of queries, keys, values and of the output projection.
+        value_bias: The bias of the value layer.
+        to: Receives the gradients.
     """
     (batch, *grid, channels), heads = x.shape, scale.shape[0]
     qkv, attended, branch_out = (as_tokens(each) for each in saved)
@@ -206,15 +207,15 @@ _NOTHING = library.Map()
 def _add_attention_to(
     block: library.Block, layers: Sequence[Weights], table: Tensor, scale: Tensor, norm: Norm
 ) -> library.Block:
-    """Gives a block, for a kernel, its layers of queries, keys, values and of what follows."""
+    """Sets the attention branch of a kernel's block."""
     channels = len(norm[0])
-    block.query, block.key, block.value, block.output = (as_linear(each, channels, channels) for each in layers)
+    block.query, block.key, block.value, block.out_proj = (as_linear(each, channels, channels) for each in layers)
     block.table, block.scale, block.attention_norm = as_numbers(table), as_numbers(scale), as_norm(norm, channels)
     return block
 
 
 def _add_mlp_to(block: library.Block, fc1: Weights, fc2: Weights, norm: Norm) -> library.Block:
-    """Likewise its MLP."""
+    """Sets the MLP branch of a kernel's block."""
     channels, block.hidden = len(norm[0]), len(fc1[0])
     block.fc1, block.fc2 = as_linear(fc1, block.hidden, channels), as_linear(fc2, channels, block.hidden)
     block.mlp_norm = as_norm(norm, channels)
@@ -222,22 +223,21 @@ def _add_mlp_to(block: library.Block, fc1: Weights, fc2: Weights, norm: Norm) ->
 
 
 def _plan_of_tokens(x: Tensor) -> library.Plan:
-    """Tokens (N, C), each by itself."""
+    """A plan for tokens (N, C): each token is a window."""
     return library.Plan(images=1, height=1, width=len(x), window_height=1, window_width=1, heads=1, dim=x.shape[1])
 
 
 @dataclass(frozen=True)
 class BlockTensors:
-    """The tensors and numbers of a block, all on a CPU.
+    """The tensors and numbers of a block, on a CPU.
 
     Attributes:
-        qkv, out_proj: As `add_attention` takes them.
-        bias_table, scale: Likewise, in fp32 or in fp64: that decides which maps the block is for.
-        window, shift: How its maps are cut.
-        mask_padding: See `WindowPlan`.
-        attention_norm, mlp_norm: The norms that end the branches.
+        qkv, out_proj: See `add_attention`.
+        bias_table, scale: See `add_attention`. In fp64 the block is for maps in fp64; in fp32 it is for all other maps.
+        window, shift, mask_padding: See `WindowPlan`.
+        attention_norm, mlp_norm: The post-norms of the branches.
         fc1, fc2: The layers of the MLP.
-        extra_norm: The norm of the block's answer, if it has one.
+        extra_norm: The norm of the block's output, or None.
     """
 
     qkv: Sequence[Weights]
@@ -255,7 +255,7 @@ class BlockTensors:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of them."""
+        """All tensors of the block."""
         norms = (self.attention_norm, self.mlp_norm, *([] if self.extra_norm is None else [self.extra_norm]))
         layers = (*self.qkv, self.out_proj, self.fc1, self.fc2)
         pairs = [pair for each in (*layers, *(norm[:2] for norm in norms)) for pair in each]
@@ -263,10 +263,10 @@ class BlockTensors:
 
 
 class PreparedBlocks:
-    """A run of blocks that take maps of one size of channels, heads and window, as `run_blocks` takes it.
+    """Blocks with the same channels, heads and window, prepared for `run_blocks`.
 
-    It points at the memory of the weights, whose numbers may change in place. Whoever calls sees to it that no tensor
-    has got other memory since (`.data`). So does `PreparedProjection`.
+    The prepared blocks, like a `PreparedProjection`, point to the memory of the weights. The weights may change in
+    place, but the caller must ensure that their memory is not replaced (`.data`).
 
     Args:
         blocks: The blocks.
@@ -283,15 +283,15 @@ class PreparedBlocks:
         channels, heads = self.channels, self.heads
         alike = (tensors.window, tensors.mask_padding, _is_double(tensors))
         if alike != (self.window, self.mask_padding, self.is_double) or channels % heads:
-            raise ValueError("blocks of one run must have the same window, heads and precision.")
+            raise ValueError("blocks that run together must have the same window, heads and precision.")
         WindowPlan((1, 1), tensors.window, tensors.shift)
         fit((heads, 2 * self.window[0] - 1, 2 * self.window[1] - 1), bias_table=tensors.bias_table)
         fit((heads,), scale=tensors.scale)
         if tensors.scale.dtype != tensors.bias_table.dtype or tensors.scale.dtype not in (torch.float32, torch.float64):
-            raise ValueError("bias_table and scale must both be in fp32, or in fp64.")
+            raise ValueError("bias_table and scale must both be in fp32, or both in fp64.")
         for tensor in tensors.tensors:
             if not tensor.is_contiguous() or tensor.dtype not in library.TYPES:
-                raise ValueError(f"a tensor of strides {tensor.stride()} in {tensor.dtype} cannot be prepared.")
+                raise ValueError(f"a tensor with strides {tensor.stride()} in {tensor.dtype} cannot be prepared.")
         block, layers = library.Block(*tensors.shift), (*tensors.qkv, tensors.out_proj)
         _add_attention_to(block, layers, tensors.bias_table, tensors.scale, tensors.attention_norm)
         _add_mlp_to(block, tensors.fc1, tensors.fc2, tensors.mlp_norm)
@@ -300,7 +300,7 @@ class PreparedBlocks:
         return block
 
     def plan(self, x: Tensor) -> library.Plan:
-        """How maps of a size (B, H, W, C) are cut; refuses others than a run is for."""
+        """The plan for a map (B, H, W, C); raises an error for another number of channels."""
         fit((*x.shape[:3], self.channels), x=x)
         return _plan_of(x.shape, self.window, self.mask_padding, self.heads)
 
@@ -317,7 +317,7 @@ def run_blocks(prepared: PreparedBlocks, x: Tensor, out: Tensor | None = None) -
     Args:
         prepared: The blocks.
         x: The map (B, H, W, C), of any layout.
-        out: Gets the map; may be x. None for new memory.
+        out: Receives the map; may be x. None for new memory.
 
     Returns:
         `out`.
@@ -334,12 +334,12 @@ def run_blocks(prepared: PreparedBlocks, x: Tensor, out: Tensor | None = None) -
 
 
 class PreparedProjection:
-    """A linear layer and a norm that make one token of every window of a map, as `project` takes them.
+    """A linear layer and a norm that merge every window of a map into one token, prepared for `project`.
 
     Args:
-        layer: Takes the window's tokens, their numbers joined column by column.
-        norm: Of its answer.
-        window: Rows and columns of tokens that are joined; beyond the map are zeros.
+        layer: The layer; its input is the window's tokens, joined column by column.
+        norm: The norm of its output.
+        window: Size (height, width) in tokens of the windows; tokens beyond the map are zeros.
     """
 
     def __init__(self, layer: Weights, norm: Norm, window: Pair) -> None:
@@ -352,7 +352,7 @@ class PreparedProjection:
 
 
 def project(prepared: PreparedProjection, x: Tensor) -> Tensor:
-    """Joins the tokens of every window of a map, and projects and normalises them, without gradients.
+    """Joins the tokens of every window of a map, projects them and normalises the result, without gradients.
 
     Args:
         prepared: The layer and the norm.
@@ -372,14 +372,15 @@ def project(prepared: PreparedProjection, x: Tensor) -> Tensor:
 
 def _check_dtype(x: Tensor, is_double: bool) -> None:
     if not x.is_cpu or (x.dtype == torch.float64) is not is_double or x.dtype not in library.TYPES:
-        raise ValueError(f"a map on {x.device} in {x.dtype} is not for weights in {64 if is_double else 32} bits.")
+        needed = "fp64" if is_double else "fp32, bf16 or fp16"
+        raise ValueError(f"the map is on {x.device} in {x.dtype}; expected one on a CPU in {needed} for these weights.")
 
 
 class Copies:
-    """Copies of small tensors, and whether these have changed since: numbers, or the memory they lie in.
+    """Copies of small tensors, to see whether their values or addresses have changed.
 
     Args:
-        tensors: On a CPU and contiguous.
+        tensors: The tensors, on a CPU and contiguous.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -397,7 +398,7 @@ class Copies:
         )
 
     def are_equal(self) -> bool:
-        """Whether all tensors hold the same bytes as when they were copied."""
+        """Whether all tensors have the same addresses and bytes as at the time of the copy."""
         if [tensor.data_ptr() for tensor in self._tensors] != self._addresses:
             return False
         return bool(library.functions().are_equal(*self._arguments))

@@ -1,11 +1,11 @@
-"""The two residual branches of a block on a CPU, a cacheful at a time.
+"""The two residual branches of a block on a CPU, in chunks that fit the cache.
 
 In: a map (B, H, W, C) and the weights of a branch. Out: the map plus the branch's normalised output. A branch is
-computed for some windows, images or tokens at a time: what is computed between its products stays in the cache, and
-only what the gradients need is written to memory. The backward pass goes the same way. There is no gradient of the
-gradient: for that, load the model with attn_implementation="eager".
+computed for a chunk of windows, images or tokens at a time. Intermediate results stay in the cache, and only the
+tensors saved for backward are written to memory. The backward pass works in the same way. Second derivatives are not
+supported: for them, load the model with attn_implementation="eager".
 
-Each function marked `custom_op` is one operation of the graph under torch.compile.
+Under torch.compile, each function with the decorator `custom_op` is one operation of the graph.
 """
 
 import math
@@ -34,12 +34,12 @@ from swinv2.ops.windows import WindowPlan
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What follows the layers of a branch before it is added.
+    """The norm and drop path of a branch, between its layers and the sum.
 
     Attributes:
-        weight, bias, eps: Of the layer norm.
-        keep_mask: Which images the branch is computed for, (B); the others stay as they are. None for all.
-        factor: What the norm's answer is multiplied by.
+        weight, bias, eps: Parameters of the layer norm.
+        keep_mask: True for the images with a branch, (B); the other images are unchanged. None for all images.
+        factor: Factor of the norm's output.
     """
 
     weight: Tensor
@@ -58,12 +58,12 @@ def add_attention(
     plan: WindowPlan,
     epilogue: Epilogue,
 ) -> Tensor:
-    """x + factor * norm(last(attention(q(x), k(x), v(x)))).
+    """x + factor * norm(out_proj(attention(q(x), k(x), v(x)))).
 
     Args:
         x: The map (B, H, W, C).
-        qkv: The linear layers of queries, keys and values; that of the keys has no bias.
-        out_proj: The linear layer after the attention.
+        qkv: The linear layers of queries, keys and values; the key layer has no bias.
+        out_proj: The output projection.
         bias_table, scale, plan: See `reference.window_attention`.
         epilogue: The norm and the drop path.
     """
@@ -75,7 +75,7 @@ def add_attention(
 
 
 def add_mlp(x: Tensor, fc1: Weights, fc2: Weights, epilogue: Epilogue) -> Tensor:
-    """x + factor * norm(narrow(GELU(widen(x)))).
+    """x + factor * norm(fc2(GELU(fc1(x)))).
 
     Args:
         x: The map (B, H, W, C).
@@ -93,7 +93,7 @@ def _wants_gradients(*tensors: Tensor | None) -> bool:
 
 
 def _stored_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of what a branch leaves for its gradients: autocast's, where that is on."""
+    """The dtype of the tensors saved for backward: that of autocast, if it is on."""
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
         return torch.get_autocast_dtype("cpu")
     return x.dtype
@@ -130,14 +130,14 @@ def attention_branch(
 
     Args:
         x, bias_table, scale, plan: See `add_attention`.
-        weights, biases: Of the layers of queries, keys and values, and of the last one.
+        weights, biases: Those of the layers of queries, keys, values and of the output projection.
         norm_weight, norm_bias, eps, keep_mask, factor: See `Epilogue`.
-        save_for_backward: Whether to return what the gradients need.
-        dtype: What that is stored in.
+        save_for_backward: Whether to return the tensors that the backward pass needs.
+        dtype: Their dtype.
 
     Returns:
-        The sum; queries, keys and values (B, H, W, 3 C); the attended map (B, H, W, C), and the norm's input, likewise.
-        They have the images of the keep mask first, and undefined numbers after them. They are empty unless
+        The sum; queries, keys and values (B, H, W, 3 C); the attended map (B, H, W, C); and the norm's input
+        (B, H, W, C). The last three have the kept images first, then undefined numbers. They are empty unless
         `save_for_backward`.
     """
     out, qkv, attended, branch_out = _empty_attention_branch(x, save_for_backward, dtype, plan)
@@ -166,8 +166,8 @@ def _attend_by_torch(
     dtype: torch.dtype,
     saved: Sequence[Tensor],
 ) -> None:
-    """`blocks.add_attention` with products by torch, which has them in 16 bits; what is to be saved is empty if it is
-    not."""
+    """`blocks.add_attention` with matrix products by torch, which can be in 16 bits; tensors in `saved` that are not
+    needed are empty."""
     heads, padding = len(scale), _as_vectors(layers[2][1], len(scale))
     in_proj = join([weight for weight, _ in layers[:3]], [bias for _, bias in layers[:3]])
     for chunk in _image_chunks(images, dtype):
@@ -224,17 +224,18 @@ def attention_branch_backward(
     """The gradients of `attention_branch`.
 
     Args:
-        grad: Of the sum.
-        x, weights, bias_table, scale, norm_weight, eps, keep_mask, factor, dtype, plan: What it was given.
-        saved: What it returned besides the sum.
-        value_bias: The bias of the values.
-        wants: Whether the gradients of x, of the joined weight, of the last layer's weight and of the bias table are
-            wanted; they are empty where they are not.
+        grad: The gradient of the sum.
+        x, weights, bias_table, scale, norm_weight, eps, keep_mask, factor, dtype, plan: The arguments of
+            `attention_branch`.
+        saved: Its results, without the sum.
+        value_bias: The bias of the value layer.
+        wants: Whether to compute the gradients of x, of the joined weight of queries, keys and values, of the output
+            projection's weight and of the bias table. A gradient that is not wanted is empty.
 
     Returns:
         The gradients of x; of weight (3 C, C) and bias (3 C) of the joined layers of queries, keys and values; of the
-        last layer's weight; of the bias table; of the scale; and of the norm's weight, of its bias and of the last
-        layer's bias, (3, C). All but x's are in fp32 at least.
+        output projection's weight; of the bias table; of the scale; and, as one tensor (3, C), of the norm's weight,
+        the norm's bias and the output projection's bias. All but the first are in fp32 at least.
     """
     arguments = (grad, x, saved, weights, value_bias, bias_table, scale, wants, dtype, plan)
     grad_x, *sums = gradients = _empty_attention_gradients(*arguments)
@@ -244,12 +245,12 @@ def attention_branch_backward(
     given = (bias_table, scale, plan, (norm_weight, norm_weight, eps, factor))
     if uses_kernels(dtype):
         in_proj, bias, out_proj, table, grad_scale, epilogue = sums
-        some = [each[: len(images)] for each in saved]
+        of_images = [each[: len(images)] for each in saved]
         wanted = [
             each if is_wanted else None for each, is_wanted in zip((in_proj, out_proj, table), wants[1:], strict=True)
         ]
         to = blocks.Gradients(grad_images, wanted[0], bias, wanted[1], epilogue, wanted[2], grad_scale)
-        blocks.attention_backward(grads, images, some, weights, value_bias, *given, to)
+        blocks.attention_backward(grads, images, of_images, weights, value_bias, *given, to)
     else:
         _attend_backward_by_torch(grads, images, saved, weights, value_bias, *given, wants, dtype, grad_images, sums)
     if index is not None and grad_images is not None:
@@ -272,37 +273,40 @@ def _attend_backward_by_torch(
     grad_images: Tensor | None,
     sums: Sequence[Tensor],
 ) -> None:
-    """`blocks.attention_backward` with products by torch; `sums` gets the other gradients."""
+    """`blocks.attention_backward` with matrix products by torch; writes the gradient of x to `grad_images` and the
+    other gradients to `sums`."""
     grad_in_proj, grad_bias, grad_out_proj, grad_table, grad_scale, grad_epilogue = (each.zero_() for each in sums)
     (norm_weight, _, eps, factor), epilogue = norm, grad_epilogue.double()
     qkv, attended, branch_out = saved
     heads, padding = len(scale), _as_vectors(value_bias, len(scale))
     in_proj, out_proj = torch.cat(list(weights[:3])), weights[3]
     for chunk in _image_chunks(images, dtype):
-        tokens, some_grad, some_qkv, some_attended, some_branch_out = (
+        tokens, chunk_grad, chunk_qkv, chunk_attended, chunk_branch_out = (
             each[chunk].flatten(0, 2) for each in (images, grads, qkv, attended, branch_out)
         )
-        grad_branch_out = some_grad.new_empty(some_grad.shape, dtype=dtype)
-        kernels.add_normalised_backward(some_grad, some_branch_out, norm_weight, eps, factor, grad_branch_out, epilogue)
+        grad_branch_out = chunk_grad.new_empty(chunk_grad.shape, dtype=dtype)
+        kernels.add_normalised_backward(
+            chunk_grad, chunk_branch_out, norm_weight, eps, factor, grad_branch_out, epilogue
+        )
         if wants[2]:
-            add_transposed_product(grad_out_proj, grad_branch_out, some_attended, dtype)
+            add_transposed_product(grad_out_proj, grad_branch_out, chunk_attended, dtype)
         grad_attended, grad_qkv = (
             product(grad_branch_out, out_proj.T, None, dtype),
-            grad_branch_out.new_empty(some_qkv.shape),
+            grad_branch_out.new_empty(chunk_qkv.shape),
         )
-        vectors, q, k, v = (_as_vectors_of(plan, part, heads) for part in (grad_attended, *some_qkv.chunk(3, -1)))
+        vectors, q, k, v = (_as_vectors_of(plan, part, heads) for part in (grad_attended, *chunk_qkv.chunk(3, -1)))
         made = [_as_vectors_of(plan, part, heads) for part in grad_qkv.chunk(3, -1)]
         arguments = (vectors, q, k, v, bias_table, scale, padding, plan, made, wants[3])
-        some_table, some_scale, some_padding = kernels.attend_backward(*arguments)
-        grad_scale += some_scale
-        if some_table is not None:
-            grad_table += some_table
+        chunk_table, chunk_scale, chunk_padding = kernels.attend_backward(*arguments)
+        grad_scale += chunk_scale
+        if chunk_table is not None:
+            grad_table += chunk_table
         grad_bias += sum_of_tokens(grad_qkv)
-        grad_bias.chunk(3)[2].add_(some_padding.flatten())
+        grad_bias.chunk(3)[2].add_(chunk_padding.flatten())
         if wants[1]:
             add_transposed_product(grad_in_proj, grad_qkv, tokens, dtype)
         if grad_images is not None:
-            product(grad_qkv, in_proj.T, None, dtype, base=some_grad, out=grad_images[chunk].flatten(0, 2))
+            product(grad_qkv, in_proj.T, None, dtype, base=chunk_grad, out=grad_images[chunk].flatten(0, 2))
     grad_epilogue.copy_(epilogue)
 
 
@@ -371,14 +375,14 @@ def mlp_branch(
 
     Args:
         x: The map (B, H, W, C).
-        w1, b1, w2, b2: Of the two linear layers.
+        w1, b1, w2, b2: Weights and biases of the two linear layers.
         norm_weight, norm_bias, eps, keep_mask, factor: See `Epilogue`.
-        save_for_backward: Whether to return what the gradients need.
-        dtype: What that is stored in.
+        save_for_backward: Whether to return the tensors that the backward pass needs.
+        dtype: Their dtype.
 
     Returns:
-        The sum; the GELU's input (N, hidden) and the norm's input (N, C), of the images of the keep mask first, and
-        undefined numbers after them. They are empty unless `save_for_backward`.
+        The sum; the GELU's input (N, hidden); and the norm's input (N, C). The last two have the tokens of the kept
+        images first, then undefined numbers. They are empty unless `save_for_backward`.
     """
     out, hidden, branch_out = _empty_mlp_branch(x, w1, save_for_backward, dtype)
     index = _kept_images(keep_mask)
@@ -389,11 +393,11 @@ def mlp_branch(
         saved = [each[: len(tokens)] for each in (hidden, branch_out)] if save_for_backward else []
         blocks.add_mlp(tokens, (w1, b1), (w2, b2), norm, buffers, *saved)
     for chunk in [] if uses_kernels(dtype) else _token_chunks(tokens, w1, dtype):
-        some = tokens[chunk]
-        gelu_out = some.new_empty(len(some), len(w1), dtype=dtype)
-        product(some, w1, b1, dtype, out=hidden[chunk] if save_for_backward else None, gelu_out=gelu_out)
-        some_branch_out = product(gelu_out, w2, b2, dtype, out=branch_out[chunk] if save_for_backward else None)
-        kernels.add_normalised(some, some_branch_out, *norm, buffers[chunk])
+        chunk_tokens = tokens[chunk]
+        gelu_out = chunk_tokens.new_empty(len(chunk_tokens), len(w1), dtype=dtype)
+        product(chunk_tokens, w1, b1, dtype, out=hidden[chunk] if save_for_backward else None, gelu_out=gelu_out)
+        chunk_branch_out = product(gelu_out, w2, b2, dtype, out=branch_out[chunk] if save_for_backward else None)
+        kernels.add_normalised(chunk_tokens, chunk_branch_out, *norm, buffers[chunk])
     if index is not None:
         out.copy_(x)[index] = sums
     return out, hidden, branch_out
@@ -432,14 +436,14 @@ def mlp_branch_backward(
     """The gradients of `mlp_branch`.
 
     Args:
-        grad: Of the sum.
-        x, w1, w2, norm_weight, eps, keep_mask, factor, dtype: What it was given.
-        hidden, branch_out: What it returned besides the sum.
-        wants: Whether the gradients of x, w1 and w2 are wanted; they are empty where they are not.
+        grad: The gradient of the sum.
+        x, w1, w2, norm_weight, eps, keep_mask, factor, dtype: The arguments of `mlp_branch`.
+        hidden, branch_out: Its results, without the sum.
+        wants: Whether to compute the gradients of x, w1 and w2. A gradient that is not wanted is empty.
 
     Returns:
-        The gradients of x; of w1 and b1; of w2; and of the norm's weight, of its bias and of b2, (3, C). All but x's
-        are in fp32 at least.
+        The gradients of x, w1, b1 and w2; and, as one tensor (3, C), of the norm's weight, the norm's bias and b2. All
+        but the first are in fp32 at least.
     """
     grad_x, *sums = gradients = _empty_mlp_gradients(grad, x, hidden, wants, dtype)
     index = _kept_images(keep_mask)
@@ -472,14 +476,15 @@ def _mlp_backward_by_torch(
     buffers: Tensor | None,
     sums: Sequence[Tensor],
 ) -> None:
-    """`blocks.mlp_backward` with products by torch; `sums` gets the other gradients."""
+    """`blocks.mlp_backward` with matrix products by torch; writes the gradient of x to `buffers` and the other
+    gradients to `sums`."""
     grad_w1, grad_b1, grad_w2, grad_epilogue = (each.zero_() for each in sums)
     (norm_weight, _, eps, factor), bias, epilogue = norm, grad_b1.double(), grad_epilogue.double()
     for chunk in _token_chunks(tokens, w1, dtype):
-        some_grad, gelu_in = grads[chunk], hidden[chunk]
-        grad_branch_out = some_grad.new_empty(some_grad.shape, dtype=dtype)
+        chunk_grad, gelu_in = grads[chunk], hidden[chunk]
+        grad_branch_out = chunk_grad.new_empty(chunk_grad.shape, dtype=dtype)
         kernels.add_normalised_backward(
-            some_grad, branch_out[chunk], norm_weight, eps, factor, grad_branch_out, epilogue
+            chunk_grad, branch_out[chunk], norm_weight, eps, factor, grad_branch_out, epilogue
         )
         grad_hidden, gelu_out = product(grad_branch_out, w2.T, None, dtype), grad_branch_out.new_empty(gelu_in.shape)
         kernels.gelu_backward(gelu_in, grad_hidden, gelu_out, grad_hidden, bias)
@@ -488,7 +493,7 @@ def _mlp_backward_by_torch(
         if wants[1]:
             add_transposed_product(grad_w1, grad_hidden, tokens[chunk], dtype)
         if buffers is not None:
-            product(grad_hidden, w1.T, None, dtype, base=some_grad, out=buffers[chunk])
+            product(grad_hidden, w1.T, None, dtype, base=chunk_grad, out=buffers[chunk])
     grad_b1.copy_(bias)
     grad_epilogue.copy_(epilogue)
 
@@ -523,28 +528,28 @@ def _dtypes(*arguments: Any) -> list[torch.dtype | None]:
 def _as_asked(
     gradients: Sequence[Tensor], asked: Sequence[bool], dtypes: Sequence[torch.dtype | None]
 ) -> list[Tensor | None]:
-    """Gradients in their tensors' dtypes; None where none was asked for."""
+    """Gradients in the dtypes of the tensors; None if a gradient was not requested."""
     triples = zip(gradients, asked, dtypes, strict=False)
     return [_in_dtype(gradient, dtype) if wanted else None for gradient, wanted, dtype in triples]
 
 
 def _in_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    # Asking torch takes longer.
+    # Faster than `to`, even if `to` changes nothing.
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _kept_images(keep_mask: Tensor | None) -> Tensor | None:
-    """Numbers of the images that drop path keeps; None for all."""
+    """Indices of the images in the keep mask; None for all images."""
     return None if keep_mask is None or keep_mask.all() else keep_mask.nonzero().flatten()
 
 
 def _take(images: Tensor, index: Tensor | None) -> Tensor:
-    """Images of certain numbers, one after the other in memory. (torch's indexing keeps the layout.)"""
+    """Selects images, contiguous in memory. (torch's indexing alone keeps the layout.)"""
     return (images if index is None else images[index]).contiguous()
 
 
 def _as_vectors(bias: Tensor | None, heads: int) -> Tensor | None:
-    """The value of a padding token, which is a token of zeros, for each head."""
+    """The value of a padding token (a token of zeros) for each head: the bias."""
     return None if bias is None else bias.view(heads, -1)
 
 
@@ -554,7 +559,7 @@ def _as_vectors_of(plan: WindowPlan, tokens: Tensor, heads: int) -> Tensor:
 
 
 def _image_chunks(images: Tensor, dtype: torch.dtype) -> list[slice]:
-    """Images whose queries, keys, values and what follows them fit the cache."""
+    """Chunks of images whose queries, keys, values, attended map and branch output fit the cache."""
     return chunks(len(images), 5 * math.prod(images.shape[1:]) * dtype.itemsize)
 
 

@@ -1,26 +1,26 @@
-"""What fits the cache.
+"""Chunks that fit the cache.
 
-In: sizes. Out: slices. This module does not know what is computed.
+In: sizes. Out: slices.
 
-Eager mode writes every intermediate result to memory and reads it again; a large one is written to fresh memory, which
-the system must clear first. In chunks, the intermediate results live in the cache.
+Eager mode writes every intermediate result to memory and reads it again. A large result needs new memory, which the
+system must clear first. With chunks, the intermediate results stay in the cache.
 """
 
 CACHE_BYTES = 2**24
-"""Bytes of the intermediate tensors: less than the last-level cache. With much less, calls become so small that calling
-costs more than it saves."""
+"""Most bytes of the intermediate tensors of a chunk: less than the last-level cache. With much less, the overhead of
+the calls is larger than the gain."""
 
 SMALLEST_CHUNK = 256
-"""Tokens below which a matrix product is too thin to be fast."""
+"""With fewer tokens, a matrix product is slow."""
 
 
 def chunks(count: int, item_bytes: int, least: int = 1) -> list[slice]:
-    """Cuts items into chunks of about equal size that fit the cache.
+    """Divides items into chunks of about equal size that fit the cache.
 
     Args:
         count: Number of items.
-        item_bytes: What an item needs at its widest.
-        least: Items that should stay together to be fast.
+        item_bytes: Most bytes of intermediate tensors that exist at the same time for an item.
+        least: Fewest items of a chunk, even if they do not fit the cache.
     """
     number = -(-count // max(CACHE_BYTES // item_bytes, least))
     return [slice(count * chunk // number, count * (chunk + 1) // number) for chunk in range(number)]

@@ -1,8 +1,8 @@
 """The compiled kernels for CPUs as functions of tensors.
 
-In: tensors on a CPU, of any layout. Out: tensors, mostly written into place: these must lie as kernels write them,
-features side by side. Nothing here is differentiable. `library.py` says where the kernels are there, `blocks.py` has
-those for whole branches and blocks.
+In: tensors on a CPU, of any layout. Out: tensors, most of them written in place; in these, the features of a token must
+be contiguous. Nothing here is differentiable. `library.py` finds the kernels; `blocks.py` has the kernels of whole
+branches and blocks.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def attend(
     Args:
         q, k, v: Maps (B, H, W, heads, head_dim), of one dtype.
         bias_table, scale, padded_value, plan: See `reference.window_attention`.
-        out: Gets the attended map.
+        out: Receives the attended map.
     """
     table, scale, padding = fit_attention(v, bias_table, scale, padded_value, plan)
     fit(v.shape, q=q, k=k, out=out)
@@ -62,14 +62,14 @@ def attend_backward(
     """The gradients of `attend`.
 
     Args:
-        grad: Of the attended map.
-        q, k, v, bias_table, scale, padded_value, plan: What `attend` was given.
-        out: Get the gradients of q, k and v.
-        wants_table: Whether the bias table has a gradient.
+        grad: The gradient of the attended map.
+        q, k, v, bias_table, scale, padded_value, plan: The arguments of `attend`.
+        out: Receive the gradients of q, k and v.
+        wants_table: Whether to compute the gradient of the bias table.
 
     Returns:
-        The gradients of the bias table (None unless wanted), of the scale and of the padding tokens' value, summed in
-        fp64 and in fp32 at least.
+        The gradients of the bias table (or None), the scale and `padded_value`, in fp32 at least; sums over threads are
+        in fp64.
     """
     table, scale, padding = fit_attention(v, bias_table, scale, padded_value, plan)
     fit(v.shape, grad=grad, q=q, k=k, **{f"gradient {i}": each for i, each in enumerate(out)})
@@ -90,13 +90,13 @@ def _plan(plan: WindowPlan, vectors: Tensor) -> object:
 def add_normalised(
     x: Tensor, branch_out: Tensor, weight: Tensor, bias: Tensor, eps: float, factor: float, out: Tensor
 ) -> None:
-    """x + factor * norm(work), for every token.
+    """x + factor * norm(branch_out), for every token.
 
     Args:
         x, branch_out: Tokens (N, C).
-        weight, bias, eps: Of the layer norm.
-        factor: What its answer is multiplied by.
-        out: Gets the sums; may be x.
+        weight, bias, eps: Parameters of the layer norm.
+        factor: Factor of the norm's output.
+        out: Receives the result; may be x.
     """
     fit(x.shape, x=x, branch_out=branch_out, out=out)
     fit(x.shape[1:], weight=weight, bias=bias)
@@ -113,13 +113,13 @@ def add_normalised(
 def add_normalised_backward(
     grad: Tensor, branch_out: Tensor, weight: Tensor, eps: float, factor: float, out: Tensor, sums: Tensor
 ) -> None:
-    """The gradients of `add_normalised`; x's is the answer's.
+    """The gradients of `add_normalised`; the gradient of x is `grad`.
 
     Args:
-        grad: Of the sums, (N, C).
-        branch_out, weight, eps, factor: What `add_normalised` was given.
-        out: Gets the gradient of `branch_out`.
-        sums: (3, C) in fp64: to these are added the gradients of weight and bias, and all tokens of `out`.
+        grad: The gradient of the result, (N, C).
+        branch_out, weight, eps, factor: The arguments of `add_normalised`.
+        out: Receives the gradient of `branch_out`.
+        sums: (3, C) in fp64. The function adds the gradients of weight and bias, and the sum of all tokens of `out`.
     """
     fit(grad.shape, grad=grad, branch_out=branch_out, out=out)
     fit(grad.shape[1:], weight=weight)
@@ -130,21 +130,21 @@ def add_normalised_backward(
 
 
 def gelu(gelu_in: Tensor, out: Tensor) -> None:
-    """The exact GELU of tokens (N, C); `out` may be what is given."""
+    """The exact GELU of tokens (N, C); `out` may be `gelu_in`."""
     fit(gelu_in.shape, gelu_in=gelu_in, out=out)
     gelu_in = as_tokens(gelu_in)
     run("gelu", gelu_in.dtype, (*gelu_in.shape, as_map(gelu_in), as_map(out)))
 
 
 def gelu_backward(gelu_in: Tensor, grad: Tensor, gelu_out: Tensor, out: Tensor, sums: Tensor) -> None:
-    """The exact GELU again, and its gradient.
+    """Computes the exact GELU again, and its gradient.
 
     Args:
-        gelu_in: Tokens (N, C).
-        grad: Of the GELU of these.
-        gelu_out: Gets their GELU.
-        out: Gets their gradient; may be `grad`.
-        sums: (C) in fp64: to these are added all tokens of `out`.
+        gelu_in: Tokens (N, C), the input of the GELU.
+        grad: The gradient of its output.
+        gelu_out: Receives its output.
+        out: Receives the gradient of its input; may be `grad`.
+        sums: (C) in fp64. The function adds the sum of all tokens of `out`.
     """
     fit(gelu_in.shape, gelu_in=gelu_in, grad=grad, gelu_out=gelu_out, out=out)
     fit(gelu_in.shape[1:], sums=sums)

@@ -1,7 +1,7 @@
-"""The compiled kernels for CPUs: which library is for this processor, and what its functions take.
+"""The library of compiled kernels for this processor, and the signatures of its functions.
 
-In: nothing but the machine. Out: functions of C, or the reason why there are none. `arguments.py` calls them. How
-they are compiled is in `hatch_build.py` beside this package's sources, what they compute in `sources`.
+Out: C functions, or the reason why they are missing. `arguments.py` calls them, `hatch_build.py` compiles them, and
+`sources` has their code.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import torch
 FOLDER = Path(__file__).parent
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-"""As `sources/numbers.h` counts them."""
+"""The numbers of the types in `sources/numbers.h`."""
 
 
 class Map(ctypes.Structure):
@@ -27,7 +27,7 @@ class Map(ctypes.Structure):
 
 
 class Plan(ctypes.Structure):
-    """How maps are cut: `Plan` of `sources/windows.h`."""
+    """The windows of maps: `Plan` of `sources/windows.h`."""
 
     _fields_ = [
         (name, c_int64)
@@ -39,7 +39,7 @@ class Plan(ctypes.Structure):
 
 
 class Numbers(ctypes.Structure):
-    """Numbers side by side: `Numbers` of `sources/numbers.h`."""
+    """A contiguous vector: `Numbers` of `sources/numbers.h`."""
 
     _fields_ = [("data", c_void_p), ("type", c_int64)]
 
@@ -61,7 +61,7 @@ class Block(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int64) for name in ("shift_height", "shift_width", "hidden")),
-        *((name, Linear) for name in ("query", "key", "value", "output")),
+        *((name, Linear) for name in ("query", "key", "value", "out_proj")),
         *((name, Numbers) for name in ("table", "scale")),
         ("attention_norm", Norm),
         *((name, Linear) for name in ("fc1", "fc2")),
@@ -70,13 +70,13 @@ class Block(ctypes.Structure):
 
 
 class Saved(ctypes.Structure):
-    """Where what the gradients need is written to: `Saved` of `sources/numbers.h`."""
+    """The tensors saved for backward: `Saved` of `sources/numbers.h`."""
 
-    _fields_ = [(name, Map) for name in ("qkv", "attended", "attention_work", "hidden", "mlp_work")]
+    _fields_ = [(name, Map) for name in ("qkv", "attended", "attention_out", "hidden", "mlp_out")]
 
 
 class Gradients(ctypes.Structure):
-    """What gets the gradients of a branch: `Gradients` of `sources/numbers.h`."""
+    """The buffers for the gradients of a branch: `Gradients` of `sources/numbers.h`."""
 
     _fields_ = [
         ("x", Map),
@@ -87,7 +87,7 @@ class Gradients(ctypes.Structure):
 _PLAN, _MAP = ctypes.POINTER(Plan), ctypes.POINTER(Map)
 
 _CALL = [c_long, c_void_p, c_long]
-"""Number of threads, memory to work in, its bytes: the last arguments of each kernel."""
+"""The last arguments of each kernel: number of threads, workspace, bytes of the workspace."""
 
 SIGNATURES = {
     "attend": [_PLAN, *[_MAP] * 3, *[c_void_p] * 3, _MAP, *_CALL],
@@ -103,12 +103,13 @@ SIGNATURES = {
     "gelu": [*[c_long] * 2, *[_MAP] * 2, *_CALL],
     "gelu_backward": [*[c_long] * 2, *[_MAP] * 4, c_void_p, *_CALL],
 }
-"""Arguments of each kernel. Each returns 0, or the bytes that it needs if it was given too few, and did nothing."""
+"""Arguments of each kernel. A kernel returns 0; if the workspace is too small, it does nothing and returns the bytes
+that it needs."""
 
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """The kernels for this processor; None where `refuse` says why."""
+    """The library for this processor; None if `refuse` returns a reason."""
     if refuse() is not None:
         return None
     library = ctypes.CDLL(str(_path()))
@@ -121,18 +122,18 @@ def load() -> ctypes.CDLL | None:
 
 
 def functions() -> Any:
-    """The same, where there are some."""
+    """The library, if it is known to exist."""
     return load()
 
 
 def kernel(name: str, is_double: bool) -> Any:
-    """One of them, for maps in fp64 or for all others."""
+    """A kernel, for maps in fp64 or for maps in any other dtype."""
     return getattr(load(), f"{name}_f64" if is_double else f"{name}_f32")
 
 
 @torch.compiler.assume_constant_result
 def refuse(dtype: torch.dtype | None = None) -> str | None:
-    """Why there are no compiled kernels here, or none for a dtype; None if there are."""
+    """The reason why this machine has no compiled kernels, or none for a dtype; None if it has them."""
     return _reason() or (None if dtype is None or dtype in TYPES else f"they have no kernels for {dtype}")
 
 
@@ -142,9 +143,9 @@ def _reason() -> str | None:
     if path is None:
         return f"this package's compiled kernels are not for this processor ({torch.backends.cpu.get_cpu_capability()})"
     if not path.exists():
-        return "this package was installed without its compiled kernels; install it again where there is a C compiler"
+        return "this package was installed without its compiled kernels; install a C compiler and the package again"
     if _fingerprint(FOLDER / "sources").encode() not in path.read_bytes():
-        return "this package's compiled kernels were made of other sources; install it again"
+        return "this package's compiled kernels were compiled from other sources; install it again"
     try:
         ctypes.CDLL(str(path))
     except OSError as error:
@@ -153,7 +154,7 @@ def _reason() -> str | None:
 
 
 def _path() -> Path | None:
-    """Where the library for this processor is if it was compiled; None if there is none for such a processor."""
+    """The path of the library for this processor, which may not exist; None if this processor is not supported."""
     capability = torch.backends.cpu.get_cpu_capability()
     if platform.machine() == "x86_64":
         level = {"AVX2": "avx2", "AVX512": "avx512"}.get(capability)

@@ -1,4 +1,4 @@
-"""Matrix products by torch, and which dtypes the processor multiplies in.
+"""Matrix products by torch, and the dtypes for which the processor has instructions.
 
 In: features and weights on a CPU. Out: products.
 """
@@ -16,7 +16,7 @@ from swinv2.ops.execution import Execution, execution
 
 
 def join(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Weights:
-    """Layers that take the same features as one layer."""
+    """Joins layers with the same input into one layer."""
     if all(bias is None for bias in biases):
         return torch.cat(list(weights)), None
     pairs = zip(weights, biases, strict=True)
@@ -24,14 +24,16 @@ def join(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Weights:
 
 
 def is_slow(*tensors: Tensor | None) -> bool:
-    """Whether a product of tensors, or of what autocast makes of them, is one in 16 bits that the processor has no
-    instructions for: torch then multiplies number by number, and rounds sums on the way."""
+    """Whether the product of tensors, after autocast, is in a 16-bit dtype without instructions of the processor.
+
+    torch's product is then slow, and rounds intermediate sums.
+    """
     dtypes = {tensor.dtype for tensor in in_autocast_dtype(*tensors) if tensor is not None}
     return len(dtypes) == 1 and is_slow_in(dtypes.pop())
 
 
 def in_fp32(operation: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
-    """What an operation returns for tensors in 16 bits, or for what autocast makes of them, computed in fp32."""
+    """Computes an operation on 16-bit tensors (after autocast) in fp32, and rounds the result to their dtype."""
     given = in_autocast_dtype(*tensors)
     with torch.autocast("cpu", enabled=False):
         return operation(*(each if each is None else each.float() for each in given)).to(given[0].dtype)
@@ -46,15 +48,15 @@ def product(
     out: Tensor | None = None,
     gelu_out: Tensor | None = None,
 ) -> Tensor:
-    """tokens @ weight.T + bias + base, of matrices, by torch and without gradients.
+    """tokens @ weight.T + bias + base, by torch and without gradients.
 
     Args:
         tokens: (N, in).
         weight, bias: (out, in) and (out).
-        dtype: What is multiplied is rounded to it.
+        dtype: The factors are rounded to it.
         base: (N, out).
-        out: Gets the sum, (N, out); may be `base`. None for new memory.
-        gelu_out: Gets the sum's GELU, if it is given.
+        out: Receives the sum, (N, out); may be `base`. None for new memory.
+        gelu_out: Receives the GELU of the sum, if given.
 
     Returns:
         The sum.
@@ -68,19 +70,19 @@ def product(
 
 
 def add_transposed_product(sums: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
-    """sums += left.T @ right, of matrices; what is multiplied is rounded to a dtype, the sums are in fp32 at least."""
+    """sums += left.T @ right; the factors are rounded to `dtype`, and the sums are in fp32 at least."""
     sums += left.to(dtype).T @ right.to(dtype)
 
 
 def sum_of_tokens(tokens: Tensor) -> Tensor:
-    """The sum of all tokens (N, C). In bf16 a product by ones is the faster, where the processor has it."""
+    """The sum of all tokens (N, C). In bf16 a product with ones is faster, if the processor has instructions for it."""
     if tokens.dtype == torch.bfloat16 and len(tokens) and _is_eager(tokens) and not is_slow_in(tokens.dtype):
         return tokens.new_ones(len(tokens)) @ tokens
     return tokens.sum(0)
 
 
 def in_autocast_dtype(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """What autocast makes of the arguments of a matrix product; they as they are where it is off."""
+    """The arguments of a matrix product in the dtype to which autocast converts them, if it is on."""
     if not torch.is_autocast_enabled("cpu"):
         return tensors
     dtype = torch.get_autocast_dtype("cpu")
@@ -103,6 +105,6 @@ def is_slow_in(dtype: torch.dtype) -> bool:
     questions = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     if dtype not in questions:
         return False
-    # Not public: a torch without them is taken for one that knows.
+    # These functions are not public. If torch has none, the dtype is assumed to be fast.
     ask = getattr(torch.ops.mkldnn, questions[dtype], None)
     return ask is not None and not (torch.backends.mkldnn.is_available() and ask())

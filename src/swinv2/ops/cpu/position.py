@@ -1,9 +1,8 @@
-"""The network of the position bias on a CPU, a few hundred positions at a time.
+"""The position bias network on a CPU, in chunks of a few hundred positions.
 
-In: windows, as integers, and the network's weights. Out: the bias table. The 512 hidden
-features of every position would be the largest tensor of a block at large windows; here they exist for a chunk at a
-time, and are computed again for the gradients. There is no gradient of the gradient: for that, load the model with
-attn_implementation="eager".
+In: window sizes, and the network's weights. Out: the bias table. For a large window, the 512 hidden features of every
+position would be the largest tensor of a block. Here they exist for one chunk at a time, and the backward pass computes
+them again. Second derivatives are not supported: for them, load the model with attn_implementation="eager".
 """
 
 from collections.abc import Sequence
@@ -20,11 +19,11 @@ from swinv2.ops.precision import without_autocast
 from swinv2.ops.windows import Pair
 
 POSITIONS_AT_ONCE = 256
-"""Their hidden features take half a MiB in fp32: they stay in a core's own cache."""
+"""Their hidden features take half a MiB in fp32, which fits a core's own cache."""
 
 
 def bias_table(window: Pair, pretrained_window: Pair, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
-    """16 sigmoid(w2 relu(w1 x + b1)) for every relative position x of a window.
+    """16 sigmoid(w2 relu(w1 x + b1)), for the coordinates x of every relative position of a window.
 
     Args:
         window, pretrained_window: See `coordinates.relative_coordinates`.
@@ -60,10 +59,10 @@ def _empty_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Te
 @custom_op(_empty_table)
 @without_autocast
 def evaluate_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Tensor:
-    """`bias_table` without gradients; the sizes of both windows one after the other."""
+    """`bias_table` without gradients; `sizes` are those of `window` and `pretrained_window`."""
     table = _empty_table(w1, b1, w2, sizes)
-    for some, out in zip(_chunks(_positions(sizes, w1)), _chunks(table.flatten(1).T), strict=True):
-        out.copy_(_hidden(some, w1, b1) @ w2.T)
+    for chunk, out in zip(_chunks(_positions(sizes, w1)), _chunks(table.flatten(1).T), strict=True):
+        out.copy_(_hidden(chunk, w1, b1) @ w2.T)
     return table.sigmoid_().mul_(LARGEST_BIAS)
 
 
@@ -81,18 +80,18 @@ def evaluate_table_backward(
     """The gradients of w1, b1 and w2.
 
     Args:
-        grad: Of the table.
-        w1, b1, w2, sizes: What `evaluate_table` was given.
-        table: What it returned.
+        grad: The gradient of the table.
+        w1, b1, w2, sizes: The arguments of `evaluate_table`.
+        table: Its result.
     """
     grad_w1, grad_b1, grad_w2 = (each.zero_() for each in _empty_gradients(grad, w1, b1, w2, table, sizes))
-    # 16 s (1 - s) is t (1 - t / 16).
+    # The derivative of t = 16 s, where s is a sigmoid: 16 s (1 - s) = t (1 - t / 16).
     grad_field = (grad * table * (1 - table / LARGEST_BIAS)).to(w1.dtype).flatten(1).T
-    for some, some_grad in zip(_chunks(_positions(sizes, w1)), _chunks(grad_field), strict=True):
-        hidden = _hidden(some, w1, b1)
-        grad_w2.addmm_(some_grad.T, hidden)
-        grad_hidden = torch.ops.aten.threshold_backward(some_grad @ w2, hidden, 0)
-        grad_w1.addmm_(grad_hidden.T, some)
+    for chunk, chunk_grad in zip(_chunks(_positions(sizes, w1)), _chunks(grad_field), strict=True):
+        hidden = _hidden(chunk, w1, b1)
+        grad_w2.addmm_(chunk_grad.T, hidden)
+        grad_hidden = torch.ops.aten.threshold_backward(chunk_grad @ w2, hidden, 0)
+        grad_w1.addmm_(grad_hidden.T, chunk)
         grad_b1 += grad_hidden.sum(0)
     return grad_w1, grad_b1, grad_w2
 
@@ -101,7 +100,7 @@ def _positions(sizes: Sequence[int], like: Tensor) -> Tensor:
     return _positions_of(*sizes, like.dtype)
 
 
-# A window's are the same in every call; a window of 24 has 2209 of two numbers.
+# Cached: they depend only on the window. A window of 24 has 2209 positions of two coordinates.
 @lru_cache(maxsize=64)
 def _positions_of(height: int, width: int, pretrained_height: int, pretrained_width: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):

@@ -1,1 +1,1 @@
-"""The fused backend of cosine window attention, for GPUs: kernels in Triton that read and write the map itself."""
+"""The Triton backend for GPUs: kernels of window attention and of the residual line, which use maps directly."""

@@ -1,19 +1,19 @@
 """The backward kernels: gradients of cosine window attention, from map to map.
 
-The attention weights are computed again from the statistics that the forward kernel stored for each token. Where a
-window is one tile, `whole_windows` does everything; otherwise `to_queries`, `to_keys` and, if the bias learns,
-`to_bias` each go over the pairs of tiles. A program that sums the gradient of the bias handles one pair of tiles and
-goes from window to window, so that sums stay in registers and no tensor of T x T exists.
+The attention weights are computed again from the softmax statistics that the forward kernel stored. If a window is one
+tile, `whole_windows` computes all gradients. Otherwise `to_queries`, `to_keys` and, if the bias table needs a gradient,
+`to_bias` each loop over the pairs of tiles. A program of `to_bias` has one pair of tiles and loops over windows, so its
+sums stay in registers and no T x T tensor exists.
 
-With x = c / |c| for a query or key c, dc = (dx - x (x dx)) / |c|; what counts as zero has no direction that could turn.
+With x = c / |c| for a query or key c, dc = (dx - x (x dx)) / |c|. If c counts as zero, dc = dx / SMALLEST_NORM.
 
-The arguments that all kernels have are those of `forward.attend`, and:
+All kernels have the arguments of `forward.attend`, and some of these:
 
-- softmax statistics: what the forward kernel wrote;
-- grad: gradient of the attended map, of the strides `attended_strides`, as all gradients of maps;
-- deltas: (windows of all images, heads, T), of each query the sum of `grad` times the answer;
-- grad_scale_parts, grad_padded_parts: room for each program's part of these gradients;
-- all_windows, splits: number of windows of all images, and among how many programs they are split.
+- softmax_stats: the softmax statistics from the forward kernel;
+- grad: the gradient of the attended map; all gradients of maps have the strides `attended_strides`;
+- deltas: (windows of all images, heads, T), for each query the dot product of `grad` and the attended vector;
+- grad_scale_parts, grad_padded_parts: buffers for each program's part of these gradients;
+- all_windows, splits: number of windows of all images, and number of parts into which they are split.
 """
 
 import triton
@@ -71,8 +71,7 @@ def _weigh(
 
 @triton.jit
 def _load_softmax_stats(softmax_stats, window, head, heads, queries, TOKENS: tl.constexpr):
-    """A token's row maximum of the logits, and the logarithm of the sum of its weights; with them the padding of a tile
-    has no weight."""
+    """Loads the softmax statistics of queries. A row maximum of infinity gives queries beyond the window no weight."""
     of_tokens = softmax_stats + (window.to(tl.int64) * heads + head) * (2 * TOKENS) + queries
     row_max = tl.load(of_tokens, mask=queries < TOKENS, other=float("inf"))
     return row_max, tl.load(of_tokens + TOKENS, mask=queries < TOKENS, other=0.0)
@@ -80,13 +79,14 @@ def _load_softmax_stats(softmax_stats, window, head, heads, queries, TOKENS: tl.
 
 @triton.jit
 def _unit(vectors, factors, PRECISE: tl.constexpr):
-    """Unit vectors in the vectors' dtype. Factors after a product would do, but in fp16 they could be too large."""
+    """Unit vectors, in the dtype of the vectors. In fp16 the factors could be too large to be multiplied in after a
+    product."""
     return rounded(vectors.to(PRECISE) * factors[:, None], vectors.dtype)
 
 
 @triton.jit
 def _through_unit(grad_unit, vectors, PRECISE: tl.constexpr):
-    """From the gradient of unit vectors to that of the vectors, and how long the former is along each of them."""
+    """The gradient of vectors from the gradient of their unit vectors, and the dot product of the latter two."""
     precise = vectors.to(PRECISE)
     square = tl.sum(precise * precise, 1)
     factors = reciprocal_of_root(tl.maximum(square, SMALLEST_SQUARE), vectors.dtype)
@@ -110,13 +110,13 @@ def _add_to_table(
     SPAN: tl.constexpr,
     DETERMINISTIC: tl.constexpr,
 ):
-    """Adds up pairs of the same relative position.
+    """Sums the gradients of pairs with the same relative position.
 
     Args:
-        grad_table: The table itself, to which programs add in whatever order they come; or, to be the same each time,
-            (parts, heads, SPAN), of which each program writes its own part, from its first entry on.
-        grad_bias: Gradient of the bias of pairs.
-        SPAN: Entries that a pair of tiles can have.
+        grad_table: The gradient of the table, to which programs add in any order. If DETERMINISTIC, (parts, heads,
+            SPAN): each program writes its own part, which begins at the first entry of its pair of tiles.
+        grad_bias: The gradient of the bias of each pair of tokens.
+        SPAN: The largest number of entries of a pair of tiles.
     """
     TABLE: tl.constexpr = (2 * WINDOW_HEIGHT - 1) * (2 * WINDOW_WIDTH - 1)
     entries, exist = pair_entries(queries, keys, WINDOW_HEIGHT, WINDOW_WIDTH)
@@ -160,7 +160,8 @@ def to_queries(
     PRECISE: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
 ):
-    """Gradients of the queries, and parts (windows of all images, tiles, heads) of the scale's; writes `deltas`."""
+    """Writes the gradient of the queries, parts (windows of all images, tiles, heads) of the scale's gradient, and
+    `deltas`."""
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     TILES: tl.constexpr = (TOKENS + BLOCK_QUERIES - 1) // BLOCK_QUERIES
     program = tl.program_id(0)
@@ -248,8 +249,8 @@ def to_keys(
     PRECISE: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
 ):
-    """Gradients of the keys and values, and where the map is padded parts (windows of all images, tiles, heads,
-    HEAD_DIM) of the padded value's."""
+    """Writes the gradients of the keys and values and, if PADDED, parts (windows of all images, tiles, heads, HEAD_DIM)
+    of the padded value's gradient."""
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     TILES: tl.constexpr = (TOKENS + BLOCK_KEYS - 1) // BLOCK_KEYS
     program = tl.program_id(0)
@@ -344,8 +345,8 @@ def to_bias(
     SPAN: tl.constexpr,
     DETERMINISTIC: tl.constexpr,
 ):
-    """Gradient of the bias table, see `_add_to_table`. A program has one pair of tiles, and every so many-th window;
-    its part is its split, then its tile of queries, then its tile of keys."""
+    """Writes the gradient of the bias table, see `_add_to_table`. A program has one pair of tiles, and the windows
+    split, split + splits, split + 2 splits and so on. Parts are ordered by split, tile of queries, tile of keys."""
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     QUERY_TILES: tl.constexpr = (TOKENS + BLOCK_QUERIES - 1) // BLOCK_QUERIES
     KEY_TILES: tl.constexpr = (TOKENS + BLOCK_KEYS - 1) // BLOCK_KEYS
@@ -435,8 +436,8 @@ def whole_windows(
     DETERMINISTIC: tl.constexpr,
     WANTS_BIAS: tl.constexpr,
 ):
-    """All gradients, where a window is one tile, of queries as of keys. A program has a head, and every so many-th
-    window; parts are (splits, heads, ...)."""
+    """Writes all gradients, if a window is one tile. A program has one head, and the windows split, split + splits,
+    split + 2 splits and so on. Parts are (splits, heads, ...)."""
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     program = tl.program_id(0)
     head = program % heads
@@ -482,7 +483,7 @@ def whole_windows(
         store(grad_v, attended_strides, locations, grad_value, HEAD_DIM, BLOCK_DIM)
         if PADDED:
             padding += tl.sum(tl.where(locations[4][:, None], 0.0, grad_value), 0)
-        # All keys are here, so the sum needs no answer, and is as exact as its terms.
+        # All keys are in this tile, so the sum is computed from the weights, without the attended map.
         grad_weights = multiply(grad_output, tl.trans(value), PRECISE, INPUT_PRECISION)
         grad_logits = weights * (grad_weights - tl.sum(weights * grad_weights, 1)[:, None])
         if WANTS_BIAS:

@@ -1,8 +1,8 @@
 """The forward kernel: cosine window attention from map to map.
 
-One program has one tile of queries of one window and one head, and takes the keys tile by tile (online softmax). The
-products of queries and keys are of the vectors as they are, in fp32; what makes cosines of them is multiplied in
-afterwards, so that nothing is rounded to 16 bits on the way to a logit.
+A program computes one tile of queries of one window and one head, and loops over the tiles of keys (online softmax). It
+multiplies queries and keys before they are normalised, in fp32, and then multiplies the products by the reciprocal
+norms. So no intermediate result of a logit is rounded to 16 bits.
 """
 
 import triton
@@ -51,19 +51,20 @@ def attend(
     PRECISE: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
 ):
-    """Writes the attended map, and what makes weights of every token's logits.
+    """Writes the attended map and the softmax statistics of every token.
 
     Args:
-        q, k, v: Maps (B, H, W, heads, head_dim) of the same strides; vectors are contiguous.
+        q, k, v: Maps (B, H, W, heads, head_dim) with the same strides; vectors are contiguous.
         bias_table, scale, padded_value: As in `reference.window_attention`, contiguous.
-        attended: Map to write.
-        softmax_stats: (windows of all images, heads, 2, T) to write: a token's highest logit, and the logarithm to the
-            base of 2 of the sum of its weights when that one weighs 1. One number would be rounded too much for fp32.
+        attended: The attended map, to be written.
+        softmax_stats: (windows of all images, heads, 2, T), to be written: for each token, the row maximum of the
+            logits, and the base-2 logarithm of the sum of exp(logit - maximum). Their sum in one fp32 number would be
+            too imprecise.
         PADDED: Whether the map is padded to whole windows.
         HAS_REGIONS: Whether a window has more than one region.
-        UNEVEN: Whether tiles reach beyond a window.
+        UNEVEN: Whether tiles extend beyond a window.
         PRECISE: dtype of sums.
-        INPUT_PRECISION: How fp32 is multiplied, see `tl.dot`.
+        INPUT_PRECISION: Precision of products in fp32, see `tl.dot`.
     """
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     TILES: tl.constexpr = (TOKENS + BLOCK_QUERIES - 1) // BLOCK_QUERIES
@@ -99,10 +100,10 @@ def attend(
         new_row_max = tl.maximum(row_max, tl.max(logits, 1))
         origin = new_row_max
         if HAS_REGIONS:
-            # A query that sees none of the keys so far has no weights yet.
+            # If all keys so far are hidden from a query, its maximum is -inf.
             origin = tl.where(new_row_max == float("-inf"), 0.0, new_row_max)
         if IN_16_BITS:
-            # In one step, whose rounding of the origin would be seen in fp32.
+            # Faster, as one multiply-add; in fp32 the rounding of origin * LOG2_E would be visible.
             weights = tl.exp2(logits * LOG2_E - (origin * LOG2_E)[:, None])
         else:
             weights = tl.exp2((logits - origin[:, None]) * LOG2_E)
@@ -112,7 +113,7 @@ def attend(
         row_max = new_row_max
 
     if UNEVEN:
-        # the padding of the last tile may have seen nothing at all.
+        # For queries beyond the window, the sum may be 0.
         sums = tl.where(queries < TOKENS, sums, 1.0)
     store(attended, attended_strides, query_locations, output / sums[:, None], HEAD_DIM, BLOCK_DIM)
     of_tokens = softmax_stats + (window.to(tl.int64) * heads + head) * (2 * TOKENS) + queries

@@ -1,11 +1,11 @@
-"""Window attention by kernels for GPUs: two custom operators, `attend_fused` and its backward, which start them.
+"""Window attention on GPUs: two custom operators, `attend_fused` and its backward, which launch the kernels.
 
-In and out: as `reference.py`, without the weights and without dropout. No map is padded, shifted or cut, and none
-copied as long as queries, keys and values lie alike in memory; no mask and no T x T tensor exists. Beside the answer
-two numbers are stored for each token and head. There is no gradient of the gradient: for that, load the model with
+In and out: as `reference.py`, without attention weights and dropout. No map is padded, shifted or cut, and none is
+copied if queries, keys and values have the same strides. No mask and no T x T tensor exists. Besides the output, two
+numbers are stored for each token and head. Second derivatives are not supported: for them, load the model with
 attn_implementation="eager".
 
-Compilers see operations, and what shapes they return; activation checkpointing, FSDP and CUDA graphs need no more.
+Compilers see two operations and the shapes of their results. Activation checkpointing, FSDP and CUDA graphs work too.
 """
 
 from collections.abc import Sequence
@@ -28,16 +28,16 @@ from swinv2.ops.triton.table import TableGradient
 from swinv2.ops.windows import WindowPlan
 
 SMALLEST_BLOCK = 16
-"""The fewest rows and columns of a matrix that Triton multiplies."""
+"""The smallest number of rows and columns in a matrix product of Triton."""
 
 WHOLE_WINDOW = 64
-"""Tokens of the largest window whose gradients are computed in one tile."""
+"""The largest window, in tokens, whose gradients are computed in one tile."""
 
 FEW_TOKENS = 256
-"""Of windows whose loops are too short for copies ahead."""
+"""Up to this number of tokens in a window, loops over tiles are too short for prefetching."""
 
 WHOLE_VECTOR_BYTES = 128
-"""A head's vector of a token may take so much for that: tiles of all maps must fit the shared memory together."""
+"""The largest vector (head_dim) for gradients in one tile: the tiles of all maps must fit the shared memory."""
 
 
 def window_attention(
@@ -86,7 +86,7 @@ def attend_fused(
     """The forward pass; see `forward.attend`. `padded_value` is given if and only if the map is padded.
 
     Returns:
-        The attended map, and what makes weights of logits (windows of all images, heads, 2, T).
+        The attended map, and the softmax statistics (windows of all images, heads, 2, T).
     """
     (q, k, v), strides = _with_equal_strides(q, k, v)
     attended, softmax_stats = _empty_output(q, k, v, bias_table, scale, padded_value, plan)
@@ -138,13 +138,14 @@ def attend_fused_backward(
     """The gradients of `attend_fused`.
 
     Args:
-        grad: Of the attended map.
-        wants_bias: Whether the bias table has a gradient. Unless torch.use_deterministic_algorithms is on, it is
-            summed in another order each time.
-        The others are what `attend_fused` was given and returned.
+        grad: The gradient of the attended map.
+        wants_bias: Whether to compute the gradient of the bias table. Its order of summation varies from call to call,
+            unless torch.use_deterministic_algorithms is on.
+        The other arguments are the arguments and results of `attend_fused`.
 
     Returns:
-        Gradients of q, k, v, the bias table, the scale and the padded value; what is not wanted is empty.
+        Gradients of q, k, v, the bias table, the scale and the padded value. The gradient of the bias table is empty
+        unless `wants_bias`; that of the padded value is empty if there is none.
     """
     (q, k, v), strides = _with_equal_strides(q, k, v)
     grad, attended = grad.contiguous(), attended.contiguous()
@@ -193,14 +194,14 @@ Sums = tuple[Tensor | None, Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class _BackwardPass:
-    """One backward pass, by either set of kernels.
+    """One backward pass, by `whole_windows` or `by_tiles`.
 
     Attributes:
         inputs: q, k, v, bias table, scale, padded value.
-        results: The attended map, what makes weights of logits, the gradient of the map.
-        where: Strides of the inputs and of all other maps, numbers of the plan.
+        results: The attended map, the softmax statistics, the gradient of the attended map.
+        where: Strides of q, k and v; strides of all other maps; numbers of the plan.
         plan: The plan.
-        wants_bias: Whether the bias table has a gradient.
+        wants_bias: Whether to compute the gradient of the bias table.
     """
 
     inputs: tuple[Any, ...]
@@ -211,19 +212,19 @@ class _BackwardPass:
 
     @property
     def heads(self) -> int:
-        """Number of heads."""
+        """The number of heads."""
         return len(self.inputs[4])
 
     def buffer(self, *shape: int) -> Tensor:
-        """Memory for what programs write, in the dtype of sums."""
+        """New memory for the programs, in the dtype of sums."""
         return self.results[1].new_empty(shape)
 
     def padded_buffer(self, *shape: int) -> Tensor | None:
-        """As `buffer`, for parts of the padded value's gradient, if there is such a value."""
+        """As `buffer`, for parts of the padded value's gradient; None if there is no padded value."""
         return None if self.inputs[5] is None else self.buffer(*shape, *self.inputs[5].shape)
 
     def whole_windows(self, grad_maps: Sequence[Tensor]) -> Sums:
-        """Where a window is one tile; writes the gradients of q, k and v, and returns the others."""
+        """For windows of one tile: writes the gradients of q, k and v, and returns the other gradients."""
         block = _block(self.plan.tokens, WHOLE_WINDOW)
         table = TableGradient(self.inputs[3], self.plan, block, block, self.wants_bias)
         all_windows = len(self.results[1])
@@ -242,7 +243,7 @@ class _BackwardPass:
         return table.total(), grad_scale.sum(0), None if grad_padded is None else grad_padded.sum(0)
 
     def by_tiles(self, grad_maps: Sequence[Tensor]) -> Sums:
-        """Where a window is several tiles; as above."""
+        """For windows of several tiles: writes the gradients of q, k and v, and returns the other gradients."""
         attended, softmax_stats, grad = self.results
         queries, keys = _blocks(self.plan, self.inputs[2])
         query_tiles, key_tiles = -(-self.plan.tokens // queries), -(-self.plan.tokens // keys)
@@ -253,7 +254,7 @@ class _BackwardPass:
 
         grad_scale = self.buffer(all_windows, query_tiles, self.heads)
         maps = (attended, softmax_stats, grad, grad_maps[0], grad_scale, deltas)
-        # With fewer keys at a time its tiles take half the registers, and more programs run beside each other.
+        # With fewer keys at a time, tiles take half the registers, and more programs run at the same time.
         few_keys = _constants(self.plan, self.inputs[2], queries, min(keys, 32)) | _options()
         start(backward.to_queries, grad_scale.numel(), (*self.inputs, *maps), where, few_keys)
 
@@ -285,8 +286,8 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 
 
 def _with_equal_strides(*maps: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The maps, copied unless one set of strides fits all, vectors are contiguous, and an image's numbers can be
-    counted; strides without the last."""
+    """The maps and their common strides without the last one. The maps are copied if their strides differ, if vectors
+    are not contiguous, or if offsets inside an image do not fit 32 bits."""
     _, height, width, _, _ = maps[0].shape
     _, down, across, _, along = maps[0].stride()
     farthest = (height - 1) * down + (width - 1) * across
@@ -300,13 +301,13 @@ def _numbers(plan: WindowPlan) -> tuple[int, ...]:
 
 
 def _constants(plan: WindowPlan, v: Tensor, queries: int, keys: int) -> dict[str, Any]:
-    """What all kernels are compiled for; not to be written to."""
-    # Not torch.get_float32_matmul_precision(): it fails where the newer switch was used, as transformers does.
+    """Compile-time constants of all kernels. The dictionary is cached, so do not change it."""
+    # Not torch.get_float32_matmul_precision(): it raises an error if the newer setting was used, as by transformers.
     relaxed = v.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return _constants_of(plan, v.shape[4], v.dtype, queries, keys, relaxed)
 
 
-# Remembered, here and below: small models on a GPU wait for the processor that starts their kernels.
+# Cached, here and below: with small models, the GPU waits for the CPU, which launches the kernels.
 @lru_cache(maxsize=256)
 def _constants_of(
     plan: WindowPlan, head_dim: int, dtype: torch.dtype, queries: int, keys: int, relaxed: bool
@@ -329,28 +330,28 @@ def _constants_of(
 
 @lru_cache(maxsize=256)
 def _block(tokens: int, largest: int) -> int:
-    """Rows of a tile: a power of 2 by which little of the last tile is empty; small tiles cost more each."""
+    """Rows of a tile: a power of 2 that leaves little of the last tile empty. Small tiles cost more per row."""
     sizes = [size for size in (16, 32, 64, 128) if size <= largest]
     return min(reversed(sizes), key=lambda size: -(-tokens // size) * (size + SMALLEST_BLOCK))
 
 
 def _blocks(plan: WindowPlan, v: Tensor) -> tuple[int, int]:
-    """Tokens of a tile of queries, and of one of keys: half as many where vectors take twice as much room."""
+    """Number of queries and of keys in a tile: fewer if vectors take more memory."""
     largest = 64 if v.element_size() <= 2 and v.shape[4] <= 64 else 32
     block = _block(plan.tokens, largest)
     return block, block
 
 
 def _options(copies_ahead: bool = False) -> dict[str, Any]:
-    """How kernels are compiled: four warps, as many as multiply 64 rows at a time.
+    """Compiler options of the kernels. Four warps multiply 64 rows at a time.
 
     Args:
-        copies_ahead: Whether a loop's next tiles are copied while it computes. It takes memory, which keeps programs
-            away that would hide more, unless loops are long.
+        copies_ahead: Whether loops prefetch their next tiles. Prefetching takes memory, so fewer programs run at the
+            same time; it is faster only for long loops.
     """
     return {"num_warps": 4, "num_stages": 2 if copies_ahead else 1, "enable_fp_fusion": True}
 
 
 def _splits(device: torch.device, all_windows: int, programs: int) -> int:
-    """Among how many programs the windows are split, given the number of programs for each part."""
+    """The number of parts into which the windows are split; each part has `programs` programs."""
     return max(1, min(all_windows, most_programs(device) // programs))

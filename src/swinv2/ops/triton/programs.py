@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 PROGRAMS_PER_PROCESSOR = 4
-"""Of kernels whose programs have their own part of a sum and do one part of the work after another."""
+"""For kernels in which each program computes several parts of the work and its own part of a sum."""
 
 
 def start(
@@ -20,6 +20,6 @@ def start(
 
 
 def most_programs(device: torch.device) -> int:
-    """Programs beyond which more of them would only add parts to the sums."""
+    """The largest useful number of programs; more would only increase the number of parts of the sums."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
     return PROGRAMS_PER_PROCESSOR * processors

@@ -1,8 +1,8 @@
-"""The residual line on a GPU in eager mode: x + factors * layer_norm(work), by one kernel each way.
+"""The residual line on a GPU in eager mode, x + factors * layer_norm(branch_out): one kernel forward, one backward.
 
-In: maps of tokens and the norm's tensors. Out: the main branch. Otherwise the map is read and written for the norm, for
-drop path and for the sum each. torch.compile makes one kernel of the three by itself, so nothing here is for it. There
-is no gradient of the gradient: for that, load the model with attn_implementation="eager".
+In: maps of tokens and the norm's tensors. Out: the sum. Without these kernels, norm, drop path and sum would each read
+and write the map. torch.compile itself fuses the three, so it does not use this module. Second derivatives are not
+supported: for them, load the model with attn_implementation="eager".
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from swinv2.ops.triton import norm
 from swinv2.ops.triton.programs import most_programs, start
 
 NUMBERS_AT_ONCE = 2**12
-"""Of a program's tile: with more, registers run out; one row at least."""
+"""The size of a program's tile, which is one row at least. A larger tile does not fit the registers."""
 
 
 def add_normalised(
@@ -30,16 +30,16 @@ def add_normalised(
     eps: float,
     factors: Float[Tensor, " B"] | None,
 ) -> Float[Tensor, "B H W C"]:
-    """x + factors * layer_norm(work), in fp32 (in fp64 if `branch_out` is) and rounded once.
+    """x + factors * layer_norm(branch_out), in fp32 (in fp64 if `branch_out` is) and rounded once.
 
     Args:
-        x: The main branch.
-        branch_out: What the residual branch made of it.
-        weight, bias, eps: Of the norm.
-        factors: What drop path multiplies each image's branch by; None for 1.
+        x: The map.
+        branch_out: The branch's output before its norm.
+        weight, bias, eps: Parameters of the norm.
+        factors: The drop path factor of each image; None for 1.
 
     Returns:
-        The sum, in the dtype that torch gives it: autocast norms in fp32.
+        The sum, in the same dtype as torch's; under autocast, norms are in fp32.
     """
     return _AddNormalised.apply(x, branch_out, weight, bias, eps, factors)
 
@@ -84,7 +84,7 @@ class _AddNormalised(torch.autograd.Function):
 
 
 def _constants(branch_out: Tensor, factors: Tensor | None) -> dict[str, Any]:
-    """What both kernels are compiled for."""
+    """Compile-time constants of both kernels."""
     channels = triton.next_power_of_2(branch_out.shape[-1])
     rows = max(NUMBERS_AT_ONCE // channels, 1)
     return {

@@ -1,7 +1,7 @@
-"""The gradient of the bias table, as programs add it up: all into one table, or each into a part of its own.
+"""The gradient of the bias table: all programs add to one table, or each writes its own part.
 
-In: the plan and the size of tiles. Out: room for programs to write into, and the sum of what they wrote. See
-`backward._add_to_table`, which writes.
+In: the plan and the size of tiles. Out: the buffer for the programs, and the gradient. `backward._add_to_table` writes
+to the buffer.
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ from swinv2.ops.windows import WindowPlan
 
 
 class TableGradient:
-    """Where programs add up the gradient of the bias table.
+    """The buffer in which programs sum the gradient of the bias table.
 
     Args:
         bias_table: The table.
         plan: The plan.
-        queries, keys: Tokens of a tile.
-        wanted: Whether there is to be a gradient.
+        queries, keys: Number of queries and of keys in a tile.
+        wanted: Whether to compute the gradient.
     """
 
     def __init__(self, bias_table: Tensor, plan: WindowPlan, queries: int, keys: int, wanted: bool) -> None:
@@ -31,14 +31,14 @@ class TableGradient:
 
     @property
     def constants(self) -> dict[str, Any]:
-        """Of the kernels that add to it."""
+        """Compile-time constants of the kernels that write to the buffer."""
         return {
             "SPAN": _span(self.plan, self.queries) + _span(self.plan, self.keys),
             "DETERMINISTIC": self.deterministic,
         }
 
     def buffer(self, splits: int) -> Tensor | None:
-        """What programs write into."""
+        """Allocates the buffer for the programs; None if the gradient is not wanted."""
         dtype = precise(self.bias_table.dtype)
         if not self.wanted:
             return None
@@ -50,7 +50,7 @@ class TableGradient:
         return self.sums
 
     def total(self) -> Tensor | None:
-        """The gradient, when the programs have ended; None if it is not wanted."""
+        """The gradient, after the programs have written the buffer; None if it is not wanted."""
         if self.sums is None:
             return None
         if not self.deterministic:
@@ -68,19 +68,19 @@ class TableGradient:
         return tokens // width * (2 * width - 1) + tokens % width
 
     def _tiles(self, block: int) -> tuple[Tensor, Tensor]:
-        """The first and the last token's part of an entry, of every tile."""
-        # On the device from the beginning: a copy to it could not be part of a CUDA graph.
+        """The terms of an entry for the first and the last token of every tile."""
+        # Created on the device: a copy to the device cannot be part of a CUDA graph.
         starts = torch.arange(0, self.plan.tokens, block, device=self.bias_table.device)
         return self._entry(starts), self._entry((starts + block).clamp(max=self.plan.tokens) - 1)
 
     def _firsts(self) -> Tensor:
-        """The first entry of every pair of tiles, tiles of keys running fastest."""
+        """The first entry of every pair of tiles; the tile of keys changes fastest."""
         (firsts, _), (_, lasts) = self._tiles(self.queries), self._tiles(self.keys)
         middle = self.bias_table[0].numel() // 2
         return (firsts[:, None] - lasts[None, :] + middle).flatten()
 
 
 def _span(plan: WindowPlan, block: int) -> int:
-    """At least as many entries as the tokens of a tile are apart."""
+    """An upper bound of the number of entries between the tokens of a tile."""
     rows = min(-(-block // plan.window[1]) + 1, plan.window[0])
     return rows * (2 * plan.window[1] - 1)

@@ -1,10 +1,10 @@
-"""What the kernels share: where the tokens of a window are in the map, and tiles of them.
+"""Functions that all kernels use: positions of a window's tokens in the map, and tiles of tokens.
 
-In: pointers, strides and plain integers. Out: tiles in registers. A tile is a run of tokens of one window and one head;
-it is read from the unshifted map: the cyclic shift, its wrap-around and the padding tokens are index arithmetic.
+In: pointers, strides and integers. Out: tiles in registers. A tile is consecutive tokens of one window and one head. It
+is read from the unshifted map: index arithmetic computes the cyclic shift and the padding.
 
-What is written in capitals is known when a kernel is compiled. `plan` is (height and width of the map, number of
-windows down and across, shift down and across); `strides` are those of images, rows, columns and heads.
+Arguments in capitals are compile-time constants. `plan` is (height and width of the map, number of windows down and
+across, shift down and across). `strides` are those of images, rows, columns and heads.
 """
 
 import triton
@@ -16,7 +16,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 SMALLEST_SQUARE = tl.constexpr(precision.SMALLEST_NORM**2)
 
 COUNTS = ("heads", "all_windows", "splits")
-"""Arguments of kernels that are not compiled anew where they happen to be multiples of 16."""
+"""Arguments that Triton must not specialise: it would compile a kernel again for multiples of 16."""
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on the CPU."""
@@ -24,18 +24,18 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 @triton.jit
 def multiply(left, right, PRECISE: tl.constexpr, INPUT_PRECISION: tl.constexpr):
-    """left @ right, summed up in PRECISE."""
+    """left @ right, with sums in PRECISE."""
     if INTERPRETED:
-        # It keeps bf16 as bits, and would multiply those.
+        # The interpreter stores bf16 as integers and would multiply those.
         left, right = left.to(PRECISE), right.to(PRECISE)
     return tl.dot(left, right, input_precision=INPUT_PRECISION, out_dtype=PRECISE)
 
 
 @triton.jit
 def rounded(numbers, DTYPE: tl.constexpr):
-    """Numbers in a dtype, the nearest."""
+    """Rounds numbers to the nearest in a dtype."""
     if INTERPRETED and tl.bfloat16 == DTYPE:
-        # It cuts the last bits off.
+        # The interpreter truncates.
         bits = numbers.to(tl.float32).to(tl.int32, bitcast=True)
         numbers = (bits + 0x7FFF + (bits >> 16 & 1)).to(tl.float32, bitcast=True)
     return numbers.to(DTYPE)
@@ -43,22 +43,22 @@ def rounded(numbers, DTYPE: tl.constexpr):
 
 @triton.jit
 def _locate_along(window, offset, windows, shift, WINDOW: tl.constexpr):
-    """Along one axis: where tokens of a window are in the unshifted map."""
+    """Positions of a window's tokens in the unshifted map, along one axis."""
     token = window * WINDOW + offset + shift
     return tl.where(token >= windows * WINDOW, token - windows * WINDOW, token)
 
 
 @triton.jit
 def locate(tokens, window, head, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr):
-    """Where tokens of a window are.
+    """Positions of a window's tokens in the map.
 
     Args:
-        tokens: Their numbers in the window.
-        window: Number of the window, through all images.
-        head: Number of the head.
+        tokens: Indices of the tokens in the window.
+        window: Index of the window among those of all images.
+        head: Index of the head.
 
     Returns:
-        Image, head, rows, columns, and whether they are the map's own.
+        Image, head, rows, columns, and whether a token is in the map (not padding).
     """
     down, across = plan[2], plan[3]
     rows = _locate_along(window // across % down, tokens // WINDOW_WIDTH, down, plan[4], WINDOW_HEIGHT)
@@ -69,7 +69,7 @@ def locate(tokens, window, head, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH
 
 @triton.jit
 def _region_along(window, offset, size, windows, shift, WINDOW: tl.constexpr, MASK_PADDING: tl.constexpr):
-    """Along one axis: 0, or 1 for what the shift brought to the other end, or 2 for the map's padding."""
+    """Regions along one axis: 1 for tokens that the shift moved to the other end, 2 for hidden padding, otherwise 0."""
     shifted = window * WINDOW + offset
     region = tl.where(shifted >= windows * WINDOW - shift, 1, 0)
     if MASK_PADDING:
@@ -79,7 +79,7 @@ def _region_along(window, offset, size, windows, shift, WINDOW: tl.constexpr, MA
 
 @triton.jit
 def _regions(tokens, window, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr, MASK_PADDING: tl.constexpr):
-    """Regions of tokens of a window."""
+    """Regions of a window's tokens."""
     down, across = plan[2], plan[3]
     offsets = tokens // WINDOW_WIDTH, tokens % WINDOW_WIDTH
     row = _region_along(window // across % down, offsets[0], plan[0], down, plan[4], WINDOW_HEIGHT, MASK_PADDING)
@@ -89,7 +89,7 @@ def _regions(tokens, window, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl
 
 @triton.jit
 def _may_be_mixed_along(window, size, windows, shift, WINDOW: tl.constexpr, MASK_PADDING: tl.constexpr):
-    """Along one axis: whether a window reaches to where another region begins."""
+    """Whether a window extends into another region, along one axis."""
     end = windows * WINDOW
     if MASK_PADDING:
         end = tl.minimum(end, size)
@@ -98,7 +98,7 @@ def _may_be_mixed_along(window, size, windows, shift, WINDOW: tl.constexpr, MASK
 
 @triton.jit
 def may_be_mixed(window, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr, MASK_PADDING: tl.constexpr):
-    """Whether a window may have more than one region: most have one."""
+    """Whether a window may have more than one region; most windows have one."""
     down, across = plan[2], plan[3]
     return _may_be_mixed_along(
         window // across % down, plan[0], down, plan[4], WINDOW_HEIGHT, MASK_PADDING
@@ -119,10 +119,10 @@ def hide(
     HAS_REGIONS: tl.constexpr,
     UNEVEN: tl.constexpr,
 ):
-    """Minus infinity for pairs of different regions, and for the padding keys of a tile."""
+    """Sets logits to minus infinity for pairs in different regions and for keys beyond the window."""
     if UNEVEN:
         logits = tl.where((keys < WINDOW_HEIGHT * WINDOW_WIDTH)[None, :], logits, float("-inf"))
-    if HAS_REGIONS:  # noqa: SIM102 - one is known when a kernel is compiled, the other when it runs
+    if HAS_REGIONS:  # noqa: SIM102 - HAS_REGIONS is known at compile time, `mixed` only at run time
         if mixed:
             of_queries = _regions(queries, window, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
             of_keys = _regions(keys, window, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
@@ -132,7 +132,7 @@ def hide(
 
 @triton.jit
 def _point_to(feature_map, strides, locations, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
-    """Pointers to the vectors of tokens, and which of them there are."""
+    """Pointers to the vectors of tokens, and the mask of valid pointers."""
     image, head, rows, columns, own = locations
     dims = tl.arange(0, BLOCK_DIM)
     start = feature_map + image.to(tl.int64) * strides[0] + head * strides[3]
@@ -142,7 +142,7 @@ def _point_to(feature_map, strides, locations, HEAD_DIM: tl.constexpr, BLOCK_DIM
 
 @triton.jit
 def load(feature_map, strides, locations, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
-    """Vectors of tokens; zeros for those that are not the map's own."""
+    """Loads vectors of tokens; zeros for padding tokens."""
     pointers, mask = _point_to(feature_map, strides, locations, HEAD_DIM, BLOCK_DIM)
     return tl.load(pointers, mask=mask, other=0.0)
 
@@ -151,7 +151,7 @@ def load(feature_map, strides, locations, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.
 def load_values(
     v, strides, padded_value, locations, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, PADDED: tl.constexpr
 ):
-    """Values of tokens; padding tokens carry `padded_value` (heads, HEAD_DIM)."""
+    """Loads values of tokens; `padded_value` (heads, HEAD_DIM) for padding tokens."""
     values = load(v, strides, locations, HEAD_DIM, BLOCK_DIM)
     if PADDED:
         dims = tl.arange(0, BLOCK_DIM)
@@ -162,14 +162,14 @@ def load_values(
 
 @triton.jit
 def store(feature_map, strides, locations, vectors, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
-    """Writes vectors of the map's own tokens."""
+    """Writes vectors of tokens, without padding tokens."""
     pointers, mask = _point_to(feature_map, strides, locations, HEAD_DIM, BLOCK_DIM)
     tl.store(pointers, rounded(vectors, feature_map.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def reciprocal_of_root(squares, DTYPE: tl.constexpr):
-    """1 / sqrt(squares), as exact as what comes of numbers in a dtype deserves."""
+    """1 / sqrt(squares), rounded correctly for fp32 and approximate for 16 bits."""
     if tl.float32 == DTYPE:
         return tl.div_rn(1.0, tl.sqrt_rn(squares))
     if tl.float64 == DTYPE:
@@ -179,19 +179,22 @@ def reciprocal_of_root(squares, DTYPE: tl.constexpr):
 
 @triton.jit
 def reciprocal_norms(vectors, PRECISE: tl.constexpr):
-    """Reciprocal lengths of vectors; what counts as zero has the smallest length."""
+    """Reciprocal norms of vectors; a smaller norm than SMALLEST_NORM is replaced by it."""
     precise = vectors.to(PRECISE)
     return reciprocal_of_root(tl.maximum(tl.sum(precise * precise, 1), SMALLEST_SQUARE), vectors.dtype)
 
 
 @triton.jit
 def _entries_of(tokens, WINDOW_WIDTH: tl.constexpr):
-    """A query's part of the entry that a pair has in the bias table; a key's is taken from it. In two terms: what
-    neighbours in a run differ by, and what all of them share, which is the same for all threads."""
-    # As Triton lays products out, neighbours among the columns of a thread are in one run.
+    """The terms of tokens in the index of a bias table entry: the entry of a pair is MIDDLE + query term - key term.
+
+    A term is a sum of two: the offset in a run of tokens, and the start of the run, which is the same for all threads.
+    """
+    # In Triton's layout of products, neighbouring columns of a thread are in one run.
     RUN: tl.constexpr = 8
     if WINDOW_WIDTH % RUN == 0:
-        # Unsigned, which is divided in two steps; runs // RUNS * (2 * WINDOW_WIDTH - 1) + runs % RUNS * RUN.
+        # runs // RUNS * (2 * WINDOW_WIDTH - 1) + runs % RUNS * RUN, where RUNS = WINDOW_WIDTH // RUN; unsigned numbers
+        # are divided faster.
         runs = tokens.to(tl.uint32) // RUN
         return tokens % RUN, (runs * RUN + runs // (WINDOW_WIDTH // RUN) * (WINDOW_WIDTH - 1)).to(tl.int32)
     return tokens % WINDOW_WIDTH, tokens // WINDOW_WIDTH * (2 * WINDOW_WIDTH - 1)
@@ -199,7 +202,7 @@ def _entries_of(tokens, WINDOW_WIDTH: tl.constexpr):
 
 @triton.jit
 def pair_entries(queries, keys, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr):
-    """Entry of every pair of tokens in one head's bias table, row by row, and whether there is such a pair."""
+    """Index of every pair's entry in the bias table of a head, and whether both tokens are inside the window."""
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     MIDDLE: tl.constexpr = (2 * WINDOW_HEIGHT - 1) * (2 * WINDOW_WIDTH - 1) // 2
     own, shared = _entries_of(queries, WINDOW_WIDTH)
@@ -218,7 +221,7 @@ def load_bias(
     WINDOW_WIDTH: tl.constexpr,
     UNEVEN: tl.constexpr,
 ):
-    """Bias of every pair of tokens, in the dtype of the table; any entry for the padding of a tile."""
+    """Loads the bias of every pair of tokens, in the dtype of the table; undefined for tokens beyond the window."""
     TABLE: tl.constexpr = (2 * WINDOW_HEIGHT - 1) * (2 * WINDOW_WIDTH - 1)
     TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
     if UNEVEN:
@@ -229,7 +232,7 @@ def load_bias(
     pointers = pointers - own[None, :] - shared[None, :]
     if INTERPRETED:
         return tl.load(pointers)
-    # A load would be laid out for itself, and what is computed with it too, through shared memory and twice.
+    # Not tl.load: it has its own layout, and Triton would convert tensors between both layouts through shared memory.
     return tl.inline_asm_elementwise(
         "ld.global.nc.f32 $0, [$1];", "=f,l", [pointers.to(tl.int64)], dtype=tl.float32, is_pure=True, pack=1
     )

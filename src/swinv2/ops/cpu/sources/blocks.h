@@ -1,21 +1,22 @@
-/* The blocks of a stage, a few windows at a time: what is computed between two products stays in a core's own cache.
+/* The blocks of a stage, for a few windows at a time. Intermediate results stay in a core's own cache.
 
-   Tokens lie in the lanes of vectors: some tokens are read and transposed to panels [feature][PANEL], and a linear layer is
-   W x^T, with W read in place. Its answer is what the next product takes. Sums over features, those of the norm and of
-   the softmax too, go lane by lane.
+   Each token has a lane of the vectors: tokens are read and transposed to panels [feature][PANEL]. A linear layer is
+   W x^T, with W read in place, and its output is the input of the next product. Sums over features, also those of norm and
+   softmax, need no sums across lanes.
 
-   A team of threads works on a group of tokens: a team of one where there are groups for all threads, else all threads
-   together. Each then does some rows of every weight, and some heads. */
+   A team of threads computes a group of tokens. If there are enough groups, a team is one thread. Otherwise it is all
+   threads, and each of them computes some rows of every weight and some heads. */
 
-#define CHUNK (1024 / (long)sizeof(REAL)) /* numbers of a sum at a time: a panel of so many stays in the first cache */
-#define HEIGHT 48                         /* rows of a weight at a time, a multiple of ROWS: these stay in the second */
+#define CHUNK (1024 / (long)sizeof(REAL)) /* features of a sum at a time: their panel stays in the first-level cache */
+#define HEIGHT 48                         /* rows of a weight at a time, a multiple of ROWS: second-level cache */
 
-#define LINE (64 / (long)sizeof(REAL))    /* numbers of a line of the cache */
+#define LINE (64 / (long)sizeof(REAL))    /* numbers in a cache line */
 
-/* c[rows][lanes] = (c +) a[rows][k] b[k][lanes] + bias[rows], of one or more vectors of lanes; b's rows are a panel apart. */
+/* c[rows][lanes] = a[rows][k] b[k][lanes] + bias[rows], plus c if `adds`; of `vectors` vectors of lanes. The stride of b's
+   rows is PANEL. */
 INLINE void FN(lane_tile)(const long rows, const long vectors, long k, const REAL *a, long a_row, const REAL *b, REAL *c,
-                          long c_row, int adds, const REAL *bias, int is_new) {
-    /* One vector alone would leave too few sums to keep the processor busy: then every sum is made in two parts. */
+                          long c_row, int adds, const REAL *bias, int is_first_use) {
+    /* With one vector there are too few independent sums to keep the processor busy, so each sum has two parts. */
     const long parts = vectors == 1 ? 2 : 1, length = k / parts;
     Vector sum[2 * ROWS][VECTORS];
 #pragma GCC unroll 16
@@ -24,9 +25,9 @@ INLINE void FN(lane_tile)(const long rows, const long vectors, long k, const REA
         for (long j = 0; j < vectors; j++) sum[i][j] = (Vector){0};
     for (long start = 0, end; start < length; start = end) {
         end = smaller(start + LINE, length);
-        /* The rows of the next tile: they come from far away when they are read for the first time. */
+        /* Prefetches the rows of the next tile if the weight is used for the first time. */
 #pragma GCC unroll 16
-        for (long i = 0; is_new && i < parts * rows; i++)
+        for (long i = 0; is_first_use && i < parts * rows; i++)
             __builtin_prefetch(a + (rows + i % rows) * a_row + i / rows * length + start);
         for (long step = start; step < end; step++)
 #pragma GCC unroll 2
@@ -53,39 +54,39 @@ INLINE void FN(lane_tile)(const long rows, const long vectors, long k, const REA
 
 #define FEW 4 /* rows of the smallest tile */
 
-/* Whether rows end with two of the smallest tiles in the place of a larger one and a rest. */
+/* Whether the last two tiles are of FEW rows each, instead of one of ROWS rows and a remainder. */
 INLINE int FN(ends_with_two)(long rows) { return rows > ROWS && rows % ROWS && ROWS + rows % ROWS == 2 * FEW; }
 
-/* Rows that `multiply_lanes` reads and writes. */
+/* The number of rows that `multiply_lanes` reads and writes. */
 INLINE long FN(tiled_rows)(long rows) {
     const long rest = rows % ROWS;
     if (rest == 0 || FN(ends_with_two)(rows)) return rows;
     return rows - rest + (rest <= FEW ? FEW : ROWS);
 }
 
-/* The same for any number of rows. */
+/* `lane_tile` for any number of rows. */
 INLINE void FN(multiply_lanes)(const long vectors, long rows, long k, const REAL *a, long a_row, const REAL *b, REAL *c,
-                               long c_row, int adds, const REAL *bias, int is_new) {
+                               long c_row, int adds, const REAL *bias, int is_first_use) {
     const long rest = rows % ROWS;
     const long last = FN(ends_with_two)(rows) ? rows - 2 * FEW : rest && rest <= FEW ? rows - rest : rows;
     long i = 0;
     for (; i < last; i += ROWS)
         FN(lane_tile)(ROWS, vectors, k, a + i * a_row, a_row, b, c + i * c_row, c_row, adds, bias ? bias + i : NULL,
-                      is_new);
+                      is_first_use);
     for (; i < rows; i += FEW)
         FN(lane_tile)(FEW, vectors, k, a + i * a_row, a_row, b, c + i * c_row, c_row, adds, bias ? bias + i : NULL,
-                      is_new);
+                      is_first_use);
 }
 
-/* The same for a panel, of which so many lanes are wanted: `tiled_rows` of a and c must be there. */
+/* `multiply_lanes` for the first `lanes` lanes of a panel; a and c must have `tiled_rows` rows. */
 static __attribute__((noinline)) void FN(multiply_panel)(long lanes, long rows, long k, const REAL *a, long a_row,
                                                          const REAL *b, REAL *c, long c_row, int adds, const REAL *bias,
-                                                         int is_new) {
-    if (lanes <= LANES) FN(multiply_lanes)(1, rows, k, a, a_row, b, c, c_row, adds, bias, is_new);
-    else FN(multiply_lanes)(VECTORS, rows, k, a, a_row, b, c, c_row, adds, bias, is_new);
+                                                         int is_first_use) {
+    if (lanes <= LANES) FN(multiply_lanes)(1, rows, k, a, a_row, b, c, c_row, adds, bias, is_first_use);
+    else FN(multiply_lanes)(VECTORS, rows, k, a, a_row, b, c, c_row, adds, bias, is_first_use);
 }
 
-/* Reads numbers of tokens, zeros for those beyond `count` or of a negative place, to [n][PANEL]. */
+/* Reads n features of tokens to [n][PANEL]; tokens beyond `count` or of a negative position are zeros. */
 static void FN(read_panel)(REAL *to, const Map *map, const int64_t *position, long count, long n) {
     const int is_plain = map->type == (IS_DOUBLE ? F64 : F32);
     REAL part[LANES * LANES] = {0};
@@ -108,19 +109,19 @@ static void FN(read_panel)(REAL *to, const Map *map, const int64_t *position, lo
         }
 }
 
-/* Writes numbers of tokens from [n][row] to their columns from a column on. */
+/* Writes n features of tokens from [n][row] to the map, beginning at a column. */
 static void FN(write_panel)(const Map *map, const int64_t *position, long count, long column, const REAL *from, long row,
                             long n) {
     const int is_plain = map->type == (IS_DOUBLE ? F64 : F32);
     REAL part[LANES];
     for (long i = 0; i < count; i += LANES)
         for (long first = 0; first < n; first += LANES) {
-            const long width = smaller(LANES, n - first), there = smaller(LANES, count - i);
+            const long width = smaller(LANES, n - first), valid = smaller(LANES, count - i);
             Vector lines[VECTOR_BYTES / sizeof(REAL)];
 #pragma GCC unroll 16
             for (long j = 0; j < LANES; j++) lines[j] = FN(load)(from + (first + (j < width ? j : 0)) * row + i);
             FN(transpose)(lines);
-            for (long j = 0; j < there; j++) {
+            for (long j = 0; j < valid; j++) {
                 const long at = position[i + j] * map->stride + column + first;
                 if (is_plain && width == LANES) {
                     FN(store)((REAL *)map->data + at, lines[j]);
@@ -132,42 +133,42 @@ static void FN(write_panel)(const Map *map, const int64_t *position, long count,
         }
 }
 
-/* Some windows whose tokens are worked on together, one window's after the other's. */
+/* A group of windows that are computed together, with their tokens one window after the other. */
 typedef struct {
     long tokens, windows;
-    int64_t *position;                /* of each token in the map */
-    int64_t *start, *there, *keys; /* of each window: its first token, its tokens, and these with padding tokens they see */
-    int64_t *at;                   /* [windows][size of a window]: where tokens lie in the bias table, padding tokens last */
-    REAL *region;                  /* likewise: what may see each other */
+    int64_t *position;             /* of each token in the map */
+    int64_t *start, *valid, *keys; /* of each window: first token, number of tokens, number of keys with padding tokens */
+    int64_t *at;                   /* [windows][size of a window]: index of tokens in the bias table, padding tokens last */
+    REAL *region;                  /* [windows][size of a window] */
     unsigned char *has_regions;
 } FN(Group);
 
-/* What one thread works with. */
+/* The workspace of one thread. */
 typedef struct {
     FN(Group) group;
     Window window;
     int64_t *window_row, *window_column;
-    REAL *rows;                 /* of a weight, as they are multiplied */
-    REAL *norms[3];             /* weight and bias of each norm, times its factor */
-    REAL *table;                /* of one head */
-    REAL *keys, *query;         /* of one window and head, scaled: [keys][dim], and [dim][PANEL] */
-    REAL *logits, *answer;      /* [keys][PANEL], [dim][PANEL] */
+    REAL *rows;            /* of a weight, in REAL */
+    REAL *norms[3];        /* weight and bias of each norm, times its factor */
+    REAL *table;           /* of one head */
+    REAL *keys, *query;    /* of one window and head, scaled: [keys][dim], and [dim][PANEL] */
+    REAL *logits, *output; /* [keys][PANEL], [dim][PANEL] */
 } FN(Own);
 
-/* What a team works with: panels [feature][PANEL], but queries, keys and values [feature][row]. */
+/* The workspace of a team: panels [feature][PANEL]; queries, keys and values are [feature][row]. */
 typedef struct {
-    REAL *x, *qkv, *attended, *work, *hidden;
+    REAL *x, *qkv, *attended, *branch_out, *hidden;
     long row;
 } FN(Shared);
 
-/* How the work is cut. */
+/* Sizes of the blocks and of a group. */
 typedef struct {
     const Plan *plan;
-    long channels, hidden;       /* the largest number of hidden features */
-    long wide, deep;             /* channels and hidden features as they are tiled, rounded up */
-    long size;                   /* tokens of a window */
-    long windows, tokens;        /* of a group, at most */
-    long panels;                 /* of these tokens that go through the MLP at a time */
+    long channels, hidden; /* hidden: the largest number of hidden features */
+    long wide, deep;       /* channels and hidden features, rounded up to ROWS */
+    long size;             /* tokens of a window */
+    long windows, tokens;  /* of a group, at most */
+    long panels;           /* that the MLP computes at a time */
 } FN(Sizes);
 
 #define TAKE(field, count)                                                                                             \
@@ -176,14 +177,14 @@ typedef struct {
         used = round_up(used + (long)sizeof *field * (count), 64);                                                     \
     } while (0)
 
-/* Cut memory. Return the bytes; with no memory that is all they do. */
+/* Both functions lay out a workspace in memory and return its bytes; if memory is NULL, they only count them. */
 static long FN(lay_out_own)(FN(Own) *own, const FN(Sizes) *sizes, char *memory) {
     const Plan *plan = sizes->plan;
     const long windows = sizes->windows, size = sizes->size, dim = plan->dim;
     long used = 0;
     TAKE(own->group.position, sizes->tokens + PANEL);
     TAKE(own->group.start, windows);
-    TAKE(own->group.there, windows);
+    TAKE(own->group.valid, windows);
     TAKE(own->group.keys, windows);
     TAKE(own->group.at, windows * size);
     TAKE(own->group.region, windows * size + PANEL);
@@ -200,21 +201,21 @@ static long FN(lay_out_own)(FN(Own) *own, const FN(Sizes) *sizes, char *memory) 
     TAKE(own->keys, (round_up(size, LANES) + ROWS) * round_up(dim, LANES));
     TAKE(own->query, (dim + LANES) * PANEL);
     TAKE(own->logits, (size + ROWS + 1) * PANEL);
-    TAKE(own->answer, (dim + ROWS) * PANEL);
+    TAKE(own->output, (dim + ROWS) * PANEL);
     return used;
 }
 
 static long FN(lay_out_shared)(FN(Shared) *shared, const FN(Sizes) *sizes, char *memory) {
     const long tokens = round_up(sizes->tokens, PANEL), wide = sizes->wide;
     long used = 0;
-    /* An odd number of panels: rows that lie a power of two apart would crowd a few lines of the cache. */
+    /* An odd number of panels: strides of a power of two would use only a few cache sets. */
     shared->row = (tokens / PANEL | 1) * PANEL;
     TAKE(shared->x, tokens * wide);
-    TAKE(shared->work, tokens * wide);
+    TAKE(shared->branch_out, tokens * wide);
     const long begin = used;
     TAKE(shared->qkv, 3 * wide * shared->row + (ROWS + LANES) * shared->row);
     TAKE(shared->attended, tokens * wide);
-    /* The hidden features take the place of the attention's. */
+    /* The hidden features use the same memory as the attention. */
     const long end = used;
     used = begin;
     TAKE(shared->hidden, sizes->panels * PANEL * sizes->deep);
@@ -230,8 +231,8 @@ typedef struct {
     long from_panel;
     REAL *to;
     long to_panel, to_row;
-    int widens;         /* whether its answer goes through a GELU */
-    const Map *saved;   /* gets the answer before it, or NULL */
+    int applies_gelu; /* to the output */
+    const Map *saved; /* receives the output before the GELU, or NULL */
     long saved_column;
 } FN(Product);
 
@@ -240,13 +241,13 @@ static void FN(read_numbers)(REAL *to, const Numbers *from, long at, long n) {
     FN(read)(to, &map, at, n);
 }
 
-/* A thread's rows of a product. */
+/* A thread's part of a linear layer: some rows of the weight. */
 static void FN(apply_layer)(const FN(Product) *job, const FN(Group) *group, long first, long panels, FN(Own) *own, long me,
                             long team) {
     const Linear *layer = job->layer;
     const int is_plain = layer->type == (IS_DOUBLE ? F64 : F32);
     const long tiles = (job->out + ROWS - 1) / ROWS, end = smaller(share(tiles, me + 1, team) * ROWS, job->out);
-    /* For one panel a weight is read only once: best from end to end. */
+    /* For one panel, each row of the weight is read only once, so it is not divided into chunks. */
     const long cuts = panels == 1 && is_plain && job->out % ROWS == 0 ? 1 : (job->in + CHUNK - 1) / CHUNK;
     const long depth = round_up((job->in + cuts - 1) / cuts, LANES);
     REAL bias[HEIGHT + ROWS] = {0};
@@ -271,8 +272,9 @@ static void FN(apply_layer)(const FN(Product) *job, const FN(Group) *group, long
                                    job->to_row, start > 0, layer->bias.data && start == 0 ? bias : NULL, panel == 0);
                 if (start + length < job->in) continue;
                 if (job->saved)
-                    FN(write_panel)(job->saved, group->position + token, lanes, job->saved_column + row, to, job->to_row, count);
-                for (long i = 0; job->widens && i < count; i++)
+                    FN(write_panel)(job->saved, group->position + token, lanes, job->saved_column + row, to, job->to_row,
+                                    count);
+                for (long i = 0; job->applies_gelu && i < count; i++)
                     for (long j = 0; j < lanes; j += LANES) {
                         REAL *x = to + i * job->to_row + j;
                         FN(store)(x, FN(gelu_of)(FN(load)(x)));
@@ -282,7 +284,7 @@ static void FN(apply_layer)(const FN(Product) *job, const FN(Group) *group, long
     }
 }
 
-/* (x - mean) / deviation of each lane of a panel: returns mean and 1 / deviation. */
+/* Mean and 1 / deviation of each lane of a panel. */
 INLINE void FN(measure_lanes)(const REAL *x, long channels, REAL eps, Vector *mean, Vector *factor) {
     enum { SUMS = 4 };
     Vector sum[SUMS] = {{0}}, squares[SUMS] = {{0}};
@@ -305,15 +307,15 @@ INLINE void FN(measure_lanes)(const REAL *x, long channels, REAL eps, Vector *me
     *factor = 1 / FN(roots)(((squares[0] + squares[1]) + (squares[2] + squares[3])) / (REAL)channels + eps);
 }
 
-/* x = (x +) norm(work), for a panel; `work` may be x. */
-static void FN(norm_panel)(long lanes, REAL *x, const REAL *work, long channels, REAL eps, const REAL *norm, int adds) {
+/* x = norm(branch_out), plus x if `adds`, for a panel; `branch_out` may be x. */
+static void FN(norm_panel)(long lanes, REAL *x, const REAL *branch_out, long channels, REAL eps, const REAL *norm, int adds) {
     for (long j = 0; j < lanes; j += LANES) {
         Vector mean, factor;
-        FN(measure_lanes)(work + j, channels, eps, &mean, &factor);
+        FN(measure_lanes)(branch_out + j, channels, eps, &mean, &factor);
         for (long c = 0; c < channels; c++) {
-            Vector answer = (FN(load)(work + c * PANEL + j) - mean) * factor * norm[c] + norm[channels + c];
+            Vector output = (FN(load)(branch_out + c * PANEL + j) - mean) * factor * norm[c] + norm[channels + c];
             REAL *to = x + c * PANEL + j;
-            FN(store)(to, adds ? FN(load)(to) + answer : answer);
+            FN(store)(to, adds ? FN(load)(to) + output : output);
         }
     }
 }
@@ -325,7 +327,7 @@ static void FN(read_norm)(REAL *to, const Norm *norm, long channels) {
     for (long c = 0; c < 2 * channels; c++) to[c] *= (REAL)norm->factor;
 }
 
-/* Finds the tokens of some windows of all images. */
+/* Finds the tokens of `count` windows, counted through all images. */
 static void FN(gather_windows)(FN(Own) *own, const Plan *plan, long first, long count) {
     FN(Group) *group = &own->group;
     const long in_image = windows_down(plan) * windows_across(plan), size = plan->window_height * plan->window_width;
@@ -347,20 +349,20 @@ static void FN(gather_windows)(FN(Own) *own, const Plan *plan, long first, long 
                     region[keys++] = window->row_region[y] * 4 + window->column_region[x];
                     if (!is_padding) group->position[group->tokens++] = image + window->position[i];
                 }
-            if (!is_padding) group->there[w] = keys;
+            if (!is_padding) group->valid[w] = keys;
         }
         group->keys[w] = keys;
         group->has_regions[w] = window->has_regions;
     }
 }
 
-/* The keys of a window and head, scaled to length 1. */
+/* Scales the keys of a window and head to length 1. */
 INLINE void FN(scale_keys)(FN(Own) *own, const REAL *from, long row, long count, long dim) {
     const long wide = round_up(dim, LANES);
     for (long i = 0; i < count; i += LANES) {
         Vector squares = {0};
         for (long d = 0; d < dim; d++) squares += FN(load)(from + d * row + i) * FN(load)(from + d * row + i);
-        const Vector factor = 1 / FN(larger)(FN(roots)(squares), FN(spread)(SMALLEST_NORM));
+        const Vector factor = 1 / FN(larger)(FN(roots)(squares), FN(broadcast)(SMALLEST_NORM));
         for (long d = 0; d < dim; d += LANES) {
             Vector lines[VECTOR_BYTES / sizeof(REAL)];
 #pragma GCC unroll 16
@@ -372,17 +374,17 @@ INLINE void FN(scale_keys)(FN(Own) *own, const REAL *from, long row, long count,
     }
 }
 
-/* Some queries, scaled to a length: [dim][PANEL]. */
+/* Scales a panel of queries to a length: [dim][PANEL]. */
 INLINE void FN(scale_queries)(FN(Own) *own, const REAL *from, long row, long dim, REAL length) {
     for (long j = 0; j < PANEL; j += LANES) {
         Vector squares = {0};
         for (long d = 0; d < dim; d++) squares += FN(load)(from + d * row + j) * FN(load)(from + d * row + j);
-        const Vector factor = length / FN(larger)(FN(roots)(squares), FN(spread)(SMALLEST_NORM));
+        const Vector factor = length / FN(larger)(FN(roots)(squares), FN(broadcast)(SMALLEST_NORM));
         for (long d = 0; d < dim; d++) FN(store)(own->query + d * PANEL + j, FN(load)(from + d * row + j) * factor);
     }
 }
 
-/* Begins the logits with the biases: for a key, those of queries side by side in a row lie side by side in the table. */
+/* Initialises the logits with the biases: for a key, the biases of neighbouring queries in a row are contiguous. */
 INLINE void FN(begin_logits)(FN(Own) *own, const int64_t *at, long keys, long query, long count, long centre) {
     int64_t from[VECTORS * VECTOR_BYTES / sizeof(REAL)], to[VECTORS * VECTOR_BYTES / sizeof(REAL)];
     long vectors = 0;
@@ -393,42 +395,43 @@ INLINE void FN(begin_logits)(FN(Own) *own, const int64_t *at, long keys, long qu
     for (long key = 0; key < keys; key++) {
         const REAL *biases = own->table + centre - at[key];
         REAL *row = own->logits + key * PANEL;
-        /* What is copied beyond the end of a run is written over. */
+        /* Numbers copied beyond the end of a run are overwritten. */
         for (long i = 0; i < vectors; i++) FN(store)(row + to[i], FN(load)(biases + from[i]));
     }
 }
 
-/* Makes weights of logits, not yet divided by their sums. Returns what divides them, and the sum of padding tokens' weights. */
-INLINE void FN(weigh_lanes)(REAL *logits, long vectors, const REAL *region, int has_regions, long query, long there, long keys,
-                            Vector *shares, Vector *padding) {
+/* Replaces logits by weights that are not yet divided by their sums. Returns 1 / sum, and the sum of the weights of padding
+   tokens. */
+INLINE void FN(weigh_lanes)(REAL *logits, long vectors, const REAL *region, int has_regions, long query, long valid, long keys,
+                            Vector *inverse_sums, Vector *padding) {
     for (long j = 0; j < vectors; j++) {
         REAL *column = logits + j * LANES;
-        Vector most = FN(spread)(-INFINITY), sum = {0}, padding_sum = {0};
+        Vector largest = FN(broadcast)(-INFINITY), sum = {0}, padding_sum = {0};
         if (has_regions) {
             const Vector own = FN(load)(region + query + j * LANES);
             for (long key = 0; key < keys; key++) {
                 REAL *at = column + key * PANEL;
-                FN(store)(at, FN(where)(own == FN(spread)(region[key]), FN(load)(at), FN(spread)(-INFINITY)));
+                FN(store)(at, FN(where)(own == FN(broadcast)(region[key]), FN(load)(at), FN(broadcast)(-INFINITY)));
             }
         }
-        for (long key = 0; key < keys; key++) most = FN(larger)(FN(load)(column + key * PANEL), most);
-        for (long key = 0; key < there; key++) {
-            Vector weight = FN(exp)(FN(load)(column + key * PANEL) - most);
+        for (long key = 0; key < keys; key++) largest = FN(larger)(FN(load)(column + key * PANEL), largest);
+        for (long key = 0; key < valid; key++) {
+            Vector weight = FN(exp)(FN(load)(column + key * PANEL) - largest);
             FN(store)(column + key * PANEL, weight);
             sum += weight;
         }
-        for (long key = there; key < keys; key++) padding_sum += FN(exp)(FN(load)(column + key * PANEL) - most);
-        shares[j] = 1 / (sum + padding_sum);
+        for (long key = valid; key < keys; key++) padding_sum += FN(exp)(FN(load)(column + key * PANEL) - largest);
+        inverse_sums[j] = 1 / (sum + padding_sum);
         padding[j] = padding_sum;
     }
 }
 
-/* Attention of one window and head of a group. */
+/* The attention of one window and head of a group. */
 static void FN(attend_head)(FN(Own) *own, const FN(Sizes) *sizes, const FN(Shared) *shared, const Block *block, long window,
                             long head) {
     const Plan *plan = sizes->plan;
     const FN(Group) *group = &own->group;
-    const long dim = plan->dim, row = shared->row, start = group->start[window], there = group->there[window];
+    const long dim = plan->dim, row = shared->row, start = group->start[window], valid = group->valid[window];
     const long keys = group->keys[window], across = 2 * plan->window_width - 1;
     const long table = (2 * plan->window_height - 1) * across;
     const long centre = (plan->window_height - 1) * across + plan->window_width - 1;
@@ -437,38 +440,39 @@ static void FN(attend_head)(FN(Own) *own, const FN(Sizes) *sizes, const FN(Share
     const int64_t *at = group->at + window * sizes->size;
     REAL value_bias[dim];
     memset(value_bias, 0, sizeof value_bias);
-    if (keys > there && block->value.bias.data)
+    if (keys > valid && block->value.bias.data)
         FN(read_numbers)(value_bias, &block->value.bias, head * dim, dim);
     memcpy(own->table, (const REAL *)block->table.data + head * table, sizeof(REAL) * table);
-    FN(scale_keys)(own, key, row, there, dim);
-    /* Rows beyond the keys there are those of padding tokens: what a tile adds to them is zero. */
-    memset(own->keys + there * round_up(dim, LANES), 0, sizeof(REAL) * ROWS * round_up(dim, LANES));
-    for (long first = 0; first < there; first += PANEL) {
-        const long count = smaller(PANEL, there - first);
-        Vector shares[VECTORS], padding[VECTORS];
+    FN(scale_keys)(own, key, row, valid, dim);
+    /* The keys of padding tokens are zero, so a tile does not change their logits. */
+    memset(own->keys + valid * round_up(dim, LANES), 0, sizeof(REAL) * ROWS * round_up(dim, LANES));
+    for (long first = 0; first < valid; first += PANEL) {
+        const long count = smaller(PANEL, valid - first);
+        Vector inverse_sums[VECTORS], padding[VECTORS];
         FN(scale_queries)(own, query + first, row, dim, ((const REAL *)block->scale.data)[head]);
         FN(begin_logits)(own, at, keys, first, count, centre);
-        FN(multiply_panel)(count, there, dim, own->keys, round_up(dim, LANES), own->query, own->logits, PANEL, 1, NULL, 0);
-        FN(weigh_lanes)(own->logits, (count + LANES - 1) / LANES, region, group->has_regions[window], first, there, keys, shares, padding);
-        FN(multiply_panel)(count, dim, there, value, row, own->logits, own->answer, PANEL, 0, NULL, 0);
-        /* To their positions among all tokens of the group. */
+        FN(multiply_panel)(count, valid, dim, own->keys, round_up(dim, LANES), own->query, own->logits, PANEL, 1, NULL, 0);
+        FN(weigh_lanes)(own->logits, (count + LANES - 1) / LANES, region, group->has_regions[window], first, valid, keys,
+                        inverse_sums, padding);
+        FN(multiply_panel)(count, dim, valid, value, row, own->logits, own->output, PANEL, 0, NULL, 0);
+        /* Writes to the positions of the tokens in the group. */
         const long to = start + first, lane = to % PANEL;
         REAL *attended = shared->attended + to / PANEL * PANEL * sizes->wide + head * dim * PANEL + lane;
         for (long d = 0; d < dim; d++) {
-            REAL *answer = own->answer + d * PANEL;
+            REAL *output = own->output + d * PANEL;
             for (long j = 0; j * LANES < count; j++)
-                FN(store)(answer + j * LANES, (FN(load)(answer + j * LANES) + padding[j] * value_bias[d]) * shares[j]);
+                FN(store)(output + j * LANES, (FN(load)(output + j * LANES) + padding[j] * value_bias[d]) * inverse_sums[j]);
             if (lane == 0 && count == PANEL) {
-                for (long j = 0; j < PANEL; j += LANES) FN(store)(attended + d * PANEL + j, FN(load)(answer + j));
+                for (long j = 0; j < PANEL; j += LANES) FN(store)(attended + d * PANEL + j, FN(load)(output + j));
                 continue;
             }
             for (long i = 0; i < count; i++)
-                attended[d * PANEL + i + (lane + i >= PANEL ? PANEL * (sizes->wide - 1) : 0)] = answer[i];
+                attended[d * PANEL + i + (lane + i >= PANEL ? PANEL * (sizes->wide - 1) : 0)] = output[i];
         }
     }
 }
 
-/* What a call is about. */
+/* The arguments of a call. */
 typedef struct {
     FN(Sizes) sizes;
     const Block *block;
@@ -476,7 +480,7 @@ typedef struct {
     const Saved *saved;
 } FN(Task);
 
-INLINE void FN(meet)(long team) {
+INLINE void FN(wait_for_team)(long team) {
     if (team > 1) {
 #pragma omp barrier
     }
@@ -484,7 +488,7 @@ INLINE void FN(meet)(long team) {
 
 INLINE const Map *FN(wanted)(const Saved *saved, const Map *map) { return saved && map->data ? map : NULL; }
 
-/* A group of tokens, through one block. */
+/* Computes one block for a group of tokens. */
 static void FN(run_group)(const FN(Task) *task, const FN(Shared) *shared, FN(Own) *own, long me, long team) {
     const FN(Sizes) *sizes = &task->sizes;
     const Block *block = task->block;
@@ -498,7 +502,7 @@ static void FN(run_group)(const FN(Task) *task, const FN(Shared) *shared, FN(Own
         FN(read_panel)(shared->x + panel * panel_size, task->from, group->position + panel * PANEL, count, channels);
         if (block->query.data && count < PANEL) memset(shared->attended + panel * panel_size, 0, sizeof(REAL) * panel_size);
     }
-    FN(meet)(team);
+    FN(wait_for_team)(team);
     if (block->query.data) {
         const Linear *layers[] = {&block->query, &block->key, &block->value};
         for (long i = 0; i < 3; i++) {
@@ -506,56 +510,58 @@ static void FN(run_group)(const FN(Task) *task, const FN(Shared) *shared, FN(Own
                                      PANEL, row, 0, FN(wanted)(saved, &saved->qkv), i * channels};
             FN(apply_layer)(&job, group, 0, panels, own, me, team);
         }
-        FN(meet)(team);
+        FN(wait_for_team)(team);
         const long tasks = group->windows * heads;
         for (long i = share(tasks, me, team); i < share(tasks, me + 1, team); i++)
             FN(attend_head)(own, sizes, shared, block, i / heads, i % heads);
-        FN(meet)(team);
-        const FN(Product) last = {&block->output, channels, channels, shared->attended, panel_size, shared->work, panel_size,
-                                  PANEL, 0, FN(wanted)(saved, &saved->attention_work), 0};
+        FN(wait_for_team)(team);
+        const FN(Product) last = {&block->out_proj, channels, channels, shared->attended, panel_size, shared->branch_out,
+                                  panel_size, PANEL, 0, FN(wanted)(saved, &saved->attention_out), 0};
         FN(apply_layer)(&last, group, 0, panels, own, me, team);
-        FN(meet)(team);
+        FN(wait_for_team)(team);
         for (long panel = mine; panel < end; panel++) {
             const long token = panel * PANEL, count = smaller(PANEL, group->tokens - token);
             REAL *x = shared->x + panel * panel_size;
             if (FN(wanted)(saved, &saved->attended))
                 FN(write_panel)(&saved->attended, group->position + token, count, 0, shared->attended + panel * panel_size,
                                 PANEL, channels);
-            FN(norm_panel)(count, x, shared->work + panel * panel_size, channels, block->attention_norm.eps, own->norms[0], 1);
+            FN(norm_panel)(count, x, shared->branch_out + panel * panel_size, channels, block->attention_norm.eps,
+                           own->norms[0], 1);
         }
-        FN(meet)(team);
+        FN(wait_for_team)(team);
     }
     for (long first = 0; block->fc1.data && first < panels; first += sizes->panels) {
         const long count = smaller(sizes->panels, panels - first), hidden_size = sizes->deep * PANEL;
-        REAL *x = shared->x + first * panel_size, *work = shared->work + first * panel_size;
+        REAL *x = shared->x + first * panel_size, *branch_out = shared->branch_out + first * panel_size;
         const FN(Product) fc1 = {&block->fc1, channels, block->hidden, x, panel_size, shared->hidden, hidden_size, PANEL,
                                    1, FN(wanted)(saved, &saved->hidden), 0};
         FN(apply_layer)(&fc1, group, first, count, own, me, team);
-        FN(meet)(team);
-        const FN(Product) fc2 = {&block->fc2, block->hidden, channels, shared->hidden, hidden_size, work, panel_size,
-                                    PANEL, 0, FN(wanted)(saved, &saved->mlp_work), 0};
+        FN(wait_for_team)(team);
+        const FN(Product) fc2 = {&block->fc2, block->hidden, channels, shared->hidden, hidden_size, branch_out, panel_size,
+                                    PANEL, 0, FN(wanted)(saved, &saved->mlp_out), 0};
         FN(apply_layer)(&fc2, group, first, count, own, me, team);
-        FN(meet)(team);
+        FN(wait_for_team)(team);
     }
     for (long panel = mine; panel < end; panel++) {
         const long count = smaller(PANEL, group->tokens - panel * PANEL);
         REAL *x = shared->x + panel * panel_size;
         if (block->fc1.data)
-            FN(norm_panel)(count, x, shared->work + panel * panel_size, channels, block->mlp_norm.eps, own->norms[1], 1);
+            FN(norm_panel)(count, x, shared->branch_out + panel * panel_size, channels, block->mlp_norm.eps, own->norms[1], 1);
         if (block->extra_norm.weight.data) FN(norm_panel)(count, x, x, channels, block->extra_norm.eps, own->norms[2], 0);
         FN(write_panel)(task->to, group->position + panel * PANEL, count, 0, x, PANEL, channels);
     }
-    FN(meet)(team);
+    FN(wait_for_team)(team);
 }
 
-#define GROUP_TOKENS 64 /* that a team works on together if windows are smaller */
-#define TEAM_TOKENS 256 /* that all threads together do */
-#define PRODUCTS_A_THREAD 200000 /* multiplications and additions that pay for waking a thread */
+#define GROUP_TOKENS 64 /* tokens of a group for one thread, if windows are smaller */
+#define TEAM_TOKENS 256 /* tokens of a group for all threads */
+#define PRODUCTS_A_THREAD 200000 /* fewer multiply-adds do not pay for starting a thread */
 
-/* Runs blocks one after the other on maps. Returns 0, or the bytes it needs if `bytes` are too few.
+/* Runs blocks one after the other. Returns 0, or the bytes it needs if `bytes` is too small.
 
-   plan: of all blocks, but for their shifts; x: the maps; out: gets them, may be x. A block without a query layer is an MLP
-   only, and one without a widening layer only an attention. saved: what the gradients of a single block need, or NULL. */
+   whole: the plan of all blocks, without their shifts; x: the map; out: receives the map, may be x. A block without a query
+   layer is only an MLP; a block without fc1 is only an attention. saved: receives the maps that the gradients of a single
+   block need, or NULL. */
 long FN(run_blocks)(const Plan *whole, long count, const Block *blocks, const Map *x, const Map *out, const Saved *saved,
                     long threads, char *memory, long bytes) {
     Plan plan = *whole;
@@ -567,7 +573,8 @@ long FN(run_blocks)(const Plan *whole, long count, const Block *blocks, const Ma
         if (blocks[i].fc1.data && blocks[i].hidden > hidden) hidden = blocks[i].hidden;
     }
     if (all_tokens < 1 || count < 1) return 0;
-    if (!attends) plan.window_height = 1, plan.window_width = GROUP_TOKENS, plan.width = all_tokens, plan.height = plan.images = 1,
+    if (!attends)
+        plan.window_height = 1, plan.window_width = GROUP_TOKENS, plan.width = all_tokens, plan.height = plan.images = 1,
         plan.mask_padding = 1;
     products = all_tokens * channels * (4 * channels * attends + 2 * hidden);
     threads = smaller(threads, 1 + products / PRODUCTS_A_THREAD);
@@ -575,16 +582,17 @@ long FN(run_blocks)(const Plan *whole, long count, const Block *blocks, const Ma
     FN(Sizes) *sizes = &task.sizes;
     const long size = plan.window_height * plan.window_width;
     const long windows = plan.images * windows_down(&plan) * windows_across(&plan);
-    const long there = smaller(plan.height, plan.window_height) * smaller(plan.width, plan.window_width);
-    const long at_once = smaller(windows, there < GROUP_TOKENS ? GROUP_TOKENS / there : 1);
+    const long valid = smaller(plan.height, plan.window_height) * smaller(plan.width, plan.window_width);
+    const long at_once = smaller(windows, valid < GROUP_TOKENS ? GROUP_TOKENS / valid : 1);
     *sizes = (FN(Sizes)){&plan, channels, hidden, round_up(channels, ROWS), round_up(hidden, ROWS), size, at_once, 0, 0};
-    /* What is left over when every thread has done as many groups is done by all together, unless it is nearly a round. */
+    /* Each thread computes the same number of groups alone. The remaining groups are computed by all threads together,
+       unless there are nearly enough of them for every thread. */
     long groups = (windows + at_once - 1) / at_once, alone = groups / threads * threads;
     if (groups - alone > 0.8 * threads) alone = groups;
     const long first_left = smaller(alone * at_once, windows);
     FN(Sizes) together = *sizes;
-    together.windows = smaller(windows - first_left, there < TEAM_TOKENS ? TEAM_TOKENS / there : 1);
-    sizes->tokens = sizes->windows * there, together.tokens = together.windows * there;
+    together.windows = smaller(windows - first_left, valid < TEAM_TOKENS ? TEAM_TOKENS / valid : 1);
+    sizes->tokens = sizes->windows * valid, together.tokens = together.windows * valid;
     sizes->panels = (smaller(sizes->tokens, 2 * GROUP_TOKENS) + PANEL - 1) / PANEL;
     together.panels = (smaller(together.tokens, TEAM_TOKENS) + PANEL - 1) / PANEL;
     FN(Sizes) largest = together.windows > sizes->windows ? together : *sizes;
@@ -629,10 +637,10 @@ long FN(run_blocks)(const Plan *whole, long count, const Block *blocks, const Ma
     return 0;
 }
 
-/* A linear layer of joined tokens, and a norm: every window of a map becomes one token, its tokens' numbers being joined
-   column by column, with zeros beyond the map. Returns 0, or the bytes it needs if `bytes` are too few.
+/* A linear layer and a norm that merge every window of a map into one token. The input of the layer is the window's tokens,
+   joined column by column; tokens beyond the map are zeros. Returns 0, or the bytes it needs if `bytes` is too small.
 
-   plan: cuts the map x into windows of a few tokens of `dim` numbers; out: gets the tokens, of `wide` numbers. */
+   plan: the windows of the map x, of a few tokens of `dim` numbers; out: receives the tokens of `wide` numbers. */
 long FN(project)(const Plan *plan, const Linear *layer, const Norm *norm, long wide, const Map *x, const Map *out,
                  long threads, char *memory, long bytes) {
     const long down = windows_down(plan), across = windows_across(plan), tokens = plan->images * down * across;
@@ -640,52 +648,55 @@ long FN(project)(const Plan *plan, const Linear *layer, const Norm *norm, long w
     if (tokens < 1) return 0;
     threads = smaller(threads, 1 + tokens * joined * wide / PRODUCTS_A_THREAD);
     const long groups = (tokens + GROUP_TOKENS - 1) / GROUP_TOKENS, team = groups < threads ? threads : 1;
-    const long x_panel = joined * PANEL, work_panel = round_up(wide, ROWS) * PANEL, panels = GROUP_TOKENS / PANEL;
-    const long shared = sizeof(REAL) * panels * (x_panel + work_panel);
-    const long own_bytes = round_up(sizeof(REAL) * (HEIGHT * CHUNK + 2 * wide), 64) + sizeof(int64_t) * GROUP_TOKENS * (parts + 1);
+    const long x_panel = joined * PANEL, out_panel = round_up(wide, ROWS) * PANEL, panels = GROUP_TOKENS / PANEL;
+    const long shared = sizeof(REAL) * panels * (x_panel + out_panel);
+    const long position_bytes = sizeof(int64_t) * GROUP_TOKENS * (parts + 1);
+    const long own_bytes = round_up(sizeof(REAL) * (HEIGHT * CHUNK + 2 * wide), 64) + position_bytes;
     const long needed = shared * (team > 1 ? 1 : threads) + own_bytes * threads;
     if (bytes < needed) return needed;
 #pragma omp parallel num_threads(threads)
     {
-        const long number = omp_get_thread_num(), there = omp_get_num_threads();
-        /* One after the other the groups of all threads together, or those of this one. */
-        const long me = team > 1 ? number : 0, members = team > 1 ? there : 1;
-        const long first = team > 1 ? 0 : share(groups, number, there), end = team > 1 ? groups : share(groups, number + 1, there);
+        const long number = omp_get_thread_num(), all = omp_get_num_threads();
+        /* All threads compute each group together, or each thread computes its own groups. */
+        const long me = team > 1 ? number : 0, members = team > 1 ? all : 1;
+        const long first = team > 1 ? 0 : share(groups, number, all), end = team > 1 ? groups : share(groups, number + 1, all);
         char *mine = memory + own_bytes * number;
         FN(Own) own = {.rows = (REAL *)mine};
         own.norms[0] = own.rows + HEIGHT * CHUNK;
         own.group.position = (int64_t *)(mine + own_bytes) - GROUP_TOKENS * (parts + 1);
-        REAL *from = (REAL *)(memory + own_bytes * threads + (team > 1 ? 0 : shared * number)), *work = from + panels * x_panel;
+        REAL *from = (REAL *)(memory + own_bytes * threads + (team > 1 ? 0 : shared * number));
+        REAL *result = from + panels * x_panel;
         FN(read_norm)(own.norms[0], norm, wide);
         for (long group = first; group < end; group++) {
             const long start = group * GROUP_TOKENS, count = own.group.tokens = smaller(GROUP_TOKENS, tokens - start);
-            const long some = (count + PANEL - 1) / PANEL, begin = share(some, me, members), stop = share(some, me + 1, members);
-            int64_t *places = own.group.position + GROUP_TOKENS;
+            const long some = (count + PANEL - 1) / PANEL;
+            const long begin = share(some, me, members), stop = share(some, me + 1, members);
+            int64_t *positions = own.group.position + GROUP_TOKENS;
             for (long i = 0; i < count; i++) {
                 const long token = start + i, row = token / across % down * plan->window_height;
                 const long column = token % across * plan->window_width, image = token / across / down * plan->height;
                 own.group.position[i] = token;
                 for (long part = 0; part < parts; part++) {
                     const long y = row + part % plan->window_height, x = column + part / plan->window_height;
-                    const int is_there = y < plan->height && x < plan->width;
-                    places[part * GROUP_TOKENS + i] = is_there ? (image + y) * plan->width + x : -1;
+                    const int is_valid = y < plan->height && x < plan->width;
+                    positions[part * GROUP_TOKENS + i] = is_valid ? (image + y) * plan->width + x : -1;
                 }
             }
             for (long panel = begin; panel < stop; panel++)
                 for (long part = 0; part < parts; part++)
                     FN(read_panel)(from + panel * x_panel + part * plan->dim * PANEL, x,
-                                   places + part * GROUP_TOKENS + panel * PANEL, count - panel * PANEL, plan->dim);
-            FN(meet)(members);
-            const FN(Product) job = {layer, joined, wide, from, x_panel, work, work_panel, PANEL, 0, NULL, 0};
+                                   positions + part * GROUP_TOKENS + panel * PANEL, count - panel * PANEL, plan->dim);
+            FN(wait_for_team)(members);
+            const FN(Product) job = {layer, joined, wide, from, x_panel, result, out_panel, PANEL, 0, NULL, 0};
             FN(apply_layer)(&job, &own.group, 0, some, &own, me, members);
-            FN(meet)(members);
+            FN(wait_for_team)(members);
             for (long panel = begin; panel < stop; panel++) {
-                REAL *answer = work + panel * work_panel;
+                REAL *output = result + panel * out_panel;
                 const long lanes = smaller(PANEL, count - panel * PANEL);
-                FN(norm_panel)(lanes, answer, answer, wide, norm->eps, own.norms[0], 0);
-                FN(write_panel)(out, own.group.position + panel * PANEL, lanes, 0, answer, PANEL, wide);
+                FN(norm_panel)(lanes, output, output, wide, norm->eps, own.norms[0], 0);
+                FN(write_panel)(out, own.group.position + panel * PANEL, lanes, 0, output, PANEL, wide);
             }
-            FN(meet)(members);
+            FN(wait_for_team)(members);
         }
     }
     return 0;

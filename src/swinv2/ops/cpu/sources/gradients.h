@@ -1,41 +1,41 @@
-/* The gradients of a branch, a chunk of its tokens at a time: what is computed between two products stays in the cache.
+/* The gradients of a branch, for a chunk of tokens at a time. Intermediate results stay in the cache.
 
-   Here the features of a token lie side by side, as they do in the map. Then a product with a weight that is not transposed
-   reads its rows as they lie, and the gradient of a weight is a product of what one thread after the other has made of
-   the tokens. All threads work on a chunk together: each on some tokens, some columns or some heads, and on some rows of
-   the weights' gradients, whose sums are so the same for any number of threads. */
+   The features of a token are contiguous, as in the map. So a product with a weight that is not transposed reads the
+   weight's rows in place, and the gradient of a weight is a product of two buffers of tokens, one of them transposed. All
+   threads work on the same chunk. Each computes some tokens, some columns or some heads, and some rows of the weights'
+   gradients, so the sums are the same for any number of threads. */
 
-#define PIECE_TOKENS 256 /* for every thread, unless a window has more */
+#define CHUNK_TOKENS 256 /* of a chunk for every thread, unless a window has more */
 
-/* What one thread works with. */
+/* The workspace of one thread. */
 typedef struct {
-    FN(Lines) lines;   /* for the norm */
-    FN(Work) work;     /* for the attention */
-    int64_t *position;    /* of each token of the chunk in the map */
-    int64_t *start;    /* of each window: its first token among these */
-    REAL *columns;     /* [CHUNK][PANEL], of a weight */
-    REAL *rows;        /* [CHUNK][HEIGHT], of a weight's gradient */
-    REAL *part, *line; /* [ROWS][PANEL], of an answer; PANEL numbers */
+    FN(Lines) lines;    /* for the norm */
+    FN(Workspace) work; /* for the attention */
+    int64_t *position;  /* of each token of the chunk in the map */
+    int64_t *start;     /* of each window: index of its first token in the chunk */
+    REAL *columns;      /* [CHUNK][PANEL], of a weight */
+    REAL *rows;         /* [CHUNK][HEIGHT], transposed rows of a weight's gradient */
+    REAL *part, *line;  /* [ROWS][PANEL], of a product; PANEL numbers */
 } FN(Tools);
 
-/* What all threads work with: for each token of a chunk a row of each. */
+/* The workspace of all threads: one row for each token of a chunk. */
 typedef struct {
-    REAL *grad;         /* of the sum, then of x */
-    REAL *x, *grad_branch_out;   /* what the branch was given, and the gradients of the norm's input */
-    REAL *seen, *inner; /* what the last layer was given, and the gradients of that */
-    REAL *qkv, *into;   /* queries, keys and values, and the gradients of what the first layers made; may be `inner` */
-    long row, wide_row, deep_row; /* from token to token: of channels, of `seen` and of `into` */
-    double *into_bias;
+    REAL *grad;                           /* gradient of the sum, then of x */
+    REAL *x, *grad_branch_out;            /* input of the branch; gradient of the norm's input */
+    REAL *last_in, *grad_last_in;         /* input of the last layer, and its gradient */
+    REAL *qkv, *grad_first_out;           /* queries, keys and values; gradient of the first layers' output */
+    long row, last_in_row, first_out_row; /* strides of tokens: of channels, `last_in` and `grad_first_out` */
+    double *grad_first_bias;
     REAL *value_bias;
 } FN(Chunk);
 
-/* How the work is cut. */
+/* Sizes of the branch and of its chunks. */
 typedef struct {
     const Plan *plan;
-    long channels, seen, into; /* features of a token: of x, of the last layer and of the first ones' answer */
-    long windows, tokens;      /* of a chunk, at most */
+    long channels, last_in, first_out; /* features of x, of the last layer's input, of the first layers' output */
+    long windows, tokens;              /* of a chunk, at most */
     int attends;
-} FN(Cut);
+} FN(ChunkSizes);
 
 #define TAKE(field, count)                                                                                             \
     do {                                                                                                               \
@@ -43,13 +43,13 @@ typedef struct {
         used = round_up(used + (long)sizeof *field * (count), 64);                                                     \
     } while (0)
 
-/* Cut memory. Return the bytes; with no memory that is all they do. */
-static long FN(lay_out_tools)(FN(Tools) *tools, const FN(Cut) *cut, char *memory) {
-    long used = round_up(FN(lay_out_lines)(&tools->lines, cut->channels, memory), 64);
-    if (cut->attends)
-        used = round_up(used + FN(lay_out_work)(&tools->work, cut->plan, 1, memory ? memory + used : NULL), 64);
-    TAKE(tools->position, cut->tokens + LANES);
-    TAKE(tools->start, cut->windows + 1);
+/* Both functions lay out a workspace in memory and return its bytes; if memory is NULL, they only count them. */
+static long FN(lay_out_tools)(FN(Tools) *tools, const FN(ChunkSizes) *sizes, char *memory) {
+    long used = round_up(FN(lay_out_lines)(&tools->lines, sizes->channels, memory), 64);
+    if (sizes->attends)
+        used = round_up(used + FN(lay_out_workspace)(&tools->work, sizes->plan, 1, memory ? memory + used : NULL), 64);
+    TAKE(tools->position, sizes->tokens + LANES);
+    TAKE(tools->start, sizes->windows + 1);
     TAKE(tools->columns, CHUNK * PANEL);
     TAKE(tools->rows, CHUNK * HEIGHT);
     TAKE(tools->part, ROWS * PANEL);
@@ -57,25 +57,25 @@ static long FN(lay_out_tools)(FN(Tools) *tools, const FN(Cut) *cut, char *memory
     return used;
 }
 
-/* An odd number of the cache's lines: rows that lie a power of two apart would crowd a few of them. */
+/* The stride of a row, an odd number of cache lines: strides of a power of two would use only a few cache sets. */
 INLINE long FN(odd_row)(long features) { return (round_up(features, PANEL) / LINE | 1) * LINE; }
 
-static long FN(lay_out_chunk)(FN(Chunk) *chunk, const FN(Cut) *cut, char *memory) {
-    const long tokens = cut->tokens + (ROWS > LANES ? ROWS : LANES);
+static long FN(lay_out_chunk)(FN(Chunk) *chunk, const FN(ChunkSizes) *sizes, char *memory) {
+    const long tokens = sizes->tokens + (ROWS > LANES ? ROWS : LANES);
     long used = 0;
-    chunk->row = FN(odd_row)(cut->channels);
-    chunk->wide_row = FN(odd_row)(cut->seen), chunk->deep_row = FN(odd_row)(cut->into);
-    TAKE(chunk->into_bias, cut->into);
-    TAKE(chunk->value_bias, cut->channels);
+    chunk->row = FN(odd_row)(sizes->channels);
+    chunk->last_in_row = FN(odd_row)(sizes->last_in), chunk->first_out_row = FN(odd_row)(sizes->first_out);
+    TAKE(chunk->grad_first_bias, sizes->first_out);
+    TAKE(chunk->value_bias, sizes->channels);
     TAKE(chunk->grad, tokens * chunk->row + PANEL);
     TAKE(chunk->x, tokens * chunk->row + PANEL);
     TAKE(chunk->grad_branch_out, tokens * chunk->row + PANEL);
-    TAKE(chunk->seen, tokens * chunk->wide_row + PANEL);
-    TAKE(chunk->into, tokens * chunk->deep_row + PANEL);
-    chunk->inner = chunk->into;
-    if (cut->attends) {
-        TAKE(chunk->inner, tokens * chunk->wide_row + PANEL);
-        TAKE(chunk->qkv, tokens * chunk->deep_row + PANEL);
+    TAKE(chunk->last_in, tokens * chunk->last_in_row + PANEL);
+    TAKE(chunk->grad_first_out, tokens * chunk->first_out_row + PANEL);
+    chunk->grad_last_in = chunk->grad_first_out;
+    if (sizes->attends) {
+        TAKE(chunk->grad_last_in, tokens * chunk->last_in_row + PANEL);
+        TAKE(chunk->qkv, tokens * chunk->first_out_row + PANEL);
     }
     return used;
 }
@@ -85,7 +85,7 @@ INLINE void FN(copy)(REAL *to, const REAL *from, long n) {
     for (long i = 0; i < n; i += LANES) FN(store)(to + i, FN(load)(from + i));
 }
 
-/* A product of tokens with a weight that is not transposed: what was the layer's answer becomes its input. */
+/* A product of tokens with a weight that is not transposed: from the layer's outputs to its inputs. */
 typedef struct {
     const Linear *layer;
     long in, out; /* rows and columns of the weight */
@@ -94,72 +94,73 @@ typedef struct {
     REAL *to;
     long to_row;
     int adds;
-    const Map *before;  /* the input of a GELU whose answer's gradients are the product, or NULL; */
-    REAL *after;        /* gets its answer then, in rows as those of `to`, which get its input's gradients */
-    const Map *written; /* gets the product, or NULL */
+    const Map *gelu_in; /* or NULL. Otherwise the product is the gradient of a GELU's output, gelu_in is its input, */
+    REAL *gelu_out;     /* gelu_out receives its output, and `to` the gradient of its input; rows as those of `to` */
+    const Map *written; /* receives the product, or NULL */
 } FN(UntransposedProduct);
 
-/* Does what follows a product, for some tokens and a panel of columns. */
-static void FN(follow)(const FN(UntransposedProduct) *job, const FN(Tools) *tools, long token, long end, long column, long n) {
+/* The epilogue of a product (copy, GELU's gradient), for some tokens and a panel of columns. */
+static void FN(apply_epilogue)(const FN(UntransposedProduct) *job, const FN(Tools) *tools, long token, long end, long column,
+                               long n) {
     for (; token < end; token++) {
         REAL *to = job->to + token * job->to_row + column;
         if (job->written) FN(write)(job->written, tools->position[token] * job->written->stride + column, to, n);
-        if (!job->before) continue;
-        REAL *after = job->after + token * job->to_row + column;
-        FN(read)(after, job->before, tools->position[token] * job->before->stride + column, n);
+        if (!job->gelu_in) continue;
+        REAL *gelu_out = job->gelu_out + token * job->to_row + column;
+        FN(read)(gelu_out, job->gelu_in, tools->position[token] * job->gelu_in->stride + column, n);
         for (long c = 0; c < n; c += LANES) {
-            Vector x = FN(load)(after + c), below, density;
+            Vector x = FN(load)(gelu_out + c), below, density;
             FN(normal)(x, &below, &density);
             FN(store)(to + c, FN(load)(to + c) * (below + x * density));
-            FN(store)(after + c, x * below);
+            FN(store)(gelu_out + c, x * below);
         }
     }
 }
 
-/* A thread's part of a product. The parts of products of as many tokens and columns are the same. */
+/* A thread's part of a product. Products with the same numbers of tokens and columns have the same parts. */
 static void FN(apply_untransposed)(const FN(UntransposedProduct) *job, long tokens, FN(Tools) *tools, long me, long team) {
     const Linear *layer = job->layer;
     const long panels = (job->out + PANEL - 1) / PANEL, tiles = (tokens + ROWS - 1) / ROWS;
-    /* As many groups of tokens as give every thread something to do. */
+    /* Enough groups of tokens to give every thread a task. */
     const long groups = team == 1 ? 1 : smaller(tiles, (2 * team + panels - 1) / panels), tasks = panels * groups;
     for (long task = share(tasks, me, team); task < share(tasks, me + 1, team); task++) {
-        const long column = task / groups * PANEL, there = smaller(PANEL, job->out - column), group = task % groups;
+        const long column = task / groups * PANEL, valid = smaller(PANEL, job->out - column), group = task % groups;
         const long first = share(tiles, group, groups), last = share(tiles, group + 1, groups);
-        /* Columns that are read again and again are read side by side. */
+        /* Columns that are read several times are first copied to contiguous memory. */
         const int is_plain = layer->type == (IS_DOUBLE ? F64 : F32);
-        const int lies_ready = is_plain && there == PANEL && last - first <= 2;
+        const int is_in_place = is_plain && valid == PANEL && last - first <= 2;
         const Map weight = {(void *)layer->data, 0, layer->type};
         for (long start = 0; start < job->in; start += CHUNK) {
             const long length = smaller(CHUNK, job->in - start);
             const REAL *columns = (const REAL *)layer->data + start * layer->row + column;
-            /* What is read next comes from far away: it is asked for while these are multiplied. */
+            /* The next part of the weight is prefetched during the products. */
             const REAL *next = start + length < job->in ? columns + length * layer->row : columns - start * layer->row + PANEL;
-            const long asks = is_plain ? (CHUNK + last - first - 1) / (last - first) : 0;
-            for (long i = 0; !lies_ready && i < length; i++)
-                FN(read)(tools->columns + i * PANEL, &weight, (start + i) * layer->row + column, there);
-            if (!lies_ready) columns = tools->columns;
+            const long prefetches = is_plain ? (CHUNK + last - first - 1) / (last - first) : 0;
+            for (long i = 0; !is_in_place && i < length; i++)
+                FN(read)(tools->columns + i * PANEL, &weight, (start + i) * layer->row + column, valid);
+            if (!is_in_place) columns = tools->columns;
             for (long i = first * ROWS; i < last * ROWS; i += ROWS) {
                 REAL *to = job->to + i * job->to_row + column;
-                for (long n = 0; n < asks; n++, next += layer->row)
+                for (long n = 0; n < prefetches; n++, next += layer->row)
                     for (long c = 0; c < PANEL; c += LINE) __builtin_prefetch(next + c);
                 FN(tile)(length, job->from + i * job->from_row + start, job->from_row, 1, columns,
-                         lies_ready ? layer->row : PANEL, NULL, start || job->adds ? to : NULL, job->to_row, to, job->to_row);
+                         is_in_place ? layer->row : PANEL, NULL, start || job->adds ? to : NULL, job->to_row, to, job->to_row);
             }
         }
-        FN(follow)(job, tools, first * ROWS, smaller(last * ROWS, tokens), column, there);
+        FN(apply_epilogue)(job, tools, first * ROWS, smaller(last * ROWS, tokens), column, valid);
     }
 }
 
-/* The gradient of a layer: left (tokens, m) transposed, times right (tokens, n), and the sums of all tokens of left. */
+/* The gradient of a layer: left.T @ right, where left is (tokens, m) and right (tokens, n); and the sum of left's tokens. */
 typedef struct {
     const REAL *left, *right;
     long left_row, right_row, m, n;
     REAL *sums;   /* (m, n), or NULL */
     double *bias; /* (m), or NULL */
-    int adds;     /* to these sums; else they begin here */
+    int adds;     /* whether to add to sums and bias or to overwrite them */
 } FN(TransposedProduct);
 
-/* A thread's rows of it. */
+/* A thread's rows of the gradient of a layer. */
 static void FN(sum_layer)(const FN(TransposedProduct) *job, long tokens, FN(Tools) *tools, long me, long team) {
     const long tiles = (job->m + ROWS - 1) / ROWS, end = smaller(share(tiles, me + 1, team) * ROWS, job->m), n = job->n;
     if (!job->sums && !job->bias) return;
@@ -179,36 +180,36 @@ static void FN(sum_layer)(const FN(TransposedProduct) *job, long tokens, FN(Tool
             }
             for (long column = 0; job->sums && column < n; column += PANEL) {
                 const REAL *right = job->right + start * job->right_row + column;
-                const long there = smaller(PANEL, n - column);
+                const long valid = smaller(PANEL, n - column);
                 for (long i = 0; i < count; i += ROWS) {
-                    const int is_whole = there == PANEL && i + ROWS <= count;
+                    const int is_whole = valid == PANEL && i + ROWS <= count;
                     REAL *to = job->sums + (row + i) * n + column, *c = is_whole ? to : tools->part;
                     FN(tile)(length, tools->rows + i, 1, HEIGHT, right, job->right_row, NULL, is_whole && adds ? to : NULL,
                              n, c, is_whole ? n : PANEL);
                     for (long r = 0; !is_whole && r < ROWS && i + r < count; r++)
-                        for (long j = 0; j < there; j++) to[r * n + j] = c[r * PANEL + j] + (adds ? to[r * n + j] : 0);
+                        for (long j = 0; j < valid; j++) to[r * n + j] = c[r * PANEL + j] + (adds ? to[r * n + j] : 0);
                 }
             }
         }
 }
 
-/* What a call is about. */
+/* The arguments of a call. */
 typedef struct {
-    FN(Cut) cut;
+    FN(ChunkSizes) sizes;
     const Block *block;
-    const Map *grad, *x, *work;
+    const Map *grad, *x, *branch_out;
     const Saved *saved;
     const Gradients *to;
-} FN(Slopes);
+} FN(BackwardTask);
 
-/* Finds the tokens of some windows of all images. Returns how many. */
-static long FN(gather_positions)(FN(Tools) *tools, const FN(Cut) *cut, long first, long windows) {
-    const Plan *plan = cut->plan;
+/* Finds the tokens of `windows` windows, counted through all images. Returns the number of tokens. */
+static long FN(gather_positions)(FN(Tools) *tools, const FN(ChunkSizes) *sizes, long first, long windows) {
+    const Plan *plan = sizes->plan;
     const long in_image = windows_down(plan) * windows_across(plan);
     long tokens = 0;
-    if (!cut->attends)
+    if (!sizes->attends)
         for (; tokens < windows; tokens++) tools->position[tokens] = first + tokens;
-    for (long w = 0; cut->attends && w < windows; w++) {
+    for (long w = 0; sizes->attends && w < windows; w++) {
         const long number = first + w, image = number / in_image * plan->height * plan->width;
         const Window *window = &tools->work.window;
         find_window(&tools->work.window, plan, number % in_image, tools->work.window_row, tools->work.window_column);
@@ -218,31 +219,32 @@ static long FN(gather_positions)(FN(Tools) *tools, const FN(Cut) *cut, long firs
     return tokens;
 }
 
-/* Reads a token of the chunk, with zeros after its numbers. */
+/* Reads a token of the chunk, padded with zeros. */
 INLINE void FN(read_row)(REAL *to, const Map *map, long position, long n) {
     FN(read)(to, map, position * map->stride, n);
     for (long c = n; c < round_up(n, LANES); c++) to[c] = 0;
 }
 
-/* Reads tokens of a chunk, and goes back through the norm. */
-static void FN(begin_tokens)(const FN(Slopes) *task, const FN(Chunk) *chunk, FN(Tools) *tools, long first, long end) {
-    const FN(Cut) *cut = &task->cut;
-    const Norm *norm = cut->attends ? &task->block->attention_norm : &task->block->mlp_norm;
-    const long channels = cut->channels, row = chunk->row, wide = tools->lines.wide;
+/* Reads tokens of a chunk, and computes the gradient of the norm's input. */
+static void FN(begin_tokens)(const FN(BackwardTask) *task, const FN(Chunk) *chunk, FN(Tools) *tools, long first, long end) {
+    const FN(ChunkSizes) *sizes = &task->sizes;
+    const Norm *norm = sizes->attends ? &task->block->attention_norm : &task->block->mlp_norm;
+    const long channels = sizes->channels, row = chunk->row, wide = tools->lines.wide;
     for (long token = first, done = 0; token < end; token += LANES) {
         const long count = smaller(LANES, end - token);
         for (long j = 0; j < LANES; j++) {
             const long at = token + smaller(j, count - 1), position = tools->position[at];
-            FN(read_row)(tools->lines.work + j * wide, task->work, position, channels);
+            FN(read_row)(tools->lines.branch_out + j * wide, task->branch_out, position, channels);
             FN(read_row)(tools->lines.grad + j * wide, task->grad, position, channels);
             if (j >= count) continue;
             FN(copy)(chunk->grad + at * row, tools->lines.grad + j * wide, wide);
             FN(read_row)(chunk->x + at * row, task->x, position, channels);
-            if (!cut->attends) continue;
-            FN(read_row)(chunk->seen + at * chunk->wide_row, &task->saved->attended, position, channels);
-            FN(read_row)(chunk->qkv + at * chunk->deep_row, &task->saved->qkv, position, 3 * channels);
+            if (!sizes->attends) continue;
+            FN(read_row)(chunk->last_in + at * chunk->last_in_row, &task->saved->attended, position, channels);
+            FN(read_row)(chunk->qkv + at * chunk->first_out_row, &task->saved->qkv, position, 3 * channels);
         }
-        FN(norm_backward)(&tools->lines, tools->lines.work, tools->lines.grad, wide, count, channels, norm->eps, norm->factor);
+        FN(norm_backward)(&tools->lines, tools->lines.branch_out, tools->lines.grad, wide, count, channels, norm->eps,
+                          norm->factor);
         for (long j = 0; j < count; j++)
             FN(copy)(chunk->grad_branch_out + (token + j) * row, tools->lines.grad + j * wide, wide);
         done += LANES;
@@ -251,25 +253,25 @@ static void FN(begin_tokens)(const FN(Slopes) *task, const FN(Chunk) *chunk, FN(
     FN(add_up)(&tools->lines, 3, channels);
 }
 
-/* The attention's part of a chunk: some windows and heads of it. */
-static void FN(attend_chunk)(const FN(Slopes) *task, const FN(Chunk) *chunk, FN(Tools) *tools, long first, long windows,
+/* The gradients of the attention, for a thread's windows and heads of a chunk. */
+static void FN(attend_chunk)(const FN(BackwardTask) *task, const FN(Chunk) *chunk, FN(Tools) *tools, long first, long windows,
                              long me, long team) {
-    const Plan *plan = task->cut.plan;
+    const Plan *plan = task->sizes.plan;
     const Block *block = task->block;
-    const long type = IS_DOUBLE ? F64 : F32, channels = task->cut.channels, tasks = windows * plan->heads;
+    const long type = IS_DOUBLE ? F64 : F32, channels = task->sizes.channels, tasks = windows * plan->heads;
     const long in_image = windows_down(plan) * windows_across(plan);
-    const Map grad = {chunk->inner, chunk->wide_row, type};
+    const Map grad = {chunk->grad_last_in, chunk->last_in_row, type};
     Map from[3], to[3];
     for (long i = 0; i < 3; i++) {
-        from[i] = (Map){chunk->qkv + i * channels, chunk->deep_row, type};
-        to[i] = (Map){chunk->into + i * channels, chunk->deep_row, type};
+        from[i] = (Map){chunk->qkv + i * channels, chunk->first_out_row, type};
+        to[i] = (Map){chunk->grad_first_out + i * channels, chunk->first_out_row, type};
     }
     const FN(Maps) maps = {from, from + 1, from + 2, &grad, to, to + 1, to + 2};
-    FN(Work) *work = &tools->work;
+    FN(Workspace) *work = &tools->work;
     for (long i = share(tasks, me, team), begin = i; i < share(tasks, me + 1, team); i++) {
         const long head = i % plan->heads, w = i / plan->heads;
         FN(move_to)(work, plan, (first + w) % in_image, head, block->table.data, i == begin);
-        /* The tokens of a window lie one after the other in the chunk. */
+        /* The tokens of a window are consecutive in the chunk. */
         for (long j = 0; (i == begin || head == 0) && j < work->window.queries; j++)
             work->window.position[work->window.query[j]] = tools->start[w] + j;
         FN(attend_window_backward)(work, plan, &maps, ((const REAL *)block->scale.data)[head],
@@ -277,95 +279,103 @@ static void FN(attend_chunk)(const FN(Slopes) *task, const FN(Chunk) *chunk, FN(
     }
 }
 
-/* A chunk of tokens, from one of the windows on. */
-static void FN(run_chunk)(const FN(Slopes) *task, const FN(Chunk) *chunk, FN(Tools) *tools, long first, long windows,
+/* The gradients of a chunk: `windows` windows, beginning with window `first`. */
+static void FN(run_chunk)(const FN(BackwardTask) *task, const FN(Chunk) *chunk, FN(Tools) *tools, long first, long windows,
                           int is_first, long me, long team) {
-    const FN(Cut) *cut = &task->cut;
+    const FN(ChunkSizes) *sizes = &task->sizes;
     const Block *block = task->block;
     const Gradients *to = task->to;
-    const long channels = cut->channels, row = chunk->row, tokens = FN(gather_positions)(tools, cut, first, windows);
+    const long channels = sizes->channels, row = chunk->row, tokens = FN(gather_positions)(tools, sizes, first, windows);
     FN(begin_tokens)(task, chunk, tools, share(tokens, me, team), share(tokens, me + 1, team));
-    FN(meet)(team);
-    const FN(UntransposedProduct) inner = {
-        cut->attends ? &block->output : &block->fc2, channels, cut->seen, chunk->grad_branch_out, row, chunk->inner,
-        chunk->wide_row, 0, cut->attends ? NULL : &task->saved->hidden, chunk->seen, NULL,
+    FN(wait_for_team)(team);
+    const FN(UntransposedProduct) through_last = {
+        sizes->attends ? &block->out_proj : &block->fc2, channels, sizes->last_in, chunk->grad_branch_out, row,
+        chunk->grad_last_in, chunk->last_in_row, 0, sizes->attends ? NULL : &task->saved->hidden, chunk->last_in, NULL,
     };
-    FN(apply_untransposed)(&inner, tokens, tools, me, team);
-    FN(meet)(team);
-    if (cut->attends) {
+    FN(apply_untransposed)(&through_last, tokens, tools, me, team);
+    FN(wait_for_team)(team);
+    if (sizes->attends) {
         FN(attend_chunk)(task, chunk, tools, first, windows, me, team);
-        FN(meet)(team);
+        FN(wait_for_team)(team);
     }
-    const FN(TransposedProduct) last = {chunk->grad_branch_out, chunk->seen, row, chunk->wide_row, channels, cut->seen, to->out_proj, NULL, !is_first};
-    FN(sum_layer)(&last, tokens, tools, me, team);
-    const FN(TransposedProduct) into = {chunk->into, chunk->x, chunk->deep_row, row, cut->into, channels, to->in_proj, chunk->into_bias,
-                             !is_first};
-    FN(sum_layer)(&into, tokens, tools, me, team);
+    const FN(TransposedProduct) last_layer = {
+        chunk->grad_branch_out, chunk->last_in, row, chunk->last_in_row, channels, sizes->last_in, to->out_proj, NULL,
+        !is_first,
+    };
+    FN(sum_layer)(&last_layer, tokens, tools, me, team);
+    const FN(TransposedProduct) first_layer = {
+        chunk->grad_first_out, chunk->x, chunk->first_out_row, row, sizes->first_out, channels, to->in_proj,
+        chunk->grad_first_bias, !is_first,
+    };
+    FN(sum_layer)(&first_layer, tokens, tools, me, team);
     const Linear *layers[] = {&block->query, &block->key, &block->value};
-    const long count = cut->attends ? 3 : 1, wide = cut->into / count;
+    const long count = sizes->attends ? 3 : 1, wide = sizes->first_out / count;
     for (long i = 0; to->x.data && i < count; i++) {
-        const FN(UntransposedProduct) outer = {
-            cut->attends ? layers[i] : &block->fc1, wide, channels, chunk->into + i * wide, chunk->deep_row, chunk->grad,
-            row, 1, NULL, NULL, i == count - 1 ? &to->x : NULL,
+        const FN(UntransposedProduct) through_first = {
+            sizes->attends ? layers[i] : &block->fc1, wide, channels, chunk->grad_first_out + i * wide, chunk->first_out_row,
+            chunk->grad, row, 1, NULL, NULL, i == count - 1 ? &to->x : NULL,
         };
-        FN(apply_untransposed)(&outer, tokens, tools, me, team);
+        FN(apply_untransposed)(&through_first, tokens, tools, me, team);
     }
-    FN(meet)(team);
+    FN(wait_for_team)(team);
 }
 
-/* The gradients of a branch: of an attention if the block has a query layer, else of an MLP. Returns 0, or the bytes it
-   needs if `bytes` are too few.
+/* The gradients of a branch: of an attention if the block has a query layer, otherwise of an MLP. Returns 0, or the bytes
+   it needs if `bytes` is too small.
 
-   whole: cuts the map; grad: of the answer; x: what the branch was given; saved: what it saved; to: gets the gradients. */
+   whole: the plan of the map; grad: of the output; x: the input of the branch; saved: the maps that `run_blocks` saved; to:
+   receives the gradients. */
 long FN(run_backward)(const Plan *whole, const Block *block, const Map *grad, const Map *x, const Saved *saved,
                       const Gradients *to, long threads, char *memory, long bytes) {
     Plan plan = *whole;
     const int attends = block->query.data != NULL;
     const long channels = plan.heads * plan.dim, all_tokens = plan.images * plan.height * plan.width;
-    const long seen = attends ? channels : block->hidden, deep = attends ? 3 * channels : block->hidden;
-    if (!attends) plan.window_height = plan.window_width = 1; /* each token by itself */
-    threads = smaller(threads, 1 + 2 * all_tokens * channels * (seen + deep) / PRODUCTS_A_THREAD);
-    const long there = smaller(plan.height, plan.window_height) * smaller(plan.width, plan.window_width);
+    const long last_in = attends ? channels : block->hidden, first_out = attends ? 3 * channels : block->hidden;
+    if (!attends) plan.window_height = plan.window_width = 1; /* each token is a window */
+    threads = smaller(threads, 1 + 2 * all_tokens * channels * (last_in + first_out) / PRODUCTS_A_THREAD);
+    const long valid = smaller(plan.height, plan.window_height) * smaller(plan.width, plan.window_width);
     const long windows = plan.images * windows_down(&plan) * windows_across(&plan);
-    const long most = PIECE_TOKENS * threads, at_once = smaller(windows, there && there < most ? most / there : 1);
-    FN(Slopes) task = {{&plan, channels, seen, deep, at_once, at_once * there, attends}, block, grad, x,
-                       attends ? &saved->attention_work : &saved->mlp_work, saved, to};
+    const long max_tokens = CHUNK_TOKENS * threads;
+    const long at_once = smaller(windows, valid && valid < max_tokens ? max_tokens / valid : 1);
+    FN(BackwardTask) task = {{&plan, channels, last_in, first_out, at_once, at_once * valid, attends}, block, grad, x,
+                       attends ? &saved->attention_out : &saved->mlp_out, saved, to};
     FN(Tools) tools_sizes;
     FN(Chunk) chunk;
-    const long own_bytes = FN(lay_out_tools)(&tools_sizes, &task.cut, NULL);
-    const long shared_bytes = FN(lay_out_chunk)(&chunk, &task.cut, NULL), needed = shared_bytes + own_bytes * threads;
+    const long own_bytes = FN(lay_out_tools)(&tools_sizes, &task.sizes, NULL);
+    const long shared_bytes = FN(lay_out_chunk)(&chunk, &task.sizes, NULL), needed = shared_bytes + own_bytes * threads;
     if (bytes < needed) return needed;
-    FN(lay_out_chunk)(&chunk, &task.cut, memory);
+    FN(lay_out_chunk)(&chunk, &task.sizes, memory);
     long members = 1;
     if (attends && block->value.bias.data) FN(read_numbers)(chunk.value_bias, &block->value.bias, 0, channels);
     if (all_tokens < 1) {
-        if (to->out_proj) memset(to->out_proj, 0, sizeof(REAL) * channels * seen);
-        if (to->in_proj) memset(to->in_proj, 0, sizeof(REAL) * channels * deep);
-        memset(chunk.into_bias, 0, sizeof(double) * deep);
+        if (to->out_proj) memset(to->out_proj, 0, sizeof(REAL) * channels * last_in);
+        if (to->in_proj) memset(to->in_proj, 0, sizeof(REAL) * channels * first_out);
+        memset(chunk.grad_first_bias, 0, sizeof(double) * first_out);
     }
 #pragma omp parallel num_threads(threads)
     {
         const long me = omp_get_thread_num(), team = omp_get_num_threads();
         char *mine = memory + shared_bytes + own_bytes * me;
         FN(Tools) tools;
-        FN(lay_out_tools)(&tools, &task.cut, mine);
-        memset(mine, 0, (char *)tools.position - mine); /* what comes first has sums, and numbers beyond ends */
+        FN(lay_out_tools)(&tools, &task.sizes, mine);
+        memset(mine, 0, (char *)tools.position - mine); /* clears sums and padding */
         FN(read_numbers)(tools.lines.weight, attends ? &block->attention_norm.weight : &block->mlp_norm.weight, 0, channels);
         if (me == 0) members = team;
         for (long window = 0; window < windows; window += at_once)
             FN(run_chunk)(&task, &chunk, &tools, window, smaller(at_once, windows - window), window == 0, me, team);
     }
-    /* What threads have summed, in their order, so that the same call gives the same answer. */
+    /* The sums of all threads are added in the order of threads, so that the result is deterministic. */
     FN(Tools) tools;
-    FN(lay_out_tools)(&tools, &task.cut, memory + shared_bytes);
-    for (int i = 0; i < 3; i++) FN(add_members)((REAL *)to->epilogue + i * channels, tools.lines.sums[i], channels, members, own_bytes);
+    FN(lay_out_tools)(&tools, &task.sizes, memory + shared_bytes);
+    for (int i = 0; i < 3; i++)
+        FN(add_members)((REAL *)to->epilogue + i * channels, tools.lines.sums[i], channels, members, own_bytes);
     if (attends) {
-        const long padded = deep - channels;
+        const long padded = first_out - channels;
         FN(add_members)(to->table, tools.work.grad_table, plan.heads * tools.work.table, members, own_bytes);
         FN(add_members)(to->scale, tools.work.grad_scale, plan.heads, members, own_bytes);
         FN(add_members)(chunk.value_bias, tools.work.grad_padded, channels, members, own_bytes);
-        for (long c = 0; c < channels; c++) chunk.into_bias[padded + c] += chunk.value_bias[c];
+        for (long c = 0; c < channels; c++) chunk.grad_first_bias[padded + c] += chunk.value_bias[c];
     }
-    for (long i = 0; i < deep; i++) ((REAL *)to->in_proj_bias)[i] = chunk.into_bias[i];
+    for (long i = 0; i < first_out; i++) ((REAL *)to->in_proj_bias)[i] = chunk.grad_first_bias[i];
     return 0;
 }

@@ -1,8 +1,8 @@
-/* The kernels for CPUs: one file to compile, each kernel in single and in double precision.
+/* The kernels for CPUs: the file to compile. It includes each kernel in single and in double precision.
 
-   Numbers of 16 bits are stored as such and computed in single precision. Kernels allocate nothing: they work in memory
-   that they are given, 64 bytes aligned, and that whoever calls may keep for the next call. The same sources make kernels for every width
-   of vector that a processor has; the compiler is told which (-march). */
+   16-bit numbers are stored in 16 bits and computed in single precision. Kernels allocate no memory: the caller gives them
+   a workspace, aligned to 64 bytes, which it may keep for the next call. The same sources serve all vector widths; a
+   compiler flag selects the width. */
 
 #include <math.h>
 #include <omp.h>
@@ -12,7 +12,7 @@
 #include "numbers.h"
 #include "windows.h"
 
-/* Rows and vectors of a matrix product that the registers hold. */
+/* Size of a tile of a matrix product, in rows and vectors, that fits the registers. */
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 enum { ROWS = 8, VECTORS = 2 };
@@ -54,5 +54,5 @@ long are_equal(long pairs, const void *const *left, const void *const *right, co
     return 1;
 }
 
-/* Tells which sources this was made of. */
+/* The fingerprint of the sources, which Python checks. */
 const char swinv2_sources[] = SOURCES;

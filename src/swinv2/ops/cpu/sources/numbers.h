@@ -1,4 +1,4 @@
-/* What all kernels are given: maps of tokens, in whatever type they are stored. */
+/* Arguments of all kernels: maps of tokens, vectors and layers, of any type of number; and conversion of these types. */
 
 #ifndef SWINV2_NUMBERS_H
 #define SWINV2_NUMBERS_H
@@ -8,51 +8,51 @@
 
 enum { F32, BF16, F16, F64 };
 
-/* A map of tokens: images, rows and columns, one after another. */
+/* A map of tokens, in the order image, row, column. */
 typedef struct {
     void *data;
-    int64_t stride; /* from token to token, in numbers; the numbers of a token lie side by side */
+    int64_t stride; /* from token to token, in numbers; the numbers of a token are contiguous */
     int64_t type;
 } Map;
 
-/* Numbers side by side. */
+/* A contiguous vector. */
 typedef struct {
     const void *data;
     int64_t type;
 } Numbers;
 
-/* A linear layer: weight (out, in), whose rows have their numbers side by side, and bias, NULL if there is none. */
+/* A linear layer: weight (out, in) with contiguous rows, and bias or NULL. */
 typedef struct {
     const void *data;
-    int64_t row, type; /* from row to row */
+    int64_t row, type; /* row: stride from row to row */
     Numbers bias;
 } Linear;
 
-/* A layer norm, and what its answer is multiplied by. */
+/* A layer norm, and a factor of its output. */
 typedef struct {
     Numbers weight, bias;
     double eps, factor;
 } Norm;
 
-/* A block of the network. Without a query layer it is an MLP only, without a widening layer an attention only. */
+/* A block of the network. Without a query layer it is only an MLP; without fc1 it is only an attention. */
 typedef struct {
     int64_t shift_height, shift_width, hidden;
-    Linear query, key, value, output;
-    Numbers table, scale; /* as `attend` takes them, in REAL */
+    Linear query, key, value, out_proj;
+    Numbers table, scale; /* see `attend`, in REAL */
     Norm attention_norm;
     Linear fc1, fc2;
-    Norm mlp_norm, extra_norm; /* the last one, of the whole sum, if it has a weight */
+    Norm mlp_norm, extra_norm; /* extra_norm: of the block's output, if it has a weight */
 } Block;
 
-/* Maps that get what the gradients need, where they have data: queries, keys and values one after the other, the attended
-   tokens, the inputs of norms, and that of the GELU. */
+/* The maps saved for backward; those without data are not written. qkv: queries, keys and values of a token one after the
+   other; attended: the attended map; attention_out, mlp_out: inputs of the norms; hidden: input of the GELU. */
 typedef struct {
-    Map qkv, attended, attention_work, hidden, mlp_work;
+    Map qkv, attended, attention_out, hidden, mlp_out;
 } Saved;
 
-/* What gets the gradients of a branch, each in REAL and NULL if it is not wanted: of its first layer, or of those of
-   queries, keys and values one after the other; of the weight of its last layer; of its norm's weight and bias and the last
-   layer's bias; and of the attention's bias table and scale. */
+/* Buffers for the gradients of a branch, in REAL, or NULL. in_proj, in_proj_bias: of the first layer, or of the layers of
+   queries, keys and values one after the other; out_proj: of the last layer's weight; epilogue: of the norm's weight, the
+   norm's bias and the last layer's bias; table, scale: of the attention's bias table and scale. */
 typedef struct {
     Map x;
     void *in_proj, *in_proj_bias, *out_proj, *epilogue, *table, *scale;
@@ -72,7 +72,7 @@ static inline uint16_t to_bf16(float x) {
     return x != x ? 0x7fc0 : rounded;
 }
 
-/* Numbers of 16 bits with 5 of them for the exponent: processors know them. */
+/* fp16, for which processors have instructions. */
 #ifdef __F16C__
 #include <immintrin.h>
 
@@ -115,7 +115,7 @@ static inline long round_up(long n, long step) { return (n + step - 1) / step * 
 
 static inline long smaller(long a, long b) { return a < b ? a : b; }
 
-/* The part of `count` items that a thread does: from share(count, me, team) to share(count, me + 1, team). */
+/* Thread `me` of `team` threads computes items share(count, me, team) to share(count, me + 1, team) - 1 of `count`. */
 static inline long share(long count, long me, long team) { return count * me / team; }
 
 #endif

@@ -1,10 +1,10 @@
-/* Small matrix products, in registers. Sizes are rounded up by whoever calls: rows to ROWS, columns to PANEL. */
+/* Small matrix products, in registers. The caller rounds sizes up: rows to ROWS, columns to PANEL. */
 
 #define PANEL (VECTORS * LANES)
 
 /* c[ROWS][PANEL] = a[ROWS][k] b[k][PANEL] + bias[PANEL] + base[ROWS][PANEL]; bias and base may be NULL, and base may be
-   c. a_row and a_step lead to a's next row and its next column. What there is besides the product is added last: sums
-   that begin with it would be rounded as it is. */
+   c. a_row and a_step are a's strides. Bias and base are added last: a sum that begins with a large number has larger
+   rounding errors. */
 INLINE void FN(tile)(long k, const REAL *a, long a_row, long a_step, const REAL *b, long b_row, const REAL *bias,
                      const REAL *base, long base_row, REAL *c, long c_row) {
     Vector sum[ROWS][VECTORS];
@@ -33,7 +33,7 @@ INLINE void FN(tile)(long k, const REAL *a, long a_row, long a_step, const REAL 
         }
 }
 
-/* c[m][n] = (c +) a[m][k] b[k][n]. a_row and a_step lead to a's next row and column, b_panel to b's next panel. */
+/* c[m][n] = a[m][k] b[k][n], plus c if `adds`. a_row and a_step are a's strides; b_panel is the stride of b's panels. */
 INLINE void FN(multiply)(long m, long n, long k, const REAL *a, long a_row, long a_step, const REAL *b, long b_row,
                          long b_panel, REAL *c, long c_row, int adds) {
     for (long j = 0; j < n / PANEL; j++)

@@ -1,6 +1,6 @@
-/* Vectors of the machine's width, made of REAL, and maps read into REAL and written from it.
+/* SIMD vectors of REAL, mathematical functions of them, and conversion of maps to and from REAL.
 
-   Included once for each REAL; SUFFIX ends the names, IS_DOUBLE says which it is. */
+   This file is included once for each REAL. SUFFIX is the suffix of all names; IS_DOUBLE is 1 for double. */
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -26,7 +26,7 @@ INLINE Vector FN(load)(const REAL *from) {
 
 INLINE void FN(store)(REAL *to, Vector v) { memcpy(to, &v, sizeof v); }
 
-INLINE Vector FN(spread)(REAL x) { return x - (Vector){0}; }
+INLINE Vector FN(broadcast)(REAL x) { return x - (Vector){0}; }
 
 INLINE Vector FN(where)(Bits mask, Vector yes, Vector no) {
     return (Vector)(((Bits)yes & mask) | ((Bits)no & ~mask));
@@ -37,7 +37,7 @@ INLINE Vector FN(larger)(Vector a, Vector b) { return FN(where)(a > b, a, b); }
 INLINE Vector FN(smaller)(Vector a, Vector b) { return FN(where)(a < b, a, b); }
 
 #if IS_DOUBLE
-/* Rows become columns: LANES vectors, each of a row, in place. */
+/* Transposes LANES vectors in place. */
 INLINE void FN(transpose)(Vector *rows) {
     REAL numbers[LANES][LANES];
     memcpy(numbers, rows, sizeof numbers);
@@ -45,8 +45,8 @@ INLINE void FN(transpose)(Vector *rows) {
         for (long column = 0; column < LANES; column++) rows[row][column] = numbers[column][row];
 }
 #else
-/* Which lanes of two vectors make a third one; those of the second follow those of the first. Within 16 bytes numbers
-   move most easily. Written out: of what they compute compilers make no constants. */
+/* Indices for __builtin_shuffle; the lanes of the second vector follow those of the first. Moves inside 16 bytes are the
+   fastest. The indices are literals, because compilers do not make constants of computed ones. */
 #if VECTOR_BYTES == 16
 #define LOW_NUMBERS ((Bits){0, 4, 1, 5})
 #define HIGH_NUMBERS ((Bits){2, 6, 3, 7})
@@ -76,7 +76,7 @@ INLINE void FN(swap)(Vector *a, Vector *b, Bits low, Bits high) {
     *a = upper;
 }
 
-/* Rows become columns: LANES vectors, each of a row, in place. */
+/* Transposes LANES vectors in place. */
 INLINE void FN(transpose)(Vector *rows) {
 #ifdef LOW_EIGHTS
 #pragma GCC unroll 16
@@ -93,7 +93,7 @@ INLINE void FN(transpose)(Vector *rows) {
         FN(swap)(rows + i + 2, rows + i + 3, LOW_NUMBERS, HIGH_NUMBERS);
         FN(swap)(rows + i, rows + i + 2, LOW_PAIRS, HIGH_PAIRS);
         FN(swap)(rows + i + 1, rows + i + 3, LOW_PAIRS, HIGH_PAIRS);
-        /* Now in the order 0, 2, 1, 3. */
+        /* The order is now 0, 2, 1, 3. */
         Vector second = rows[i + 1];
         rows[i + 1] = rows[i + 2];
         rows[i + 2] = second;
@@ -101,7 +101,7 @@ INLINE void FN(transpose)(Vector *rows) {
 }
 #endif
 
-/* The sums of LANES vectors, or the largest of their numbers, as a vector. They are lost. */
+/* The sum, or the maximum, of each of LANES vectors, as one vector. The input is overwritten. */
 INLINE Vector FN(sums)(Vector *vectors) {
     FN(transpose)(vectors);
     Vector sum = vectors[0];
@@ -110,12 +110,12 @@ INLINE Vector FN(sums)(Vector *vectors) {
     return sum;
 }
 
-INLINE Vector FN(most)(Vector *vectors) {
+INLINE Vector FN(maxima)(Vector *vectors) {
     FN(transpose)(vectors);
-    Vector most = vectors[0];
+    Vector maxima = vectors[0];
 #pragma GCC unroll 16
-    for (long i = 1; i < LANES; i++) most = FN(larger)(most, vectors[i]);
-    return most;
+    for (long i = 1; i < LANES; i++) maxima = FN(larger)(maxima, vectors[i]);
+    return maxima;
 }
 
 INLINE REAL FN(sum)(Vector v) {
@@ -133,17 +133,17 @@ INLINE Vector FN(roots)(Vector x) {
 
 #if IS_DOUBLE
 #define LEAST_EXPONENT -700.0
-#define ROUNDING 6755399441056767.0 /* 1.5 * 2^52 + 1023: adding it rounds, and the low bits are a power's exponent */
+#define ROUNDING 6755399441056767.0 /* 1.5 * 2^52 + 1023: adding it rounds; the low bits are the exponent of a power of 2 */
 #define LN2_HIGH 6.93147180369123816490e-01
 #define LN2_LOW 1.90821492927058770002e-10
 #define MANTISSA 52
 
-/* exp(r) for |r| <= log(2) / 2: Taylor's series. */
+/* exp(r) for |r| <= log(2) / 2, by its Taylor series. */
 INLINE Vector FN(small_exp)(Vector r) {
     static const double factor[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
                                     1.0 / 40320,      1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,
                                     1.0 / 6,          0.5,             1.0,            1.0};
-    Vector power = FN(spread)(factor[0]);
+    Vector power = FN(broadcast)(factor[0]);
 #pragma GCC unroll 16
     for (unsigned i = 1; i < sizeof factor / sizeof *factor; i++) power = power * r + factor[i];
     return power;
@@ -155,8 +155,8 @@ INLINE Vector FN(small_exp)(Vector r) {
 #define LN2_LOW 1.42860682030941723212e-6f
 #define MANTISSA 23
 
-/* exp(r) for |r| <= log(2) / 2: a polynomial fitted by least squares, with weights for the smallest relative error, 2e-9.
-   It is added up in pairs, so that less waits for what comes before. */
+/* exp(r) for |r| <= log(2) / 2: a polynomial fitted by least squares, weighted for the smallest relative error, 2e-9.
+   Terms are added in pairs, which shortens the chain of dependent instructions. */
 INLINE Vector FN(small_exp)(Vector r) {
     Vector r2 = r * r;
     Vector low = (1 + r) + (0.4999999206f + 0.1666641968f * r) * r2;
@@ -164,7 +164,7 @@ INLINE Vector FN(small_exp)(Vector r) {
 }
 #endif
 
-/* exp(x) for x <= 0; 0 where it is hardly more, and at -infinity. */
+/* exp(x) for x <= 0; 0 if x < LEAST_EXPONENT, also for -infinity. */
 INLINE Vector FN(exp)(Vector x) {
     Vector shifted = x * (REAL)1.4426950408889634 + ROUNDING, whole = shifted - ROUNDING;
     Vector power = (Vector)((Bits)shifted << MANTISSA) * FN(small_exp)(x - whole * LN2_HIGH - whole * LN2_LOW);
@@ -177,24 +177,25 @@ INLINE Vector FN(exp)(Vector x) {
 #undef LN2_LOW
 #undef MANTISSA
 
-/* x times the share of a normal distribution that lies below x. */
+/* The exact GELU: x times the normal distribution function at x. */
 INLINE Vector FN(gelu_of)(Vector x) {
 #if IS_DOUBLE
-    Vector answer;
-    for (long i = 0; i < LANES; i++) answer[i] = x[i] * 0.5 * erfc(-x[i] * 0.70710678118654752440);
-    return answer;
+    Vector output;
+    for (long i = 0; i < LANES; i++) output[i] = x[i] * 0.5 * erfc(-x[i] * 0.70710678118654752440);
+    return output;
 #else
-    /* That share is 1/2 + x p(x^2) / q(x^2), beyond 5.7 as there: fitted like exp, the absolute error is 1.2e-8. */
-    Vector within = FN(smaller)(FN(larger)(x, FN(spread)(-5.7f)), FN(spread)(5.7f)), u = within * within, u2 = u * u;
+    /* The distribution function is 1/2 + x p(x^2) / q(x^2), with x clamped to +-5.7; fitted like exp, absolute error
+       1.2e-8. */
+    Vector within = FN(smaller)(FN(larger)(x, FN(broadcast)(-5.7f)), FN(broadcast)(5.7f)), u = within * within, u2 = u * u;
     Vector p = (0.398942206f + 0.0349408339f * u) + (0.00474081003f + 0.00017939084f * u) * u2;
     Vector q = (1 + 0.254249152f * u) + (0.0292605048f + 0.00194453568f * u) * u2;
     p += (6.3741709e-06f + 2.15805734e-08f * u) * (u2 * u2);
     q += (7.67669269e-05f + 1.16496944e-06f * u) * (u2 * u2);
-    return x * FN(larger)(0.5f + within * p / q, FN(spread)(0));
+    return x * FN(larger)(0.5f + within * p / q, FN(broadcast)(0));
 #endif
 }
 
-/* The share of a normal distribution that lies below x, and its density at x. */
+/* The normal distribution function at x, and the normal density at x. */
 INLINE void FN(normal)(Vector x, Vector *below, Vector *density) {
 #if IS_DOUBLE
     for (long i = 0; i < LANES; i++) {
@@ -203,8 +204,8 @@ INLINE void FN(normal)(Vector x, Vector *below, Vector *density) {
     }
 #else
     Vector bell = FN(exp)(x * x * -0.5f), distance = (Vector)((Bits)x & 0x7fffffff);
-    /* erfc(z) exp(z^2) / 2 at z = |x| / sqrt(2), as a polynomial of t = 1 / (1 + 0.375 z) fitted like that of exp: its
-       relative error is 1.2e-8 for z from 0 to 10. */
+    /* erfc(z) exp(z^2) / 2 at z = |x| / sqrt(2), as a polynomial of t = 1 / (1 + 0.375 z), fitted like exp; the relative
+       error is 1.2e-8 for z from 0 to 10. */
     Vector t = 1 / (1 + 0.265165043f * distance), t2 = t * t, t4 = t2 * t2;
     Vector low = (0.105806737f + 0.10532484f * t) + (0.102656624f + 0.0607529747f * t) * t2;
     Vector high = (0.136861101f - 0.114704781f * t) + (0.216197563f - 0.143664151f * t) * t2;
@@ -215,7 +216,7 @@ INLINE void FN(normal)(Vector x, Vector *below, Vector *density) {
 }
 
 INLINE void FN(read)(REAL *to, const Map *map, long at, long n) {
-    if (map->type == (IS_DOUBLE ? F64 : F32) && n % LANES == 0) { /* a call of memcpy would take longer */
+    if (map->type == (IS_DOUBLE ? F64 : F32) && n % LANES == 0) { /* faster than a call of memcpy */
         const REAL *from = (const REAL *)map->data + at;
         for (long i = 0; i < n; i += LANES) FN(store)(to + i, FN(load)(from + i));
     } else if (map->type == F32) {

@@ -1,24 +1,24 @@
-/* Where the tokens of a window lie in the map, and which of them see each other; as ops/windows.py has it. */
+/* Positions of a window's tokens in the map, and their regions; see ops/windows.py. */
 
 #ifndef SWINV2_WINDOWS_H
 #define SWINV2_WINDOWS_H
 
 #include "numbers.h"
 
-/* How maps are cut into windows, and windows' vectors into heads. */
+/* Sizes of maps, windows and heads. */
 typedef struct {
     int64_t images, height, width, window_height, window_width, shift_height, shift_width, mask_padding, heads, dim;
 } Plan;
 
 enum { MAIN, WRAPPED, PADDING };
 
-/* One window: for each of its tokens, row by row, its position among the image's tokens, -1 for padding; the tokens
-   that do not; and the region of each row and column. */
+/* One window. position: for each of its tokens, row by row, its index in the image, -1 for padding; query: indices in the
+   window of the tokens that are not padding, `queries` of them; row_region, column_region: region of each row and column. */
 typedef struct {
     int64_t *position, *query;
     long queries;
     unsigned char *row_region, *column_region;
-    int has_regions; /* more than one */
+    int has_regions; /* whether there is more than one region */
 } Window;
 
 static inline long windows_down(const Plan *plan) {
@@ -29,7 +29,7 @@ static inline long windows_across(const Plan *plan) {
     return (plan->width + plan->window_width - 1) / plan->window_width;
 }
 
-/* Along one axis: regions of the window's tokens, and where they lie before the shift. Returns whether regions differ. */
+/* Along one axis: regions of the window's tokens, and their positions before the shift. Returns whether regions differ. */
 static int lay_out(long first, long window, long shift, long size, long padded, int mask_padding, unsigned char *region,
                    int64_t *token) {
     int differ = 0;
@@ -41,7 +41,7 @@ static int lay_out(long first, long window, long shift, long size, long padded, 
     return differ;
 }
 
-/* Finds the window of a number, row by row. `row` and `column` are memory for its height and its width. */
+/* Sets `window` to window `number`, counted row by row. `row` and `column` are buffers for its height and width. */
 static void find_window(Window *window, const Plan *plan, long number, int64_t *row, int64_t *column) {
     long height = plan->window_height, width = plan->window_width, across = windows_across(plan);
     int rows_differ = lay_out(number / across * height, height, plan->shift_height, plan->height,
