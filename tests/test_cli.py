@@ -218,7 +218,7 @@ def test_classify_takes_the_shipped_model_and_says_so(
     monkeypatch.setattr(shipped, "FOLDER", model / "gone")
     result = swinv2_command("classify", images / "photo 2.png")
     assert result.exit_code == 2
-    assert "install the package again" in result.stderr
+    assert "reinstall the package" in result.stderr
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -275,6 +275,15 @@ def test_too_little_memory_is_a_sentence(model: Path, images: Path, monkeypatch:
     result = swinv2_command("classify", images / "photo 2.png", "-m", model)
     assert result.exit_code == 2
     assert "--batch-size" in result.stderr
+
+
+def test_an_output_that_cannot_be_made_is_a_sentence(model: Path, images: Path, tmp_path: Path) -> None:
+    """Its name, and why."""
+    (tmp_path / "taken").write_text("a file")
+    for output in (tmp_path / "taken", tmp_path / "taken" / "folder"):
+        result = swinv2_command("evaluate", images, "--model", model, "--output", output)
+        assert result.exit_code == 2
+        assert "Traceback" not in result.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -361,7 +370,7 @@ def test_demo_counts_what_is_right(model: Path, monkeypatch: pytest.MonkeyPatch)
     assert num_right + sum("✗" in line for line in lines) == 3
     assert lines[-1] == f"{num_right} of 3 right"
     (model / "samples" / "03_dog.png").write_text("")
-    assert "install the package again" in swinv2_command("demo").stderr
+    assert "reinstall the package" in swinv2_command("demo").stderr
     (model / "samples" / "03_dog.png").unlink()
 
 

@@ -158,3 +158,13 @@ class TestWholeFolder:
         with whole_folder(tmp_path / "out") as folder:
             (folder / "file").touch()
         assert (tmp_path / "out" / "file").exists()
+
+
+def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
+    """A device, of which there may be one on the machine, or a folder."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(WriteError, match="is not a regular file"), whole_file(path) as partial:
+            partial.write_text("new")
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

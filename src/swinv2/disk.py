@@ -22,7 +22,7 @@ REPLACED = "-replaced"
 
 
 class WriteError(UsageError):
-    """A folder could not be written."""
+    """A file or a folder could not be written."""
 
 
 @contextmanager
@@ -33,7 +33,12 @@ def whole_file(output: Path, alone: bool = False) -> Iterator[Path]:
         output: The file. An existing file is replaced, unless nothing was written.
         alone: Whether no other process writes this file at the same time. The temporary name is then fixed, so that
             the next process overwrites the temporary file of a killed one.
+
+    Raises:
+        WriteError: There is something else of that name, such as a folder or a device.
     """
+    if output.exists() and not output.is_file():
+        raise WriteError(f"{str(output)!r} is not a regular file; give the name of a new file.")
     writer = "" if alone else f".{os.getpid()}"
     partial = output.with_name(f".{output.name}{writer}.part")
     partial.unlink(missing_ok=True)

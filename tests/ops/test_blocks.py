@@ -35,8 +35,8 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
 def block(
     dtype: torch.dtype, seed: int, shift: tuple[int, int], window: tuple[int, int], has_extra_norm: bool = False
 ) -> BlockTensors:
-    def layer(out: int, in_proj: int, number: int, has_bias: bool = True) -> tuple[Tensor, Tensor | None]:
-        weight, bias = (draw(*shape, dtype=dtype, seed=seed + number) for shape in ((out, in_proj), (out,)))
+    def layer(out: int, features: int, number: int, has_bias: bool = True) -> tuple[Tensor, Tensor | None]:
+        weight, bias = (draw(*shape, dtype=dtype, seed=seed + number) for shape in ((out, features), (out,)))
         return weight, bias if has_bias else None
 
     def norm(number: int) -> tuple[Tensor, Tensor, float, float]:
@@ -86,7 +86,7 @@ def test_a_run_is_its_branches(
         block(dtype, 100, shift, window, True),
         block(dtype, 200, (0, 0), window),
     ]
-    x, gelu_in = draw(*shape, CHANNELS, dtype=dtype, seed=1) * 4, torch.get_num_threads()
+    x, threads_before = draw(*shape, CHANNELS, dtype=dtype, seed=1) * 4, torch.get_num_threads()
     expected, prepared = one_after_the_other(blocks, x), PreparedBlocks(blocks)
     torch.set_num_threads(threads)
     try:
@@ -95,7 +95,7 @@ def test_a_run_is_its_branches(
         buffer = x.clone()
         answers.append(run_blocks(prepared, buffer, buffer))
     finally:
-        torch.set_num_threads(gelu_in)
+        torch.set_num_threads(threads_before)
     # Between branches the numbers are not rounded to 16 bits.
     rounding = {torch.float64: 1e-12, torch.float32: 1e-4}.get(dtype, 40 * torch.finfo(dtype).eps)
     for answer in answers:
@@ -129,7 +129,7 @@ def test_heads_and_windows_of_any_size(
     attended, _ = reference.window_attention(q, k, v, table, scale, plan, padding)
     branch_out = F.linear(attended.flatten(-2), *layers[3])
     expected = x + F.layer_norm(branch_out, (channels,), weight, bias, 1e-5)
-    gelu_in = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for dtype, bound in ((torch.float64, 1e-9), (torch.float32, 2e-4)):
@@ -138,7 +138,7 @@ def test_heads_and_windows_of_any_size(
             add_attention(x.to(dtype), some[:3], some[3], table.to(dtype), scale.to(dtype), plan, norm, out)
             torch.testing.assert_close(out.double(), expected, rtol=bound, atol=bound)
     finally:
-        torch.set_num_threads(gelu_in)
+        torch.set_num_threads(threads_before)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -157,7 +157,11 @@ def test_windows_are_joined_projected_and_normalised(
     shape: tuple[int, ...], window: tuple[int, int], out: int, has_bias: bool, dtype: torch.dtype, threads: int
 ) -> None:
     joined, (down, across) = shape[3] * window[0] * window[1], window
-    x, weight, gelu_in = draw(*shape, dtype=dtype) * 4, draw(out, joined, dtype=dtype, seed=1), torch.get_num_threads()
+    x, weight, threads_before = (
+        draw(*shape, dtype=dtype) * 4,
+        draw(out, joined, dtype=dtype, seed=1),
+        torch.get_num_threads(),
+    )
     bias = draw(out, dtype=dtype, seed=2) if has_bias else None
     norm = draw(out, dtype=dtype, seed=3), draw(out, dtype=dtype, seed=4)
     padded = F.pad(x.double(), (0, 0, 0, -shape[2] % across, 0, -shape[1] % down))
@@ -168,7 +172,7 @@ def test_windows_are_joined_projected_and_normalised(
     try:
         answer = project(PreparedProjection((weight, bias), (*norm, 1e-5, 1.0), window), x)
     finally:
-        torch.set_num_threads(gelu_in)
+        torch.set_num_threads(threads_before)
     rounding = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, torch.finfo(dtype).eps)
     torch.testing.assert_close(answer, expected, rtol=rounding, atol=rounding)
 
@@ -176,10 +180,10 @@ def test_windows_are_joined_projected_and_normalised(
 def test_numbers_may_change_in_place() -> None:
     tensors = block(torch.float32, 0, (0, 0), (2, 2))
     x, prepared = draw(1, 4, 4, CHANNELS), PreparedBlocks([tensors])
-    gelu_in = run_blocks(prepared, x)
+    first = run_blocks(prepared, x)
     tensors.fc1[0].mul_(2)
     torch.testing.assert_close(run_blocks(prepared, x), one_after_the_other([tensors], x))
-    assert not torch.equal(run_blocks(prepared, x), gelu_in)
+    assert not torch.equal(run_blocks(prepared, x), first)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -28,10 +28,10 @@ BOUNDS = {torch.float32: 5e-6, torch.float64: 1e-13}
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    gelu_in = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
-    torch.set_num_threads(gelu_in)
+    torch.set_num_threads(threads_before)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -286,15 +286,15 @@ class TestBranches:
     @pytest.mark.parametrize("has_bias", [False, True])
     def test_the_mlp(self, has_bias: bool, tokens: int, dtype: torch.dtype) -> None:
         x, norm = random(tokens, CHANNELS, dtype=dtype), self.norm(dtype)
-        widen, narrow = layer(HIDDEN, CHANNELS, dtype, 1, has_bias), layer(CHANNELS, HIDDEN, dtype, 3, has_bias)
+        fc1, fc2 = layer(HIDDEN, CHANNELS, dtype, 1, has_bias), layer(CHANNELS, HIDDEN, dtype, 3, has_bias)
         out, gelu_in, branch_out = torch.empty_like(x), x.new_empty(tokens, HIDDEN), torch.empty_like(x)
-        blocks.add_mlp(x, widen, narrow, norm, out, gelu_in, branch_out)
-        hidden = apply(widen, x.double())
-        branch_rows = apply(narrow, F.gelu(hidden))
+        blocks.add_mlp(x, fc1, fc2, norm, out, gelu_in, branch_out)
+        hidden = apply(fc1, x.double())
+        branch_rows = apply(fc2, F.gelu(hidden))
         assert holds(gelu_in, hidden)
         assert holds(branch_out, branch_rows)
         assert holds(out, x.double() + self.normalised(branch_rows, norm))
-        blocks.add_mlp(x, widen, narrow, norm, x)
+        blocks.add_mlp(x, fc1, fc2, norm, x)
         assert torch.equal(x, out)
 
     @ANY_THREADS
@@ -327,12 +327,12 @@ class TestBranches:
 
     def test_a_number_that_is_none_spoils_no_other_token_or_window(self, dtype: torch.dtype) -> None:
         norm, table, scale = self.norm(dtype), torch.zeros(2, 5, 5), torch.ones(2)
-        widen, narrow = layer(HIDDEN, CHANNELS, dtype, 1), layer(CHANNELS, HIDDEN, dtype, 3)
+        fc1, fc2 = layer(HIDDEN, CHANNELS, dtype, 1), layer(CHANNELS, HIDDEN, dtype, 3)
         into, last = qkv_layers(dtype), layer(CHANNELS, CHANNELS, dtype, 3)
         x = random(1, 6, 6, CHANNELS, dtype=dtype)
         x[0, 4, 1, 3] = torch.nan
         out = torch.zeros_like(x)
-        blocks.add_mlp(x.flatten(0, 2), widen, narrow, norm, out.flatten(0, 2))
+        blocks.add_mlp(x.flatten(0, 2), fc1, fc2, norm, out.flatten(0, 2))
         expected = torch.zeros(1, 6, 6, dtype=torch.bool)
         expected[0, 4, 1] = True
         assert torch.equal(out.isnan().any(-1), expected)
@@ -360,8 +360,8 @@ class TestGradients:
         ours = {"x": torch.empty_like(x), "in_proj": x.new_empty(HIDDEN, CHANNELS), "in_proj_bias": x.new_empty(HIDDEN)}
         ours |= {"out_proj": x.new_empty(CHANNELS, HIDDEN), "epilogue": x.new_empty(3, CHANNELS)}
         given = {name: None if frozen and name in ("x", "in_proj", "out_proj") else each for name, each in ours.items()}
-        (widen, _), (narrow, _) = layers
-        blocks.mlp_backward(grad, x, gelu_in, branch_out, widen, narrow, norm, blocks.Gradients(**given))
+        (fc1, _), (fc2, _) = layers
+        blocks.mlp_backward(grad, x, gelu_in, branch_out, fc1, fc2, norm, blocks.Gradients(**given))
         leaves = [each.double().requires_grad_() for each in (x, *layers[0], layers[1][0], *norm[:2], layers[1][1])]
         hidden = F.gelu(F.linear(leaves[0], *leaves[1:3]))
         branch_rows = F.layer_norm(F.linear(hidden, leaves[3], leaves[6]), (CHANNELS,), *leaves[4:6], norm[2])

@@ -106,6 +106,11 @@ class TestFlags:
         expected |= {"weight_decay": 0.2, "image_size": [64, 32], "max_steps": -1, "bf16": True, "tf32": False}
         assert read(*told, "--no-dataloader-pin-memory") == expected | {"dataloader_pin_memory": False}
 
+    def test_what_transformers_parser_is_told_besides(self) -> None:
+        """Whether a flag may stand alone."""
+        assert read("--fsdp", "--bf16")["fsdp"] is True
+        assert read("--fsdp", "full_shard")["fsdp"] == "full_shard"
+
     def test_underscores_are_as_good_as_dashes(self) -> None:
         told = ["--weight_decay", "0.2", "--output-dir=a_b", "--no_dataloader_pin_memory", "--train-split", "a_b"]
         values = read(*told)

@@ -82,7 +82,7 @@ def test_the_loss_is_the_mean_error_over_what_is_hidden(model: str, dataset: lis
         next(module for module in loaded.decoder.modules() if hasattr(module, "bias")).bias.fill_(-1.0)
     loaded.save_pretrained(tmp_path / "black")
     make_processor(Pixels((32, 32), (0.5,) * 3, (0.5,) * 3)).save_pretrained(tmp_path / "black")
-    loss = reconstruct(dataset[:1], str(tmp_path / "black"), tmp_path / "drawn.png", device="cpu")
+    loss, _ = reconstruct(dataset[:1], str(tmp_path / "black"), tmp_path / "drawn.png", device="cpu")
     with Image.open(dataset[0]) as image:
         pixels = np.asarray(image)
     masked = hidden(tmp_path / "drawn.png")
@@ -92,11 +92,14 @@ def test_the_loss_is_the_mean_error_over_what_is_hidden(model: str, dataset: lis
 def test_a_broken_image_and_a_block_that_does_not_fit(model: str, dataset: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    with pytest.raises(UsageError, match="leave it out"):
-        reconstruct([*dataset, broken], model, tmp_path / "drawn.png", device="cpu")
+    with pytest.raises(UsageError, match=r"no image can be read; the first one, .*broken.png"):
+        reconstruct([broken], model, tmp_path / "drawn.png", device="cpu")
     with pytest.raises(UsageError, match="the mask block is 3; expected a multiple of the patch size"):
         reconstruct(dataset, model, tmp_path / "drawn.png", mask_block=3, device="cpu")
     assert not (tmp_path / "drawn.png").exists()
+    _, left_out = reconstruct([broken, *dataset], model, tmp_path / "drawn.png", device="cpu")
+    assert [image.path for image in left_out] == [broken]
+    assert (tmp_path / "drawn.png").exists()
 
 
 def test_the_command_says_where_the_image_is(model: str, dataset: list[Path], tmp_path: Path) -> None:

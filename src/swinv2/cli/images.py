@@ -169,6 +169,6 @@ def demo() -> None:
     predictions = []
     for path, answer in classifier.classify([sample.path for sample in samples], top_k=1):
         if isinstance(answer, BrokenImage):
-            raise UsageError(f"the shipped image {path} is {answer.reason}; install the package again.")
+            raise UsageError(f"the shipped image {path} is {answer.reason}; reinstall the package.")
         predictions += answer
     printing.print_demo(samples, predictions, data_console())

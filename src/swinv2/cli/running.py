@@ -49,6 +49,8 @@ def sentences() -> Iterator[None]:
             raise
         _refuse("the device has too little memory for a batch; give a smaller --batch-size, or --device cpu.")
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EACCES, errno.EROFS):
+            _refuse(f"{error.filename!r}: {error.strerror}.")
         if error.errno != errno.ENOSPC:
             raise
         # At its end, Python tries again to write the rest of stdout.

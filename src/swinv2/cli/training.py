@@ -254,8 +254,10 @@ def reconstruct(
     from swinv2.train import reconstruct as reconstruction
 
     with progress_bar(0, "reconstructing", is_shown=False):
-        loss = reconstruction.reconstruct(
+        loss, broken = reconstruction.reconstruct(
             paths, model, output, mask_ratio=mask_ratio, mask_block=mask_block, seed=seed, device=device
         )
+    for image in broken:
+        message_console().print(Text.assemble(("skipped ", "yellow"), f"{shown(image.path)}: {image.reason}"))
     message_console().print(f"mean error over masked pixels {loss:.4f}; drawn: {shown(output)}")
-    finish(len(paths) + len(missing), list(missing))
+    finish(len(paths) + len(missing), [*missing, *broken])

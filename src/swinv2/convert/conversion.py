@@ -319,10 +319,12 @@ def _lost(model: Swinv2PreTrainedModel, format: str) -> list[str]:
     notes: list[str] = []
     if format not in (SWINV2, "transformers", "timm"):
         height, width = as_pair("image_size", model.config.image_size)
-        notes.append(
-            f"The format {format!r} cannot store the image size: to read the folder back, give "
-            f"--trained-image-size {height}x{width}."
-        )
+        # The masks of the authors' format show it.
+        if format != "microsoft" or not any(spec.depth > 1 and any(spec.shift) for spec in model.config.stages()):
+            notes.append(
+                f"The format {format!r} cannot store the image size: to read the folder back, give "
+                f"--trained-image-size {height}x{width}."
+            )
         if isinstance(model, Swinv2ForImageClassification):
             notes.append(f"The names of the classes are not in the folder: the format {format!r} cannot store them.")
     if format == "timm" and len(set(with_equivalent_square(model.config).stage_windows)) > 1:

@@ -114,8 +114,8 @@ def mask_maker(config: Swinv2Config, block: int, ratio: float) -> Callable[[], T
     draw = partial(draw_mask, grid_of(size, patch), (block // patch[0], block // patch[1]), ratio)
     if bool(draw().all()):
         raise UsageError(
-            f"a mask block of {block} and a mask ratio of {ratio} mask the whole image of {size}; expected smaller "
-            "ones."
+            f"a mask block of {block} and a mask ratio of {ratio} mask the whole image of {size}; give a smaller "
+            "--mask-block or --mask-ratio."
         )
     return draw
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForMaskedImageModeling
-from swinv2.images import BrokenImageError, read_image
+from swinv2.images import BrokenImage, BrokenImageError, read_image
 from swinv2.lengths import as_pair
 from swinv2.loading import choose_device, load_model, load_processor
 from swinv2.simmim import mask_of_pixels
@@ -30,7 +30,7 @@ def reconstruct(
     mask_block: int | None = None,
     seed: int = 0,
     device: str = "auto",
-) -> float:
+) -> tuple[float, list[BrokenImage]]:
     """Draws images, masked images and reconstructions.
 
     Args:
@@ -44,10 +44,10 @@ def reconstruct(
         device: See `loading.choose_device`.
 
     Returns:
-        The model's loss: the mean error over masked pixels.
+        The model's loss: the mean error over masked pixels; and the images that cannot be read, which are left out.
 
     Raises:
-        UsageError: An image or the model cannot be read, or the mask does not fit the model.
+        UsageError: No image or not the model can be read, or the mask does not fit the model.
     """
     chosen = choose_device(device)
     decoder = load_model(Swinv2ForMaskedImageModeling, model, chosen, torch.float32)
@@ -57,12 +57,18 @@ def reconstruct(
     block = max(as_pair("encoder_stride", config.encoder_stride)) if mask_block is None else mask_block
     draw_mask = mask_maker(config, block, mask_ratio)
     transform = for_evaluation(pixels)
-    try:
-        inputs = torch.stack([transform(read_image(image)) for image in images])
-    except BrokenImageError as error:
-        raise UsageError(f"an image is {error}; leave it out.") from error
+    read, names, broken = list[Tensor](), list[str](), list[BrokenImage]()
+    for image in images:
+        try:
+            read.append(transform(read_image(image)))
+            names.append(image.name)
+        except BrokenImageError as error:
+            broken.append(BrokenImage(image, str(error)))
+    if not read:
+        raise UsageError(f"no image can be read; the first one, {broken[0].path}: {broken[0].reason}.")
+    inputs = torch.stack(read)
     masks: list[Tensor] = []
-    for index in range(len(images)):
+    for index in range(len(inputs)):
         with seeded(make_seed(seed, index)):
             masks.append(draw_mask())
     hidden = torch.stack(masks).flatten(1)
@@ -75,6 +81,6 @@ def reconstruct(
         output,
         pixels,
         config.norm_targets,
-        [image.name for image in images],
+        names,
     )
-    return float(drawn.loss)
+    return float(drawn.loss), broken

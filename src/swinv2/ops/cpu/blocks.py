@@ -116,17 +116,17 @@ class Gradients:
     table: Tensor | None = None
     scale: Tensor | None = None
 
-    def fit(self, channels: int, seen: int, in_proj: int) -> library.Gradients:
+    def fit(self, channels: int, last_in: int, first_out: int) -> library.Gradients:
         """The kernel argument.
 
         Args:
             channels: Channels of x.
-            seen: Input features of the last layer.
-            in_proj: Output features of the first layer, or of the joined layers of queries, keys and values.
+            last_in: Input features of the last layer.
+            first_out: Output features of the first layer, or of the joined layers of queries, keys and values.
         """
-        fit((in_proj, channels), in_proj=self.in_proj)
-        fit((in_proj,), in_proj_bias=self.in_proj_bias)
-        fit((channels, seen), out_proj=self.out_proj)
+        fit((first_out, channels), in_proj=self.in_proj)
+        fit((first_out,), in_proj_bias=self.in_proj_bias)
+        fit((channels, last_in), out_proj=self.out_proj)
         fit((3, channels), epilogue=self.epilogue)
         sums = [
             at(each) for each in (self.in_proj, self.in_proj_bias, self.out_proj, self.epilogue, self.table, self.scale)

@@ -450,14 +450,15 @@ def mlp_branch_backward(
     images, grads = _take(x, index), _take(grad, index)
     grad_images = grad_x if index is None and wants[0] else torch.empty_like(images) if wants[0] else None
     tokens, grads = images.flatten(0, 2), grads.flatten(0, 2)
-    buffers = None if grad_images is None else grad_images.flatten(0, 2)
+    grad_tokens = None if grad_images is None else grad_images.flatten(0, 2)
     norm = (norm_weight, norm_weight, eps, factor)
     if uses_kernels(dtype):
-        (in_proj, bias, out_proj, epilogue), count = sums, len(tokens)
-        to = blocks.Gradients(buffers, in_proj if wants[1] else None, bias, out_proj if wants[2] else None, epilogue)
+        (grad_w1, grad_b1, grad_w2, grad_epilogue), count = sums, len(tokens)
+        wanted = [each if is_wanted else None for each, is_wanted in zip((grad_w1, grad_w2), wants[1:], strict=True)]
+        to = blocks.Gradients(grad_tokens, wanted[0], grad_b1, wanted[1], grad_epilogue)
         blocks.mlp_backward(grads, tokens, hidden[:count], branch_out[:count], w1, w2, norm, to)
     else:
-        _mlp_backward_by_torch(grads, tokens, hidden, branch_out, w1, w2, norm, wants, dtype, buffers, sums)
+        _mlp_backward_by_torch(grads, tokens, hidden, branch_out, w1, w2, norm, wants, dtype, grad_tokens, sums)
     if index is not None and grad_images is not None:
         grad_x.copy_(grad)[index] = grad_images
     return gradients
@@ -473,10 +474,10 @@ def _mlp_backward_by_torch(
     norm: Norm,
     wants: Sequence[bool],
     dtype: torch.dtype,
-    buffers: Tensor | None,
+    grad_tokens: Tensor | None,
     sums: Sequence[Tensor],
 ) -> None:
-    """`blocks.mlp_backward` with matrix products by torch; writes the gradient of x to `buffers` and the other
+    """`blocks.mlp_backward` with matrix products by torch; writes the gradient of x to `grad_tokens` and the other
     gradients to `sums`."""
     grad_w1, grad_b1, grad_w2, grad_epilogue = (each.zero_() for each in sums)
     (norm_weight, _, eps, factor), bias, epilogue = norm, grad_b1.double(), grad_epilogue.double()
@@ -492,8 +493,8 @@ def _mlp_backward_by_torch(
             add_transposed_product(grad_w2, grad_branch_out, gelu_out, dtype)
         if wants[1]:
             add_transposed_product(grad_w1, grad_hidden, tokens[chunk], dtype)
-        if buffers is not None:
-            product(grad_hidden, w1.T, None, dtype, base=chunk_grad, out=buffers[chunk])
+        if grad_tokens is not None:
+            product(grad_hidden, w1.T, None, dtype, base=chunk_grad, out=grad_tokens[chunk])
     grad_b1.copy_(bias)
     grad_epilogue.copy_(epilogue)
 
