@@ -263,7 +263,7 @@ class TestOpenVino:
         found: list[float] = []
         compare = cases._difference
         monkeypatch.setattr(cases, "_difference", lambda *given: found.append(compare(*given)) or float("nan"))
-        with pytest.raises(ValueError, match="its logits are off by nan"):
+        with pytest.raises(ValueError, match="the error of its logits is nan"):
             cases.convert(model, case, images)
         assert found[0] < cases.TOLERANCE
 

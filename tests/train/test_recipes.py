@@ -193,7 +193,7 @@ def test_batch_and_rates_are_the_authors(name: str) -> None:
     settings, published = parse(find(name)), PUBLISHED[name]
     text = " ".join(comment(find(name)))
     assert settings.whole_batch == published.batch
-    stated = re.search(r"(\d+) images a step on 8 devices: (\d+) x (\d+) x 8", text)
+    stated = re.search(r"A step has (\d+) images, on 8 devices: (\d+) x (\d+) x 8", text)
     assert stated is not None
     assert [int(number) for number in stated.groups()] == [
         published.batch,

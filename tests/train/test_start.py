@@ -115,7 +115,7 @@ class TestNew:
             finetune(**({"model": "new", "model_fields": FIELDS} | given))
 
     def test_targets_said_twice(self, pretrain: Any) -> None:
-        with pytest.raises(UsageError, match="norm_targets 9, and --norm-targets makes it 47"):
+        with pytest.raises(UsageError, match="norm_targets 9, but --norm-targets makes it 47"):
             pretrain(model="new", model_fields=FIELDS | {"norm_targets": 9})
 
 

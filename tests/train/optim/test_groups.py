@@ -154,7 +154,7 @@ class TestGroups:
     @pytest.mark.parametrize("count", [0, 2])
     def test_no_network_of_this_package_or_two(self, count: int) -> None:
         model = nn.Sequential(nn.Linear(2, 2), *(classifier() for _ in range(count)))
-        with pytest.raises(ValueError, match=f"holds {count} modules"):
+        with pytest.raises(ValueError, match=f"has {count} modules"):
             parameter_roles(model)
 
 
