@@ -87,3 +87,25 @@ def test_ctrl_c_is_answered_by_the_first_process_alone() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, start_new_session=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "stopped\n", "")
+
+
+def test_where_no_process_may_be_started_this_one_reads() -> None:
+    """A daemonic process may have no children; and the program may still choose how its processes are started."""
+    script = (
+        "import multiprocessing\n"
+        "from swinv2.reading import read_batches\n"
+        "def read(examples): return sum(read_batches(examples, 4), [])\n"
+        "class Numbers:\n"
+        "    def __init__(self, count): self.count = count\n"
+        "    def __len__(self): return self.count\n"
+        "    def __getitem__(self, index):\n"
+        "        return index\n"
+        "if __name__ == '__main__':\n"
+        "    assert read(Numbers(7)) == list(range(7))\n"
+        "    multiprocessing.set_start_method('spawn')\n"
+        "    assert read(Numbers(70)) == list(range(70))\n"
+        "    with multiprocessing.get_context('fork').Pool(1) as pool:\n"
+        "        print(pool.apply(read, (Numbers(70),)) == list(range(70)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")

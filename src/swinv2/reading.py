@@ -36,7 +36,9 @@ def read_batches(examples: Examples, batch_size: int, workers: int | None = None
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # Without fork, a script would have to be importable; a daemonic process may not start processes.
-        may_fork = multiprocessing.get_start_method() == "fork" and not multiprocessing.current_process().daemon
+        # (`get_start_method()` alone would fix the method for the whole program.)
+        method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+        may_fork = method == "fork" and not multiprocessing.current_process().daemon
         workers = min(cores, MOST_WORKERS) if may_fork and len(examples) >= FEW else 0
     # `list` does not change the examples.
     for batch in DataLoader(_Readable(examples), batch_size, num_workers=workers, collate_fn=list):

@@ -14,7 +14,7 @@ from swinv2.errors import UsageError
 from swinv2.train import flags
 from swinv2.train.flags import as_flag, own_settings, read_flags, settings_of_transformers
 from swinv2.train.options import FinetuneOptions, PretrainOptions, RunOptions
-from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings
+from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings, make_settings
 
 NEEDED = ["--data", "pictures", "--model", "tiny", "--output-dir", "run"]
 
@@ -110,6 +110,10 @@ class TestFlags:
         """Whether a flag may stand alone."""
         assert read("--fsdp", "--bf16")["fsdp"] is True
         assert read("--fsdp", "full_shard")["fsdp"] == "full_shard"
+
+    def test_a_value_that_is_no_json_is_named(self) -> None:
+        with pytest.raises(UsageError, match=r"--lr-scheduler-kwargs is '\{bad', which is not JSON"):
+            make_settings(FinetuneSettings, read("--lr-scheduler-kwargs", "{bad"))
 
     def test_underscores_are_as_good_as_dashes(self) -> None:
         told = ["--weight_decay", "0.2", "--output-dir=a_b", "--no_dataloader_pin_memory", "--train-split", "a_b"]

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SKIPPED, USAGE = 1, 2
 """Exit statuses."""
 
+_IMPOSSIBLE_PATHS = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EACCES, errno.EROFS}
+"""Errors of the system about a path that a user gave."""
+
 Answer = TypeVar("Answer")
 
 
@@ -49,7 +52,14 @@ def sentences() -> Iterator[None]:
             raise
         _refuse("the device has too little memory for a batch; give a smaller --batch-size, or --device cpu.")
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EACCES, errno.EROFS):
+        if error.filename and error.errno in (
+            errno.ENOENT,
+            errno.ENOTDIR,
+            errno.EEXIST,
+            errno.EISDIR,
+            errno.EACCES,
+            errno.EROFS,
+        ):
             _refuse(f"{error.filename!r}: {error.strerror}.")
         if error.errno != errno.ENOSPC:
             raise

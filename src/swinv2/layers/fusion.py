@@ -168,16 +168,27 @@ def _refuse_mlp(block: Any) -> str | None:
     return _refuse_to_compute(block.intermediate, block.output)
 
 
-def _refuse_call(layer: Any, x: Tensor) -> str | None:
-    """The reason why the compiled kernels cannot run a branch whose first layer is `layer`, or None. Calls for which
+def _refuse_call(weight: Tensor, x: Tensor) -> str | None:
+    """The reason why the compiled kernels cannot read a map for a layer with this weight, or None. Calls for which
     torch raises an error are refused too."""
     if x.device.type != "cpu":
         return f"the map is on {x.device.type}"
-    if type(layer) is nn.Linear and x.shape[-1] != layer.in_features:
-        return "the map has another number of channels"
-    if x.dtype != layer.weight.dtype and not torch.is_autocast_enabled("cpu"):
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled("cpu"):
         return "weights and map have different dtypes"
     return library.refuse(x.dtype)
+
+
+def _refuse_linear(layer: nn.Linear, x: Tensor) -> str | None:
+    """The same for a branch whose first layer is `layer`."""
+    if x.shape[-1] != layer.weight.shape[1]:
+        return "the map has another number of channels"
+    return _refuse_call(layer.weight, x)
+
+
+def _refuse_autocast() -> str | None:
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on, which chooses a dtype for each operation"
+    return None
 
 
 def _epilogue(block: Any, x: Tensor, norm: nn.LayerNorm) -> Epilogue:
@@ -241,15 +252,14 @@ def _prepare_embeddings(embeddings: Any) -> PreparedProjection:
 
 
 def _refuse_pixels(embeddings: Any, pixels: Tensor) -> str | None:
-    patches = embeddings.patch_embeddings
-    if 0 in pixels.shape or pixels.shape[1] != patches.projection.weight.shape[1]:
+    weight = embeddings.patch_embeddings.projection.weight
+    if 0 in pixels.shape or pixels.shape[1] != weight.shape[1]:
         return "the batch is empty, or the images have another number of channels"
-    return _refuse_without_gradients(patches.projection, pixels)
+    return _refuse_autocast() or _refuse_call(weight, pixels)
 
 
 def _embed_on_cpu(embeddings: Any, pixels: Tensor, prepared: PreparedProjection) -> Tensor:
-    patches = embeddings.patch_embeddings.cut(pixels)
-    return project(prepared, patches)
+    return project(prepared, embeddings.patch_embeddings.cut(pixels))
 
 
 def _bias_on_cpu(bias: Any, x: Tensor, window: Pair, pretrained_window: Pair) -> Tensor:
@@ -341,12 +351,6 @@ def _refuse_stage(stage: Any) -> str | None:
     return _refuse_weights(stage)
 
 
-def _refuse_without_gradients(layer: Any, x: Tensor) -> str | None:
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is on, which chooses a dtype for each operation"
-    return _refuse_call(layer, x)
-
-
 FUSED = {
     (row.method, row.backend): row
     for row in (
@@ -356,7 +360,7 @@ FUSED = {
             ("blocks", "downsample"),
             lambda stage, x, prepared, output_attentions=False: prepared.run(x),
             _refuse_stage,
-            lambda stage, x: _refuse_without_gradients(stage.blocks[0].intermediate.dense, x),
+            lambda stage, x: _refuse_autocast() or _refuse_linear(stage.blocks[0].intermediate.dense, x),
             _PreparedStage,
         ),
         Fused(
@@ -374,7 +378,7 @@ FUSED = {
             ("attention", "layernorm_before", "drop_path"),
             _attention_on_cpu,
             lambda block: _refuse_to_compute(block.attention),
-            lambda block, x: _refuse_call(block.attention.self.query, x),
+            lambda block, x: _refuse_linear(block.attention.self.query, x),
         ),
         Fused(
             "SwinTransformerBlock.mlp_branch",
@@ -382,7 +386,7 @@ FUSED = {
             ("intermediate", "output", "layernorm_after", "drop_path"),
             _mlp_on_cpu,
             _refuse_mlp,
-            lambda block, x: _refuse_call(block.intermediate.dense, x),
+            lambda block, x: _refuse_linear(block.intermediate.dense, x),
         ),
         Fused(
             "SwinTransformerBlock.attention_branch",
