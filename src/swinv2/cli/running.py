@@ -52,14 +52,7 @@ def sentences() -> Iterator[None]:
             raise
         _refuse("the device has too little memory for a batch; give a smaller --batch-size, or --device cpu.")
     except OSError as error:
-        if error.filename and error.errno in (
-            errno.ENOENT,
-            errno.ENOTDIR,
-            errno.EEXIST,
-            errno.EISDIR,
-            errno.EACCES,
-            errno.EROFS,
-        ):
+        if error.filename and error.errno in _IMPOSSIBLE_PATHS:
             _refuse(f"{error.filename!r}: {error.strerror}.")
         if error.errno != errno.ENOSPC:
             raise
