@@ -106,11 +106,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _probability(name: str, value: Any) -> None:
-    if not _is_number(value) or not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} is {value!r}; expected a probability: at least 0 and less than 1.")
-
-
 class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of a Swin Transformer V2: transformers' fields and defaults, checked.
 
@@ -151,12 +146,6 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             mean and deviation of the N x N pixels around each; the authors' Swin V2 models were pre-trained with 47.
         out_features: Names of the maps that the backbone returns: "stem", "stage1", ...
         out_indices: Indices of these maps; give only one of the two fields.
-
-    Attributes:
-        num_layers: Number of stages.
-        hidden_size: Channels of the last stage.
-        stage_names: "stem", "stage1", ..., "stageN".
-        stage_windows: For each stage, `window_size` as a pair, not clipped.
 
     Raises:
         ValueError: A field is impossible or unknown; the message names it and says what was expected. If fields
@@ -228,7 +217,11 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
                     f"{name} is {given!r}, but embed_dim {self.embed_dim} and depths {self.depths} make it "
                     f"{getattr(self, name)!r}; leave {name} out."
                 )
-        self._refuse_unknown(kwargs)
+        known = self._known_fields()
+        for key in (key for key in kwargs if key not in known):
+            close = difflib.get_close_matches(key, sorted(name for name in known if not name.startswith("_")), 1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise ValueError(f"{type(self).__name__} has no field {key!r}{hint}")
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
@@ -249,14 +242,13 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         known = cls._known_fields()
         extra = {key: value for key, value in config_dict.items() if key not in known}
         own = {key: value for key, value in config_dict.items() if key in known}
-        stored_fields = dict(own)  # the next call changes the dictionary
-        built = super().from_dict(own, **kwargs)
+        built = super().from_dict(dict(own), **kwargs)  # changes its dictionary
         config = built[0] if isinstance(built, tuple) else built
         if "window_size" in kwargs:
             config._shorten_windows()
         is_resized = kwargs.keys() & {"image_size", "window_size"} and not kwargs.keys() & _OTHER_WEIGHTS
         if is_resized and "pretrained_window_sizes" not in kwargs:
-            config._keep_learned_windows(cls(**stored_fields))
+            config._keep_learned_windows(cls(**own))
             others = [spec for spec in config.stages() if spec.window != spec.learned_window]
             if others:
                 windows = ", ".join(
@@ -312,9 +304,8 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     def _shorten_windows(self) -> None:
         windows = as_windows("window_size", self.window_size, len(self.depths), any_number=True)
         # A list whose length is not the number of stages stays unchanged; building a model raises an error for it.
-        self.window_size = (
-            plain_windows(windows) if len(windows) == len(self.depths) else copy.deepcopy(self.window_size)
-        )
+        is_valid = len(windows) == len(self.depths)
+        self.window_size = plain_windows(windows) if is_valid else copy.deepcopy(self.window_size)
 
     def _keep_learned_windows(self, before: "Swinv2Config") -> None:
         """Sets the pre-training windows to the learned windows of another configuration."""
@@ -329,14 +320,6 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         own = {field.name for field in fields(cls)}
         return frozenset(own | _COMMON_FIELDS | set(cls.attribute_map) | {"num_layers", "hidden_size", "stage_names"})
 
-    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
-        known = self._known_fields()
-        for key in kwargs:
-            if key not in known:
-                close = difflib.get_close_matches(key, sorted(name for name in known if not name.startswith("_")), 1)
-                hint = f"; did you mean {close[0]!r}?" if close else "."
-                raise ValueError(f"{type(self).__name__} has no field {key!r}{hint}")
-
     @property
     def num_layers(self) -> int:
         """Number of stages."""
@@ -349,7 +332,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def stage_names(self) -> list[str]:
-        """Names of the maps that a backbone can return."""
+        """Names of the maps that a backbone can return: "stem", "stage1", ..., "stageN"."""
         return ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
 
     @property
@@ -378,30 +361,26 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         """
         self._check_each()
         self._check_together()
-        num_blocks = sum(self.depths)
+        num_blocks, period = sum(self.depths), self.extra_norm_period
         rates = [self.drop_path_rate * block / max(num_blocks - 1, 1) for block in range(num_blocks)]
-        windows = self.stage_windows
-        specs = []
-        for index, depth in enumerate(self.depths):
-            grid_height, grid_width = (max(1, length >> index) for length in self.patch_grid)
-            window = (min(grid_height, windows[index][0]), min(grid_width, windows[index][1]))
-            shift = (
-                0 if grid_height <= window[0] else window[0] // 2,
-                0 if grid_width <= window[1] else window[1] // 2,
-            )
+        specs: list[StageSpec] = []
+        for index, (depth, (window_height, window_width)) in enumerate(
+            zip(self.depths, self.stage_windows, strict=True)
+        ):
+            height, width = (max(1, length >> index) for length in self.patch_grid)
+            window = (min(height, window_height), min(width, window_width))
+            shift = (0 if height <= window[0] else window[0] // 2, 0 if width <= window[1] else window[1] // 2)
+            learned = as_pair(f"pretrained_window_sizes[{index}]", self.pretrained_window_sizes[index], 0)
             first = sum(self.depths[:index])
-            period = self.extra_norm_period
             specs.append(
                 StageSpec(
                     index=index,
-                    dim=self.embed_dim * 2**index,
+                    dim=self.embed_dim << index,
                     num_heads=self.num_heads[index],
-                    grid=(grid_height, grid_width),
+                    grid=(height, width),
                     window=window,
                     shift=shift,
-                    pretrained_window=as_pair(
-                        f"pretrained_window_sizes[{index}]", self.pretrained_window_sizes[index], 0
-                    ),
+                    pretrained_window=learned,
                     drop_path_rates=tuple(rates[first : first + depth]),
                     extra_norms=tuple(period > 0 and (block + 1) % period == 0 for block in range(depth)),
                     merges=index < len(self.depths) - 1,
@@ -432,7 +411,10 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         for index, window in enumerate(self.pretrained_window_sizes):
             as_pair(f"pretrained_window_sizes[{index}]", window, 0)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
-            _probability(name, getattr(self, name))
+            if not _is_number(getattr(self, name)) or not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; expected a probability: at least 0 and less than 1."
+                )
         for name in ("mlp_ratio", "initializer_range", "layer_norm_eps"):
             if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected a number above 0.")

@@ -13,7 +13,7 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
 from swinv2.config import Swinv2Config
-from swinv2.layers.patches import Embeddings, PatchEmbeddings
+from swinv2.layers.patches import Embeddings
 from swinv2.layers.stage import Encoder, stage_attentions, views_of
 from swinv2.lengths import as_pair
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
@@ -37,11 +37,10 @@ def classification_loss(
     Raises:
         ValueError: `problem_type` is another name, or the labels' shape or range does not fit.
     """
-    num_labels = logits.shape[-1]
     if problem_type is None:
         is_index = labels.dtype in (torch.long, torch.int)
         problem_type = "single_label_classification" if is_index else "multi_label_classification"
-        problem_type = "regression" if num_labels == 1 else problem_type
+        problem_type = "regression" if logits.shape[-1] == 1 else problem_type
     labels = labels.to(logits.device)
     if problem_type == "single_label_classification":
         return F.cross_entropy(logits, labels.reshape(-1).long())
@@ -102,21 +101,14 @@ class Swinv2ForImageClassification(Swinv2PreTrainedModel):
             output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
         """
         outputs = self.swinv2(
-            pixel_values,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            return_dict=True,
+            pixel_values, None, output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict=True
         )
         if labels is not None and not self.num_labels:
             raise ValueError("labels were given, but this model has no classifier: config.num_labels is 0.")
         logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
         output = Swinv2ImageClassifierOutput(
-            loss=None if labels is None else classification_loss(logits, labels, self.config.problem_type),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            reshaped_hidden_states=outputs.reshaped_hidden_states,
+            loss, logits, outputs.hidden_states, outputs.attentions, outputs.reshaped_hidden_states
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
@@ -186,8 +178,8 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
         """
         pixel_values = self._check_images(pixel_values)
         size, patch_size = (pixel_values.shape[2], pixel_values.shape[3]), as_pair("patch_size", self.config.patch_size)
-        merges = 2 ** (self.config.num_layers - 1)
-        token_size = patch_size[0] * merges, patch_size[1] * merges
+        merges = self.config.num_layers - 1
+        token_size = patch_size[0] << merges, patch_size[1] << merges
         fits = self.decoder.stride == token_size
         if bool_masked_pos is not None and not fits:
             raise ValueError(
@@ -207,17 +199,12 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
         reconstruction = self.decoder(last_map)
         if fits:  # the last tokens may extend beyond the image
             reconstruction = reconstruction[:, :, : size[0], : size[1]]
-        loss = None
+        loss, window = None, self.config.norm_targets
         if bool_masked_pos is not None:
-            window = self.config.norm_targets
             targets = normalise_targets(pixel_values, window) if window else pixel_values
             loss = masked_pixel_loss(targets, reconstruction, bool_masked_pos, patch_size)
         output = Swinv2MaskedImageModelingOutput(
-            loss=loss,
-            reconstruction=reconstruction,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            reshaped_hidden_states=outputs.reshaped_hidden_states,
+            loss, reconstruction, outputs.hidden_states, outputs.attentions, outputs.reshaped_hidden_states
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
@@ -246,10 +233,6 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
         self.embeddings = Embeddings(config, use_mask_token=False)
         self.encoder = Encoder(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> PatchEmbeddings:
-        """The patch embedding."""
-        return self.embeddings.patch_embeddings
 
     def forward(
         self,

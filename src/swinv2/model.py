@@ -17,7 +17,7 @@ from transformers.utils import logging
 from swinv2.config import Swinv2Config
 from swinv2.layers.attention import CosineWindowAttention
 from swinv2.layers.block import PostNorm
-from swinv2.layers.patches import Embeddings, PatchEmbeddings, resample_positions
+from swinv2.layers.patches import Embeddings, resample_positions
 from swinv2.layers.stage import Encoder, stage_attentions, views_of
 from swinv2.lengths import Windows
 from swinv2.ops.backends import (
@@ -64,6 +64,7 @@ class Swinv2PreTrainedModel(PreTrainedModel):
     # The loss is a mean over the batch, so Trainer itself must divide it by the number of accumulation steps.
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
+    _input_embed_layer = "patch_embeddings"
     _supports_sdpa = True
     _no_split_modules = ["SwinTransformerBlock"]
 
@@ -125,16 +126,10 @@ class Swinv2PreTrainedModel(PreTrainedModel):
         parameter, which an existing optimiser does not contain.
 
         Args:
-            image_size: New image size in pixels, one length or (height, width).
-            window_size: New window in tokens, one for all stages or one per stage, as in the configuration; None keeps
-                the current windows.
-            stretch: Stretch the learned position bias over the new window instead of extrapolating it.
+            image_size, window_size, stretch: See `Swinv2Config.resized`.
 
         Raises:
             ValueError: The size or the window is impossible; the model is unchanged.
-
-        Source:
-            Liu et al., Swin Transformer V2, section 3.3 and table 1.
         """
         old = self.config
         candidate = old.resized(image_size, window_size, stretch)
@@ -212,10 +207,6 @@ class Swinv2Model(Swinv2PreTrainedModel):
         self.encoder = Encoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
-
-    def get_input_embeddings(self) -> PatchEmbeddings:
-        """The patch embedding."""
-        return self.embeddings.patch_embeddings
 
     def forward(
         self,

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
 
 
 @dataclass
-class Swinv2ModelOutput(ModelOutput):
+class Swinv2ModelOutput(BaseModelOutputWithPooling):
     """The output of `Swinv2Model`.
 
     Attributes:
@@ -18,15 +18,11 @@ class Swinv2ModelOutput(ModelOutput):
         reshaped_hidden_states: `hidden_states` as maps (B, channels, H, W).
     """
 
-    last_hidden_state: Tensor | None = None
-    pooler_output: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     reshaped_hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
-class Swinv2ImageClassifierOutput(ModelOutput):
+class Swinv2ImageClassifierOutput(ImageClassifierOutput):
     """The output of `Swinv2ForImageClassification`.
 
     Attributes:
@@ -35,15 +31,11 @@ class Swinv2ImageClassifierOutput(ModelOutput):
         hidden_states, attentions, reshaped_hidden_states: See `Swinv2ModelOutput`.
     """
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     reshaped_hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
-class Swinv2MaskedImageModelingOutput(ModelOutput):
+class Swinv2MaskedImageModelingOutput(MaskedImageModelingOutput):
     """The output of `Swinv2ForMaskedImageModeling`.
 
     Attributes:
@@ -52,8 +44,4 @@ class Swinv2MaskedImageModelingOutput(ModelOutput):
         hidden_states, attentions, reshaped_hidden_states: See `Swinv2ModelOutput`.
     """
 
-    loss: Tensor | None = None
-    reconstruction: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     reshaped_hidden_states: tuple[Tensor, ...] | None = None
