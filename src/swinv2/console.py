@@ -41,15 +41,18 @@ def shown(path: Path) -> str:
 
 
 class Progress:
-    """Counts progress without showing it.
+    """Counts progress, and moves a bar if there is one.
 
     Args:
         total: Number of images or steps.
         console: The console for messages.
+        bar: The bar; it gets one task.
     """
 
-    def __init__(self, total: int, console: Console) -> None:
-        self.done, self.total, self.console = 0, total, console
+    def __init__(self, total: int, console: Console, bar: RichProgress | None = None) -> None:
+        self.done, self.total, self.console, self._bar = 0, total, console, bar
+        if bar is not None:
+            self._task = bar.add_task("", total=total)
 
     def advance(self) -> None:
         """Adds one to the number done."""
@@ -58,25 +61,8 @@ class Progress:
     def update(self, done: int, total: int) -> None:
         """Sets the number done and the total."""
         self.done, self.total = done, total
-
-
-class Bar(Progress):
-    """Shows progress as a bar.
-
-    Args:
-        total, console: See `Progress`.
-        bar: The bar; it gets one task.
-    """
-
-    def __init__(self, total: int, console: Console, bar: RichProgress) -> None:
-        super().__init__(total, console)
-        self._bar = bar
-        self._task = bar.add_task("", total=total)
-
-    def update(self, done: int, total: int) -> None:
-        """Sets the number done and the total, and moves the bar."""
-        super().update(done, total)
-        self._bar.update(self._task, completed=done, total=total)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
 
 
 class Lines(Progress):
@@ -159,9 +145,8 @@ def progress_bar(total: int, verb: str, is_shown: bool = True) -> Iterator[Progr
     if not console.is_terminal:
         with Lines(total, console, verb) as lines:
             yield lines
-    elif not is_shown:
-        yield Progress(total, console)
-    else:
-        columns = TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with RichProgress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
-            yield Bar(total, console, bar)
+        return
+    columns = TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    bar = RichProgress(*columns, console=console, transient=True, redirect_stdout=False, disable=not is_shown)
+    with bar:
+        yield Progress(total, console, bar)

@@ -92,7 +92,9 @@ def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenIm
         elif glob.has_magic(item):
             matches = _matching(item)
         else:
-            broken.append(BrokenImage(path, _why_missing(item)))
+            is_address = re.match(r"(https?|ftp|s3|gs)://", item)
+            reason = "an address, not a file; download it first" if is_address else "no such file or folder"
+            broken.append(BrokenImage(path, reason))
             continue
         for match in matches:
             found.setdefault(os.path.realpath(match), match)
@@ -107,13 +109,8 @@ def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenIm
     return list(found.values()), broken
 
 
-def _why_missing(item: str) -> str:
-    if re.match(r"(https?|ftp|s3|gs)://", item):
-        return "an address, not a file; download it first"
-    return "no such file or folder"
-
-
 def _inside(folder: Path) -> list[Path]:
+    """The images in a folder and its subfolders, without hidden ones."""
     found = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -122,6 +119,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _matching(pattern: str) -> list[Path]:
+    """The images that match a glob, and those in matching folders."""
     found = []
     for name in sorted(glob.glob(pattern, recursive=True)):
         path = Path(name)
