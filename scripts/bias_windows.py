@@ -9,24 +9,20 @@ adds to its logits.
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from transformers.utils.logging import disable_progress_bar
 
 from swinv2 import Swinv2Model
-from swinv2.inspect.bias_field import BiasField, by_direction, draw_bias
+from swinv2.inspect.bias_field import BiasField, draw_bias, field_of
 from swinv2.inspect.observation import blocks_of
 from swinv2.predict.shipped import shipped_model
 
 
-def field_of(model: Swinv2Model, stage: int, how: str) -> BiasField:
+def last_field(model: Swinv2Model, stage: int, how: str) -> BiasField:
     """The position bias of a stage's last block, with the model's current window."""
     number, block = [(number, block) for at, number, block in blocks_of(model) if at == stage][-1]
     spec = model.config.stages()[stage - 1]
-    with torch.no_grad():
-        values = by_direction(block.attention.self.bias_table(torch.empty(0), "eager"))
-    title = f"stage {stage}, block {number}: {how} {spec.window[1]} x {spec.window[0]} tokens"
-    return BiasField(title, values, spec.window, spec.learned_window)
+    return field_of(block, spec, f"stage {stage}, block {number}: {how} {spec.window[1]} x {spec.window[0]} tokens")
 
 
 def main(
@@ -41,11 +37,11 @@ def main(
     size = network.config.image_size
     windows = [(scale * height, scale * width) for height, width in network.config.stage_windows]
     larger = scale * size if isinstance(size, int) else (scale * size[0], scale * size[1])
-    fields = [field_of(network, stage, "as it was learned, in windows of")]
+    fields = [last_field(network, stage, "as it was learned, in windows of")]
     for stretch, how in ((False, "extrapolated to windows of"), (True, "stretched over windows of")):
         network = Swinv2Model.from_pretrained(model or shipped_model())
         network.set_image_size(larger, windows, stretch=stretch)
-        fields.append(field_of(network, stage, how))
+        fields.append(last_field(network, stage, how))
     draw_bias(fields, output, "One position bias at two windows", is_compared=True)
 
 

@@ -2,12 +2,13 @@
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from swinv2 import console
-from swinv2.console import Lines, progress_bar
+from swinv2.console import Lines, progress_bar, shown
 
 
 def test_a_line_says_how_far_and_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,3 +66,8 @@ def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         progress.advance()
         time.sleep(0.05)
     assert not capsys.readouterr().err
+
+
+def test_odd_file_names_are_shown_without_harm() -> None:
+    assert shown(Path("a\x1b[31m.png")) == repr("a\x1b[31m.png")
+    assert shown(Path("a\udcff.png")) == "a\ufffd.png"

@@ -5,18 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
 import foreign
+from commands import swinv2_command
 from conversions import model_with, save
 from foreign import small_sizes
 from swinv2 import Swinv2ForImageClassification
-from swinv2.cli import app
 from swinv2.convert.write import state_dict
-
-
-def swinv2_command(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="swinv2")
 
 
 @pytest.fixture
@@ -87,7 +82,7 @@ def test_the_command_plans_them(tmp_path: Path) -> None:
     source = save(state_dict(model_with((4, 8), image_size=(64, 128)), "timm"), tmp_path / "weights.pth")
     known = ["--trained-image-size", "64x128", "--trained-window-size", "4x8"]
     planned = ["--image-size", "64", "--window-size", "8,4x2"]
-    result = CliRunner().invoke(app, ["convert", source, str(tmp_path / "out"), *known, *planned])
+    result = swinv2_command("convert", source, tmp_path / "out", *known, *planned)
     assert result.exit_code == 0, result.output
     assert "4x8 -> 8,4x2 (from given)" in result.stdout
     assert "stage 1 from 4 x 8 to 8 x 8, stage 2 from 4 x 8 to 4 x 2" in " ".join(result.stdout.split())
@@ -96,8 +91,8 @@ def test_the_command_plans_them(tmp_path: Path) -> None:
     assert config["pretrained_window_sizes"] == [[4, 8], [4, 8]]
     # What was given must agree with a config.json, however it is written.
     agreed = ["--trained-window-size", "8x8,4x2", "--pretrained-window-sizes", "4x8,4x8", "--dry-run"]
-    assert CliRunner().invoke(app, ["convert", str(tmp_path / "out"), *agreed]).exit_code == 0
+    assert swinv2_command("convert", tmp_path / "out", *agreed).exit_code == 0
     differing = ["--trained-window-size", "4x2", "--dry-run"]
-    result = CliRunner().invoke(app, ["convert", str(tmp_path / "out"), *differing])
+    result = swinv2_command("convert", tmp_path / "out", *differing)
     assert result.exit_code == 2
     assert "window_size [[8, 8], [4, 2]], but [4, 2] was given" in " ".join(result.stderr.split())

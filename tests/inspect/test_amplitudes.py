@@ -33,7 +33,6 @@ def channel_variance(maps: list[torch.Tensor]) -> float:
 def test_variance_is_that_of_all_maps_together() -> None:
     maps = [torch.randn(2, 3, size, 5) + 4 for size in (3, 7)]
     variance = Variance()
-    assert variance.value() == 0
     for feature_map in maps:
         variance.add(feature_map)
     assert variance.value() == pytest.approx(channel_variance(maps), rel=1e-12)
@@ -104,6 +103,6 @@ def test_points_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [label.get_text() for label in axes.get_xticklabels()] == ["patches", "1.1", "2.1"]
     assert [text.get_text() for text in axes.texts] == ["stage 1", "stage 2"]
     monkeypatch.undo()
-    _, lines = drawn_lines(monkeypatch, {"a": measured, "b": measured}, tmp_path / "b.png", has_branches=False)
+    _, lines = drawn_lines(monkeypatch, {"a": measured, "b": measured}, tmp_path / "b.png", "title", has_branches=False)
     assert [line.get_label() for line in lines][:2] == ["a", "b"]
     assert json.dumps([each.position for each in measured]) == '["patches", "1.1", "2.1"]'

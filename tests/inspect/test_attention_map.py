@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swinv2.inspect.attention_map import StageRow, _around, _outline, draw_attention, overlay, token_attention
+from swinv2.inspect.attention_map import _around, _outline, draw_attention, overlay, token_attention
 from swinv2.ops.windows import WindowPlan
 
 PLANS = [
@@ -107,7 +107,9 @@ def test_the_overlay_colours_the_pixels_of_the_tokens() -> None:
 def test_outlines_and_what_lies_around() -> None:
     mask = np.zeros((4, 5), bool)
     mask[1, 2:4] = True
-    lines = _outline(mask)
+    xs, ys = _outline(mask)
+    lines = set(zip(map(tuple, xs.T.tolist()), map(tuple, ys.T.tolist()), strict=True))
+    assert xs.shape == (2, 6)
     assert len(lines) == 6
     assert ((2, 3), (1, 1)) in lines
     assert ((4, 4), (1, 2)) in lines
@@ -119,8 +121,9 @@ def test_outlines_and_what_lies_around() -> None:
 def test_the_figure_is_of_many_heads(tmp_path: Path) -> None:
     plan = WindowPlan((8, 8), (4, 4), (2, 2))
     weights = torch.full((4, 17, 16, 16), 1 / 16)
-    row = StageRow("stage 1", token_attention(weights, plan, (0, 0)), (4, 4))
-    draw_attention([row], np.zeros((32, 32, 3), np.uint8), tmp_path / "attention.png", "$title")
+    attentions = {"stage 1": token_attention(weights, plan, (0, 0))}
+    rgb = np.zeros((32, 32, 3), np.uint8)
+    draw_attention(attentions, rgb, {"stage 1": (4, 4)}, tmp_path / "attention.png", "$title")
     with Image.open(tmp_path / "attention.png") as image:
         # Ten tiles across, three rows of heads.
         assert 1300 < image.width < 2000

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
-from swinv2.inspect.bias_field import BiasField, _figure_of_bias, by_direction, draw_bias
+from swinv2.inspect import bias_field
+from swinv2.inspect.bias_field import BiasField, by_direction, draw_bias
 from swinv2.ops.reference import expand_bias
 
 
@@ -24,17 +26,25 @@ def test_a_value_set_by_hand_stands_where_its_key_lies() -> None:
             assert np.array_equal(field[:, down + 2, right + 3], bias[:, *query, *key].numpy())
 
 
-def tiles(figure) -> list:
+def tiles(figure: Figure) -> list:
     return [axes for axes in figure.axes if axes.get_title().startswith("head")]
 
 
-def test_it_is_drawn_there() -> None:
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that a test draws, instead of their files."""
+    saved: list[Figure] = []
+    monkeypatch.setattr(bias_field, "save", lambda figure, path, cut: saved.append(figure))
+    return saved
+
+
+def test_it_is_drawn_there(figures: list[Figure]) -> None:
     """One step down and two to the right of the query, and nowhere else."""
     values = np.zeros((1, 5, 7), np.float32)
     values[0, 1 + 2, 2 + 3] = 8.0
-    figure = _figure_of_bias([BiasField("stage 1", values, (3, 4), (3, 4))], "")
-    FigureCanvasAgg(figure).draw()
-    (axes,) = tiles(figure)
+    draw_bias([BiasField("stage 1", values, (3, 4), (3, 4))], Path("bias.png"), "title")
+    FigureCanvasAgg(figures[0]).draw()
+    (axes,) = tiles(figures[0])
     (image,) = axes.images
     drawn = np.asarray(image.get_array())
     row, column = np.unravel_index(drawn.argmax(), drawn.shape)
@@ -48,12 +58,12 @@ def test_it_is_drawn_there() -> None:
     assert not axes.patches
 
 
-def test_what_was_learned_has_a_frame() -> None:
+def test_what_was_learned_has_a_frame(figures: list[Figure]) -> None:
     random = np.random.default_rng(0)
     learned = BiasField("own", random.normal(size=(9, 5, 5)), (3, 3), (3, 3))
     larger = BiasField("larger", random.normal(size=(9, 11, 9)), (6, 5), (3, 3))
-    figure = _figure_of_bias([learned, larger], "title", is_compared=True)
-    drawn = tiles(figure)
+    draw_bias([learned, larger], Path("bias.png"), "title", is_compared=True)
+    drawn = tiles(figures[0])
     assert len(drawn) == 18
     assert len({image.get_clim() for axes in drawn for image in axes.images}) == 1
     assert all(not axes.patches for axes in drawn[:9])

@@ -1,6 +1,7 @@
 """`swinv2 inspect`: the files, their numbers, and what is refused."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,14 @@ import torch
 from PIL import Image
 from torch import nn
 from transformers import ViTImageProcessor
-from typer.testing import CliRunner, Result
 
+from commands import swinv2_command
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2Model
-from swinv2.cli import app
-from swinv2.errors import UsageError
 from swinv2.images import read_image
 from swinv2.inspect import gallery
-from swinv2.inspect.gallery import Inspector, parse_token
+from swinv2.inspect.gallery import Inspector
 
-
-def inspect(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["inspect", *map(str, arguments)], prog_name="swinv2")
+inspect = partial(swinv2_command, "inspect")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +49,8 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
-    monkeypatch.setattr(gallery, "draw_attention", lambda rows, rgb, path, title: touch(path))
-    monkeypatch.setattr(gallery, "draw_components", lambda maps, rgb, tokens, path, title: touch(path))
+    monkeypatch.setattr(gallery, "draw_attention", lambda attentions, rgb, sizes, path, title: touch(path))
+    monkeypatch.setattr(gallery, "draw_components", lambda maps, rgb, sizes, path, title: touch(path))
     monkeypatch.setattr(gallery, "draw_bias", lambda fields, path, title: touch(path))
     monkeypatch.setattr(gallery, "draw_amplitudes", lambda models, path, title: touch(path))
 
@@ -157,14 +154,6 @@ def test_what_the_user_can_mend(model: Path, image: Path, arguments: list[str], 
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
-
-
-def test_a_point_is_read() -> None:
-    assert parse_token(None) is None
-    assert parse_token("3, 40") == (3, 40)
-    for text in ("3", "3,4,5", "a,b", "-1,2", "1.5,2", ""):
-        with pytest.raises(UsageError, match="expected X,Y"):
-            parse_token(text)
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -5,15 +5,14 @@
 
 import json
 import sys
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, read_dtype
-from swinv2.cli.running import find_or_refuse, finish, model_or_shipped, quiet_transformers, watch
+from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, read_dtype, read_point
+from swinv2.cli.running import find_or_refuse, finish, model_or_shipped, quiet_transformers, watch, writing
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
 
@@ -46,9 +45,9 @@ def classify(
 
     classifier = Classifier.load(model_or_shipped(model), device, read_dtype(precision))
     skipped = list(missing)
+    is_data = as_json or as_csv
     # In a terminal, lines of data would overwrite the bar.
-    has_bar = not ((as_json or as_csv) and sys.stdout.isatty())
-    with progress_bar(len(paths), "classifying", has_bar) as progress:
+    with progress_bar(len(paths), "classifying", is_shown=not (is_data and sys.stdout.isatty())) as progress:
         answers = watch(classifier.classify(paths, top_k, batch_size), progress, skipped)
         if as_json:
             printing.print_json_lines(chain(((image.path, image) for image in missing), answers))
@@ -56,7 +55,7 @@ def classify(
             printing.print_csv(answers)
         else:
             answers = list(answers)
-    if not (as_json or as_csv):
+    if not is_data:
         printing.print_labels(answers, data_console())
     finish(len(paths) + len(missing), skipped)
 
@@ -94,10 +93,8 @@ def features(
     with progress_bar(len(paths), "extracting") as progress:
         answers = watch(extractor.extract(paths, batch_size), progress, skipped)
         valid = ((path, answer) for path, answer in answers if not isinstance(answer, BrokenImage))
-        try:
+        with writing(output):
             written = write_features(valid, output, {"model": name, "stage": stage})
-        except OSError as error:
-            raise UsageError(f"--output {str(output)!r} cannot be written: {error}.") from error
     if written:
         message_console().print(f"features of {written} images written to {shown(output)}")
     finish(len(paths) + len(missing), skipped)
@@ -128,26 +125,26 @@ def inspect(
     Unreadable images are skipped and named on stderr; the exit status is then 1.
     """
     paths, missing = find_or_refuse(images, "swinv2 inspect photo.jpg --token 120,80.")
+    point = read_point(token)
     quiet_transformers()
     from swinv2.images import BrokenImage
 
     try:
-        from swinv2.inspect import gallery
+        from swinv2.inspect.gallery import Inspector
     except ModuleNotFoundError as error:
         raise UsageError(
             f"inspect needs {error.name} to draw, which is not installed; install swinv2[train]."
         ) from error
-    point = gallery.parse_token(token)
     name = model_or_shipped(model)
-    inspector = gallery.Inspector.load(name, stage, device)
+    inspector = Inspector.load(name, stage, device)
     skipped = list(missing)
-    with progress_bar(len(paths), "inspecting") as progress:
+    with progress_bar(len(paths), "inspecting") as progress, writing(output):
         answers = [answer for _, answer in watch(inspector.inspect(paths, output, point), progress, skipped)]
+        of_model = inspector.draw_model(output)
     of_images: list[dict[str, Any]] = [
-        {"image": str(each.path), "error": each.reason} if isinstance(each, BrokenImage) else asdict(each)
+        {"image": str(each.path), "error": each.reason} if isinstance(each, BrokenImage) else each
         for each in [*missing, *answers]
     ]
-    of_model = inspector.draw_model(output)
     if as_json:
         typer.echo(json.dumps({"model": name, "images": of_images, **of_model}, indent=2))
     for found in [*of_images, of_model]:
@@ -167,7 +164,7 @@ def demo() -> None:
     samples = shipped_samples()
     classifier = Classifier.load(str(shipped_model()), "cpu")
     predictions = []
-    for path, answer in classifier.classify([sample.path for sample in samples], top_k=1):
+    for path, answer in classifier.classify(samples, top_k=1):
         if isinstance(answer, BrokenImage):
             raise UsageError(f"the shipped image {path} is {answer.reason}; reinstall the package.")
         predictions += answer

@@ -7,6 +7,7 @@ In: command-line arguments. Out: data on stdout, messages on stderr, and an exit
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 import swinv2
 from swinv2.cli.images import classify, demo, features, inspect
@@ -14,7 +15,28 @@ from swinv2.cli.models import convert, info
 from swinv2.cli.running import sentences
 from swinv2.cli.training import evaluate, finetune, pretrain, reconstruct
 
+
+class _PlainSwitches:
+    """In its help, a command shows no type after a switch, which takes no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class _Command(_PlainSwitches, TyperCommand):
+    pass
+
+
+class _Program(_PlainSwitches, TyperGroup):
+    pass
+
+
 app = typer.Typer(
+    cls=_Program,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,4 +64,5 @@ _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": 
 """`swinv2.train.flags` reads the flags of trainings, also `--help`."""
 
 for command in (info, classify, features, pretrain, finetune, evaluate, reconstruct, convert, inspect, demo):
-    app.command(context_settings=_PASS_ON if command in (pretrain, finetune) else None)(sentences()(command))
+    passes_on = command in (pretrain, finetune)
+    app.command(cls=_Command, context_settings=_PASS_ON if passes_on else None)(sentences()(command))

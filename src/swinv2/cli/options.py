@@ -3,6 +3,7 @@
 In: nothing. Out: annotations for the arguments of commands.
 """
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,6 @@ from swinv2.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
-
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -27,6 +27,22 @@ def read_dtype(name: str) -> "torch.dtype":
     import torch
 
     return getattr(torch, name)
+
+
+def read_point(text: str | None) -> tuple[int, int] | None:
+    """Reads `--token`: a point "X,Y"; None if the option was not given.
+
+    Raises:
+        UsageError: The text is not such a pair.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*([0-9]+)\s*,\s*([0-9]+)\s*", text)
+    if not found:
+        raise UsageError(
+            f"--token is {text!r}; expected X,Y: pixels from the left and from the top of the image, as in 120,80."
+        )
+    return int(found[1]), int(found[2])
 
 
 Images = Annotated[

@@ -7,7 +7,7 @@ elsewhere they are plain text, one unfolded line for each fact. This module comp
 import csv
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from swinv2.console import shown
 from swinv2.images import BrokenImage
 from swinv2.predict.describe import Description
 from swinv2.predict.predictor import Prediction
-from swinv2.predict.shipped import Sample
 from swinv2.sizes import as_typed
 
 Answers = Iterable[tuple[Path, list[Prediction] | BrokenImage]]
@@ -30,6 +29,7 @@ _RIGHT: dict[str, Any] = {"justify": "right", "no_wrap": True}
 
 
 def _table(console: Console, **columns: dict[str, Any]) -> Table:
+    """A table without rows; each column has its options."""
     is_terminal = console.is_terminal
     table = Table(
         box=box.SIMPLE_HEAD if is_terminal else None,
@@ -43,10 +43,6 @@ def _table(console: Console, **columns: dict[str, Any]) -> Table:
     return table
 
 
-def _percent(probability: float) -> str:
-    return f"{probability:.1%}"
-
-
 def print_labels(answers: Answers, console: Console) -> None:
     """Prints the labels of images as a table."""
     table = _table(console, image={"overflow": "fold"}, label={"overflow": "fold"}, probability=_RIGHT)
@@ -57,7 +53,7 @@ def print_labels(answers: Answers, console: Console) -> None:
             # In plain text, which programs read, each line has the name.
             name = shown(path) if rank == 0 or not console.is_terminal else ""
             style = "bold" if rank == 0 else "dim"
-            table.add_row(Text(name), Text(prediction.label, style), Text(_percent(prediction.probability), style))
+            table.add_row(Text(name), Text(prediction.label, style), Text(f"{prediction.probability:.1%}", style))
         table.add_section()
     if table.row_count:
         console.print(table)
@@ -83,17 +79,16 @@ def print_csv(answers: Answers) -> None:
             writer.writerow([shown(path), rank, prediction.label, prediction.index, probability])
 
 
-def print_demo(samples: list[Sample], answers: list[Prediction], console: Console) -> None:
-    """Prints the label and the prediction of each sample, and the number of right predictions."""
+def print_demo(samples: Mapping[Path, str], answers: list[Prediction], console: Console) -> None:
+    """Prints the label and the prediction of each sample image, and the number of right predictions."""
     right, wrong = ("✓", "✗") if console.encoding.startswith("utf") else ("right", "wrong")
-    columns: dict[str, dict[str, Any]] = {"image": {}, "shows": {}, "predicted": {}, "probability": _RIGHT, "": {}}
-    table = _table(console, **columns)
+    table = _table(console, image={}, shows={}, predicted={}, probability=_RIGHT, **{"": {}})
     num_right = 0
-    for sample, answer in zip(samples, answers, strict=True):
-        is_right = answer.label == sample.label
+    for (path, label), answer in zip(samples.items(), answers, strict=True):
+        is_right = answer.label == label
         num_right += is_right
         mark = Text(right, "green") if is_right else Text(wrong, "bold red")
-        table.add_row(sample.path.name, sample.label, answer.label, _percent(answer.probability), mark)
+        table.add_row(path.name, label, answer.label, f"{answer.probability:.1%}", mark)
     console.print(table)
     console.print(f"\n{num_right} of {len(samples)} right", style="bold")
 
@@ -101,13 +96,16 @@ def print_demo(samples: list[Sample], answers: list[Prediction], console: Consol
 def print_description(description: Description, console: Console) -> None:
     """Prints the facts about a model, and a table of its stages."""
     image, patch = description.image_size, description.patch_size
+    labels = None if description.num_labels is None else str(description.num_labels)
+    if description.labels:
+        labels = f"{labels}: {', '.join(description.labels[:10])}{', ...' if len(description.labels) > 10 else ''}"
     facts = {
         "model": description.name,
         "is a": description.kind,
         "parameters": f"{description.parameters:,} ({description.model_class})",
         "quoted as": description.quoted,
         "image size": f"{image[0]} x {image[1]} pixels, in patches of {patch[0]} x {patch[1]}",
-        "labels": _labels_in_words(description),
+        "labels": labels,
         "top-1": f"{description.top1}% on ImageNet-1k, as published" if description.top1 else None,
         "licence": description.licence,
         "attention": description.attention,
@@ -120,8 +118,8 @@ def print_description(description: Description, console: Console) -> None:
             grid.add_row(name, Text(value))
     console.print(grid)
     console.print()
-    names = ("blocks", "channels", "heads", "map", "window", "shift", "learned in", "parameters")
-    stages = _table(console, stage={}, **dict.fromkeys(names, _RIGHT))
+    columns = ("blocks", "channels", "heads", "map", "window", "shift", "learned in", "parameters")
+    stages = _table(console, stage={}, **dict.fromkeys(columns, _RIGHT))
     for stage in description.stages:
         stages.add_row(
             stage.name.removeprefix("stage"),
@@ -143,13 +141,6 @@ def print_memory(ways: list[dict[str, Any]], batch_size: int, processes: int, co
         blocks = "computed again" if way["checkpointed"] else "kept"
         table.add_row(blocks, *(f"{way[name] / 1024:.2f}" for name in kinds))
     console.print(table)
-
-
-def _labels_in_words(description: Description) -> str | None:
-    if description.num_labels is None or not description.labels:
-        return None if description.num_labels is None else str(description.num_labels)
-    names = ", ".join(description.labels[:10])
-    return f"{description.num_labels}: {names}{', ...' if len(description.labels) > 10 else ''}"
 
 
 def print_evaluation(summary: dict[str, Any], console: Console) -> None:

@@ -62,6 +62,15 @@ def sentences() -> Iterator[None]:
         _refuse(f"no space is left on the disk{where}; the output is incomplete.")
 
 
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Turns an error of the system while `--output` is written into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--output {str(output)!r} cannot be written to: {error}.") from error
+
+
 def _refuse(sentence: str) -> NoReturn:
     message_console().print(Text.assemble(("error: ", "bold red"), sentence))
     raise typer.Exit(USAGE)

@@ -52,6 +52,7 @@ class Sheet:
 
 
 def open_figure(width: float, height: float) -> Figure:
+    """A white figure, in inches, whose axes are arranged so that nothing overlaps."""
     return Figure((width, height), dpi=DPI, facecolor="white", layout="constrained")
 
 
@@ -96,9 +97,9 @@ def tile_blocks(blocks: Sequence[Tiles], title: str, note: str, unit: str, acros
         for axes in grid.flat:
             if not axes.has_data():
                 axes.axis("off")
-        place = grid[0, min(len(block.tiles), across)]
-        place.set_box_aspect(1)
-        bar: Any = part.colorbar(block.colours, cax=place.inset_axes((0, 0, 0.1, 1)))
+        beside = grid[0, min(len(block.tiles), across)]
+        beside.set_box_aspect(1)
+        bar: Any = part.colorbar(block.colours, cax=beside.inset_axes((0, 0, 0.1, 1)))
         bar.set_label(unit, fontsize=8)
         bar.ax.tick_params(labelsize=7.5, length=2)
         bar.outline.set_visible(False)

@@ -5,14 +5,14 @@ position on the map, and a figure. `ops.windows` gives the position of the token
 tokens are padded, shifted and partitioned in the same way as the tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -75,21 +75,18 @@ def token_attention(
     positions = windows.partition(windows.shift(positions, plan), plan.window)
     index, query = (positions == token[0] * padded_width + token[1]).nonzero()[0].tolist()
 
-    hidden = plan.hidden_pairs(torch.device("cpu"))
-    may_see = torch.ones(plan.tokens, dtype=torch.bool) if hidden is None else ~hidden[index, query]
-    padded = torch.zeros(weights.shape[1], padded_height * padded_width, dtype=torch.float64)
-    padded[:, positions[index]] = weights[index, :, query].double()
-    in_window = torch.zeros(padded_height * padded_width, dtype=torch.bool)
-    in_window[positions[index]] = True
-    is_visible = torch.zeros_like(in_window)
-    is_visible[positions[index]] = may_see
-
     def on_the_map(values: Tensor) -> np.ndarray:
-        return values.unflatten(-1, (padded_height, padded_width))[..., :height, :width].numpy()
+        """Values of the window's tokens, each at its position on the map; 0 elsewhere."""
+        padded = values.new_zeros((*values.shape[:-1], padded_height * padded_width))
+        padded[..., positions[index]] = values
+        return padded.unflatten(-1, (padded_height, padded_width))[..., :height, :width].numpy()
 
-    on_map = on_the_map(padded)
-    on_padding = padded.sum(-1).numpy() - on_map.sum((1, 2))
-    return TokenAttention(token, on_map, on_the_map(in_window), on_the_map(is_visible), on_padding)
+    all_tokens, hidden = torch.ones(plan.tokens, dtype=torch.bool), plan.hidden_pairs(torch.device("cpu"))
+    may_see = all_tokens if hidden is None else ~hidden[index, query]
+    of_token = weights[index, :, query].double()
+    on_map = on_the_map(of_token)
+    on_padding = of_token.sum(-1).numpy() - on_map.sum((1, 2))
+    return TokenAttention(token, on_map, on_the_map(all_tokens), on_the_map(may_see), on_padding)
 
 
 def overlay(
@@ -108,72 +105,66 @@ def overlay(
         token_size: Size (height, width) of a token in pixels.
         most: Weight of the brightest colour.
     """
-    grey = rgb.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-    base = np.repeat(grey[..., None], 3, -1)
     height, width = rgb.shape[:2]
+    grey = (rgb @ np.array([0.299, 0.587, 0.114]))[..., None]
 
     def enlarged(values: np.ndarray) -> np.ndarray:
         return values.repeat(token_size[0], 0).repeat(token_size[1], 1)[:height, :width]
 
     colours = 255 * colormaps[_COLOURS](enlarged(np.clip(weights / max(most, 1e-12), 0, 1)))[..., :3]
-    mixed = 0.45 * base + 0.55 * colours
-    pale = 110 + 0.5 * base
+    mixed, pale = 0.45 * grey + 0.55 * colours, 110 + 0.5 * grey
     return np.where(enlarged(visible)[..., None], mixed, pale).round().clip(0, 255).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class StageRow:
-    """The row of a stage in the figure.
-
-    Attributes:
-        title: Name of the block, in words.
-        attention: Attention of the token in that block.
-        token_size: Size (height, width) of a token in pixels.
-    """
-
-    title: str
-    attention: TokenAttention
-    token_size: Pair
-
-
-def draw_attention(rows: Sequence[StageRow], rgb: np.ndarray, path: Path, title: str = "") -> None:
-    """Draws the attention of a token: for each stage, the image with the token and its window, the mean of the heads
+def draw_attention(
+    attentions: Mapping[str, TokenAttention],
+    rgb: np.ndarray,
+    token_sizes: Mapping[str, Pair],
+    path: Path,
+    title: str,
+) -> None:
+    """Draws the attention of a token: for each block, the image with the token and its window, the mean of the heads
     over the whole image, and each head, enlarged to the area around the window.
 
     Args:
-        rows: The stages.
+        attentions: Attention of the token, by the name of the block in words.
         rgb: The image that the model saw, (H, W, 3) of eight bits.
-        path: The PNG file; an existing file is replaced.
-        title: Title of the figure.
+        token_sizes: For each block, the size (height, width) of a token in pixels of that image.
+        path, title: The PNG file, which may exist, and the figure's title.
     """
     note = "red: the token · yellow: tokens that it may attend to"
-    if any((row.attention.window != row.attention.visible).any() for row in rows):
+    if any((attention.window != attention.visible).any() for attention in attentions.values()):
         note += " (dotted: the rest of its window)"
     note += " · heads are enlarged; the weights of each head sum to 100% · the image below the colours is grey"
-    save(tile_blocks([_tiles(row, rgb) for row in rows], title, note, "weight, %", across=10), path, cut=True)
+    blocks = [_tiles(name, attention, rgb, token_sizes[name]) for name, attention in attentions.items()]
+    save(tile_blocks(blocks, title, note, "weight, %", across=10), path, cut=True)
 
 
-def _tiles(row: StageRow, rgb: np.ndarray) -> Tiles:
-    attention, most = row.attention, float(row.attention.weights.max())
-    around = _around(attention.window if attention.window.all() else attention.visible, row.token_size, rgb)
+def _tiles(title: str, attention: TokenAttention, rgb: np.ndarray, token_size: Pair) -> Tiles:
+    most = float(attention.weights.max())
+    around = _around(attention.window if attention.window.all() else attention.visible, token_size, rgb)
 
-    def laid(weights: np.ndarray, region: Region | None = None) -> Callable[[Any], None]:
-        mixed = overlay(rgb, weights, attention.visible, row.token_size, most)
-        return lambda axes: _show(axes, mixed, row, region)
+    def show(weights: np.ndarray, region: Region | None = None) -> Callable[[Any], None]:
+        mixed = overlay(rgb, weights, attention.visible, token_size, most)
+        return lambda axes: _show(axes, mixed, attention, token_size, region)
 
-    tiles = {"image": lambda axes: _show(axes, rgb, row), "mean of heads": laid(attention.weights.mean(0))}
-    tiles |= {f"head {index}": laid(weights, around) for index, weights in enumerate(attention.weights, 1)}
-    return Tiles(row.title, tiles, ScalarMappable(Normalize(0, 100 * most), _COLOURS))
+    tiles = {
+        "image": lambda axes: _show(axes, rgb, attention, token_size),
+        "mean of heads": show(attention.weights.mean(0)),
+        **{f"head {index}": show(weights, around) for index, weights in enumerate(attention.weights, 1)},
+    }
+    return Tiles(title, tiles, ScalarMappable(Normalize(0, 100 * most), _COLOURS))
 
 
-def _show(axes: Any, shown: np.ndarray, row: StageRow, region: tuple[float, float, float, float] | None = None) -> None:
+def _show(
+    axes: Any, shown: np.ndarray, attention: TokenAttention, token_size: Pair, region: Region | None = None
+) -> None:
     """Shows an image, or only a region of it, with the token and its window."""
-    height, width = shown.shape[:2]
+    (height, width), (down, across) = shown.shape[:2], token_size
     axes.imshow(shown, extent=(0, width, height, 0), interpolation="nearest")
-    attention, (down, across) = row.attention, row.token_size
     for mask, style in ((attention.window & ~attention.visible, (0, (1, 1.5))), (attention.visible, "-")):
-        for xs, ys in _outline(mask):
-            axes.plot(np.array(xs) * across, np.array(ys) * down, color=_WINDOW, linewidth=1.3, linestyle=style)
+        xs, ys = _outline(mask)
+        axes.plot(xs * across, ys * down, color=_WINDOW, linewidth=1.3, linestyle=style)
     y, x = attention.token
     axes.add_patch(Rectangle((x * across, y * down), across, down, fill=False, edgecolor=_TOKEN, linewidth=1.4))
     left, top, right, bottom = region or (0, 0, width, height)
@@ -181,15 +172,14 @@ def _show(axes: Any, shown: np.ndarray, row: StageRow, region: tuple[float, floa
     axes.spines[:].set_color("#bbbbbb")
 
 
-def _outline(mask: Bool[np.ndarray, "H W"]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """The edges between tokens inside and outside a mask, as ((x, x), (y, y)) in tokens."""
+def _outline(mask: Bool[np.ndarray, "H W"]) -> tuple[Int[np.ndarray, "2 lines"], Int[np.ndarray, "2 lines"]]:
+    """The edges between tokens inside and outside a mask: x and y of both ends of each edge, in tokens."""
     padded = np.pad(mask, 1)
-    lines: list[tuple[tuple[int, int], tuple[int, int]]] = []
-    for y, x in zip(*np.nonzero(padded[:-1] != padded[1:]), strict=True):
-        lines.append(((int(x) - 1, int(x)), (int(y), int(y))))
-    for y, x in zip(*np.nonzero(padded[:, :-1] != padded[:, 1:]), strict=True):
-        lines.append(((int(x), int(x)), (int(y) - 1, int(y))))
-    return lines
+    below_y, below_x = np.nonzero(padded[:-1] != padded[1:])
+    beside_y, beside_x = np.nonzero(padded[:, :-1] != padded[:, 1:])
+    xs = np.concatenate([[below_x - 1, below_x], [beside_x, beside_x]], 1)
+    ys = np.concatenate([[below_y, below_y], [beside_y - 1, beside_y]], 1)
+    return xs, ys
 
 
 def _around(mask: Bool[np.ndarray, "H W"], token_size: Pair, rgb: np.ndarray) -> Region:

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from swinv2.config import StageSpec
 from swinv2.drawing.paper import Tiles, save, tile_blocks
+from swinv2.layers.block import SwinTransformerBlock
+from swinv2.ops.backends import EAGER
 from swinv2.ops.windows import Pair
 
 
@@ -48,7 +51,15 @@ def by_direction(bias_table: Float[Tensor, "heads table_height table_width"]) ->
     return bias_table.detach().float().cpu().flip(1, 2).numpy()
 
 
-def draw_bias(fields: Sequence[BiasField], path: Path, title: str = "", is_compared: bool = False) -> None:
+@torch.no_grad()
+def field_of(block: SwinTransformerBlock, spec: StageSpec, title: str) -> BiasField:
+    """The position bias of a block of a stage, with the windows that it has now."""
+    attention = block.attention.self
+    table = attention.bias_table(torch.empty(0, device=attention.logit_scale.device), EAGER)
+    return BiasField(title, by_direction(table), spec.window, spec.learned_window)
+
+
+def draw_bias(fields: Sequence[BiasField], path: Path, title: str, is_compared: bool = False) -> None:
     """Draws position biases, a tile for each head.
 
     The figure shows the bias minus its mean over the head's field: a constant that is added to the logits of all keys
@@ -56,15 +67,10 @@ def draw_bias(fields: Sequence[BiasField], path: Path, title: str = "", is_compa
 
     Args:
         fields: The blocks.
-        path: The PNG file; an existing file is replaced.
-        title: Title of the figure.
+        path, title: The PNG file, which may exist, and the figure's title.
         is_compared: Whether the fields are those of one block for several windows. They then have one colour scale, and
             its zero is the bias of the query itself, which is the same for every window.
     """
-    save(_figure_of_bias(fields, title, is_compared), path, cut=True)
-
-
-def _figure_of_bias(fields: Sequence[BiasField], title: str, is_compared: bool = False) -> Figure:
     note = "position bias of a key, by its distance below and right of the query, minus "
     note += "the bias of the query itself" if is_compared else "the head's mean"
     if any(map(_goes_beyond, fields)):
@@ -81,7 +87,7 @@ def _figure_of_bias(fields: Sequence[BiasField], title: str, is_compared: bool =
             for index, values in enumerate(relief, 1)
         }
         blocks.append(Tiles(field.title, tiles, colours))
-    return tile_blocks(blocks, title, note, "logit")
+    save(tile_blocks(blocks, title, note, "logit"), path, cut=True)
 
 
 def _goes_beyond(field: BiasField) -> bool:
@@ -91,10 +97,9 @@ def _goes_beyond(field: BiasField) -> bool:
 
 def _relief(field: BiasField, is_from_the_query: bool) -> np.ndarray:
     """The bias of each head, minus the bias of the query itself or minus the mean."""
-    if not is_from_the_query:
-        return field.values - field.values.mean((1, 2), keepdims=True)
     down, right = field.window[0] - 1, field.window[1] - 1
-    return field.values - field.values[:, down : down + 1, right : right + 1]
+    of_query = field.values[:, down, right, None, None]
+    return field.values - (of_query if is_from_the_query else field.values.mean((1, 2), keepdims=True))
 
 
 def _show(axes: Any, values: np.ndarray, field: BiasField, colours: ScalarMappable) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,7 +19,8 @@ from swinv2.drawing.paper import open_figure, printable, save
 COMPONENTS = 3
 """One for each colour channel of an image."""
 
-_ROWS = ("1st component", "2nd component", "3rd component")
+_FIRST_ROW = "First row:\nred = 1st,\ngreen = 2nd,\nblue = 3rd\ncomponent"
+_ROWS = (f"{_FIRST_ROW}\n\n1st component", "2nd component", "3rd component")
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,12 @@ def principal_components(feature_map: Float[Tensor, "H W C"]) -> Components:
     directions = directions[:COMPONENTS]
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     directions = directions * torch.where(largest < 0, -1.0, 1.0)
-    scores = torch.zeros(height * width, COMPONENTS, dtype=torch.float64)
-    scores[:, : len(directions)] = centred @ directions.T
+    missing = (0, COMPONENTS - len(directions))
+    scores = F.pad(centred @ directions.T, missing).view(height, width, COMPONENTS)
     variance = spread.square()
-    shares = torch.zeros(COMPONENTS, dtype=torch.float64)
-    total = float(variance.sum())
-    if total > 0:
-        shares[: len(directions)] = variance[:COMPONENTS] / total
-    return Components(scores.view(height, width, COMPONENTS).numpy(), shares.numpy(), channels)
+    # A constant map has no variance, and shares of 0.
+    shares = F.pad(variance[:COMPONENTS] / (variance.sum() or 1.0), missing)
+    return Components(scores.numpy(), shares.numpy(), channels)
 
 
 def as_colours(scores: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 3"]:
@@ -72,45 +72,41 @@ def as_colours(scores: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 3"]
 def draw_components(
     maps: Mapping[str, Components],
     rgb: np.ndarray,
-    tokens: Mapping[str, tuple[int, int]],
+    token_sizes: Mapping[str, tuple[int, int]],
     path: Path,
-    title: str = "",
+    title: str,
 ) -> None:
     """Draws the components of maps, a column for each map, beside the image.
 
     Args:
         maps: Components by the name of their map.
         rgb: The image that the model saw, (H, W, 3) of eight bits.
-        tokens: For each map, the size (height, width) of a token in pixels of that image.
-        path: The PNG file; an existing file is replaced.
-        title: Title of the figure.
+        token_sizes: For each map, the size (height, width) of a token in pixels of that image.
+        path, title: The PNG file, which may exist, and the figure's title.
     """
     height, width = rgb.shape[:2]
-    side = 1.5
-    tile = (side * min(1.0, width / height), side * min(1.0, height / width))
+    tile = (1.5 * min(1.0, width / height), 1.5 * min(1.0, height / width))
     figure = open_figure((tile[0] + 0.15) * (len(maps) + 1) + 0.5, (tile[1] + 0.33) * (1 + len(_ROWS)) + 0.9)
     grid: Any = figure.subplots(1 + len(_ROWS), len(maps) + 1, squeeze=False)
     grid[0, 0].imshow(rgb, extent=(0, width, height, 0), interpolation="nearest")
     grid[0, 0].set_title(f"input of\nthe model\n{width} x {height} pixels", fontsize=8.5)
-    for axes in grid[1:, 0]:
+    for axes, name in zip(grid[1:, 0], _ROWS, strict=True):
         axes.axis("off")
-    for row, name in enumerate(_ROWS, 1):
-        note = name if row > 1 else f"First row:\nred = 1st,\ngreen = 2nd,\nblue = 3rd\ncomponent\n\n{name}"
-        grid[row, 0].text(width, height / 2, note, ha="right", va="center", fontsize=9)
+        axes.text(width, height / 2, name, ha="right", va="center", fontsize=9)
     for column, (name, components) in enumerate(maps.items(), 1):
-        down, across = components.scores.shape[:2]
-        extent = (0, across * tokens[name][1], down * tokens[name][0], 0)
+        (down, across), (token_height, token_width) = components.scores.shape[:2], token_sizes[name]
+        extent = (0, across * token_width, down * token_height, 0)
         options: dict[str, Any] = {"extent": extent, "interpolation": "nearest"}
         grid[0, column].imshow(as_colours(components.scores), **options)
         heading = f"{name.replace('stage', 'stage ')}\n{across} x {down} tokens\n{components.channels} channels"
         grid[0, column].set_title(heading, fontsize=8.5)
-        for index in range(COMPONENTS):
-            scores = components.scores[:, :, index]
+        one_by_one = components.scores.transpose(2, 0, 1)
+        for axes, scores, share in zip(grid[1:, column], one_by_one, components.shares, strict=True):
             limit = max(float(np.abs(scores).max()), 1e-12)
-            grid[index + 1, column].imshow(scores, cmap="RdBu_r", vmin=-limit, vmax=limit, **options)
-            grid[index + 1, column].set_title(f"{components.shares[index]:.0%} of the variance", fontsize=8)
+            axes.imshow(scores, cmap="RdBu_r", vmin=-limit, vmax=limit, **options)
+            axes.set_title(f"{share:.0%} of the variance", fontsize=8)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-    words = f"{printable(title, 110)}\n" if title else ""
-    figure.suptitle(words + "tokens of one colour are alike; red and blue: above and below the mean", fontsize=9.5)
+    note = "tokens of one colour are alike; red and blue: above and below the mean"
+    figure.suptitle(f"{printable(title, 110)}\n{note}", fontsize=9.5)
     save(figure, path)

@@ -5,8 +5,9 @@ of each block add, and the attention weights of the last block of each stage. Ho
 else in the model is changed.
 """
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,31 +25,19 @@ class BlockTrace:
 
     Attributes:
         stage, block: Stage and block, counted from 1.
+        plan: Windows and shift of the block.
         after: The map after the block.
         attention, mlp: The values that each branch adds to the map.
-    """
-
-    stage: int
-    block: int
-    after: Float[Tensor, "B H W C"]
-    attention: Float[Tensor, "B H W C"]
-    mlp: Float[Tensor, "B H W C"]
-
-
-@dataclass(frozen=True)
-class StageAttention:
-    """The attention of a stage's last block.
-
-    Attributes:
-        stage, block: Stage and block, counted from 1.
-        plan: Windows and shift of the block.
-        weights: Attention weights of all windows, image after image.
+        weights: Attention weights of all windows, image after image; None unless the block is the last of its stage.
     """
 
     stage: int
     block: int
     plan: WindowPlan
-    weights: Float[Tensor, "N heads tokens tokens"]
+    after: Float[Tensor, "B H W C"]
+    attention: Float[Tensor, "B H W C"]
+    mlp: Float[Tensor, "B H W C"]
+    weights: Float[Tensor, "N heads tokens tokens"] | None
 
 
 @dataclass(frozen=True)
@@ -58,12 +47,15 @@ class Observation:
     Attributes:
         embedded: The map after the patch embedding.
         blocks: The record of each block, in order.
-        attentions: The attention of each stage, in order.
     """
 
     embedded: Float[Tensor, "B H W C"]
     blocks: tuple[BlockTrace, ...]
-    attentions: tuple[StageAttention, ...]
+
+    @property
+    def attentions(self) -> tuple[BlockTrace, ...]:
+        """The last block of each stage, in order: the blocks with attention weights."""
+        return tuple(trace for trace in self.blocks if trace.weights is not None)
 
     def stage_maps(self) -> dict[str, Float[Tensor, "B H W C"]]:
         """The map after the patch embedding ("stem"), and each stage's map before merging ("stage1" and so on)."""
@@ -94,38 +86,22 @@ def observe(
         ends: The modules of a block whose outputs are the values that attention and MLP add (without drop path).
     """
     blocks = blocks_of(model)
-    embedded: list[Tensor] = []
-    after: list[Tensor] = []
-    attended: list[Tensor] = []
-    computed: list[Tensor] = []
+    ends_of = {block: [block.get_submodule(end) for end in ends] for _, _, block in blocks}
+    outputs: dict[nn.Module, Tensor] = {}
 
-    def record(outputs: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            outputs.append((output[0] if isinstance(output, tuple) else output).detach().float().cpu())
+    def record(module: nn.Module, inputs: Any, output: Any) -> None:
+        outputs[module] = (output[0] if isinstance(output, tuple) else output).detach().float().cpu()
 
-        return hook
+    with ExitStack() as hooks:
+        for module in (model.embeddings, *ends_of, *chain.from_iterable(ends_of.values())):
+            hooks.enter_context(module.register_forward_hook(record))
+        attentions = model(pixel_values, output_attentions=True, return_dict=True).attentions
 
-    handles = [model.embeddings.register_forward_hook(record(embedded))]
-    for _, _, block in blocks:
-        handles.append(block.register_forward_hook(record(after)))
-        for end, outputs in zip(ends, (attended, computed), strict=True):
-            handles.append(block.get_submodule(end).register_forward_hook(record(outputs)))
-    try:
-        output = model(pixel_values, output_attentions=True, return_dict=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-    traces = tuple(
-        BlockTrace(stage, number, map_after, attention, mlp)
-        for (stage, number, _), map_after, attention, mlp in zip(blocks, after, attended, computed, strict=True)
-    )
-    last = {stage: (number, block) for stage, number, block in blocks}
-    grids = {trace.stage: trace.after.shape[1:3] for trace in traces}
-    attentions = tuple(
-        StageAttention(
-            stage, number, block.attention.self.geometry.plan((grids[stage][0], grids[stage][1])), weights.float().cpu()
-        )
-        for (stage, (number, block)), weights in zip(last.items(), output.attentions, strict=True)
-    )
-    return Observation(embedded[0], traces, attentions)
+    last = {stage: block for stage, _, block in blocks}
+    weights = {block: each.float().cpu() for block, each in zip(last.values(), attentions, strict=True)}
+    traces: list[BlockTrace] = []
+    for stage, number, block in blocks:
+        after, (attention, mlp) = outputs[block], (outputs[end] for end in ends_of[block])
+        plan = block.attention.self.geometry.plan((after.shape[1], after.shape[2]))
+        traces.append(BlockTrace(stage, number, plan, after, attention, mlp, weights.get(block)))
+    return Observation(outputs[model.embeddings], tuple(traces))

@@ -47,36 +47,32 @@ class View:
         Raises:
             UsageError: The point is not in the image, or the processor cuts it off.
         """
-        height, width = len(self.rows), len(self.columns)
         if point is None:
-            return height // 2, width // 2
+            return len(self.rows) // 2, len(self.columns) // 2
         if not (0 <= point[0] < self.size[1] and 0 <= point[1] < self.size[0]):
             raise UsageError(
                 f"--token is {point[0]},{point[1]}, but the image has {self.size[1]} x {self.size[0]} pixels; expected "
                 f"X from 0 to {self.size[1] - 1} and Y from 0 to {self.size[0] - 1}, counted from its top left."
             )
-        found: list[int] = []
-        for positions, wanted in ((self.rows, point[1] + 0.5), (self.columns, point[0] + 0.5)):
-            nearest = int(np.abs(positions - wanted).argmin())
-            step = abs(positions[-1] - positions[0]) / max(len(positions) - 1, 1)
-            if len(positions) > 1 and abs(positions[nearest] - wanted) > max(step / 2, 0.5) + 1e-6:
-                left, top, right, bottom = (round(edge) for edge in self.box)
-                raise UsageError(
-                    f"--token is {point[0]},{point[1]}, which the image processor cuts off: of {self.size[1]} x "
-                    f"{self.size[0]} pixels the model sees X from {left} to {right - 1} and Y from {top} to "
-                    f"{bottom - 1}. Choose a point there."
-                )
-            found.append(nearest)
-        return found[0], found[1]
+        left, top, right, bottom = (round(edge) for edge in self.box)
+        if not (left <= point[0] < right and top <= point[1] < bottom):
+            raise UsageError(
+                f"--token is {point[0]},{point[1]}, which the image processor cuts off: of {self.size[1]} x "
+                f"{self.size[0]} pixels the model sees X from {left} to {right - 1} and Y from {top} to "
+                f"{bottom - 1}. Choose a point there."
+            )
+        x, y = point[0] + 0.5, point[1] + 0.5
+        return int(np.abs(self.rows - y).argmin()), int(np.abs(self.columns - x).argmin())
 
     @property
     def box(self) -> tuple[float, float, float, float]:
         """The part of the image that the model sees: left, top, right, bottom, in pixels of the image."""
-        edges: list[tuple[float, float]] = []
+        starts, stops = [], []
         for positions, length in ((self.columns, self.size[1]), (self.rows, self.size[0])):
             half = (positions[-1] - positions[0]) / max(len(positions) - 1, 1) / 2 or length / 2
-            edges.append((max(float(positions[0] - half), 0.0), min(float(positions[-1] + half), float(length))))
-        return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
+            starts.append(max(float(positions[0] - half), 0.0))
+            stops.append(min(float(positions[-1] + half), float(length)))
+        return (*starts, *stops)
 
 
 def look(image: Image.Image, processor: Any) -> View:

@@ -63,10 +63,9 @@ def write_features(features: Iterable[tuple[Path, Tensor]], output: Path, about:
     Raises:
         UsageError: The format is safetensors, and the features have different shapes.
     """
+    write = _write_parquet if output.suffix.lower() == ".parquet" else _write_safetensors
     with whole_file(output) as partial:
-        if output.suffix.lower() == ".parquet":
-            return _write_parquet(features, partial, about)
-        return _write_safetensors(features, partial, about)
+        return write(features, partial, about)
 
 
 def _write_safetensors(features: Iterable[tuple[Path, Tensor]], file: Path, about: dict[str, str]) -> int:

@@ -18,7 +18,7 @@ from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification
 from swinv2.images import BrokenImage, read_or_skip
 from swinv2.loading import choose_device, label_names, load_model, load_processor, read_config
-from swinv2.model import Swinv2Model
+from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.reading import read_batches
 
 Answer = TypeVar("Answer")
@@ -58,32 +58,31 @@ class _Prepared:
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0].numpy()
 
 
-def run(
-    compute: Callable[[Tensor], list[Answer]],
+def _run(
+    model: Swinv2PreTrainedModel,
     processor: Any,
     paths: Iterable[Path],
     batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    read: Callable[[Any], list[Answer]],
 ) -> Iterator[tuple[Path, Answer | BrokenImage]]:
-    """Reads, prepares and batches images, and computes a result for each image.
+    """Runs a model over image files, and yields an answer for each file, in order.
 
     Args:
-        compute: Takes images (B, channels, height, width) and returns a result for each image.
-        processor: transformers' image processor.
+        model, processor: The model, on its device, and its image processor.
         paths: The files.
         batch_size: Largest number of images in a batch. If the processor does not resize, images have different sizes;
             a batch then ends before an image of another size.
-        device: Device of the images for `compute`.
-        dtype: Type of the images for `compute`.
+        read: Makes an answer for each image of the model's output for a batch.
     """
     paths = list(paths)
     following = iter(paths)
     for batch in read_batches(_Prepared(paths, processor), batch_size):
         answers: list[Answer] = []
         valid = (item for item in batch if not isinstance(item, BrokenImage))
-        for _, pixels in groupby(valid, lambda item: item.shape):
-            answers += compute(torch.from_numpy(np.stack(list(pixels))).to(device, dtype))
+        for _, same_size in groupby(valid, lambda item: item.shape):
+            pixel_values = torch.from_numpy(np.stack(list(same_size))).to(model.device, model.dtype)
+            with torch.inference_mode():
+                answers += read(model(pixel_values))
         for item in batch:
             yield next(following), item if isinstance(item, BrokenImage) else answers.pop(0)
 
@@ -128,27 +127,25 @@ class Classifier:
         Args:
             paths: The files.
             top_k: Number of labels for each image, most probable first; all labels if the model has fewer.
-            batch_size: Number of images in a batch.
+            batch_size: Largest number of images in a batch.
 
         Returns:
             For each file, in order, the labels or the reason why the file was skipped.
         """
 
-        def compute(pixel_values: Tensor) -> list[list[Prediction]]:
-            with torch.inference_mode():
-                logits = self.model(pixel_values).logits.float()
-            probabilities = logits.sigmoid() if self._has_many_labels() else logits.softmax(-1)
+        # The same rule as in transformers' image-classification pipeline.
+        has_many_labels = self.model.config.problem_type == "multi_label_classification" or len(self.labels) == 1
+
+        def read(outputs: Any) -> list[list[Prediction]]:
+            logits = outputs.logits.float()
+            probabilities = logits.sigmoid() if has_many_labels else logits.softmax(-1)
             values, indices = probabilities.cpu().topk(min(top_k, len(self.labels)))
             return [
                 [Prediction(index, self.labels[index], value) for value, index in zip(*row, strict=True)]
                 for row in zip(values.tolist(), indices.tolist(), strict=True)
             ]
 
-        return run(compute, self.processor, paths, batch_size, self.model.device, self.model.dtype)
-
-    def _has_many_labels(self) -> bool:
-        # The same rule as in transformers' image-classification pipeline.
-        return self.model.config.problem_type == "multi_label_classification" or len(self.labels) == 1
+        return _run(self.model, self.processor, paths, batch_size, read)
 
 
 class FeatureExtractor:
@@ -170,8 +167,7 @@ class FeatureExtractor:
             name: A folder, or a name on the hub; the model may have any head.
             stage: "pooled" for the mean of the last, normalised tokens (hidden_size,); "stem", "stage1" and so on for
                 that map (channels, height, width), before merging and without a norm.
-            device: See `choose_device`.
-            dtype: Type of weights and computation.
+            device, dtype: See `Classifier.load`.
 
         Raises:
             UsageError: There is no such stage, or the model, the device or the processor cannot be used.
@@ -179,26 +175,14 @@ class FeatureExtractor:
         stages = [POOLED, *read_config(name).stage_names]
         if stage not in stages:
             raise UsageError(f"--stage is {stage!r}; the model {name!r} has {', '.join(stages)}.")
-        where = choose_device(device)
-        if stage == POOLED:
-            return cls(load_model(Swinv2Model, name, where, dtype), load_processor(name))
-        return cls(load_model(Swinv2Backbone, name, where, dtype, out_features=[stage]), load_processor(name))
+        model_class, fields = (Swinv2Model, {}) if stage == POOLED else (Swinv2Backbone, {"out_features": [stage]})
+        return cls(load_model(model_class, name, choose_device(device), dtype, **fields), load_processor(name))
 
     def extract(self, paths: Iterable[Path], batch_size: int = 16) -> Iterator[tuple[Path, Tensor | BrokenImage]]:
-        """Computes features.
+        """For each file, in order, the features on the CPU or the reason why the file was skipped."""
 
-        Args:
-            paths: The files.
-            batch_size: Number of images in a batch.
-
-        Returns:
-            For each file, in order, the features on the CPU or the reason why the file was skipped.
-        """
-
-        def compute(pixel_values: Tensor) -> list[Tensor]:
-            with torch.inference_mode():
-                outputs = self.model(pixel_values)
+        def read(outputs: Any) -> list[Tensor]:
             features = outputs.pooler_output if isinstance(self.model, Swinv2Model) else outputs.feature_maps[0]
             return list(features.cpu())
 
-        return run(compute, self.processor, paths, batch_size, self.model.device, self.model.dtype)
+        return _run(self.model, self.processor, paths, batch_size, read)

@@ -3,25 +3,11 @@
 Out: paths. This module knows the folder and the names of the samples.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from swinv2.errors import UsageError
 
 FOLDER = Path(__file__).parent.parent / "checkpoints" / "cifar10"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A shipped image.
-
-    Attributes:
-        path: The file, named index_label.png; the index is the position in the random draw from the test images.
-        label: Label in the data set.
-    """
-
-    path: Path
-    label: str
 
 
 def shipped_model() -> Path:
@@ -38,8 +24,10 @@ def shipped_model() -> Path:
     return FOLDER
 
 
-def shipped_samples() -> list[Sample]:
-    """The sample images, in the order in which they were drawn.
+def shipped_samples() -> dict[Path, str]:
+    """The sample images and their labels, in the order in which they were drawn from the test images.
+
+    A file is named index_label.png; the index is the position in the random draw.
 
     Raises:
         UsageError: The installation has none.
@@ -47,4 +35,4 @@ def shipped_samples() -> list[Sample]:
     paths = sorted((FOLDER / "samples").glob("*_*.png"))
     if not paths:
         raise UsageError(f"this installation of swinv2 has no images in {FOLDER / 'samples'}; reinstall it.")
-    return [Sample(path, path.stem.split("_", 1)[1]) for path in paths]
+    return {path: path.stem.split("_", 1)[1] for path in paths}

@@ -1,0 +1,28 @@
+"""Tables in a terminal."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from swinv2.cli import printing
+from swinv2.predict.describe import describe
+from swinv2.predict.predictor import Prediction
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_tables_fit_a_terminal_of_eighty_columns(encoding: str) -> None:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding)
+    console = Console(file=file, force_terminal=True, width=80, color_system=None, legacy_windows=False)
+    printing.print_description(describe("giant-3b"), console)
+    samples = {Path("00_cat.png"): "cat", Path("01_cat.png"): "cat"}
+    printing.print_demo(samples, [Prediction(0, "cat", 1.0), Prediction(1, "dog", 0.5)], console)
+    printing.print_labels([(Path("x" * 100 + ".png"), [Prediction(0, "cat", 1.0)])], console)
+    file.flush()
+    text = raw.getvalue().decode(encoding)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "2,149,996" in text
+    assert "…" not in text
+    assert ("✓" in text) == (encoding == "utf-8")
