@@ -210,8 +210,8 @@ def _additive_mask(plan: WindowPlan, device: torch.device, dtype: torch.dtype) -
 
 
 def plain_sdpa(inputs: Inputs) -> Tensor:
-    """torch's scaled_dot_product_attention in its usual form: windows next to heads, and a mask for each that includes
-    the bias; all images share the mask."""
+    """torch's scaled_dot_product_attention as it is usually called: windows next to heads, and a mask for each that
+    includes the bias; all images share the mask."""
     query, key, value = _windows(inputs)
     query = F.normalize(query, dim=-1) * inputs.scale[:, None, None].to(query.dtype)
     added, hidden = _bias(inputs, query.dtype), _mask(inputs.plan, query.device)
@@ -321,7 +321,7 @@ def main(
     report.write_markdown(stem.with_name(stem.name + ".md"), title, tables, facts)
     _draw_roofline(rows, limits_of, stem.with_name(stem.name + ".png"))
     print("\n\n".join(tables))
-    if any(row["note"] and row["form"] in OURS for row in rows):
+    if any(row["note"] and row["backend"] in OURS for row in rows):
         raise typer.Exit(1)
 
 
@@ -406,7 +406,7 @@ def measure_shape(
                 "shape": shape.name,
                 "pass": direction,
                 "precision": precision,
-                "form": name,
+                "backend": name,
                 "batch": batch,
                 "milliseconds": round(1e3 * alone, 4) if known else "",
                 "with_product_milliseconds": round(1e3 * medians[name], 4) if known else "",
@@ -419,9 +419,9 @@ def measure_shape(
                 "note": notes.get(name, ""),
             }
         )
-    ours = next((row for row in rows if row["form"] in OURS), rows[0])
+    ours = next((row for row in rows if row["backend"] in OURS), rows[0])
     _progress(
-        f"{shape.name} {direction} {precision} batch {batch}: {ours['form']} {ours['milliseconds']} ms, "
+        f"{shape.name} {direction} {precision} batch {batch}: {ours['backend']} {ours['milliseconds']} ms, "
         f"{ours['fastest_peer_over_this']} times the fastest peer"
     )
     return rows
@@ -465,7 +465,7 @@ def _tables(rows: list[report.Row], names: list[str]) -> list[str]:
         lines = []
         some = [row for row in rows if (row["pass"], row["precision"]) == (direction, precision)]
         for shape in dict.fromkeys(str(row["shape"]) for row in some):
-            of_shape = {str(row["form"]): row for row in some if row["shape"] == shape}
+            of_shape = {str(row["backend"]): row for row in some if row["shape"] == shape}
             ours = of_shape[next(name for name in names if name in of_shape)]
             lines.append(
                 [
@@ -505,12 +505,12 @@ def _draw_roofline(rows: list[report.Row], limits_of: dict[str, Limits], path: P
             color="#444444",
         )
     colours = ("#2166ac", "#67a9cf", "#d6604d", "#f4a582", "#999999")
-    names = dict.fromkeys(str(row["form"]) for row in rows)
+    names = dict.fromkeys(str(row["backend"]) for row in rows)
     for implementation, colour in zip(names, colours, strict=False):
         points = [
             (float(row["operations_per_byte"]), float(row["operations_per_second"]) / 1e12)
             for row in rows
-            if row["form"] == implementation and row["operations_per_second"] != ""
+            if row["backend"] == implementation and row["operations_per_second"] != ""
         ]
         if points:
             axes.scatter(*zip(*points, strict=True), s=14, color=colour, label=implementation)

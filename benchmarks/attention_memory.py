@@ -69,13 +69,13 @@ def work_out(implementation: str, shape: Shape, dtype: torch.dtype, mode: str) -
 
 def measure(implementation: str, shape: Shape, dtype: str, mode: str) -> int:
     """Peak bytes, measured on this machine's CPU in a separate process."""
-    asked = json.dumps({"form": implementation, "shape": asdict(shape), "dtype": dtype, "mode": mode})
+    asked = json.dumps({"backend": implementation, "shape": asdict(shape), "dtype": dtype, "mode": mode})
     return int(run_alone(__file__, asked)[-1])
 
 
 def _measure_here(asked: dict[str, Any]) -> None:
     inputs = draw(Shape(**asked["shape"]), 1, DTYPES[asked["dtype"]], "cpu")
-    step = make_step(asked["form"], inputs, asked["mode"])
+    step = make_step(asked["backend"], inputs, asked["mode"])
     step()
     print(highest_rise(step))
 
@@ -100,7 +100,7 @@ def main(
             if implementation not in MEASURED:
                 ways = (*ways, ("worked out", work_out(implementation, shape, DTYPES[dtype], mode)))
             for way, found in ways:
-                row = {"shape": name, "dtype": dtype, "mode": mode, "form": implementation, "way": way}
+                row = {"shape": name, "dtype": dtype, "mode": mode, "backend": implementation, "way": way}
                 rows.append(row | {"mib": round(found / MIB), "maps": round(found / MIB / map_mib, 1)})
                 print(*rows[-1].values(), sep=",", file=sys.stderr, flush=True)
     facts = report.describe_run("cpu")

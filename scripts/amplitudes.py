@@ -132,7 +132,7 @@ def main(
 ) -> None:
     """Trains the models, measures them, and draws their amplitudes."""
     asked = {"steps": steps, "batch_size": batch_size, "depths": depths, "rate": rate, "seed": seed}
-    asked |= {"pictures": pictures}
+    asked |= {"images": pictures}
     file = output / "amplitudes.json"
     numbers = json.loads(file.read_text()) if file.is_file() else {"asked": asked}
     if numbers["asked"] != asked:

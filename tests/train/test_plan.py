@@ -30,7 +30,7 @@ class TestPlan:
         assert (plan["steps"], plan["warmup_steps"], plan["images_a_step"]) == (15, 2, 8)
         assert plan["learning_rate"] == 2e-3
         assert plan["learning_rate_for_512_images"] == pytest.approx(2e-3 * 64)
-        assert (plan["data"]["pictures"], plan["data"]["classes"], plan["data"]["evaluated"]) == (36, 3, 15)
+        assert (plan["data"]["images"], plan["data"]["classes"], plan["data"]["evaluated"]) == (36, 3, 15)
         assert plan["model"]["image_size"] == 32
         assert plan["model"]["windows"] == [[4, 4], [4, 4]]
         assert plan["model"]["pretrained_windows"] == [[0, 0], [0, 0]]

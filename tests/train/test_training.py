@@ -151,7 +151,7 @@ class TestFinetuning:
         run = tmp_path / "run"
         results = json.loads((run / "results.json").read_text())
         assert results["eval_top1"] == 1.0
-        assert results["eval_pictures"] == 15
+        assert results["eval_images"] == 15
         swinv2.register()
         classify = pipeline("image-classification", str(run / "final"))
         answers = classify(str(colours / "validation" / "red" / "0.png"))
@@ -382,7 +382,7 @@ class TestTrouble:
         # Each counts once, in however many epochs it is met.
         train("finetune", [*flags, "--max_broken_images", "2"])
         results = json.loads((tmp_path / "run" / "results.json").read_text())
-        assert (results["eval_pictures"], results["eval_unreadable"]) == (14, 1)
+        assert (results["eval_images"], results["eval_unreadable"]) == (14, 1)
         with pytest.raises(TooManyBrokenError, match="more than --max-broken-images 1"):
             train("finetune", [*flags, "--max_broken_images", "1", "--output_dir", str(tmp_path / "other")])
 

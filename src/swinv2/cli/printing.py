@@ -150,7 +150,7 @@ def print_evaluation(summary: dict[str, Any], console: Console) -> None:
         if summary[name] is not None:
             facts.add_row(name, f"{summary[name]:.2%}")
     facts.add_row("loss", f"{summary['loss']:.4f}")
-    facts.add_row("images", f"{summary['pictures']:,}")
+    facts.add_row("images", f"{summary['images']:,}")
     console.print(facts)
     recalls = _table(console, label={}, recall=_RIGHT)
     for label, recall in sorted(summary["recall"].items(), key=lambda pair: pair[1]):

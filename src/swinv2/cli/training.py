@@ -156,10 +156,10 @@ def _rates(plan: dict[str, Any]) -> str:
 def print_plan(plan: dict[str, Any], console: Console) -> None:
     """Prints the plan of `--dry-run` as tables."""
     data, model, memory = plan["data"], plan["model"], plan["memory_mib"]
-    dataset = "streams" if data["pictures"] is None else f"{data['pictures']:,} images"
+    dataset = "streams" if data["images"] is None else f"{data['images']:,} images"
     parts = " + ".join(f"{name} {value:,.0f}" for name, value in memory.items())
     facts = {
-        "data": f"{data['place']}: {dataset}, {data['classes'] or 'no'} classes",
+        "data": f"{data['source']}: {dataset}, {data['classes'] or 'no'} classes",
         "evaluated": f"{data['evaluated']:,} images" if data["evaluated"] else "nothing",
         "model": f"{model['parameters']:,} parameters, {model['learning']:,} of them learn",
         "image size, windows": f"{model['image_size']}, {model['windows']}",

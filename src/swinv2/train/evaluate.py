@@ -59,7 +59,7 @@ class Evaluation:
             "top1": self.top1,
             "top5": self.top5,
             "loss": self.loss,
-            "pictures": self.images,
+            "images": self.images,
             "unreadable": self.unreadable,
             "recall": {name: float(value) for name, value in zip(self.names, recall, strict=True)},
         }

@@ -87,7 +87,7 @@ def accuracies(prediction: EvalPrediction) -> dict[str, float]:
     best, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     counted = labels != IGNORED_LABEL
     hits = best[counted] == labels[counted][:, None]
-    scores = {"top1": float(hits[:, 0].mean()), "pictures": int(counted.sum()), "unreadable": int((~counted).sum())}
+    scores = {"top1": float(hits[:, 0].mean()), "images": int(counted.sum()), "unreadable": int((~counted).sum())}
     if best.shape[1] == BEST_CLASSES:
         scores["top5"] = float(hits.any(1).mean())
     return scores

@@ -72,8 +72,8 @@ def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
     return {
         "settings": {name: value for name, value in args.given.items() if name not in ("dry_run", "as_json")},
         "data": {
-            "place": train.dataset.source,
-            "pictures": None if streams else len(train),
+            "source": train.dataset.source,
+            "images": None if streams else len(train),
             "classes": len(train.dataset.names) or None,
             "evaluated": None if evaluation is None else len(evaluation),
         },

@@ -288,11 +288,11 @@ class TestColumns:
 class TestRefusals:
     @pytest.mark.parametrize("source", ["/no/such/place", "./nowhere", "a/b/c"])
     def test_no_such_place(self, source: str) -> None:
-        with pytest.raises(UsageError, match=f"--data '{source}' does not exist"):
+        with pytest.raises(UsageError, match=f"^'{source}' does not exist"):
             open_dataset(source, "train")
 
     def test_no_such_data_set(self) -> None:
-        with pytest.raises(UsageError, match=r"--data 'nobody/nothing:config' cannot be opened: .+nobody/nothing"):
+        with pytest.raises(UsageError, match=r"^'nobody/nothing:config' cannot be opened: .+nobody/nothing"):
             open_dataset("nobody/nothing:config", "train")
 
     def test_no_match(self, tmp_path: Path) -> None:

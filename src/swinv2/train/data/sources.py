@@ -76,7 +76,7 @@ def open_dataset(
         rows, found_split = _load(source, split, streaming)
         features = rows.features or (rows._resolve_features().features if streaming else None) or {}
     if not streaming and not len(rows):
-        raise UsageError(f"--data {source!r} has no images in the split {split!r}.")
+        raise UsageError(f"{source!r} has no images in the split {split!r}.")
     images = _find_column(features, image_column, datasets.Image, IMAGE_COLUMNS, "--image-column", source)
     if images is None:
         raise UsageError(
@@ -100,7 +100,7 @@ def _refusing(source: str) -> Iterator[None]:
         raise
     except _DAMAGED as error:
         reason = error.__cause__ if isinstance(error, DatasetGenerationError) else None
-        raise UsageError(f"--data {source!r} cannot be opened: {first_sentence(reason or error)}") from error
+        raise UsageError(f"{source!r} cannot be opened: {first_sentence(reason or error)}") from error
 
 
 def _load(source: str, split: str, streaming: bool) -> tuple[Any, str | None]:
@@ -117,16 +117,16 @@ def _load(source: str, split: str, streaming: bool) -> tuple[Any, str | None]:
     if source.endswith((".parquet", *WEBDATASET_SUFFIXES)):
         matching = [source] if path.is_file() else sorted(glob.glob(source, recursive=True))
         if not matching:
-            raise UsageError(f"--data {source!r} matches no file.")
+            raise UsageError(f"{source!r} matches no file.")
         kind = "parquet" if source.endswith(".parquet") else "webdataset"
         files = {"train": [glob.escape(file) for file in matching]}
         return datasets.load_dataset(kind, data_files=files, streaming=streaming)["train"], None
     if path.exists():
         raise UsageError(
-            f"--data {source!r} is a file; expected a folder, or files {', '.join(('.parquet', *WEBDATASET_SUFFIXES))}."
+            f"{source!r} is a file; expected a folder, or files {', '.join(('.parquet', *WEBDATASET_SUFFIXES))}."
         )
     if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        raise UsageError(f"--data {source!r} does not exist.")
+        raise UsageError(f"{source!r} does not exist.")
     name, _, configuration = source.partition(":")
     return _choose_split(datasets.load_dataset(name, configuration or None, streaming=streaming), split, source)
 
@@ -178,7 +178,7 @@ def _splits_of_images(folder: Path) -> dict[str, list[str]]:
     folders = splits or {"train": [folder]}
     for split, paths in folders.items():
         if not any(_is_image(Path(file)) for path in paths for _, _, files in os.walk(path) for file in files):
-            raise UsageError(f"--data {str(folder)!r} has no images in the split {split!r}.")
+            raise UsageError(f"{str(folder)!r} has no images in the split {split!r}.")
     return {split: [f"{glob.escape(str(path))}/**" for path in paths] for split, paths in folders.items()}
 
 
@@ -193,7 +193,10 @@ def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None
     for name in wanted:
         if name in loaded:
             return loaded[name], name
-    raise UsageError(f"--data {source!r} has the splits {sorted(loaded)}; expected {' or '.join(map(repr, wanted))}.")
+    raise UsageError(
+        f"{source!r} has the splits {sorted(loaded)}; expected {' or '.join(map(repr, wanted))}. Choose one of its "
+        "splits with --split, or for a training with --train-split and --eval-split."
+    )
 
 
 def _find_column(
