@@ -18,7 +18,7 @@ from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Pair, WindowPlan
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: that takes several times as long, in every call
 class AttentionInputs:
     """What window attention is computed from, in every backend.
 

@@ -10,16 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from swinv2.ops.cpu.arguments import (
-    as_map,
-    as_plan,
-    as_tokens,
-    at,
-    fit,
-    fit_attention,
-    in_precise,
-    run,
-)
+from swinv2.ops.cpu.arguments import as_map, as_plan, as_tokens, at, fit, fit_attention, in_precise, run
 from swinv2.ops.reference import AttentionInputs
 
 
@@ -73,12 +64,8 @@ def add_normalised(
     """
     fit(x.shape, x=x, branch_out=branch_out, out=out)
     fit(x.shape[1:], weight=weight, bias=bias)
-    x, branch_out, weight, bias = (
-        as_tokens(x),
-        as_tokens(branch_out),
-        in_precise(weight, x.dtype),
-        in_precise(bias, x.dtype),
-    )
+    x, branch_out = as_tokens(x), as_tokens(branch_out)
+    weight, bias = in_precise(weight, x.dtype), in_precise(bias, x.dtype)
     norm = (at(weight), at(bias), eps, factor)
     run("add_normalised", x.dtype, (*x.shape, as_map(x), as_map(branch_out), *norm, as_map(out)))
 
