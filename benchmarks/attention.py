@@ -150,16 +150,20 @@ def _maps(inputs: Inputs) -> tuple[Tensor, ...]:
     return product_only(inputs).unflatten(-1, (3, inputs.heads, -1)).unbind(3)
 
 
+def _attention_inputs(inputs: Inputs) -> reference.AttentionInputs:
+    return reference.AttentionInputs(*_maps(inputs), inputs.bias_table, inputs.scale, inputs.plan)
+
+
 def plain_form(inputs: Inputs) -> Tensor:
     """This package's reference, with whose outputs all other outputs are compared."""
-    return reference.window_attention(*_maps(inputs), inputs.bias_table, inputs.scale, inputs.plan)[0].flatten(-2)
+    return reference.window_attention(_attention_inputs(inputs))[0].flatten(-2)
 
 
 def ours_triton(inputs: Inputs) -> Tensor:
     """This package's kernels."""
     from swinv2.ops.triton import launch
 
-    return launch.window_attention(*_maps(inputs), inputs.bias_table, inputs.scale, inputs.plan).flatten(-2)
+    return launch.window_attention(_attention_inputs(inputs)).flatten(-2)
 
 
 def ours_without_triton(inputs: Inputs) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from swinv2.ops import reference, sdpa
 from swinv2.ops.cpu import attention, library
+from swinv2.ops.reference import AttentionInputs
 from swinv2.ops.windows import WindowPlan
 
 Implementation = Callable[..., Tensor]
@@ -22,20 +23,17 @@ def fused(*arguments: Any) -> Tensor:
     """The kernels, in Triton's interpreter where there is no GPU."""
     from swinv2.ops.triton import launch
 
-    return launch.window_attention(*arguments)
-
-
-def cpu(*arguments: Any) -> Tensor:
-    """The compiled kernels for CPUs."""
-    return attention.window_attention(*arguments)
+    return launch.window_attention(AttentionInputs(*arguments))
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "reference": lambda *arguments: reference.window_attention(*arguments)[0],
-    "sdpa": sdpa.window_attention,
-    **({} if library.refuse() else {"cpu": cpu}),
+    "reference": lambda *arguments: reference.window_attention(AttentionInputs(*arguments))[0],
+    "sdpa": lambda *arguments: sdpa.window_attention(AttentionInputs(*arguments)),
+    "cpu": lambda *arguments: attention.window_attention(AttentionInputs(*arguments)),
     "triton": fused,
 }
+if library.refuse():
+    del IMPLEMENTATIONS["cpu"]
 FAST_IMPLEMENTATIONS = [name for name in IMPLEMENTATIONS if name != "reference"]
 IMPLEMENTATIONS_WITH_DROPOUT = ["reference", "sdpa"]
 NAMES = ("q", "k", "v", "bias_table", "scale", "padded_value")

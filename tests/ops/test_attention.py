@@ -25,6 +25,7 @@ from attention_cases import (
 from swinv2.ops import reference, sdpa
 from swinv2.ops.backends import BACKENDS, Call, choose_backend, explain_backend, window_attention
 from swinv2.ops.cpu import attention, library
+from swinv2.ops.reference import AttentionInputs
 from swinv2.ops.triton import launch
 from swinv2.ops.windows import WindowPlan
 
@@ -204,7 +205,7 @@ def test_weights_sum_to_one_and_do_not_cross_regions(case: Case) -> None:
     """Each row of attention weights is a distribution over the tokens it may see, and exactly zero on the others."""
     tensors = {name: tensor.float() for name, tensor in draw(case).tensors.items()}
     q, k, v, bias_table, scale, padded_value = tensors.values()
-    _, weights = reference.window_attention(q, k, v, bias_table, scale, case.plan, padded_value)
+    _, weights = reference.window_attention(AttentionInputs(q, k, v, bias_table, scale, case.plan, padded_value))
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
     assert (weights >= 0).all()
     hidden = case.plan.hidden_pairs(torch.device("cpu"))
@@ -279,9 +280,9 @@ def test_a_padding_tokens_query_shows_in_the_weights_only() -> None:
     """The query of padding tokens decides rows of the attention weights that the map never uses."""
     case = Case("padding", (5, 7), (4, 4), (2, 2))
     q, k, v, bias_table, scale, padded_value = draw(case).tensors.values()
-    arguments = (q, k, v, bias_table, scale, case.plan, padded_value)
-    output, weights = reference.window_attention(*arguments)
-    other_output, other_weights = reference.window_attention(*arguments, padded_query=padded_value)
+    inputs = AttentionInputs(q, k, v, bias_table, scale, case.plan, padded_value)
+    output, weights = reference.window_attention(inputs)
+    other_output, other_weights = reference.window_attention(replace(inputs, padded_query=padded_value))
     assert torch.equal(output, other_output)
     assert not torch.equal(weights, other_weights)
 

@@ -20,6 +20,7 @@ from swinv2.ops.cpu.blocks import (
     run_blocks,
 )
 from swinv2.ops.precision import precise
+from swinv2.ops.reference import AttentionInputs
 from swinv2.ops.windows import WindowPlan
 
 pytestmark = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
@@ -126,7 +127,7 @@ def test_heads_and_windows_of_any_size(
     weight, bias = draw(channels, seed=5).double(), draw(channels, seed=6).double()
     q, k, v = (F.linear(x, *layer).unflatten(-1, (heads, -1)) for layer in layers[:3])
     padding = layers[2][1].view(heads, -1)
-    attended, _ = reference.window_attention(q, k, v, table, scale, plan, padding)
+    attended, _ = reference.window_attention(AttentionInputs(q, k, v, table, scale, plan, padding))
     branch_out = F.linear(attended.flatten(-2), *layers[3])
     expected = x + F.layer_norm(branch_out, (channels,), weight, bias, 1e-5)
     threads_before = torch.get_num_threads()

@@ -16,6 +16,7 @@ from swinv2.ops import reference
 from swinv2.ops.cpu import arguments, blocks, branches, chunks, kernels, library, linear
 from swinv2.ops.cpu.branches import Epilogue, add_attention, add_mlp
 from swinv2.ops.precision import precise
+from swinv2.ops.reference import AttentionInputs
 
 pytestmark = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
 
@@ -97,7 +98,8 @@ def attention_branch(case: Case, kept: Tensor | None = None, factor: float = 1.0
         *qkv, out_proj = layers(leaves)
         q, k, v = (F.linear(x, *each).unflatten(-1, heads) for each in qkv)
         padding = None if qkv[2][1] is None else qkv[2][1].to(v.dtype).unflatten(-1, heads)
-        attended, _ = reference.window_attention(q, k, v, leaves["bias_table"], leaves["scale"], case.plan, padding)
+        inputs = AttentionInputs(q, k, v, leaves["bias_table"], leaves["scale"], case.plan, padding)
+        attended, _ = reference.window_attention(inputs)
         branch_out = F.linear(attended.flatten(-2), *out_proj)
         return finish(x, branch_out, leaves["norm_weight"], leaves["norm_bias"], kept, factor)
 

@@ -13,6 +13,7 @@ from attention_cases import CASES, IMPLEMENTATIONS, Case, draw
 from swinv2.ops.cpu import blocks, kernels, library
 from swinv2.ops.cpu.arguments import Norm, Weights, token_step
 from swinv2.ops.precision import precise
+from swinv2.ops.reference import AttentionInputs
 from swinv2.ops.windows import WindowPlan
 
 pytestmark = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
@@ -205,8 +206,9 @@ class TestAttention:
             q, k, v, grad = torch.stack([q, k, v, grad], 3).unbind(3)
         table, scale = table.to(precise(dtype)), scale.to(precise(dtype))
         out, maps = torch.empty_like(q), torch.empty(*q.shape[:3], 3, *q.shape[3:], dtype=dtype).unbind(3)
-        kernels.attend(q, k, v, table, scale, padding, case.plan, out)
-        sums = kernels.attend_backward(grad, q, k, v, table, scale, padding, case.plan, maps, True)
+        attention = AttentionInputs(q, k, v, table, scale, case.plan, padding)
+        kernels.attend(attention, out)
+        sums = kernels.attend_backward(grad, attention, maps, True)
         return dict(
             zip(("output", "q", "k", "v", "bias_table", "scale", "padded_value"), (out, *maps, *sums), strict=True)
         )
@@ -232,7 +234,8 @@ class TestAttention:
         maps = [torch.empty_like(q) for _ in range(3)]
         with_table = self.results(case, torch.float32)
         grad = draw(case).direction.float()
-        nothing, *_ = kernels.attend_backward(grad, q, k, v, table, scale, padding, case.plan, maps, False)
+        inputs = AttentionInputs(q, k, v, table, scale, case.plan, padding)
+        nothing, *_ = kernels.attend_backward(grad, inputs, maps, False)
         assert nothing is None
         for name, result in zip("qkv", maps, strict=True):
             assert torch.equal(result, with_table[name])
@@ -244,7 +247,7 @@ class TestAttention:
         tensors[spoiled][0, 4, 1, 1, 5] = torch.nan
         q, k, v, table, scale, padding = tensors.values()
         out = torch.zeros_like(q)
-        kernels.attend(q, k, v, table, scale, padding, case.plan, out)
+        kernels.attend(AttentionInputs(q, k, v, table, scale, case.plan, padding), out)
         expected = torch.zeros_like(q, dtype=torch.bool)
         area = expected[0, 4:5, 1:2, 1] if spoiled == "q" else expected[0, 3:, :3, 1]
         area[..., 5 if spoiled == "v" else slice(None)] = True
@@ -474,6 +477,11 @@ ONES = {size: torch.ones(size) for size in ((4, 8), (4, 6), (8, 6), (7, 6), (8,)
 MAP, PLAN = torch.ones(1, 4, 4, 2, 3), WindowPlan((4, 4), (2, 2))
 
 
+def attend_ones(k: Tensor = MAP, table: Tensor | None = None, plan: WindowPlan = PLAN) -> None:
+    table = torch.ones(2, 3, 3) if table is None else table
+    kernels.attend(AttentionInputs(MAP, k, MAP, table, torch.ones(2), plan), MAP)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -488,13 +496,12 @@ MAP, PLAN = torch.ones(1, 4, 4, 2, 3), WindowPlan((4, 4), (2, 2))
         lambda: blocks.add_mlp(
             ONES[4, 8], (ONES[3, 8], None), (ONES[8, 6], None), (ONES[8,], ONES[8,], 1e-5, 1.0), ONES[4, 8]
         ),
-        lambda: kernels.attend(MAP, MAP, MAP, torch.ones(2, 3, 5), torch.ones(2), None, PLAN, MAP),
-        lambda: kernels.attend(MAP, MAP[:, :2], MAP, torch.ones(2, 3, 3), torch.ones(2), None, PLAN, MAP),
-        lambda: kernels.attend(
-            MAP, MAP, MAP, torch.ones(2, 3, 3), torch.ones(2), None, WindowPlan((4, 6), (2, 2)), MAP
-        ),
+        lambda: attend_ones(table=torch.ones(2, 3, 5)),
+        lambda: attend_ones(k=MAP[:, :2]),
+        lambda: attend_ones(plan=WindowPlan((4, 6), (2, 2))),
     ],
 )
+@pytest.mark.usefixtures("as_a_user")
 def test_sizes_that_do_not_fit_are_refused(call: Callable[[], None]) -> None:
     """A kernel would read or write beyond a tensor."""
     with pytest.raises(ValueError, match=r"has shape .*; expected"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from swinv2.ops.cpu import attention, blocks, branches, kernels, library, position
+from swinv2.ops.reference import AttentionInputs
 from swinv2.ops.windows import WindowPlan
 
 pytestmark = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
@@ -88,14 +89,17 @@ def calls(size: Shape) -> dict[str, Call]:
     wide = {"w1": (HIDDEN, CHANNELS), "b1": hidden, "w2": (CHANNELS, HIDDEN), "b2": channels}
     keep_mask = torch.arange(size[0]) != 1
 
+    def inputs(**t: Tensor) -> AttentionInputs:
+        return AttentionInputs(**t, plan=plan)
+
     def attend(**t: Tensor) -> list[Tensor]:
         (out,) = empty(vectors)
-        kernels.attend(*t.values(), plan, out)
+        kernels.attend(inputs(**t), out)
         return [out]
 
-    def attend_backward(**t: Tensor) -> list[Tensor]:
+    def attend_backward(grad: Tensor, **t: Tensor) -> list[Tensor]:
         maps = empty(vectors, vectors, vectors)
-        sums = kernels.attend_backward(*t.values(), plan, maps, True)
+        sums = kernels.attend_backward(grad, inputs(**t), maps, True)
         return [*maps, *sums]
 
     def project(**t: Tensor) -> list[Tensor]:
@@ -147,8 +151,7 @@ def calls(size: Shape) -> dict[str, Call]:
         return branches.add_mlp(t["x"], (t["w1"], t["b1"]), (t["w2"], t["b2"]), end)
 
     def window_attention(**t: Tensor) -> Tensor:
-        *some, padded_value = t.values()
-        return attention.window_attention(*some, plan, padded_value)
+        return attention.window_attention(inputs(**t))
 
     lines = {"x": (tokens, CHANNELS), "branch_out": (tokens, CHANNELS), "weight": channels, "bias": channels}
     by_kernels = {

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attention_cases import CASES, IMPLEMENTATIONS, Case, draw, error
 from swinv2.ops import sdpa
+from swinv2.ops.reference import AttentionInputs
 
 
 @pytest.mark.parametrize("case", [CASES[index] for index in (0, 5, 11)], ids=lambda case: case.name)
@@ -42,7 +43,7 @@ def test_dropped_weights_are_the_same_in_the_backward_pass(monkeypatch: pytest.M
     monkeypatch.setattr(sdpa, "WEIGHTS_BYTES", 1)
     q, k, v, table, scale, padded = draw(case).tensors.values()
     v = v.clone().requires_grad_()
-    attended = sdpa.window_attention(q, k, v, table, scale, case.plan, padded, 0.5)
+    attended = sdpa.window_attention(AttentionInputs(q, k, v, table, scale, case.plan, padded, 0.5))
     (grad,) = torch.autograd.grad(attended.sum(), v)
     # The answer is linear in the values: their gradient gives it again, if the same weights were dropped.
     torch.testing.assert_close((grad * v).sum(), attended.sum())
@@ -62,7 +63,7 @@ def test_memory_is_linear_in_the_tokens_of_a_window(monkeypatch: pytest.MonkeyPa
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            sdpa.window_attention(*leaves[:5], case.plan, leaves[5])
+            sdpa.window_attention(AttentionInputs(*leaves[:5], case.plan, leaves[5]))
         pairs = side**4
         return sum(t.untyped_storage().nbytes() for t in found.values() if t.numel() != pairs)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention_cases import IMPLEMENTATIONS, Case, draw, error
+from swinv2.ops.reference import AttentionInputs
 from swinv2.ops.triton import backward, forward, launch
 from swinv2.ops.windows import WindowPlan
 
@@ -118,7 +119,7 @@ class TestOperations:
         gradients = []
         for frozen in (False, True):
             leaves = [each.detach().requires_grad_(not (frozen and index == 3)) for index, each in enumerate(tensors)]
-            launch.window_attention(*leaves[:5], plan, leaves[5]).square().sum().backward()
+            launch.window_attention(AttentionInputs(*leaves[:5], plan, leaves[5])).square().sum().backward()
             gradients.append([leaf.grad for leaf in leaves])
         assert gradients[1].pop(3) is None
         assert gradients[0].pop(3) is not None
@@ -156,7 +157,7 @@ from swinv2.ops.triton import launch
 from swinv2.ops.windows import WindowPlan
 def precision(dtype):
     v = torch.zeros(1, 2, 2, 1, 16, dtype=dtype)
-    return launch._constants(WindowPlan((2, 2), (2, 2)), v, 16, 16)["INPUT_PRECISION"]
+    return launch._constants(WindowPlan((2, 2), (2, 2)), v, 16, 16).input_precision
 print(precision(torch.float32))
 {switch}
 print(precision(torch.float32), precision(torch.bfloat16))
@@ -185,7 +186,7 @@ print(precision(torch.float32), precision(torch.bfloat16))
         """It is refused, not wrong."""
         *tensors, plan = arguments(self.CASE)
         q = tensors[0].requires_grad_()
-        attended = launch.window_attention(*tensors[:5], plan, tensors[5])
+        attended = launch.window_attention(AttentionInputs(*tensors[:5], plan, tensors[5]))
         (grad,) = torch.autograd.grad(attended.square().sum(), q, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             grad.square().sum().backward()
@@ -309,5 +310,5 @@ class TestOnGpu:
         *tensors, plan = arguments(case, torch.bfloat16)
         leaves = [each.cuda().requires_grad_() for each in tensors if each is not None]
         padded = [*leaves, None][5]
-        launch.window_attention(*leaves[:5], plan, padded).float().square().sum().backward()
+        launch.window_attention(AttentionInputs(*leaves[:5], plan, padded)).float().square().sum().backward()
         return [leaf.grad for leaf in leaves]

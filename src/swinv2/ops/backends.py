@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +18,7 @@ from torch import Tensor
 from swinv2.ops import reference, sdpa
 from swinv2.ops.cpu import attention, library
 from swinv2.ops.execution import ORDINARY, Execution, execution, is_transformed
+from swinv2.ops.reference import AttentionInputs
 from swinv2.ops.windows import Pair, WindowPlan
 
 logger = logging.getLogger(__name__)
@@ -63,15 +63,14 @@ class Backend:
         asked_for_as: The `attn_implementation` that requests it.
         summary: A description in half a sentence.
         refuse: Returns the reason why a call cannot run, or None.
-        attend: Takes q, k, v, bias table, scale, plan, padded value, dropout and padded query; returns the attended
-            map, and the attention weights or None.
+        attend: Returns the attended map, and the attention weights or None.
     """
 
     name: str
     asked_for_as: str
     summary: str
     refuse: Callable[[Call], str | None]
-    attend: Callable[..., tuple[Tensor, Tensor | None]]
+    attend: Callable[[AttentionInputs], tuple[Tensor, Tensor | None]]
 
 
 def _refuse_weights(call: Call) -> str | None:
@@ -150,11 +149,11 @@ def refuse_machine(device: torch.device | None = None) -> str | None:
     return None
 
 
-def _attend_triton(*inputs: Any) -> tuple[Tensor, None]:
+def _attend_triton(inputs: AttentionInputs) -> tuple[Tensor, None]:
     # Imported here: Triton may not be installed, and its import takes a second.
     from swinv2.ops.triton import launch
 
-    return launch.window_attention(*inputs[:7]), None
+    return launch.window_attention(inputs), None
 
 
 BACKENDS = (
@@ -170,14 +169,14 @@ BACKENDS = (
         SDPA,
         "this package's compiled kernels for CPUs: window attention or, if the modules are intact, whole blocks",
         _refuse_cpu,
-        lambda *inputs: (attention.window_attention(*inputs[:7]), None),
+        lambda inputs: (attention.window_attention(inputs), None),
     ),
     Backend(
         SDPA,
         SDPA,
         "torch's scaled_dot_product_attention, once for each kind of window",
         _refuse_sdpa,
-        lambda *inputs: (sdpa.window_attention(*inputs[:8]), None),
+        lambda inputs: (sdpa.window_attention(inputs), None),
     ),
     Backend(EAGER, EAGER, "plain PyTorch, the specification", lambda call: None, reference.window_attention),
 )
@@ -246,7 +245,7 @@ def window_attention(
     backend: str = SDPA,
     padded_query: Float[Tensor, "heads head_dim"] | None = None,
 ) -> tuple[Float[Tensor, "B H W heads head_dim"], Float[Tensor, "N heads tokens tokens"] | None]:
-    """Runs cosine window attention in a backend; the other arguments are those of `reference.window_attention`.
+    """Runs cosine window attention in a backend; the other arguments are those of `reference.AttentionInputs`.
 
     Args:
         backend: A name that `choose_backend` returned, perhaps before shapes and dtypes were known. If this backend
@@ -261,4 +260,5 @@ def window_attention(
         if backend == TRITON != chosen and not torch.compiler.is_compiling():
             _warn_once(f"{chosen} runs instead of triton: {_refuse_triton(call)}")
         backend = chosen
-    return _BY_NAME[backend].attend(q, k, v, bias_table, scale, plan, padded_value, dropout, padded_query)
+    inputs = AttentionInputs(q, k, v, bias_table, scale, plan, padded_value, dropout, padded_query)
+    return _BY_NAME[backend].attend(inputs)

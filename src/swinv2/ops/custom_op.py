@@ -36,7 +36,9 @@ def custom_op(fake: Callable[..., Any]) -> Callable[[Callable[Arguments, Result]
 
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         operation = torch.library.custom_op(
-            f"swinv2::{function.__name__}", _lower_plans(function, function, remembered_plan), mutates_args=()
+            f"swinv2::{function.__name__}",
+            _lower_plans(function, function, lambda numbers: _cached_plan(*numbers)),
+            mutates_args=(),
         )
         # Not cached: the numbers may be symbolic.
         operation.register_fake(_lower_plans(fake, function, WindowPlan.of_numbers))
@@ -78,11 +80,7 @@ def _lower_plans(
     return run
 
 
-def remembered_plan(numbers: Sequence[int]) -> WindowPlan:
-    """The plan with these numbers, cached, because a plan caches its kinds of window."""
-    return _plan_of(tuple(numbers))
-
-
 @lru_cache(maxsize=256)
-def _plan_of(numbers: tuple[int, ...]) -> WindowPlan:
+def _cached_plan(*numbers: int) -> WindowPlan:
+    """The plan with these numbers, cached, because a plan caches its kinds of window."""
     return WindowPlan.of_numbers(numbers)

@@ -7,6 +7,8 @@ cuts the maps, and builds the mask of every window and the T x T weights of ever
 Source: Liu et al., Swin Transformer V2, section 3.3, equation 2: Sim(q, k) = cos(q, k) / tau + B.
 """
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +16,33 @@ from torch import Tensor
 from swinv2.ops import windows
 from swinv2.ops.precision import at_least_fp32
 from swinv2.ops.windows import Pair, WindowPlan
+
+
+@dataclass  # not frozen: that takes several times as long, in every call
+class AttentionInputs:
+    """What window attention is computed from, in every backend.
+
+    Attributes:
+        q, k, v: The maps, not normalised.
+        bias_table: Position bias of each relative position, (heads, 2 Wh - 1, 2 Ww - 1); it is added to the logits.
+        scale: The factor of the cosine, 1 / tau: positive, at most 100.
+        plan: The windows of the map.
+        padded_value: The value of a padding token (the value projection of a zero token); zeros if None. The key of a
+            padding token is zero, because the key projection has no bias.
+        dropout: Probability of dropping an attention weight.
+        padded_query: The query of a padding token; zeros if None. It affects only the attention weights, because the
+            output of padding tokens is removed from the map.
+    """
+
+    q: Float[Tensor, "B H W heads head_dim"]
+    k: Float[Tensor, "B H W heads head_dim"]
+    v: Float[Tensor, "B H W heads head_dim"]
+    bias_table: Float[Tensor, "heads table_height table_width"]
+    scale: Float[Tensor, " heads"]
+    plan: WindowPlan
+    padded_value: Float[Tensor, "heads head_dim"] | None = None
+    dropout: float = 0.0
+    padded_query: Float[Tensor, "heads head_dim"] | None = None
 
 
 def normalise(vectors: Tensor) -> Tensor:
@@ -38,41 +67,24 @@ def expand_bias(
 
 
 def window_attention(
-    q: Float[Tensor, "B H W heads head_dim"],
-    k: Float[Tensor, "B H W heads head_dim"],
-    v: Float[Tensor, "B H W heads head_dim"],
-    bias_table: Float[Tensor, "heads table_height table_width"],
-    scale: Float[Tensor, " heads"],
-    plan: WindowPlan,
-    padded_value: Float[Tensor, "heads head_dim"] | None = None,
-    dropout: float = 0.0,
-    padded_query: Float[Tensor, "heads head_dim"] | None = None,
+    inputs: AttentionInputs,
 ) -> tuple[Float[Tensor, "B H W heads head_dim"], Float[Tensor, "N heads tokens tokens"]]:
     """Cosine attention inside every window of a map.
-
-    Args:
-        q, k, v: The maps, not normalised.
-        bias_table: Position bias of each relative position, (heads, 2 Wh - 1, 2 Ww - 1); it is added to the logits.
-        scale: The factor of the cosine, 1 / tau: positive, at most 100.
-        plan: The windows of the map.
-        padded_value: The value of a padding token (the value projection of a zero token); zeros if None. The key of a
-            padding token is zero, because the key projection has no bias.
-        dropout: Probability of dropping an attention weight.
-        padded_query: The query of a padding token; zeros if None. It affects only the attention weights, because the
-            output of padding tokens is removed from the map.
 
     Returns:
         The attended map, and the attention weights of all windows (B * windows, heads, T, T) after dropout.
     """
-    maps = (windows.pad(q, plan, padded_query), windows.pad(k, plan), windows.pad(v, plan, padded_value))
+    q, k, v, plan = inputs.q, inputs.k, inputs.v, inputs.plan
+    maps = (windows.pad(q, plan, inputs.padded_query), windows.pad(k, plan), windows.pad(v, plan, inputs.padded_value))
     query, key, value = (windows.partition(windows.shift(m, plan), plan.window).transpose(1, 2) for m in maps)
 
     cosine = normalise(query) @ normalise(key).transpose(-2, -1)
-    logits = cosine * scale[:, None, None].to(v.dtype) + expand_bias(bias_table.to(v.dtype), plan.window)
+    bias = expand_bias(inputs.bias_table.to(v.dtype), plan.window)
+    logits = cosine * inputs.scale[:, None, None].to(v.dtype) + bias
     hidden = plan.hidden_pairs(q.device)
     if hidden is not None:
         logits = logits.unflatten(0, (-1, hidden.shape[0])).masked_fill(hidden[:, None], float("-inf")).flatten(0, 1)
-    weights = F.dropout(logits.softmax(dim=-1), dropout)
+    weights = F.dropout(logits.softmax(dim=-1), inputs.dropout)
 
     attended = windows.merge((weights @ value).transpose(1, 2), plan.window, plan.padded_grid)
     return windows.crop(windows.unshift(attended, plan), plan), weights

@@ -22,27 +22,19 @@ from torch.utils.checkpoint import checkpoint
 from swinv2.ops import windows
 from swinv2.ops.execution import Execution, execution
 from swinv2.ops.precision import SMALLEST_NORM, precise
+from swinv2.ops.reference import AttentionInputs
 from swinv2.ops.windows import Pair, Span, WindowKind, WindowPlan
 
 WEIGHTS_BYTES = 2**27
 """Most memory for attention weights that exist at the same time, for each image."""
 
 
-def window_attention(
-    q: Float[Tensor, "B H W heads head_dim"],
-    k: Float[Tensor, "B H W heads head_dim"],
-    v: Float[Tensor, "B H W heads head_dim"],
-    bias_table: Float[Tensor, "heads table_height table_width"],
-    scale: Float[Tensor, " heads"],
-    plan: WindowPlan,
-    padded_value: Float[Tensor, "heads head_dim"] | None = None,
-    dropout: float = 0.0,
-) -> Float[Tensor, "B H W heads head_dim"]:
-    """Cosine attention inside every window of a map; arguments as in `reference.window_attention`."""
-    query = windows.pad(_with_length(q, scale[:, None]), plan)
-    key = windows.pad(_with_length(k, 1.0), plan)
-    value = windows.pad(v, plan, padded_value)
-    bias = expand_bias(bias_table, plan.window)
+def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B H W heads head_dim"]:
+    """Cosine attention inside every window of a map."""
+    plan, bias = inputs.plan, expand_bias(inputs.bias_table, inputs.plan.window)
+    query = windows.pad(_with_length(inputs.q, inputs.scale[:, None]), plan)
+    key = windows.pad(_with_length(inputs.k, 1.0), plan)
+    value = windows.pad(inputs.v, plan, inputs.padded_value)
     rows_of_windows = []
     for rows in plan.spans(0):
         row_of_windows = []
@@ -50,7 +42,7 @@ def window_attention(
             kind = WindowKind(rows, columns)
             areas = [_take(_take(m, plan, 0, rows), plan, 1, columns) for m in (query, key, value)]
             tiles = Tiles(*(_cut(area, plan.window) for area in areas))
-            attended = _attend(tiles, v.shape[0], bias, kind, dropout)
+            attended = _attend(tiles, inputs.v.shape[0], bias, kind, inputs.dropout)
             row_of_windows.append(_put(attended, plan.window, (areas[0].shape[1], areas[0].shape[2])))
         rows_of_windows.append(_join(row_of_windows, plan, 1))
     return windows.crop(_join(rows_of_windows, plan, 0), plan)

@@ -15,25 +15,17 @@ from torch.autograd.function import once_differentiable
 
 from swinv2.ops.cpu import kernels
 from swinv2.ops.custom_op import custom_op
+from swinv2.ops.reference import AttentionInputs
 from swinv2.ops.windows import WindowPlan
 
 
-def window_attention(
-    q: Float[Tensor, "B H W heads head_dim"],
-    k: Float[Tensor, "B H W heads head_dim"],
-    v: Float[Tensor, "B H W heads head_dim"],
-    bias_table: Float[Tensor, "heads table_height table_width"],
-    scale: Float[Tensor, " heads"],
-    plan: WindowPlan,
-    padded_value: Float[Tensor, "heads head_dim"] | None = None,
-) -> Float[Tensor, "B H W heads head_dim"]:
-    """Cosine attention inside every window of a map; arguments as in `reference.window_attention`."""
-    return _Attend.apply(q.to(v.dtype), k.to(v.dtype), v, bias_table, scale, padded_value, plan)
+def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B H W heads head_dim"]:
+    """Cosine attention inside every window of a map."""
+    q, k, v = inputs.q.to(inputs.v.dtype), inputs.k.to(inputs.v.dtype), inputs.v
+    return _Attend.apply(q, k, v, inputs.bias_table, inputs.scale, inputs.padded_value, inputs.plan)
 
 
-def _empty_attended(
-    q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, padded_value: Tensor | None, plan: WindowPlan
-) -> Tensor:
+def _empty_attended(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     return v.new_empty(v.shape)
 
 
@@ -42,25 +34,17 @@ def attend_map(
     q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, padded_value: Tensor | None, plan: WindowPlan
 ) -> Tensor:
     """`window_attention` without gradients."""
-    attended = _empty_attended(q, k, v, bias_table, scale, padded_value, plan)
-    kernels.attend(q, k, v, bias_table, scale, padded_value, plan, attended)
+    attended = v.new_empty(v.shape)
+    kernels.attend(AttentionInputs(q, k, v, bias_table, scale, plan, padded_value), attended)
     return attended
 
 
 def _empty_gradients(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_table: Tensor,
-    scale: Tensor,
-    padded_value: Tensor | None,
-    wants_table: bool,
-    plan: WindowPlan,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, height, width, heads, head_dim = v.shape
     maps = v.new_empty(batch, height, width, 3 * heads * head_dim)
-    table = bias_table.new_empty(bias_table.shape if wants_table else 0)
+    table = bias_table.new_empty(bias_table.shape if rest[1] else 0)
     return maps, table, torch.empty_like(scale), scale.new_empty(heads, head_dim)
 
 
@@ -80,17 +64,17 @@ def attend_map_backward(
 
     Args:
         grad: The gradient of the attended map.
-        q, k, v, bias_table, scale, padded_value, plan: The arguments of `attend_map`.
         wants_table: Whether to compute the gradient of the bias table.
+        The other arguments are those of `attend_map`.
 
     Returns:
         The gradients of q, k and v as one map (B, H, W, 3 * heads * head_dim); of the bias table, empty unless
         `wants_table`; of the scale; and of `padded_value`.
     """
-    joined = _empty_gradients(grad, q, k, v, bias_table, scale, padded_value, wants_table, plan)[0]
+    inputs = AttentionInputs(q, k, v, bias_table, scale, plan, padded_value)
+    joined = v.new_empty(*v.shape[:3], 3 * v.shape[3] * v.shape[4])
     maps = [part.unflatten(-1, v.shape[-2:]) for part in joined.chunk(3, -1)]
-    arguments = (grad, q, k, v, bias_table, scale, padded_value, plan, maps, wants_table)
-    table, grad_scale, padding = kernels.attend_backward(*arguments)
+    table, grad_scale, padding = kernels.attend_backward(grad, inputs, maps, wants_table)
     grad_table = bias_table.new_empty(0) if table is None else table.to(bias_table.dtype)
     return joined, grad_table, grad_scale.to(scale.dtype), padding.to(scale.dtype)
 

@@ -29,6 +29,7 @@ from swinv2.ops.cpu.linear import (
 )
 from swinv2.ops.custom_op import custom_op
 from swinv2.ops.precision import precise, without_autocast
+from swinv2.ops.reference import AttentionInputs
 from swinv2.ops.windows import WindowPlan
 
 
@@ -176,7 +177,7 @@ def _attend_by_torch(
         qkv = product(tokens, *in_proj, dtype, out=qkv)
         attended = qkv.new_empty(tokens.shape) if attended is None else attended
         q, k, v, output = (_as_vectors_of(plan, part, heads) for part in (*qkv.chunk(3, -1), attended))
-        kernels.attend(q, k, v, bias_table, scale, padding, plan, output)
+        kernels.attend(AttentionInputs(q, k, v, bias_table, scale, plan, padding), output)
         branch_out = product(attended, *layers[3], dtype, out=branch_out)
         kernels.add_normalised(tokens, branch_out, *norm, out[chunk].flatten(0, 2))
 
@@ -296,8 +297,8 @@ def _attend_backward_by_torch(
         )
         vectors, q, k, v = (_as_vectors_of(plan, part, heads) for part in (grad_attended, *chunk_qkv.chunk(3, -1)))
         made = [_as_vectors_of(plan, part, heads) for part in grad_qkv.chunk(3, -1)]
-        arguments = (vectors, q, k, v, bias_table, scale, padding, plan, made, wants[3])
-        chunk_table, chunk_scale, chunk_padding = kernels.attend_backward(*arguments)
+        inputs = AttentionInputs(q, k, v, bias_table, scale, plan, padding)
+        chunk_table, chunk_scale, chunk_padding = kernels.attend_backward(vectors, inputs, made, wants[3])
         grad_scale += chunk_scale
         if chunk_table is not None:
             grad_table += chunk_table

@@ -10,60 +10,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from swinv2.ops.cpu.arguments import (
-    as_map,
-    as_plan,
-    as_tokens,
-    at,
-    fit,
-    fit_attention,
-    in_precise,
-    run,
-)
-from swinv2.ops.windows import WindowPlan
+from swinv2.ops.cpu.arguments import as_map, as_plan, as_tokens, at, fit, fit_attention, in_precise, run
+from swinv2.ops.reference import AttentionInputs
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_table: Tensor,
-    scale: Tensor,
-    padded_value: Tensor | None,
-    plan: WindowPlan,
-    out: Tensor,
-) -> None:
-    """Cosine attention inside every window of a map: `reference.window_attention`, without the weights.
-
-    Args:
-        q, k, v: Maps (B, H, W, heads, head_dim), of one dtype.
-        bias_table, scale, padded_value, plan: See `reference.window_attention`.
-        out: Receives the attended map.
-    """
-    table, scale, padding = fit_attention(v, bias_table, scale, padded_value, plan)
-    fit(v.shape, q=q, k=k, out=out)
-    q, k, v = as_tokens(q, 2), as_tokens(k, 2), as_tokens(v, 2)
-    maps = (as_map(q), as_map(k), as_map(v))
-    run("attend", v.dtype, (_plan(plan, v), *maps, at(table), at(scale), at(padding), as_map(out)))
+def attend(inputs: AttentionInputs, out: Tensor) -> None:
+    """As `reference.window_attention`, without the weights, for maps of one dtype; `out` receives the attended map."""
+    v, plan = inputs.v, inputs.plan
+    table, scale, padding = fit_attention(v, inputs.bias_table, inputs.scale, inputs.padded_value, plan)
+    fit(v.shape, q=inputs.q, k=inputs.k, out=out)
+    given = [as_tokens(each, 2) for each in (inputs.q, inputs.k, v)]
+    numbers = (at(table), at(scale), at(padding))
+    run("attend", v.dtype, (as_plan(plan, len(v), *v.shape[3:]), *map(as_map, given), *numbers, as_map(out)))
 
 
 def attend_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_table: Tensor,
-    scale: Tensor,
-    padded_value: Tensor | None,
-    plan: WindowPlan,
-    out: Sequence[Tensor],
-    wants_table: bool,
+    grad: Tensor, inputs: AttentionInputs, out: Sequence[Tensor], wants_table: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """The gradients of `attend`.
 
     Args:
         grad: The gradient of the attended map.
-        q, k, v, bias_table, scale, padded_value, plan: The arguments of `attend`.
+        inputs: Those of `attend`.
         out: Receive the gradients of q, k and v.
         wants_table: Whether to compute the gradient of the bias table.
 
@@ -71,20 +39,16 @@ def attend_backward(
         The gradients of the bias table (or None), the scale and `padded_value`, in fp32 at least; sums over threads are
         in fp64.
     """
-    table, scale, padding = fit_attention(v, bias_table, scale, padded_value, plan)
-    fit(v.shape, grad=grad, q=q, k=k, **{f"gradient {i}": each for i, each in enumerate(out)})
-    grad, q, k, v = (as_tokens(each, 2) for each in (grad, q, k, v))
+    v, plan = inputs.v, inputs.plan
+    table, scale, padding = fit_attention(v, inputs.bias_table, inputs.scale, inputs.padded_value, plan)
+    fit(v.shape, grad=grad, q=inputs.q, k=inputs.k, **{f"gradient {i}": each for i, each in enumerate(out)})
+    given = [as_tokens(each, 2) for each in (grad, inputs.q, inputs.k, v)]
     grad_table = torch.empty_like(table) if wants_table else None
-    grad_scale, grad_padding = torch.empty_like(scale), scale.new_empty(v.shape[-2:])
-    given = (as_map(grad), as_map(q), as_map(k), as_map(v), at(table), at(scale), at(padding))
-    sums = (at(grad_table), at(grad_scale), at(grad_padding))
-    run("attend_backward", v.dtype, (_plan(plan, v), *given, *(as_map(m) for m in out), *sums))
+    grad_scale, grad_padding = torch.empty_like(scale), scale.new_empty(v.shape[3:])
+    numbers, sums = (at(table), at(scale), at(padding)), (at(grad_table), at(grad_scale), at(grad_padding))
+    arguments = (as_plan(plan, len(v), *v.shape[3:]), *map(as_map, given), *numbers, *map(as_map, out), *sums)
+    run("attend_backward", v.dtype, arguments)
     return grad_table, grad_scale, grad_padding
-
-
-def _plan(plan: WindowPlan, vectors: Tensor) -> object:
-    batch, _, _, heads, head_dim = vectors.shape
-    return as_plan(plan, batch, heads, head_dim)
 
 
 def add_normalised(
@@ -100,12 +64,8 @@ def add_normalised(
     """
     fit(x.shape, x=x, branch_out=branch_out, out=out)
     fit(x.shape[1:], weight=weight, bias=bias)
-    x, branch_out, weight, bias = (
-        as_tokens(x),
-        as_tokens(branch_out),
-        in_precise(weight, x.dtype),
-        in_precise(bias, x.dtype),
-    )
+    x, branch_out = as_tokens(x), as_tokens(branch_out)
+    weight, bias = in_precise(weight, x.dtype), in_precise(bias, x.dtype)
     norm = (at(weight), at(bias), eps, factor)
     run("add_normalised", x.dtype, (*x.shape, as_map(x), as_map(branch_out), *norm, as_map(out)))
 

@@ -8,7 +8,6 @@ attn_implementation="eager".
 Compilers see two operations and the shapes of their results. Activation checkpointing, FSDP and CUDA graphs work too.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,9 +21,11 @@ from torch.autograd.function import once_differentiable
 
 from swinv2.ops.custom_op import custom_op
 from swinv2.ops.precision import precise
+from swinv2.ops.reference import AttentionInputs
 from swinv2.ops.triton import backward, forward
 from swinv2.ops.triton.programs import most_programs, start
 from swinv2.ops.triton.table import TableGradient
+from swinv2.ops.triton.tiles import Constants
 from swinv2.ops.windows import WindowPlan
 
 SMALLEST_BLOCK = 16
@@ -40,81 +41,51 @@ WHOLE_VECTOR_BYTES = 128
 """The largest vector (head_dim) for gradients in one tile: the tiles of all maps must fit the shared memory."""
 
 
-def window_attention(
-    q: Float[Tensor, "B H W heads head_dim"],
-    k: Float[Tensor, "B H W heads head_dim"],
-    v: Float[Tensor, "B H W heads head_dim"],
-    bias_table: Float[Tensor, "heads table_height table_width"],
-    scale: Float[Tensor, " heads"],
-    plan: WindowPlan,
-    padded_value: Float[Tensor, "heads head_dim"] | None = None,
-) -> Float[Tensor, "B H W heads head_dim"]:
-    """Cosine attention inside every window of a map; arguments as in `reference.window_attention`."""
+def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B H W heads head_dim"]:
+    """Cosine attention inside every window of a map."""
+    q, k, v, padded_value, plan = inputs.q, inputs.k, inputs.v, inputs.padded_value, inputs.plan
     if plan.padded_grid == plan.grid:
         padded_value = None
     elif padded_value is None:
         padded_value = v.new_zeros(v.shape[3:])
     else:
         padded_value = padded_value.to(v.dtype)
-    return _Attend.apply(q.to(v.dtype), k.to(v.dtype), v, bias_table, scale, padded_value, plan)
+    return _Attend.apply(q.to(v.dtype), k.to(v.dtype), v, inputs.bias_table, inputs.scale, padded_value, plan)
 
 
-def _empty_output(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_table: Tensor,
-    scale: Tensor,
-    padded_value: Tensor | None,
-    plan: WindowPlan,
-) -> tuple[Tensor, Tensor]:
-    batch, heads = v.shape[0], v.shape[3]
+def _empty_output(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    batch, heads, plan = v.shape[0], v.shape[3], rest[-1]
     softmax_stats = v.new_empty(batch * plan.counts[0] * plan.counts[1], heads, 2, plan.tokens, dtype=precise(v.dtype))
     return v.new_empty(v.shape), softmax_stats
 
 
 @custom_op(_empty_output)
 def attend_fused(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_table: Tensor,
-    scale: Tensor,
-    padded_value: Tensor | None,
-    plan: WindowPlan,
+    q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, padded_value: Tensor | None, plan: WindowPlan
 ) -> tuple[Tensor, Tensor]:
     """The forward pass; see `forward.attend`. `padded_value` is given if and only if the map is padded.
 
     Returns:
         The attended map, and the softmax statistics (windows of all images, heads, 2, T).
     """
-    (q, k, v), strides = _with_equal_strides(q, k, v)
-    attended, softmax_stats = _empty_output(q, k, v, bias_table, scale, padded_value, plan)
+    inputs, strides = _kernel_inputs(q, k, v, bias_table, scale, padded_value)
+    attended, softmax_stats = _empty_output(*inputs[:3], plan)
     if attended.numel():
-        queries, keys = _blocks(plan, v)
+        constants, layout = _constants(plan, v, *_blocks(plan, v)), (strides, attended.stride()[:4], _numbers(plan))
         start(
             forward.attend,
-            len(softmax_stats) * -(-plan.tokens // queries) * len(scale),
-            (q, k, v, _exact(bias_table, v), scale.contiguous(), _contiguous(padded_value), attended, softmax_stats),
-            (strides, attended.stride()[:4], _numbers(plan), len(scale)),
-            _constants(plan, v, queries, keys) | _options(plan.tokens > FEW_TOKENS),
+            len(softmax_stats) * constants.query_tiles * len(scale),
+            attended,
+            (inputs, attended, softmax_stats, layout, len(scale), constants),
+            _options(plan.tokens > FEW_TOKENS),
         )
     return attended, softmax_stats
 
 
 def _empty_gradients(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias_table: Tensor,
-    scale: Tensor,
-    padded_value: Tensor | None,
-    attended: Tensor,
-    softmax_stats: Tensor,
-    wants_bias: bool,
-    plan: WindowPlan,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    padded_value, _, _, wants_bias, _ = rest
     grad_q, grad_k, grad_v = v.new_empty(v.shape), v.new_empty(v.shape), v.new_empty(v.shape)
     grad_table = bias_table.new_empty(bias_table.shape if wants_bias else 0)
     grad_padded = v.new_empty(v.shape[3:] if padded_value is not None else 0)
@@ -147,22 +118,15 @@ def attend_fused_backward(
         Gradients of q, k, v, the bias table, the scale and the padded value. The gradient of the bias table is empty
         unless `wants_bias`; that of the padded value is empty if there is none.
     """
-    (q, k, v), strides = _with_equal_strides(q, k, v)
-    grad, attended = grad.contiguous(), attended.contiguous()
-    gradients = _empty_gradients(
-        grad, q, k, v, bias_table, scale, padded_value, attended, softmax_stats, wants_bias, plan
-    )
+    inputs, strides = _kernel_inputs(q, k, v, bias_table, scale, padded_value)
+    gradients = _empty_gradients(grad, *inputs[:3], bias_table, scale, padded_value, None, None, wants_bias, plan)
     if not attended.numel():
         for each in gradients:
             each.zero_()
         return gradients
-    backward_pass = _BackwardPass(
-        (q, k, v, _exact(bias_table, v), scale.contiguous(), _contiguous(padded_value)),
-        (attended, softmax_stats, grad),
-        (strides, attended.stride()[:4], _numbers(plan)),
-        plan,
-        wants_bias,
-    )
+    grad, attended = grad.contiguous(), attended.contiguous()
+    layout = (strides, attended.stride()[:4], _numbers(plan))
+    backward_pass = _BackwardPass(inputs, attended, softmax_stats, grad, layout, plan, wants_bias)
     fits = plan.tokens <= WHOLE_WINDOW and v.element_size() * v.shape[4] <= WHOLE_VECTOR_BYTES
     compute = backward_pass.whole_windows if fits else backward_pass.by_tiles
     for buffer, sums in zip(gradients[3:], compute(gradients[:3]), strict=True):
@@ -197,135 +161,118 @@ class _BackwardPass:
     """One backward pass, by `whole_windows` or `by_tiles`.
 
     Attributes:
-        inputs: q, k, v, bias table, scale, padded value.
-        results: The attended map, the softmax statistics, the gradient of the attended map.
-        where: Strides of q, k and v; strides of all other maps; numbers of the plan.
-        plan: The plan.
-        wants_bias: Whether to compute the gradient of the bias table.
+        inputs, layout: See `forward.attend`.
+        attended, softmax_stats, grad, plan, wants_bias: See `attend_fused_backward`.
     """
 
     inputs: tuple[Any, ...]
-    results: tuple[Tensor, Tensor, Tensor]
-    where: tuple[Any, ...]
+    attended: Tensor
+    softmax_stats: Tensor
+    grad: Tensor
+    layout: tuple[Any, ...]
     plan: WindowPlan
     wants_bias: bool
 
-    @property
-    def heads(self) -> int:
-        """The number of heads."""
-        return len(self.inputs[4])
+    def start(self, kernel: Any, programs: int, *arguments: Any) -> None:
+        """Launches a kernel; `arguments` are those after the inputs."""
+        start(kernel, programs, self.attended, (self.inputs, *arguments), _options())
 
     def buffer(self, *shape: int) -> Tensor:
         """New memory for the programs, in the dtype of sums."""
-        return self.results[1].new_empty(shape)
+        return self.softmax_stats.new_empty(shape)
 
     def padded_buffer(self, *shape: int) -> Tensor | None:
         """As `buffer`, for parts of the padded value's gradient; None if there is no padded value."""
         return None if self.inputs[5] is None else self.buffer(*shape, *self.inputs[5].shape)
 
-    def whole_windows(self, grad_maps: Sequence[Tensor]) -> Sums:
+    def whole_windows(self, grad_maps: tuple[Tensor, Tensor, Tensor]) -> Sums:
         """For windows of one tile: writes the gradients of q, k and v, and returns the other gradients."""
-        block = _block(self.plan.tokens, WHOLE_WINDOW)
-        table = TableGradient(self.inputs[3], self.plan, block, block, self.wants_bias)
-        all_windows = len(self.results[1])
-        splits = _splits(self.inputs[2].device, all_windows, self.heads)
-        grad_scale, grad_padded = self.buffer(splits, self.heads), self.padded_buffer(splits)
-        start(
-            backward.whole_windows,
-            splits * self.heads,
-            (*self.inputs, *self.results[1:], *grad_maps, table.buffer(splits), grad_scale, grad_padded),
-            (*self.where, all_windows, splits, self.heads),
-            _constants(self.plan, self.inputs[2], block, block)
-            | table.constants
-            | {"WANTS_BIAS": self.wants_bias}
-            | _options(),
-        )
+        _, _, v, bias_table, scale, _ = self.inputs
+        all_windows, heads, block = len(self.softmax_stats), len(scale), _block(self.plan.tokens, WHOLE_WINDOW)
+        table = TableGradient(bias_table, self.plan, block, block, self.wants_bias)
+        constants = _constants(self.plan, v, block, block, table.span)
+        splits = _splits(v.device, all_windows, heads)
+        grad_scale, grad_padded = self.buffer(splits, heads), self.padded_buffer(splits)
+        sums, counts = (table.buffer(splits), grad_scale, grad_padded), (all_windows, splits, heads)
+        maps = (self.softmax_stats, self.grad, grad_maps)
+        self.start(backward.whole_windows, splits * heads, *maps, sums, self.layout, *counts, constants)
         return table.total(), grad_scale.sum(0), None if grad_padded is None else grad_padded.sum(0)
 
-    def by_tiles(self, grad_maps: Sequence[Tensor]) -> Sums:
+    def by_tiles(self, grad_maps: tuple[Tensor, Tensor, Tensor]) -> Sums:
         """For windows of several tiles: writes the gradients of q, k and v, and returns the other gradients."""
-        attended, softmax_stats, grad = self.results
-        queries, keys = _blocks(self.plan, self.inputs[2])
-        query_tiles, key_tiles = -(-self.plan.tokens // queries), -(-self.plan.tokens // keys)
-        all_windows = len(softmax_stats)
-        constants = _constants(self.plan, self.inputs[2], queries, keys) | _options()
-        deltas = self.buffer(all_windows, self.heads, self.plan.tokens)
-        where = (*self.where, self.heads)
+        _, _, v, bias_table, scale, _ = self.inputs
+        all_windows, heads, (queries, keys) = len(self.softmax_stats), len(scale), _blocks(self.plan, v)
+        table = TableGradient(bias_table, self.plan, queries, keys, self.wants_bias)
+        constants = _constants(self.plan, v, queries, keys, table.span)
+        query_tiles, key_tiles = constants.query_tiles, constants.key_tiles
+        deltas, given = self.buffer(all_windows, heads, self.plan.tokens), (self.softmax_stats, self.grad)
 
-        grad_scale = self.buffer(all_windows, query_tiles, self.heads)
-        maps = (attended, softmax_stats, grad, grad_maps[0], grad_scale, deltas)
+        grad_scale = self.buffer(all_windows, query_tiles, heads)
         # With fewer keys at a time, tiles take half the registers, and more programs run at the same time.
-        few_keys = _constants(self.plan, self.inputs[2], queries, min(keys, 32)) | _options()
-        start(backward.to_queries, grad_scale.numel(), (*self.inputs, *maps), where, few_keys)
+        few_keys = _constants(self.plan, v, queries, min(keys, 32))
+        written = (grad_maps[0], grad_scale, deltas, self.layout, heads)
+        self.start(backward.to_queries, grad_scale.numel(), self.attended, *given, *written, few_keys)
 
         grad_padded = self.padded_buffer(all_windows, key_tiles)
-        maps = (softmax_stats, grad, grad_maps[1], grad_maps[2], grad_padded, deltas)
-        start(backward.to_keys, all_windows * key_tiles * self.heads, (*self.inputs, *maps), where, constants)
+        written = (*grad_maps[1:], grad_padded, deltas, self.layout, heads)
+        self.start(backward.to_keys, all_windows * key_tiles * heads, *given, *written, constants)
 
-        table = TableGradient(self.inputs[3], self.plan, queries, keys, self.wants_bias)
         if self.wants_bias:
             pairs = query_tiles * key_tiles
-            splits = _splits(self.inputs[2].device, all_windows, self.heads * pairs)
-            start(
-                backward.to_bias,
-                splits * pairs * self.heads,
-                (*self.inputs, softmax_stats, grad, table.buffer(splits), deltas),
-                (*self.where, all_windows, splits, self.heads),
-                constants | table.constants,
-            )
+            splits = _splits(v.device, all_windows, heads * pairs)
+            written = (table.buffer(splits), deltas, self.layout, all_windows, splits, heads)
+            self.start(backward.to_bias, splits * pairs * heads, *given, *written, constants)
         return table.total(), grad_scale.sum((0, 1)), None if grad_padded is None else grad_padded.sum((0, 1))
 
 
-def _exact(bias_table: Tensor, v: Tensor) -> Tensor:
-    """The table in the dtype of sums, contiguous."""
-    return bias_table.to(precise(v.dtype)).contiguous()
+def _kernel_inputs(
+    q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, padded_value: Tensor | None
+) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """The inputs as kernels need them, and the common strides of q, k and v without the last one.
 
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
-def _with_equal_strides(*maps: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The maps and their common strides without the last one. The maps are copied if their strides differ, if vectors
-    are not contiguous, or if offsets inside an image do not fit 32 bits."""
-    _, height, width, _, _ = maps[0].shape
-    _, down, across, _, along = maps[0].stride()
+    The maps are copied if their strides differ, if vectors are not contiguous, or if offsets inside an image do not fit
+    32 bits. The bias table is in the dtype of sums.
+    """
+    maps = (q, k, v)
+    _, height, width, _, _ = q.shape
+    _, down, across, _, along = q.stride()
     farthest = (height - 1) * down + (width - 1) * across
-    if any(each.stride() != maps[0].stride() for each in maps[1:]) or along != 1 or farthest >= 2**31:
-        maps = tuple(each.contiguous() for each in maps)
-    return maps, maps[0].stride()[:4]
+    if k.stride() != q.stride() or v.stride() != q.stride() or along != 1 or farthest >= 2**31:
+        maps = (q.contiguous(), k.contiguous(), v.contiguous())
+    padding = None if padded_value is None else padded_value.contiguous()
+    table = bias_table.to(precise(v.dtype)).contiguous()
+    return (*maps, table, scale.contiguous(), padding), maps[0].stride()[:4]
 
 
 def _numbers(plan: WindowPlan) -> tuple[int, ...]:
     return (*plan.grid, *plan.counts, *plan.shift)
 
 
-def _constants(plan: WindowPlan, v: Tensor, queries: int, keys: int) -> dict[str, Any]:
-    """Compile-time constants of all kernels. The dictionary is cached, so do not change it."""
+def _constants(plan: WindowPlan, v: Tensor, queries: int, keys: int, span: int = 0) -> Constants:
+    """What kernels with these tiles are compiled for."""
     # Not torch.get_float32_matmul_precision(): it raises an error if the newer setting was used, as by transformers.
     relaxed = v.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return _constants_of(plan, v.shape[4], v.dtype, queries, keys, relaxed)
+    return _constants_of(plan, v.shape[4], v.dtype, queries, keys, span, relaxed)
 
 
 # Cached, here and below: with small models, the GPU waits for the CPU, which launches the kernels.
 @lru_cache(maxsize=256)
 def _constants_of(
-    plan: WindowPlan, head_dim: int, dtype: torch.dtype, queries: int, keys: int, relaxed: bool
-) -> dict[str, Any]:
-    return {
-        "HEAD_DIM": head_dim,
-        "WINDOW_HEIGHT": plan.window[0],
-        "WINDOW_WIDTH": plan.window[1],
-        "MASK_PADDING": plan.mask_padding,
-        "PADDED": plan.padded_grid != plan.grid,
-        "HAS_REGIONS": not all(kind.is_single_region for kind in plan.kinds),
-        "UNEVEN": plan.tokens % queries != 0 or plan.tokens % keys != 0,
-        "BLOCK_QUERIES": queries,
-        "BLOCK_KEYS": keys,
-        "BLOCK_DIM": max(triton.next_power_of_2(head_dim), SMALLEST_BLOCK),
-        "PRECISE": tl.float64 if dtype == torch.float64 else tl.float32,
-        "INPUT_PRECISION": "tf32" if relaxed else "ieee",
-    }
+    plan: WindowPlan, head_dim: int, dtype: torch.dtype, queries: int, keys: int, span: int, relaxed: bool
+) -> Constants:
+    return Constants(
+        *plan.window,
+        mask_padding=plan.mask_padding,
+        has_regions=not all(kind.is_single_region for kind in plan.kinds),
+        padded=plan.padded_grid != plan.grid,
+        head_dim=head_dim,
+        block_dim=max(triton.next_power_of_2(head_dim), SMALLEST_BLOCK),
+        block_queries=queries,
+        block_keys=keys,
+        precise=tl.float64 if dtype == torch.float64 else tl.float32,
+        input_precision="tf32" if relaxed else "ieee",
+        span=span,
+    )
 
 
 @lru_cache(maxsize=256)

@@ -6,17 +6,16 @@ In: a kernel and its arguments. Out: nothing; it writes to its tensors.
 from typing import Any
 
 import torch
+from torch import Tensor
 
 PROGRAMS_PER_PROCESSOR = 4
 """For kernels in which each program computes several parts of the work and its own part of a sum."""
 
 
-def start(
-    kernel: Any, programs: int, tensors: tuple[Any, ...], numbers: tuple[Any, ...], constants: dict[str, Any]
-) -> None:
-    """Launches programs of a kernel on the device of its first tensor, which need not be the current device."""
-    with torch.cuda.device_of(tensors[0]):
-        kernel[(programs,)](*tensors, *numbers, **constants)
+def start(kernel: Any, programs: int, tensor: Tensor, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Launches programs of a kernel on the device of a tensor, which need not be the current device."""
+    with torch.cuda.device_of(tensor):
+        kernel[(programs,)](*arguments, **options)
 
 
 def most_programs(device: torch.device) -> int:

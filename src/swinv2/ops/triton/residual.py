@@ -59,7 +59,7 @@ class _AddNormalised(torch.autograd.Function):
             constants = _constants(branch_out, factors)
             tensors = (x.contiguous(), branch_out, weight.contiguous(), bias.contiguous(), factors, output, statistics)
             programs = triton.cdiv(count, constants["BLOCK_ROWS"])
-            start(norm.add_normalised, programs, tensors, (count, count // len(x)), constants | {"EPS": eps})
+            start(norm.add_normalised, programs, x, (*tensors, count, count // len(x)), constants | {"EPS": eps})
         ctx.dtypes = x.dtype, bias.dtype
         ctx.save_for_backward(branch_out, weight, factors, statistics)
         return output
@@ -78,7 +78,8 @@ class _AddNormalised(torch.autograd.Function):
         parts = statistics.new_empty(2, programs, branch_out.shape[-1])
         if count:
             tensors = (grad, branch_out, weight.contiguous(), factors, statistics, grad_branch_out, parts[0], parts[1])
-            start(norm.add_normalised_backward, programs, tensors, (count, count // len(branch_out), rounds), constants)
+            numbers = (count, count // len(branch_out), rounds)
+            start(norm.add_normalised_backward, programs, grad, (*tensors, *numbers), constants)
         grad_weight, grad_bias = parts.sum(1)
         return grad.to(dtype), grad_branch_out, grad_weight.to(weight.dtype), grad_bias.to(bias_dtype), None, None
 

@@ -4,8 +4,6 @@ In: the plan and the size of tiles. Out: the buffer for the programs, and the gr
 to the buffer.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -30,12 +28,11 @@ class TableGradient:
         self.sums: Tensor | None = None
 
     @property
-    def constants(self) -> dict[str, Any]:
-        """Compile-time constants of the kernels that write to the buffer."""
-        return {
-            "SPAN": _span(self.plan, self.queries) + _span(self.plan, self.keys),
-            "DETERMINISTIC": self.deterministic,
-        }
+    def span(self) -> int:
+        """See `backward._add_to_table`."""
+        if not (self.wanted and self.deterministic):
+            return 0
+        return _span(self.plan, self.queries) + _span(self.plan, self.keys)
 
     def buffer(self, splits: int) -> Tensor | None:
         """Allocates the buffer for the programs; None if the gradient is not wanted."""
@@ -43,7 +40,7 @@ class TableGradient:
         if not self.wanted:
             return None
         if self.deterministic:
-            shape = (splits * len(self._firsts()), len(self.bias_table), self.constants["SPAN"])
+            shape = (splits * len(self._firsts()), len(self.bias_table), self.span)
             self.sums = self.bias_table.new_empty(shape, dtype=dtype)
         else:
             self.sums = torch.zeros_like(self.bias_table, dtype=dtype)

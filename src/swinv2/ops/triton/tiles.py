@@ -3,9 +3,11 @@
 In: pointers, strides and integers. Out: tiles in registers. A tile is consecutive tokens of one window and one head. It
 is read from the unshifted map: index arithmetic computes the cyclic shift and the padding.
 
-Arguments in capitals are compile-time constants. `plan` is (height and width of the map, number of windows down and
-across, shift down and across). `strides` are those of images, rows, columns and heads.
+Arguments in capitals are compile-time constants; CONST is a `Constants`. `plan` is (height and width of the map, number
+of windows down and across, shift down and across). `strides` are those of images, rows, columns and heads.
 """
+
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
@@ -22,13 +24,77 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on the CPU."""
 
 
+@dataclass(frozen=True)
+class Constants:
+    """What a kernel of window attention is compiled for.
+
+    Kernels use `tl.full` instead of `tl.zeros`, which does not take these attributes as a shape in Triton 3.6.
+
+    Attributes:
+        window_height, window_width: Size of the windows.
+        mask_padding: Whether padding tokens are hidden.
+        has_regions: Whether a window has more than one region.
+        padded: Whether the map is padded to whole windows.
+        head_dim, block_dim: Channels of a head; the same, rounded up to a power of 2.
+        block_queries, block_keys: Queries and keys of a tile.
+        precise: dtype of sums.
+        input_precision: Precision of products in fp32, see `tl.dot`.
+        span: See `backward._add_to_table`.
+    """
+
+    window_height: int
+    window_width: int
+    mask_padding: bool
+    has_regions: bool
+    padded: bool
+    head_dim: int
+    block_dim: int
+    block_queries: int
+    block_keys: int
+    precise: tl.dtype
+    input_precision: str
+    span: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a window."""
+        return self.window_height * self.window_width
+
+    @property
+    def table(self) -> int:
+        """Entries of the bias table of one head."""
+        return (2 * self.window_height - 1) * (2 * self.window_width - 1)
+
+    @property
+    def query_tiles(self) -> int:
+        """Tiles of queries in a window."""
+        return -(-self.tokens // self.block_queries)
+
+    @property
+    def key_tiles(self) -> int:
+        """Tiles of keys in a window."""
+        return -(-self.tokens // self.block_keys)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether tiles extend beyond a window."""
+        return self.tokens % self.block_queries != 0 or self.tokens % self.block_keys != 0
+
+
 @triton.jit
-def multiply(left, right, PRECISE: tl.constexpr, INPUT_PRECISION: tl.constexpr):
-    """left @ right, with sums in PRECISE."""
+def find_task(heads, TILES: tl.constexpr):
+    """Head, tile and window of this program, which computes one of TILES tiles."""
+    program = tl.program_id(0)
+    return program % heads, program // heads % TILES, program // (heads * TILES)
+
+
+@triton.jit
+def multiply(left, right, CONST: tl.constexpr):
+    """left @ right, with sums in the dtype of sums."""
     if INTERPRETED:
         # The interpreter stores bf16 as integers and would multiply those.
-        left, right = left.to(PRECISE), right.to(PRECISE)
-    return tl.dot(left, right, input_precision=INPUT_PRECISION, out_dtype=PRECISE)
+        left, right = left.to(CONST.precise), right.to(CONST.precise)
+    return tl.dot(left, right, input_precision=CONST.input_precision, out_dtype=CONST.precise)
 
 
 @triton.jit
@@ -49,7 +115,7 @@ def _locate_along(window, offset, windows, shift, WINDOW: tl.constexpr):
 
 
 @triton.jit
-def locate(tokens, window, head, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr):
+def locate(tokens, window, head, plan, CONST: tl.constexpr):
     """Positions of a window's tokens in the map.
 
     Args:
@@ -61,9 +127,9 @@ def locate(tokens, window, head, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH
         Image, head, rows, columns, and whether a token is in the map (not padding).
     """
     down, across = plan[2], plan[3]
-    rows = _locate_along(window // across % down, tokens // WINDOW_WIDTH, down, plan[4], WINDOW_HEIGHT)
-    columns = _locate_along(window % across, tokens % WINDOW_WIDTH, across, plan[5], WINDOW_WIDTH)
-    own = (tokens < WINDOW_HEIGHT * WINDOW_WIDTH) & (rows < plan[0]) & (columns < plan[1])
+    rows = _locate_along(window // across % down, tokens // CONST.window_width, down, plan[4], CONST.window_height)
+    columns = _locate_along(window % across, tokens % CONST.window_width, across, plan[5], CONST.window_width)
+    own = (tokens < CONST.tokens) & (rows < plan[0]) & (columns < plan[1])
     return window // (down * across), head, rows, columns, own
 
 
@@ -78,12 +144,13 @@ def _region_along(window, offset, size, windows, shift, WINDOW: tl.constexpr, MA
 
 
 @triton.jit
-def _regions(tokens, window, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr, MASK_PADDING: tl.constexpr):
+def _regions(tokens, window, plan, CONST: tl.constexpr):
     """Regions of a window's tokens."""
-    down, across = plan[2], plan[3]
-    offsets = tokens // WINDOW_WIDTH, tokens % WINDOW_WIDTH
-    row = _region_along(window // across % down, offsets[0], plan[0], down, plan[4], WINDOW_HEIGHT, MASK_PADDING)
-    column = _region_along(window % across, offsets[1], plan[1], across, plan[5], WINDOW_WIDTH, MASK_PADDING)
+    HEIGHT: tl.constexpr = CONST.window_height
+    WIDTH: tl.constexpr = CONST.window_width
+    y, x, down, across = tokens // WIDTH, tokens % WIDTH, plan[2], plan[3]
+    row = _region_along(window // across % down, y, plan[0], down, plan[4], HEIGHT, CONST.mask_padding)
+    column = _region_along(window % across, x, plan[1], across, plan[5], WIDTH, CONST.mask_padding)
     return row * 3 + column
 
 
@@ -97,73 +164,59 @@ def _may_be_mixed_along(window, size, windows, shift, WINDOW: tl.constexpr, MASK
 
 
 @triton.jit
-def may_be_mixed(window, plan, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr, MASK_PADDING: tl.constexpr):
+def may_be_mixed(window, plan, CONST: tl.constexpr):
     """Whether a window may have more than one region; most windows have one."""
+    MASK_PADDING: tl.constexpr = CONST.mask_padding
     down, across = plan[2], plan[3]
-    return _may_be_mixed_along(
-        window // across % down, plan[0], down, plan[4], WINDOW_HEIGHT, MASK_PADDING
-    ) | _may_be_mixed_along(window % across, plan[1], across, plan[5], WINDOW_WIDTH, MASK_PADDING)
+    row = window // across % down
+    is_mixed = _may_be_mixed_along(row, plan[0], down, plan[4], CONST.window_height, MASK_PADDING)
+    return is_mixed | _may_be_mixed_along(window % across, plan[1], across, plan[5], CONST.window_width, MASK_PADDING)
 
 
 @triton.jit
-def hide(
-    logits,
-    queries,
-    keys,
-    window,
-    mixed,
-    plan,
-    WINDOW_HEIGHT: tl.constexpr,
-    WINDOW_WIDTH: tl.constexpr,
-    MASK_PADDING: tl.constexpr,
-    HAS_REGIONS: tl.constexpr,
-    UNEVEN: tl.constexpr,
-):
+def hide(logits, queries, keys, window, mixed, plan, CONST: tl.constexpr):
     """Sets logits to minus infinity for pairs in different regions and for keys beyond the window."""
-    if UNEVEN:
-        logits = tl.where((keys < WINDOW_HEIGHT * WINDOW_WIDTH)[None, :], logits, float("-inf"))
-    if HAS_REGIONS:  # noqa: SIM102 - HAS_REGIONS is known at compile time, `mixed` only at run time
+    if CONST.uneven:
+        logits = tl.where((keys < CONST.tokens)[None, :], logits, float("-inf"))
+    if CONST.has_regions:  # noqa: SIM102 - known at compile time; `mixed` is known only at run time
         if mixed:
-            of_queries = _regions(queries, window, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
-            of_keys = _regions(keys, window, plan, WINDOW_HEIGHT, WINDOW_WIDTH, MASK_PADDING)
+            of_queries, of_keys = _regions(queries, window, plan, CONST), _regions(keys, window, plan, CONST)
             logits = tl.where(of_queries[:, None] == of_keys[None, :], logits, float("-inf"))
     return logits
 
 
 @triton.jit
-def _point_to(feature_map, strides, locations, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+def _point_to(feature_map, strides, locations, CONST: tl.constexpr):
     """Pointers to the vectors of tokens, and the mask of valid pointers."""
     image, head, rows, columns, own = locations
-    dims = tl.arange(0, BLOCK_DIM)
+    dims = tl.arange(0, CONST.block_dim)
     start = feature_map + image.to(tl.int64) * strides[0] + head * strides[3]
     pointers = start + ((rows * strides[1] + columns * strides[2])[:, None] + dims[None, :])
-    return pointers, own[:, None] & (dims < HEAD_DIM)[None, :]
+    return pointers, own[:, None] & (dims < CONST.head_dim)[None, :]
 
 
 @triton.jit
-def load(feature_map, strides, locations, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+def load(feature_map, strides, locations, CONST: tl.constexpr):
     """Loads vectors of tokens; zeros for padding tokens."""
-    pointers, mask = _point_to(feature_map, strides, locations, HEAD_DIM, BLOCK_DIM)
+    pointers, mask = _point_to(feature_map, strides, locations, CONST)
     return tl.load(pointers, mask=mask, other=0.0)
 
 
 @triton.jit
-def load_values(
-    v, strides, padded_value, locations, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, PADDED: tl.constexpr
-):
-    """Loads values of tokens; `padded_value` (heads, HEAD_DIM) for padding tokens."""
-    values = load(v, strides, locations, HEAD_DIM, BLOCK_DIM)
-    if PADDED:
-        dims = tl.arange(0, BLOCK_DIM)
-        padding = tl.load(padded_value + locations[1] * HEAD_DIM + dims, mask=dims < HEAD_DIM, other=0.0)
+def load_values(v, strides, padded_value, locations, CONST: tl.constexpr):
+    """Loads values of tokens; `padded_value` (heads, head_dim) for padding tokens."""
+    values = load(v, strides, locations, CONST)
+    if CONST.padded:
+        dims = tl.arange(0, CONST.block_dim)
+        padding = tl.load(padded_value + locations[1] * CONST.head_dim + dims, mask=dims < CONST.head_dim, other=0.0)
         values = tl.where(locations[4][:, None], values, padding[None, :])
     return values
 
 
 @triton.jit
-def store(feature_map, strides, locations, vectors, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+def store(feature_map, strides, locations, vectors, CONST: tl.constexpr):
     """Writes vectors of tokens, without padding tokens."""
-    pointers, mask = _point_to(feature_map, strides, locations, HEAD_DIM, BLOCK_DIM)
+    pointers, mask = _point_to(feature_map, strides, locations, CONST)
     tl.store(pointers, rounded(vectors, feature_map.dtype.element_ty), mask=mask)
 
 
@@ -178,9 +231,9 @@ def reciprocal_of_root(squares, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def reciprocal_norms(vectors, PRECISE: tl.constexpr):
+def reciprocal_norms(vectors, CONST: tl.constexpr):
     """Reciprocal norms of vectors; a smaller norm than SMALLEST_NORM is replaced by it."""
-    precise = vectors.to(PRECISE)
+    precise = vectors.to(CONST.precise)
     return reciprocal_of_root(tl.maximum(tl.sum(precise * precise, 1), SMALLEST_SQUARE), vectors.dtype)
 
 
@@ -201,34 +254,22 @@ def _entries_of(tokens, WINDOW_WIDTH: tl.constexpr):
 
 
 @triton.jit
-def pair_entries(queries, keys, WINDOW_HEIGHT: tl.constexpr, WINDOW_WIDTH: tl.constexpr):
+def pair_entries(queries, keys, CONST: tl.constexpr):
     """Index of every pair's entry in the bias table of a head, and whether both tokens are inside the window."""
-    TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
-    MIDDLE: tl.constexpr = (2 * WINDOW_HEIGHT - 1) * (2 * WINDOW_WIDTH - 1) // 2
-    own, shared = _entries_of(queries, WINDOW_WIDTH)
-    key_own, key_shared = _entries_of(keys, WINDOW_WIDTH)
-    entries = (own + shared + MIDDLE)[:, None] - (key_own + key_shared)[None, :]
-    return entries, (queries < TOKENS)[:, None] & (keys < TOKENS)[None, :]
+    own, shared = _entries_of(queries, CONST.window_width)
+    key_own, key_shared = _entries_of(keys, CONST.window_width)
+    entries = (own + shared + CONST.table // 2)[:, None] - (key_own + key_shared)[None, :]
+    return entries, (queries < CONST.tokens)[:, None] & (keys < CONST.tokens)[None, :]
 
 
 @triton.jit
-def load_bias(
-    bias_table,
-    head,
-    queries,
-    keys,
-    WINDOW_HEIGHT: tl.constexpr,
-    WINDOW_WIDTH: tl.constexpr,
-    UNEVEN: tl.constexpr,
-):
+def load_bias(bias_table, head, queries, keys, CONST: tl.constexpr):
     """Loads the bias of every pair of tokens, in the dtype of the table; undefined for tokens beyond the window."""
-    TABLE: tl.constexpr = (2 * WINDOW_HEIGHT - 1) * (2 * WINDOW_WIDTH - 1)
-    TOKENS: tl.constexpr = WINDOW_HEIGHT * WINDOW_WIDTH
-    if UNEVEN:
-        queries, keys = tl.minimum(queries, TOKENS - 1), tl.minimum(keys, TOKENS - 1)
-    own, shared = _entries_of(queries, WINDOW_WIDTH)
-    pointers = (bias_table + head * TABLE + TABLE // 2 + (own + shared))[:, None]
-    own, shared = _entries_of(keys, WINDOW_WIDTH)
+    if CONST.uneven:
+        queries, keys = tl.minimum(queries, CONST.tokens - 1), tl.minimum(keys, CONST.tokens - 1)
+    own, shared = _entries_of(queries, CONST.window_width)
+    pointers = (bias_table + head * CONST.table + CONST.table // 2 + (own + shared))[:, None]
+    own, shared = _entries_of(keys, CONST.window_width)
     pointers = pointers - own[None, :] - shared[None, :]
     if INTERPRETED:
         return tl.load(pointers)

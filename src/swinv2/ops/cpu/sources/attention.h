@@ -91,6 +91,12 @@ INLINE void FN(read_vector)(REAL *to, const Map *map, long token, const Plan *pl
     FN(prefetch_next)(map, at, plan, head);
 }
 
+/* The vector of a padding token and head: that of `padding`, or zeros if it is NULL. */
+INLINE void FN(fill_vector)(REAL *to, const REAL *padding, const Plan *plan, long head, long dim) {
+    memset(to, 0, sizeof(REAL) * dim);
+    if (padding) memcpy(to, padding + head * plan->dim, sizeof(REAL) * plan->dim);
+}
+
 /* Scales the vectors of a panel to length 1; a zero vector stays zero. The factors of vectors that count as zero are
    negative. */
 INLINE void FN(scale_panel)(REAL *panel, long dim, REAL *factors) {
@@ -128,8 +134,7 @@ static void FN(read_transposed)(FN(Workspace) *work, REAL *transposed, const Map
             } else if (position >= 0) {
                 FN(read_vector)(copy, map, first + position, plan, head, dim);
             } else {
-                memset(copy, 0, sizeof(REAL) * dim);
-                if (token + i < tokens && padding) memcpy(copy, padding + head * plan->dim, sizeof(REAL) * plan->dim);
+                FN(fill_vector)(copy, token + i < tokens ? padding : NULL, plan, head, dim);
             }
         }
         for (long i = 0; i < PANEL; i += LANES)
@@ -249,60 +254,36 @@ INLINE long FN(begin_rows)(FN(Workspace) *work, const Plan *plan, const Map *q, 
     return rounded;
 }
 
+typedef struct {
+    const Map *q, *k, *v; /* the arguments of `attend` */
+    const Map *grad;      /* of its output, for gradients */
+    const Map *grad_q, *grad_k, *grad_v;
+    const Map *out; /* the output, without gradients */
+} FN(Maps);
+
 /* The attention of one window and head. */
-static void FN(attend_window)(FN(Workspace) *work, const Plan *plan, const Map *q, const Map *k, const Map *v, REAL scale,
-                              const REAL *padded_value, const Map *out, long first, long head) {
+static void FN(attend_window)(FN(Workspace) *work, const Plan *plan, const FN(Maps) *maps, REAL scale,
+                              const REAL *padded_value, long first, long head) {
     const long dim = work->dim, row = work->row;
-    FN(read_transposed)(work, work->transposed_key, k, plan, first, head, 1, NULL);
+    FN(read_transposed)(work, work->transposed_key, maps->k, plan, first, head, 1, NULL);
     for (long token = 0; token < work->tokens; token++) {
         REAL *vector = work->value + token * dim;
-        if (work->window.position[token] >= 0) {
-            FN(read_vector)(vector, v, first + work->window.position[token], plan, head, dim);
-            continue;
-        }
-        memset(vector, 0, sizeof(REAL) * dim);
-        if (padded_value) memcpy(vector, padded_value + head * plan->dim, sizeof(REAL) * plan->dim);
+        const long position = work->window.position[token];
+        if (position >= 0) FN(read_vector)(vector, maps->v, first + position, plan, head, dim);
+        else FN(fill_vector)(vector, padded_value, plan, head, dim);
     }
     for (long start = 0; start < work->window.queries; start += work->rows) {
         long count = smaller(work->rows, work->window.queries - start);
-        long rounded = FN(begin_rows)(work, plan, q, first, head, scale, start, count);
+        long rounded = FN(begin_rows)(work, plan, maps->q, first, head, scale, start, count);
         FN(weigh)(work->logits, row, count, work->keys, work->inverse_sum);
         FN(multiply)(rounded, dim, work->tokens, work->logits, row, 1, work->value, dim, PANEL, work->output, dim, 0);
         for (long i = 0; i < count; i++) {
             REAL *output = work->output + i * dim;
             FN(multiply_row)(output, dim, work->inverse_sum[i]);
             long token = first + work->window.position[work->window.query[start + i]];
-            FN(write)(out, token * out->stride + head * plan->dim, output, plan->dim);
+            FN(write)(maps->out, token * maps->out->stride + head * plan->dim, output, plan->dim);
         }
     }
-}
-
-/* Attention in all windows. Returns 0, or the bytes of workspace that it needs if `bytes` is too small.
-
-   table: (heads, 2 window_height - 1, 2 window_width - 1); scale: (heads); padded_value: (heads, dim), or NULL for zeros;
-   out: a map of the same tokens as q, k and v. */
-long FN(attend)(const Plan *plan, const Map *q, const Map *k, const Map *v, const REAL *table, const REAL *scale,
-               const REAL *padded_value, const Map *out, long threads, char *memory, long bytes) {
-    long windows = windows_down(plan) * windows_across(plan), tasks = plan->images * windows * plan->heads;
-    threads = smaller(threads, tasks);
-    if (threads < 1) return 0;
-    FN(Workspace) sizes;
-    long thread_bytes = FN(lay_out_workspace)(&sizes, plan, 0, NULL);
-    if (bytes < thread_bytes * threads) return thread_bytes * threads;
-#pragma omp parallel num_threads(threads)
-    {
-        long me = omp_get_thread_num(), team = omp_get_num_threads();
-        FN(Workspace) work = {0};
-        memset(memory + me * thread_bytes, 0, thread_bytes);
-        FN(lay_out_workspace)(&work, plan, 0, memory + me * thread_bytes);
-        for (long task = share(tasks, me, team), begin = task; task < share(tasks, me + 1, team); task++) {
-            long head = task % plan->heads, window = task / plan->heads % windows;
-            long first = task / plan->heads / windows * plan->height * plan->width;
-            FN(move_to)(&work, plan, window, head, table, task == begin);
-            FN(attend_window)(&work, plan, q, k, v, scale[head], padded_value, out, first, head);
-        }
-    }
-    return 0;
 }
 
 /* The gradient dx of a vector x that was scaled to y = f x of a certain length, from y and dy; dx replaces dy:
@@ -335,12 +316,6 @@ static void FN(add_members)(REAL *to, const double *first, long count, long memb
         to[i] = sum;
     }
 }
-
-typedef struct {
-    const Map *q, *k, *v; /* the arguments of `attend` */
-    const Map *grad;      /* of its output */
-    const Map *grad_q, *grad_k, *grad_v;
-} FN(Maps);
 
 /* The gradients of one window and head. */
 static void FN(attend_window_backward)(FN(Workspace) *work, const Plan *plan, const FN(Maps) *maps, REAL scale,
@@ -399,7 +374,52 @@ static void FN(attend_window_backward)(FN(Workspace) *work, const Plan *plan, co
             work->grad_table[(head + 1) * work->table - 1 - i] += work->grad_reversed[i];
 }
 
-/* The gradients of `attend`. Returns 0, or the bytes of workspace that it needs if `bytes` is too small.
+/* Attention in all windows, or its gradients if maps->grad is given. Returns 0, or the bytes of workspace that it needs if
+   `bytes` is too small. */
+static long FN(attend_all)(const Plan *plan, const FN(Maps) *maps, const REAL *table, const REAL *scale,
+                           const REAL *padded_value, REAL *grad_table, REAL *grad_scale, REAL *grad_padded, long threads,
+                           char *memory, long bytes) {
+    const int with_gradients = maps->grad != NULL;
+    long windows = windows_down(plan) * windows_across(plan), tasks = plan->images * windows * plan->heads, members = 1;
+    FN(Workspace) sizes;
+    long thread_bytes = FN(lay_out_workspace)(&sizes, plan, with_gradients, NULL);
+    threads = smaller(threads, tasks) > 1 ? smaller(threads, tasks) : 1;
+    if (bytes < thread_bytes * threads) return thread_bytes * threads;
+#pragma omp parallel num_threads(threads)
+    {
+        long me = omp_get_thread_num(), team = omp_get_num_threads();
+        FN(Workspace) work = {0};
+        memset(memory + me * thread_bytes, 0, thread_bytes);
+        FN(lay_out_workspace)(&work, plan, with_gradients, memory + me * thread_bytes);
+        for (long task = share(tasks, me, team), begin = task; task < share(tasks, me + 1, team); task++) {
+            long head = task % plan->heads, window = task / plan->heads % windows;
+            long first = task / plan->heads / windows * plan->height * plan->width;
+            FN(move_to)(&work, plan, window, head, table, task == begin);
+            if (with_gradients)
+                FN(attend_window_backward)(&work, plan, maps, scale[head], padded_value, first, head, grad_table != NULL);
+            else FN(attend_window)(&work, plan, maps, scale[head], padded_value, first, head);
+        }
+        if (me == 0) members = team;
+    }
+    if (!with_gradients) return 0;
+    FN(lay_out_workspace)(&sizes, plan, 1, memory);
+    FN(add_members)(grad_table, sizes.grad_table, plan->heads * sizes.table, members, thread_bytes);
+    FN(add_members)(grad_scale, sizes.grad_scale, plan->heads, members, thread_bytes);
+    FN(add_members)(grad_padded, sizes.grad_padded, plan->heads * plan->dim, members, thread_bytes);
+    return 0;
+}
+
+/* Attention in all windows; returns as `attend_all`.
+
+   table: (heads, 2 window_height - 1, 2 window_width - 1); scale: (heads); padded_value: (heads, dim), or NULL for zeros;
+   out: a map of the same tokens as q, k and v. */
+long FN(attend)(const Plan *plan, const Map *q, const Map *k, const Map *v, const REAL *table, const REAL *scale,
+               const REAL *padded_value, const Map *out, long threads, char *memory, long bytes) {
+    const FN(Maps) maps = {q, k, v, NULL, NULL, NULL, NULL, out};
+    return FN(attend_all)(plan, &maps, table, scale, padded_value, NULL, NULL, NULL, threads, memory, bytes);
+}
+
+/* The gradients of `attend`; returns as `attend_all`.
 
    grad: of the output; grad_q, grad_k, grad_v: maps to be written; grad_table, grad_scale, grad_padded: to be written, of
    the shapes of table, scale and padded_value; grad_table may be NULL. */
@@ -407,30 +427,6 @@ long FN(attend_backward)(const Plan *plan, const Map *grad, const Map *q, const 
                         const REAL *scale, const REAL *padded_value, const Map *grad_q, const Map *grad_k,
                         const Map *grad_v, REAL *grad_table, REAL *grad_scale, REAL *grad_padded, long threads, char *memory,
                         long bytes) {
-    long windows = windows_down(plan) * windows_across(plan), tasks = plan->images * windows * plan->heads;
-    FN(Maps) maps = {q, k, v, grad, grad_q, grad_k, grad_v};
-    FN(Workspace) sizes;
-    long thread_bytes = FN(lay_out_workspace)(&sizes, plan, 1, NULL);
-    threads = smaller(threads, tasks) > 1 ? smaller(threads, tasks) : 1;
-    if (bytes < thread_bytes * threads) return thread_bytes * threads;
-    long members = 1;
-#pragma omp parallel num_threads(threads)
-    {
-        long me = omp_get_thread_num(), team = omp_get_num_threads();
-        FN(Workspace) work = {0};
-        memset(memory + me * thread_bytes, 0, thread_bytes);
-        FN(lay_out_workspace)(&work, plan, 1, memory + me * thread_bytes);
-        for (long task = share(tasks, me, team), begin = task; task < share(tasks, me + 1, team); task++) {
-            long head = task % plan->heads, window = task / plan->heads % windows;
-            long first = task / plan->heads / windows * plan->height * plan->width;
-            FN(move_to)(&work, plan, window, head, table, task == begin);
-            FN(attend_window_backward)(&work, plan, &maps, scale[head], padded_value, first, head, grad_table != NULL);
-        }
-        if (me == 0) members = team;
-    }
-    FN(lay_out_workspace)(&sizes, plan, 1, memory);
-    FN(add_members)(grad_table, sizes.grad_table, plan->heads * sizes.table, members, thread_bytes);
-    FN(add_members)(grad_scale, sizes.grad_scale, plan->heads, members, thread_bytes);
-    FN(add_members)(grad_padded, sizes.grad_padded, plan->heads * plan->dim, members, thread_bytes);
-    return 0;
+    const FN(Maps) maps = {q, k, v, grad, grad_q, grad_k, grad_v, NULL};
+    return FN(attend_all)(plan, &maps, table, scale, padded_value, grad_table, grad_scale, grad_padded, threads, memory, bytes);
 }
