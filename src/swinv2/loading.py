@@ -70,9 +70,17 @@ def read_config(name: str) -> Swinv2Config:
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise UsageError(f"there is no folder {name!r}; expected {_EXPECTED}.")
     try:
-        fields, _ = PreTrainedConfig.get_config_dict(str(folder) if folder.is_dir() else name)
+        fields, _ = PreTrainedConfig.get_config_dict(_expand(name))
     except (OSError, ValueError) as error:
-        raise _unreachable(name, folder.is_dir(), error) from error
+        if folder.is_dir():
+            raise UsageError(f"the config.json in {name!r} cannot be read: {first_sentence(error)}.") from error
+        close = difflib.get_close_matches(name, CHECKPOINTS, 1, cutoff=0.8)
+        hint = f" Did you mean {close[0]}?" if close and close[0] != name else ""
+        raise UsageError(
+            f"{name!r} is not a folder, and cannot be loaded from the Hugging Face hub: {first_sentence(error)}."
+            f"{hint} Check the name and the network, or give a folder. Without --model, classify uses the model in "
+            "this package, which needs no network."
+        ) from error
     model_type = fields.get("model_type")
     if model_type != "swinv2":
         raise UsageError(
@@ -104,10 +112,8 @@ def load_model(model_class: type[Model], name: str, device: torch.device, dtype:
             f"the model {name!r} takes images of {config.num_channels} channels; this command needs a model of 3 (red, "
             "green, blue). Load it in Python instead, with from_pretrained."
         )
-    folder = Path(name).expanduser()
-    source = str(folder) if folder.is_dir() else name
     try:
-        loaded: Any = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **fields)
+        loaded: Any = model_class.from_pretrained(_expand(name), dtype=dtype, output_loading_info=True, **fields)
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise UsageError(f"the weights of {name!r} cannot be loaded: {first_sentence(error)}.") from error
     model, report = loaded
@@ -126,9 +132,8 @@ def load_processor(name: str) -> Any:
     Raises:
         UsageError: The model has none.
     """
-    folder = Path(name).expanduser()
     try:
-        return AutoImageProcessor.from_pretrained(str(folder) if folder.is_dir() else name, trust_remote_code=False)
+        return AutoImageProcessor.from_pretrained(_expand(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"the model {name!r} has no image processor (preprocessor_config.json), so its image size and "
@@ -136,16 +141,10 @@ def load_processor(name: str) -> Any:
         ) from error
 
 
-def _unreachable(name: str, is_folder: bool, error: Exception) -> UsageError:
-    if is_folder:
-        return UsageError(f"the config.json in {name!r} cannot be read: {first_sentence(error)}.")
-    close = difflib.get_close_matches(name, CHECKPOINTS, 1, cutoff=0.8)
-    hint = f" Did you mean {close[0]}?" if close and close[0] != name else ""
-    return UsageError(
-        f"{name!r} is not a folder, and cannot be loaded from the Hugging Face hub: {first_sentence(error)}."
-        f"{hint} Check the name and the network, or give a folder. Without --model, classify uses the model in this "
-        "package, which needs no network."
-    )
+def _expand(name: str) -> str:
+    """The path of a folder, which may begin with "~"; any other name unchanged."""
+    folder = Path(name).expanduser()
+    return str(folder) if folder.is_dir() else name
 
 
 def label_names(config: Swinv2Config) -> list[str]:

@@ -74,7 +74,7 @@ _SCALING = (
 )
 # fmt: off
 # name, paper's name, embed_dim, depths, num_heads, image_size, window_size, extra_norm_period, parameters, stated, ...
-_PRESETS = (
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (
     Preset("tiny", "SwinV2-T", 96, (2, 2, 6, 2), (3, 6, 12, 24), 256, 8, 0,
          27_578_154, "28.35", True, _PAPER),
     Preset("small", "SwinV2-S", 96, (2, 2, 18, 2), (3, 6, 12, 24), 256, 8, 0,
@@ -89,10 +89,8 @@ _PRESETS = (
          1_060_976_996, "1060.98", False, _SCALING),
     Preset("giant-3b", "SwinV2-G", 512, (2, 2, 42, 4), (16, 32, 64, 128), 192, 12, 6,
          2_997_843_680, "3001.9", True, _PAPER),
-)
+)}
 # fmt: on
-
-PRESETS: dict[str, Preset] = {size.name: size for size in _PRESETS}
 """The presets by name, smallest first."""
 
 

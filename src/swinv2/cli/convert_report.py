@@ -21,11 +21,6 @@ def _windows(window_size: Windows, stages: int) -> str:
     return ",".join(sizes[:1] if len(set(sizes)) == 1 else sizes)
 
 
-def _short(label: str) -> str:
-    """The first name of a class with several names."""
-    return label.partition(",")[0]
-
-
 def _change(before: Pair, after: Pair) -> str:
     return as_typed(before) if before == after else f"{as_typed(before)} -> {as_typed(after)}"
 
@@ -45,9 +40,10 @@ def print_conversion(report: ConversionReport, console: Console) -> None:
             f"{', '.join(as_typed(stage.learned_window) for stage in report.stages)} (from "
             f"{report.sources['pre-training windows']})"
         ),
+        # The first name of each class, which may have several.
         "classes": "none"
         if report.num_labels is None
-        else f"{report.num_labels}: {', '.join(_short(label) for label in report.labels)} ...",
+        else f"{report.num_labels}: {', '.join(label.partition(',')[0] for label in report.labels)} ...",
         "images": report.processor,
         "left out": f"{report.left_out} tensors that follow from sizes",
     }

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from swinv2.config import StageSpec, Swinv2Config
+from swinv2.config import Swinv2Config
+from swinv2.convert.dialects.limits import with_equivalent_square
 from swinv2.convert.dialects.rules import MODEL
-from swinv2.convert.dialects.squares import with_equivalent_square
 from swinv2.convert.files import CONFIG, PROCESSOR, WEIGHTS, check_learned, open_weights
+from swinv2.convert.hints import SizeHints
 from swinv2.convert.labels import published_names
 from swinv2.convert.processors import describe_processor, make_processor, resize_processor
 from swinv2.convert.recognise import Recognised, recognise
-from swinv2.convert.sizes.metadata import SizeHints
 from swinv2.convert.write import SWINV2, check_format, check_output, write_folder
 from swinv2.errors import UsageError, first_sentence
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
@@ -104,14 +104,6 @@ class ConversionReport:
     notes: list[str] = field(default_factory=list[str])
 
 
-@dataclass
-class _Loaded:
-    model: Swinv2PreTrainedModel
-    processor: dict[str, Any]
-    recognised: Recognised
-    notes: list[str]
-
-
 def load(
     name: str | os.PathLike[str],
     image_size: int | Pair | None = None,
@@ -152,12 +144,11 @@ def load(
         Traceback (most recent call last):
         swinv2.errors.UsageError: there is no file or folder 'swin_v2_t.pth' (no such file or directory).
     """
-    loaded = _load(os.fspath(name), SizeHints(trained_image_size, trained_window_size, pretrained_window_sizes))
-    if image_size is not None or window_size is not None:
-        _replan(loaded, image_size, window_size)
-    for note in loaded.notes:
+    given = SizeHints(trained_image_size, trained_window_size, pretrained_window_sizes)
+    model, _, recognised = _load(os.fspath(name), given, image_size, window_size)
+    for note in recognised.notes:
         logger.info(note)
-    return loaded.model
+    return model
 
 
 def convert(
@@ -186,45 +177,50 @@ def convert(
     folder = None if output is None else Path(output)
     if folder is not None:
         check_output(folder)
-    loaded = _load(source, SizeHints(trained_image_size, trained_window_size, pretrained_window_sizes))
-    before = loaded.model.config
-    if image_size is not None or window_size is not None:
-        _replan(loaded, image_size, window_size)
-    check_format(loaded.model, format)
-    recognised, config = loaded.recognised, loaded.model.config
-    has_labels = isinstance(loaded.model, Swinv2ForImageClassification)
+    given = SizeHints(trained_image_size, trained_window_size, pretrained_window_sizes)
+    model, processor, recognised = _load(source, given, image_size, window_size)
+    before, config = recognised.config, model.config
+    check_format(model, format)
+    has_labels = isinstance(model, Swinv2ForImageClassification)
     report = ConversionReport(
         source=source,
-        dialect=recognised.dialect.name,
-        model_class=type(loaded.model).__name__,
-        parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
-        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        dialect=recognised.reading.dialect.name,
+        model_class=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
         left_out=len(recognised.reading.buffers),
         image_size=as_pair("image_size", before.image_size),
         new_image_size=as_pair("image_size", config.image_size),
         window_size=plain_windows(before.stage_windows),
         new_window_size=plain_windows(config.stage_windows),
-        sources=recognised.sizes.sources,
+        sources=recognised.sources,
         num_labels=config.num_labels if has_labels else None,
         labels=label_names(config)[:3] if has_labels else [],
-        processor=describe_processor(loaded.processor),
-        stages=[_stage(old, new) for old, new in zip(before.stages(), config.stages(), strict=True)],
+        processor=describe_processor(processor),
+        stages=[
+            StageReport(
+                *(old.name, old.depth, old.dim, old.num_heads, old.grid, old.window, old.shift),
+                *(new.grid, new.window, new.shift, new.learned_window),
+            )
+            for old, new in zip(before.stages(), config.stages(), strict=True)
+        ],
         format=format,
-        notes=loaded.notes,
+        notes=recognised.notes + _lost(model, format),
     )
-    report.notes += _lost(loaded.model, format)
     if folder is not None:
-        report.files = write_folder(loaded.model, loaded.processor, folder, format)
+        report.files = write_folder(model, processor, folder, format)
         report.output = str(folder)
     return report
 
 
-def _load(source: str, given: SizeHints) -> _Loaded:
+def _load(
+    source: str, given: SizeHints, image_size: int | Pair | None, window_size: Windows | None
+) -> tuple[Swinv2PreTrainedModel, dict[str, Any], Recognised]:
+    """Makes the model with the wanted sizes, and its image processor; adds further notes to the recognised network."""
     weights = open_weights(_find(source))
     recognised = recognise(weights, given)
-    config, learned = recognised.sizes.config, recognised.reading.tensors
+    config, notes, learned = recognised.config, recognised.notes, recognised.reading.tensors
     dtype = check_learned(learned, recognised.reading.their_names)
-    notes = [*weights.notes, *recognised.notes]
     types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in learned.values()})
     if len(types) > 1:
         notes.append(
@@ -243,14 +239,20 @@ def _load(source: str, given: SizeHints) -> _Loaded:
     model.load_state_dict(own, assign=True)
     model.eval()
     model.config.dtype = dtype
+    old_size = as_pair("image_size", config.image_size)
     processor = weights.processor
     if processor is None:
-        size = as_pair("image_size", config.image_size)
-        processor = make_processor(recognised.dialect.name, size, config.embed_dim, weights.config)
-    return _Loaded(model, processor, recognised, notes)
+        processor = make_processor(recognised.reading.dialect.name, old_size, config.embed_dim, weights.config)
+    if image_size is not None or window_size is not None:
+        notes += _resize(model, old_size if image_size is None else image_size, window_size)
+        new_size = as_pair("image_size", model.config.image_size)
+        if new_size != old_size:
+            processor = resize_processor(processor, new_size)
+    return model, processor, recognised
 
 
 def _find(source: str) -> Path:
+    """The path of a source; the folder of a name on the hub is downloaded."""
     path = Path(source).expanduser()
     if os.path.lexists(path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         return path
@@ -289,29 +291,26 @@ def _name_labels(config: Swinv2Config, stated: Mapping[str, Any]) -> list[str]:
     return [note]
 
 
-def _replan(loaded: _Loaded, image_size: int | Pair | None, window_size: Windows | None) -> None:
-    """Changes image size and windows, and adds notes on the changes."""
-    model, before = loaded.model, loaded.model.config
-    old_size = as_pair("image_size", before.image_size)
+def _resize(model: Swinv2PreTrainedModel, image_size: int | Pair, window_size: Windows | None) -> list[str]:
+    """Changes image size and windows, and returns notes on the changes."""
+    before = model.config
     try:
-        model.set_image_size(old_size if image_size is None else image_size, window_size)
-        new_size = as_pair("image_size", model.config.image_size)
+        model.set_image_size(image_size, window_size)
     except ValueError as error:
         raise UsageError(f"these sizes are impossible: {error}") from error
-    if new_size != old_size:
-        loaded.processor = resize_processor(loaded.processor, new_size)
     changed = [
         f"stage {new.index + 1} from {in_words(old.window)} to {in_words(new.window)}"
         for old, new in zip(before.stages(), model.config.stages(), strict=True)
         if old.window != new.window
     ]
     learned = ", ".join(in_words(spec.learned_window) for spec in model.config.stages())
-    loaded.notes.append(
+    notes = [
         f"Windows: {', '.join(changed) if changed else 'no stage has another one'}. The position bias is extrapolated "
         f"from the windows in which it was learned, {learned}; no weight was changed."
-    )
-    if before.use_absolute_embeddings and new_size != old_size:
-        loaded.notes.append("The absolute position embeddings were resampled to the new map (bicubic).")
+    ]
+    if before.use_absolute_embeddings and before.patch_grid != model.config.patch_grid:
+        notes.append("The absolute position embeddings were resampled to the new map (bicubic).")
+    return notes
 
 
 def _lost(model: Swinv2PreTrainedModel, format: str) -> list[str]:
@@ -335,8 +334,3 @@ def _lost(model: Swinv2PreTrainedModel, format: str) -> list[str]:
             f"{model.config.norm_targets}); the reconstruction is the same."
         )
     return notes
-
-
-def _stage(old: StageSpec, new: StageSpec) -> StageReport:
-    sizes = old.name, old.depth, old.dim, old.num_heads, old.grid, old.window, old.shift
-    return StageReport(*sizes, new.grid, new.window, new.shift, new.learned_window)

@@ -82,19 +82,25 @@ def open_weights(source: Path) -> Weights:
     """
     try:
         mode = os.stat(source).st_mode
+        inside = os.listdir(source) if stat.S_ISDIR(mode) else None
     except OSError as error:
         raise UsageError(_why_missing(source, error)) from error
-    if stat.S_ISDIR(mode):
-        file = _inside(source)
+    if inside is not None:
+        name = next((name for name in WEIGHTS if name in inside), None)
+        if name is None:
+            raise UsageError(
+                f"the folder {str(source)!r} has no weights: none of {', '.join(WEIGHTS)}. Name the file itself."
+            )
+        file = source / name
     elif stat.S_ISREG(mode):
         file = source
     else:
         raise UsageError(f"{str(source)!r} is neither a file nor a folder; expected a file of weights.")
     notes: list[str] = []
-    config = _without_code(_read_json(source / CONFIG)) if file is not source else None
-    processor = _without_code(_read_json(source / PROCESSOR)) if file is not source else None
+    config = _read_json(source / CONFIG) if file is not source else None
+    processor = _read_json(source / PROCESSOR) if file is not source else None
     content = _read_shards(source) if file.name == INDEX else _read_file(file)
-    tensors = _check(_without_outer(_unwrap(content, file, notes), notes), file)
+    tensors = _check_plain(_unwrap(content, file, notes), file)
     return Weights(tensors, source.stem if file is source else source.resolve().name, config, processor, notes)
 
 
@@ -106,18 +112,8 @@ def _why_missing(source: Path, error: OSError) -> str:
     return f"there is no file or folder {str(source)!r} ({(error.strerror or str(error)).lower()})."
 
 
-def _inside(folder: Path) -> Path:
-    try:
-        present = set(os.listdir(folder))
-    except OSError as error:
-        raise UsageError(_why_missing(folder, error)) from error
-    for name in WEIGHTS:
-        if name in present:
-            return folder / name
-    raise UsageError(f"the folder {str(folder)!r} has no weights: none of {', '.join(WEIGHTS)}. Name the file itself.")
-
-
 def _read_json(path: Path) -> dict[str, Any] | None:
+    """The fields in a file, without those that name code; None if the file does not exist."""
     if not os.path.lexists(path):
         return None
     try:
@@ -126,11 +122,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         raise UsageError(f"{str(path)!r} cannot be read: {error}.") from error
     if not isinstance(content, dict):
         raise UsageError(f"{str(path)!r} contains {type(content).__name__}; expected an object with fields.")
-    return content
-
-
-def _without_code(fields: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if fields is None else {name: value for name, value in fields.items() if name not in _CODE}
+    return {name: value for name, value in content.items() if name not in _CODE}
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
@@ -167,7 +159,13 @@ def _read_file(file: Path) -> Any:
         if is_safetensors:
             return load_file(file)
         if is_archive:
-            _check_archive(file)
+            # torch does not verify the checksums of its archives.
+            with zipfile.ZipFile(file) as archive:
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                    raise UsageError(f"{str(file)!r} is a TorchScript program, which is code. {_SAVE_ANEW}")
+                broken = archive.testzip()
+            if broken is not None:
+                raise UsageError(f"{str(file)!r} is damaged: the checksum of {broken!r} in it is wrong.")
         # torch warns about files for which an error is raised, here or by later checks.
         with warnings.catch_warnings(), torch.serialization.safe_globals(_SETTINGS):
             warnings.simplefilter("ignore")
@@ -199,29 +197,17 @@ def _check_digest_in_name(file: Path) -> None:
         )
 
 
-def _check_archive(file: Path) -> None:
-    # torch does not verify the checksums of its archives.
-    with zipfile.ZipFile(file) as archive:
-        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-            raise UsageError(f"{str(file)!r} is a TorchScript program, which is code. {_SAVE_ANEW}")
-        broken = archive.testzip()
-    if broken is not None:
-        raise UsageError(f"{str(file)!r} is damaged: the checksum of {broken!r} in it is wrong.")
-
-
 def _unwrap(content: Any, file: Path, notes: list[str]) -> Mapping[str, Any]:
+    """Takes the network out of what training scripts put around it, and adds notes on that."""
     if not isinstance(content, Mapping):
         raise UsageError(f"{str(file)!r} contains {type(content).__name__}; expected tensors by name.")
+    tensors: Mapping[str, Any] = content
     inner = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
-    if inner is None:
-        return content
-    unread = [str(name) for name in content if name != inner]
-    if unread:
-        notes.append(f"Only {inner!r} was read from the file; not read: {', '.join(map(repr, unread))}.")
-    return content[inner]
-
-
-def _without_outer(tensors: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
+    if inner is not None:
+        tensors = content[inner]
+        unread = [str(name) for name in content if name != inner]
+        if unread:
+            notes.append(f"Only {inner!r} was read from the file; not read: {', '.join(map(repr, unread))}.")
     while tensors and all(isinstance(name, str) for name in tensors):
         outer = next((prefix for prefix in _OUTER if all(name.startswith(prefix) for name in tensors)), None)
         if outer is None:
@@ -231,7 +217,7 @@ def _without_outer(tensors: Mapping[str, Any], notes: list[str]) -> Mapping[str,
     return tensors
 
 
-def _check(tensors: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
+def _check_plain(tensors: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
     if not tensors:
         raise UsageError(f"{str(file)!r} contains no tensor.")
     odd = [

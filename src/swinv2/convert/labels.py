@@ -18,10 +18,7 @@ IMAGENET_1K, IMAGENET_22K = 1000, 21841
 
 
 def published_names(num_labels: int) -> tuple[list[str] | None, str]:
-    """Names of the classes of a published classifier.
-
-    Args:
-        num_labels: Number of classes.
+    """Names of the classes of a published classifier with so many classes.
 
     Returns:
         The names in the order of the scores, None if they are not known; and a sentence about their source.

@@ -57,7 +57,18 @@ def make_processor(dialect: str, image_size: Pair, embed_dim: int, config: Mappi
     crop = Crop(224 / 256, False) if max(image_size) < _UNCROPPED else SQUASH
     if dialect == "timm":
         stated = (config or {}).get("pretrained_cfg") or {}
-        crop = _timms_crop(stated, 0.9 if max(image_size) < _UNCROPPED else 1.0)
+        share = stated.get("crop_pct", 0.9 if max(image_size) < _UNCROPPED else 1.0)
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise UsageError(
+                f"config.json next to the weights asks for crop_pct {share!r}; expected a share, such as 0.9."
+            )
+        mode = stated.get("crop_mode", "center")
+        if mode not in ("center", "squash"):
+            raise UsageError(
+                f"config.json next to the weights asks for crop_mode {mode!r}, which no image processor of "
+                "transformers has; expected center or squash. To ignore config.json, give the file of weights itself."
+            )
+        crop = Crop(float(share), mode == "squash")
         interpolation = stated.get("interpolation", "bicubic")
         fields["image_mean"], fields["image_std"] = list(stated.get("mean", MEAN)), list(stated.get("std", STD))
         if interpolation not in _INTERPOLATIONS:
@@ -71,25 +82,8 @@ def make_processor(dialect: str, image_size: Pair, embed_dim: int, config: Mappi
     return {**fields, **_sizes(image_size, crop)}
 
 
-def _timms_crop(stated: Mapping[str, Any], share: float) -> Crop:
-    share, mode = stated.get("crop_pct", share), stated.get("crop_mode", "center")
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise UsageError(f"config.json next to the weights asks for crop_pct {share!r}; expected a share, such as 0.9.")
-    if mode not in ("center", "squash"):
-        raise UsageError(
-            f"config.json next to the weights asks for crop_mode {mode!r}, which no image processor of transformers "
-            "has; expected center or squash. To ignore config.json, give the file of weights itself."
-        )
-    return Crop(float(share), mode == "squash")
-
-
 def resize_processor(fields: Mapping[str, Any], image_size: Pair) -> dict[str, Any]:
-    """Changes a processor's image size; the kind and the share of its crop do not change.
-
-    Args:
-        fields: Fields of an image processor.
-        image_size: The new size.
-    """
+    """Changes a processor's image size; the kind and the share of its crop do not change."""
     crop = crop_of(fields)
     replaced = ("size", "crop_size", "do_center_crop", "crop_pct", "image_processor_type", "feature_extractor_type")
     kept = {name: value for name, value in fields.items() if name not in replaced}

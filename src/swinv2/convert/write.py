@@ -16,6 +16,7 @@ the last 3    also preprocessor_config.json, so that converting the folder back 
 ============  ==========================================================================================
 """
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -27,16 +28,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from swinv2.config import Swinv2Config
+from swinv2.convert.dialects.limits import with_equivalent_square
 from swinv2.convert.dialects.microsoft import MICROSOFT, SIMMIM
 from swinv2.convert.dialects.mmpretrain import MMPRETRAIN
-from swinv2.convert.dialects.rules import MODEL, Dialect, Template, write
-from swinv2.convert.dialects.squares import with_equivalent_square
+from swinv2.convert.dialects.rules import MODEL, Dialect, fill, write
 from swinv2.convert.dialects.timm import TIMM
 from swinv2.convert.dialects.torchvision import TORCHVISION
 from swinv2.convert.dialects.transformers import TRANSFORMERS
 from swinv2.convert.files import CONFIG, PROCESSOR
 from swinv2.convert.processors import crop_of, interpolation_name
-from swinv2.convert.sizes.buffers import make_table
+from swinv2.convert.tables import make_table
 from swinv2.disk import whole_folder
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
@@ -67,11 +68,7 @@ def check_output(output: Path) -> None:
 
 
 def check_format(model: Swinv2PreTrainedModel, format: str) -> None:
-    """Checks that a library's network computes the same as a model of ours.
-
-    Args:
-        model: The model.
-        format: One of `FORMATS`.
+    """Checks that the network of a format's library computes the same as a model of ours.
 
     Raises:
         UsageError: There is no such format, or its library would compute something else; the message says why.
@@ -89,19 +86,21 @@ def check_format(model: Swinv2PreTrainedModel, format: str) -> None:
 
 
 def state_dict(model: Swinv2PreTrainedModel, format: str) -> dict[str, Tensor]:
-    """A model's tensors under a library's names, with the tables that the library also stores.
-
-    Args:
-        model: The model.
-        format: One of `FORMATS`.
-    """
+    """A model's tensors under the names of a format, with the tables that its library also stores."""
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if format in (SWINV2, TRANSFORMERS.name):
         return tensors
     dialect = _dialect(model, format)
     prefix = MODEL if isinstance(model, Swinv2Model) else ""
     written = write(dialect, {prefix + name: tensor for name, tensor in tensors.items()}, len(model.config.depths))
-    written |= _tables(dialect, model.config)
+    # Of two templates of a kind, the first is written: it is the later one here.
+    templates = dict(reversed(dialect.buffers)) if dialect.writes_buffers else {}
+    for spec in model.config.stages():
+        for block, kind in itertools.product(range(spec.depth), templates):
+            table = make_table(kind, spec, block)
+            if table is not None:
+                name = fill(templates[kind], {"stage": str(spec.index), "block": str(block)}, 0)
+                written[name] = table.flatten() if kind == "pairs" and dialect.flat_pairs else table
     return {name: tensor.contiguous() for name, tensor in written.items()}
 
 
@@ -110,37 +109,12 @@ def _dialect(model: Swinv2PreTrainedModel, format: str) -> Dialect:
     return SIMMIM if dialect is MICROSOFT and isinstance(model, Swinv2ForMaskedImageModeling) else dialect
 
 
-def _tables(dialect: Dialect, config: Swinv2Config) -> dict[str, Tensor]:
-    """The tables that a library stores beside learned tensors, computed from sizes."""
-    tables: dict[str, Tensor] = {}
-    templates = {kind: Template(texts[0], 0) for kind, texts in dialect.buffers}
-    for spec in config.stages() if dialect.writes_buffers else ():
-        for block in range(spec.depth):
-            for kind, template in templates.items():
-                table = make_table(kind, spec, block)
-                if table is not None:
-                    name = template.fill({"stage": str(spec.index), "block": str(block)})
-                    tables[name] = table.flatten() if kind == "pairs" and dialect.flat_pairs else table
-    return tables
-
-
 def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], output: Path, format: str) -> list[str]:
-    """Writes a model in the format of a library.
-
-    Args:
-        model: The model; the weights are written in its type.
-        processor: Fields of its image processor.
-        output: The folder; it must not exist.
-        format: One of `FORMATS`.
-
-    Returns:
-        Names of the files, sorted.
+    """Writes a model and its image processor in a format that `check_format` accepts; returns the names of the files.
 
     Raises:
-        UsageError: The folder cannot be written, or not in this format; no folder is left then.
+        UsageError: The folder cannot be written; no folder is left then.
     """
-    check_output(output)
-    check_format(model, format)
     with whole_folder(output) as folder:
         if format in (SWINV2, TRANSFORMERS.name):
             model.save_pretrained(folder)
@@ -168,20 +142,11 @@ def _count_classes(model: Swinv2PreTrainedModel) -> int:
     return model.config.num_labels or 0 if isinstance(model, Swinv2ForImageClassification) else 0
 
 
-def _timm_windows(config: Swinv2Config) -> int | list[Any]:
-    """The shortest notation that no release of timm misreads: a release understands it or raises an error.
-
-    Releases before 1.0.31 read the first two numbers of a list as the height and width of one window, and raise an
-    error for a list of pairs.
-    """
-    windows = with_equivalent_square(config).stage_windows
-    return plain_pair(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows]
-
-
 def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str, Any]) -> dict[str, Any]:
     height, width = as_pair("image_size", config.image_size)
     names = label_names(config)
     crop = crop_of(processor)
+    windows = with_equivalent_square(config).stage_windows
     return {
         # `model_args` replaces every size of this architecture.
         "architecture": "swinv2_tiny_window8_256",
@@ -194,7 +159,9 @@ def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str,
             "embed_dim": config.embed_dim,
             "depths": list(config.depths),
             "num_heads": list(config.num_heads),
-            "window_size": _timm_windows(config),
+            # Releases before 1.0.31 read the first two numbers of a list as the height and width of one window, and
+            # raise an error for a list of pairs. So no release misreads either notation.
+            "window_size": plain_pair(windows[0]) if len(set(windows)) == 1 else [list(window) for window in windows],
             # In timm, a pair with one zero has another meaning.
             "pretrained_window_sizes": [
                 plain_pair(spec.learned_window) if any(spec.pretrained_window) else 0 for spec in config.stages()

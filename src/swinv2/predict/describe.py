@@ -34,9 +34,7 @@ class StageDescription:
     Attributes:
         name: "stage1" and so on.
         blocks, channels, heads: Numbers of blocks, channels and heads.
-        grid: Size (height, width) of the map in tokens.
-        window: Size (height, width) of the windows in tokens.
-        shift: Shift (height, width) of every second block in tokens.
+        grid, window, shift: Size (height, width) in tokens of the map, its windows and their shift.
         pretrained_window: The window in which the position bias was learned.
         parameters: Number of parameters, including merging.
     """
@@ -99,17 +97,16 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: Windo
     Raises:
         UsageError: There is no such model, or the image size or the window is impossible.
     """
-    built, model_class, facts = _find(name)
-    model = _build(name, built, model_class, image_size, window_size)
+    model, facts = _build(name, image_size, window_size)
     config = model.config
     encoder = next(module for module in model.modules() if isinstance(module, Encoder))
     return Description(
         name=name,
-        model_class=model_class.__name__,
+        model_class=type(model).__name__,
         parameters=_count(model),
         image_size=as_pair("image_size", config.image_size),
         patch_size=as_pair("patch_size", config.patch_size),
-        num_labels=config.num_labels if model_class is Swinv2ForImageClassification else None,
+        num_labels=config.num_labels if isinstance(model, Swinv2ForImageClassification) else None,
         attention=explain_backend(config._attn_implementation or "eager"),
         stages=[
             StageDescription(
@@ -127,50 +124,42 @@ def build_on_meta(
     name: str, image_size: int | Pair | None = None, window_size: Windows | None = None
 ) -> Swinv2PreTrainedModel:
     """Builds the model that `describe` describes, on the meta device; arguments and errors are the same."""
-    config, model_class, _ = _find(name)
-    return _build(name, config, model_class, image_size, window_size)
+    return _build(name, image_size, window_size)[0]
 
 
-def _find(name: str) -> tuple[Swinv2Config, type[Swinv2PreTrainedModel], dict[str, Any]]:
-    """Finds the configuration and the model class of a name, and the fields of a description that depend on neither."""
+def _build(
+    name: str, image_size: int | Pair | None, window_size: Windows | None
+) -> tuple[Swinv2PreTrainedModel, dict[str, Any]]:
+    """Builds the model of a name on the meta device, and returns the fields of its description that no size changes."""
     checkpoint, is_folder = CHECKPOINTS.get(name), Path(name).expanduser().is_dir()
     if not is_folder and "/" not in name and not Path(name).exists():
         try:
             find_preset(name)
         except ValueError as error:
             raise UsageError(f"{error} Or give a model's folder, or a name on the hub such as {EXAMPLE}.") from error
+    facts: dict[str, Any]
     if is_folder or (checkpoint is None and name not in PRESETS):
         config = read_config(name)
         model_class = _CLASSES.get((config.architectures or [""])[0], Swinv2Model)
         labels = label_names(config) if model_class is Swinv2ForImageClassification else None
-        return config, model_class, {"kind": f"model {'in a folder' if is_folder else 'on the hub'}", "labels": labels}
-    if checkpoint is not None:
+        facts = {"kind": f"model {'in a folder' if is_folder else 'on the hub'}", "labels": labels}
+    elif checkpoint is not None:
+        config, model_class = Swinv2Config(**checkpoint.config_fields()), Swinv2ForImageClassification
         kind = f"published checkpoint of {PRESETS[checkpoint.size].paper_name}, trained on {checkpoint.training}"
         facts = {"kind": kind, "top1": checkpoint.top1, "licence": checkpoint.licence}
-        return Swinv2Config(**checkpoint.config_fields()), Swinv2ForImageClassification, facts
-    size = PRESETS[name]
-    head = "with a classifier of 1000 classes" if size.stated_with_classifier else "without a head"
-    facts = {
-        "kind": f"size {size.paper_name} of the papers, without a head",
-        "quoted": f"{size.stated_parameters} million, {head}",
-    }
-    return Swinv2Config(**size.config_fields()), Swinv2Model, facts
-
-
-def _build(
-    name: str,
-    config: Swinv2Config,
-    model_class: type[Swinv2PreTrainedModel],
-    image_size: int | Pair | None,
-    window_size: Windows | None,
-) -> Swinv2PreTrainedModel:
+    else:
+        preset = PRESETS[name]
+        config, model_class = Swinv2Config(**preset.config_fields()), Swinv2Model
+        head = "with a classifier of 1000 classes" if preset.stated_with_classifier else "without a head"
+        kind = f"size {preset.paper_name} of the papers, without a head"
+        facts = {"kind": kind, "quoted": f"{preset.stated_parameters} million, {head}"}
     if image_size is not None or window_size is not None:
         try:
             config = config.resized(config.image_size if image_size is None else image_size, window_size)
         except ValueError as error:
             raise UsageError(f"{name} cannot have these sizes: {error}") from error
     with torch.device("meta"):
-        return model_class(config)
+        return model_class(config), facts
 
 
 def _count(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""What a library cannot compute is refused by name, and what it can is not."""
+"""What a library cannot compute is refused by name, and what it can is not; one square window in place of several."""
 
 import re
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 import swinv2
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
 from swinv2.convert import convert
+from swinv2.convert.dialects.limits import are_equivalent, with_equivalent_square
 from swinv2.convert.write import check_format
 from swinv2.errors import UsageError
 from swinv2.lengths import as_pair
@@ -69,3 +70,25 @@ def test_the_authors_and_timm_can_express_every_checkpoint(name: str) -> None:
     else:
         with pytest.raises(ValueError, match=r"torchvision cannot compute this model: .*stage"):
             check_format(model, "torchvision")
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        ([16, 4, 4, 2], [16, 4, 4, 2]),
+        ([16, 8, 4, 2], 16),
+        ([[32, 16], 9, 8, 2], 16),
+        ([8, 8, 4, 8], 8),
+        ([(4, 8)] * 4, [4, 8]),
+        (32, 32),
+    ],
+)
+def test_with_equivalent_square(window: Any, expected: Any) -> None:
+    """What each stage has counts, not how it is written; one square is left as it is configured."""
+    sizes = {"image_size": 64, "embed_dim": 16, "depths": [1] * 4, "num_heads": [1, 2, 4, 8]}
+    config = Swinv2Config(**sizes, window_size=window)
+    square = with_equivalent_square(config)
+    assert square.window_size == expected
+    assert square.stages() == config.stages()
+    assert are_equivalent(config, expected)
+    assert not are_equivalent(config, 2)

@@ -8,42 +8,32 @@ Source: microsoft/Swin-Transformer, models/swin_transformer_v2.py, models/simmim
 """
 
 from swinv2.convert.dialects import limits
-from swinv2.convert.dialects.names import network_rules
+from swinv2.convert.dialects.names import network_rules, window_tables
 from swinv2.convert.dialects.rules import MODEL, Dialect, Rule
 
+_BLOCK = "layers.{stage}.blocks.{block}."
 _LIMITS = (
     limits.extra_norms,
     limits.hidden_padding,
-    limits.other_norms,
-    limits.other_activations,
+    limits.other_operations,
     limits.rectangles,
     limits.several_windows,
     limits.rectangular_pretraining,
     limits.padding,
     limits.one_token,
 )
-
 _NETWORK = (
     *network_rules(bias_network=("cpb_mlp.", "rpe_mlp.")),
     Rule("absolute_pos_embed", (f"{MODEL}embeddings.position_embeddings",)),
 )
-
-
-def _buffers(prefix: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    block = f"{prefix}layers.{{stage}}.blocks.{{block}}."
-    return (
-        ("coordinates", (f"{block}attn.relative_coords_table",)),
-        ("pairs", (f"{block}attn.relative_position_index",)),
-        ("regions", (f"{block}attn_mask",)),
-    )
-
+_BUFFERS = (*window_tables(_BLOCK), ("regions", f"{_BLOCK}attn_mask"))
 
 MICROSOFT = Dialect(
     name="microsoft",
     title="the authors' code",
     rules=(*_NETWORK, Rule("head.{part}", ("classifier.{part}",))),
     limits=_LIMITS,
-    buffers=_buffers(""),
+    buffers=_BUFFERS,
     writes_buffers=True,
 )
 
@@ -56,6 +46,6 @@ SIMMIM = Dialect(
         Rule("decoder.0.{part}", ("decoder.0.{part}",)),
     ),
     limits=(*_LIMITS, limits.other_channels),
-    buffers=_buffers("encoder."),
+    buffers=tuple((kind, f"encoder.{template}") for kind, template in _BUFFERS),
     writes_buffers=True,
 )

@@ -9,7 +9,7 @@ Source: open-mmlab/mmpretrain, models/backbones/swin_transformer_v2.py, models/u
 """
 
 from swinv2.convert.dialects import limits
-from swinv2.convert.dialects.names import network_rules
+from swinv2.convert.dialects.names import network_rules, window_tables
 from swinv2.convert.dialects.rules import BLOCK, MODEL, UNFOLDED, Dialect, Rule
 
 _BLOCK = "stages.{stage}.blocks.{block}."
@@ -27,8 +27,6 @@ _BACKBONE = (
     Rule("absolute_pos_embed", (f"{MODEL}embeddings.position_embeddings",)),
     Rule(f"{_BLOCK}norm3.{{part}}", (f"{BLOCK}layernorm_extra.{{part}}",)),
 )
-_COORDINATES = f"{_BLOCK}{_ATTENTION}relative_coords_table"
-_PAIRS = f"{_BLOCK}{_ATTENTION}relative_position_index"
 
 MMPRETRAIN = Dialect(
     name="mmpretrain",
@@ -40,17 +38,13 @@ MMPRETRAIN = Dialect(
     ),
     limits=(
         limits.hidden_padding,
-        limits.other_norms,
-        limits.other_activations,
+        limits.other_operations,
         limits.rectangles,
         limits.rectangular_windows,
         limits.rectangular_pretraining,
         limits.one_token,
     ),
-    buffers=(
-        ("coordinates", (f"backbone.{_COORDINATES}", _COORDINATES)),
-        ("pairs", (f"backbone.{_PAIRS}", _PAIRS)),
-    ),
+    buffers=(*window_tables(f"backbone.{_BLOCK}", _ATTENTION), *window_tables(_BLOCK, _ATTENTION)),
     writes_buffers=True,
     takes_any_size=True,
     windows_by_stage=True,

@@ -1,4 +1,4 @@
-"""The rules for the tensors that every library has.
+"""The rules for the tensors that every library has, learned or not.
 
 In: a library's names of the parts of a network; the defaults are the authors' names. Out: the rules. The tables of the
 dialects add the rules of one library only.
@@ -59,3 +59,9 @@ def network_rules(
         Rule(f"{merge}norm.{{part}}", (f"{MERGE}norm.{{part}}",)),
         Rule(f"{last_norm}{{part}}", (f"{MODEL}layernorm.{{part}}",)),
     )
+
+
+def window_tables(block: str, attention: str = "attn.") -> tuple[tuple[str, str], ...]:
+    """The rows of `Dialect.buffers` for the tables of a window; the arguments are as in `network_rules`."""
+    inside = block + attention
+    return ("coordinates", f"{inside}relative_coords_table"), ("pairs", f"{inside}relative_position_index")

@@ -10,8 +10,8 @@ dialect counts differently, the template has `{stage+1}` or `{2*stage+1}`.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,59 +32,50 @@ Placeholders = dict[str, str]
 _PLACEHOLDER = re.compile(r"\{(?:(\d+)\*)?([a-z]+)(?:\+(\d+))?\}")
 
 
-@dataclass(frozen=True)
-class Template:
-    """A name with placeholders.
+def match(template: str, name: str, last: int) -> Placeholders | None:
+    """The values of a template's placeholders in a name; None if the name does not fit.
 
-    Attributes:
-        text: The template (see the module).
+    Args:
+        template: The template (see the module).
+        name: The name of a tensor.
         last: Number of the last stage, for `{last}` and `{merge}`.
     """
-
-    text: str
-    last: int
-
-    def match(self, name: str) -> Placeholders | None:
-        """The values of the placeholders in a name; None if the name does not fit the template."""
-        pattern, placeholders = self._compiled
-        found = pattern.fullmatch(name)
-        if found is None:
-            return None
-        values: Placeholders = {}
-        for value, (factor, placeholder, offset) in zip(found.groups(), placeholders, strict=True):
-            if placeholder != "part":
-                number, rest = divmod(int(value) - offset, factor)
-                if rest or number < 0 or (placeholder == "merge" and number >= self.last):
-                    return None
-                value = str(number)
-            if values.setdefault(placeholder, value) != value:
+    pattern, placeholders = _compile(template)
+    found = pattern.fullmatch(name)
+    if found is None:
+        return None
+    values: Placeholders = {}
+    for value, (factor, placeholder, offset) in zip(found.groups(), placeholders, strict=True):
+        if placeholder != "part":
+            number, rest = divmod(int(value) - offset, factor)
+            is_in_network = {"merge": number < last, "last": number == last}.get(placeholder, True)
+            if rest or number < 0 or not is_in_network:
                 return None
-        return values
-
-    @cached_property
-    def _compiled(self) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
-        return _compile(self.text.replace("{last}", str(self.last)))
-
-    def fill(self, values: Placeholders) -> str:
-        """The name with these values in place of the placeholders."""
-
-        def value_of(found: re.Match[str]) -> str:
-            value = values[found[2]]
-            return value if found[2] == "part" else str(int(value) * int(found[1] or 1) + int(found[3] or 0))
-
-        return _PLACEHOLDER.sub(value_of, self.text.replace("{last}", str(self.last)))
+            value = str(number)
+        values[placeholder] = value
+    return values
 
 
 @cache
-def _compile(text: str) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
+def _compile(template: str) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
     pattern, placeholders, end = "", [], 0
-    for found in _PLACEHOLDER.finditer(text):
-        pattern += re.escape(text[end : found.start()])
+    for found in _PLACEHOLDER.finditer(template):
+        pattern += re.escape(template[end : found.start()])
         # At most four digits: no network has more blocks, and counting to a long number could take forever.
         pattern += "(weight|bias)" if found[2] == "part" else r"(0|[1-9]\d{0,3})"
         placeholders.append((int(found[1] or 1), found[2], int(found[3] or 0)))
         end = found.end()
-    return re.compile(pattern + re.escape(text[end:])), placeholders
+    return re.compile(pattern + re.escape(template[end:])), placeholders
+
+
+def fill(template: str, values: Placeholders, last: int) -> str:
+    """The name with these values in place of a template's placeholders; `last` is as in `match`."""
+
+    def value_of(found: re.Match[str]) -> str:
+        value = str(last) if found[2] == "last" else values[found[2]]
+        return value if found[2] == "part" else str(int(value) * int(found[1] or 1) + int(found[3] or 0))
+
+    return _PLACEHOLDER.sub(value_of, template)
 
 
 @dataclass(frozen=True)
@@ -171,8 +162,8 @@ class Dialect:
         name: Name of the dialect.
         title: Name of the library in sentences.
         rules: The learned tensors.
-        buffers: Stored tensors that are not learned: kind ("coordinates", "pairs", "regions", "key bias") and
-            templates.
+        buffers: Stored tensors that are not learned: kind ("coordinates", "pairs", "regions", "key bias") and template.
+            All are read, and the first of each kind is written.
         flat_pairs: Whether the pair indices are a vector instead of a matrix.
         writes_buffers: Whether today's files of the library contain the buffers; if not, buffers are read only.
         takes_any_size: Whether the library chooses windows and shifts for each image, so the weights have no size.
@@ -185,30 +176,11 @@ class Dialect:
     title: str
     rules: tuple[Rule, ...]
     limits: tuple[Callable[[Swinv2Config], Iterable[str]], ...]
-    buffers: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    buffers: tuple[tuple[str, str], ...]
     flat_pairs: bool = False
     writes_buffers: bool = False
     takes_any_size: bool = False
     windows_by_stage: bool = False
-
-    def count_stages(self, names: Sequence[str]) -> int:
-        """Number of stages, counted in the names of blocks; 0 without blocks."""
-        templates = [
-            Template(text, 0) for rule in self.rules for text in (rule.theirs, *rule.read_as) if "{block}" in text
-        ]
-        matches = [template.match(name) or {} for name in names for template in templates]
-        return max((int(match.get("stage", -1)) + 1 for match in matches), default=0)
-
-    def rows(self, stages: int) -> list[tuple[Template, "Rule | str"]]:
-        """The templates of all names that the dialect reads, with the rule of a learned tensor or a buffer's kind."""
-        learned = [(Template(text, stages - 1), rule) for rule in self.rules for text in (rule.theirs, *rule.read_as)]
-        return [*learned, *((Template(text, stages - 1), kind) for kind, texts in self.buffers for text in texts)]
-
-    def count_known(self, names: Sequence[str]) -> int:
-        """Number of names that the dialect knows; 0 without blocks."""
-        stages = self.count_stages(names)
-        rows = self.rows(stages) if stages else []
-        return sum(_find(rows, name) is not None for name in names)
 
 
 @dataclass(frozen=True)
@@ -229,115 +201,102 @@ class Buffer:
     tensor: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reading:
-    """Tensors of a dialect under our names.
+    """The tensors of a file under our names.
 
     Attributes:
+        dialect: Dialect of the names in the file.
+        stages: Number of stages.
         tensors: The learned tensors.
-        their_names: The dialect's name for each of our names.
+        their_names: The name in the file for each of our names.
         buffers: The tensors that are not learned.
         unknown: Names without a rule.
         twice: Second names of tensors that the file has under two names.
         misshapen: Names of tensors that cannot be converted, with the reason.
         left_out: Names of tensors whose conversion left out numbers that are not zero.
-        stages: Number of stages.
     """
 
-    tensors: dict[str, Tensor]
-    their_names: dict[str, str]
-    buffers: list[Buffer]
-    unknown: list[str]
-    twice: list[str]
-    misshapen: dict[str, str]
-    left_out: list[str]
+    dialect: Dialect
     stages: int
+    tensors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    their_names: dict[str, str] = field(default_factory=dict[str, str])
+    buffers: list[Buffer] = field(default_factory=list[Buffer])
+    unknown: list[str] = field(default_factory=list[str])
+    twice: list[str] = field(default_factory=list[str])
+    misshapen: dict[str, str] = field(default_factory=dict[str, str])
+    left_out: list[str] = field(default_factory=list[str])
 
 
 def read(dialect: Dialect, tensors: Mapping[str, Tensor]) -> Reading:
-    """Gives a dialect's tensors, all those of a file, our names."""
-    stages = dialect.count_stages(list(tensors))
-    reading = Reading({}, {}, [], [], [], {}, [], stages)
-    rows = dialect.rows(stages)
+    """Gives the tensors of a file our names, by the rules of a dialect. Without blocks, all names are unknown."""
+    rows: list[tuple[str, Rule | str]] = [
+        (text, rule) for rule in dialect.rules for text in (rule.theirs, *rule.read_as)
+    ]
+    rows += [(template, kind) for kind, template in dialect.buffers]
+    in_blocks = (match(template, name, 0) for template, _ in rows if "{block}" in template for name in tensors)
+    reading = Reading(dialect, max((int(values["stage"]) + 1 for values in in_blocks if values), default=0))
+    last = reading.stages - 1
     for name, tensor in tensors.items():
-        found = _find(rows, name)
-        if found is None:
+        matches = ((row, match(template, name, last)) for template, row in rows if reading.stages)
+        row, values = next(((row, values) for row, values in matches if values is not None), (None, {}))
+        if row is None:
             reading.unknown.append(name)
-            continue
-        row, placeholders = found
-        if isinstance(row, Rule):
-            _take(reading, name, tensor, row, placeholders)
+        elif isinstance(row, str):
+            reading.buffers.append(Buffer(name, row, int(values["stage"]), int(values["block"]), tensor))
         else:
-            reading.buffers.append(Buffer(name, row, int(placeholders["stage"]), int(placeholders["block"]), tensor))
+            try:
+                chunks = row.change.apart(tensor)
+                if row.change.leaves_out(tensor):
+                    reading.left_out.append(name)
+            except ValueError as error:
+                reading.misshapen[name] = str(error)
+                chunks = [tensor] * len(row.ours)
+            for template, chunk in zip(row.ours, chunks, strict=True):
+                our_name = fill(template, values, last)
+                if our_name in reading.tensors:
+                    reading.twice.append(name)
+                reading.tensors[our_name] = chunk
+                reading.their_names[our_name] = name
     return reading
 
 
-def _find(rows: Sequence[tuple[Template, Rule | str]], name: str) -> tuple[Rule | str, Placeholders] | None:
-    """The first row whose template fits a name, and the values of the placeholders."""
-    for template, row in rows:
-        placeholders = template.match(name)
-        if placeholders is not None:
-            return row, placeholders
-    return None
-
-
-def _take(reading: Reading, name: str, tensor: Tensor, rule: Rule, placeholders: Placeholders) -> None:
-    try:
-        chunks = rule.change.apart(tensor)
-        leaves_out = rule.change.leaves_out(tensor)
-    except ValueError as error:
-        reading.misshapen[name] = str(error)
-        chunks, leaves_out = [tensor] * len(rule.ours), False
-    if leaves_out:
-        reading.left_out.append(name)
-    for template, chunk in zip(rule.ours, chunks, strict=True):
-        our_name = Template(template, reading.stages - 1).fill(placeholders)
-        if our_name in reading.tensors:
-            reading.twice.append(name)
-        reading.tensors[our_name] = chunk
-        reading.their_names[our_name] = name
-
-
 def write(dialect: Dialect, tensors: Mapping[str, Tensor], stages: int) -> dict[str, Tensor]:
-    """Gives our tensors a dialect's names.
-
-    Args:
-        dialect: The dialect.
-        tensors: Our tensors, with `swinv2.` before the names of the network.
-        stages: Number of stages.
-
-    Returns:
-        The dialect's learned tensors, in the order of ours.
+    """Gives our tensors, which all have `swinv2.` before the names of the network, a dialect's names.
 
     Raises:
         UsageError: The dialect has no name for a tensor; the message names each.
     """
-    rules = [([Template(text, stages - 1) for text in rule.ours], rule) for rule in dialect.rules]
     written: dict[str, Tensor] = {}
-    done: set[str] = set()
+    unknown: list[str] = []
     for name in tensors:
-        for templates, rule in rules:
-            placeholders = templates[0].match(name)
-            if placeholders is None:
-                continue
-            names = [template.fill(placeholders) for template in templates]
-            if all(part in tensors for part in names):
-                written[Template(rule.theirs, stages - 1).fill(placeholders)] = rule.change.together(
-                    [tensors[part] for part in names]
-                )
-                done.update(names)
-                break
-    unknown = sorted(set(tensors) - done)
+        found = _rule_of(dialect, name, stages - 1)
+        if found is None:
+            unknown.append(name)
+            continue
+        rule, values = found
+        theirs = fill(rule.theirs, values, stages - 1)
+        if theirs not in written:
+            ours = [tensors[fill(template, values, stages - 1)] for template in rule.ours]
+            written[theirs] = rule.change.together(ours)
     if unknown:
-        raise UsageError(f"{dialect.title} has no name for {len(unknown)} of the tensors: {', '.join(unknown)}.")
+        raise UsageError(
+            f"{dialect.title} has no name for {len(unknown)} of the tensors: {', '.join(sorted(unknown))}."
+        )
     return written
 
 
 def their_name(dialect: Dialect, name: str, stages: int) -> str:
     """A dialect's name of one of our tensors; our name if the dialect has none."""
+    found = _rule_of(dialect, name, stages - 1)
+    return name if found is None else fill(found[0].theirs, found[1], stages - 1)
+
+
+def _rule_of(dialect: Dialect, name: str, last: int) -> tuple[Rule, Placeholders] | None:
+    """The rule that has one of our names, and the values of its placeholders."""
     for rule in dialect.rules:
         for template in rule.ours:
-            placeholders = Template(template, stages - 1).match(name)
-            if placeholders is not None:
-                return Template(rule.theirs, stages - 1).fill(placeholders)
-    return name
+            values = match(template, name, last)
+            if values is not None:
+                return rule, values
+    return None

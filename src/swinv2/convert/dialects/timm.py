@@ -7,7 +7,7 @@ Source: timm, models/swin_transformer_v2.py.
 """
 
 from swinv2.convert.dialects import limits
-from swinv2.convert.dialects.names import network_rules
+from swinv2.convert.dialects.names import network_rules, window_tables
 from swinv2.convert.dialects.rules import Dialect, Rule
 
 _BLOCK = "layers.{stage}.blocks.{block}."
@@ -23,14 +23,12 @@ TIMM = Dialect(
         limits.extra_norms,
         limits.position_embeddings,
         limits.hidden_padding,
-        limits.other_norms,
-        limits.other_activations,
+        limits.other_operations,
         limits.padding,
     ),
     buffers=(
-        ("coordinates", (f"{_BLOCK}attn.relative_coords_table",)),
-        ("pairs", (f"{_BLOCK}attn.relative_position_index",)),
-        ("regions", (f"{_BLOCK}attn_mask",)),
-        ("key bias", (f"{_BLOCK}attn.k_bias",)),
+        *window_tables(_BLOCK),
+        ("regions", f"{_BLOCK}attn_mask"),
+        ("key bias", f"{_BLOCK}attn.k_bias"),
     ),
 )

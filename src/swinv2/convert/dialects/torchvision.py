@@ -8,7 +8,7 @@ Source: torchvision, models/swin_transformer.py.
 """
 
 from swinv2.convert.dialects import limits
-from swinv2.convert.dialects.names import network_rules
+from swinv2.convert.dialects.names import network_rules, window_tables
 from swinv2.convert.dialects.rules import Dialect, Rule
 
 _BLOCK = "features.{2*stage+1}.{block}."
@@ -30,18 +30,14 @@ TORCHVISION = Dialect(
         limits.extra_norms,
         limits.position_embeddings,
         limits.hidden_padding,
-        limits.other_norms,
-        limits.other_activations,
+        limits.other_operations,
         limits.missing_biases,
         limits.other_channels,
         limits.clipped_windows,
         limits.pretraining,
         limits.one_token,
     ),
-    buffers=(
-        ("coordinates", (f"{_BLOCK}attn.relative_coords_table",)),
-        ("pairs", (f"{_BLOCK}attn.relative_position_index",)),
-    ),
+    buffers=window_tables(_BLOCK),
     flat_pairs=True,
     writes_buffers=True,
     takes_any_size=True,

@@ -9,16 +9,13 @@ Source: transformers, models/swinv2/modeling_swinv2.py, before and after it was 
 """
 
 from swinv2.convert.dialects import limits
+from swinv2.convert.dialects.names import window_tables
 from swinv2.convert.dialects.rules import BLOCK, MERGE, MODEL, Dialect, Rule
 
 
 def _ours(name: str, *newer: str) -> Rule:
     spellings = (*newer, *(text.removeprefix(MODEL) for text in (name, *newer) if text.startswith(MODEL)))
     return Rule(name, (name,), read_as=spellings)
-
-
-def _with_and_without(name: str) -> tuple[str, ...]:
-    return name, name.removeprefix(MODEL)
 
 
 _BIAS = "continuous_position_bias_mlp."
@@ -57,16 +54,14 @@ TRANSFORMERS = Dialect(
         limits.several_windows,
         limits.rectangular_pretraining,
     ),
-    buffers=(
-        ("coordinates", _with_and_without(f"{BLOCK}attention.self.relative_coords_table")),
-        ("pairs", _with_and_without(f"{BLOCK}attention.self.relative_position_index")),
-        ("regions", _with_and_without(f"{BLOCK}attn_mask")),
-        (
-            "key bias",
-            (
-                *_with_and_without(f"{BLOCK}attention.self.key.bias"),
-                *_with_and_without(f"{BLOCK}attention.k_proj.bias"),
-            ),
-        ),
+    buffers=tuple(
+        row
+        for block in (BLOCK, BLOCK.removeprefix(MODEL))
+        for row in (
+            *window_tables(block, "attention.self."),
+            ("regions", f"{block}attn_mask"),
+            ("key bias", f"{block}attention.self.key.bias"),
+            ("key bias", f"{block}attention.k_proj.bias"),
+        )
     ),
 )

@@ -11,8 +11,8 @@ from conversions import WIDE, save, torchvision_network
 from swinv2 import Swinv2Config
 from swinv2.config import StageSpec
 from swinv2.convert.dialects.rules import Buffer
-from swinv2.convert.sizes.buffers import make_table, read_tables
-from swinv2.convert.sizes.metadata import SizeHints
+from swinv2.convert.hints import SizeHints
+from swinv2.convert.tables import make_table, read_tables
 from swinv2.errors import UsageError
 
 
@@ -67,15 +67,15 @@ def test_the_image_size_is_read_from_the_mask_of_a_shifted_block(image_size: tup
     buffers = [
         Buffer(f"{stage}.{block}.{kind}", kind, stage, block, table)
         for stage, block in ((0, 0), (1, 0), (1, 1))
-        for kind in ("pairs", "regions")
+        for kind in ("coordinates", "regions")
         if (table := make_table(kind, stages[stage], block)) is not None
     ]
     expected = 64 if image_size == (64, 64) else [*image_size]
-    assert read_tables(buffers, 2, (4, 4)) == SizeHints(expected, [(4, 4), (4, 4)])
+    assert read_tables(buffers, 2, (4, 4)) == SizeHints(expected, [(4, 4), (4, 4)], [0, 0])
 
 
-def test_a_table_of_pairs_that_fits_a_row_and_a_column(tmp_path: Path) -> None:
-    """It does not show which, so the window is asked for; with coordinates it is read."""
+def test_a_table_of_pairs_shows_no_window(tmp_path: Path) -> None:
+    """A row and a column of tokens have the same pairs, so the window is asked for; with coordinates it is read."""
     network = torchvision_network((1, 8))
     file = network.state_dict()
     source = save(file, tmp_path / "weights.pth")

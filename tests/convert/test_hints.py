@@ -12,7 +12,7 @@ import swinv2
 from conversions import File, refused, timm_name
 from foreign import small_sizes
 from swinv2.convert import convert
-from swinv2.convert.sizes.metadata import SizeHints, read_name
+from swinv2.convert.hints import SizeHints, read_name
 from swinv2.errors import UsageError
 from swinv2.zoo import CHECKPOINTS
 

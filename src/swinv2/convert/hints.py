@@ -26,12 +26,12 @@ _MMPRETRAIN = re.compile(
 )
 """Names of mmpretrain's configurations and files."""
 
-_TIMM_SHOWN = (
+_TIMM_KNOWN = (
+    *("img_size", "window_size", "pretrained_window_sizes"),
     *("embed_dim", "depths", "num_heads", "patch_size", "mlp_ratio", "qkv_bias", "num_classes", "in_chans"),
     *("drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "strict_img_size"),
 )
-"""Arguments of timm's networks that shapes show, and arguments that do not change the outputs."""
-_TIMM_READ = ("img_size", "window_size", "pretrained_window_sizes")
+"""Arguments of timm's networks that are read, that shapes show, or that do not change the outputs."""
 _TIMM_FIXED = {
     "global_pool": "avg",
     "act_layer": "gelu",
@@ -58,11 +58,7 @@ class SizeHints:
     pretrained_window_sizes: Sequence[int | Sequence[int]] | None = None
 
     def checked(self, stages: int, prefix: str = "") -> "SizeHints":
-        """The same sizes in the notation of a configuration.
-
-        Args:
-            stages: Number of stages.
-            prefix: Prefix of the names of image size and window in a message.
+        """The same sizes in the notation of a configuration; `prefix` begins the names of the first two in a message.
 
         Raises:
             ValueError: A size is impossible, or the number of sizes is not that of the stages.
@@ -111,12 +107,7 @@ def read_name(name: str, stages: int) -> SizeHints:
 
 
 def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) -> Swinv2Config | SizeHints:
-    """Reads a config.json next to the weights.
-
-    Args:
-        config: Its fields; None if it does not exist.
-        dialect: Dialect of the tensors.
-        stages: Number of stages.
+    """Reads the fields of a config.json next to the weights; `config` is None if there is none.
 
     Returns:
         A configuration if the file is transformers' or ours; the sizes if it is timm's; otherwise empty hints.
@@ -148,7 +139,18 @@ def _read_timm(config: Mapping[str, Any], stages: int) -> SizeHints:
         raise UsageError(
             "config.json next to the weights is timm's, but its model_args or pretrained_cfg is not an object."
         )
-    _refuse_arguments({"global_pool": config["global_pool"], **arguments} if "global_pool" in config else arguments)
+    if "global_pool" in config:
+        arguments = {"global_pool": config["global_pool"], **arguments}
+    odd = [
+        f"{name!r} is {value!r}{f', expected {_TIMM_FIXED[name]!r}' if name in _TIMM_FIXED else ''}"
+        for name, value in arguments.items()
+        if name not in _TIMM_KNOWN and not (name in _TIMM_FIXED and value == _TIMM_FIXED[name])
+    ]
+    if odd:
+        raise UsageError(
+            f"config.json next to the weights is timm's, with arguments that this package does not support: "
+            f"{'; '.join(odd)}. To ignore config.json, give the file of weights itself."
+        )
     size: Any = arguments.get("img_size") or (pretrained_cfg.get("input_size") or [None])[1:]
     hints = SizeHints(
         size or named.image_size,
@@ -166,17 +168,3 @@ def _read_timm(config: Mapping[str, Any], stages: int) -> SizeHints:
             "and --pretrained-window-sizes."
         )
     return hints
-
-
-def _refuse_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raises an error for arguments with which timm computes something else than this package."""
-    odd = [
-        f"{name!r} is {value!r}{f', expected {_TIMM_FIXED[name]!r}' if name in _TIMM_FIXED else ''}"
-        for name, value in arguments.items()
-        if name not in (*_TIMM_SHOWN, *_TIMM_READ) and not (name in _TIMM_FIXED and value == _TIMM_FIXED[name])
-    ]
-    if odd:
-        raise UsageError(
-            f"config.json next to the weights is timm's, with arguments that this package does not support: "
-            f"{'; '.join(odd)}. To ignore config.json, give the file of weights itself."
-        )
