@@ -53,7 +53,7 @@ def add_mlp(
         branch_out: (N, C), receives the norm's input, if given.
     """
     fit(x.shape, x=x, branch_out=branch_out, out=out)
-    fit((len(x), len(fc1[0])), gelu_in=gelu_in)
+    fit((*x.shape[:-1], len(fc1[0])), gelu_in=gelu_in)
     x, fc1, fc2, norm = as_tokens(x), as_weights(fc1), as_weights(fc2), side_by_side(norm)
     block = _add_mlp_to(library.Block(), fc1, fc2, norm)
     saved = library.Saved(hidden=as_map(gelu_in) or _NOTHING, mlp_out=as_map(branch_out) or _NOTHING)
@@ -146,9 +146,9 @@ def mlp_backward(
         fc1, fc2: The weights of the linear layers.
         to: Receives the gradients.
     """
-    (tokens, channels), hidden = x.shape, fc1.shape[0]
+    channels, hidden = x.shape[-1], fc1.shape[0]
     fit(x.shape, grad=grad, branch_out=branch_out, x=x, **{"gradient of x": to.x})
-    fit((tokens, hidden), gelu_in=gelu_in)
+    fit((*x.shape[:-1], hidden), gelu_in=gelu_in)
     grad, x, gelu_in, branch_out, norm = (
         as_tokens(grad),
         as_tokens(x),
@@ -223,8 +223,9 @@ def _add_mlp_to(block: library.Block, fc1: Weights, fc2: Weights, norm: Norm) ->
 
 
 def _plan_of_tokens(x: Tensor) -> library.Plan:
-    """A plan for tokens (N, C): each token is a window."""
-    return library.Plan(images=1, height=1, width=len(x), window_height=1, window_width=1, heads=1, dim=x.shape[1])
+    """A plan for tokens (..., C): each token is a window."""
+    *sizes, channels = x.shape
+    return library.Plan(1, 1, math.prod(sizes), window_height=1, window_width=1, heads=1, dim=channels)
 
 
 @dataclass(frozen=True)
