@@ -75,7 +75,8 @@ def add_transposed_product(sums: Tensor, left: Tensor, right: Tensor, dtype: tor
 
 def sum_of_tokens(tokens: Tensor) -> Tensor:
     """The sum of all tokens (N, C). In bf16 a product with ones is faster, if the processor has instructions for it."""
-    if tokens.dtype == torch.bfloat16 and len(tokens) and _is_eager(tokens) and not is_slow_in(tokens.dtype):
+    is_eager = tokens.is_cpu and execution(tokens) is Execution.EAGER
+    if tokens.dtype == torch.bfloat16 and len(tokens) and is_eager and not is_slow_in(tokens.dtype):
         return tokens.new_ones(len(tokens)) @ tokens
     return tokens.sum(0)
 
@@ -86,10 +87,6 @@ def in_autocast_dtype(*tensors: Tensor | None) -> tuple[Any, ...]:
         return tensors
     dtype = torch.get_autocast_dtype("cpu")
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
-
-
-def _is_eager(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and execution(tensor) is Execution.EAGER
 
 
 @torch.compiler.assume_constant_result
