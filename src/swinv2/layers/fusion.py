@@ -78,7 +78,7 @@ def fusible(plain: Callable[..., Any]) -> Callable[..., Any]:
         else:
             seen = module.memory.find(module, row, x.device)
             can_run = seen is not None and not (row.prepare is not None and seen.wants_gradients(x))
-            prepared = seen.prepared if can_run else ()
+            prepared = () if seen is None else seen.prepared
         if not can_run or row.refuse_call(module, x) is not None:
             return plain(module, x, backend, *rest)
         return row.run(module, x, *prepared, *rest)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from swinv2.ops.cpu import blocks, by_torch
-from swinv2.ops.cpu.arguments import Weights
+from swinv2.ops.cpu.arguments import Norm, Weights
 from swinv2.ops.cpu.linear import uses_kernels
 from swinv2.ops.custom_op import custom_op
 from swinv2.ops.precision import precise, without_autocast
@@ -97,7 +97,7 @@ def _add_branch(
     arguments = (x, *weights, *biases, *rest)
     if torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments):
         return function.apply(*arguments)
-    return branch(x, weights, biases, *rest, False)[0]
+    return branch(x, weights, biases, *[*rest, False])[0]
 
 
 class _AddBranch(torch.autograd.Function):
@@ -108,7 +108,7 @@ class _AddBranch(torch.autograd.Function):
         *layers, bias_table, scale, norm_weight, _, ctx.eps, keep_mask, ctx.factor, _, ctx.plan = arguments
         count = len(layers) // 2
         weights, biases = layers[:count], layers[count:]
-        out, *saved = branch(x, weights, biases, *arguments[2 * count :], True)
+        out, *saved = branch(x, weights, biases, *[*arguments[2 * count :], True])
         value_bias = None if bias_table is None else biases[2]
         ctx.save_for_backward(x, *saved, value_bias, bias_table, scale, norm_weight, keep_mask, *weights)
         return out
@@ -120,7 +120,7 @@ class _AddBranch(torch.autograd.Function):
         saved, (*attention, norm_weight, keep_mask), weights = tensors[:3], tensors[3:8], tensors[8:]
         needs, last = ctx.needs_input_grad, len(weights)
         wants = [needs[0], any(needs[1:last]), needs[last], needs[2 * last + 1]]
-        rest = (*attention, norm_weight, ctx.eps, keep_mask, ctx.factor, wants, ctx.plan)
+        rest: list[Any] = [*attention, norm_weight, ctx.eps, keep_mask, ctx.factor, wants, ctx.plan]
         grad_x, in_proj, in_bias, out_proj, epilogue, *others = branch_backward(grad, x, saved, weights, *rest)
         norm_weight, norm_bias, out_bias = epilogue
         layers = (*in_proj.chunk(last - 1), out_proj, *in_bias.chunk(last - 1), out_bias)
@@ -144,10 +144,10 @@ def _empty_branch(x: Tensor, weights: Sequence[Tensor], *rest: Any) -> tuple[Ten
     batch = batch if save_for_backward else 0
     first = sum(weight.shape[0] for weight in weights[:-1])
     middle = channels if len(weights) > 2 else 0
-    return (
-        x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype)),
-        *(x.new_empty(batch, height, width, features, dtype=dtype) for features in (first, middle, channels)),
+    qkv_or_hidden, attended, branch_out = (
+        x.new_empty(batch, height, width, features, dtype=dtype) for features in (first, middle, channels)
     )
+    return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype)), qkv_or_hidden, attended, branch_out
 
 
 @custom_op(_empty_branch)
@@ -184,14 +184,14 @@ def branch(
     out, *saved = results = _empty_branch(x, weights, dtype, plan, save_for_backward)
     kept = _kept_images(keep_mask)
     images, sums, layers = _take(x, kept), _buffer_for(out, kept), list(zip(weights, biases, strict=True))
-    attention, norm = (bias_table, scale, plan), (norm_weight, norm_bias, eps, factor)
+    norm: Norm = (norm_weight, norm_bias, eps, factor)
     buffers = [each[: len(images)] for each in saved] if save_for_backward else [None] * 3
     if not uses_kernels(dtype):
-        by_torch.add_branch(images, layers, *attention, norm, sums, dtype, buffers)
-    elif bias_table is None:
-        blocks.add_mlp(images, *layers, norm, sums, buffers[0], buffers[2])
+        by_torch.add_branch(images, layers, bias_table, scale, plan, norm, sums, dtype, buffers)
+    elif bias_table is None or scale is None:
+        blocks.add_mlp(images, layers[0], layers[1], norm, sums, buffers[0], buffers[2])
     else:
-        blocks.add_attention(images, layers[:3], layers[3], *attention, norm, sums, *buffers)
+        blocks.add_attention(images, layers[:3], layers[3], bias_table, scale, plan, norm, sums, *buffers)
     if kept is not None:
         out.copy_(x)[kept] = sums
     return results
@@ -253,13 +253,12 @@ def branch_backward(
     saved = [each[: len(images)] for each in saved]
     # The norm's bias is not used.
     norm, to = (norm_weight, norm_weight, eps, factor), blocks.Gradients(*wanted)
-    attention = (weights, value_bias, bias_table, scale, plan)
     if not uses_kernels(saved[0].dtype):
-        by_torch.branch_backward(grads, images, saved, *attention, norm, to)
-    elif bias_table is None:
-        blocks.mlp_backward(grads, images, saved[0], saved[2], *weights, norm, to)
+        by_torch.branch_backward(grads, images, saved, weights, value_bias, bias_table, scale, plan, norm, to)
+    elif bias_table is None or scale is None:
+        blocks.mlp_backward(grads, images, saved[0], saved[2], weights[0], weights[1], norm, to)
     else:
-        blocks.attention_backward(grads, images, saved, *attention, norm, to)
+        blocks.attention_backward(grads, images, saved, weights, value_bias, bias_table, scale, plan, norm, to)
     if kept is not None and wants[0]:
         gradients[0].copy_(grad)[kept] = grad_images
     return gradients

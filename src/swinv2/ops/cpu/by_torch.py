@@ -79,6 +79,8 @@ def branch_backward(
     """
     dtype, (norm_weight, _, eps, factor) = saved[0].dtype, norm
     (first, _), last = join([(weight, None) for weight in weights[:-1]]), weights[-1]
+    grad_table_sum: Any = to.table
+    grad_scale_sum: Any = to.scale
     for sums in (to.in_proj, to.out_proj, to.table, to.scale):
         if sums is not None:
             sums.zero_()
@@ -98,9 +100,9 @@ def branch_backward(
             grad_table, grad_scale, grad_padding = kernels.attend_backward(
                 *vectors[:4], *attention, vectors[4:], to.table is not None
             )
-            to.scale.add_(grad_scale)
+            grad_scale_sum.add_(grad_scale)
             if grad_table is not None:
-                to.table.add_(grad_table)
+                grad_table_sum.add_(grad_table)
             first_bias_sum += sum_of_tokens(grad_first)
             first_bias_sum.chunk(3)[2].add_(grad_padding.flatten())
         if to.out_proj is not None:
