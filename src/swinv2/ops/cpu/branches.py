@@ -93,11 +93,13 @@ def _add_branch(
     weights, biases = [weight for weight, _ in layers], [bias for _, bias in layers]
     # The tensors saved for backward have the dtype of autocast, if it is on.
     uses_autocast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
-    rest = (bias_table, scale, *epilogue, torch.get_autocast_dtype("cpu") if uses_autocast else x.dtype, plan)
+    dtype = torch.get_autocast_dtype("cpu") if uses_autocast else x.dtype
+    rest: list[Any] = [bias_table, scale, *epilogue, dtype, plan]
     arguments = (x, *weights, *biases, *rest)
     if torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments):
         return function.apply(*arguments)
-    return branch(x, weights, biases, *[*rest, False])[0]
+    rest.append(False)
+    return branch(x, weights, biases, *rest)[0]
 
 
 class _AddBranch(torch.autograd.Function):
@@ -108,7 +110,8 @@ class _AddBranch(torch.autograd.Function):
         *layers, bias_table, scale, norm_weight, _, ctx.eps, keep_mask, ctx.factor, _, ctx.plan = arguments
         count = len(layers) // 2
         weights, biases = layers[:count], layers[count:]
-        out, *saved = branch(x, weights, biases, *[*arguments[2 * count :], True])
+        rest: list[Any] = [*arguments[2 * count :], True]
+        out, *saved = branch(x, weights, biases, *rest)
         value_bias = None if bias_table is None else biases[2]
         ctx.save_for_backward(x, *saved, value_bias, bias_table, scale, norm_weight, keep_mask, *weights)
         return out
