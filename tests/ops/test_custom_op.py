@@ -1,7 +1,6 @@
 """The operations that compilers call: what they say of themselves is true, and they are the functions."""
 
 import itertools
-import math
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from swinv2.ops.cpu import attention, branches, chunks, library, position
 from swinv2.ops.cpu.attention import attend_map
-from swinv2.ops.cpu.branches import attention_branch, mlp_branch
+from swinv2.ops.cpu.branches import NO_WINDOWS, branch
 from swinv2.ops.precision import precise
 from swinv2.ops.windows import WindowPlan
 
@@ -43,23 +42,24 @@ def calls(dtype: torch.dtype, batch: int = 2) -> dict[str, tuple[object, ...]]:
     maps = (vectors(), vectors(), vectors(), table, scale)
     padding = features(HEADS, HEAD_DIM)
 
-    weights, biases = [features(CHANNELS, CHANNELS) for _ in range(4)], [features(CHANNELS) for _ in range(4)]
-    biases[1] = None
     norm = (features(CHANNELS), features(CHANNELS), 1e-5)
     kept = torch.arange(batch) % 2 == 0
     x, grad = feature_map(), feature_map()
     everything, nothing = (None, 1.0), (kept, 1.25)
 
-    def attention_backward(end: tuple[object, ...], wants: list[bool]) -> tuple[object, ...]:
-        _, *saved = attention_branch(x, weights, biases, table, scale, *norm, *end, True, dtype, PLAN)
-        rest = (biases[2], table, scale, norm[0], norm[2])
-        return (grad, x, saved, weights, *rest, *end, wants, dtype, PLAN)
+    weights, biases = [features(CHANNELS, CHANNELS) for _ in range(4)], [features(CHANNELS) for _ in range(4)]
+    biases[1] = None
+    attention = (weights, biases, table, scale)
+    layers = ([features(HIDDEN, CHANNELS), features(CHANNELS, HIDDEN)], [features(HIDDEN), features(CHANNELS)])
+    mlp = (*layers, None, None)
 
-    layers = (features(HIDDEN, CHANNELS), features(HIDDEN), features(CHANNELS, HIDDEN), features(CHANNELS))
-
-    def mlp_backward(end: tuple[object, ...], wants: list[bool]) -> tuple[object, ...]:
-        _, hidden, work = mlp_branch(x, *layers, *norm, *end, True, dtype)
-        return (grad, x, hidden, work, layers[0], layers[2], norm[0], norm[2], *end, wants, dtype)
+    def backward(
+        given: tuple[object, ...], end: tuple[object, ...], wants: list[bool], plan: WindowPlan
+    ) -> tuple[object, ...]:
+        _, *saved = branch(x, *given, *norm, *end, dtype, plan, True)
+        weights, biases, *rest = given
+        value_bias = biases[2] if len(biases) > 2 else None
+        return (grad, x, saved, weights, value_bias, *rest, norm[0], norm[2], *end, wants, plan)
 
     # More positions than are taken at once.
     grad_table, *network = (
@@ -70,14 +70,14 @@ def calls(dtype: torch.dtype, batch: int = 2) -> dict[str, tuple[object, ...]]:
         "attend_map, no padding": (*maps, None, PLAN),
         "attend_map_backward": (vectors(), *maps, padding, True, PLAN),
         "attend_map_backward, frozen": (vectors(), *maps, None, False, PLAN),
-        "attention_branch": (x, weights, biases, table, scale, *norm, *everything, False, dtype, PLAN),
-        "attention_branch, training": (x, weights, biases, table, scale, *norm, *nothing, True, dtype, PLAN),
-        "attention_branch_backward": attention_backward(everything, [True] * 4),
-        "attention_branch_backward, frozen": attention_backward(nothing, [False, True, False, False]),
-        "mlp_branch": (x, *layers, *norm, *everything, False, dtype),
-        "mlp_branch, training": (x, layers[0], None, layers[2], None, *norm, *nothing, True, dtype),
-        "mlp_branch_backward": mlp_backward(everything, [True] * 3),
-        "mlp_branch_backward, frozen": mlp_backward(nothing, [True, False, False]),
+        "branch, attention": (x, *attention, *norm, *everything, dtype, PLAN, False),
+        "branch, attention, training": (x, *attention, *norm, *nothing, dtype, PLAN, True),
+        "branch_backward, attention": backward(attention, everything, [True] * 4, PLAN),
+        "branch_backward, attention, frozen": backward(attention, nothing, [False, True, False, False], PLAN),
+        "branch, mlp": (x, *mlp, *norm, *everything, dtype, NO_WINDOWS, False),
+        "branch, mlp, training": (x, layers[0], [None, None], None, None, *norm, *nothing, dtype, NO_WINDOWS, True),
+        "branch_backward, mlp": backward(mlp, everything, [True] * 3 + [False], NO_WINDOWS),
+        "branch_backward, mlp, frozen": backward(mlp, nothing, [True, False, False, False], NO_WINDOWS),
         "evaluate_table": (*network, [13, 12, 8, 8]),
         "evaluate_table_backward": (grad_table, *network, grad_table.sigmoid(), [13, 12, 8, 8]),
     }
@@ -113,7 +113,7 @@ def test_an_operation_is_what_a_compiler_is_told(
 
 
 @needs_kernels
-@pytest.mark.parametrize("call", ["attention_branch, training", "mlp_branch, training"])
+@pytest.mark.parametrize("call", ["branch, attention, training", "branch, mlp, training"])
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
 def test_so_it_is_under_autocast(call: str, autocast: torch.dtype) -> None:
     arguments = tuple(autocast if each == torch.float32 else each for each in with_numbers(calls(torch.float32)[call]))
@@ -127,7 +127,7 @@ def written(call: str, arguments: tuple[object, ...], results: object) -> object
         return results
     kept = next(each for each in arguments if isinstance(each, Tensor) and each.dtype == torch.bool).sum()
     answer, *saved = results
-    return [answer, *(each[: kept * (1 if each.ndim == 4 else math.prod(answer.shape[1:3]))] for each in saved)]
+    return [answer, *(each[:kept] for each in saved)]
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -32,18 +32,18 @@ class DropPath(nn.Module):
     def forward(self, branch: Float[Tensor, "B *rest"]) -> Float[Tensor, "B *rest"]:
         if not self.drops:
             return branch
-        return branch * self.factors(branch).view(-1, *(1,) * (branch.ndim - 1)).to(branch.dtype)
+        return branch * self.draw_factors(branch).view(-1, *(1,) * (branch.ndim - 1)).to(branch.dtype)
 
-    def factors(self, samples: Float[Tensor, "B *rest"]) -> Float[Tensor, " B"]:
-        """The factor of each sample's branch, drawn anew at each call."""
-        return self.keep_mask(samples).to(precise(samples.dtype)).mul(self.factor)
+    def draw_factors(self, samples: Float[Tensor, "B *rest"]) -> Float[Tensor, " B"]:
+        """Draws the factor of each sample's branch: 0 if it is dropped."""
+        return self.draw_keep_mask(samples).to(precise(samples.dtype)).mul(self.kept_factor)
 
-    def keep_mask(self, samples: Float[Tensor, "B *rest"]) -> Bool[Tensor, " B"]:
-        """True for the samples whose branch is not dropped, drawn anew at each call."""
+    def draw_keep_mask(self, samples: Float[Tensor, "B *rest"]) -> Bool[Tensor, " B"]:
+        """Draws the keep mask: True for the samples whose branch is not dropped."""
         return torch.rand(len(samples), device=samples.device) < 1 - self.rate
 
     @property
-    def factor(self) -> float:
+    def kept_factor(self) -> float:
         """The factor of the branches that are not dropped."""
         return 1 / (1 - self.rate) if self.drops else 1.0
 

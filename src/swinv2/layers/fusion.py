@@ -22,7 +22,7 @@ from swinv2.layers.intact import Snapshot, refuse_structure, structure
 from swinv2.layers.views import Views, views_of
 from swinv2.ops.backends import CPU, TRITON, refuse_machine
 from swinv2.ops.cpu import library
-from swinv2.ops.cpu.arguments import Norm
+from swinv2.ops.cpu.arguments import Norm, Weights
 from swinv2.ops.cpu.blocks import BlockTensors, Copies, PreparedBlocks, PreparedProjection, project, run_blocks
 from swinv2.ops.cpu.branches import Epilogue, add_attention, add_mlp
 from swinv2.ops.cpu.linear import in_fp32, is_slow
@@ -41,9 +41,9 @@ class Fused:
         backend: The backend of `ops.backends` for which it runs.
         parts: Names of the sub-modules that it does not call.
         run: Computes the result from the module, the map and the other arguments of the method.
-        refuse_parts: Returns the reason why the intact parts of a module cannot be fused, or None. The result is reused
+        refuse_module: Returns the reason why a module with intact parts cannot be fused, or None. The result is reused
             until the parts change.
-        refuse: Returns the reason why a call (module, map) cannot be fused, or None.
+        refuse_call: Returns the reason why a call (module, map) cannot be fused, or None.
         prepare: Makes an object from the module, which is reused until the parts change; `run` gets it after the map.
             An operation with `prepare` runs only in eager mode without gradients.
     """
@@ -52,8 +52,8 @@ class Fused:
     backend: str
     parts: tuple[str, ...]
     run: Callable[..., Any]
-    refuse_parts: Callable[[Any], str | None] = lambda module: None
-    refuse: Callable[[Any, Tensor], str | None] = lambda module, x: None
+    refuse_module: Callable[[Any], str | None] = lambda module: None
+    refuse_call: Callable[[Any, Tensor], str | None] = lambda module, x: None
     prepare: Callable[[Any], Any] | None = None
 
 
@@ -64,25 +64,24 @@ def fusible(plain: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(plain)
     def fused(module: Any, x: Tensor, backend: str, *rest: Any) -> Any:
-        row = FUSED.get((method, backend))
-        run = execution(x)
+        row, run, prepared = FUSED.get((method, backend)), execution(x), ()
         if row is None:
-            if module.memory and run is Execution.EAGER:
+            if run is Execution.EAGER:
                 # The module now runs in another backend: release the tensors of its snapshots.
                 module.memory.clear()
             return plain(module, x, backend, *rest)
         if run is not Execution.EAGER:
-            # torch.compile guards all conditions below, and compiles again if one changes.
-            refused = run is not Execution.COMPILED or row.prepare is not None
-            if refused or refuse_parts(module, row, x.device) or row.refuse(module, x):
-                return plain(module, x, backend, *rest)
-            return row.run(module, x, *rest)
-        if row.prepare is not None and torch.is_grad_enabled() and x.requires_grad:
+            # torch.compile guards all conditions, and compiles again if one changes.
+            can_run = _refuse_execution(row, run) is None and refuse_parts(module, row, x.device) is None
+        elif row.prepare is not None and torch.is_grad_enabled() and x.requires_grad:
+            can_run = False
+        else:
+            seen = module.memory.find(module, row, x.device)
+            can_run = seen is not None and not (row.prepare is not None and seen.wants_gradients(x))
+            prepared = () if seen is None else seen.prepared
+        if not can_run or row.refuse_call(module, x) is not None:
             return plain(module, x, backend, *rest)
-        seen = module.memory.find(module, row, x.device)
-        if seen is None or row.refuse(module, x) or (row.prepare is not None and seen.wants_gradients(x)):
-            return plain(module, x, backend, *rest)
-        return row.run(module, x, *seen.prepared, *rest)
+        return row.run(module, x, *prepared, *rest)
 
     return fused
 
@@ -99,13 +98,17 @@ def explain_fusion(module: Any, method: str, x: Tensor, backend: str) -> str:
     row = FUSED.get((f"{type(module).__qualname__}.{method}", backend))
     if row is None:
         return f"{method} calls its modules: {backend} has no operation for it"
-    reason = refuse_parts(module, row, x.device) or row.refuse(module, x)
-    run = execution(x)
-    if run is not Execution.EAGER and (run is not Execution.COMPILED or row.prepare is not None):
-        reason = f"the call is run {run.value}"
-    elif reason is None and row.prepare is not None and Snapshot(module, row.parts).wants_gradients(x):
+    reason = _refuse_execution(row, execution(x)) or refuse_parts(module, row, x.device) or row.refuse_call(module, x)
+    if reason is None and row.prepare is not None and Snapshot(module, row.parts).wants_gradients(x):
         reason = "gradients are needed"
     return f"{method} is one operation" if reason is None else f"{method} calls its modules: {reason}"
+
+
+def _refuse_execution(row: Fused, run: Execution) -> str | None:
+    """The reason why a fused operation cannot run in a call that is run in this way, or None."""
+    if run is Execution.EAGER or (run is Execution.COMPILED and row.prepare is None):
+        return None
+    return f"the call is run {run.value}"
 
 
 class Memory(dict[str, Snapshot]):
@@ -121,7 +124,7 @@ class Memory(dict[str, Snapshot]):
                 return None
             seen = Snapshot(module, row.parts)
             # An address of 0 means that sharding or offloading has released the memory.
-            seen.is_refused = row.refuse_parts(module) is not None or 0 in seen.numbers[0]
+            seen.is_refused = row.refuse_module(module) is not None or 0 in seen.numbers[0]
             if row.prepare is not None and not seen.is_refused:
                 seen.prepared = (row.prepare(module),)
             self[row.method] = seen
@@ -140,32 +143,36 @@ def remember_structure(module: nn.Module) -> None:
 
 def refuse_parts(module: Any, row: Fused, device: torch.device) -> str | None:
     """The reason why the parts of a row must be called, or None."""
-    return refuse_structure(module, row.parts, device) or row.refuse_parts(module)
+    return refuse_structure(module, row.parts, device) or row.refuse_module(module)
 
 
-def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:
+def _weights(layer: Any) -> Weights:
     return layer.weight, layer.bias
 
 
-def _refuse_to_compute(*parts: nn.Module) -> str | None:
-    """The reason why the compiled kernels cannot compute parts of a block, or None."""
+def _norm(norm: nn.LayerNorm) -> Norm:
+    return norm.weight, norm.bias, norm.eps, 1.0
+
+
+def _qkv(attention: Any) -> list[Weights]:
+    return [_weights(layer) for layer in (attention.query, attention.key, attention.value)]
+
+
+def _refuse_layers(*parts: nn.Module) -> str | None:
+    """The reason why the compiled kernels cannot compute the layers of a branch, or None."""
     modules = [module for part in parts for module in part.modules()]
-    if any(map(_drops, modules)):
-        return "dropout is on"
+    for module in modules:
+        rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
+        if module.training and isinstance(rate, float) and rate > 0:
+            return "dropout is on"
     dtypes = {module.weight.dtype for module in modules if type(module) is nn.Linear}
     return "weights have different dtypes" if len(dtypes) > 1 else None
-
-
-def _drops(module: nn.Module) -> bool:
-    """Whether a module has active dropout, of its features or of attention weights."""
-    rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
-    return module.training and isinstance(rate, float) and rate > 0
 
 
 def _refuse_mlp(block: Any) -> str | None:
     if not is_exact_gelu(block.intermediate.activation):
         return "the activation is not the exact GELU, the only one that the kernels have"
-    return _refuse_to_compute(block.intermediate, block.output)
+    return _refuse_layers(block.intermediate, block.output)
 
 
 def _refuse_call(weight: Tensor, x: Tensor) -> str | None:
@@ -178,31 +185,29 @@ def _refuse_call(weight: Tensor, x: Tensor) -> str | None:
     return library.refuse(x.dtype)
 
 
-def _refuse_linear(layer: nn.Linear, x: Tensor) -> str | None:
-    """The same for a branch whose first layer is `layer`."""
+def _refuse_map(layer: nn.Linear, x: Tensor) -> str | None:
+    """`_refuse_call` for the first layer of a branch."""
     if x.shape[-1] != layer.weight.shape[1]:
         return "the map has another number of channels"
     return _refuse_call(layer.weight, x)
 
 
 def _refuse_autocast() -> str | None:
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is on, which chooses a dtype for each operation"
-    return None
+    is_on = torch.is_autocast_enabled("cpu")
+    return "autocast is on, which chooses a dtype for each operation" if is_on else None
 
 
 def _epilogue(block: Any, x: Tensor, norm: nn.LayerNorm) -> Epilogue:
-    keep_mask = block.drop_path.keep_mask(x) if block.drop_path.drops else None
-    return Epilogue(norm.weight, norm.bias, norm.eps, keep_mask, block.drop_path.factor)
+    keep_mask = block.drop_path.draw_keep_mask(x) if block.drop_path.drops else None
+    return Epilogue(norm.weight, norm.bias, norm.eps, keep_mask, block.drop_path.kept_factor)
 
 
 def _attention_on_cpu(block: Any, x: Tensor, output_attentions: bool) -> tuple[Tensor]:
     attention = block.attention.self
-    qkv = [_weights(layer) for layer in (attention.query, attention.key, attention.value)]
     table, plan = attention.bias_table(x, CPU), attention.geometry.plan((x.shape[1], x.shape[2]))
     epilogue = _epilogue(block, x, block.layernorm_before)
     out_proj = _weights(block.attention.output.dense)
-    return (add_attention(x, qkv, out_proj, table, attention.scale(), plan, epilogue),)
+    return (add_attention(x, _qkv(attention), out_proj, table, attention.scale(), plan, epilogue),)
 
 
 def _mlp_on_cpu(block: Any, x: Tensor) -> Tensor:
@@ -210,30 +215,32 @@ def _mlp_on_cpu(block: Any, x: Tensor) -> Tensor:
     return add_mlp(x, _weights(block.intermediate.dense), _weights(block.output.dense), epilogue)
 
 
-def _refuse_triton(block: Any, x: Tensor) -> str | None:
+def _refuse_gpu_epilogue(block: Any, x: Tensor) -> str | None:
     if execution(x) is not Execution.EAGER:
         return "torch.compile itself fuses norm, drop path and sum"
     return "the map is on meta, where nothing is computed" if x.is_meta else refuse_machine(x.device)
 
 
-def _add_on_gpu(block: Any, x: Tensor, branch_out: Tensor, norm: nn.LayerNorm) -> Tensor:
+def _add_by_epilogue(block: Any, x: Tensor, branch_out: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """Norm, drop path and sum of a branch in one kernel for GPUs; modules have computed the branch's output."""
     # Imported here: Triton may not be installed, and its import takes a second.
     from swinv2.ops.triton.residual import add_normalised
 
-    factors = block.drop_path.factors(x) if block.drop_path.drops else None
+    factors = block.drop_path.draw_factors(x) if block.drop_path.drops else None
     return add_normalised(x, branch_out, norm.weight, norm.bias, norm.eps, factors)
 
 
-def _attention_on_gpu(block: Any, x: Tensor, output_attentions: bool) -> tuple[Tensor, ...]:
+def _attention_with_gpu_epilogue(block: Any, x: Tensor, output_attentions: bool) -> tuple[Tensor, ...]:
     attended, *weights = block.attention(x, TRITON, output_attentions)
-    return _add_on_gpu(block, x, attended, block.layernorm_before), *weights
+    return _add_by_epilogue(block, x, attended, block.layernorm_before), *weights
 
 
-def _mlp_on_gpu(block: Any, x: Tensor) -> Tensor:
-    return _add_on_gpu(block, x, block.output(block.intermediate(x)), block.layernorm_after)
+def _mlp_with_gpu_epilogue(block: Any, x: Tensor) -> Tensor:
+    return _add_by_epilogue(block, x, block.output(block.intermediate(x)), block.layernorm_after)
 
 
-def _refuse_fp32(layer: Any, x: Tensor) -> str | None:
+def _refuse_fast_product(layer: Any, x: Tensor) -> str | None:
+    """Only products in a 16-bit dtype without instructions of the processor are computed in fp32."""
     return None if is_slow(x, *_weights(layer)) else "torch is faster"
 
 
@@ -256,10 +263,6 @@ def _refuse_pixels(embeddings: Any, pixels: Tensor) -> str | None:
     if 0 in pixels.shape or pixels.shape[1] != weight.shape[1]:
         return "the batch is empty, or the images have another number of channels"
     return _refuse_autocast() or _refuse_call(weight, pixels)
-
-
-def _embed_on_cpu(embeddings: Any, pixels: Tensor, prepared: PreparedProjection) -> Tensor:
-    return project(prepared, embeddings.patch_embeddings.cut(pixels))
 
 
 def _bias_on_cpu(bias: Any, x: Tensor, window: Pair, pretrained_window: Pair) -> Tensor:
@@ -302,14 +305,10 @@ class _PreparedStage:
             return PreparedBlocks([_tensors_of(block) for block in self.blocks]), copies
 
 
-def _norm(norm: nn.LayerNorm) -> Norm:
-    return norm.weight, norm.bias, norm.eps, 1.0
-
-
 def _tensors_of(block: Any) -> BlockTensors:
     attention, geometry, extra = block.attention.self, block.attention.self.geometry, block.layernorm_extra
     return BlockTensors(
-        qkv=[_weights(layer) for layer in (attention.query, attention.key, attention.value)],
+        qkv=_qkv(attention),
         out_proj=_weights(block.attention.output.dense),
         bias_table=attention.bias_table(attention.logit_scale, CPU),
         scale=attention.scale(),
@@ -340,82 +339,76 @@ def _refuse_weights(*modules: nn.Module) -> str | None:
 
 def _refuse_stage(stage: Any) -> str | None:
     for block in stage.blocks:
-        reason = _refuse_to_compute(block.attention) or _refuse_mlp(block)
-        if reason is not None:
-            return reason
-        if block.drop_path.drops:
-            return "drop path is on"
+        reason = _refuse_layers(block.attention) or _refuse_mlp(block)
+        if reason is not None or block.drop_path.drops:
+            return reason or "drop path is on"
     geometries = [block.attention.self.geometry for block in stage.blocks]
     if len({(geometry.window, geometry.mask_padding) for geometry in geometries}) != 1:
         return "blocks have different windows"
     return _refuse_weights(stage)
 
 
-FUSED = {
-    (row.method, row.backend): row
-    for row in (
-        Fused(
-            "Stage.forward",
-            CPU,
-            ("blocks", "downsample"),
-            lambda stage, x, prepared, output_attentions=False: prepared.run(x),
-            _refuse_stage,
-            lambda stage, x: _refuse_autocast() or _refuse_linear(stage.blocks[0].intermediate.dense, x),
-            _PreparedStage,
-        ),
-        Fused(
-            "Embeddings.embed",
-            CPU,
-            ("patch_embeddings", "norm"),
-            _embed_on_cpu,
-            _refuse_embeddings,
-            _refuse_pixels,
-            _prepare_embeddings,
-        ),
-        Fused(
-            "SwinTransformerBlock.attention_branch",
-            CPU,
-            ("attention", "layernorm_before", "drop_path"),
-            _attention_on_cpu,
-            lambda block: _refuse_to_compute(block.attention),
-            lambda block, x: _refuse_linear(block.attention.self.query, x),
-        ),
-        Fused(
-            "SwinTransformerBlock.mlp_branch",
-            CPU,
-            ("intermediate", "output", "layernorm_after", "drop_path"),
-            _mlp_on_cpu,
-            _refuse_mlp,
-            lambda block, x: _refuse_linear(block.intermediate.dense, x),
-        ),
-        Fused(
-            "SwinTransformerBlock.attention_branch",
-            TRITON,
-            ("layernorm_before", "drop_path"),
-            _attention_on_gpu,
-            refuse=_refuse_triton,
-        ),
-        Fused(
-            "SwinTransformerBlock.mlp_branch",
-            TRITON,
-            ("layernorm_after", "drop_path"),
-            _mlp_on_gpu,
-            refuse=_refuse_triton,
-        ),
-        Fused("ContinuousPositionBias.forward", CPU, ("0", "1", "2"), _bias_on_cpu),
-        Fused(
-            "PatchEmbeddings.project",
-            CPU,
-            ("projection",),
-            lambda patches, x: in_fp32(patches.projection._conv_forward, x, *_weights(patches.projection)),
-            refuse=lambda patches, x: _refuse_fp32(patches.projection, x),
-        ),
-        Fused(
-            "PatchMerging.reduce",
-            CPU,
-            ("reduction",),
-            lambda merging, x: in_fp32(F.linear, x, *_weights(merging.reduction)),
-            refuse=lambda merging, x: _refuse_fp32(merging.reduction, x),
-        ),
-    )
-}
+_ATTENTION, _MLP = "SwinTransformerBlock.attention_branch", "SwinTransformerBlock.mlp_branch"
+
+_ROWS = (
+    Fused(
+        "Stage.forward",
+        CPU,
+        ("blocks", "downsample"),
+        lambda stage, x, prepared, output_attentions=False: prepared.run(x),
+        _refuse_stage,
+        lambda stage, x: _refuse_autocast() or _refuse_map(stage.blocks[0].intermediate.dense, x),
+        _PreparedStage,
+    ),
+    Fused(
+        "Embeddings.embed",
+        CPU,
+        ("patch_embeddings", "norm"),
+        lambda embeddings, pixels, prepared: project(prepared, embeddings.patch_embeddings.cut(pixels)),
+        _refuse_embeddings,
+        _refuse_pixels,
+        _prepare_embeddings,
+    ),
+    Fused(
+        _ATTENTION,
+        CPU,
+        ("attention", "layernorm_before", "drop_path"),
+        _attention_on_cpu,
+        lambda block: _refuse_layers(block.attention),
+        lambda block, x: _refuse_map(block.attention.self.query, x),
+    ),
+    Fused(
+        _MLP,
+        CPU,
+        ("intermediate", "output", "layernorm_after", "drop_path"),
+        _mlp_on_cpu,
+        _refuse_mlp,
+        lambda block, x: _refuse_map(block.intermediate.dense, x),
+    ),
+    Fused(
+        _ATTENTION,
+        TRITON,
+        ("layernorm_before", "drop_path"),
+        _attention_with_gpu_epilogue,
+        refuse_call=_refuse_gpu_epilogue,
+    ),
+    Fused(_MLP, TRITON, ("layernorm_after", "drop_path"), _mlp_with_gpu_epilogue, refuse_call=_refuse_gpu_epilogue),
+    Fused("ContinuousPositionBias.forward", CPU, ("0", "1", "2"), _bias_on_cpu),
+    Fused(
+        "PatchEmbeddings.project",
+        CPU,
+        ("projection",),
+        lambda patches, x: in_fp32(patches.projection._conv_forward, x, *_weights(patches.projection)),
+        refuse_call=lambda patches, x: _refuse_fast_product(patches.projection, x),
+    ),
+    Fused(
+        "PatchMerging.reduce",
+        CPU,
+        ("reduction",),
+        lambda merging, x: in_fp32(F.linear, x, *_weights(merging.reduction)),
+        refuse_call=lambda merging, x: _refuse_fast_product(merging.reduction, x),
+    ),
+)
+
+FUSED = {(row.method, row.backend): row for row in _ROWS}
+"""All fused operations, by method and backend."""

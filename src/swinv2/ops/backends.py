@@ -48,7 +48,7 @@ class Call:
     wants_weights: bool = False
     device: torch.device | None = None
     dtype: torch.dtype | None = None
-    shape: tuple[int, ...] | None = None
+    shape: tuple[int | torch.SymInt, ...] | None = None
     window: Pair | None = None
     dropout: float = 0.0
     execution: Execution = Execution.EAGER

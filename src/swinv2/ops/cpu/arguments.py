@@ -63,10 +63,10 @@ def as_tokens(tensor: Tensor, axes: int = 1) -> Tensor:
     return tensor if tensor.is_contiguous() or token_step(tensor, axes) is not None else tensor.contiguous()
 
 
-def as_map(tensor: Tensor | None) -> Any:
-    """The kernel argument for tokens (..., C) or vectors (B, H, W, heads, head_dim)."""
+def as_map(tensor: Tensor | None) -> library.Map:
+    """The kernel argument for tokens (..., C) or vectors (B, H, W, heads, head_dim); without data for None."""
     if tensor is None:
-        return None
+        return library.Map()
     step = token_step(tensor, 2 if tensor.ndim == 5 else 1)
     if step is None:
         raise ValueError(f"tokens with strides {tensor.stride()} are not at equal distances in memory.")

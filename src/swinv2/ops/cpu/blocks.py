@@ -45,18 +45,16 @@ def add_mlp(
     """x + factor * norm(fc2(GELU(fc1(x)))), for every token.
 
     Args:
-        x: Tokens (N, C).
-        fc1, fc2: Weight and bias of each linear layer.
-        norm: Weight, bias, eps and factor.
+        x: Tokens (..., C).
+        fc1, fc2, norm: The layers, and the norm with its factor.
         out: Receives the result; may be x.
-        gelu_in: (N, hidden), receives the GELU's input, if given.
-        branch_out: (N, C), receives the norm's input, if given.
+        gelu_in, branch_out: (..., hidden) and (..., C), receive the inputs of GELU and norm, if given.
     """
     fit(x.shape, x=x, branch_out=branch_out, out=out)
-    fit((len(x), len(fc1[0])), gelu_in=gelu_in)
+    fit((*x.shape[:-1], len(fc1[0])), gelu_in=gelu_in)
     x, fc1, fc2, norm = as_tokens(x), as_weights(fc1), as_weights(fc2), side_by_side(norm)
     block = _add_mlp_to(library.Block(), fc1, fc2, norm)
-    saved = library.Saved(hidden=as_map(gelu_in) or _NOTHING, mlp_out=as_map(branch_out) or _NOTHING)
+    saved = library.Saved(hidden=as_map(gelu_in), mlp_out=as_map(branch_out))
     run("run_blocks", x.dtype, (_plan_of_tokens(x), 1, block, as_map(x), as_map(out), saved))
 
 
@@ -77,10 +75,8 @@ def add_attention(
 
     Args:
         x: The map (B, H, W, C).
-        qkv: Weight and bias of the layers of queries, keys and values; the key layer has no bias.
-        out_proj: Weight and bias of the output projection.
+        qkv, out_proj, norm: The layers, and the norm with its factor; the key layer has no bias.
         bias_table, scale, plan: See `reference.window_attention`.
-        norm: Weight, bias, eps and factor.
         out: Receives the result; may be x.
         saved_qkv: (B, H, W, 3 C), receives queries, keys and values, if given.
         attended, branch_out: (B, H, W, C), receive the attended map and the norm's input, if given.
@@ -91,7 +87,7 @@ def add_attention(
     layers, norm, x = [as_weights(each) for each in (*qkv, out_proj)], side_by_side(norm), as_tokens(x)
     table, scale, _ = fit_attention(x.unflatten(3, (len(scale), -1)), bias_table, scale, None, plan)
     block = _add_attention_to(library.Block(*plan.shift), layers, table, scale, norm)
-    saved = library.Saved(*(as_map(each) or _NOTHING for each in (saved_qkv, attended, branch_out)))
+    saved = library.Saved(*(as_map(each) for each in (saved_qkv, attended, branch_out)))
     cut = as_plan(plan, batch, len(scale), channels // len(scale))
     run("run_blocks", x.dtype, (cut, 1, block, as_map(x), as_map(out), saved))
 
@@ -128,10 +124,8 @@ class Gradients:
         fit((first_out,), in_proj_bias=self.in_proj_bias)
         fit((channels, last_in), out_proj=self.out_proj)
         fit((3, channels), epilogue=self.epilogue)
-        sums = [
-            at(each) for each in (self.in_proj, self.in_proj_bias, self.out_proj, self.epilogue, self.table, self.scale)
-        ]
-        return library.Gradients(as_map(self.x) or _NOTHING, *sums)
+        sums = (self.in_proj, self.in_proj_bias, self.out_proj, self.epilogue, self.table, self.scale)
+        return library.Gradients(as_map(self.x), *map(at, sums))
 
 
 def mlp_backward(
@@ -140,22 +134,17 @@ def mlp_backward(
     """The gradients of `add_mlp`.
 
     Args:
-        grad: The gradient of the result, (N, C).
+        grad: The gradient of the result, (..., C).
         x, norm: The arguments of `add_mlp`; the norm's bias is not used.
         gelu_in, branch_out: The tensors that `add_mlp` saved.
         fc1, fc2: The weights of the linear layers.
         to: Receives the gradients.
     """
-    (tokens, channels), hidden = x.shape, fc1.shape[0]
+    channels, hidden = x.shape[-1], fc1.shape[0]
     fit(x.shape, grad=grad, branch_out=branch_out, x=x, **{"gradient of x": to.x})
-    fit((tokens, hidden), gelu_in=gelu_in)
-    grad, x, gelu_in, branch_out, norm = (
-        as_tokens(grad),
-        as_tokens(x),
-        as_tokens(gelu_in),
-        as_tokens(branch_out),
-        side_by_side(norm),
-    )
+    fit((*x.shape[:-1], hidden), gelu_in=gelu_in)
+    grad, x, gelu_in, branch_out = (as_tokens(each) for each in (grad, x, gelu_in, branch_out))
+    norm = side_by_side(norm)
     layers = as_weights((fc1, None)), as_weights((fc2, None))
     block = _add_mlp_to(library.Block(), *layers, norm)
     saved = library.Saved(hidden=as_map(gelu_in), mlp_out=as_map(branch_out))
@@ -201,9 +190,6 @@ def attention_backward(
     run("run_backward", x.dtype, (cut, block, as_map(grad), as_map(x), maps, gradients))
 
 
-_NOTHING = library.Map()
-
-
 def _add_attention_to(
     block: library.Block, layers: Sequence[Weights], table: Tensor, scale: Tensor, norm: Norm
 ) -> library.Block:
@@ -223,8 +209,9 @@ def _add_mlp_to(block: library.Block, fc1: Weights, fc2: Weights, norm: Norm) ->
 
 
 def _plan_of_tokens(x: Tensor) -> library.Plan:
-    """A plan for tokens (N, C): each token is a window."""
-    return library.Plan(images=1, height=1, width=len(x), window_height=1, window_width=1, heads=1, dim=x.shape[1])
+    """A plan for tokens (..., C): each token is a window."""
+    *sizes, channels = x.shape
+    return library.Plan(1, 1, math.prod(sizes), window_height=1, window_width=1, heads=1, dim=channels)
 
 
 @dataclass(frozen=True)
@@ -254,6 +241,11 @@ class BlockTensors:
     extra_norm: Norm | None = None
 
     @property
+    def alike(self) -> tuple[Pair, bool, bool]:
+        """What must be the same for all blocks that run together: window, `mask_padding`, and whether it is fp64."""
+        return self.window, self.mask_padding, self.scale.dtype == torch.float64
+
+    @property
     def tensors(self) -> list[Tensor]:
         """All tensors of the block."""
         norms = (self.attention_norm, self.mlp_norm, *([] if self.extra_norm is None else [self.extra_norm]))
@@ -275,18 +267,17 @@ class PreparedBlocks:
     def __init__(self, blocks: Sequence[BlockTensors]) -> None:
         first = blocks[0]
         self.heads, self.channels = len(first.scale), len(first.out_proj[0])
-        self.window, self.mask_padding, self.is_double = first.window, first.mask_padding, _is_double(first)
+        self.window, self.mask_padding, self.is_double = alike = first.alike
+        if any(block.alike != alike for block in blocks) or self.channels % self.heads:
+            raise ValueError("blocks that run together must have the same window, heads and precision.")
         self._tensors = [tensor for block in blocks for tensor in block.tensors]
-        self._blocks = (library.Block * len(blocks))(*(self._prepare(block) for block in blocks))
+        self.blocks = (library.Block * len(blocks))(*(self._prepare(block) for block in blocks))
 
     def _prepare(self, tensors: BlockTensors) -> library.Block:
-        channels, heads = self.channels, self.heads
-        alike = (tensors.window, tensors.mask_padding, _is_double(tensors))
-        if alike != (self.window, self.mask_padding, self.is_double) or channels % heads:
-            raise ValueError("blocks that run together must have the same window, heads and precision.")
+        # A plan raises an error for a wrong shift.
         WindowPlan((1, 1), tensors.window, tensors.shift)
-        fit((heads, 2 * self.window[0] - 1, 2 * self.window[1] - 1), bias_table=tensors.bias_table)
-        fit((heads,), scale=tensors.scale)
+        fit((self.heads, 2 * self.window[0] - 1, 2 * self.window[1] - 1), bias_table=tensors.bias_table)
+        fit((self.heads,), scale=tensors.scale)
         if tensors.scale.dtype != tensors.bias_table.dtype or tensors.scale.dtype not in (torch.float32, torch.float64):
             raise ValueError("bias_table and scale must both be in fp32, or both in fp64.")
         for tensor in tensors.tensors:
@@ -296,17 +287,13 @@ class PreparedBlocks:
         _add_attention_to(block, layers, tensors.bias_table, tensors.scale, tensors.attention_norm)
         _add_mlp_to(block, tensors.fc1, tensors.fc2, tensors.mlp_norm)
         if tensors.extra_norm is not None:
-            block.extra_norm = as_norm(tensors.extra_norm, channels)
+            block.extra_norm = as_norm(tensors.extra_norm, self.channels)
         return block
-
-    def plan(self, x: Tensor) -> library.Plan:
-        """The plan for a map (B, H, W, C); raises an error for another number of channels."""
-        fit((*x.shape[:3], self.channels), x=x)
-        return _plan_of(x.shape, self.window, self.mask_padding, self.heads)
 
 
 @lru_cache(maxsize=256)
 def _plan_of(size: torch.Size, window: Pair, mask_padding: bool, heads: int) -> library.Plan:
+    """The kernel argument for maps of a size (B, H, W, C), without shift: each block has its own."""
     batch, height, width, channels = size
     return as_plan(WindowPlan((height, width), window, mask_padding=mask_padding), batch, heads, channels // heads)
 
@@ -322,14 +309,12 @@ def run_blocks(prepared: PreparedBlocks, x: Tensor, out: Tensor | None = None) -
     Returns:
         `out`.
     """
-    plan, dtype = prepared.plan(x), x.dtype
-    _check_dtype(x, prepared.is_double)
-    if out is None:
-        out = x.new_empty(x.shape)
-    else:
-        fit(x.shape, out=out)
+    _check_map(x, prepared)
+    plan, blocks = _plan_of(x.shape, prepared.window, prepared.mask_padding, prepared.heads), prepared.blocks
+    out = x.new_empty(x.shape) if out is None else out
+    fit(x.shape, out=out)
     x = as_tokens(x)
-    run("run_blocks", dtype, (plan, len(prepared._blocks), prepared._blocks, as_map(x), as_map(out), None))
+    run("run_blocks", x.dtype, (plan, len(blocks), blocks, as_map(x), as_map(out), None))
     return out
 
 
@@ -361,8 +346,7 @@ def project(prepared: PreparedProjection, x: Tensor) -> Tensor:
     Returns:
         A map (B, ceil(H / window height), ceil(W / window width), out).
     """
-    fit((*x.shape[:3], prepared.channels), x=x)
-    _check_dtype(x, prepared.is_double)
+    _check_map(x, prepared)
     x, (images, height, width, _), (down, across) = as_tokens(x), x.shape, prepared.window
     out = x.new_empty(images, -(-height // down), -(-width // across), prepared.wide)
     plan = _plan_of(x.shape, prepared.window, False, 1)
@@ -370,9 +354,11 @@ def project(prepared: PreparedProjection, x: Tensor) -> Tensor:
     return out
 
 
-def _check_dtype(x: Tensor, is_double: bool) -> None:
-    if not x.is_cpu or (x.dtype == torch.float64) is not is_double or x.dtype not in library.TYPES:
-        needed = "fp64" if is_double else "fp32, bf16 or fp16"
+def _check_map(x: Tensor, prepared: PreparedBlocks | PreparedProjection) -> None:
+    """Raises an error for a map that the prepared weights do not fit."""
+    fit((*x.shape[:3], prepared.channels), x=x)
+    if not x.is_cpu or (x.dtype == torch.float64) is not prepared.is_double or x.dtype not in library.TYPES:
+        needed = "fp64" if prepared.is_double else "fp32, bf16 or fp16"
         raise ValueError(f"the map is on {x.device} in {x.dtype}; expected one on a CPU in {needed} for these weights.")
 
 
@@ -401,8 +387,4 @@ class Copies:
         """Whether all tensors have the same addresses and bytes as at the time of the copy."""
         if [tensor.data_ptr() for tensor in self._tensors] != self._addresses:
             return False
-        return bool(library.functions().are_equal(*self._arguments))
-
-
-def _is_double(block: BlockTensors) -> bool:
-    return block.scale.dtype == torch.float64
+        return bool(library.load().are_equal(*self._arguments))

@@ -108,7 +108,7 @@ that it needs."""
 
 
 @cache
-def load() -> ctypes.CDLL | None:
+def load() -> Any:
     """The library for this processor; None if `refuse` returns a reason."""
     if refuse() is not None:
         return None
@@ -119,11 +119,6 @@ def load() -> ctypes.CDLL | None:
             function.argtypes, function.restype = arguments, c_long
     library.are_equal.argtypes, library.are_equal.restype = [c_long, *[c_void_p] * 3], c_long
     return library
-
-
-def functions() -> Any:
-    """The library, if it is known to exist."""
-    return load()
 
 
 def kernel(name: str, is_double: bool) -> Any:

@@ -10,17 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2.ops.cpu import kernels, library
+from swinv2.ops.cpu import library
 from swinv2.ops.cpu.arguments import Weights
 from swinv2.ops.execution import Execution, execution
 
 
-def join(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Weights:
+def join(layers: Sequence[Weights]) -> Weights:
     """Joins layers with the same input into one layer."""
+    if len(layers) == 1:
+        return layers[0]
+    weights, biases = [weight for weight, _ in layers], [bias for _, bias in layers]
     if all(bias is None for bias in biases):
-        return torch.cat(list(weights)), None
+        return torch.cat(weights), None
     pairs = zip(weights, biases, strict=True)
-    return torch.cat(list(weights)), torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in pairs])
+    return torch.cat(weights), torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in pairs])
 
 
 def is_slow(*tensors: Tensor | None) -> bool:
@@ -46,7 +49,6 @@ def product(
     dtype: torch.dtype,
     base: Tensor | None = None,
     out: Tensor | None = None,
-    gelu_out: Tensor | None = None,
 ) -> Tensor:
     """tokens @ weight.T + bias + base, by torch and without gradients.
 
@@ -56,7 +58,6 @@ def product(
         dtype: The factors are rounded to it.
         base: (N, out).
         out: Receives the sum, (N, out); may be `base`. None for new memory.
-        gelu_out: Receives the GELU of the sum, if given.
 
     Returns:
         The sum.
@@ -64,8 +65,6 @@ def product(
     result = F.linear(tokens.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     if base is not None:
         result = base + result
-    if gelu_out is not None:
-        kernels.gelu(result, gelu_out)
     return result if out is None else out.copy_(result)
 
 
@@ -76,7 +75,8 @@ def add_transposed_product(sums: Tensor, left: Tensor, right: Tensor, dtype: tor
 
 def sum_of_tokens(tokens: Tensor) -> Tensor:
     """The sum of all tokens (N, C). In bf16 a product with ones is faster, if the processor has instructions for it."""
-    if tokens.dtype == torch.bfloat16 and len(tokens) and _is_eager(tokens) and not is_slow_in(tokens.dtype):
+    is_eager = tokens.is_cpu and execution(tokens) is Execution.EAGER
+    if tokens.dtype == torch.bfloat16 and len(tokens) and is_eager and not is_slow_in(tokens.dtype):
         return tokens.new_ones(len(tokens)) @ tokens
     return tokens.sum(0)
 
@@ -87,10 +87,6 @@ def in_autocast_dtype(*tensors: Tensor | None) -> tuple[Any, ...]:
         return tensors
     dtype = torch.get_autocast_dtype("cpu")
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
-
-
-def _is_eager(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and execution(tensor) is Execution.EAGER
 
 
 @torch.compiler.assume_constant_result

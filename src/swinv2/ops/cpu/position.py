@@ -61,14 +61,12 @@ def _empty_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Te
 def evaluate_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Tensor:
     """`bias_table` without gradients; `sizes` are those of `window` and `pretrained_window`."""
     table = _empty_table(w1, b1, w2, sizes)
-    for chunk, out in zip(_chunks(_positions(sizes, w1)), _chunks(table.flatten(1).T), strict=True):
+    for chunk, out in zip(_chunks(_positions(*sizes, w1.dtype)), _chunks(table.flatten(1).T), strict=True):
         out.copy_(_hidden(chunk, w1, b1) @ w2.T)
     return table.sigmoid_().mul_(LARGEST_BIAS)
 
 
-def _empty_gradients(
-    grad: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, table: Tensor, sizes: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_gradients(grad: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return w1.new_empty(w1.shape), b1.new_empty(b1.shape), w2.new_empty(w2.shape)
 
 
@@ -84,10 +82,10 @@ def evaluate_table_backward(
         w1, b1, w2, sizes: The arguments of `evaluate_table`.
         table: Its result.
     """
-    grad_w1, grad_b1, grad_w2 = (each.zero_() for each in _empty_gradients(grad, w1, b1, w2, table, sizes))
+    grad_w1, grad_b1, grad_w2 = (each.zero_() for each in _empty_gradients(grad, w1, b1, w2))
     # The derivative of t = 16 s, where s is a sigmoid: 16 s (1 - s) = t (1 - t / 16).
     grad_field = (grad * table * (1 - table / LARGEST_BIAS)).to(w1.dtype).flatten(1).T
-    for chunk, chunk_grad in zip(_chunks(_positions(sizes, w1)), _chunks(grad_field), strict=True):
+    for chunk, chunk_grad in zip(_chunks(_positions(*sizes, w1.dtype)), _chunks(grad_field), strict=True):
         hidden = _hidden(chunk, w1, b1)
         grad_w2.addmm_(chunk_grad.T, hidden)
         grad_hidden = torch.ops.aten.threshold_backward(chunk_grad @ w2, hidden, 0)
@@ -96,21 +94,19 @@ def evaluate_table_backward(
     return grad_w1, grad_b1, grad_w2
 
 
-def _positions(sizes: Sequence[int], like: Tensor) -> Tensor:
-    return _positions_of(*sizes, like.dtype)
-
-
 # Cached: they depend only on the window. A window of 24 has 2209 positions of two coordinates.
 @lru_cache(maxsize=64)
-def _positions_of(height: int, width: int, pretrained_height: int, pretrained_width: int, dtype: torch.dtype) -> Tensor:
+def _positions(height: int, width: int, pretrained_height: int, pretrained_width: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
         coordinates = relative_coordinates((height, width), (pretrained_height, pretrained_width), torch.device("cpu"))
         return coordinates.flatten(0, -2).to(dtype)
 
 
 def _hidden(positions: Tensor, w1: Tensor, b1: Tensor) -> Tensor:
+    """The hidden features of some positions."""
     return torch.addmm(b1, positions, w1.T).relu_()
 
 
 def _chunks(rows: Tensor) -> Sequence[Tensor]:
+    """Divides positions, or other rows with one for each position, into chunks that fit a core's own cache."""
     return rows.split(POSITIONS_AT_ONCE)

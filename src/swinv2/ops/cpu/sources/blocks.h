@@ -171,6 +171,7 @@ typedef struct {
     long panels;           /* that the MLP computes at a time */
 } FN(Sizes);
 
+/* Gives a field of a workspace the next `count` numbers of the memory. */
 #define TAKE(field, count)                                                                                             \
     do {                                                                                                               \
         field = memory ? (void *)(memory + used) : NULL;                                                               \
@@ -221,7 +222,6 @@ static long FN(lay_out_shared)(FN(Shared) *shared, const FN(Sizes) *sizes, char 
     TAKE(shared->hidden, sizes->panels * PANEL * sizes->deep);
     return used > end ? used : end;
 }
-#undef TAKE
 
 /* A linear layer from panels to panels. */
 typedef struct {

@@ -37,12 +37,6 @@ typedef struct {
     int attends;
 } FN(ChunkSizes);
 
-#define TAKE(field, count)                                                                                             \
-    do {                                                                                                               \
-        field = memory ? (void *)(memory + used) : NULL;                                                               \
-        used = round_up(used + (long)sizeof *field * (count), 64);                                                     \
-    } while (0)
-
 /* Both functions lay out a workspace in memory and return its bytes; if memory is NULL, they only count them. */
 static long FN(lay_out_tools)(FN(Tools) *tools, const FN(ChunkSizes) *sizes, char *memory) {
     long used = round_up(FN(lay_out_lines)(&tools->lines, sizes->channels, memory), 64);
