@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from test_training import log, losses, start, wait_for
 from typer.testing import CliRunner
 
+from colours import draw_colours
 from swinv2.cli import app, training
 from swinv2.train import checkpoints, signals
+from trainings import log, losses, start, wait_for
 
 
 def living(group: int) -> list[str]:
@@ -130,3 +131,43 @@ def test_a_signal_where_no_step_is_under_way_is_one_line(number: int, monkeypatc
     assert result.exit_code == 128 + number
     said = "stopped at once; --resume resumes from the newest checkpoint, if there is one"
     assert result.stderr == f"{signal.Signals(number).name}: {said}\n"
+
+
+def test_sigterm_saves_and_says_so(flags: list[str], tmp_path: Path) -> None:
+    # To all processes, as launchers, timeout and terminals do: those that read images must not leave.
+    flags = [*flags, "--num_train_epochs", "2000", "--save_strategy", "epoch", "--dataloader_num_workers", "2"]
+    process = start("finetune", flags)
+    wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists() and len(losses(tmp_path / "run")) > 2, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    newest, unusable = checkpoints.newest_valid(tmp_path / "run")
+    assert newest is not None
+    assert not unusable
+    # What ends an epoch is not done for one that was left.
+    evaluated = [entry["step"] for entry in log(tmp_path / "run") if "eval_loss" in entry]
+    assert all(step % 5 == 0 for step in evaluated)
+
+
+@pytest.mark.slow
+def test_a_signal_during_an_evaluation(flags: list[str], tmp_path: Path) -> None:
+    """The processes that read images for it must stay, and the step that follows is the last."""
+    draw_colours(tmp_path / "more", 200)
+    flags = [
+        *flags,
+        "--eval_data",
+        str(tmp_path / "more"),
+        "--eval_split",
+        "train",
+        "--dataloader_num_workers",
+        "2",
+    ]
+    flags += ["--num_train_epochs", "2000", "--eval_strategy", "steps", "--eval_steps", "1"]
+    process = start("finetune", [*flags, "--per_device_eval_batch_size", "2"])
+    wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists() and len(losses(tmp_path / "run")) > 1, process)
+    # The line of a loss is written just before its evaluation.
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert checkpoints.newest_valid(tmp_path / "run")[0] is not None
