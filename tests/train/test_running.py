@@ -7,13 +7,28 @@ import pytest
 
 from swinv2.cli import training
 from swinv2.errors import UsageError
-from trainings import CrashAt, CrashError, log, losses, train
+from trainings import CrashAt, CrashError, log, losses, make, train
 
 
 @pytest.mark.parametrize("where", ["nowhere", "."])
 def test_a_checkpoint_that_is_none(where: str, flags: list[str], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--resume-from-checkpoint"):
         train("finetune", [*flags, "--resume_from_checkpoint", str(tmp_path / where)])
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_a_folder_with_checkpoints_is_refused_before_a_model_is_built(
+    command: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run" / "checkpoint-4").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"no checkpoint of .* is valid"):
+        make(command, [*flags, "--resume"])
+    monkeypatch.setattr(f"swinv2.train.{command}.model_to_{command}", None)
+    with pytest.raises(UsageError, match="has checkpoints of an earlier run; add --resume"):
+        make(command, flags)
+    # A plan writes nothing.
+    monkeypatch.undo()
+    make(command, [*flags, "--dry-run"])
 
 
 @pytest.mark.slow
@@ -35,7 +50,7 @@ def test_a_run_that_resumes_says_from_where(
 ) -> None:
     with pytest.raises(CrashError):
         train("finetune", flags, lambda trainer: trainer.add_callback(CrashAt(6)))
-    assert "going on" not in capsys.readouterr().err
+    assert "resuming" not in capsys.readouterr().err
     assert training.train("finetune", [*flags, "--resume", "--as_json", "true"]) == 0
     out, err = capsys.readouterr()
     run = tmp_path / "run"

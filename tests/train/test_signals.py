@@ -72,7 +72,7 @@ def test_stopped_and_gone_on_without_a_complaint(
     assert again.returncode == 0, errors
     wait_until_gone(again.pid)
     said = errors.splitlines()
-    assert said[-2] == f"resuming from step {step} of 60: {stopped}"
+    assert f"resuming from step {step} of 60: {stopped}" in said
     assert said[-1].startswith("loss ")
     assert [entry["step"] for entry in log(run) if "resumed_from_step" in entry] == [step]
 
@@ -118,6 +118,20 @@ def test_the_second_signal_stops_at_once() -> None:
         with pytest.raises(signals.StoppedError, match="SIGINT"):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_while_the_command_is_imported_is_one_line() -> None:
+    program = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'swinv2.cli.main':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop)\n"
+        "import swinv2.cli\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "SIGINT: stopped at once\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
