@@ -30,11 +30,7 @@ FINAL, RESULTS_NAME = "final", "results.json"
 
 
 def prepare_run(settings: RunSettings) -> None:
-    """Finds the checkpoint from which the run resumes, which becomes the setting, and seeds the weights of the model.
-
-    Raises:
-        UsageError: See `checkpoint_to_resume`.
-    """
+    """Finds the checkpoint from which the run resumes and makes it the setting; seeds the weights of the model."""
     if not settings.dry_run:
         found = checkpoint_to_resume(settings.run, settings.resume_from_checkpoint, settings.resume)
         settings.resume_from_checkpoint = None if found is None else str(found)
