@@ -1,4 +1,4 @@
-"""A small world to train in: noisy pictures of three colours."""
+"""A small world to train in: noisy pictures of three colours, and a model for them."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image
 
 COLOURS = {"blue": (30, 30, 220), "green": (30, 220, 30), "red": (220, 30, 30)}
+
+MODEL = {"image_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": [1, 2], "num_heads": [1, 2]}
 
 
 def draw_colours(folder: Path, count: int, seed: int = 0) -> None:

@@ -6,6 +6,7 @@ In: indexable examples. Out: lists of examples, in order. This module knows no i
 import multiprocessing
 import os
 from collections.abc import Iterator, Sized
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, Dataset
@@ -48,9 +49,9 @@ def read_batches(examples: Examples, batch_size: int, workers: int | None = None
         yield batch
 
 
+@dataclass(eq=False)
 class _Readable(Dataset[Any]):
-    def __init__(self, examples: Examples) -> None:
-        self.examples = examples
+    examples: Examples
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -63,13 +63,7 @@ def grid_of(image_size: Pair, patch_size: Pair) -> Pair:
 def mask_of_pixels(
     bool_masked_pos: Bool[Tensor, "B patches"], patch_size: Pair, image_size: Pair
 ) -> Bool[Tensor, "B 1 height width"]:
-    """Converts a mask of patches to a mask of pixels.
-
-    Args:
-        bool_masked_pos: True for masked patches, row by row.
-        patch_size: Size (height, width) of a patch in pixels.
-        image_size: Size (height, width) of the images in pixels; the last patches may extend beyond it.
-    """
+    """Converts a mask of patches, row by row, to a mask of pixels; the last patches may extend beyond the image."""
     mask = bool_masked_pos.bool().view(-1, 1, *grid_of(image_size, patch_size))
     mask = mask.repeat_interleave(patch_size[0], 2).repeat_interleave(patch_size[1], 3)
     return mask[:, :, : image_size[0], : image_size[1]]
@@ -98,12 +92,8 @@ def local_statistics(
     A square that extends beyond the image counts only the pixels of the image. The deviation is unbiased; 1e-6, the
     authors' epsilon, is added to the variance, so the deviation is at least 0.001.
 
-    Args:
-        images: The images.
-        window: Side of the square in pixels, odd.
-
     Raises:
-        ValueError: `window` is even or less than 3.
+        ValueError: `window`, the side of the square in pixels, is even or less than 3.
     """
     if window < 3 or window % 2 == 0:
         raise ValueError(f"the window of the local statistics is {window!r}; expected an odd number of at least 3.")
@@ -126,11 +116,7 @@ def normalise_targets(
 ) -> Float[Tensor, "B channels height width"]:
     """The targets of a model with `norm_targets`: (pixel - mean) / deviation, of the square around each pixel.
 
-    Args:
-        images: The images.
-        window: Side of the square in pixels, odd; the authors use 47.
-
-    Source: microsoft/Swin-Transformer, models/simmim.py, norm_targets.
+    Source: microsoft/Swin-Transformer, models/simmim.py, norm_targets; the authors' `window` is 47.
     """
     mean, deviation = local_statistics(images, window)
     return (images - mean) / deviation
@@ -141,11 +127,7 @@ def average_distance(mask: Bool[Tensor, "height width"]) -> float:
 
     The larger it is, the harder the prediction; the paper finds 10 to 20 best for images of 192 pixels.
 
-    Args:
-        mask: True for masked pixels.
-
-    Returns:
-        0 if nothing is masked, infinity if everything is.
+    It is 0 if nothing is masked, and infinite if everything is.
 
     Source: SimMIM, section 4.1.2.
     """

@@ -20,13 +20,12 @@ from torch import nn
 from transformers import TrainingArguments
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
-from swinv2.train.data.augment import for_finetuning, for_pretraining
+from swinv2.train.data.augment import Pixels, for_finetuning, for_pretraining
 from swinv2.train.flags import OLDER_NAMES, as_flag
 from swinv2.train.optim.schedule import make_scheduler
 from swinv2.train.pretrain import mask_maker
-from swinv2.train.running import pixels_of
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings, parse_settings
-from swinv2.train.start import NEW, start_finetuning, start_pretraining
+from swinv2.train.start import NEW, model_to_finetune, model_to_pretrain
 from swinv2.zoo import CHECKPOINTS, PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -172,7 +171,7 @@ def test_its_command_reads_it(recipe: Path) -> None:
 def test_its_pixels_can_be_made(recipe: Path) -> None:
     """No augmentation is refused beside another one."""
     settings = parse(recipe)
-    pixels = pixels_of(Swinv2Config(image_size=64), settings.image_mean, settings.image_std)
+    pixels = Pixels((64, 64), settings.image_mean, settings.image_std)
     if isinstance(settings, FinetuneSettings):
         for_finetuning(
             pixels,
@@ -280,7 +279,7 @@ def config_of(name: str) -> Swinv2Config:
     settings: Any = parse(find(name))
     with torch.device("meta"):
         if settings.model == NEW or settings.model in PRESETS:
-            start = start_pretraining if isinstance(settings, PretrainSettings) else start_finetuning
+            start = model_to_pretrain if isinstance(settings, PretrainSettings) else model_to_finetune
             model: Any = start(settings) if isinstance(settings, PretrainSettings) else start(settings, ("a", "b"))
             return model.config
         if settings.model in CHECKPOINTS:

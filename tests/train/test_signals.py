@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from test_training import log, losses, start, wait_for
 from typer.testing import CliRunner
 
+from colours import draw_colours
 from swinv2.cli import app, training
 from swinv2.train import checkpoints, signals
+from trainings import log, losses, start, wait_for
 
 
 def living(group: int) -> list[str]:
@@ -71,7 +72,7 @@ def test_stopped_and_gone_on_without_a_complaint(
     assert again.returncode == 0, errors
     wait_until_gone(again.pid)
     said = errors.splitlines()
-    assert said[-2] == f"resuming from step {step} of 60: {stopped}"
+    assert f"resuming from step {step} of 60: {stopped}" in said
     assert said[-1].startswith("loss ")
     assert [entry["step"] for entry in log(run) if "resumed_from_step" in entry] == [step]
 
@@ -119,6 +120,20 @@ def test_the_second_signal_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_ctrl_c_while_the_command_is_imported_is_one_line() -> None:
+    program = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'swinv2.cli.main':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop)\n"
+        "import swinv2.cli\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "SIGINT: stopped at once\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_where_no_step_is_under_way_is_one_line(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def prepare(command: str, flags: list[str]) -> None:
@@ -130,3 +145,43 @@ def test_a_signal_where_no_step_is_under_way_is_one_line(number: int, monkeypatc
     assert result.exit_code == 128 + number
     said = "stopped at once; --resume resumes from the newest checkpoint, if there is one"
     assert result.stderr == f"{signal.Signals(number).name}: {said}\n"
+
+
+def test_sigterm_saves_and_says_so(flags: list[str], tmp_path: Path) -> None:
+    # To all processes, as launchers, timeout and terminals do: those that read images must not leave.
+    flags = [*flags, "--num_train_epochs", "2000", "--save_strategy", "epoch", "--dataloader_num_workers", "2"]
+    process = start("finetune", flags)
+    wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists() and len(losses(tmp_path / "run")) > 2, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    newest, unusable = checkpoints.newest_valid(tmp_path / "run")
+    assert newest is not None
+    assert not unusable
+    # What ends an epoch is not done for one that was left.
+    evaluated = [entry["step"] for entry in log(tmp_path / "run") if "eval_loss" in entry]
+    assert all(step % 5 == 0 for step in evaluated)
+
+
+@pytest.mark.slow
+def test_a_signal_during_an_evaluation(flags: list[str], tmp_path: Path) -> None:
+    """The processes that read images for it must stay, and the step that follows is the last."""
+    draw_colours(tmp_path / "more", 200)
+    flags = [
+        *flags,
+        "--eval_data",
+        str(tmp_path / "more"),
+        "--eval_split",
+        "train",
+        "--dataloader_num_workers",
+        "2",
+    ]
+    flags += ["--num_train_epochs", "2000", "--eval_strategy", "steps", "--eval_steps", "1"]
+    process = start("finetune", [*flags, "--per_device_eval_batch_size", "2"])
+    wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists() and len(losses(tmp_path / "run")) > 1, process)
+    # The line of a loss is written just before its evaluation.
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert checkpoints.newest_valid(tmp_path / "run")[0] is not None

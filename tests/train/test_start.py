@@ -14,7 +14,7 @@ import peers
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.errors import UsageError
 from swinv2.train.settings import FinetuneSettings, PretrainSettings
-from swinv2.train.start import start_finetuning, start_pretraining
+from swinv2.train.start import model_to_finetune, model_to_pretrain
 
 FIELDS = {"image_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2]}
 NAMES = ("cat", "dog", "newt")
@@ -33,12 +33,12 @@ def needed(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def finetune(needed: dict[str, Any]) -> Any:
-    return lambda names=NAMES, **given: start_finetuning(FinetuneSettings(**(needed | given)), names)
+    return lambda names=NAMES, **given: model_to_finetune(FinetuneSettings(**(needed | given)), names)
 
 
 @pytest.fixture
 def pretrain(needed: dict[str, Any]) -> Any:
-    return lambda **given: start_pretraining(PretrainSettings(**(needed | given)))
+    return lambda **given: model_to_pretrain(PretrainSettings(**(needed | given)))
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, read_dtype
-from swinv2.cli.running import SKIPPED, find_or_refuse, finish, model_or_shipped, quiet_transformers, sentences
+from swinv2.cli.running import SKIPPED, find_or_refuse, finish, model_or_shipped, print_broken, quiet_transformers
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
-from swinv2.train.signals import StoppedError, stopped_by_signals
+from swinv2.train.signals import StoppedError, noting_signals
 
 if TYPE_CHECKING:
     from swinv2.train.trainer import SwinTrainer
@@ -46,16 +46,14 @@ def finetune(context: typer.Context) -> None:
 
 def train(command: str, flags: Sequence[str]) -> int:
     """Runs a training; returns its exit status. A second signal, or one outside the training loop, ends it at once."""
-    with sentences():
-        try:
-            with stopped_by_signals():
-                return _run(_prepare(command, flags))
-        except StoppedError as error:
-            message_console().print(
-                f"{error}: stopped at once; --resume resumes from the newest checkpoint, if there is one",
-                style="yellow",
-            )
-            return 128 + error.number
+    try:
+        with noting_signals():
+            return _run(_prepare(command, flags))
+    except StoppedError as error:
+        message_console().print(
+            f"{error}: stopped at once; --resume resumes from the newest checkpoint, if there is one", style="yellow"
+        )
+        return 128 + error.number
 
 
 def _prepare(command: str, flags: Sequence[str]) -> "SwinTrainer":
@@ -64,35 +62,28 @@ def _prepare(command: str, flags: Sequence[str]) -> "SwinTrainer":
     from swinv2.train.options import FinetuneOptions, PretrainOptions
 
     is_pretraining = command == "pretrain"
-    described = pretrain.__doc__ if is_pretraining else finetune.__doc__
-    told = read_flags(PretrainOptions if is_pretraining else FinetuneOptions, flags, f"swinv2 {command}", described)
+    options, help = (PretrainOptions, pretrain.__doc__) if is_pretraining else (FinetuneOptions, finetune.__doc__)
+    told = read_flags(options, flags, f"swinv2 {command}", help)
     quiet_transformers()
-    _log_to_stderr()
+    logger = logging.getLogger("swinv2")
+    if not logger.handlers:
+        logger.addHandler(RichHandler(console=message_console(), show_time=False, show_path=False, markup=False))
+        logger.propagate = False
+    from swinv2.train.finetune import make_finetuning
+    from swinv2.train.pretrain import make_pretraining
     from swinv2.train.settings import FinetuneSettings, PretrainSettings, make_settings
 
     if is_pretraining:
-        from swinv2.train.pretrain import make_pretraining
-
         return make_pretraining(make_settings(PretrainSettings, told))
-    from swinv2.train.finetune import make_finetuning
-
     return make_finetuning(make_settings(FinetuneSettings, told))
 
 
-def _log_to_stderr() -> None:
-    """Prints this package's log messages on stderr."""
-    logger = logging.getLogger("swinv2")
-    if not logger.handlers:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        logger.addHandler(RichHandler(console=console, show_time=False, show_path=False, markup=False))
-        logger.propagate = False
-
-
 def _run(trainer: "SwinTrainer") -> int:
+    """Prints the plan, or trains and prints the results; returns the exit status."""
     import torch
 
     from swinv2.train.checkpoints import SaveError, newest_valid
-    from swinv2.train.health import DivergedError, TooManyBrokenError
+    from swinv2.train.health import DivergedError
     from swinv2.train.plan import make_plan
     from swinv2.train.running import run_training
 
@@ -101,17 +92,18 @@ def _run(trainer: "SwinTrainer") -> int:
     if args.dry_run:
         print(json.dumps(plan, indent=2)) if args.as_json else print_plan(plan, Console(highlight=False))
         return 0
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    messages = message_console()
     if args.should_save:
-        messages.print(f"{_steps(plan)}; {_rates(plan)}; {args.output_dir}", style="dim")
+        messages.print(f"{_steps_and_rates(plan)}; {args.output_dir}", style="dim")
     try:
         results, status = run_training(trainer)
-    except (DivergedError, SaveError, TooManyBrokenError) as error:
-        reason = str(error)
     except UsageError as error:
-        if not trainer.has_begun:
+        if not trainer.has_begun and not isinstance(error, (DivergedError, SaveError)):
             raise
-        reason = _sentence(error)
+        reason = str(error).strip()
+        if "Original Traceback" in reason:
+            # torch adds the traceback of a worker process, whose last line is the message.
+            reason = reason.splitlines()[-1].partition(": ")[2]
     except torch.OutOfMemoryError:
         reason = (
             "the device has too little memory; give a smaller --per-device-train-batch-size with more "
@@ -121,36 +113,26 @@ def _run(trainer: "SwinTrainer") -> int:
         kept = newest_valid(trainer.run)[0] or "there is none yet"
         reason = f"a file of the run could not be written or read: {error}. The newest checkpoint: {kept}."
     else:
-        if args.should_save:
-            _print_results(results, status, args.as_json, messages)
+        if not args.should_save:
+            return status
+        if args.as_json:
+            print(json.dumps(results))
+        elif status:
+            said = f"{results['stopped_by']}: saved at step {results['step']}; --resume resumes it"
+            messages.print(said, style="yellow")
+        else:
+            numbers = [f"{name} {value:.4g}" for name, value in results.items() if isinstance(value, float)]
+            messages.print(", ".join(numbers))
         return status
     messages.print(Text.assemble(("stopped: ", "bold red"), reason))
     return STOPPED
 
 
-def _sentence(error: UsageError) -> str:
-    """The message of an error, without the traceback that torch adds to errors of a worker process."""
-    text = str(error).strip()
-    return text.splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
-
-
-def _print_results(results: dict[str, Any], status: int, as_json: bool, messages: Console) -> None:
-    if as_json:
-        print(json.dumps(results))
-    elif status:
-        messages.print(f"{results['stopped_by']}: saved at step {results['step']}; --resume resumes it", style="yellow")
-    else:
-        shown = {name: value for name, value in results.items() if isinstance(value, float)}
-        messages.print(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-
-
-def _steps(plan: dict[str, Any]) -> str:
-    return f"{plan['steps']:,} steps of {plan['images_a_step']} images, {plan['warmup_steps']} of them warm-up"
-
-
-def _rates(plan: dict[str, Any]) -> str:
-    rate, for_512_images = plan["learning_rate"], plan["learning_rate_for_512_images"]
-    return f"learning rate {rate:g}, which is {for_512_images:g} for 512 images"
+def _steps_and_rates(plan: dict[str, Any]) -> str:
+    return (
+        f"{plan['steps']:,} steps of {plan['images_a_step']} images, {plan['warmup_steps']} of them warm-up; learning "
+        f"rate {plan['learning_rate']:g}, which is {plan['learning_rate_for_512_images']:g} for 512 images"
+    )
 
 
 def print_plan(plan: dict[str, Any], console: Console) -> None:
@@ -164,7 +146,7 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         "model": f"{model['parameters']:,} parameters, {model['learning']:,} of them learn",
         "image size, windows": f"{model['image_size']}, {model['windows']}",
         "bias learned in windows": f"{model['pretrained_windows']} (0: the same)",
-        "training": f"{_steps(plan)}; {_rates(plan)}",
+        "training": _steps_and_rates(plan),
         "memory, about": f"{parts} = {sum(memory.values()):,.0f} MiB",
     }
     columns = ("layer", "learning rate", "weight decay", "tensors", "parameters")
@@ -172,10 +154,10 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     for group in plan["groups"]:
         rate, decay = f"{group['learning_rate']:.4g}", f"{group['weight_decay']:g}"
         groups.add_row(str(group["layer"]), rate, decay, str(group["tensors"]), f"{group['parameters']:,}")
-    console.print(_two_columns(facts), groups, _two_columns(plan["settings"]), sep="\n")
+    console.print(_table_of(facts), groups, _table_of(plan["settings"]), sep="\n")
 
 
-def _two_columns(facts: dict[str, Any]) -> Table:
+def _table_of(facts: dict[str, Any]) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in facts.items():
         table.add_row(name, Text(str(value)))
@@ -225,11 +207,10 @@ def evaluate(
         typer.echo(json.dumps(found.summary(), indent=2))
     else:
         printing.print_evaluation(found.summary(), data_console())
-    console = message_console()
     for file in files:
-        console.print(f"drawn: {shown(file)}")
+        message_console().print(f"drawn: {shown(file)}")
     for broken in found.unreadable:
-        console.print(Text.assemble(("skipped ", "yellow"), broken))
+        message_console().print(Text.assemble(("skipped ", "yellow"), broken))
     if found.unreadable:
         raise typer.Exit(SKIPPED)
 
@@ -258,6 +239,6 @@ def reconstruct(
             paths, model, output, mask_ratio=mask_ratio, mask_block=mask_block, seed=seed, device=device
         )
     for image in broken:
-        message_console().print(Text.assemble(("skipped ", "yellow"), f"{shown(image.path)}: {image.reason}"))
+        print_broken(image, message_console())
     message_console().print(f"mean error over masked pixels {loss:.4f}; drawn: {shown(output)}")
     finish(len(paths) + len(missing), [*missing, *broken])

@@ -28,11 +28,7 @@ class SaveError(UsageError):
 
 @contextmanager
 def whole_checkpoint(final: Path, publishes: bool) -> Iterator[Path]:
-    """Yields a folder for a new checkpoint; see `disk.whole_folder`.
-
-    Args:
-        final: The final path of the checkpoint.
-        publishes: Whether this process seals and moves it, after all processes have written.
+    """Yields a folder for a new checkpoint; see `disk.whole_folder`. If this process `publishes` it, it also seals it.
 
     Raises:
         SaveError: Writing failed, for example because the disk is full.
@@ -90,14 +86,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def newest_valid(run: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """Finds the checkpoint from which a run can resume.
-
-    Args:
-        run: Folder of the run.
-
-    Returns:
-        The newest valid checkpoint or None, and the newer invalid ones, each with the reason.
-    """
+    """Finds the newest valid checkpoint of a run, or None, and the newer invalid ones, each with the reason."""
     unusable: list[tuple[Path, str]] = []
     for folder in checkpoints(run):
         reason = why_unusable(folder)
@@ -108,15 +97,12 @@ def newest_valid(run: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
 
 
 def checkpoint_to_resume(run: Path, wanted: str | None, resume: bool) -> Path | None:
-    """Finds the checkpoint from which a run resumes.
+    """Finds the checkpoint from which a run resumes; None to begin a new run.
 
     Args:
         run: Folder of the run.
         wanted: The checkpoint that the user named, if any.
         resume: Whether to resume from the newest valid checkpoint.
-
-    Returns:
-        The checkpoint; None to begin a new run.
 
     Raises:
         UsageError: The named checkpoint is not valid; no checkpoint is valid; or checkpoints exist and the user neither
@@ -145,12 +131,8 @@ def checkpoint_to_resume(run: Path, wanted: str | None, resume: bool) -> Path | 
 def prune(run: Path, keep: int | None, best: str | None) -> None:
     """Deletes the oldest checkpoints, but never the last one and the best one.
 
-    If the process is killed during the deletion, files of the manifest are missing, so the rest is not valid.
-
-    Args:
-        run: Folder of the run.
-        keep: Number of checkpoints to keep; None for all.
-        best: The best checkpoint. Only its name counts, because the run may have been moved.
+    If the process is killed during the deletion, files of the manifest are missing, so the rest is not valid. All are
+    kept if `keep` is None. Of the path of the best one only the name counts, because the run may have been moved.
     """
     # By time, not by step: a run that resumes from an older checkpoint saves lower steps than those already there.
     rotate_checkpoints(str(run), keep, best and str(run / Path(best).name), use_mtime=True)

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification
@@ -31,26 +33,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of an evaluation.
-
-    Attributes:
-        top1, top5: Accuracies, as shares of the images; top5 is None with fewer than six classes.
-        loss: Mean cross entropy.
-        images: Number of images without the unreadable ones.
-        unreadable: Names of unreadable images, each with the reason.
-        confusion: Counts (truth, answer).
-        names: Names of the classes.
-        worst: Index, truth, answer and probability of the most confident mistakes, the most confident first.
-    """
+    """The results of an evaluation. Accuracies are shares of the readable images."""
 
     top1: float
     top5: float | None
+    """None with fewer than six classes."""
     loss: float
+    """Mean cross entropy."""
     images: int
+    """Number of readable images."""
     unreadable: list[str]
+    """Names of unreadable images, each with the reason."""
     confusion: np.ndarray
+    """Counts (truth, answer)."""
     names: tuple[str, ...]
     worst: list[tuple[int, int, int, float]]
+    """Index, truth, answer and probability of the most confident mistakes, the most confident first."""
 
     def summary(self) -> dict[str, Any]:
         """The results as plain values, for JSON."""
@@ -74,16 +72,14 @@ def evaluate(
     workers: int | None = None,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
-    image_column: str | None = None,
-    label_column: str | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Evaluation, ImageDataset]:
     """Evaluates a classifier.
 
     Args:
         model: A folder, or a name on the hub.
-        data, split, image_column, label_column: See `sources.open_dataset`; `data` may also be the folder of a single
-            split, for example data/validation.
+        data, split: See `sources.open_dataset`; `data` may also be the folder of a single split, for example
+            data/validation.
         batch_size: Images of a batch.
         workers: Processes that read images; None: see `reading.read_batches`.
         device: See `loading.choose_device`.
@@ -99,50 +95,47 @@ def evaluate(
     chosen = choose_device(device)
     classifier = load_model(Swinv2ForImageClassification, model, chosen, dtype)
     processor = load_processor(model)
-    dataset = open_dataset(data, _split_of(data, split), image_column=image_column, label_column=label_column)
+    dataset = open_dataset(data, _split_of(data, split))
     if dataset.label_column is None:
         raise UsageError(f"{data} has no labels; sort the images into a folder for each class.")
     names = tuple(label_names(classifier.config))
     to_model = _match_classes(dataset, names)
 
     examples = EvaluationExamples(dataset, SampleTransform(partial(_prepare, processor), 3))
-    confusion = np.zeros((len(names), len(names)), np.int64)
     unreadable: list[str] = []
-    worst: list[tuple[int, int, int, float]] = []
-    loss, among_five, done = 0.0, 0, 0
+    columns: list[tuple[Tensor, ...]] = []
+    done = 0
     for batch in read_batches(examples, batch_size, workers):
         pixels = torch.from_numpy(np.stack([example["pixel_values"] for example in batch]))
+        truths = torch.tensor([to_model.get(int(example["labels"]), IGNORED_LABEL) for example in batch])
+        unreadable += [name for example in batch for name in example["broken"]]
         with torch.inference_mode():
             logits = classifier(pixels.to(chosen, dtype)).logits.float().cpu()
-        truths = torch.tensor([example["labels"] for example in batch])
-        readable = truths != IGNORED_LABEL
-        unreadable += [name for example in batch for name in example["broken"]]
-        indices = torch.arange(done, done + len(readable))[readable]
-        labels = torch.tensor([to_model[int(label)] for label in truths[readable]], dtype=torch.long)
-        done += len(readable)
+            probabilities, answers = logits.softmax(-1).max(-1)
+            among_five = (logits.topk(min(5, len(names))).indices == truths[:, None]).any(1)
+            losses = F.cross_entropy(logits, truths, reduction="none").double()
+        columns.append((truths, answers, probabilities, among_five, losses))
+        done += len(batch)
         advance(done, len(dataset))
-        if not len(labels):
-            continue
-        probabilities = logits[readable].softmax(-1)
-        sureness, answers = probabilities.max(-1)
-        np.add.at(confusion, (labels.numpy(), answers.numpy()), 1)
-        loss += torch.nn.functional.cross_entropy(logits[readable], labels, reduction="sum").item()
-        among_five += int((probabilities.topk(min(5, len(names))).indices == labels[:, None]).any(1).sum())
-        wrong = (answers != labels).nonzero().flatten().tolist()
-        worst += [(int(indices[i]), int(labels[i]), int(answers[i]), float(sureness[i])) for i in wrong]
-        worst = sorted(worst, key=lambda mistake: -mistake[3])[:MOST_MISTAKES]
-    counted = int(confusion.sum())
-    if not counted:
+    truths, answers, probabilities, among_five, losses = (
+        np.concatenate(column) for column in zip(*columns, strict=True)
+    )
+    readable = truths != IGNORED_LABEL
+    if not readable.any():
         raise UsageError(f"{data} has no readable image.")
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(confusion, (truths[readable], answers[readable]), 1)
+    wrong = np.flatnonzero(readable & (answers != truths))
+    worst = wrong[np.argsort(-probabilities[wrong], kind="stable")[:MOST_MISTAKES]]
     found = Evaluation(
-        top1=float(confusion.trace() / counted),
-        top5=among_five / counted if len(names) > 5 else None,
-        loss=loss / counted,
-        images=counted,
+        top1=float(confusion.trace() / confusion.sum()),
+        top5=float(among_five[readable].mean()) if len(names) > 5 else None,
+        loss=float(losses[readable].mean()),
+        images=int(readable.sum()),
         unreadable=unreadable,
         confusion=confusion,
         names=names,
-        worst=worst,
+        worst=[(int(i), int(truths[i]), int(answers[i]), float(probabilities[i])) for i in worst],
     )
     return found, dataset
 
@@ -188,9 +181,9 @@ def draw_evaluation(found: Evaluation, dataset: ImageDataset, folder: Path) -> l
     draw_confusion(found.confusion, found.names, files[0])
     if found.worst:
         files.append(folder / "mistakes.png")
-        drawn = []
-        for index, truth, answer, probability in found.worst:
-            image = decode(dataset[index].image, 3)
-            drawn.append(Mistake(np.asarray(image), found.names[truth], found.names[answer], probability))
+        drawn = [
+            Mistake(np.asarray(decode(dataset[index].image, 3)), found.names[truth], found.names[answer], probability)
+            for index, truth, answer, probability in found.worst
+        ]
         draw_mistakes(drawn, files[1])
     return files

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
 from swinv2.errors import UsageError
-from swinv2.train.data.augment import for_evaluation, for_finetuning, make_processor
-from swinv2.train.data.dataset import ImageDataset
-from swinv2.train.data.examples import IGNORED_LABEL, EvaluationExamples, SampleTransform
-from swinv2.train.running import examples_to_train, open_training, pixels_of
+from swinv2.lengths import as_pair
+from swinv2.train.data.augment import Pixels, for_finetuning
+from swinv2.train.data.examples import IGNORED_LABEL
+from swinv2.train.running import data_arguments, open_training, prepare_run
 from swinv2.train.settings import FinetuneSettings
-from swinv2.train.start import start_finetuning
+from swinv2.train.start import model_to_finetune
 from swinv2.train.trainer import SwinTrainer
 
 BEST_CLASSES = 5
@@ -28,17 +27,11 @@ BEST_CLASSES = 5
 
 
 class FinetuneTrainer(SwinTrainer):
-    """Trains with cross entropy, label smoothing, mixup and cutmix.
-
-    Args:
-        settings: The settings.
-        classes: Number of classes.
-        rest: See `SwinTrainer`.
-    """
+    """Trains with cross entropy, label smoothing, mixup and cutmix."""
 
     args: FinetuneSettings
 
-    def __init__(self, settings: FinetuneSettings, classes: int, **rest: Any) -> None:
+    def __init__(self, settings: FinetuneSettings, **rest: Any) -> None:
         super().__init__(settings, **rest)
         self.mix: Any = None
         if settings.mixup or settings.cutmix:
@@ -48,7 +41,7 @@ class FinetuneTrainer(SwinTrainer):
                 mixup_alpha=settings.mixup,
                 cutmix_alpha=settings.cutmix,
                 label_smoothing=settings.label_smoothing_factor,
-                num_classes=classes,
+                num_classes=self.model.config.num_labels,
             )
         # Otherwise the Trainer would smooth the labels a second time.
         self.label_smoother = None
@@ -57,7 +50,6 @@ class FinetuneTrainer(SwinTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Cross entropy in fp32; in training, of mixed images and labels if mixup or cutmix is on."""
-        inputs.pop("broken", None)
         images, labels = inputs["pixel_values"], inputs["labels"]
         smoothing = 0.0
         if model.training and self.mix is not None:
@@ -77,8 +69,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
-def keep_best(logits: Tensor, labels: Tensor) -> Tensor:
-    """The most probable classes of each image, the best first. Evaluation needs nothing else of the logits."""
+def best_classes(logits: Tensor, labels: Tensor) -> Tensor:
+    """The most probable classes of each image, the best first. Evaluation stores nothing else of the logits."""
     return logits.topk(min(BEST_CLASSES, logits.shape[-1])).indices
 
 
@@ -93,26 +85,13 @@ def accuracies(prediction: EvalPrediction) -> dict[str, float]:
     return scores
 
 
-def class_names(settings: FinetuneSettings, dataset: ImageDataset) -> tuple[str, ...]:
-    """Names of the classes: from the data or from `--label-names-file`, otherwise numbers.
-
-    Raises:
-        UsageError: The number of classes is unknown.
-    """
-    if dataset.names:
-        return dataset.names
-    if dataset.streams:
-        raise UsageError(f"{dataset.source} does not name its classes; give --label-names-file, a name on each line.")
-    return tuple(str(number) for number in range(int(dataset.labels().max()) + 1))
-
-
 def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
     """Builds the trainer of a fine-tuning, with its model and its data.
 
     Raises:
         UsageError: The settings, the data and the model do not fit together.
     """
-    torch.manual_seed(settings.seed)
+    prepare_run(settings)
     given: tuple[str, ...] = ()
     if settings.label_names_file:
         try:
@@ -123,16 +102,18 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
     train, evaluation = open_training(settings, given)
     if train.label_column is None:
         raise UsageError(f"{train.source} has no labels; sort the images into a folder for each class, or pretrain.")
-    names = class_names(settings, train)
+    if not train.names and train.streams:
+        raise UsageError(f"{train.source} does not name its classes; give --label-names-file, a name on each line.")
+    names = train.names or tuple(str(number) for number in range(int(train.labels().max()) + 1))
     if evaluation is not None and evaluation.names and evaluation.names != names:
         differing = sorted(set(names) ^ set(evaluation.names))[:5]
         raise UsageError(f"{evaluation.source} has other classes than {train.source}: {differing}.")
     for dataset in (train, evaluation):
         if dataset is not None and not dataset.streams:
             dataset.check_labels(len(names))
-    model: Any = start_finetuning(settings, names)
-    pixels = pixels_of(model.config, settings.image_mean, settings.image_std)
-    augmented = for_finetuning(
+    model: Any = model_to_finetune(settings, names)
+    pixels = Pixels(as_pair("image_size", model.config.image_size), settings.image_mean, settings.image_std)
+    augment = for_finetuning(
         pixels,
         settings.auto_augment,
         settings.color_jitter,
@@ -140,15 +121,10 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
         settings.crop_scale,
         settings.crop_padding,
     )
-    transform = SampleTransform(augmented, pixels.channels, None, settings.seed)
-    plain = SampleTransform(for_evaluation(pixels, settings.crop_ratio), pixels.channels)
     return FinetuneTrainer(
         settings,
-        classes=len(names),
         model=model,
-        processing_class=make_processor(pixels, settings.crop_ratio),
-        train_dataset=examples_to_train(settings, train, transform),
-        eval_dataset=None if evaluation is None else EvaluationExamples(evaluation, plain),
         compute_metrics=accuracies,
-        preprocess_logits_for_metrics=keep_best,
+        preprocess_logits_for_metrics=best_classes,
+        **data_arguments(settings, train, evaluation, pixels, augment, crop_ratio=settings.crop_ratio),
     )

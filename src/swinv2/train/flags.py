@@ -100,12 +100,7 @@ def settings_of_transformers() -> list[Setting]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reads all settings of a command.
-
-    Args:
-        options: The settings of this package.
-        rest: Arguments of `ArgumentParser`.
-    """
+    """Reads all settings of a command: `options`, which are this package's, and transformers'."""
 
     def __init__(self, options: type[RunOptions], **rest: Any) -> None:
         super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **rest)
@@ -144,11 +139,7 @@ class _Parser(argparse.ArgumentParser):
         return f"; did you mean {close[0]}?" if close else "."
 
     def read_recipe(self, path: Path) -> dict[str, Any]:
-        """The values of a recipe, by the names of settings.
-
-        Raises:
-            UsageError: The recipe cannot be read, is no mapping, or has an unknown setting or an invalid value.
-        """
+        """The values of a recipe, by the names of settings."""
         try:
             recipe: Any = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -190,15 +181,13 @@ def read_flags(
     Args:
         options: The command's settings of this package.
         flags: The command-line arguments.
-        command: Name of the command in the help text.
-        description: Description of the command in the help text.
+        command, description: Name and description of the command, for the help text.
 
     Returns:
         The given values, by the names of the settings.
 
     Raises:
-        UsageError: The recipe cannot be read, a setting is unknown, a value is invalid, or a required setting is
-            missing.
+        UsageError: A setting is unknown or missing, a value is invalid, or the recipe cannot be read.
         SystemExit: `--help` was given; the help text is printed.
     """
     usage = "%(prog)s [--config FILE] [--SETTING VALUE ...]"

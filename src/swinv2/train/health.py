@@ -39,30 +39,19 @@ class HealthCheck:
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._broken: set[str] = set()
 
-    def note_loss(self, loss: Tensor, step: int) -> None:
-        """Checks a loss. On a GPU, reading the result would wait for all its work; there `refuse_divergence` reads it
-        later, before a log or a save.
-
-        Args:
-            loss: Loss of one forward pass.
-            step: The current step, for the message.
+    def check_loss(self, loss: Tensor, step: int) -> None:
+        """Checks the loss of a forward pass. On a GPU, reading the result would wait for all its work; there
+        `refuse_divergence` reads it later, before a log or a save.
 
         Raises:
-            DivergedError: The loss is NaN or infinite.
+            DivergedError: The loss is NaN or infinite. Its message has the step.
         """
         self._finite &= loss.isfinite()
         if self._finite.device.type == "cpu":
             self.refuse_divergence(step)
 
     def refuse_divergence(self, step: int) -> None:
-        """Raises an error if a checked loss or weight was NaN or infinite.
-
-        Args:
-            step: The current step, for the message.
-
-        Raises:
-            DivergedError: A loss or a weight was NaN or infinite.
-        """
+        """Raises `DivergedError` if a checked loss or weight was NaN or infinite."""
         if bool(self._finite):
             return
         good, _ = newest_valid(self._run)
@@ -76,14 +65,8 @@ class HealthCheck:
     def refuse_broken_weights(self, model: nn.Module, step: int) -> None:
         """Checks the weights before a save: even if the loss is finite, its gradient may be NaN or infinite.
 
-        All processes must call it. All of them raise the error or none, because no process may wait for a stopped one.
-
-        Args:
-            model: The model, sharded by FSDP or not.
-            step: The current step, for the message.
-
-        Raises:
-            DivergedError: A weight of any process is NaN or infinite.
+        All processes must call it. All of them raise `DivergedError` or none, because no process may wait for a stopped
+        one. The model may be sharded by FSDP.
         """
         shards: list[Any] = [getattr(p, "_local_tensor", p) for p in model.parameters() if p.requires_grad]
         finite = torch.stack([shard.detach().isfinite().all() for shard in shards]).all()
@@ -95,10 +78,7 @@ class HealthCheck:
         self.refuse_divergence(step)
 
     def count_broken(self, names: list[str]) -> None:
-        """Counts unreadable images, each image once.
-
-        Args:
-            names: Name and reason of each; equal texts are the same image.
+        """Counts unreadable images, each once: equal names with equal reasons are the same image.
 
         Raises:
             TooManyBrokenError: There are more than allowed.

@@ -53,8 +53,7 @@ def training_memory(
     """
     adapted: Any = model
     plain = adapted.get_base_model() if hasattr(model, "peft_config") else adapted
-    total = _count(model)
-    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total, learning = count(model), count(model, learning=True)
     width = HALF_BYTES if in_half else FULL_BYTES
     share = FULL_BYTES / max(shards, 1) / MIB
     found = {
@@ -65,20 +64,15 @@ def training_memory(
         "activations": activations_of_an_image(plain, checkpointed) * batch_size * width / MIB,
     }
     if shards:
-        blocks = [_count(module) for module in model.modules() if isinstance(module, SwinTransformerBlock)]
+        blocks = [count(module) for module in model.modules() if isinstance(module, SwinTransformerBlock)]
         # Weights outside the blocks are gathered once a step; their gradients stay unsharded until the step ends.
         found["gathered"] = (GATHERED_BLOCKS * max(blocks) + 2 * (total - sum(blocks))) * width / MIB
     return found
 
 
 def ways_to_train(model: Swinv2PreTrainedModel, batch_size: int, processes: int) -> list[dict[str, Any]]:
-    """The memory of a training on each process, in 16 bits with AdamW, without and with checkpointing of blocks.
-
-    Args:
-        model: The model, on any device.
-        batch_size: Images of a forward pass on each process.
-        processes: Number of processes; more than one share weights, gradients and optimiser by FSDP2.
-    """
+    """The memory of a training on each process, in 16 bits with AdamW, without and with checkpointing of blocks. Two or
+    more processes share weights, gradients and optimiser by FSDP2. A forward pass has `batch_size` images on each."""
     ways: list[dict[str, Any]] = []
     for checkpointed in (False, True):
         shards = processes if processes > 1 else 0
@@ -109,13 +103,8 @@ def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool) ->
 
 
 def saved_bytes(model: Any, inputs: dict[str, Tensor], checkpointed: bool = False) -> int:
-    """Bytes that are saved for the backward pass, without the weights. On the meta device nothing is computed.
-
-    Args:
-        model: The model.
-        inputs: The model's arguments.
-        checkpointed: Whether to count only the inputs of blocks and the activations of the largest block.
-    """
+    """Bytes that are saved for the backward pass of a call with `inputs`, without the weights. If `checkpointed`, only
+    the inputs of blocks and the activations of the largest block count. On the meta device nothing is computed."""
     largest = 0
 
     def run_block(block: Callable[..., Tensor], feature_map: Tensor, *rest: Any) -> Tensor:
@@ -158,5 +147,6 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def count(module: nn.Module, learning: bool = False) -> int:
+    """Number of parameters, or of those that learn."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not learning)

@@ -126,11 +126,7 @@ class FinetuneOptions(RunOptions):
 
 
 def refuse_missing(told: Mapping[str, Any]) -> None:
-    """Raises an error if a required setting is missing.
-
-    Raises:
-        UsageError: `data`, `model` or `output_dir` is missing.
-    """
+    """Raises a `UsageError` if `data`, `model` or `output_dir` is missing."""
     needed = {
         "data": "the source of the images",
         "model": "the model to start from: a preset such as tiny, a model's folder, or its name on the hub",

@@ -6,11 +6,9 @@ In: a trainer, ready to run. Out: a plan of numbers and words, for people and fo
 import math
 from typing import Any
 
-from torch import nn
-
 from swinv2.errors import UsageError
 from swinv2.train.data.examples import StreamedExamples
-from swinv2.train.memory import training_memory
+from swinv2.train.memory import count, training_memory
 from swinv2.train.optim.groups import parameter_groups
 from swinv2.train.optim.muon import hidden_matrices, muon_groups
 from swinv2.train.options import PAPER_BATCH
@@ -21,7 +19,6 @@ def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
     """The memory of the training on each process, in MiB, without LoRA's own activations."""
     args: Any = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model)
-    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     checkpointed = args.checkpoints_activations
     if trainer.is_fsdp_enabled:
         checkpointed = checkpointed or (args.fsdp_config or {}).get("activation_checkpointing", False)
@@ -34,29 +31,20 @@ def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
         in_half=args.bf16 or args.fp16,
         checkpointed=bool(checkpointed),
         with_average=args.ema_decay > 0,
-        moments=2 * learning - with_muon,
+        moments=2 * count(model, learning=True) - with_muon,
         shards=args.world_size if trainer.is_fsdp_enabled else 0,
     )
 
 
-def _groups(trainer: SwinTrainer, model: nn.Module) -> list[dict[str, Any]]:
-    """The groups that the trainer will give its optimiser."""
-    args: Any = trainer.args
-    groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
-    if not args.matrix_learning_rate:
-        return groups
-    parts = muon_groups(model, args.matrix_learning_rate, args.learning_rate, args.weight_decay)
-    return [part | {"layer": groups[-1]["layer"]} for part in parts]
-
-
 def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
-    """Makes the plan of a training.
-
-    Returns:
-        Settings, data, model, parameter groups, steps, learning rate and memory, as JSON values.
-    """
+    """The settings, data, model, parameter groups, steps, learning rate and memory of a training, as JSON values."""
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-    groups = _groups(trainer, model)
+    # The groups that the trainer will give its optimiser.
+    groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
+    if args.matrix_learning_rate:
+        head = groups[-1]["layer"]
+        groups = muon_groups(model, args.matrix_learning_rate, args.learning_rate, args.weight_decay)
+        groups = [group | {"layer": head} for group in groups]
     train: Any = trainer.train_dataset
     streams = isinstance(train, StreamedExamples)
     steps = args.max_steps
@@ -78,8 +66,8 @@ def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
             "evaluated": None if evaluation is None else len(evaluation),
         },
         "model": {
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "learning": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+            "parameters": count(model),
+            "learning": count(model, learning=True),
             "image_size": config.image_size,
             "windows": [list(stage.window) for stage in config.stages()],
             "pretrained_windows": [list(stage.pretrained_window) for stage in config.stages()],

@@ -53,34 +53,25 @@ def reconstruct(
     decoder = load_model(Swinv2ForMaskedImageModeling, model, chosen, torch.float32)
     processor = load_processor(model)
     config = decoder.config
-    pixels = Pixels(as_pair("image_size", config.image_size), tuple(processor.image_mean), tuple(processor.image_std))
+    pixels = Pixels(as_pair("image_size", config.image_size), processor.image_mean, processor.image_std)
     block = max(as_pair("encoder_stride", config.encoder_stride)) if mask_block is None else mask_block
     draw_mask = mask_maker(config, block, mask_ratio)
     transform = for_evaluation(pixels)
-    read, names, broken = list[Tensor](), list[str](), list[BrokenImage]()
+    read, masks, names, broken = list[Tensor](), list[Tensor](), list[str](), list[BrokenImage]()
     for image in images:
         try:
             read.append(transform(read_image(image)))
-            names.append(image.name)
         except BrokenImageError as error:
             broken.append(BrokenImage(image, str(error)))
+            continue
+        names.append(image.name)
+        with seeded(make_seed(seed, len(masks))):
+            masks.append(draw_mask())
     if not read:
         raise UsageError(f"no image can be read; the first one, {broken[0].path}: {broken[0].reason}.")
-    inputs = torch.stack(read)
-    masks: list[Tensor] = []
-    for index in range(len(inputs)):
-        with seeded(make_seed(seed, index)):
-            masks.append(draw_mask())
-    hidden = torch.stack(masks).flatten(1)
+    inputs, hidden = torch.stack(read).to(chosen), torch.stack(masks).flatten(1).to(chosen)
     with torch.inference_mode():
-        drawn = decoder(inputs.to(chosen), bool_masked_pos=hidden.to(chosen))
-    draw_reconstructions(
-        inputs,
-        drawn.reconstruction.cpu(),
-        mask_of_pixels(hidden, as_pair("patch_size", config.patch_size), pixels.size),
-        output,
-        pixels,
-        config.norm_targets,
-        names,
-    )
+        drawn = decoder(inputs, bool_masked_pos=hidden)
+    hidden_pixels = mask_of_pixels(hidden, as_pair("patch_size", config.patch_size), pixels.size)
+    draw_reconstructions(inputs, drawn.reconstruction, hidden_pixels, output, pixels, config.norm_targets, names)
     return float(drawn.loss), broken

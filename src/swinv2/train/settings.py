@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
 import torch
@@ -27,7 +28,6 @@ class RunSettings(RunOptions, TrainingArguments):
     """The settings that pre-training and fine-tuning share."""
 
     options: ClassVar[type[RunOptions]] = RunOptions
-
     # The given values that differ from their defaults, from recipe and flags.
     given: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
@@ -39,7 +39,7 @@ class RunSettings(RunOptions, TrainingArguments):
             raise UsageError("--train-fraction reads all labels first; leave out --streaming.")
         if len(self.image_size) > 2:
             raise UsageError(f"--image-size is {self.image_size}; expected one length, or height and width.")
-        self.window_size = _settle_windows(self.window_size)
+        self.window_size = _plain_windows(self.window_size)
         self._refuse_beside("base_rate", "learning_rate")
         self._refuse_beside("milestones", "lr_scheduler_type")
         own = ("layer_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "base_rate")
@@ -55,7 +55,7 @@ class RunSettings(RunOptions, TrainingArguments):
             )
         if not 0.0 <= self.ema_decay < 1.0:
             raise UsageError(f"--ema-decay is {self.ema_decay}; expected from 0 to less than 1.")
-        self._refuse_other_choices()
+        self._check_choices()
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
             self.fsdp = True if self.fsdp.lower() == "true" else None  # type: ignore[assignment]
         if self.disable_tqdm is None:
@@ -68,7 +68,8 @@ class RunSettings(RunOptions, TrainingArguments):
             raise UsageError(f"the learning rate is {self.learning_rate}; expected above 0.")
         self._check_schedule()
 
-    def _refuse_other_choices(self) -> None:
+    def _check_choices(self) -> None:
+        """Raises an error for a value that is not among the choices of its setting."""
         for item in fields(self):
             # The type itself is tested too: if HfArgumentParser has run, it has narrowed the types of the fields.
             kinds = (item.type, *get_args(item.type))
@@ -111,12 +112,17 @@ class RunSettings(RunOptions, TrainingArguments):
         }
 
     @property
+    def run(self) -> Path:
+        """Folder of the run."""
+        return Path(str(self.output_dir))
+
+    @property
     def whole_batch(self) -> int:
         """Images of a step, on all processes together."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
-def _settle_windows(said: Any) -> int | list[Any] | None:
+def _plain_windows(said: Any) -> int | list[Any] | None:
     """Reads windows from text, or checks the notation of windows from Python or YAML. The number of stages is checked
     later, with the model."""
     windows = read_windows(said, "--window-size") if said is None or isinstance(said, str) else said
@@ -156,7 +162,7 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
         _check_scale(self.crop_scale)
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 0.")
+                raise UsageError(f"{as_flag(name)} is {getattr(self, name)}; expected at least 0.")
         if (self.mixup or self.cutmix) and (self.per_device_train_batch_size % 2 or not self.dataloader_drop_last):
             raise UsageError(
                 "--mixup and --cutmix mix pairs of images: --per-device-train-batch-size must be even, and "
@@ -197,9 +203,7 @@ def make_settings(kind: type[Settings], told: Mapping[str, Any]) -> Settings:
                 raise UsageError(f"{as_flag(name)} is {value!r}, which is not JSON: {error}") from error
     try:
         settings = kind(**told)
-    except UsageError:
-        raise
-    # Errors of TrainingArguments.
+    # Errors of TrainingArguments; our own have the same text.
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(str(error)) from error
     defaults = kind.defaults()

@@ -34,11 +34,7 @@ def _leave() -> None:
 
 
 class StoppedError(KeyboardInterrupt):
-    """A signal stops the command at once.
-
-    Args:
-        number: Number of the signal.
-    """
+    """The signal with this number stops the command at once."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -52,13 +48,13 @@ def ignore_signals(loader: Any) -> None:
     loader.worker_init_fn = partial(_begin_worker, _is_leaving)
     start_workers = loader._get_iterator
 
-    def start_with_signals_held() -> Any:
+    def start_with_blocked_signals() -> Any:
         # Started before signals are blocked, because its start unblocks them.
         resource_tracker.ensure_running()
-        with _held():
+        with _blocked():
             return start_workers()
 
-    loader._get_iterator = start_with_signals_held
+    loader._get_iterator = start_with_blocked_signals
 
 
 def _begin_worker(is_leaving: Any, worker: int) -> None:
@@ -73,14 +69,14 @@ def _begin_worker(is_leaving: Any, worker: int) -> None:
 
 
 @contextmanager
-def _held() -> Iterator[None]:
+def _blocked() -> Iterator[None]:
     """Blocks signals; this process handles them afterwards. A child process that starts inside gets them when it
     unblocks them."""
     noted: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         # The mask counts for this thread and its children; another thread may still receive a signal for the process.
-        with _answering(lambda number, frame: noted.append(number)):
+        with _handled_by(lambda number, frame: noted.append(number)):
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -89,38 +85,24 @@ def _held() -> Iterator[None]:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT raise `StoppedError`."""
-
-    def answer(number: int, frame: FrameType | None) -> None:
-        raise StoppedError(number)
-
-    with _answering(answer):
-        yield
-
-
-@contextmanager
-def noting_signals(note: Callable[[int], None]) -> Iterator[None]:
-    """Inside, the first SIGTERM or SIGINT calls `note`, and the second raises `StoppedError`.
-
-    Args:
-        note: Called with the number of the signal.
-    """
+def noting_signals(note: Callable[[int], None] | None = None) -> Iterator[None]:
+    """Inside, the first SIGTERM or SIGINT calls `note` with its number, and the second raises `StoppedError`. Without
+    `note`, the first one raises it."""
     noted: list[int] = []
 
     def answer(number: int, frame: FrameType | None) -> None:
-        if noted:
+        if noted or note is None:
             raise StoppedError(number)
         noted.append(number)
         note(number)
         logger.warning(f"{signal.Signals(number).name}: saves and stops after this step; a second one stops at once")
 
-    with _answering(answer):
+    with _handled_by(answer):
         yield
 
 
 @contextmanager
-def _answering(answer: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handled_by(answer: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         # Only the main thread can set handlers, and Python calls them only there.
         yield

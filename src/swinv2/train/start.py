@@ -33,25 +33,23 @@ NEW = "new"
 Model = TypeVar("Model", bound=Swinv2PreTrainedModel)
 
 
-def start_pretraining(settings: PretrainSettings) -> Swinv2ForMaskedImageModeling:
+def model_to_pretrain(settings: PretrainSettings) -> Swinv2ForMaskedImageModeling:
     """Builds the model for masked-image modelling; patch size and stages decide its encoder stride."""
     fields = _fields(settings, norm_targets=settings.norm_targets)
     config = _new_config(settings, fields) if _is_new(settings) else read_config(settings.model)
     patch, merges = as_pair("patch_size", config.patch_size), 2 ** (config.num_layers - 1)
     fields["encoder_stride"] = plain_pair((patch[0] * merges, patch[1] * merges))
-    return _start(Swinv2ForMaskedImageModeling, settings, fields, ("decoder.", "swinv2.embeddings.mask_token"))
+    return _build_or_load(Swinv2ForMaskedImageModeling, settings, fields, ("decoder.", "swinv2.embeddings.mask_token"))
 
 
-def start_finetuning(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.Module:
+def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.Module:
     """Builds the classifier for the classes of the data, with LoRA if the settings say so."""
     fields = _fields(settings)
     fields |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    model = _start(Swinv2ForImageClassification, settings, fields, ("classifier.",))
+    model = _build_or_load(Swinv2ForImageClassification, settings, fields, ("classifier.",))
     if settings.head_map:
-        head = _mapped_head(settings.model, settings.head_map, len(names))
-        with torch.no_grad():
-            for parameter, value in zip(model.classifier.parameters(), head, strict=True):
-                parameter.copy_(value)
+        rows = _classifier_from_rows(settings.model, settings.head_map, len(names))
+        model.classifier.load_state_dict(rows)
     freeze_stages(model, settings.frozen_stages)
     if not settings.lora:
         return model
@@ -87,37 +85,34 @@ def _fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
             raise UsageError(
                 f"--model-fields has {name} {given[name]!r}, but {flag} makes it {value}; make them equal."
             )
-    if not _is_new(settings):
-        for name in ("image_size", "window_size"):
-            if name in given:
-                raise UsageError(
-                    f"--model-fields has {name}, which only new models take; give {as_flag(name)} for an existing one."
-                )
-    fields: dict[str, Any] = dict(given) | decided
-    if settings.drop_path_rate is not None:
-        fields["drop_path_rate"] = settings.drop_path_rate
-    return fields
-
-
-def _size(settings: RunSettings) -> Any:
-    """The image size of the settings: one length, or height and width."""
-    return settings.image_size[0] if len(settings.image_size) == 1 else tuple(settings.image_size)
+    for name in ("image_size", "window_size"):
+        if name in given and not _is_new(settings):
+            raise UsageError(
+                f"--model-fields has {name}, which only new models take; give {as_flag(name)} for an existing one."
+            )
+    rate = {} if settings.drop_path_rate is None else {"drop_path_rate": settings.drop_path_rate}
+    return given | decided | rate
 
 
 def _new_config(settings: RunSettings, fields: dict[str, Any]) -> Swinv2Config:
     if settings.model in PRESETS:
         fields = PRESETS[settings.model].config_fields() | fields
-    if settings.image_size:
-        fields = fields | {"image_size": _size(settings)}
-    if settings.window_size is not None:
-        fields = fields | {"window_size": settings.window_size}
+    given = {"image_size": _size(settings), "window_size": settings.window_size}
+    fields = fields | {name: value for name, value in given.items() if value is not None}
     try:
         return Swinv2Config(**fields).checked()
     except (ValueError, TypeError) as error:
         raise UsageError(f"--model-fields are not valid: {error}") from error
 
 
-def _start(kind: type[Model], settings: RunSettings, fields: dict[str, Any], may_be_new: tuple[str, ...]) -> Model:
+def _size(settings: RunSettings) -> Any:
+    """The image size of the settings: one length, height and width, or None."""
+    return settings.image_size[0] if len(settings.image_size) == 1 else tuple(settings.image_size) or None
+
+
+def _build_or_load(
+    kind: type[Model], settings: RunSettings, fields: dict[str, Any], may_be_new: tuple[str, ...]
+) -> Model:
     """Builds a new model, or loads one; only parameters with a prefix in `may_be_new` may have new weights."""
     if _is_new(settings):
         return kind(_new_config(settings, fields))
@@ -137,7 +132,7 @@ def _start(kind: type[Model], settings: RunSettings, fields: dict[str, Any], may
     if fresh:
         logger.warning(f"new parameters with random weights: {', '.join(fresh)}")
     if settings.image_size or settings.window_size is not None:
-        size: Any = _size(settings) if settings.image_size else model.config.image_size
+        size: Any = _size(settings) or model.config.image_size
         windows: Any = settings.window_size
         try:
             model.set_image_size(size, windows, settings.stretch_bias)
@@ -163,7 +158,7 @@ def _load(kind: type[Model], name: str, **fields: Any) -> tuple[Model, list[str]
     return model, sorted({*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])})
 
 
-def _mapped_head(model: str, table: str, classes: int) -> tuple[Tensor, Tensor]:
+def _classifier_from_rows(model: str, table: str, classes: int) -> dict[str, Tensor]:
     """Weight and bias of a new classifier: rows of a pre-trained one, for example 1k of its 22k classes."""
     try:
         rows = torch.tensor([int(line) for line in Path(table).read_text().split()])
@@ -171,10 +166,9 @@ def _mapped_head(model: str, table: str, classes: int) -> tuple[Tensor, Tensor]:
         raise UsageError(f"--head-map {table!r} cannot be read: {error}. Expected a number on each line.") from error
     if len(rows) != classes:
         raise UsageError(f"--head-map {table!r} has {len(rows)} lines; expected one for each of the {classes} classes.")
-    if model == NEW or model in PRESETS:
-        raise UsageError(f"--head-map takes rows of a trained classifier; {model!r} has none.")
-    loaded, fresh = _load(Swinv2ForImageClassification, model)
-    if any(name.startswith("classifier.") for name in fresh):
+    is_new = model == NEW or model in PRESETS
+    loaded, fresh = (None, ["classifier."]) if is_new else _load(Swinv2ForImageClassification, model)
+    if loaded is None or any(name.startswith("classifier.") for name in fresh):
         raise UsageError(f"--head-map takes rows of a trained classifier; {model!r} has none.")
     old = loaded.classifier
     if not isinstance(old, nn.Linear) or int(rows.min()) < 0 or int(rows.max()) >= old.out_features:
@@ -182,4 +176,4 @@ def _mapped_head(model: str, table: str, classes: int) -> tuple[Tensor, Tensor]:
             f"--head-map {table!r} has classes {int(rows.min())} to {int(rows.max())}; {model!r} has "
             f"{getattr(old, 'out_features', 0)}, counted from 0."
         )
-    return old.weight.detach()[rows], old.bias.detach()[rows]
+    return {name: values[rows] for name, values in old.state_dict().items()}

@@ -15,7 +15,8 @@ import copy
 import logging
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,16 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
 
 from swinv2.errors import UsageError
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.train.checkpoints import prune, whole_checkpoint
-from swinv2.train.data.examples import (
-    ShuffledBatches,
-    StreamedExamples,
-    TrainingExamples,
-    collate,
-    make_seed,
-    seed_everything,
-)
+from swinv2.train.data.examples import ShuffledBatches, StreamedExamples, collate, make_seed, seed_everything
 from swinv2.train.health import HealthCheck
 from swinv2.train.optim.ema import WeightAverage
-from swinv2.train.optim.groups import parameter_groups
+from swinv2.train.optim.groups import parameter_groups, without_names
 from swinv2.train.optim.muon import MuonAdamW
 from swinv2.train.optim.schedule import make_scheduler
 from swinv2.train.settings import RunSettings
@@ -53,16 +47,16 @@ STEPS_BETWEEN_QUESTIONS = 8
 """On several accelerators, the processes ask each other every so many steps whether one got a signal."""
 
 
+@dataclass(eq=False)
 class TrainingEvents(TrainerCallback):
     """Passes events to the trainer that the Trainer sends only to callbacks."""
 
-    def __init__(self, trainer: "SwinTrainer") -> None:
-        self.trainer = trainer
+    trainer: "SwinTrainer"
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
         self.trainer.end_step(control)
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
         if self.trainer.stopping:
             # The run stops inside the epoch. The log, evaluation and save of its end follow after the run resumes.
             control.should_log = control.should_evaluate = control.should_save = False
@@ -81,31 +75,27 @@ class SwinTrainer(Trainer):
 
     def __init__(self, settings: RunSettings, **rest: Any) -> None:
         super().__init__(args=settings, data_collator=collate, **rest)
-        self.run = Path(settings.output_dir or ".")
+        self.run = settings.run
         # FSDP changes the class of the model.
-        self._kind: Any = type(self.model)
+        self._model_class: Any = type(self.model)
         if self.is_fsdp_enabled and not isinstance(self.model, Swinv2PreTrainedModel):
             raise UsageError("--lora and --fsdp do not work together; the adapters are small enough without --fsdp.")
         if self.is_fsdp_enabled and settings.matrix_learning_rate:
             raise UsageError("--matrix-learning-rate and --fsdp do not work together: Muon needs whole matrices.")
+        if self.is_fsdp_enabled and settings.ema_decay:
+            raise UsageError("ema_decay needs a complete copy of the model, and FSDP shards it; leave one of them out.")
+        self.average = WeightAverage(self.model, settings.ema_decay) if settings.ema_decay else None
         self._staging: Path | None = None
         self._batches: ShuffledBatches | None = None
-        self._last_micro_step = (-1, 0)
         self._health = HealthCheck(self.run, settings.device, settings.max_broken_images)
-        self._seen, self._seen_since, self._counted_from = 0, 0, time.perf_counter()
-        self._waiting = 0.0
-        self._reading: Any = None
+        # Images since the last log of a training step, and the time from which they count.
+        self._seen, self._counted_from = 0, time.perf_counter()
+        self._epoch_iterator: Any = None
+        self._micro_step = 0
         self._step_loss: Tensor | None = None
         self._last_loss: Tensor | None = None
         self.signal: int | None = None
         self.stopping = self.has_begun = False
-        self.average: WeightAverage | None = None
-        if settings.ema_decay:
-            if self.is_fsdp_enabled:
-                raise UsageError(
-                    "ema_decay needs a complete copy of the model, and FSDP shards it; leave one of them out."
-                )
-            self.average = WeightAverage(self.model, settings.ema_decay)
         self.add_callback(TrainingEvents(self))
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -132,7 +122,8 @@ class SwinTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Batches of this process. They are distributed here, not by accelerate."""
-        examples, args = self.train_dataset, self.args
+        examples: Any = self.train_dataset
+        args = self.args
         options: dict[str, Any] = {
             "collate_fn": collate,
             "num_workers": args.dataloader_num_workers,
@@ -145,40 +136,32 @@ class SwinTrainer(Trainer):
         }
         if isinstance(examples, StreamedExamples):
             options |= {"batch_size": self._train_batch_size, "drop_last": args.dataloader_drop_last}
-        elif isinstance(examples, TrainingExamples):
-            self._batches = options["batch_sampler"] = ShuffledBatches(
-                len(examples),
-                self._train_batch_size,
-                args.seed,
-                args.process_index,
-                args.world_size,
-                args.dataloader_drop_last,
-            )
         else:
-            raise UsageError(f"the training examples are {type(examples).__name__}; expected TrainingExamples.")
+            order = args.seed, args.process_index, args.world_size, args.dataloader_drop_last
+            self._batches = options["batch_sampler"] = ShuffledBatches(len(examples), self._train_batch_size, *order)
         loader = DataLoader(examples, **options)
         ignore_signals(loader)
         return loader
 
     def _run_epoch(self, **rest: Any) -> None:
         if not self.has_begun:
-            self.has_begun, self._counted_from, self._waiting = True, time.perf_counter(), 0.0
+            self.has_begun, self._counted_from = True, time.perf_counter()
         # The Trainer checks it only after a step. Without this check, a finished run that resumes takes one more step.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         if self._batches is not None:
-            self._batches.set_epoch(rest["epoch"])
+            self._batches.epoch = rest["epoch"]
         try:
             super()._run_epoch(**rest)
         finally:
             # With persistent workers, the loader uses its iterator again in the next epoch.
-            if self._reading is not getattr(rest["train_dataloader"], "_iterator", None):
-                self._stop_reading()
+            if self._epoch_iterator is not getattr(rest["train_dataloader"], "_iterator", None):
+                self._stop_workers()
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Stores the iterator of this epoch, so that its workers can be stopped."""
-        self._reading = epoch_iterator
+        self._epoch_iterator = epoch_iterator
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def train(self, *args: Any, **rest: Any) -> Any:
@@ -186,16 +169,16 @@ class SwinTrainer(Trainer):
         try:
             return super().train(*args, **rest)
         finally:
-            self._stop_reading()
+            self._stop_workers()
 
-    def _stop_reading(self) -> None:
+    def _stop_workers(self) -> None:
         # The garbage collector may never do it: a stored traceback of an error inside an epoch, for example in
         # matplotlib's cache of parsed labels, keeps the epoch's iterator and its workers alive.
-        reading, self._reading = self._reading, None
-        if isinstance(reading, _MultiProcessingDataLoaderIter):
-            reading._shutdown_workers()
-        elif isinstance(reading, Generator):
-            reading.close()
+        iterator, self._epoch_iterator = self._epoch_iterator, None
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
+        elif isinstance(iterator, Generator):
+            iterator.close()
 
     # Optimisation
 
@@ -204,12 +187,10 @@ class SwinTrainer(Trainer):
         args, learner = self.args, model or self.model
         if self.optimizer is None and args.matrix_learning_rate:
             self.optimizer = MuonAdamW(learner, args.matrix_learning_rate, args.learning_rate, args.weight_decay)
-        if self.optimizer is None:
+        elif self.optimizer is None:
             groups = parameter_groups(learner, args.learning_rate, args.weight_decay, args.layer_decay)
             kind, options = self.get_optimizer_cls_and_kwargs(args, self.model)
-            # Only the keys of an optimiser: sharded checkpoints would also store the other keys, and fail.
-            bare = [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in groups]
-            self.optimizer = kind(bare, **options)
+            self.optimizer = kind(without_names(groups), **options)
         return self.optimizer
 
     def create_scheduler(
@@ -218,40 +199,40 @@ class SwinTrainer(Trainer):
         """Builds transformers' `--lr-scheduler-type`, or the drops at `--milestones`."""
         args: Any = self.args
         if self.lr_scheduler is None:
+            options, warmup = args.lr_scheduler_kwargs or {}, args.get_warmup_steps(num_training_steps)
+            kind, milestones = args.lr_scheduler_type, args.milestones
             self.lr_scheduler = make_scheduler(
-                optimizer or self.optimizer,
-                args.lr_scheduler_type,
-                args.lr_scheduler_kwargs or {},
-                args.milestones,
-                args.get_warmup_steps(num_training_steps),
-                num_training_steps,
+                optimizer or self.optimizer, kind, options, milestones, warmup, num_training_steps
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # No model takes the names of unreadable images.
+        return super()._prepare_inputs({name: value for name, value in inputs.items() if name != "broken"})
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass, with a seed that depends on the step."""
-        step, micro_step = self.state.global_step, self._last_micro_step[1] + 1
-        micro_step = micro_step if self._last_micro_step[0] == step else 0
-        self._last_micro_step = step, micro_step
+        step = self.state.global_step
         # Every process has its own drop path. Mixup and drop path do not depend on earlier random numbers.
-        seed_everything(make_seed(self.args.seed, step, micro_step, self.args.process_index))
-        self._health.count_broken(inputs.pop("broken", []))
+        seed_everything(make_seed(self.args.seed, step, self._micro_step, self.args.process_index))
+        self._micro_step += 1
+        self._health.count_broken(inputs["broken"])
         self._seen += len(inputs["pixel_values"])
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._health.note_loss(loss, step)
+        self._health.check_loss(loss, step)
         self._step_loss = loss if self._step_loss is None else self._step_loss + loss
         return loss
 
     def end_step(self, control: TrainerControl) -> None:
         """Updates the average of the weights, and stops the training after a signal."""
-        self._last_loss, self._step_loss = self._step_loss, None
+        self._last_loss, self._step_loss, self._micro_step = self._step_loss, None, 0
         if self.average is not None:
             self.average.update_parameters(self.accelerator.unwrap_model(self.model))
         if self._somebody_was_signalled():
             self.stopping = control.should_save = control.should_training_stop = True
 
-    def facts(self) -> str:
+    def describe_step(self) -> str:
         """Text with loss and learning rate of the last step; empty before the end of the first step."""
         if self._last_loss is None:
             return ""
@@ -272,8 +253,7 @@ class SwinTrainer(Trainer):
         torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
         # A signal that arrives after the exchange counts at the next one.
         agreed = int(told)
-        if agreed:
-            self.signal = agreed
+        self.signal = agreed or self.signal
         return agreed > 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -281,10 +261,9 @@ class SwinTrainer(Trainer):
         self._health.refuse_divergence(self.state.global_step)
         if "loss" in logs:
             now = time.perf_counter()
-            seconds = now - self._counted_from - self._waiting
-            images = (self._seen - self._seen_since) * self.args.world_size
+            seconds, images = now - self._counted_from, self._seen * self.args.world_size
             logs["images_per_second"] = round(images / seconds, 3) if seconds > 0 else 0.0
-            self._seen_since, self._counted_from, self._waiting = self._seen, now, 0.0
+            self._seen, self._counted_from = 0, now
         super().log(logs, start_time)
 
     @contextmanager
@@ -294,18 +273,16 @@ class SwinTrainer(Trainer):
         try:
             yield
         finally:
-            self._waiting += time.perf_counter() - start
+            self._counted_from += time.perf_counter() - start
 
     # Evaluation
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the model has the averaged weights, if there is an average."""
-        if self.average is None:
+        model = self.accelerator.unwrap_model(self.model)
+        with nullcontext() if self.average is None else self.average.replacing(model):
             yield
-        else:
-            with self.average.replacing(self.accelerator.unwrap_model(self.model)):
-                yield
 
     def evaluate(self, *args: Any, **rest: Any) -> dict[str, float]:
         """Evaluates with the averaged weights, if there is an average. Unreadable images do not count."""
@@ -346,8 +323,7 @@ class SwinTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        groups: list[dict[str, Any]] = self.optimizer.param_groups
-        told = [(group.get("initial_lr", group["lr"]), group["weight_decay"]) for group in groups]
+        told = self._rates_and_decays()
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
         # torch raises it if the groups differ from those of the checkpoint.
@@ -357,23 +333,27 @@ class SwinTrainer(Trainer):
                 "(--matrix-learning-rate or none) and the --layer-decay of the checkpoint, or begin in another "
                 "--output-dir."
             ) from error
-        self._follow_settings(told)
+        # The loaded state has the number of steps between saves of the earlier settings.
+        self.state.compute_steps(self.args, self.state.max_steps)
+        if told != self._rates_and_decays():
+            self._change_rates(told)
         if self.average is not None:
             self.average.load(Path(checkpoint), self.args.device)
 
-    def _follow_settings(self, told: list[tuple[float, float]]) -> None:
-        """Applies the current settings to the loaded state, also learning rates and weight decays: a run can resume
-        with a smaller rate."""
-        self.state.compute_steps(self.args, self.state.max_steps)
+    def _rates_and_decays(self) -> list[tuple[float, float]]:
+        """The highest learning rate and the weight decay of each group."""
         groups: list[dict[str, Any]] = self.optimizer.param_groups
-        if told == [(group.get("initial_lr", group["lr"]), group["weight_decay"]) for group in groups]:
-            return
+        return [(group.get("initial_lr", group["lr"]), group["weight_decay"]) for group in groups]
+
+    def _change_rates(self, told: list[tuple[float, float]]) -> None:
+        """Replaces the loaded learning rates and weight decays: a run can resume with a smaller rate."""
         scheduler: Any = self.lr_scheduler
         if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             raise UsageError(
                 "the learning rate or the weight decay differs from the checkpoint's, and --lr-scheduler-type "
                 f"{self.args.lr_scheduler_type} cannot change them in a run that resumes; give the earlier values."
             )
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
         for group, factor, (rate, decay) in zip(groups, scheduler.lr_lambdas, told, strict=True):
             group.update(initial_lr=rate, weight_decay=decay, lr=rate * factor(scheduler.last_epoch))
         scheduler.base_lrs = [rate for rate, _ in told]
@@ -386,13 +366,10 @@ class SwinTrainer(Trainer):
             self.average.load(Path(self.state.best_model_checkpoint), self.args.device)
 
     def save_final(self, folder: Path) -> None:
-        """Saves the model for use, with the averaged weights if there is an average.
+        """Saves the model for use into a folder, atomically; with the averaged weights if there is an average.
 
         An FSDP model is saved unsharded. LoRA's adapters are merged into the weights, and also saved in the subfolder
         `adapter`.
-
-        Args:
-            folder: The folder to write; it is written atomically.
 
         Raises:
             SaveError: Writing failed.
@@ -404,7 +381,7 @@ class SwinTrainer(Trainer):
                 options = StateDictOptions(full_state_dict=True, cpu_offload=True)
                 state: Any = get_model_state_dict(self.model, options=options)
                 with torch.device("meta"):
-                    model = self._kind(self.model.config)
+                    model = self._model_class(self.model.config)
                 if self.args.should_save:
                     model.load_state_dict(state, assign=True)
             if not self.args.should_save:

@@ -137,7 +137,7 @@ def epoch_of(length: int, batch_size: int, world_size: int, epoch: int = 0, **re
     drawn = []
     for rank in range(world_size):
         batches = ShuffledBatches(length, batch_size, 7, rank, world_size, **rest)
-        batches.set_epoch(epoch)
+        batches.epoch = epoch
         drawn.append([[one.index for one in batch] for batch in batches])
         assert len(drawn[-1]) == len(batches)
         assert all(one.epoch == epoch for batch in batches for one in batch)
@@ -184,7 +184,7 @@ class TestShuffledBatches:
 
     def test_the_first_batches_can_be_skipped(self) -> None:
         batches = ShuffledBatches(COUNT, 3, 0)
-        batches.set_epoch(2)
+        batches.epoch = 2
         loader = DataLoader(TrainingExamples(dataset(), transform()), batch_sampler=batches, collate_fn=collate)
         whole, rest = list(loader), list(skip_first_batches(loader, 2))
         assert len(rest) == 2

@@ -98,7 +98,8 @@ def branch_backward(
         else:
             grad_first = torch.empty_like(first_out)
             vectors = _as_vectors((grad_middle, *first_out.chunk(3, -1), *grad_first.chunk(3, -1)), scale, plan)
-            inputs = AttentionInputs(*vectors[1:4], bias_table, scale, plan, _padded_value(value_bias, scale))
+            q, k, v = vectors[1:4]
+            inputs = AttentionInputs(q, k, v, bias_table, scale, plan, _padded_value(value_bias, scale))
             grad_table, grad_scale, grad_padding = kernels.attend_backward(
                 vectors[0], inputs, vectors[4:], to.table is not None
             )

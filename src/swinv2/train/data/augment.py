@@ -36,8 +36,8 @@ class Pixels:
     """
 
     size: Pair
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
@@ -80,13 +80,11 @@ def decode(stored: str | bytes | np.ndarray, channels: int) -> Image.Image | Ten
 def for_pretraining(pixels: Pixels, scale: Sequence[float] = (0.67, 1.0)) -> Transform:
     """SimMIM's augmentation: a random crop of a share of the area within `scale`, resized, and flipped half of the
     time."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(pixels.size, (scale[0], scale[1]), (3 / 4, 4 / 3), InterpolationMode.BICUBIC),
-            v2.RandomHorizontalFlip(),
-            *pixels.normalise(),
-        ]
-    )
+    return v2.Compose([_crop(pixels, scale), v2.RandomHorizontalFlip(), *pixels.normalise()])
+
+
+def _crop(pixels: Pixels, scale: Sequence[float]) -> v2.Transform:
+    return v2.RandomResizedCrop(pixels.size, (scale[0], scale[1]), (3 / 4, 4 / 3), InterpolationMode.BICUBIC)
 
 
 def for_finetuning(
@@ -121,23 +119,22 @@ def for_finetuning(
     if pixels.channels != 3 and (auto_augment or color_jitter):
         raise UsageError(f"auto_augment and color_jitter need 3 channels; the model has {pixels.channels}.")
     if crop_padding:
-        resize = [v2.Resize(pixels.size, InterpolationMode.BICUBIC)]
-        crop = [*resize, v2.RandomCrop(pixels.size, crop_padding, padding_mode="reflect")]
+        resize = v2.Resize(pixels.size, InterpolationMode.BICUBIC)
+        steps: list[Any] = [resize, v2.RandomCrop(pixels.size, crop_padding, padding_mode="reflect")]
     else:
-        crop = [v2.RandomResizedCrop(pixels.size, (scale[0], scale[1]), (3 / 4, 4 / 3), InterpolationMode.BICUBIC)]
-    steps: list[Any] = [*crop, v2.RandomHorizontalFlip()]
+        steps = [_crop(pixels, scale)]
+    steps.append(v2.RandomHorizontalFlip())
     if auto_augment:
         from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
 
-        middle = tuple(min(255, round(255 * mean)) for mean in pixels.mean)
         hints = {
             "translate_const": int(min(pixels.size) * 0.45),
-            "img_mean": middle,
+            "img_mean": tuple(min(255, round(255 * mean)) for mean in pixels.mean),
             "interpolation": Image.Resampling.BICUBIC,
         }
         make = rand_augment_transform if auto_augment.startswith("rand") else auto_augment_transform
         try:
-            steps.append(_keep_a_bit(make(auto_augment, hints)))
+            steps.append(_limit_posterizing(make(auto_augment, hints)))
         # timm's errors for an invalid description.
         except (AssertionError, ValueError, KeyError) as error:
             raise UsageError(
@@ -154,7 +151,7 @@ def for_finetuning(
     return v2.Compose(steps)
 
 
-def _keep_a_bit(augment: Any) -> Any:
+def _limit_posterizing(augment: Any) -> Any:
     """Fixes timm's posterizing: at full strength it keeps 0 bits, for which Pillow 13 raises an error."""
     from timm.data.auto_augment import posterize
 
@@ -192,13 +189,9 @@ def make_processor(pixels: Pixels, crop_ratio: float | None = None) -> Any:
         UsageError: The ratio is out of its range, or the model is not square.
     """
     height, width = pixels.size
-    common: dict[str, Any] = {
-        "resample": 3,
-        "image_mean": list(pixels.mean),
-        "image_std": list(pixels.std),
-        # A grey image stays grey.
-        "do_convert_rgb": pixels.channels == 3,
-    }
+    # A grey image stays grey.
+    common: Any = {"resample": 3, "do_convert_rgb": pixels.channels == 3}
+    common |= {"image_mean": list(pixels.mean), "image_std": list(pixels.std)}
     if crop_ratio is None:
         return ViTImageProcessor(size={"height": height, "width": width}, **common)
     if not 0.0 < crop_ratio <= 1.0:

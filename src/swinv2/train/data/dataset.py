@@ -62,11 +62,8 @@ class ImageDataset:
 
     def __iter__(self) -> Iterator[Sample]:
         if self.streams:
-            for index, row in enumerate(self.rows):
-                yield self.sample(row, index)
-        else:
-            for index in range(len(self)):
-                yield self[index]
+            return (self.sample(row, index) for index, row in enumerate(self.rows))
+        return (self[index] for index in range(len(self)))
 
     def sample(self, row: dict[str, Any], index: int) -> Sample:
         """Makes a sample from a row of `rows`. A missing image becomes empty bytes, which are unreadable.
@@ -110,10 +107,7 @@ class ImageDataset:
         return labels if self.chosen is None else labels[self.chosen]
 
     def check_labels(self, classes: int) -> None:
-        """Checks that every label is a class.
-
-        Args:
-            classes: Number of classes.
+        """Raises an error unless every label is one of so many classes.
 
         Raises:
             UsageError: A label is below 0 or too large, for example the -1 of splits with secret labels.
@@ -124,11 +118,9 @@ class ImageDataset:
                 raise UsageError(f"{self.source} has a label {label}, but there are {classes} classes, from 0.")
 
     def share(self, fraction: float, seed: int) -> "ImageDataset":
-        """Draws a share of each class at random, or of all images if there are no labels.
+        """Draws a share of each class, at least one image, at random; of all images if there are no labels.
 
-        Args:
-            fraction: The share, above 0 and at most 1; at least one image of each class is drawn.
-            seed: Equal seeds draw equal images; a smaller share is part of a larger one.
+        Equal seeds draw equal images; a smaller share is part of a larger one.
 
         Raises:
             UsageError: The share is out of its range, or the data streams.

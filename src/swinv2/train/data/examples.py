@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate, get_worker_info
 
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImageError
@@ -89,11 +89,7 @@ class SampleTransform:
     seed: int = 0
 
     def __call__(self, sample: Sample, epoch: int, index: int) -> dict[str, Any]:
-        """Makes the example.
-
-        Raises:
-            BrokenImageError: The image cannot be read.
-        """
+        """Makes the example, or raises `BrokenImageError`."""
         image = decode(sample.image, self.channels)
         with seeded(make_seed(self.seed, epoch, index)):
             example: dict[str, Any] = {"pixel_values": self.image_transform(image)}
@@ -104,14 +100,17 @@ class SampleTransform:
         return example | {"broken": []}
 
 
-class TrainingExamples(Dataset[dict[str, Any]]):
-    """Examples, indexed by `SampleIndex`."""
-
-    def __init__(self, dataset: ImageDataset, transform: SampleTransform) -> None:
-        self.dataset, self.transform = dataset, transform
+@dataclass(eq=False)
+class _IndexedExamples(Dataset[dict[str, Any]]):
+    dataset: ImageDataset
+    transform: SampleTransform
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+
+class TrainingExamples(_IndexedExamples):
+    """Examples, indexed by `SampleIndex`."""
 
     def __getitem__(self, drawn: SampleIndex) -> dict[str, Any]:
         broken: list[str] = []
@@ -125,17 +124,11 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         raise _all_broken(broken)
 
 
-class EvaluationExamples(Dataset[dict[str, Any]]):
+class EvaluationExamples(_IndexedExamples):
     """Examples of epoch 0, indexed by integers, so that masks are the same in every evaluation.
 
     An unreadable image becomes a blank one with the label `IGNORED_LABEL` and an empty mask.
     """
-
-    def __init__(self, dataset: ImageDataset, transform: SampleTransform) -> None:
-        self.dataset, self.transform = dataset, transform
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.dataset[index]
@@ -143,36 +136,30 @@ class EvaluationExamples(Dataset[dict[str, Any]]):
             return self.transform(sample, 0, index)
         except BrokenImageError as error:
             blank = np.zeros((1, 1, self.transform.channels), np.uint8)
-            example = self.transform(sample._replace(image=blank), 0, index)
-            example["broken"] = [f"{sample.name}: {error}"]
-            if "labels" in example:
-                example["labels"] = IGNORED_LABEL
+            label = None if sample.label is None else IGNORED_LABEL
+            example = self.transform(sample._replace(image=blank, label=label), 0, index)
             if "bool_masked_pos" in example:
                 # Nothing is masked, so the image adds nothing to the loss.
                 example["bool_masked_pos"] = torch.zeros_like(example["bool_masked_pos"])
-            return example
+            return example | {"broken": [f"{sample.name}: {error}"]}
 
 
+@dataclass(eq=False)
 class StreamedExamples(IterableDataset[dict[str, Any]]):
     """An endless stream of examples; every process and every worker reads different samples.
 
-    Args:
+    Attributes:
         dataset: Samples that stream.
         transform: Makes examples of them.
         rank, world_size: Index of this process, and number of processes.
         shuffle_buffer: Number of samples from which the next one is drawn; 0 for the stored order.
     """
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        transform: SampleTransform,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle_buffer: int = 1000,
-    ) -> None:
-        self.dataset, self.transform, self.rank, self.world_size = dataset, transform, rank, world_size
-        self.shuffle_buffer = shuffle_buffer
+    dataset: ImageDataset
+    transform: SampleTransform
+    rank: int = 0
+    world_size: int = 1
+    shuffle_buffer: int = 1000
 
     def rows(self, epoch: int) -> Any:
         """The rows of this process in the order of an epoch, which is the same in every process and worker."""
@@ -209,13 +196,14 @@ def _all_broken(broken: list[str]) -> UsageError:
     return UsageError(f"{len(broken)} images in a row cannot be read, the first one {broken[0]}.")
 
 
+@dataclass(eq=False)
 class ShuffledBatches(Sampler[list[SampleIndex]]):
-    """The batches of one process; each epoch has another order.
+    """The batches of one process; each `epoch` has another order.
 
     All processes share one order: each step takes the next `batch_size * world_size` samples. So a step has the same
     images on any number of processes, if this product is the same.
 
-    Args:
+    Attributes:
         length: Number of samples.
         batch_size: Batch size of this process.
         seed: Seed of the whole run.
@@ -224,22 +212,22 @@ class ShuffledBatches(Sampler[list[SampleIndex]]):
             samples of the order.
     """
 
-    def __init__(
-        self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = False
-    ) -> None:
-        whole = batch_size * world_size
-        if drop_last and length < whole:
-            raise UsageError(
-                f"there are {length} images, but a batch of all processes has {whole}; with --dataloader-drop-last "
-                "there is no batch."
-            )
-        self.length, self.batch_size, self.seed, self.rank, self.world_size = length, batch_size, seed, rank, world_size
-        self.steps = length // whole if drop_last else -(-length // whole)
-        self.epoch = 0
+    length: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool = False
+    epoch: int = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch, which decides the order."""
-        self.epoch = epoch
+    def __post_init__(self) -> None:
+        whole = self.batch_size * self.world_size
+        if self.drop_last and self.length < whole:
+            raise UsageError(
+                f"there are {self.length} images, but a batch of all processes has {whole}; with "
+                "--dataloader-drop-last there is no batch."
+            )
+        self.steps = self.length // whole if self.drop_last else -(-self.length // whole)
 
     def __len__(self) -> int:
         return self.steps
@@ -252,11 +240,7 @@ class ShuffledBatches(Sampler[list[SampleIndex]]):
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stacks examples into a batch."""
-    batch: dict[str, Any] = {"broken": [name for example in examples for name in example["broken"]]}
-    for name in ("pixel_values", "bool_masked_pos"):
-        if name in examples[0]:
-            batch[name] = torch.stack([example[name] for example in examples])
-    if "labels" in examples[0]:
-        batch["labels"] = torch.tensor([example["labels"] for example in examples])
-    return batch
+    """Stacks examples into a batch; "broken" becomes one list."""
+    broken = [name for example in examples for name in example["broken"]]
+    bare = [{name: value for name, value in example.items() if name != "broken"} for example in examples]
+    return {"broken": broken} | default_collate(bare)

@@ -8,8 +8,7 @@ the columns. It knows no model, no size and no augmentation.
 import glob
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +71,14 @@ def open_dataset(
     Raises:
         UsageError: The source cannot be opened, or has no such split or no images.
     """
-    with _refusing(source):
+    try:
         rows, found_split = _load(source, split, streaming)
         features = rows.features or (rows._resolve_features().features if streaming else None) or {}
+    except UsageError:
+        raise
+    except _DAMAGED as error:
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+        raise UsageError(f"{source!r} cannot be opened: {first_sentence(reason or error)}") from error
     if not streaming and not len(rows):
         raise UsageError(f"{source!r} has no images in the split {split!r}.")
     images = _find_column(features, image_column, datasets.Image, IMAGE_COLUMNS, "--image-column", source)
@@ -89,18 +93,6 @@ def open_dataset(
     if isinstance(features[images], datasets.Image):
         rows = rows.cast_column(images, datasets.Image(decode=False))
     return ImageDataset(rows, images, labels, tuple(known or names), source, found_split)
-
-
-@contextmanager
-def _refusing(source: str) -> Iterator[None]:
-    """Turns errors of `datasets` into a `UsageError`."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except _DAMAGED as error:
-        reason = error.__cause__ if isinstance(error, DatasetGenerationError) else None
-        raise UsageError(f"{source!r} cannot be opened: {first_sentence(reason or error)}") from error
 
 
 def _load(source: str, split: str, streaming: bool) -> tuple[Any, str | None]:
@@ -203,10 +195,7 @@ def _find_column(
     features: dict[str, Any], given: str | None, kind: type, usual: Sequence[str], flag: str, source: str
 ) -> str | None:
     """The given column; otherwise the only column of a type; otherwise the only one with a usual name; otherwise None.
-
-    Raises:
-        UsageError: The given column does not exist, or there are several candidates.
-    """
+    A given column that does not exist, and several candidates, are errors."""
     if given is not None:
         if given not in features:
             raise UsageError(f"{source} has no column {given!r}; it has {sorted(features)}.")

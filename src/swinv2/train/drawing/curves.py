@@ -60,11 +60,7 @@ def smoothed(values: Float[np.ndarray, "points"], window: int) -> Float[np.ndarr
     """The mean of the points around each point.
 
     Near the beginning, as many points count after a point as exist before it, so that a steep fall keeps its height;
-    near the end, all remaining points count.
-
-    Args:
-        values: The points.
-        window: Largest number of points in a mean.
+    near the end, all remaining points count. A mean has at most `window` points.
 
     Example:
 
@@ -86,7 +82,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path, title: str =
     Other values of the log, for example speed, are not drawn.
 
     Args:
-        history: `TrainerState.log_history`; see `curves`.
+        history: See `curves`.
         path: The PNG file; an existing file is replaced.
         title: The title of the figure.
 

@@ -1,8 +1,8 @@
 """A figure of the images that a classifier got wrong."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,16 +15,8 @@ MOST_MISTAKES = 25
 COLUMNS = 5
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """An image with a wrong answer.
-
-    Attributes:
-        image: Its pixels (H, W, 3), eight bits.
-        truth: Name of its class.
-        answer: Name of the predicted class.
-        probability: Probability of the answer, from 0 to 1.
-    """
+class Mistake(NamedTuple):
+    """An image (H, W, 3) of eight bits, the names of its class and of the answer, and the answer's probability."""
 
     image: np.ndarray
     truth: str
@@ -38,7 +30,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> None:
     Small images are enlarged by repeating pixels; large ones are made smaller.
 
     Args:
-        mistakes: The images; the first `MOST_MISTAKES` are drawn, row by row in this order.
+        mistakes: The first `MOST_MISTAKES` are drawn, row by row in this order.
         path: The PNG file; an existing file is replaced.
 
     Raises:

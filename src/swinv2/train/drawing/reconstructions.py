@@ -22,17 +22,17 @@ def reconstruction_rows(
     pixels: Pixels,
     norm_targets: int = 0,
 ) -> UInt8[np.ndarray, "B 4 H W 3"]:
-    """The four columns of `draw_reconstructions`: the input, the input with grey masked pixels, the input with
-    reconstructed masked pixels, and the whole reconstruction.
+    """The four columns of a figure: the input, the input with grey masked pixels, the input with reconstructed masked
+    pixels, and the whole reconstruction.
 
     Args:
         images: Normalised images.
         reconstruction: Output of the model. NaN becomes black.
         mask_of_pixels: True for masked pixels.
         pixels: Mean and deviation of the images' normalisation. Values beyond black and white are clipped.
-        norm_targets: If not 0, the model reconstructs normalised pixels: (pixel - mean) / deviation of the square of
-            this side around each pixel. Mean and deviation come from `images`, also for masked pixels; so brightness
-            and contrast are those of the original, not of the model.
+        norm_targets: If not 0, the model reconstructs normalised pixels; see `simmim.normalise_targets`. Mean and
+            deviation come from `images`, also for masked pixels; so brightness and contrast are those of the original,
+            not of the model.
 
     Returns:
         Pixels of eight bits. Images of one or two channels become grey, from the first channel; of three or more, the
@@ -78,14 +78,11 @@ def draw_reconstructions(
     norm_targets: int = 0,
     names: Sequence[str] = (),
 ) -> None:
-    """Draws a row for each image: the input, the masked input, the input with reconstructed masked patches, and the
-    whole reconstruction.
+    """Draws a row for each image; see `reconstruction_rows`.
 
     Pixels are not resampled: images with a longer side below 192 pixels are enlarged by repeating pixels.
 
     Args:
-        images, reconstruction, pixels, norm_targets: See `reconstruction_rows`.
-        mask_of_pixels: True for masked pixels, which are grey in the second column.
         path: The PNG file; an existing file is replaced.
         names: Text below the first image of each row; empty for no text.
 
@@ -97,13 +94,7 @@ def draw_reconstructions(
         raise ValueError(f"there are {len(names)} names for {len(rows)} images; give one for each image, or none.")
     factor = -(-TILE // max(rows.shape[2:4]))
     rows = rows.repeat(factor, 2).repeat(factor, 3)
-    captions = [printable(name, 60) for name in names] or [""] * len(rows)
-    save(
-        tile_sheet(
-            list(rows.reshape(-1, *rows.shape[2:])),
-            [text for caption in captions for text in (caption, "", "", "")],
-            columns=4,
-            heads=("input", "masked", "drawn where masked", "drawn"),
-        ),
-        path,
-    )
+    tiles = list(rows.reshape(-1, *rows.shape[2:]))
+    # Only the first of the four images of a row has a caption.
+    captions = [text for name in names for text in (printable(name, 60), "", "", "")] or [""] * len(tiles)
+    save(tile_sheet(tiles, captions, 4, ("input", "masked", "drawn where masked", "drawn")), path)

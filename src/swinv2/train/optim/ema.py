@@ -18,23 +18,16 @@ AVERAGE_NAME = "average.pt"
 
 
 class WeightAverage(AveragedModel):
-    """The exponential moving average of a model's parameters.
-
-    Args:
-        model: The model, on its device.
-        decay: Share of the old average in the new one, per step.
-    """
+    """The exponential moving average of a model's parameters. `decay` is the share of the old average in the new one,
+    per step."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
     @contextmanager
     def replacing(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the model has the averaged weights; at the end it gets its own weights again.
-
-        Args:
-            model: The averaged model, without wrappers of accelerate or torch.compile.
-        """
+        """Inside, the model has the averaged weights; at the end it gets its own weights again. The model must have no
+        wrappers of accelerate or torch.compile."""
         pairs = list(zip(model.parameters(), self.parameters(), strict=True))
         kept = [parameter.detach().clone() for parameter, _ in pairs]
         with torch.no_grad():

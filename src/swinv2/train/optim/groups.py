@@ -11,8 +11,7 @@ position embeddings learn as fast as the head; here they belong to layer 0, with
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -25,14 +24,12 @@ from swinv2.layers.stage import Encoder
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class Role:
+class Role(NamedTuple):
     """Layer and weight decay of a parameter.
 
     Attributes:
-        layer: Number of the parameter's layer. 0: the patch embedding; j + 1: block j of the whole network, counted
-            from 0. A merging has the number of the block before it; the last norm and the head have one more than the
-            last block.
+        layer: 0: the patch embedding; j + 1: block j of the whole network, counted from 0. A merging has the number of
+            the block before it; the last norm and the head have one more than the last block.
         decays: Whether the parameter has weight decay.
     """
 
@@ -41,18 +38,12 @@ class Role:
 
 
 def parameter_roles(model: nn.Module) -> dict[str, Role]:
-    """Finds the role of every parameter.
-
-    Args:
-        model: A model that contains a Swin Transformer V2.
-
-    Returns:
-        A role for each name of `model.named_parameters()`.
+    """The role of every parameter of a model that contains a Swin Transformer V2, by `model.named_parameters()`.
 
     Raises:
         ValueError: The model contains no Swin Transformer V2 of this package, or several.
     """
-    encoder, embeddings = _only(model, Encoder), _only(model, Embeddings)
+    encoder, embeddings = _the_only(model, Encoder), _the_only(model, Embeddings)
     layers = {id(parameter): 0 for parameter in embeddings.parameters()}
     block_number = 0
     stages: Any = encoder.layers
@@ -62,14 +53,21 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
             layers |= {id(parameter): block_number for parameter in block.parameters()}
         if stage.downsample is not None:
             layers |= {id(parameter): block_number for parameter in stage.downsample.parameters()}
-    never_decay = _never_decaying(model)
+    never_decay: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, ContinuousPositionBias):
+            never_decay |= {id(parameter) for parameter in module.parameters()}
+        elif isinstance(module, CosineWindowAttention):
+            never_decay.add(id(module.logit_scale))
+        elif isinstance(module, Embeddings):
+            never_decay |= {id(module.mask_token), id(module.position_embeddings)}
     return {
         name: Role(layers.get(id(parameter), block_number + 1), parameter.ndim > 1 and id(parameter) not in never_decay)
         for name, parameter in model.named_parameters()
     }
 
 
-def _only(model: nn.Module, kind: type[Kind]) -> Kind:
+def _the_only(model: nn.Module, kind: type[Kind]) -> Kind:
     found = [module for module in model.modules() if isinstance(module, kind)]
     if len(found) != 1:
         raise ValueError(
@@ -79,22 +77,10 @@ def _only(model: nn.Module, kind: type[Kind]) -> Kind:
     return found[0]
 
 
-def _never_decaying(model: nn.Module) -> set[int]:
-    found: list[nn.Parameter | None] = []
-    for module in model.modules():
-        if isinstance(module, ContinuousPositionBias):
-            found += module.parameters()
-        elif isinstance(module, CosineWindowAttention):
-            found.append(module.logit_scale)
-        elif isinstance(module, Embeddings):
-            found += [module.mask_token, module.position_embeddings]
-    return {id(parameter) for parameter in found if parameter is not None}
-
-
 def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Groups the parameters that learn.
+    """Groups the parameters that learn, for a torch optimiser, from the first layer to the last.
 
     Args:
         model: A model that contains a Swin Transformer V2.
@@ -103,8 +89,7 @@ def parameter_groups(
         layer_decay: Factor of the learning rate from each layer to the one before it, above 0, at most 1.
 
     Returns:
-        Groups for a torch optimiser, from the first layer to the last: `params`, `lr`, `weight_decay`, and for people
-        `layer` and `names`. Parameters that do not require gradients are in no group.
+        Groups with `params`, `lr`, `weight_decay`, and for people `layer` and `names`.
 
     Raises:
         UsageError: `layer_decay` is out of its range, or no parameter requires gradients.
@@ -119,41 +104,35 @@ def parameter_groups(
             continue
         # Without layer decay two groups are enough; with fewer groups the optimiser calls fewer, larger kernels.
         role = roles[name] if layer_decay < 1.0 else Role(last, roles[name].decays)
-        group = groups.setdefault(
-            role,
-            {
-                "params": [],
-                "lr": learning_rate * layer_decay ** (last - role.layer),
-                "weight_decay": weight_decay if role.decays else 0.0,
-                "layer": role.layer,
-                "names": [],
-            },
-        )
+        decay, rate = weight_decay if role.decays else 0.0, learning_rate * layer_decay ** (last - role.layer)
+        new = {"params": [], "lr": rate, "weight_decay": decay, "layer": role.layer, "names": []}
+        group = groups.setdefault(role, new)
         group["params"].append(parameter)
         group["names"].append(name)
     if not groups:
         raise UsageError("nothing learns: no parameter requires gradients. Freeze fewer stages.")
-    return [groups[role] for role in sorted(groups, key=lambda role: (role.layer, role.decays))]
+    return [groups[role] for role in sorted(groups)]
+
+
+def without_names(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups with the keys of an optimiser only: sharded checkpoints would also store the other keys, and fail."""
+    return [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in groups]
 
 
 def freeze_stages(model: nn.Module, count: int) -> None:
-    """Freezes the first stages: 1: the patch embedding, 2: the first stage too, and so on.
+    """Freezes the first `count` of the patch embedding and the stages.
 
     Drop path stays active in frozen blocks; set `drop_path_rate` to 0 to avoid it.
 
-    Args:
-        model: A model that contains a Swin Transformer V2.
-        count: From 0 to the number of stages plus one.
-
     Raises:
-        UsageError: `count` is out of its range.
+        UsageError: `count` is more than the number of stages plus one, or below 0.
     """
-    encoder = _only(model, Encoder)
+    encoder = _the_only(model, Encoder)
     if not 0 <= count <= len(encoder.layers) + 1:
         raise UsageError(
             f"the number of frozen stages is {count}; expected 0 to {len(encoder.layers) + 1}: the patch embedding and "
             f"{len(encoder.layers)} stages."
         )
-    frozen: Iterable[nn.Module] = [_only(model, Embeddings), *encoder.layers][:count]
+    frozen: Iterable[nn.Module] = [_the_only(model, Embeddings), *encoder.layers][:count]
     for module in frozen:
         module.requires_grad_(False)

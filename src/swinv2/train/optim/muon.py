@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from swinv2.layers.position import ContinuousPositionBias
+from swinv2.train.optim.groups import without_names
 
 
 def hidden_matrices(model: nn.Module) -> list[torch.Tensor]:
@@ -26,11 +27,8 @@ def hidden_matrices(model: nn.Module) -> list[torch.Tensor]:
 def muon_groups(
     model: nn.Module, matrix_learning_rate: float, learning_rate: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """The parameters that learn, in two groups: the matrices, with weight decay, and the rest, without.
-
-    Returns:
-        Groups for a torch optimiser: `params`, `lr`, `weight_decay`, and for people `names`.
-    """
+    """The parameters that learn, in two groups for a torch optimiser: the matrices, with weight decay, and the rest,
+    without. For people, the groups have `names` too."""
     matrices = {id(matrix) for matrix in hidden_matrices(model)}
     groups: list[dict[str, Any]] = [
         {"params": [], "names": [], "lr": matrix_learning_rate, "weight_decay": weight_decay},
@@ -66,10 +64,10 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
     ) -> None:
         groups = muon_groups(model, matrix_learning_rate, learning_rate, weight_decay)
-        bare = [[{key: group[key] for key in ("params", "lr", "weight_decay")}] for group in groups]
+        matrices, rest = without_names(groups)
         self.parts = (
-            torch.optim.Muon(bare[0], adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(bare[1], betas=betas, fused=True),
+            torch.optim.Muon([matrices], adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW([rest], betas=betas, fused=True),
         )
         # The parts share their groups, completed with default options, with this optimiser. Schedules read `lr` of
         # `defaults`.

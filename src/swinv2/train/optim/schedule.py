@@ -22,14 +22,7 @@ def make_scheduler(
     warmup_steps: int,
     total_steps: int,
 ) -> LRScheduler:
-    """Makes a scheduler.
-
-    Args:
-        optimizer: Its groups have the highest rates.
-        kind: A name of transformers' `SchedulerType`; not used with milestones.
-        options: Further arguments of the schedule.
-        milestones: See `multistep_schedule`; empty for a schedule of transformers.
-        warmup_steps, total_steps: Numbers of steps of the warm-up and of the whole training.
+    """Makes a scheduler: transformers' of this `kind` with further `options`, or with milestones `multistep_schedule`.
 
     Raises:
         TypeError, ValueError: The schedule does not have these options, or a value is invalid.
@@ -56,9 +49,6 @@ def multistep_schedule(
         milestones: Shares of the training, each between 0 and 1; the rate drops at the nearest step.
         warmup_lr_rate: Share of the full rate at the first step of the warm-up.
         gamma: Factor of each drop.
-
-    Raises:
-        ValueError: A milestone is not between 0 and 1.
     """
     if not all(0.0 < milestone < 1.0 for milestone in milestones):
         raise ValueError(f"the milestones are {list(milestones)}; expected shares of the training between 0 and 1.")
