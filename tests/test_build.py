@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_both_sides_have_one_fingerprint_of_the_sources(folder: Path) -> None:
     for sources in (folder / "sources", library.FOLDER / "sources"):
-        assert hatch_build.fingerprint(sources) == library._fingerprint(sources)
+        assert hatch_build.fingerprint(sources) == library._fingerprint_of_sources(sources)
     before = hatch_build.fingerprint(folder / "sources")
     (folder / "sources/more.h").touch()
     assert hatch_build.fingerprint(folder / "sources") != before

@@ -89,7 +89,7 @@ class StageSpec:
 
     @property
     def depth(self) -> int:
-        """Number of blocks."""
+        """Number of blocks of the stage."""
         return len(self.drop_path_rates)
 
     @property
@@ -103,6 +103,7 @@ _OTHER_WEIGHTS = frozenset({"depths", "embed_dim", "num_heads", "patch_size"})
 
 
 def _is_number(value: Any) -> bool:
+    """Whether the value of a configuration's field is a number; True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -302,6 +303,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         return self
 
     def _shorten_windows(self) -> None:
+        """Sets `window_size` to its shortest notation."""
         windows = as_windows("window_size", self.window_size, len(self.depths), any_number=True)
         # A list whose length is not the number of stages stays unchanged; building a model raises an error for it.
         is_valid = len(windows) == len(self.depths)
@@ -317,6 +319,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def _known_fields(cls) -> frozenset[str]:
+        """The keys of a `config.json` for which `from_dict` gives no warning."""
         own = {field.name for field in fields(cls)}
         return frozenset(own | _COMMON_FIELDS | set(cls.attribute_map) | {"num_layers", "hidden_size", "stage_names"})
 

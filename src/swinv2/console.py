@@ -35,7 +35,7 @@ def data_console() -> Console:
 
 
 def shown(path: Path) -> str:
-    """The printable name of a file; its bytes may be no valid text."""
+    """The name of a file as messages print it; its bytes may be no valid text."""
     name = os.fsencode(path).decode("utf-8", "replace")
     return name if name.isprintable() else repr(name)
 
@@ -99,13 +99,14 @@ class Lines(Progress):
         (since, begun), (before, marked) = self._begun, self._marked
         self._marked = now, done
         if not total:
-            return f"{self.verb}: {_in_words(now - since)} so far"
+            return f"{self.verb}: {_time_in_words(now - since)} so far"
         speed = (done - marked) * self._images / max(now - before, 1e-9)
-        left = _in_words((now - since) / (done - begun) * (total - done)) if done > begun else "unknown time"
+        left = _time_in_words((now - since) / (done - begun) * (total - done)) if done > begun else "unknown time"
         facts = self._facts()
         return f"{self.verb} {done:,}/{total:,}{facts and f', {facts}'}, {speed:.4g} images/s, {left} left"
 
     def _print_lines(self) -> None:
+        """Runs in a thread: prints a line of progress every half minute."""
         while not self._ended.wait(SECONDS_BETWEEN_LINES):
             self.console.print(self.line(), soft_wrap=True, markup=False)
 
@@ -119,12 +120,12 @@ class Lines(Progress):
         self._thread.join(timeout=1)
 
 
-def _in_words(seconds: float) -> str:
+def _time_in_words(seconds: float) -> str:
     """Hours, minutes and seconds.
 
     Example:
 
-        >>> _in_words(59.6), _in_words(3661), _in_words(100_000)
+        >>> _time_in_words(59.6), _time_in_words(3661), _time_in_words(100_000)
         ('1:00', '1:01:01', '27:46:40')
     """
     minutes, rest = divmod(round(seconds), 60)

@@ -19,7 +19,7 @@ from swinv2.lengths import as_pair
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.windows import Pair
 from swinv2.outputs import Swinv2ImageClassifierOutput, Swinv2MaskedImageModelingOutput
-from swinv2.simmim import grid_of, masked_pixel_loss, normalise_targets
+from swinv2.simmim import masked_pixel_loss, normalise_targets, patch_grid_of
 
 
 def classification_loss(
@@ -127,6 +127,7 @@ class PixelDecoder(nn.Sequential):
         self.stride = stride
 
     def forward(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B channels height width"]:
+        """Reconstructs pixels from the last map: a 1 x 1 convolution, then each token becomes a square of pixels."""
         pixels = super().forward(feature_map).unflatten(1, (-1, *self.stride))
         return pixels.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
 
@@ -195,7 +196,7 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
             interpolate_pos_encoding=interpolate_pos_encoding,
             return_dict=True,
         )
-        last_map = outputs.last_hidden_state.transpose(1, 2).unflatten(2, grid_of(size, token_size))
+        last_map = outputs.last_hidden_state.transpose(1, 2).unflatten(2, patch_grid_of(size, token_size))
         reconstruction = self.decoder(last_map)
         if fits:  # the last tokens may extend beyond the image
             reconstruction = reconstruction[:, :, : size[0], : size[1]]

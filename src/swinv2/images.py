@@ -86,11 +86,11 @@ def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenIm
     for item in inputs:
         path = Path(item)
         if path.is_dir():
-            matches = _inside(path)
+            matches = _images_inside(path)
         elif os.path.lexists(path):
             matches = [path]
         elif glob.has_magic(item):
-            matches = _matching(item)
+            matches = _images_matching(item)
         else:
             is_address = re.match(r"(https?|ftp|s3|gs)://", item)
             reason = "an address, not a file; download it first" if is_address else "no such file or folder"
@@ -109,7 +109,7 @@ def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenIm
     return list(found.values()), broken
 
 
-def _inside(folder: Path) -> list[Path]:
+def _images_inside(folder: Path) -> list[Path]:
     """The images in a folder and its subfolders, without hidden ones."""
     found = []
     for root, folders, names in os.walk(folder):
@@ -118,14 +118,14 @@ def _inside(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _matching(pattern: str) -> list[Path]:
+def _images_matching(pattern: str) -> list[Path]:
     """The images that match a glob, and those in matching folders."""
     found = []
     for name in sorted(glob.glob(pattern, recursive=True)):
         path = Path(name)
         if path.is_dir():
             # "**" matches a folder and also its files, so the folder is searched only for other globs.
-            found += [] if "**" in pattern else _inside(path)
+            found += [] if "**" in pattern else _images_inside(path)
         elif _is_image_name(name) or Path(pattern).suffix not in ("", ".*"):
             found.append(path)
     return found
@@ -158,10 +158,11 @@ def read_image(source: str | Path | bytes) -> Image.Image:
                 image.load()
                 return to_rgb(_upright(image))
         except _DECODING_ERRORS as error:
-            raise BrokenImageError(_reason(file, error)) from error
+            raise BrokenImageError(_why_unreadable(file, error)) from error
 
 
-def _reason(file: Path | io.BytesIO, error: Exception) -> str:
+def _why_unreadable(file: Path | io.BytesIO, error: Exception) -> str:
+    """A sentence that says why an image cannot be read."""
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, the limit; make it smaller"
     if isinstance(error, UnidentifiedImageError):
@@ -176,6 +177,7 @@ def _reason(file: Path | io.BytesIO, error: Exception) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF data says."""
     # If the EXIF data is damaged, the pixels may still be intact: the image is then returned as it is stored.
     with contextlib.suppress(*_DECODING_ERRORS):
         # PIL keeps the EXIF data that it has read once. Without the entries in `info` it does not write them again,

@@ -70,7 +70,7 @@ def read_config(name: str) -> Swinv2Config:
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise UsageError(f"there is no folder {name!r}; expected {_EXPECTED}.")
     try:
-        fields, _ = PreTrainedConfig.get_config_dict(_expand(name))
+        fields, _ = PreTrainedConfig.get_config_dict(_expand_home(name))
     except (OSError, ValueError) as error:
         if folder.is_dir():
             raise UsageError(f"the config.json in {name!r} cannot be read: {first_sentence(error)}.") from error
@@ -113,7 +113,7 @@ def load_model(model_class: type[Model], name: str, device: torch.device, dtype:
             "green, blue). Load it in Python instead, with from_pretrained."
         )
     try:
-        loaded: Any = model_class.from_pretrained(_expand(name), dtype=dtype, output_loading_info=True, **fields)
+        loaded: Any = model_class.from_pretrained(_expand_home(name), dtype=dtype, output_loading_info=True, **fields)
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise UsageError(f"the weights of {name!r} cannot be loaded: {first_sentence(error)}.") from error
     model, report = loaded
@@ -133,7 +133,7 @@ def load_processor(name: str) -> Any:
         UsageError: The model has none.
     """
     try:
-        return AutoImageProcessor.from_pretrained(_expand(name), trust_remote_code=False)
+        return AutoImageProcessor.from_pretrained(_expand_home(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"the model {name!r} has no image processor (preprocessor_config.json), so its image size and "
@@ -141,7 +141,7 @@ def load_processor(name: str) -> Any:
         ) from error
 
 
-def _expand(name: str) -> str:
+def _expand_home(name: str) -> str:
     """The path of a folder, which may begin with "~"; any other name unchanged."""
     folder = Path(name).expanduser()
     return str(folder) if folder.is_dir() else name

@@ -92,6 +92,7 @@ class Swinv2PreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        """Sets the initial values of a module's parameters."""
         # transformers calls this only for modules that own a parameter, so a block cannot set its norms.
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
@@ -146,6 +147,7 @@ class Swinv2PreTrainedModel(PreTrainedModel):
                 module.grid = candidate.patch_grid
 
     def _check_images(self, pixel_values: Tensor | None) -> Tensor:
+        """Raises an error unless the model's input is a tensor of images."""
         if pixel_values is None:
             raise ValueError("pixel_values is missing; pass images of shape (batch, channels, height, width).")
         is_tensor = isinstance(pixel_values, Tensor)

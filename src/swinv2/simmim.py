@@ -53,8 +53,8 @@ def draw_mask(grid: Pair, block: Pair, ratio: float, generator: torch.Generator 
     return blocks.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[: grid[0], : grid[1]].contiguous()
 
 
-def grid_of(image_size: Pair, patch_size: Pair) -> Pair:
-    """Size (height, width) of an image in patches; the last patches may extend beyond the image, as in the network."""
+def patch_grid_of(image_size: Pair, patch_size: Pair) -> Pair:
+    """Size (height, width) of an image, and of its mask, in patches; the last ones may extend beyond the image."""
     # No negative numbers: some converters of traced graphs round their quotients differently.
     height, width = patch_size
     return (image_size[0] + height - 1) // height, (image_size[1] + width - 1) // width
@@ -64,7 +64,7 @@ def mask_of_pixels(
     bool_masked_pos: Bool[Tensor, "B patches"], patch_size: Pair, image_size: Pair
 ) -> Bool[Tensor, "B 1 height width"]:
     """Converts a mask of patches, row by row, to a mask of pixels; the last patches may extend beyond the image."""
-    mask = bool_masked_pos.bool().view(-1, 1, *grid_of(image_size, patch_size))
+    mask = bool_masked_pos.bool().view(-1, 1, *patch_grid_of(image_size, patch_size))
     mask = mask.repeat_interleave(patch_size[0], 2).repeat_interleave(patch_size[1], 3)
     return mask[:, :, : image_size[0], : image_size[1]]
 
@@ -100,6 +100,7 @@ def local_statistics(
     images = images.to(torch.promote_types(images.dtype, torch.float32))
 
     def sums(values: Tensor) -> Tensor:
+        """The sum of the square around each pixel."""
         # One axis after the other: for a window of 47, 2 x 47 additions for each pixel instead of 47 x 47.
         down = F.avg_pool2d(values, (window, 1), 1, (window // 2, 0), divisor_override=1)
         return F.avg_pool2d(down, (1, window), 1, (0, window // 2), divisor_override=1)

@@ -70,7 +70,7 @@ def read_learned_windows(text: str | None, option: str) -> list[int | Pair] | No
 
 
 def _read(text: str | None, option: str, expected: str, smallest: int = 1) -> list[int | Pair] | None:
-    """Reads lengths and pairs with commas between them."""
+    """Reads the text of an option: lengths and pairs with commas between them."""
     if text is None:
         return None
     sizes: list[int | Pair] = []

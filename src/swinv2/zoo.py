@@ -140,9 +140,10 @@ class Checkpoint:
         }
 
 
-def _checkpoint(
+def _published_checkpoint(
     size: str, rest: str, image_size: int, window_size: int, top1: float | None, pretrained: tuple[int, ...] = (0,) * 4
 ) -> Checkpoint:
+    """An entry of `CHECKPOINTS`, from the parts of its published name."""
     stem = f"swinv2-{size}-patch4-{rest}"
     is_22k = rest.endswith("-22k")
     return Checkpoint(
@@ -166,18 +167,18 @@ _FROM_192 = (12, 12, 12, 6)
 CHECKPOINTS: dict[str, Checkpoint] = {
     checkpoint.name: checkpoint
     for checkpoint in (
-        _checkpoint("tiny", "window8-256", 256, 8, 81.8),
-        _checkpoint("tiny", "window16-256", 256, 16, 82.8),
-        _checkpoint("small", "window8-256", 256, 8, 83.7),
-        _checkpoint("small", "window16-256", 256, 16, 84.1),
-        _checkpoint("base", "window8-256", 256, 8, 84.2),
-        _checkpoint("base", "window16-256", 256, 16, 84.6),
-        _checkpoint("base", "window12-192-22k", 192, 12, None),
-        _checkpoint("base", "window12to16-192to256-22kto1k-ft", 256, 16, 86.2, _FROM_192),
-        _checkpoint("base", "window12to24-192to384-22kto1k-ft", 384, 24, 87.1, _FROM_192),
-        _checkpoint("large", "window12-192-22k", 192, 12, None),
-        _checkpoint("large", "window12to16-192to256-22kto1k-ft", 256, 16, 86.9, _FROM_192),
-        _checkpoint("large", "window12to24-192to384-22kto1k-ft", 384, 24, 87.6, _FROM_192),
+        _published_checkpoint("tiny", "window8-256", 256, 8, 81.8),
+        _published_checkpoint("tiny", "window16-256", 256, 16, 82.8),
+        _published_checkpoint("small", "window8-256", 256, 8, 83.7),
+        _published_checkpoint("small", "window16-256", 256, 16, 84.1),
+        _published_checkpoint("base", "window8-256", 256, 8, 84.2),
+        _published_checkpoint("base", "window16-256", 256, 16, 84.6),
+        _published_checkpoint("base", "window12-192-22k", 192, 12, None),
+        _published_checkpoint("base", "window12to16-192to256-22kto1k-ft", 256, 16, 86.2, _FROM_192),
+        _published_checkpoint("base", "window12to24-192to384-22kto1k-ft", 384, 24, 87.1, _FROM_192),
+        _published_checkpoint("large", "window12-192-22k", 192, 12, None),
+        _published_checkpoint("large", "window12to16-192to256-22kto1k-ft", 256, 16, 86.9, _FROM_192),
+        _published_checkpoint("large", "window12to24-192to384-22kto1k-ft", 384, 24, 87.6, _FROM_192),
     )
 }
 """The published checkpoints by name on the hub. Source: microsoft/Swin-Transformer, MODELHUB.md."""

@@ -16,7 +16,7 @@ import swinv2
 from swinv2.convert.processors import (
     SQUASH,
     Crop,
-    _sizes,
+    _size_fields,
     crop_of,
     describe_processor,
     make_processor,
@@ -95,7 +95,7 @@ def test_images_are_prepared_as_timm_does(size: int, stated: dict[str, Any] | No
     expected = create_transform(**settings | {"input_size": (3, size, size)})(image)
     fields = make_processor("timm", (size, size), 96, {"pretrained_cfg": stated} if stated else None)
     assert distance(prepared(fields, image, tmp_path), expected) < NEAR
-    other = {**fields, **_sizes((size, size), Crop(crop_of(fields).share, not crop_of(fields).squashes))}
+    other = {**fields, **_size_fields((size, size), Crop(crop_of(fields).share, not crop_of(fields).squashes))}
     assert distance(prepared(other, image, tmp_path), expected) > FAR
     back = _timm_config(swinv2.Swinv2Config(image_size=size), 1000, fields)["pretrained_cfg"]
     again = create_transform(**resolve_data_config({}, pretrained_cfg=back))(image)
@@ -110,7 +110,7 @@ def test_images_are_prepared_as_torchvision_does(name: str, embed_dim: int, tmp_
     expected = getattr(torchvision.models, f"Swin_V2_{name}_Weights").DEFAULT.transforms()(image)
     fields = make_processor("torchvision", (256, 256), embed_dim, None)
     assert distance(prepared(fields, image, tmp_path), expected) < NEAR
-    assert distance(prepared({**fields, **_sizes((256, 256), SQUASH)}, image, tmp_path), expected) > FAR
+    assert distance(prepared({**fields, **_size_fields((256, 256), SQUASH)}, image, tmp_path), expected) > FAR
 
 
 @pytest.mark.parametrize("source", ["microsoft", "mmpretrain"])

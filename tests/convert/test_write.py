@@ -105,7 +105,7 @@ def test_an_interruption_leaves_nothing(file: File, tmp_path: Path, monkeypatch:
     def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("swinv2.convert.write._write_json", stop)
+    monkeypatch.setattr("swinv2.convert.write._write_json_file", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(path, tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == [NAMED]

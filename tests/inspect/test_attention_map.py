@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swinv2.inspect.attention_map import _around, _outline, draw_attention, overlay, token_attention
+from swinv2.inspect.attention_map import _area_around, _mask_outline, draw_attention, overlay, token_attention
 from swinv2.ops.windows import WindowPlan
 
 PLANS = [
@@ -107,15 +107,15 @@ def test_the_overlay_colours_the_pixels_of_the_tokens() -> None:
 def test_outlines_and_what_lies_around() -> None:
     mask = np.zeros((4, 5), bool)
     mask[1, 2:4] = True
-    xs, ys = _outline(mask)
+    xs, ys = _mask_outline(mask)
     lines = set(zip(map(tuple, xs.T.tolist()), map(tuple, ys.T.tolist()), strict=True))
     assert xs.shape == (2, 6)
     assert len(lines) == 6
     assert ((2, 3), (1, 1)) in lines
     assert ((4, 4), (1, 2)) in lines
     rgb = np.zeros((40, 50, 3), np.uint8)
-    assert _around(mask, (10, 10), rgb) == (15.0, 0.0, 45.0, 30.0)
-    assert _around(np.ones((4, 5), bool), (10, 10), rgb) == (0.0, 0.0, 50.0, 40.0)
+    assert _area_around(mask, (10, 10), rgb) == (15.0, 0.0, 45.0, 30.0)
+    assert _area_around(np.ones((4, 5), bool), (10, 10), rgb) == (0.0, 0.0, 50.0, 40.0)
 
 
 def test_the_figure_is_of_many_heads(tmp_path: Path) -> None:

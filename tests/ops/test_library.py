@@ -20,7 +20,7 @@ SMALL = {"image_size": 64, "window_size": 4, "embed_dim": 24, "depths": [2, 2], 
 
 def forget() -> None:
     """Both remember their answer for as long as a program runs."""
-    library._reason.cache_clear()
+    library._why_unusable.cache_clear()
     library.load.cache_clear()
 
 
@@ -61,7 +61,7 @@ def of_other_sources(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 def damaged(folder: Path, patch: pytest.MonkeyPatch) -> None:
     for path in folder.glob("kernels-*.so"):
-        path.write_bytes(library._fingerprint(folder / "sources").encode())
+        path.write_bytes(library._fingerprint_of_sources(folder / "sources").encode())
 
 
 REASONS = {
@@ -124,5 +124,5 @@ def test_each_processor_has_its_library(
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    path = library._path()
+    path = library._library_path()
     assert (path and path.name) == name

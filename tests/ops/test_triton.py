@@ -34,7 +34,7 @@ TILED = [
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of few tokens in tiles of fewer, each kernel by itself."""
     monkeypatch.setattr(launch, "WHOLE_WINDOW", 0)
-    monkeypatch.setattr(launch, "_blocks", lambda plan, v: request.param)
+    monkeypatch.setattr(launch, "_tile_sizes", lambda plan, v: request.param)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ class TestTiles:
     @pytest.mark.parametrize("tokens", [1, 16, 36, 49, 64, 100, 144, 256, 400, 576, 1024, 2304])
     def test_little_is_empty(self, tokens: int) -> None:
         """Tiles of the chosen size leave less than half of their rows empty, unless they are the smallest there are."""
-        size = launch._block(tokens, 128)
+        size = launch._rows_of_tile(tokens, 128)
         assert size >= launch.SMALLEST_BLOCK
         assert size == launch.SMALLEST_BLOCK or -(-tokens // size) * size < 2 * tokens
 

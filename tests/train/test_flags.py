@@ -53,7 +53,7 @@ class TestWhatIsDeclared:
         self, options: type[RunOptions], kind: type[RunSettings]
     ) -> None:
         """The same names; and the same values of every text, or a refusal."""
-        ours = flags._Parser(options)._option_string_actions
+        ours = flags._FlagParser(options)._option_string_actions
         data_class: Any = kind
         theirs = HfArgumentParser(data_class)._option_string_actions
         # An older version has them by older names only.

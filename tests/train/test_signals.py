@@ -140,7 +140,7 @@ def test_a_signal_where_no_step_is_under_way_is_one_line(number: int, monkeypatc
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    monkeypatch.setattr(training, "_prepare", prepare)
+    monkeypatch.setattr(training, "_build_trainer", prepare)
     result = CliRunner().invoke(app, ["finetune"])
     assert result.exit_code == 128 + number
     said = "stopped at once; --resume resumes from the newest checkpoint, if there is one"

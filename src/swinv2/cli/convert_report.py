@@ -14,27 +14,28 @@ from swinv2.lengths import Pair, Windows, as_windows
 from swinv2.sizes import as_typed
 
 
-def _windows(window_size: Windows, stages: int) -> str:
-    """Windows in the notation of --window-size."""
+def _typed_windows(window_size: Windows, stages: int) -> str:
+    """Windows of a converted model, in the notation of --window-size."""
     windows = as_windows("window_size", window_size, stages)
     sizes = [str(height) if height == width else as_typed((height, width)) for height, width in windows]
     return ",".join(sizes[:1] if len(set(sizes)) == 1 else sizes)
 
 
-def _change(before: Pair, after: Pair) -> str:
+def _size_change(before: Pair, after: Pair) -> str:
+    """A size of the converted model; if it changed, the old and the new size."""
     return as_typed(before) if before == after else f"{as_typed(before)} -> {as_typed(after)}"
 
 
 def print_conversion(report: ConversionReport, console: Console) -> None:
-    """Prints the recognised sizes and the changes."""
-    window = _windows(report.window_size, len(report.stages))
+    """Prints the report of a conversion: the recognised sizes and the changes."""
+    window = _typed_windows(report.window_size, len(report.stages))
     if report.new_window_size != report.window_size:
-        window += f" -> {_windows(report.new_window_size, len(report.stages))}"
+        window += f" -> {_typed_windows(report.new_window_size, len(report.stages))}"
     facts = {
         "weights of": report.dialect,
         "class": report.model_class,
         "parameters": f"{report.parameters:,} ({report.dtype})",
-        "image size": f"{_change(report.image_size, report.new_image_size)} (from {report.sources['image size']})",
+        "image size": f"{_size_change(report.image_size, report.new_image_size)} (from {report.sources['image size']})",
         "window": f"{window} (from {report.sources['window']})",
         "bias learned in": (
             f"{', '.join(as_typed(stage.learned_window) for stage in report.stages)} (from "
@@ -61,9 +62,9 @@ def print_conversion(report: ConversionReport, console: Console) -> None:
             str(stage.blocks),
             str(stage.channels),
             str(stage.heads),
-            _change(stage.grid, stage.new_grid),
-            _change(stage.window, stage.new_window),
-            _change(stage.shift, stage.new_shift),
+            _size_change(stage.grid, stage.new_grid),
+            _size_change(stage.window, stage.new_window),
+            _size_change(stage.shift, stage.new_shift),
             as_typed(stage.learned_window),
         )
     console.print(table)

@@ -20,6 +20,7 @@ class _PlainSwitches:
     """In its help, a command shows no type after a switch, which takes no value."""
 
     def get_params(self, ctx: Any) -> list[Any]:
+        """Removes the type that typer shows after a switch."""
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             if getattr(param, "is_flag", False):
@@ -46,6 +47,7 @@ app = typer.Typer(
 
 
 def _show_version(wanted: bool) -> None:
+    """Prints the version for `--version`, and ends the program."""
     if wanted:
         typer.echo(f"swinv2 {swinv2.__version__}")
         raise typer.Exit
@@ -57,7 +59,7 @@ def _main(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Has no help text: `app` has it."""
+    """Runs before every command, for `--version`. Has no help text: `app` has it."""
 
 
 _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

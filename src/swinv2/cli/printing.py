@@ -28,8 +28,8 @@ Answers = Iterable[tuple[Path, list[Prediction] | BrokenImage]]
 _RIGHT: dict[str, Any] = {"justify": "right", "no_wrap": True}
 
 
-def _table(console: Console, **columns: dict[str, Any]) -> Table:
-    """A table without rows; each column has its options."""
+def _headed_table(console: Console, **columns: dict[str, Any]) -> Table:
+    """A table to print, without rows; each column has its options."""
     is_terminal = console.is_terminal
     table = Table(
         box=box.SIMPLE_HEAD if is_terminal else None,
@@ -45,7 +45,7 @@ def _table(console: Console, **columns: dict[str, Any]) -> Table:
 
 def print_labels(answers: Answers, console: Console) -> None:
     """Prints the labels of images as a table."""
-    table = _table(console, image={"overflow": "fold"}, label={"overflow": "fold"}, probability=_RIGHT)
+    table = _headed_table(console, image={"overflow": "fold"}, label={"overflow": "fold"}, probability=_RIGHT)
     for path, answer in answers:
         if isinstance(answer, BrokenImage):
             continue
@@ -82,7 +82,7 @@ def print_csv(answers: Answers) -> None:
 def print_demo(samples: Mapping[Path, str], answers: list[Prediction], console: Console) -> None:
     """Prints the label and the prediction of each sample image, and the number of right predictions."""
     right, wrong = ("✓", "✗") if console.encoding.startswith("utf") else ("right", "wrong")
-    table = _table(console, image={}, shows={}, predicted={}, probability=_RIGHT, **{"": {}})
+    table = _headed_table(console, image={}, shows={}, predicted={}, probability=_RIGHT, **{"": {}})
     num_right = 0
     for (path, label), answer in zip(samples.items(), answers, strict=True):
         is_right = answer.label == label
@@ -119,7 +119,7 @@ def print_description(description: Description, console: Console) -> None:
     console.print(grid)
     console.print()
     columns = ("blocks", "channels", "heads", "map", "window", "shift", "learned in", "parameters")
-    stages = _table(console, stage={}, **dict.fromkeys(columns, _RIGHT))
+    stages = _headed_table(console, stage={}, **dict.fromkeys(columns, _RIGHT))
     for stage in description.stages:
         stages.add_row(
             stage.name.removeprefix("stage"),
@@ -136,7 +136,7 @@ def print_memory(ways: list[dict[str, Any]], batch_size: int, processes: int, co
     shared = f", shared by {processes} processes (FSDP2)" if processes > 1 else ""
     console.print(f"\nGiB of memory to train it: 16 bits, AdamW, {images}{shared}")
     kinds = [name for name in ways[0] if name != "checkpointed"]
-    table = _table(console, blocks={}, **dict.fromkeys(kinds, _RIGHT))
+    table = _headed_table(console, blocks={}, **dict.fromkeys(kinds, _RIGHT))
     for way in ways:
         blocks = "computed again" if way["checkpointed"] else "kept"
         table.add_row(blocks, *(f"{way[name] / 1024:.2f}" for name in kinds))
@@ -145,14 +145,14 @@ def print_memory(ways: list[dict[str, Any]], batch_size: int, processes: int, co
 
 def print_evaluation(summary: dict[str, Any], console: Console) -> None:
     """Prints accuracies, and the recall of each class, the worst first."""
-    facts = _table(console, measure={}, value=_RIGHT)
+    facts = _headed_table(console, measure={}, value=_RIGHT)
     for name in ("top1", "top5"):
         if summary[name] is not None:
             facts.add_row(name, f"{summary[name]:.2%}")
     facts.add_row("loss", f"{summary['loss']:.4f}")
     facts.add_row("images", f"{summary['images']:,}")
     console.print(facts)
-    recalls = _table(console, label={}, recall=_RIGHT)
+    recalls = _headed_table(console, label={}, recall=_RIGHT)
     for label, recall in sorted(summary["recall"].items(), key=lambda pair: pair[1]):
         recalls.add_row(Text(label), f"{recall:.1%}")
     console.print(recalls)

@@ -41,7 +41,7 @@ def sentences() -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except UsageError as error:
-        _refuse(str(error))
+        _exit_with_error(str(error))
     except typer.Exit:
         raise
     # torch.OutOfMemoryError is a RuntimeError; importing torch here is quick, as the error comes from torch.
@@ -50,16 +50,16 @@ def sentences() -> Iterator[None]:
 
         if not isinstance(error, OutOfMemoryError):
             raise
-        _refuse("the device has too little memory for a batch; give a smaller --batch-size, or --device cpu.")
+        _exit_with_error("the device has too little memory for a batch; give a smaller --batch-size, or --device cpu.")
     except OSError as error:
         if error.filename and error.errno in _IMPOSSIBLE_PATHS:
-            _refuse(f"{error.filename!r}: {error.strerror}.")
+            _exit_with_error(f"{error.filename!r}: {error.strerror}.")
         if error.errno != errno.ENOSPC:
             raise
         # At its end, Python tries again to write the rest of stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         where = f" for {error.filename}" if error.filename else ""
-        _refuse(f"no space is left on the disk{where}; the output is incomplete.")
+        _exit_with_error(f"no space is left on the disk{where}; the output is incomplete.")
 
 
 @contextmanager
@@ -71,7 +71,8 @@ def writing(output: Path) -> Iterator[None]:
         raise UsageError(f"--output {str(output)!r} cannot be written to: {error}.") from error
 
 
-def _refuse(sentence: str) -> NoReturn:
+def _exit_with_error(sentence: str) -> NoReturn:
+    """Ends a command: prints the error on stderr and exits with status `USAGE`."""
     message_console().print(Text.assemble(("error: ", "bold red"), sentence))
     raise typer.Exit(USAGE)
 
@@ -117,7 +118,7 @@ def print_broken(image: "BrokenImage", console: Console) -> None:
 def watch(
     answers: "Iterable[tuple[Path, Answer | BrokenImage]]", progress: Progress, skipped: "list[BrokenImage]"
 ) -> "Iterator[tuple[Path, Answer | BrokenImage]]":
-    """Yields the answers and counts them. Broken images are named on stderr and added to `skipped`."""
+    """Yields the answers of a command and counts them. Broken images are named on stderr and added to `skipped`."""
     from swinv2.images import BrokenImage
 
     for path, answer in answers:
@@ -129,7 +130,7 @@ def watch(
 
 
 def finish(total: int, skipped: "list[BrokenImage]") -> None:
-    """Exits with status `SKIPPED` if images were skipped."""
+    """Ends a command: exits with status `SKIPPED` if images were skipped."""
     if skipped:
         message_console().print(f"{len(skipped)} of {total} images skipped", style="yellow")
         raise typer.Exit(SKIPPED)

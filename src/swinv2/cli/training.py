@@ -48,7 +48,7 @@ def train(command: str, flags: Sequence[str]) -> int:
     """Runs a training; returns its exit status. A second signal, or one outside the training loop, ends it at once."""
     try:
         with noting_signals():
-            return _run(_prepare(command, flags))
+            return _plan_or_train(_build_trainer(command, flags))
     except StoppedError as error:
         message_console().print(
             f"{error}: stopped at once; --resume resumes from the newest checkpoint, if there is one", style="yellow"
@@ -56,7 +56,7 @@ def train(command: str, flags: Sequence[str]) -> int:
         return 128 + error.number
 
 
-def _prepare(command: str, flags: Sequence[str]) -> "SwinTrainer":
+def _build_trainer(command: str, flags: Sequence[str]) -> "SwinTrainer":
     """Reads flags and builds the trainer. Help and most errors come before the slow imports."""
     from swinv2.train.flags import read_flags
     from swinv2.train.options import FinetuneOptions, PretrainOptions
@@ -78,7 +78,7 @@ def _prepare(command: str, flags: Sequence[str]) -> "SwinTrainer":
     return make_finetuning(make_settings(FinetuneSettings, told))
 
 
-def _run(trainer: "SwinTrainer") -> int:
+def _plan_or_train(trainer: "SwinTrainer") -> int:
     """Prints the plan, or trains and prints the results; returns the exit status."""
     import torch
 
@@ -129,6 +129,7 @@ def _run(trainer: "SwinTrainer") -> int:
 
 
 def _steps_and_rates(plan: dict[str, Any]) -> str:
+    """Steps, batch size and learning rate of a plan, in words."""
     return (
         f"{plan['steps']:,} steps of {plan['images_a_step']} images, {plan['warmup_steps']} of them warm-up; learning "
         f"rate {plan['learning_rate']:g}, which is {plan['learning_rate_for_512_images']:g} for 512 images"
@@ -154,10 +155,11 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     for group in plan["groups"]:
         rate, decay = f"{group['learning_rate']:.4g}", f"{group['weight_decay']:g}"
         groups.add_row(str(group["layer"]), rate, decay, str(group["tensors"]), f"{group['parameters']:,}")
-    console.print(_table_of(facts), groups, _table_of(plan["settings"]), sep="\n")
+    console.print(_facts_table(facts), groups, _facts_table(plan["settings"]), sep="\n")
 
 
-def _table_of(facts: dict[str, Any]) -> Table:
+def _facts_table(facts: dict[str, Any]) -> Table:
+    """A table of names and values, for `--dry-run`."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in facts.items():
         table.add_row(name, Text(str(value)))

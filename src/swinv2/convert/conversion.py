@@ -145,7 +145,7 @@ def load(
         swinv2.errors.UsageError: there is no file or folder 'swin_v2_t.pth' (no such file or directory).
     """
     given = SizeHints(trained_image_size, trained_window_size, pretrained_window_sizes)
-    model, _, recognised = _load(os.fspath(name), given, image_size, window_size)
+    model, _, recognised = _load_source(os.fspath(name), given, image_size, window_size)
     for note in recognised.notes:
         logger.info(note)
     return model
@@ -178,7 +178,7 @@ def convert(
     if folder is not None:
         check_output(folder)
     given = SizeHints(trained_image_size, trained_window_size, pretrained_window_sizes)
-    model, processor, recognised = _load(source, given, image_size, window_size)
+    model, processor, recognised = _load_source(source, given, image_size, window_size)
     before, config = recognised.config, model.config
     check_format(model, format)
     has_labels = isinstance(model, Swinv2ForImageClassification)
@@ -205,7 +205,7 @@ def convert(
             for old, new in zip(before.stages(), config.stages(), strict=True)
         ],
         format=format,
-        notes=recognised.notes + _lost(model, format),
+        notes=recognised.notes + _losses(model, format),
     )
     if folder is not None:
         report.files = write_folder(model, processor, folder, format)
@@ -213,11 +213,11 @@ def convert(
     return report
 
 
-def _load(
+def _load_source(
     source: str, given: SizeHints, image_size: int | Pair | None, window_size: Windows | None
 ) -> tuple[Swinv2PreTrainedModel, dict[str, Any], Recognised]:
     """Makes the model with the wanted sizes, and its image processor; adds further notes to the recognised network."""
-    weights = open_weights(_find(source))
+    weights = open_weights(_find_source(source))
     recognised = recognise(weights, given)
     config, notes, learned = recognised.config, recognised.notes, recognised.reading.tensors
     dtype = check_learned(learned, recognised.reading.their_names)
@@ -251,7 +251,7 @@ def _load(
     return model, processor, recognised
 
 
-def _find(source: str) -> Path:
+def _find_source(source: str) -> Path:
     """The path of a source; the folder of a name on the hub is downloaded."""
     path = Path(source).expanduser()
     if os.path.lexists(path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
@@ -313,7 +313,7 @@ def _resize(model: Swinv2PreTrainedModel, image_size: int | Pair, window_size: W
     return notes
 
 
-def _lost(model: Swinv2PreTrainedModel, format: str) -> list[str]:
+def _losses(model: Swinv2PreTrainedModel, format: str) -> list[str]:
     """Notes on data that a format cannot store although outputs do not depend on it, and on required versions."""
     notes: list[str] = []
     if format not in (SWINV2, "transformers", "timm"):

@@ -84,7 +84,7 @@ def open_weights(source: Path) -> Weights:
         mode = os.stat(source).st_mode
         inside = os.listdir(source) if stat.S_ISDIR(mode) else None
     except OSError as error:
-        raise UsageError(_why_missing(source, error)) from error
+        raise UsageError(_why_not_opened(source, error)) from error
     if inside is not None:
         name = next((name for name in WEIGHTS if name in inside), None)
         if name is None:
@@ -99,12 +99,13 @@ def open_weights(source: Path) -> Weights:
     notes: list[str] = []
     config = _read_json(source / CONFIG) if file is not source else None
     processor = _read_json(source / PROCESSOR) if file is not source else None
-    content = _read_shards(source) if file.name == INDEX else _read_file(file)
-    tensors = _check_plain(_unwrap(content, file, notes), file)
+    content = _read_shards(source) if file.name == INDEX else _read_weights(file)
+    tensors = _check_only_tensors(_unwrap_network(content, file, notes), file)
     return Weights(tensors, source.stem if file is source else source.resolve().name, config, processor, notes)
 
 
-def _why_missing(source: Path, error: OSError) -> str:
+def _why_not_opened(source: Path, error: OSError) -> str:
+    """A sentence that says why a file of weights cannot be opened."""
     if os.path.islink(source) and not os.path.exists(source):
         return f"{str(source)!r} is a link to {os.readlink(source)!r}, which does not exist."
     if isinstance(error, PermissionError):
@@ -113,7 +114,7 @@ def _why_missing(source: Path, error: OSError) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """The fields in a file, without those that name code; None if the file does not exist."""
+    """The fields of a JSON file beside weights, without those that name code; None if the file does not exist."""
     if not os.path.lexists(path):
         return None
     try:
@@ -126,6 +127,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
+    """Reads weights that are stored in several safetensors files with an index."""
     index = _read_json(folder / INDEX) or {}
     where = index.get("weight_map")
     if not isinstance(where, dict) or not all(
@@ -134,20 +136,21 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
         raise UsageError(f"{str(folder / INDEX)!r} does not name the file of each tensor (weight_map).")
     content: dict[str, Tensor] = {}
     for name in sorted(set(where.values())):
-        content |= _read_file(folder / name)
+        content |= _read_weights(folder / name)
     wrong = sorted(set(where) ^ set(content))
     if wrong:
         raise UsageError(f"{str(folder)!r}: {INDEX} and the files beside it differ in {', '.join(map(repr, wrong))}.")
     return content
 
 
-def _read_file(file: Path) -> Any:
+def _read_weights(file: Path) -> Any:
+    """Reads one file of torch.save or safetensors, without running code from it."""
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
             beginning = opened.read(16)
     except OSError as error:
-        raise UsageError(_why_missing(file, error)) from error
+        raise UsageError(_why_not_opened(file, error)) from error
     if not size:
         raise UsageError(f"{str(file)!r} is empty.")
     _check_digest_in_name(file)
@@ -197,7 +200,7 @@ def _check_digest_in_name(file: Path) -> None:
         )
 
 
-def _unwrap(content: Any, file: Path, notes: list[str]) -> Mapping[str, Any]:
+def _unwrap_network(content: Any, file: Path, notes: list[str]) -> Mapping[str, Any]:
     """Takes the network out of what training scripts put around it, and adds notes on that."""
     if not isinstance(content, Mapping):
         raise UsageError(f"{str(file)!r} contains {type(content).__name__}; expected tensors by name.")
@@ -217,7 +220,8 @@ def _unwrap(content: Any, file: Path, notes: list[str]) -> Mapping[str, Any]:
     return tensors
 
 
-def _check_plain(tensors: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
+def _check_only_tensors(tensors: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
+    """Raises an error unless a file of weights has tensors only, each with a name and numbers."""
     if not tensors:
         raise UsageError(f"{str(file)!r} contains no tensor.")
     odd = [

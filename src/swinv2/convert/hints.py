@@ -123,7 +123,7 @@ def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) ->
         except (ValueError, TypeError) as error:
             raise UsageError(f"the model in the config.json next to the weights is impossible: {error}") from error
     if isinstance(config.get("architecture"), str):
-        return _read_timm(config, stages)
+        return _read_timm_config(config, stages)
     if dialect is TRANSFORMERS or "model_type" in config:
         raise UsageError(
             f"config.json next to the weights has the model type {config.get('model_type')!r}; expected 'swinv2', or "
@@ -132,7 +132,8 @@ def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) ->
     return SizeHints()
 
 
-def _read_timm(config: Mapping[str, Any], stages: int) -> SizeHints:
+def _read_timm_config(config: Mapping[str, Any], stages: int) -> SizeHints:
+    """Reads the sizes in timm's config.json; raises an error if its network is not ours."""
     named = read_name(config["architecture"], stages)
     arguments, pretrained_cfg = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
     if not isinstance(arguments, dict) or not isinstance(pretrained_cfg, dict):

@@ -42,7 +42,7 @@ SQUASH = Crop(1.0, True)
 
 
 def make_processor(dialect: str, image_size: Pair, embed_dim: int, config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Makes settings that prepare images as a model's library does in evaluation.
+    """Makes the settings of an image processor that prepares images as a model's library does in evaluation.
 
     Args:
         dialect: Name of the dialect.
@@ -79,7 +79,7 @@ def make_processor(dialect: str, image_size: Pair, embed_dim: int, config: Mappi
         fields["resample"] = _INTERPOLATIONS[interpolation]
     elif dialect == "torchvision":
         crop = Crop(256 / 272 if embed_dim == 128 else 256 / 260, False)
-    return {**fields, **_sizes(image_size, crop)}
+    return {**fields, **_size_fields(image_size, crop)}
 
 
 def resize_processor(fields: Mapping[str, Any], image_size: Pair) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def resize_processor(fields: Mapping[str, Any], image_size: Pair) -> dict[str, A
     crop = crop_of(fields)
     replaced = ("size", "crop_size", "do_center_crop", "crop_pct", "image_processor_type", "feature_extractor_type")
     kept = {name: value for name, value in fields.items() if name not in replaced}
-    return {**kept, **_sizes(image_size, crop)}
+    return {**kept, **_size_fields(image_size, crop)}
 
 
 def crop_of(fields: Mapping[str, Any]) -> Crop:
@@ -128,7 +128,8 @@ def describe_processor(fields: Mapping[str, Any]) -> str:
     return "as stored"
 
 
-def _sizes(image_size: Pair, crop: Crop) -> dict[str, Any]:
+def _size_fields(image_size: Pair, crop: Crop) -> dict[str, Any]:
+    """The sizes among the fields of an image processor, which follow from image size and crop."""
     height, width = image_size
     # Only a square size is cropped from the centre; for a rectangular size the whole image is squashed.
     if crop == SQUASH or height != width:

@@ -80,7 +80,7 @@ def recognise(weights: Weights, given: SizeHints | None = None) -> Recognised:
             message names each); two sources of a size contradict each other; or no source shows a size.
     """
     reading = _read_names(weights.tensors)
-    model_class = _class_of(reading.tensors)
+    model_class = _model_class_of(reading.tensors)
     fields = _read_shapes(reading, model_class, _count_blocks(reading))
     config, sources, assumptions = resolve_sizes(weights, reading, fields, given or SizeHints())
     shapes = _shapes_of(model_class, config)
@@ -121,7 +121,7 @@ def _read_names(tensors: Mapping[str, Tensor]) -> Reading:
     return reading
 
 
-def _class_of(tensors: Mapping[str, Tensor]) -> type[Swinv2PreTrainedModel]:
+def _model_class_of(tensors: Mapping[str, Tensor]) -> type[Swinv2PreTrainedModel]:
     """The model class for these tensors, chosen by the head."""
     if any(name.startswith("decoder.") for name in tensors):
         return Swinv2ForMaskedImageModeling
@@ -163,6 +163,7 @@ def _read_shapes(reading: Reading, model_class: type[Swinv2PreTrainedModel], dep
     }
 
     def shape_of(pattern: str, rank: int) -> list[int]:
+        """The shape of a tensor with such a name; raises an error if there is none of this rank."""
         matching = [name for name in tensors if re.fullmatch(pattern, name)]
         for name in matching:
             if tensors[name].ndim == rank:
@@ -197,6 +198,7 @@ def _read_shapes(reading: Reading, model_class: type[Swinv2PreTrainedModel], dep
 
 
 def _extra_norm_period(names: Iterable[str], depths: Sequence[int]) -> int:
+    """The period of the extra norms, read from the names of tensors; 0 if there are none."""
     found = [_BLOCK.fullmatch(name) for name in names]
     have = {(int(match[1]), int(match[2])) for match in found if match and match[3].startswith("layernorm_extra.")}
     if not have:

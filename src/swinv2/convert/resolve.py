@@ -43,7 +43,7 @@ def resolve_sizes(weights: Weights, reading: Reading, fields: Mapping[str, Any],
         raise UsageError(str(error)) from error
     stated = read_config(weights.config, reading.dialect, reading.stages)
     if isinstance(stated, SizeHints):
-        resolved = _choose(reading, fields, given, stated, weights.name)
+        resolved = _choose_sizes(reading, fields, given, stated, weights.name)
     else:
         _check_config(stated, fields, given)
         stated.num_labels = fields.get("num_labels", stated.num_labels)
@@ -52,7 +52,9 @@ def resolve_sizes(weights: Weights, reading: Reading, fields: Mapping[str, Any],
     return resolved
 
 
-def _choose(reading: Reading, fields: Mapping[str, Any], given: SizeHints, stated: SizeHints, name: str) -> Resolved:
+def _choose_sizes(
+    reading: Reading, fields: Mapping[str, Any], given: SizeHints, stated: SizeHints, name: str
+) -> Resolved:
     """Takes each size from its most reliable source; raises an error that asks for a size without a source."""
     dialect, stages, notes = reading.dialect, reading.stages, list[str]()
     patch = as_pair("patch_size", fields["patch_size"])
@@ -62,7 +64,7 @@ def _choose(reading: Reading, fields: Mapping[str, Any], given: SizeHints, state
     if windows is not None:
         # A name is not used at all if its windows are not those of the tables.
         if named.image_size is not None:
-            named_windows = tuple(spec.window for spec in _configure(fields, in_name).stages())
+            named_windows = tuple(spec.window for spec in _config_with_sizes(fields, in_name).stages())
             in_name = in_name if named_windows == windows else {}
         # One window for all stages; the maps of the last stages clip it.
         largest = max(window[0] for window in windows), max(window[1] for window in windows)
@@ -74,10 +76,10 @@ def _choose(reading: Reading, fields: Mapping[str, Any], given: SizeHints, state
             if field not in found and sizes.get(field) is not None:
                 found[field], sources[words] = sizes[field], source
     if "window_size" not in found:
-        raise UsageError(_ask("window", "--trained-window-size"))
+        raise UsageError(_ask_for_size("window", "--trained-window-size"))
     if "image_size" not in found:
         if not dialect.takes_any_size:
-            raise UsageError(_ask("image size", "--trained-image-size"))
+            raise UsageError(_ask_for_size("image size", "--trained-image-size"))
         windows = windows or as_windows("window_size", found["window_size"], stages)
         height, width = (
             patch[axis] * max(window[axis] << index for index, window in enumerate(windows)) for axis in range(2)
@@ -95,7 +97,7 @@ def _choose(reading: Reading, fields: Mapping[str, Any], given: SizeHints, state
             "Nothing shows in which windows the position bias was learned. They are assumed to be the windows of the "
             "image size and window above; if that is wrong, give --pretrained-window-sizes."
         )
-    config = _configure(fields, found)
+    config = _config_with_sizes(fields, found)
     if sources["window"] == _TABLES and dialect.windows_by_stage:
         config = with_equivalent_square(config)
     if named.image_size is not None and named.window_size is not None:
@@ -109,7 +111,8 @@ def _choose(reading: Reading, fields: Mapping[str, Any], given: SizeHints, state
     return config, {words: sources[words] for words in _IN_WORDS.values()}, notes
 
 
-def _configure(fields: Mapping[str, Any], sizes: Mapping[str, Any]) -> Swinv2Config:
+def _config_with_sizes(fields: Mapping[str, Any], sizes: Mapping[str, Any]) -> Swinv2Config:
+    """The configuration with the sizes that were found."""
     known = {name: value for name, value in sizes.items() if value is not None}
     try:
         return Swinv2Config(**fields, **known).checked()
@@ -117,7 +120,8 @@ def _configure(fields: Mapping[str, Any], sizes: Mapping[str, Any]) -> Swinv2Con
         raise UsageError(f"the model of these tensors is impossible: {error}") from error
 
 
-def _ask(size: str, option: str) -> str:
+def _ask_for_size(size: str, option: str) -> str:
+    """The message of the error that asks the user for a size that no source shows."""
     return (
         f"the {size} that these weights were trained with is not known: the file has no table that shows it, no "
         "config.json next to the file says it, and the file's name is not a published one that fits. A wrong size "

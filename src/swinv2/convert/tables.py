@@ -27,7 +27,7 @@ def make_table(kind: str, spec: StageSpec, block: int) -> Tensor | None:
 
     Args:
         kind: "coordinates": log-spaced relative coordinates, (1, 2 Wh - 1, 2 Ww - 1, 2). "pairs": for every pair of
-            tokens of a window, the index of its coordinates in that table, (T, T). "regions": see `_regions`.
+            tokens of a window, the index of its coordinates in that table, (T, T). "regions": see `_region_mask`.
         spec: The block's stage.
         block: Number of the block in the stage.
 
@@ -38,7 +38,7 @@ def make_table(kind: str, spec: StageSpec, block: int) -> Tensor | None:
         microsoft/Swin-Transformer, models/swin_transformer_v2.py, `WindowAttention`.
     """
     if kind == "regions":
-        return _regions(spec.grid, spec.window, spec.shift) if block % 2 and any(spec.shift) else None
+        return _region_mask(spec.grid, spec.window, spec.shift) if block % 2 and any(spec.shift) else None
     height, width = spec.window
     if kind == "pairs":
         axes = torch.arange(height), torch.arange(width)
@@ -53,7 +53,7 @@ def make_table(kind: str, spec: StageSpec, block: int) -> Tensor | None:
     return torch.sign(table) * torch.log2(torch.abs(table) + 1.0) / 3.0
 
 
-def _regions(grid: Pair, window: Pair, shift: Pair) -> Float[Tensor, "windows tokens tokens"]:
+def _region_mask(grid: Pair, window: Pair, shift: Pair) -> Float[Tensor, "windows tokens tokens"]:
     """The authors' mask, added to the logits of a shifted block: 0 inside a region, -100 across regions.
 
     The map is padded to a multiple of the window.
@@ -123,7 +123,7 @@ def _grid_of_mask(mask: Tensor, window: Pair) -> Pair | None:
     grids = [(down * window[0], across * window[1]) for down, across in counts]
     if mask.shape[1:] != (math.prod(window),) * 2:
         return None
-    fitting = [grid for grid in grids if torch.equal(mask.float(), _regions(grid, window, shift))]
+    fitting = [grid for grid in grids if torch.equal(mask.float(), _region_mask(grid, window, shift))]
     return fitting[0] if len(fitting) == 1 else None
 
 

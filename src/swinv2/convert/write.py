@@ -53,7 +53,7 @@ FORMATS = (SWINV2, *_DIALECTS)
 
 
 def check_output(output: Path) -> None:
-    """Checks that a folder can be made, before any work is done for it.
+    """Checks that the folder of a conversion can be made, before any work is done for it.
 
     Raises:
         UsageError: The path exists already, or its parent does not exist or cannot be written to.
@@ -77,7 +77,7 @@ def check_format(model: Swinv2PreTrainedModel, format: str) -> None:
         raise UsageError(f"there is no format {format!r}; expected one of {', '.join(FORMATS)}.")
     if format == SWINV2:
         return
-    dialect = _dialect(model, format)
+    dialect = _dialect_of(model, format)
     reasons = [sentence for limit in dialect.limits for sentence in limit(model.config)]
     if isinstance(model, Swinv2ForMaskedImageModeling) and dialect not in (SIMMIM, TRANSFORMERS):
         reasons.insert(0, "it has no mask token and no decoder for masked-image modelling")
@@ -90,7 +90,7 @@ def state_dict(model: Swinv2PreTrainedModel, format: str) -> dict[str, Tensor]:
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if format in (SWINV2, TRANSFORMERS.name):
         return tensors
-    dialect = _dialect(model, format)
+    dialect = _dialect_of(model, format)
     prefix = MODEL if isinstance(model, Swinv2Model) else ""
     written = write(dialect, {prefix + name: tensor for name, tensor in tensors.items()}, len(model.config.depths))
     # Of two templates of a kind, the first is written: it is the later one here.
@@ -104,7 +104,8 @@ def state_dict(model: Swinv2PreTrainedModel, format: str) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in written.items()}
 
 
-def _dialect(model: Swinv2PreTrainedModel, format: str) -> Dialect:
+def _dialect_of(model: Swinv2PreTrainedModel, format: str) -> Dialect:
+    """The dialect of a format in which a model is written."""
     dialect = _DIALECTS[format]
     return SIMMIM if dialect is MICROSOFT and isinstance(model, Swinv2ForMaskedImageModeling) else dialect
 
@@ -120,20 +121,20 @@ def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], out
             model.save_pretrained(folder)
             if format == TRANSFORMERS.name:
                 with_equivalent_square(model.config).save_pretrained(folder)
-            _write_json(folder / PROCESSOR, processor)
+            _write_json_file(folder / PROCESSOR, processor)
         elif format == TIMM.name:
             save_file(state_dict(model, format), folder / "model.safetensors", {"format": "pt"})
-            _write_json(folder / CONFIG, _timm_config(model.config, _count_classes(model), processor))
+            _write_json_file(folder / CONFIG, _timm_config(model.config, _count_classes(model), processor))
         else:
             tensors = state_dict(model, format)
             wrapped = {MICROSOFT.name: {"model": tensors}, MMPRETRAIN.name: {"meta": {}, "state_dict": tensors}}
             torch.save(wrapped.get(format, tensors), folder / "model.pth")
-            _write_json(folder / PROCESSOR, processor)
-            (folder / "README.md").write_text(_readme(model, format), encoding="utf-8")
+            _write_json_file(folder / PROCESSOR, processor)
+            (folder / "README.md").write_text(_readme_of_model(model, format), encoding="utf-8")
         return sorted(path.name for path in folder.iterdir())
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json_file(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(dict(content), indent=2) + "\n", encoding="utf-8")
 
 
@@ -184,7 +185,8 @@ def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str,
     }
 
 
-def _readme(model: Swinv2PreTrainedModel, format: str) -> str:
+def _readme_of_model(model: Swinv2PreTrainedModel, format: str) -> str:
+    """The README of a written folder: settings, and code that loads the model."""
     config = model.config
     settings: dict[str, Any] = {
         "image size": config.image_size,
@@ -204,7 +206,9 @@ def _readme(model: Swinv2PreTrainedModel, format: str) -> str:
         inner = "model" if format == MICROSOFT.name else "state_dict"
         code = f'torch.load("model.pth", weights_only=True)["{inner}"]\n'
     rows = "".join(f"- {name}: {value}\n" for name, value in settings.items())
-    return f"# Swin Transformer V2 for {_dialect(model, format).title}\n\n{rows}\n```python\nimport torch\n{code}```\n"
+    return (
+        f"# Swin Transformer V2 for {_dialect_of(model, format).title}\n\n{rows}\n```python\nimport torch\n{code}```\n"
+    )
 
 
 def _torchvision_call(config: Swinv2Config, num_classes: int) -> str:

@@ -57,7 +57,7 @@ class Variance:
         self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, feature_map: Float[Tensor, "B H W C"]) -> None:
-        """Adds a map."""
+        """Adds the channel variances of a map to the average."""
         tokens = feature_map.double().flatten(0, -2)
         self.count += len(tokens)
         self.sum = self.sum + tokens.sum(0)

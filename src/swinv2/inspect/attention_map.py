@@ -108,12 +108,12 @@ def overlay(
     height, width = rgb.shape[:2]
     grey = (rgb @ np.array([0.299, 0.587, 0.114]))[..., None]
 
-    def enlarged(values: np.ndarray) -> np.ndarray:
+    def enlarged_to_pixels(values: np.ndarray) -> np.ndarray:
         return values.repeat(token_size[0], 0).repeat(token_size[1], 1)[:height, :width]
 
-    colours = 255 * colormaps[_COLOURS](enlarged(np.clip(weights / max(most, 1e-12), 0, 1)))[..., :3]
+    colours = 255 * colormaps[_COLOURS](enlarged_to_pixels(np.clip(weights / max(most, 1e-12), 0, 1)))[..., :3]
     mixed, pale = 0.45 * grey + 0.55 * colours, 110 + 0.5 * grey
-    return np.where(enlarged(visible)[..., None], mixed, pale).round().clip(0, 255).astype(np.uint8)
+    return np.where(enlarged_to_pixels(visible)[..., None], mixed, pale).round().clip(0, 255).astype(np.uint8)
 
 
 def draw_attention(
@@ -136,34 +136,35 @@ def draw_attention(
     if any((attention.window != attention.visible).any() for attention in attentions.values()):
         note += " (dotted: the rest of its window)"
     note += " · heads are enlarged; the weights of each head sum to 100% · the image below the colours is grey"
-    blocks = [_tiles(name, attention, rgb, token_sizes[name]) for name, attention in attentions.items()]
+    blocks = [_attention_tiles(name, attention, rgb, token_sizes[name]) for name, attention in attentions.items()]
     save(tile_blocks(blocks, title, note, "weight, %", across=10), path, cut=True)
 
 
-def _tiles(title: str, attention: TokenAttention, rgb: np.ndarray, token_size: Pair) -> Tiles:
+def _attention_tiles(title: str, attention: TokenAttention, rgb: np.ndarray, token_size: Pair) -> Tiles:
+    """The tiles of a block in the figure of a token's attention."""
     most = float(attention.weights.max())
-    around = _around(attention.window if attention.window.all() else attention.visible, token_size, rgb)
+    around = _area_around(attention.window if attention.window.all() else attention.visible, token_size, rgb)
 
     def show(weights: np.ndarray, region: Region | None = None) -> Callable[[Any], None]:
         mixed = overlay(rgb, weights, attention.visible, token_size, most)
-        return lambda axes: _show(axes, mixed, attention, token_size, region)
+        return lambda axes: _show_with_window(axes, mixed, attention, token_size, region)
 
     tiles = {
-        "image": lambda axes: _show(axes, rgb, attention, token_size),
+        "image": lambda axes: _show_with_window(axes, rgb, attention, token_size),
         "mean of heads": show(attention.weights.mean(0)),
         **{f"head {index}": show(weights, around) for index, weights in enumerate(attention.weights, 1)},
     }
     return Tiles(title, tiles, ScalarMappable(Normalize(0, 100 * most), _COLOURS))
 
 
-def _show(
+def _show_with_window(
     axes: Any, shown: np.ndarray, attention: TokenAttention, token_size: Pair, region: Region | None = None
 ) -> None:
     """Shows an image, or only a region of it, with the token and its window."""
     (height, width), (down, across) = shown.shape[:2], token_size
     axes.imshow(shown, extent=(0, width, height, 0), interpolation="nearest")
     for mask, style in ((attention.window & ~attention.visible, (0, (1, 1.5))), (attention.visible, "-")):
-        xs, ys = _outline(mask)
+        xs, ys = _mask_outline(mask)
         axes.plot(xs * across, ys * down, color=_WINDOW, linewidth=1.3, linestyle=style)
     y, x = attention.token
     axes.add_patch(Rectangle((x * across, y * down), across, down, fill=False, edgecolor=_TOKEN, linewidth=1.4))
@@ -172,7 +173,7 @@ def _show(
     axes.spines[:].set_color("#bbbbbb")
 
 
-def _outline(mask: Bool[np.ndarray, "H W"]) -> tuple[Int[np.ndarray, "2 lines"], Int[np.ndarray, "2 lines"]]:
+def _mask_outline(mask: Bool[np.ndarray, "H W"]) -> tuple[Int[np.ndarray, "2 lines"], Int[np.ndarray, "2 lines"]]:
     """The edges between tokens inside and outside a mask: x and y of both ends of each edge, in tokens."""
     padded = np.pad(mask, 1)
     below_y, below_x = np.nonzero(padded[:-1] != padded[1:])
@@ -182,7 +183,7 @@ def _outline(mask: Bool[np.ndarray, "H W"]) -> tuple[Int[np.ndarray, "2 lines"],
     return xs, ys
 
 
-def _around(mask: Bool[np.ndarray, "H W"], token_size: Pair, rgb: np.ndarray) -> Region:
+def _area_around(mask: Bool[np.ndarray, "H W"], token_size: Pair, rgb: np.ndarray) -> Region:
     """The area around a mask, in pixels: 1.5 times as large as the mask, square unless the image is smaller."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, bottom = rows[0] * token_size[0], (rows[-1] + 1) * token_size[0]
@@ -190,10 +191,10 @@ def _around(mask: Bool[np.ndarray, "H W"], token_size: Pair, rgb: np.ndarray) ->
     height, width = rgb.shape[:2]
     wanted = 1.5 * max(bottom - top, right - left)
 
-    def span(start: float, stop: float, length: int) -> tuple[float, float]:
+    def span_of_area(start: float, stop: float, length: int) -> tuple[float, float]:
         size = min(wanted, length)
         begin = min(max((start + stop - size) / 2, 0.0), length - size)
         return begin, begin + size
 
-    (top, bottom), (left, right) = span(top, bottom, height), span(left, right, width)
+    (top, bottom), (left, right) = span_of_area(top, bottom, height), span_of_area(left, right, width)
     return left, top, right, bottom

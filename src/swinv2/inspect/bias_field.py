@@ -75,7 +75,7 @@ def draw_bias(fields: Sequence[BiasField], path: Path, title: str, is_compared: 
     note += "the bias of the query itself" if is_compared else "the head's mean"
     if any(map(_goes_beyond, fields)):
         note += "\ndashed: the distances in the learned window"
-    reliefs = [_relief(field, is_compared) for field in fields]
+    reliefs = [_bias_relief(field, is_compared) for field in fields]
     limits = [max(float(np.abs(relief).max()), 1e-6) for relief in reliefs]
     if is_compared:
         limits = [max(limits)] * len(limits)
@@ -83,7 +83,7 @@ def draw_bias(fields: Sequence[BiasField], path: Path, title: str, is_compared: 
     for field, relief, limit in zip(fields, reliefs, limits, strict=True):
         colours = ScalarMappable(Normalize(-limit, limit), "RdBu_r")
         tiles = {
-            f"head {index}": partial(_show, values=values, field=field, colours=colours)
+            f"head {index}": partial(_show_bias, values=values, field=field, colours=colours)
             for index, values in enumerate(relief, 1)
         }
         blocks.append(Tiles(field.title, tiles, colours))
@@ -95,14 +95,15 @@ def _goes_beyond(field: BiasField) -> bool:
     return any(window > learned for window, learned in zip(field.window, field.learned_window, strict=True))
 
 
-def _relief(field: BiasField, is_from_the_query: bool) -> np.ndarray:
+def _bias_relief(field: BiasField, is_from_the_query: bool) -> np.ndarray:
     """The bias of each head, minus the bias of the query itself or minus the mean."""
     down, right = field.window[0] - 1, field.window[1] - 1
     of_query = field.values[:, down, right, None, None]
     return field.values - (of_query if is_from_the_query else field.values.mean((1, 2), keepdims=True))
 
 
-def _show(axes: Any, values: np.ndarray, field: BiasField, colours: ScalarMappable) -> None:
+def _show_bias(axes: Any, values: np.ndarray, field: BiasField, colours: ScalarMappable) -> None:
+    """Draws the position bias of one head, with the learned window as a dashed line."""
     down, right = field.window[0] - 1, field.window[1] - 1
     extent = (-right - 0.5, right + 0.5, down + 0.5, -down - 0.5)
     axes.imshow(values, cmap=colours.cmap, norm=colours.norm, extent=extent, interpolation="nearest", aspect="auto")

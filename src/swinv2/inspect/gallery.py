@@ -130,6 +130,7 @@ class Inspector:
         return down << (stage - 1), across << (stage - 1)
 
     def _draw_image(self, path: Path, view: View, pixel: Pair, seen: Observation, output: Path) -> dict[str, Any]:
+        """Draws attention and feature maps of one image, and returns their numbers and the figures' names."""
         attentions: dict[str, TokenAttention] = {}
         token_sizes: dict[str, Pair] = {}
         numbers: list[dict[str, Any]] = []
@@ -138,7 +139,7 @@ class Inspector:
                 continue
             height, width = self._token_size(trace.stage)
             token = row, column = pixel[0] // height, pixel[1] // width
-            name, attention = _in_words(trace), token_attention(trace.weights, trace.plan, token)
+            name, attention = _block_in_words(trace), token_attention(trace.weights, trace.plan, token)
             attentions[name], token_sizes[name] = attention, (height, width)
             numbers.append(
                 {
@@ -178,7 +179,8 @@ class Inspector:
         return name
 
 
-def _in_words(trace: BlockTrace) -> str:
+def _block_in_words(trace: BlockTrace) -> str:
+    """Stage, block, map and windows of a recorded block, for the title of its figure."""
     plan = trace.plan
     shifted = f", shifted by {max(plan.shift)}" if any(plan.shift) else ""
     return (

@@ -94,10 +94,10 @@ def look(image: Image.Image, processor: Any) -> View:
     coordinates = torch.stack([*torch.meshgrid(down, across, indexing="ij"), torch.zeros(image.height, image.width)])
     traced = processor(images=coordinates, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
     rows, columns = traced[0, :, traced.shape[2] // 2], traced[1, traced.shape[1] // 2]
-    return View(pixel_values, rgb, _straight(rows), _straight(columns), (image.height, image.width))
+    return View(pixel_values, rgb, _straight_positions(rows), _straight_positions(columns), (image.height, image.width))
 
 
-def _straight(positions: Float[Tensor, "length"]) -> np.ndarray:
+def _straight_positions(positions: Float[Tensor, "length"]) -> np.ndarray:
     """Extends the line through the middle positions: at the edges, resizing lacks neighbours and shifts positions."""
     found = positions.double().numpy()
     middle = len(found) // 2

@@ -39,7 +39,7 @@ class WindowGeometry:
     mask_padding: bool
 
     def plan(self, grid: Pair) -> WindowPlan:
-        """The plan for maps of a size."""
+        """The plan of the block's windows for maps of a size."""
         return WindowPlan(grid, self.window, self.shift, self.mask_padding)
 
 
@@ -126,6 +126,7 @@ class Projection(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
+        """The linear layer at the end of a branch's layers, then dropout."""
         return self.dropout(self.dense(features))
 
 

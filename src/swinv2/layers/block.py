@@ -30,6 +30,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Float[Tensor, "B *rest"]) -> Float[Tensor, "B *rest"]:
+        """Multiplies the branch of each image by its factor, in training."""
         if not self.drops:
             return branch
         return branch * self.draw_factors(branch).view(-1, *(1,) * (branch.ndim - 1)).to(branch.dtype)
@@ -65,6 +66,7 @@ class Intermediate(nn.Module):
         self.activation = activation
 
     def forward(self, features: Tensor) -> Tensor:
+        """The first linear layer of the MLP, then the activation."""
         return self.activation(self.dense(features))
 
 

@@ -64,6 +64,7 @@ def fusible(plain: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(plain)
     def fused(module: Any, x: Tensor, backend: str, *rest: Any) -> Any:
+        """Runs the fused operation if it can run, otherwise the plain method."""
         row, run, prepared = FUSED.get((method, backend)), execution(x), ()
         if row is None:
             if run is Execution.EAGER:
@@ -146,16 +147,19 @@ def refuse_parts(module: Any, row: Fused, device: torch.device) -> str | None:
     return refuse_structure(module, row.parts, device) or row.refuse_module(module)
 
 
-def _weights(layer: Any) -> Weights:
+def _layer_weights(layer: Any) -> Weights:
+    """Weight and bias of a linear layer, as fused operations take them."""
     return layer.weight, layer.bias
 
 
-def _norm(norm: nn.LayerNorm) -> Norm:
+def _norm_of(norm: nn.LayerNorm) -> Norm:
+    """A layer norm, as the kernels for CPUs take it."""
     return norm.weight, norm.bias, norm.eps, 1.0
 
 
-def _qkv(attention: Any) -> list[Weights]:
-    return [_weights(layer) for layer in (attention.query, attention.key, attention.value)]
+def _qkv_layers(attention: Any) -> list[Weights]:
+    """The layers of queries, keys and values, as fused operations take them."""
+    return [_layer_weights(layer) for layer in (attention.query, attention.key, attention.value)]
 
 
 def _refuse_layers(*parts: nn.Module) -> str | None:
@@ -170,6 +174,7 @@ def _refuse_layers(*parts: nn.Module) -> str | None:
 
 
 def _refuse_mlp(block: Any) -> str | None:
+    """The reason why the compiled kernels cannot compute the MLP of a block, or None."""
     if not is_exact_gelu(block.intermediate.activation):
         return "the activation is not the exact GELU, the only one that the kernels have"
     return _refuse_layers(block.intermediate, block.output)
@@ -197,25 +202,28 @@ def _refuse_autocast() -> str | None:
     return "autocast is on, which chooses a dtype for each operation" if is_on else None
 
 
-def _epilogue(block: Any, x: Tensor, norm: nn.LayerNorm) -> Epilogue:
+def _branch_epilogue(block: Any, x: Tensor, norm: nn.LayerNorm) -> Epilogue:
+    """Norm and drop path of a branch, for its fused operation on a CPU."""
     keep_mask = block.drop_path.draw_keep_mask(x) if block.drop_path.drops else None
     return Epilogue(norm.weight, norm.bias, norm.eps, keep_mask, block.drop_path.kept_factor)
 
 
 def _attention_on_cpu(block: Any, x: Tensor, output_attentions: bool) -> tuple[Tensor]:
+    """Fused: the attention branch in compiled kernels."""
     attention = block.attention.self
     table, plan = attention.bias_table(x, CPU), attention.geometry.plan((x.shape[1], x.shape[2]))
-    epilogue = _epilogue(block, x, block.layernorm_before)
-    out_proj = _weights(block.attention.output.dense)
-    return (add_attention(x, _qkv(attention), out_proj, table, attention.scale(), plan, epilogue),)
+    epilogue = _branch_epilogue(block, x, block.layernorm_before)
+    out_proj = _layer_weights(block.attention.output.dense)
+    return (add_attention(x, _qkv_layers(attention), out_proj, table, attention.scale(), plan, epilogue),)
 
 
 def _mlp_on_cpu(block: Any, x: Tensor) -> Tensor:
-    epilogue = _epilogue(block, x, block.layernorm_after)
-    return add_mlp(x, _weights(block.intermediate.dense), _weights(block.output.dense), epilogue)
+    epilogue = _branch_epilogue(block, x, block.layernorm_after)
+    return add_mlp(x, _layer_weights(block.intermediate.dense), _layer_weights(block.output.dense), epilogue)
 
 
 def _refuse_gpu_epilogue(block: Any, x: Tensor) -> str | None:
+    """The reason why norm, drop path and sum are not one kernel for GPUs, or None."""
     if execution(x) is not Execution.EAGER:
         return "torch.compile itself fuses norm, drop path and sum"
     return "the map is on meta, where nothing is computed" if x.is_meta else refuse_machine(x.device)
@@ -231,6 +239,7 @@ def _add_by_epilogue(block: Any, x: Tensor, branch_out: Tensor, norm: nn.LayerNo
 
 
 def _attention_with_gpu_epilogue(block: Any, x: Tensor, output_attentions: bool) -> tuple[Tensor, ...]:
+    """Fused: the attention branch, whose epilogue is one kernel for GPUs."""
     attended, *weights = block.attention(x, TRITON, output_attentions)
     return _add_by_epilogue(block, x, attended, block.layernorm_before), *weights
 
@@ -241,10 +250,11 @@ def _mlp_with_gpu_epilogue(block: Any, x: Tensor) -> Tensor:
 
 def _refuse_fast_product(layer: Any, x: Tensor) -> str | None:
     """Only products in a 16-bit dtype without instructions of the processor are computed in fp32."""
-    return None if is_slow(x, *_weights(layer)) else "torch is faster"
+    return None if is_slow(x, *_layer_weights(layer)) else "torch is faster"
 
 
 def _refuse_embeddings(embeddings: Any) -> str | None:
+    """The reason why patch embedding and norm cannot run as one kernel, or None."""
     patches: Any = embeddings.patch_embeddings
     convolution = patches.projection
     sizes = {tuple(patches.patch_size), tuple(convolution.kernel_size), tuple(convolution.stride)}
@@ -254,18 +264,20 @@ def _refuse_embeddings(embeddings: Any) -> str | None:
 
 
 def _prepare_embeddings(embeddings: Any) -> PreparedProjection:
-    weight, bias = _weights(embeddings.patch_embeddings.projection)
-    return PreparedProjection((weight.detach().flatten(1), bias), _norm(embeddings.norm), (1, 1))
+    weight, bias = _layer_weights(embeddings.patch_embeddings.projection)
+    return PreparedProjection((weight.detach().flatten(1), bias), _norm_of(embeddings.norm), (1, 1))
 
 
 def _refuse_pixels(embeddings: Any, pixels: Tensor) -> str | None:
+    """The reason why the fused patch embedding cannot take these images, or None."""
     weight = embeddings.patch_embeddings.projection.weight
     if 0 in pixels.shape or pixels.shape[1] != weight.shape[1]:
         return "the batch is empty, or the images have another number of channels"
     return _refuse_autocast() or _refuse_call(weight, pixels)
 
 
-def _bias_on_cpu(bias: Any, x: Tensor, window: Pair, pretrained_window: Pair) -> Tensor:
+def _position_bias_on_cpu(bias: Any, x: Tensor, window: Pair, pretrained_window: Pair) -> Tensor:
+    """Fused: the network of the position bias in compiled kernels."""
     first, _, second = bias
     weights = (at_least_fp32(each) for each in (first.weight, first.bias, second.weight))
     return bias_table(window, pretrained_window, *weights)
@@ -280,46 +292,48 @@ class _PreparedStage:
 
     def __init__(self, stage: Any) -> None:
         self.blocks: list[Any] = list(stage.blocks)
-        self.prepared = self._prepare()
+        self.prepared = self._prepare_blocks()
         merging = stage.downsample
-        self.merging = merging and PreparedProjection(_weights(merging.reduction), _norm(merging.norm), (2, 2))
+        self.merging = merging and PreparedProjection(_layer_weights(merging.reduction), _norm_of(merging.norm), (2, 2))
 
     def run(self, x: Tensor) -> tuple[Views, Views]:
         """The output of `Stage.forward` for a map."""
         prepared = self.prepared
         if not prepared[1].are_equal():
             # One assignment: another thread may read it at the same time.
-            prepared = self.prepared = self._prepare()
+            prepared = self.prepared = self._prepare_blocks()
         x = run_blocks(prepared[0], x)
         before = after = views_of(x)
         if self.merging is not None:
             after = views_of(project(self.merging, x))
         return before, after
 
-    def _prepare(self) -> tuple[PreparedBlocks, Copies]:
+    def _prepare_blocks(self) -> tuple[PreparedBlocks, Copies]:
+        """Prepares the blocks, and copies the tensors from which their bias tables were computed."""
         parts = [block.attention.self for block in self.blocks]
         copies = Copies(
             [p for part in parts for p in (part.logit_scale, *part.continuous_position_bias_mlp.parameters())]
         )
         with torch.inference_mode(False), torch.no_grad():
-            return PreparedBlocks([_tensors_of(block) for block in self.blocks]), copies
+            return PreparedBlocks([_block_tensors(block) for block in self.blocks]), copies
 
 
-def _tensors_of(block: Any) -> BlockTensors:
+def _block_tensors(block: Any) -> BlockTensors:
+    """All tensors of a block, as the kernels for whole blocks take them."""
     attention, geometry, extra = block.attention.self, block.attention.self.geometry, block.layernorm_extra
     return BlockTensors(
-        qkv=_qkv(attention),
-        out_proj=_weights(block.attention.output.dense),
+        qkv=_qkv_layers(attention),
+        out_proj=_layer_weights(block.attention.output.dense),
         bias_table=attention.bias_table(attention.logit_scale, CPU),
         scale=attention.scale(),
         window=geometry.window,
         shift=geometry.shift,
         mask_padding=geometry.mask_padding,
-        attention_norm=_norm(block.layernorm_before),
-        fc1=_weights(block.intermediate.dense),
-        fc2=_weights(block.output.dense),
-        mlp_norm=_norm(block.layernorm_after),
-        extra_norm=_norm(extra) if isinstance(extra, nn.LayerNorm) else None,
+        attention_norm=_norm_of(block.layernorm_before),
+        fc1=_layer_weights(block.intermediate.dense),
+        fc2=_layer_weights(block.output.dense),
+        mlp_norm=_norm_of(block.layernorm_after),
+        extra_norm=_norm_of(extra) if isinstance(extra, nn.LayerNorm) else None,
     )
 
 
@@ -338,6 +352,7 @@ def _refuse_weights(*modules: nn.Module) -> str | None:
 
 
 def _refuse_stage(stage: Any) -> str | None:
+    """The reason why the blocks of a stage cannot run in one call of a kernel, or None."""
     for block in stage.blocks:
         reason = _refuse_layers(block.attention) or _refuse_mlp(block)
         if reason is not None or block.drop_path.drops:
@@ -393,19 +408,19 @@ _ROWS = (
         refuse_call=_refuse_gpu_epilogue,
     ),
     Fused(_MLP, TRITON, ("layernorm_after", "drop_path"), _mlp_with_gpu_epilogue, refuse_call=_refuse_gpu_epilogue),
-    Fused("ContinuousPositionBias.forward", CPU, ("0", "1", "2"), _bias_on_cpu),
+    Fused("ContinuousPositionBias.forward", CPU, ("0", "1", "2"), _position_bias_on_cpu),
     Fused(
         "PatchEmbeddings.project",
         CPU,
         ("projection",),
-        lambda patches, x: in_fp32(patches.projection._conv_forward, x, *_weights(patches.projection)),
+        lambda patches, x: in_fp32(patches.projection._conv_forward, x, *_layer_weights(patches.projection)),
         refuse_call=lambda patches, x: _refuse_fast_product(patches.projection, x),
     ),
     Fused(
         "PatchMerging.reduce",
         CPU,
         ("reduction",),
-        lambda merging, x: in_fp32(F.linear, x, *_weights(merging.reduction)),
+        lambda merging, x: in_fp32(F.linear, x, *_layer_weights(merging.reduction)),
         refuse_call=lambda merging, x: _refuse_fast_product(merging.reduction, x),
     ),
 )

@@ -90,7 +90,7 @@ class Snapshot:
         self.hooks = [d[name] for d in own for name in _HOOKS]
         self.parameters = [parameter for parameter in self.filled if parameter is not None]
         self.types = list(map(type, self.modules))
-        self.numbers = self._numbers()
+        self.numbers = self._parameter_layouts()
         self.is_refused = False
         self.prepared: tuple[Any, ...] = ()
 
@@ -105,10 +105,11 @@ class Snapshot:
             and sum(map(len, self.slots)) == len(self.filled)
             and all(map(is_, chain.from_iterable(map(dict.values, self.slots)), self.filled))
             and all(map(is_, map(type, self.modules), self.types))
-            and self._numbers() == self.numbers
+            and self._parameter_layouts() == self.numbers
         )
 
     def _has_same_attributes(self) -> bool:
+        """Whether the recorded attributes of the modules have not changed."""
         try:
             return self.attributes == self.values
         except Exception:
@@ -119,7 +120,7 @@ class Snapshot:
         """Whether a call with this map needs a backward pass."""
         return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters))
 
-    def _numbers(self) -> tuple[list[int], list[Any], list[Any]]:
+    def _parameter_layouts(self) -> tuple[list[int], list[Any], list[Any]]:
         """Address, dtype, shape and strides of the parameters: `.data` may have been replaced."""
         parameters = self.parameters
         return (

@@ -29,6 +29,7 @@ class PreciseLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        """A linear layer in fp32 at least, even if autocast is on."""
         # The meta device has no autocast: even torch.autocast(enabled=False) raises an error.
         with nullcontext() if input.is_meta else torch.autocast(input.device.type, enabled=False):
             weight = at_least_fp32(self.weight)

@@ -74,16 +74,19 @@ class Backend:
 
 
 def _refuse_weights(call: Call) -> str | None:
+    """The reason why a backend cannot run a call that wants attention weights, or None."""
     return "it never stores the attention weights, which were requested" if call.wants_weights else None
 
 
 def _refuse_dropout(call: Call) -> str | None:
+    """The reason why a backend cannot run a call with attention dropout, or None."""
     if call.dropout:
         return f"it has no attention dropout, and attention_probs_dropout_prob is {call.dropout}"
     return None
 
 
 def _refuse_custom_ops(call: Call) -> str | None:
+    """The reason why custom operators cannot run in such an execution, or None."""
     if call.execution in ORDINARY:
         return None
     return f"the call is run {call.execution.value}"
@@ -106,6 +109,7 @@ def _refuse_triton(call: Call) -> str | None:
 
 
 def _refuse_cpu(call: Call) -> str | None:
+    """The reason why the backend "cpu" cannot run a call, or None."""
     if call.device is not None and call.device.type != "cpu":
         return f"the maps are on {call.device.type}"
     reason = library.refuse(call.dtype)
@@ -113,6 +117,7 @@ def _refuse_cpu(call: Call) -> str | None:
 
 
 def _refuse_sdpa(call: Call) -> str | None:
+    """The reason why the backend "sdpa" cannot run a call, or None."""
     if call.execution is Execution.INTERCEPTED and is_transformed():
         # torch.func hides from torch's attention that the bias needs a gradient, which is then missing.
         return "torch.func and forward-mode differentiation cannot transform it"
@@ -150,6 +155,7 @@ def refuse_machine(device: torch.device | None = None) -> str | None:
 
 
 def _attend_triton(inputs: AttentionInputs) -> tuple[Tensor, None]:
+    """Window attention by the backend "triton", which is imported at its first use."""
     # Imported here: Triton may not be installed, and its import takes a second.
     from swinv2.ops.triton import launch
 
@@ -197,10 +203,11 @@ def choose_backend(requested: str, call: Call | None = None) -> str:
     names = list(dict.fromkeys(backend.asked_for_as for backend in BACKENDS))
     if requested not in (*names, CPU):
         raise ValueError(f"attn_implementation is {requested!r}; this model has {', '.join(map(repr, names))}.")
-    return _first_that_can(CPU if requested == SDPA else requested, call or Call())
+    return _first_usable_backend(CPU if requested == SDPA else requested, call or Call())
 
 
-def _first_that_can(name: str, call: Call) -> str:
+def _first_usable_backend(name: str, call: Call) -> str:
+    """The first backend, from the requested one down the table, that can run a call."""
     names = [backend.name for backend in BACKENDS]
     return next(backend.name for backend in BACKENDS[names.index(name) :] if backend.refuse(call) is None)
 
@@ -230,6 +237,7 @@ def explain_backend(requested: str, call: Call | None = None) -> str:
 
 @lru_cache(maxsize=64)
 def _warn_once(message: str) -> None:
+    """Logs once that another backend runs than the requested one."""
     logger.warning(message)
 
 
@@ -256,7 +264,7 @@ def window_attention(
     """
     if backend != EAGER:
         call = Call(False, v.device, v.dtype, tuple(v.shape), plan.window, dropout, execution(v))
-        chosen = _first_that_can(backend, call)
+        chosen = _first_usable_backend(backend, call)
         if backend == TRITON != chosen and not torch.compiler.is_compiling():
             _warn_once(f"{chosen} runs instead of triton: {_refuse_triton(call)}")
         backend = chosen

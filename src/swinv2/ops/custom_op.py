@@ -35,6 +35,7 @@ def custom_op(fake: Callable[..., Any]) -> Callable[[Callable[Arguments, Result]
     """
 
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        """Registers the function, and the shapes of its results, as an operation of torch."""
         operation = torch.library.custom_op(
             f"swinv2::{function.__name__}",
             _lower_plans(function, function, lambda numbers: _cached_plan(*numbers)),
@@ -45,6 +46,7 @@ def custom_op(fake: Callable[..., Any]) -> Callable[[Callable[Arguments, Result]
 
         @wraps(function)
         def call(*arguments: Arguments.args, **rest: Arguments.kwargs) -> Result:
+            """Calls the function itself, or the operation in compiled graphs and on meta."""
             first: Any = arguments[0]
             if not torch.compiler.is_compiling() and not first.is_meta:
                 return function(*arguments, **rest)

@@ -18,7 +18,7 @@ SMALLEST_NORM = 1e-12
 
 
 def precise(dtype: torch.dtype) -> torch.dtype:
-    """fp32, or fp64 for fp64."""
+    """The dtype of sums and statistics for maps of a dtype: fp32, or fp64 for fp64."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -69,7 +69,7 @@ def expand_bias(
 def window_attention(
     inputs: AttentionInputs,
 ) -> tuple[Float[Tensor, "B H W heads head_dim"], Float[Tensor, "N heads tokens tokens"]]:
-    """Cosine attention inside every window of a map.
+    """Cosine attention inside every window of a map: the specification.
 
     Returns:
         The attended map, and the attention weights of all windows (B * windows, heads, T, T) after dropout.

@@ -30,10 +30,10 @@ WEIGHTS_BYTES = 2**27
 
 
 def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B H W heads head_dim"]:
-    """Cosine attention inside every window of a map."""
+    """Cosine attention inside every window of a map, by torch's attention."""
     plan, bias = inputs.plan, expand_bias(inputs.bias_table, inputs.plan.window)
-    query = windows.pad(_with_length(inputs.q, inputs.scale[:, None]), plan)
-    key = windows.pad(_with_length(inputs.k, 1.0), plan)
+    query = windows.pad(_scale_to_length(inputs.q, inputs.scale[:, None]), plan)
+    key = windows.pad(_scale_to_length(inputs.k, 1.0), plan)
     value = windows.pad(inputs.v, plan, inputs.padded_value)
     rows_of_windows = []
     for rows in plan.spans(0):
@@ -41,11 +41,11 @@ def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B H W heads head
         for columns in plan.spans(1):
             kind = WindowKind(rows, columns)
             areas = [_take(_take(m, plan, 0, rows), plan, 1, columns) for m in (query, key, value)]
-            tiles = Tiles(*(_cut(area, plan.window) for area in areas))
+            tiles = Tiles(*(_cut_windows(area, plan.window) for area in areas))
             attended = _attend(tiles, inputs.v.shape[0], bias, kind, inputs.dropout)
-            row_of_windows.append(_put(attended, plan.window, (areas[0].shape[1], areas[0].shape[2])))
-        rows_of_windows.append(_join(row_of_windows, plan, 1))
-    return windows.crop(_join(rows_of_windows, plan, 0), plan)
+            row_of_windows.append(_join_windows(attended, plan.window, (areas[0].shape[1], areas[0].shape[2])))
+        rows_of_windows.append(_join_spans(row_of_windows, plan, 1))
+    return windows.crop(_join_spans(rows_of_windows, plan, 0), plan)
 
 
 def expand_bias(
@@ -86,13 +86,14 @@ def _attend(tiles: Tiles, images: int, bias: Tensor, kind: WindowKind, dropout: 
 
 
 def _attend_at_once(tiles: Tiles, bias: Tensor, kind: WindowKind, dropout: float) -> Tensor:
+    """Calls torch's attention for all windows of one kind."""
     mask = bias.to(tiles.value.dtype)
     if not kind.is_single_region:
         mask = mask.masked_fill(kind.hidden_pairs(bias.device), float("-inf"))
     return F.scaled_dot_product_attention(*tiles, attn_mask=mask[None], dropout_p=dropout, scale=1.0)
 
 
-def _cut(feature_map: Tensor, window: Pair) -> Tensor:
+def _cut_windows(feature_map: Tensor, window: Pair) -> Tensor:
     """As `windows.partition`, with the heads before the tokens; in one permutation, because each costs a copy."""
     batch, height, width, heads, head_dim = feature_map.shape
     split = (batch, height // window[0], window[0], width // window[1], window[1], heads, head_dim)
@@ -100,14 +101,14 @@ def _cut(feature_map: Tensor, window: Pair) -> Tensor:
     return tiles.reshape(-1, heads, window[0] * window[1], head_dim)
 
 
-def _put(tiles: Tensor, window: Pair, grid: Pair) -> Tensor:
-    """Undoes `_cut`, for maps of size `grid`."""
+def _join_windows(tiles: Tensor, window: Pair, grid: Pair) -> Tensor:
+    """Undoes `_cut_windows`, for maps of size `grid`."""
     heads, head_dim = tiles.shape[1], tiles.shape[3]
     split = tiles.reshape(-1, grid[0] // window[0], grid[1] // window[1], heads, *window, head_dim)
     return split.permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, *grid, heads, head_dim)
 
 
-def _with_length(vectors: Tensor, length: Tensor | float) -> Tensor:
+def _scale_to_length(vectors: Tensor, length: Tensor | float) -> Tensor:
     """Scales vectors along the last axis to a length, in their own dtype; a zero vector stays zero.
 
     Norms are computed in fp32 at least. bf16 has the range of fp32, so the factor may be rounded to bf16. In fp16 the
@@ -131,7 +132,7 @@ def _take(feature_map: Tensor, plan: WindowPlan, axis: int, span: Span) -> Tenso
     return torch.cat([taken, feature_map.narrow(dim, 0, wrapped)], dim) if wrapped else taken
 
 
-def _join(parts: list[Tensor], plan: WindowPlan, axis: int) -> Tensor:
+def _join_spans(parts: list[Tensor], plan: WindowPlan, axis: int) -> Tensor:
     """Joins parts along an axis, which are in the order of the shifted map, and undoes the shift."""
     dim, wrapped = axis + 1, plan.shift[axis]
     if wrapped:

@@ -131,6 +131,7 @@ class WindowPlan:
         count = self.counts[axis]
 
         def region(position: int) -> int:
+            """The region of a position of the shifted map, along the axis."""
             token = (position + shift) % padded
             if self.mask_padding and token >= size:
                 return _PADDING

@@ -97,13 +97,13 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: Windo
     Raises:
         UsageError: There is no such model, or the image size or the window is impossible.
     """
-    model, facts = _build(name, image_size, window_size)
+    model, facts = _build_with_fields(name, image_size, window_size)
     config = model.config
     encoder = next(module for module in model.modules() if isinstance(module, Encoder))
     return Description(
         name=name,
         model_class=type(model).__name__,
-        parameters=_count(model),
+        parameters=_count_parameters(model),
         image_size=as_pair("image_size", config.image_size),
         patch_size=as_pair("patch_size", config.patch_size),
         num_labels=config.num_labels if isinstance(model, Swinv2ForImageClassification) else None,
@@ -112,7 +112,7 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: Windo
             StageDescription(
                 *(spec.name, spec.depth, spec.dim, spec.num_heads, spec.grid, spec.window, spec.shift),
                 pretrained_window=spec.learned_window,
-                parameters=_count(stage),
+                parameters=_count_parameters(stage),
             )
             for spec, stage in zip(config.stages(), encoder.layers, strict=True)
         ],
@@ -124,10 +124,10 @@ def build_on_meta(
     name: str, image_size: int | Pair | None = None, window_size: Windows | None = None
 ) -> Swinv2PreTrainedModel:
     """Builds the model that `describe` describes, on the meta device; arguments and errors are the same."""
-    return _build(name, image_size, window_size)[0]
+    return _build_with_fields(name, image_size, window_size)[0]
 
 
-def _build(
+def _build_with_fields(
     name: str, image_size: int | Pair | None, window_size: Windows | None
 ) -> tuple[Swinv2PreTrainedModel, dict[str, Any]]:
     """Builds the model of a name on the meta device, and returns the fields of its description that no size changes."""
@@ -162,5 +162,5 @@ def _build(
         return model_class(config), facts
 
 
-def _count(module: nn.Module) -> int:
+def _count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())

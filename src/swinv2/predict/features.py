@@ -28,7 +28,7 @@ _ROW_GROUP = 4_000_000
 
 
 def check_output(output: Path) -> None:
-    """Checks that a file can be written, before any work is done for it.
+    """Checks that the file of features can be written, before any work is done for it.
 
     Raises:
         UsageError: The suffix is not one of the two, the folder cannot be written to, or pyarrow is not installed.
@@ -69,6 +69,7 @@ def write_features(features: Iterable[tuple[Path, Tensor]], output: Path, about:
 
 
 def _write_safetensors(features: Iterable[tuple[Path, Tensor]], file: Path, about: dict[str, str]) -> int:
+    """Writes features as one tensor, with the paths as metadata; returns the number of images."""
     paths: list[str] = []
     tensors: list[Tensor] = []
     for path, tensor in features:
@@ -85,6 +86,7 @@ def _write_safetensors(features: Iterable[tuple[Path, Tensor]], file: Path, abou
 
 
 def _write_parquet(features: Iterable[tuple[Path, Tensor]], file: Path, about: dict[str, str]) -> int:
+    """Writes features as rows of a table, one for each image; returns the number of images."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 

@@ -58,7 +58,7 @@ class _Prepared:
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0].numpy()
 
 
-def _run(
+def _run_on_files(
     model: Swinv2PreTrainedModel,
     processor: Any,
     paths: Iterable[Path],
@@ -137,6 +137,7 @@ class Classifier:
         has_many_labels = self.model.config.problem_type == "multi_label_classification" or len(self.labels) == 1
 
         def read(outputs: Any) -> list[list[Prediction]]:
+            """The most probable labels of each image of a batch."""
             logits = outputs.logits.float()
             probabilities = logits.sigmoid() if has_many_labels else logits.softmax(-1)
             values, indices = probabilities.cpu().topk(min(top_k, len(self.labels)))
@@ -145,7 +146,7 @@ class Classifier:
                 for row in zip(values.tolist(), indices.tolist(), strict=True)
             ]
 
-        return _run(self.model, self.processor, paths, batch_size, read)
+        return _run_on_files(self.model, self.processor, paths, batch_size, read)
 
 
 class FeatureExtractor:
@@ -182,7 +183,8 @@ class FeatureExtractor:
         """For each file, in order, the features on the CPU or the reason why the file was skipped."""
 
         def read(outputs: Any) -> list[Tensor]:
+            """The features of each image of a batch."""
             features = outputs.pooler_output if isinstance(self.model, Swinv2Model) else outputs.feature_maps[0]
             return list(features.cpu())
 
-        return _run(self.model, self.processor, paths, batch_size, read)
+        return _run_on_files(self.model, self.processor, paths, batch_size, read)

@@ -101,7 +101,7 @@ def evaluate(
     names = tuple(label_names(classifier.config))
     to_model = _match_classes(dataset, names)
 
-    examples = EvaluationExamples(dataset, SampleTransform(partial(_prepare, processor), 3))
+    examples = EvaluationExamples(dataset, SampleTransform(partial(_prepare_image, processor), 3))
     unreadable: list[str] = []
     columns: list[tuple[Tensor, ...]] = []
     done = 0
@@ -151,7 +151,8 @@ def _split_of(data: str, split: str) -> str:
     return split if any(path.name.lower() in names for path in folder.iterdir()) else "train"
 
 
-def _prepare(processor: Any, image: Image.Image) -> Any:
+def _prepare_image(processor: Any, image: Image.Image) -> Any:
+    """Makes the model's input of one image to evaluate."""
     # A numpy array, for `read_batches`.
     return processor(image, return_tensors="pt")["pixel_values"][0].numpy()
 

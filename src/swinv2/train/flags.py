@@ -32,6 +32,7 @@ OLDER_NAMES = {
 
 
 def _read_bool(text: str) -> bool:
+    """Reads the value of a flag that is true or false."""
     for value, words in {True: ("true", "t", "yes", "y", "1"), False: ("false", "f", "no", "n", "0")}.items():
         if text.lower() in words:
             return value
@@ -99,7 +100,7 @@ def settings_of_transformers() -> list[Setting]:
     return found
 
 
-class _Parser(argparse.ArgumentParser):
+class _FlagParser(argparse.ArgumentParser):
     """Reads all settings of a command: `options`, which are this package's, and transformers'."""
 
     def __init__(self, options: type[RunOptions], **rest: Any) -> None:
@@ -191,7 +192,7 @@ def read_flags(
         SystemExit: `--help` was given; the help text is printed.
     """
     usage = "%(prog)s [--config FILE] [--SETTING VALUE ...]"
-    parser = _Parser(options, prog=command, usage=usage, description=description)
+    parser = _FlagParser(options, prog=command, usage=usage, description=description)
     told = parser.read(flags)
     recipe = told.pop("config", None)
     if recipe is not None:

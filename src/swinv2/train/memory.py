@@ -53,7 +53,7 @@ def training_memory(
     """
     adapted: Any = model
     plain = adapted.get_base_model() if hasattr(model, "peft_config") else adapted
-    total, learning = count(model), count(model, learning=True)
+    total, learning = count_parameters(model), count_parameters(model, learning=True)
     width = HALF_BYTES if in_half else FULL_BYTES
     share = FULL_BYTES / max(shards, 1) / MIB
     found = {
@@ -64,7 +64,7 @@ def training_memory(
         "activations": activations_of_an_image(plain, checkpointed) * batch_size * width / MIB,
     }
     if shards:
-        blocks = [count(module) for module in model.modules() if isinstance(module, SwinTransformerBlock)]
+        blocks = [count_parameters(module) for module in model.modules() if isinstance(module, SwinTransformerBlock)]
         # Weights outside the blocks are gathered once a step; their gradients stay unsharded until the step ends.
         found["gathered"] = (GATHERED_BLOCKS * max(blocks) + 2 * (total - sum(blocks))) * width / MIB
     return found
@@ -92,6 +92,7 @@ def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool) ->
     twin.config._attn_implementation = SDPA
 
     def saved(images: int) -> int:
+        """Bytes that a forward pass of so many images saves."""
         height, width = as_pair("image_size", config.image_size)
         inputs = {"pixel_values": torch.empty(images, config.num_channels, height, width, device="meta")}
         if isinstance(model, Swinv2ForMaskedImageModeling):
@@ -109,44 +110,46 @@ def saved_bytes(model: Any, inputs: dict[str, Tensor], checkpointed: bool = Fals
 
     def run_block(block: Callable[..., Tensor], feature_map: Tensor, *rest: Any) -> Tensor:
         nonlocal largest
-        saved[_storage(feature_map)] = feature_map
-        with _noting([*model.parameters(), feature_map]) as inside:
+        saved[_storage_key(feature_map)] = feature_map
+        with _noting_saved_tensors([*model.parameters(), feature_map]) as inside:
             output = block(feature_map, *rest)
-        largest = max(largest, _bytes(inside))
+        largest = max(largest, _bytes_of_saved(inside))
         return output
 
     if checkpointed:
         model._set_gradient_checkpointing(True, run_block)
-    with _noting(model.parameters()) as saved:
+    with _noting_saved_tensors(model.parameters()) as saved:
         model(**inputs)
-    return _bytes(saved) + largest
+    return _bytes_of_saved(saved) + largest
 
 
 @contextmanager
-def _noting(known: Iterable[Tensor]) -> Iterator[dict[int, Tensor]]:
+def _noting_saved_tensors(known: Iterable[Tensor]) -> Iterator[dict[int, Tensor]]:
     """Collects the tensors that are saved for the backward pass, except known ones. The keys are storages: a tensor
     saved by two operations, or a view of it, counts once."""
-    there = {_storage(tensor) for tensor in known}
+    there = {_storage_key(tensor) for tensor in known}
     saved: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in there:
-            saved[_storage(tensor)] = tensor
+        if _storage_key(tensor) not in there:
+            saved[_storage_key(tensor)] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         yield saved
 
 
-def _bytes(saved: dict[int, Tensor]) -> int:
+def _bytes_of_saved(saved: dict[int, Tensor]) -> int:
+    """The size of saved tensors, in bytes."""
     return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
-def _storage(tensor: Tensor) -> int:
+def _storage_key(tensor: Tensor) -> int:
+    """A key for the memory of a tensor, which its views share."""
     # Unlike data_ptr, it tells tensors on the meta device apart.
     return tensor.untyped_storage()._cdata
 
 
-def count(module: nn.Module, learning: bool = False) -> int:
+def count_parameters(module: nn.Module, learning: bool = False) -> int:
     """Number of parameters, or of those that learn."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not learning)

@@ -16,6 +16,7 @@ PAPER_BATCH = 512
 
 
 def _option(default: Any, help: str) -> Any:
+    """A setting of a training: its default and its help."""
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})

@@ -8,7 +8,7 @@ from typing import Any
 
 from swinv2.errors import UsageError
 from swinv2.train.data.examples import StreamedExamples
-from swinv2.train.memory import count, training_memory
+from swinv2.train.memory import count_parameters, training_memory
 from swinv2.train.optim.groups import parameter_groups
 from swinv2.train.optim.muon import hidden_matrices, muon_groups
 from swinv2.train.options import PAPER_BATCH
@@ -31,7 +31,7 @@ def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
         in_half=args.bf16 or args.fp16,
         checkpointed=bool(checkpointed),
         with_average=args.ema_decay > 0,
-        moments=2 * count(model, learning=True) - with_muon,
+        moments=2 * count_parameters(model, learning=True) - with_muon,
         shards=args.world_size if trainer.is_fsdp_enabled else 0,
     )
 
@@ -66,8 +66,8 @@ def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
             "evaluated": None if evaluation is None else len(evaluation),
         },
         "model": {
-            "parameters": count(model),
-            "learning": count(model, learning=True),
+            "parameters": count_parameters(model),
+            "learning": count_parameters(model, learning=True),
             "image_size": config.image_size,
             "windows": [list(stage.window) for stage in config.stages()],
             "pretrained_windows": [list(stage.pretrained_window) for stage in config.stages()],

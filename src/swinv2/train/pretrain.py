@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerState
 from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
 from swinv2.lengths import as_pair
-from swinv2.simmim import average_distance, draw_mask, grid_of, mask_of_pixels
+from swinv2.simmim import average_distance, draw_mask, mask_of_pixels, patch_grid_of
 from swinv2.train.data.augment import Pixels, for_evaluation, for_pretraining
 from swinv2.train.data.examples import EvaluationExamples, SampleTransform, collate
 from swinv2.train.optim.groups import freeze_stages
@@ -62,6 +62,7 @@ class ReconstructionFigure(TrainerCallback):
     pixels: Pixels
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Draws the reconstructions of the same few images at every checkpoint."""
         from swinv2.train.drawing.reconstructions import draw_reconstructions
 
         if not state.is_world_process_zero or self.trainer.is_fsdp_enabled:
@@ -88,7 +89,7 @@ def mask_maker(config: Swinv2Config, block: int, ratio: float) -> Callable[[], T
         raise UsageError(f"the mask ratio is {ratio}; expected above 0 and below 1.")
     if block % patch[0] or block % patch[1] or block < max(patch):
         raise UsageError(f"the mask block is {block}; expected a multiple of the patch size, {patch}.")
-    draw = partial(draw_mask, grid_of(size, patch), (block // patch[0], block // patch[1]), ratio)
+    draw = partial(draw_mask, patch_grid_of(size, patch), (block // patch[0], block // patch[1]), ratio)
     if bool(draw().all()):
         raise UsageError(
             f"a mask block of {block} and a mask ratio of {ratio} mask the whole image of {size}; give a smaller "

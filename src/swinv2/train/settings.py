@@ -145,7 +145,7 @@ class PretrainSettings(PretrainOptions, RunSettings):
     options: ClassVar[type[RunOptions]] = PretrainOptions
 
     def __post_init__(self) -> None:
-        _check_scale(self.crop_scale)
+        _check_crop_scale(self.crop_scale)
         super().__post_init__()
         # The Trainer computes a loss in evaluation only if the examples have these labels.
         self.label_names = ["bool_masked_pos"]
@@ -159,7 +159,7 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
     options: ClassVar[type[RunOptions]] = FinetuneOptions
 
     def __post_init__(self) -> None:
-        _check_scale(self.crop_scale)
+        _check_crop_scale(self.crop_scale)
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{as_flag(name)} is {getattr(self, name)}; expected at least 0.")
@@ -181,7 +181,8 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
         self.label_names = ["labels"]
 
 
-def _check_scale(scale: Sequence[float]) -> None:
+def _check_crop_scale(scale: Sequence[float]) -> None:
+    """Raises an error for an invalid range of crops."""
     if len(scale) != 2 or not 0.0 < scale[0] <= scale[1] <= 1.0:
         raise UsageError(f"--crop-scale is {list(scale)}; expected two shares, the smaller first, such as 0.08 1.0.")
 

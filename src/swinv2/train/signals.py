@@ -28,7 +28,8 @@ _is_leaving: Any = RawValue(ctypes.c_bool, False)
 
 
 @atexit.register
-def _leave() -> None:
+def _tell_workers_to_leave() -> None:
+    """Tells the workers, at the exit of this process, that SIGTERM now ends them."""
     # Runs before multiprocessing's exit function, which was registered earlier: that one sends SIGTERM and waits.
     _is_leaving.value = True
 
@@ -45,19 +46,20 @@ def ignore_signals(loader: Any) -> None:
     """Makes the workers of a `DataLoader` ignore signals, from their start until this process ends."""
     if not loader.num_workers:
         return
-    loader.worker_init_fn = partial(_begin_worker, _is_leaving)
+    loader.worker_init_fn = partial(_ignore_signals_in_worker, _is_leaving)
     start_workers = loader._get_iterator
 
     def start_with_blocked_signals() -> Any:
+        """Starts the workers, which inherit blocked signals."""
         # Started before signals are blocked, because its start unblocks them.
         resource_tracker.ensure_running()
-        with _blocked():
+        with _blocked_signals():
             return start_workers()
 
     loader._get_iterator = start_with_blocked_signals
 
 
-def _begin_worker(is_leaving: Any, worker: int) -> None:
+def _ignore_signals_in_worker(is_leaving: Any, worker: int) -> None:
     def answer(number: int, frame: FrameType | None) -> None:
         if is_leaving.value:
             # torch's workers also end with 0; their parent reports any other status as a failure.
@@ -69,14 +71,14 @@ def _begin_worker(is_leaving: Any, worker: int) -> None:
 
 
 @contextmanager
-def _blocked() -> Iterator[None]:
+def _blocked_signals() -> Iterator[None]:
     """Blocks signals; this process handles them afterwards. A child process that starts inside gets them when it
     unblocks them."""
     noted: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         # The mask counts for this thread and its children; another thread may still receive a signal for the process.
-        with _handled_by(lambda number, frame: noted.append(number)):
+        with _signals_handled_by(lambda number, frame: noted.append(number)):
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -91,18 +93,20 @@ def noting_signals(note: Callable[[int], None] | None = None) -> Iterator[None]:
     noted: list[int] = []
 
     def answer(number: int, frame: FrameType | None) -> None:
+        """Notes the first signal; raises an error for the second."""
         if noted or note is None:
             raise StoppedError(number)
         noted.append(number)
         note(number)
         logger.warning(f"{signal.Signals(number).name}: saves and stops after this step; a second one stops at once")
 
-    with _handled_by(answer):
+    with _signals_handled_by(answer):
         yield
 
 
 @contextmanager
-def _handled_by(answer: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _signals_handled_by(answer: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Inside, `answer` handles SIGTERM and SIGINT; afterwards the earlier handlers do."""
     if threading.current_thread() is not threading.main_thread():
         # Only the main thread can set handlers, and Python calls them only there.
         yield

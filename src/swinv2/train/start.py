@@ -35,8 +35,8 @@ Model = TypeVar("Model", bound=Swinv2PreTrainedModel)
 
 def model_to_pretrain(settings: PretrainSettings) -> Swinv2ForMaskedImageModeling:
     """Builds the model for masked-image modelling; patch size and stages decide its encoder stride."""
-    fields = _fields(settings, norm_targets=settings.norm_targets)
-    config = _new_config(settings, fields) if _is_new(settings) else read_config(settings.model)
+    fields = _model_fields(settings, norm_targets=settings.norm_targets)
+    config = _new_config(settings, fields) if _is_new_model(settings) else read_config(settings.model)
     patch, merges = as_pair("patch_size", config.patch_size), 2 ** (config.num_layers - 1)
     fields["encoder_stride"] = plain_pair((patch[0] * merges, patch[1] * merges))
     return _build_or_load(Swinv2ForMaskedImageModeling, settings, fields, ("decoder.", "swinv2.embeddings.mask_token"))
@@ -44,7 +44,7 @@ def model_to_pretrain(settings: PretrainSettings) -> Swinv2ForMaskedImageModelin
 
 def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.Module:
     """Builds the classifier for the classes of the data, with LoRA if the settings say so."""
-    fields = _fields(settings)
+    fields = _model_fields(settings)
     fields |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     model = _build_or_load(Swinv2ForImageClassification, settings, fields, ("classifier.",))
     if settings.head_map:
@@ -64,11 +64,12 @@ def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.
     return get_peft_model(model, adapters)  # type: ignore[arg-type]
 
 
-def _is_new(settings: RunSettings) -> bool:
+def _is_new_model(settings: RunSettings) -> bool:
+    """Whether `--model` asks for a new model instead of stored weights."""
     return settings.model == NEW or settings.model in PRESETS
 
 
-def _fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
+def _model_fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
     """The fields of --model-fields, and those that other settings decide."""
     given = settings.model_fields or {}
     if isinstance(given, str):
@@ -86,7 +87,7 @@ def _fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
                 f"--model-fields has {name} {given[name]!r}, but {flag} makes it {value}; make them equal."
             )
     for name in ("image_size", "window_size"):
-        if name in given and not _is_new(settings):
+        if name in given and not _is_new_model(settings):
             raise UsageError(
                 f"--model-fields has {name}, which only new models take; give {as_flag(name)} for an existing one."
             )
@@ -95,9 +96,10 @@ def _fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
 
 
 def _new_config(settings: RunSettings, fields: dict[str, Any]) -> Swinv2Config:
+    """The configuration of a new model to train."""
     if settings.model in PRESETS:
         fields = PRESETS[settings.model].config_fields() | fields
-    given = {"image_size": _size(settings), "window_size": settings.window_size}
+    given = {"image_size": _image_size(settings), "window_size": settings.window_size}
     fields = fields | {name: value for name, value in given.items() if value is not None}
     try:
         return Swinv2Config(**fields).checked()
@@ -105,7 +107,7 @@ def _new_config(settings: RunSettings, fields: dict[str, Any]) -> Swinv2Config:
         raise UsageError(f"--model-fields are not valid: {error}") from error
 
 
-def _size(settings: RunSettings) -> Any:
+def _image_size(settings: RunSettings) -> Any:
     """The image size of the settings: one length, height and width, or None."""
     return settings.image_size[0] if len(settings.image_size) == 1 else tuple(settings.image_size) or None
 
@@ -114,7 +116,7 @@ def _build_or_load(
     kind: type[Model], settings: RunSettings, fields: dict[str, Any], may_be_new: tuple[str, ...]
 ) -> Model:
     """Builds a new model, or loads one; only parameters with a prefix in `may_be_new` may have new weights."""
-    if _is_new(settings):
+    if _is_new_model(settings):
         return kind(_new_config(settings, fields))
     config = read_config(settings.model)
     if config.num_channels != fields["num_channels"]:
@@ -122,7 +124,7 @@ def _build_or_load(
             f"{settings.model!r} takes {config.num_channels} channels; --image-mean has {fields['num_channels']}. Give "
             "one mean and one deviation for each of the model's channels."
         )
-    model, fresh = _load(kind, settings.model, **fields)
+    model, fresh = _load_pretrained(kind, settings.model, **fields)
     wrong = [name for name in fresh if not name.startswith(may_be_new)]
     if wrong:
         raise UsageError(
@@ -132,7 +134,7 @@ def _build_or_load(
     if fresh:
         logger.warning(f"new parameters with random weights: {', '.join(fresh)}")
     if settings.image_size or settings.window_size is not None:
-        size: Any = _size(settings) or model.config.image_size
+        size: Any = _image_size(settings) or model.config.image_size
         windows: Any = settings.window_size
         try:
             model.set_image_size(size, windows, settings.stretch_bias)
@@ -141,7 +143,7 @@ def _build_or_load(
     return model
 
 
-def _load(kind: type[Model], name: str, **fields: Any) -> tuple[Model, list[str]]:
+def _load_pretrained(kind: type[Model], name: str, **fields: Any) -> tuple[Model, list[str]]:
     """Loads a model; returns it and the names of the parameters without fitting weights."""
     folder = Path(name).expanduser()
     try:
@@ -167,7 +169,7 @@ def _classifier_from_rows(model: str, table: str, classes: int) -> dict[str, Ten
     if len(rows) != classes:
         raise UsageError(f"--head-map {table!r} has {len(rows)} lines; expected one for each of the {classes} classes.")
     is_new = model == NEW or model in PRESETS
-    loaded, fresh = (None, ["classifier."]) if is_new else _load(Swinv2ForImageClassification, model)
+    loaded, fresh = (None, ["classifier."]) if is_new else _load_pretrained(Swinv2ForImageClassification, model)
     if loaded is None or any(name.startswith("classifier.") for name in fresh):
         raise UsageError(f"--head-map takes rows of a trained classifier; {model!r} has none.")
     old = loaded.classifier

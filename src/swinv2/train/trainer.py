@@ -54,9 +54,11 @@ class TrainingEvents(TrainerCallback):
     trainer: "SwinTrainer"
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+        """Calls `SwinTrainer.end_step`."""
         self.trainer.end_step(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+        """After a signal, leaves log, evaluation and save of the epoch to the resumed run."""
         if self.trainer.stopping:
             # The run stops inside the epoch. The log, evaluation and save of its end follow after the run resumes.
             control.should_log = control.should_evaluate = control.should_save = False
@@ -144,6 +146,7 @@ class SwinTrainer(Trainer):
         return loader
 
     def _run_epoch(self, **rest: Any) -> None:
+        """Tells the sampler the epoch, takes no step beyond the last one, and stops the workers."""
         if not self.has_begun:
             self.has_begun, self._counted_from = True, time.perf_counter()
         # The Trainer checks it only after a step. Without this check, a finished run that resumes takes one more step.
@@ -172,6 +175,7 @@ class SwinTrainer(Trainer):
             self._stop_workers()
 
     def _stop_workers(self) -> None:
+        """Stops the processes that read images."""
         # The garbage collector may never do it: a stored traceback of an error inside an epoch, for example in
         # matplotlib's cache of parsed labels, keeps the epoch's iterator and its workers alive.
         iterator, self._epoch_iterator = self._epoch_iterator, None
@@ -208,6 +212,7 @@ class SwinTrainer(Trainer):
         return self.lr_scheduler
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Removes the names of unreadable images from a batch."""
         # No model takes the names of unreadable images.
         return super()._prepare_inputs({name: value for name, value in inputs.items() if name != "broken"})
 
@@ -243,6 +248,7 @@ class SwinTrainer(Trainer):
         self.signal = number
 
     def _somebody_was_signalled(self) -> bool:
+        """Whether a process of the training got a signal; all processes get the same answer."""
         if self.args.world_size == 1:
             return self.signal is not None
         # Reading a number from a GPU waits for all its work.
@@ -292,9 +298,11 @@ class SwinTrainer(Trainer):
     # Checkpoints
 
     def _get_output_dir(self, trial: Any) -> str:
+        """The temporary folder while a checkpoint is written."""
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes and seals a checkpoint atomically, after a check of the weights; deletes old ones."""
         self._health.refuse_broken_weights(self.model, self.state.global_step)
         final = self.run / f"checkpoint-{self.state.global_step}"
         with self.not_counted():
@@ -316,11 +324,13 @@ class SwinTrainer(Trainer):
             self.accelerator.wait_for_everyone()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Also saves the average of the weights."""
         super()._save_optimizer_and_scheduler(output_dir)
         if self.average is not None and self.args.should_save:
             self.average.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Also loads the average of the weights, and keeps the given learning rates."""
         if checkpoint is None:
             return
         told = self._rates_and_decays()
@@ -361,6 +371,7 @@ class SwinTrainer(Trainer):
         logger.warning("the learning rate or the weight decay differs from the checkpoint's; the given value is used")
 
     def _load_best_model(self) -> None:
+        """Also loads the average of the best checkpoint."""
         super()._load_best_model()
         if self.average is not None and self.state.best_model_checkpoint is not None:
             self.average.load(Path(self.state.best_model_checkpoint), self.args.device)

@@ -24,6 +24,7 @@ class ProgressBar(ProgressCallback):
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
+        """Shows loss, speed and accuracy at the end of the bar."""
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
         names = {"loss": "loss", "images_per_second": "images/s", "eval_loss": "eval", "eval_top1": "top-1"}
@@ -46,12 +47,15 @@ class ProgressLines(TrainerCallback):
     _evaluated: int = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Begins the lines of the training."""
         self.lines.begin("training: step", state.global_step, state.max_steps, args.whole_batch, self.describe_step)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Counts a step of the training."""
         self.lines.update(state.global_step, state.max_steps)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
+        """Counts a batch of an evaluation."""
         if not self._evaluated:
             images = args.eval_batch_size * args.world_size
             self.lines.begin("evaluating: batch", 0, len(eval_dataloader), images)
@@ -59,6 +63,7 @@ class ProgressLines(TrainerCallback):
         self.lines.update(self._evaluated, len(eval_dataloader))
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """After an evaluation, the lines report the training again."""
         self._evaluated = 0
         self.on_train_begin(args, state, control)
 
@@ -74,6 +79,7 @@ class RunLog(TrainerCallback):
     run: Path
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Begins the log of the run, or notes the step from which it resumes."""
         step = state.global_step
         if step:
             # In all processes: each has its own history, from which `running.run_training` reads the step.
@@ -88,11 +94,13 @@ class RunLog(TrainerCallback):
             partial.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Adds a line to the log of the run."""
         if state.is_world_process_zero and state.log_history:
             with (self.run / LOG_NAME).open("a") as file:
                 file.write(json.dumps(state.log_history[-1]) + "\n")
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Draws the curves of the training so far."""
         # matplotlib takes a second to import, and most of this package does not need it.
         from swinv2.train.drawing.curves import draw_curves
 

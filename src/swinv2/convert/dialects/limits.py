@@ -14,25 +14,25 @@ from swinv2.lengths import Windows, as_pair, as_windows, in_words, plain_windows
 
 
 def extra_norms(config: Swinv2Config) -> Iterator[str]:
-    """The extra norms on the main path of the largest models."""
+    """A limit of a library: the extra norms on the main path of the largest models."""
     if config.extra_norm_period:
         yield f"it has no extra norms on the main path (extra_norm_period is {config.extra_norm_period})"
 
 
 def position_embeddings(config: Swinv2Config) -> Iterator[str]:
-    """Absolute position embeddings."""
+    """A limit of a library: absolute position embeddings."""
     if config.use_absolute_embeddings:
         yield "its absolute position embeddings do not work, if it has any"
 
 
 def hidden_padding(config: Swinv2Config) -> Iterator[str]:
-    """Padding tokens that are hidden."""
+    """A limit of a library: padding tokens that are hidden."""
     if config.mask_padding:
         yield "it cannot hide padding tokens (mask_padding is True)"
 
 
 def other_operations(config: Swinv2Config) -> Iterator[str]:
-    """An epsilon of the norms other than the usual one, and an activation other than GELU."""
+    """A limit of a library: an epsilon of the norms other than the usual one, and an activation other than GELU."""
     if config.layer_norm_eps != 1e-5:
         yield f"the epsilon of its norms is 1e-05 (layer_norm_eps is {config.layer_norm_eps:g})"
     if config.hidden_act != "gelu":
@@ -40,20 +40,20 @@ def other_operations(config: Swinv2Config) -> Iterator[str]:
 
 
 def rectangles(config: Swinv2Config) -> Iterator[str]:
-    """Rectangular sizes: implementations choose different windows for them."""
+    """A limit of a library: rectangular sizes: implementations choose different windows for them."""
     for name, size in {"image_size": config.image_size, "patch_size": config.patch_size}.items():
         if len(set(as_pair(name, size))) > 1:
             yield f"it chooses other windows for a rectangular {name} ({size})"
 
 
 def rectangular_pretraining(config: Swinv2Config) -> Iterator[str]:
-    """Pre-training windows that are not square."""
+    """A limit of a library: pre-training windows that are not square."""
     odd = {spec: in_words(spec.pretrained_window) for spec in config.stages() if len(set(spec.pretrained_window)) > 1}
     yield from _of_stages("its pre-training windows are square", odd)
 
 
 def pretraining(config: Swinv2Config) -> Iterator[str]:
-    """A position bias that was learned in another window than the stage has."""
+    """A limit of a library: a position bias that was learned in another window than the stage has."""
     changed = {
         spec: f"{in_words(spec.window)}, its position bias learned in {in_words(spec.learned_window)}"
         for spec in config.stages()
@@ -63,19 +63,19 @@ def pretraining(config: Swinv2Config) -> Iterator[str]:
 
 
 def several_windows(config: Swinv2Config) -> Iterator[str]:
-    """Windows that do not follow from one square window for all stages."""
+    """A limit of a library: windows that do not follow from one square window for all stages."""
     if not isinstance(with_equivalent_square(config).window_size, int):
         yield f"its windows are square, and of one size in all stages (window_size is {config.window_size})"
 
 
 def rectangular_windows(config: Swinv2Config) -> Iterator[str]:
-    """Windows that are not square."""
+    """A limit of a library: windows that are not square."""
     odd = {spec: in_words(spec.window) for spec in config.stages() if len(set(spec.window)) > 1}
     yield from _of_stages("its windows are square", odd)
 
 
 def clipped_windows(config: Swinv2Config) -> Iterator[str]:
-    """Windows that differ from the configured window of the first stage."""
+    """A limit of a library: windows that differ from the configured window of the first stage."""
     first = config.stage_windows[0]
     others = {
         spec: f"its map or window_size makes it {in_words(spec.window)}"
@@ -86,7 +86,7 @@ def clipped_windows(config: Swinv2Config) -> Iterator[str]:
 
 
 def padding(config: Swinv2Config) -> Iterator[str]:
-    """A map that cannot be divided into windows, or halved by merging, without padding."""
+    """A limit of a library: a map that cannot be divided into windows, or halved by merging, without padding."""
     uneven = {
         spec: f"{in_words(spec.grid)} tokens in windows of {in_words(spec.window)}"
         for spec in config.stages()
@@ -97,7 +97,7 @@ def padding(config: Swinv2Config) -> Iterator[str]:
 
 
 def one_token(config: Swinv2Config) -> Iterator[str]:
-    """Windows of one token, for which the coordinate is zero divided by zero."""
+    """A limit of a library: windows of one token, for which the coordinate is zero divided by zero."""
     single = {
         spec: in_words(spec.window) for spec in config.stages() if 1 in spec.window or 1 in spec.pretrained_window
     }
@@ -105,13 +105,13 @@ def one_token(config: Swinv2Config) -> Iterator[str]:
 
 
 def missing_biases(config: Swinv2Config) -> Iterator[str]:
-    """Queries and values without a bias."""
+    """A limit of a library: queries and values without a bias."""
     if not config.qkv_bias:
         yield "its queries and values always have a bias (qkv_bias is False)"
 
 
 def other_channels(config: Swinv2Config) -> Iterator[str]:
-    """Images that do not have three channels."""
+    """A limit of a library: images that do not have three channels."""
     if config.num_channels != 3:
         yield f"it takes three channels (num_channels is {config.num_channels})"
 
@@ -147,6 +147,7 @@ def are_equivalent(config: Swinv2Config, window_size: Windows) -> bool:
 
 
 def _with_windows(config: Swinv2Config, window_size: Windows) -> Swinv2Config:
+    """A copy of the configuration with another `window_size`."""
     other = copy.deepcopy(config)
     other.window_size = plain_windows(as_windows("window_size", window_size, len(config.depths)))
     return other

@@ -40,7 +40,7 @@ def match(template: str, name: str, last: int) -> Placeholders | None:
         name: The name of a tensor.
         last: Number of the last stage, for `{last}` and `{merge}`.
     """
-    pattern, placeholders = _compile(template)
+    pattern, placeholders = _compile_template(template)
     found = pattern.fullmatch(name)
     if found is None:
         return None
@@ -57,7 +57,8 @@ def match(template: str, name: str, last: int) -> Placeholders | None:
 
 
 @cache
-def _compile(template: str) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
+def _compile_template(template: str) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
+    """The regular expression for names that fit a template of a dialect, and the template's placeholders."""
     pattern, placeholders, end = "", [], 0
     for found in _PLACEHOLDER.finditer(template):
         pattern += re.escape(template[end : found.start()])
@@ -93,23 +94,27 @@ class Change:
     leaves_out: Callable[[Tensor], bool] = lambda tensor: False
 
 
-def _thirds(tensor: Tensor) -> tuple[Tensor, ...]:
+def _split_qkv(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Divides a dialect's joined tensor of queries, keys and values."""
     if tensor.ndim == 0 or tensor.shape[0] % 3:
         raise ValueError(f"{list(tensor.shape)} cannot be divided into three equal parts")
     return tensor.chunk(3)
 
 
-def _without_keys(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    query, _, value = _thirds(tensor)
+def _split_bias(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Our biases of queries and values, from a dialect's joined bias."""
+    query, _, value = _split_qkv(tensor)
     return query, value
 
 
-def _with_zero_keys(tensors: Sequence[Tensor]) -> Tensor:
+def _join_bias(tensors: Sequence[Tensor]) -> Tensor:
+    """A dialect's joined bias from our biases of queries and values; the keys get zeros."""
     query, value = tensors
     return torch.cat([query, torch.zeros_like(query), value])
 
 
-def _fold(tensor: Tensor) -> tuple[Tensor]:
+def _merging_from_unfold(tensor: Tensor) -> tuple[Tensor]:
+    """The matrix of a merging, from the column order of torch's Unfold to ours."""
     if tensor.ndim != 2 or tensor.shape[1] % 4:
         raise ValueError(f"{list(tensor.shape)} is not a matrix with a multiple of 4 columns")
     rows, columns = tensor.shape
@@ -117,18 +122,19 @@ def _fold(tensor: Tensor) -> tuple[Tensor]:
     return (tensor.view(rows, columns // 4, 2, 2).permute(0, 3, 2, 1).reshape(rows, columns),)
 
 
-def _unfold(tensors: Sequence[Tensor]) -> Tensor:
+def _merging_to_unfold(tensors: Sequence[Tensor]) -> Tensor:
+    """The matrix of a merging, from our column order to that of torch's Unfold."""
     rows, columns = tensors[0].shape
     return tensors[0].view(rows, 2, 2, columns // 4).permute(0, 3, 2, 1).reshape(rows, columns)
 
 
 SAME = Change(lambda tensor: (tensor,), lambda tensors: tensors[0])
 """The tensor unchanged."""
-JOINED = Change(_thirds, lambda tensors: torch.cat(list(tensors)))
+JOINED = Change(_split_qkv, lambda tensors: torch.cat(list(tensors)))
 """One matrix for queries, keys and values; three of ours."""
-QUERY_VALUE = Change(_without_keys, _with_zero_keys, lambda tensor: bool(_thirds(tensor)[1].any()))
+QUERY_VALUE = Change(_split_bias, _join_bias, lambda tensor: bool(_split_qkv(tensor)[1].any()))
 """One bias for queries, keys and values, whose part for the keys is set to zero before each use; two of ours."""
-UNFOLDED = Change(_fold, _unfold)
+UNFOLDED = Change(_merging_from_unfold, _merging_to_unfold)
 """The matrix of a merging with the four neighbours in the order of torch's Unfold."""
 
 

@@ -13,7 +13,8 @@ from swinv2.convert.dialects.names import window_tables
 from swinv2.convert.dialects.rules import BLOCK, MERGE, MODEL, Dialect, Rule
 
 
-def _ours(name: str, *newer: str) -> Rule:
+def _same_name(name: str, *newer: str) -> Rule:
+    """The rule of a tensor with the same name in transformers, which newer versions may spell otherwise."""
     spellings = (*newer, *(text.removeprefix(MODEL) for text in (name, *newer) if text.startswith(MODEL)))
     return Rule(name, (name,), read_as=spellings)
 
@@ -24,27 +25,27 @@ TRANSFORMERS = Dialect(
     name="transformers",
     title="transformers",
     rules=(
-        _ours(f"{MODEL}embeddings.patch_embeddings.projection.{{part}}"),
-        _ours(f"{MODEL}embeddings.norm.{{part}}"),
-        _ours(f"{MODEL}embeddings.mask_token"),
-        _ours(f"{MODEL}embeddings.position_embeddings"),
-        _ours(f"{BLOCK}attention.self.logit_scale", f"{BLOCK}attention.logit_scale"),
-        _ours(f"{BLOCK}attention.self.{_BIAS}0.{{part}}", f"{BLOCK}attention.{_BIAS}0.{{part}}"),
-        _ours(f"{BLOCK}attention.self.{_BIAS}2.weight", f"{BLOCK}attention.{_BIAS}2.weight"),
-        _ours(f"{BLOCK}attention.self.query.{{part}}", f"{BLOCK}attention.q_proj.{{part}}"),
-        _ours(f"{BLOCK}attention.self.key.weight", f"{BLOCK}attention.k_proj.weight"),
-        _ours(f"{BLOCK}attention.self.value.{{part}}", f"{BLOCK}attention.v_proj.{{part}}"),
-        _ours(f"{BLOCK}attention.output.dense.{{part}}", f"{BLOCK}attention.o_proj.{{part}}"),
-        _ours(f"{BLOCK}layernorm_before.{{part}}"),
-        _ours(f"{BLOCK}intermediate.dense.{{part}}", f"{BLOCK}mlp.fc1.{{part}}"),
-        _ours(f"{BLOCK}output.dense.{{part}}", f"{BLOCK}mlp.fc2.{{part}}"),
-        _ours(f"{BLOCK}layernorm_after.{{part}}"),
-        _ours(f"{BLOCK}layernorm_extra.{{part}}"),
-        _ours(f"{MERGE}reduction.weight"),
-        _ours(f"{MERGE}norm.{{part}}"),
-        _ours(f"{MODEL}layernorm.{{part}}"),
-        _ours("classifier.{part}"),
-        _ours("decoder.0.{part}"),
+        _same_name(f"{MODEL}embeddings.patch_embeddings.projection.{{part}}"),
+        _same_name(f"{MODEL}embeddings.norm.{{part}}"),
+        _same_name(f"{MODEL}embeddings.mask_token"),
+        _same_name(f"{MODEL}embeddings.position_embeddings"),
+        _same_name(f"{BLOCK}attention.self.logit_scale", f"{BLOCK}attention.logit_scale"),
+        _same_name(f"{BLOCK}attention.self.{_BIAS}0.{{part}}", f"{BLOCK}attention.{_BIAS}0.{{part}}"),
+        _same_name(f"{BLOCK}attention.self.{_BIAS}2.weight", f"{BLOCK}attention.{_BIAS}2.weight"),
+        _same_name(f"{BLOCK}attention.self.query.{{part}}", f"{BLOCK}attention.q_proj.{{part}}"),
+        _same_name(f"{BLOCK}attention.self.key.weight", f"{BLOCK}attention.k_proj.weight"),
+        _same_name(f"{BLOCK}attention.self.value.{{part}}", f"{BLOCK}attention.v_proj.{{part}}"),
+        _same_name(f"{BLOCK}attention.output.dense.{{part}}", f"{BLOCK}attention.o_proj.{{part}}"),
+        _same_name(f"{BLOCK}layernorm_before.{{part}}"),
+        _same_name(f"{BLOCK}intermediate.dense.{{part}}", f"{BLOCK}mlp.fc1.{{part}}"),
+        _same_name(f"{BLOCK}output.dense.{{part}}", f"{BLOCK}mlp.fc2.{{part}}"),
+        _same_name(f"{BLOCK}layernorm_after.{{part}}"),
+        _same_name(f"{BLOCK}layernorm_extra.{{part}}"),
+        _same_name(f"{MERGE}reduction.weight"),
+        _same_name(f"{MERGE}norm.{{part}}"),
+        _same_name(f"{MODEL}layernorm.{{part}}"),
+        _same_name("classifier.{part}"),
+        _same_name("decoder.0.{part}"),
     ),
     limits=(
         limits.extra_norms,

@@ -20,12 +20,13 @@ from swinv2.ops.windows import WindowPlan
 
 
 def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B H W heads head_dim"]:
-    """Cosine attention inside every window of a map."""
+    """Cosine attention inside every window of a map, by the compiled kernels for CPUs."""
     q, k, v = inputs.q.to(inputs.v.dtype), inputs.k.to(inputs.v.dtype), inputs.v
-    return _Attend.apply(q, k, v, inputs.bias_table, inputs.scale, inputs.padded_value, inputs.plan)
+    return _AttendOnCpu.apply(q, k, v, inputs.bias_table, inputs.scale, inputs.padded_value, inputs.plan)
 
 
 def _empty_attended(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    """For compiled graphs: the shape of the result of `attend_map`."""
     return v.new_empty(v.shape)
 
 
@@ -33,22 +34,23 @@ def _empty_attended(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
 def attend_map(
     q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, padded_value: Tensor | None, plan: WindowPlan
 ) -> Tensor:
-    """`window_attention` without gradients."""
+    """The custom operator of attention on a CPU: `window_attention` without gradients."""
     attended = v.new_empty(v.shape)
     kernels.attend(AttentionInputs(q, k, v, bias_table, scale, plan, padded_value), attended)
     return attended
 
 
-def _empty_gradients(
+def _empty_attention_gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For compiled graphs: the shapes of the results of `attend_map_backward`."""
     batch, height, width, heads, head_dim = v.shape
     maps = v.new_empty(batch, height, width, 3 * heads * head_dim)
     table = bias_table.new_empty(bias_table.shape if rest[1] else 0)
     return maps, table, torch.empty_like(scale), scale.new_empty(heads, head_dim)
 
 
-@custom_op(_empty_gradients)
+@custom_op(_empty_attention_gradients)
 def attend_map_backward(
     grad: Tensor,
     q: Tensor,
@@ -79,9 +81,10 @@ def attend_map_backward(
     return joined, grad_table, grad_scale.to(scale.dtype), padding.to(scale.dtype)
 
 
-class _Attend(torch.autograd.Function):
+class _AttendOnCpu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
+        """Runs `attend_map`, and saves its arguments for the backward pass."""
         *tensors, ctx.plan = arguments
         ctx.save_for_backward(*tensors)
         return attend_map(*arguments)

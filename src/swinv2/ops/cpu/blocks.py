@@ -42,7 +42,7 @@ def add_mlp(
     gelu_in: Tensor | None = None,
     branch_out: Tensor | None = None,
 ) -> None:
-    """x + factor * norm(fc2(GELU(fc1(x)))), for every token.
+    """One call of a kernel: x + factor * norm(fc2(GELU(fc1(x)))), for every token.
 
     Args:
         x: Tokens (..., C).
@@ -71,7 +71,7 @@ def add_attention(
     attended: Tensor | None = None,
     branch_out: Tensor | None = None,
 ) -> None:
-    """x + factor * norm(out_proj(attention(q(x), k(x), v(x)))), with attention inside every window.
+    """One call of a kernel: x + factor * norm(out_proj(attention(q(x), k(x), v(x)))), with attention in windows.
 
     Args:
         x: The map (B, H, W, C).
@@ -113,7 +113,7 @@ class Gradients:
     scale: Tensor | None = None
 
     def fit(self, channels: int, last_in: int, first_out: int) -> library.Gradients:
-        """The kernel argument.
+        """The kernel argument for the gradients of a branch.
 
         Args:
             channels: Channels of x.
@@ -131,7 +131,7 @@ class Gradients:
 def mlp_backward(
     grad: Tensor, x: Tensor, gelu_in: Tensor, branch_out: Tensor, fc1: Tensor, fc2: Tensor, norm: Norm, to: Gradients
 ) -> None:
-    """The gradients of `add_mlp`.
+    """One call of a kernel: the gradients of `add_mlp`.
 
     Args:
         grad: The gradient of the result, (..., C).
@@ -164,7 +164,7 @@ def attention_backward(
     norm: Norm,
     to: Gradients,
 ) -> None:
-    """The gradients of `add_attention`.
+    """One call of a kernel: the gradients of `add_attention`.
 
     Args:
         grad: The gradient of the result, (B, H, W, C).
@@ -271,9 +271,10 @@ class PreparedBlocks:
         if any(block.alike != alike for block in blocks) or self.channels % self.heads:
             raise ValueError("blocks that run together must have the same window, heads and precision.")
         self._tensors = [tensor for block in blocks for tensor in block.tensors]
-        self.blocks = (library.Block * len(blocks))(*(self._prepare(block) for block in blocks))
+        self.blocks = (library.Block * len(blocks))(*(self._prepare_block(block) for block in blocks))
 
-    def _prepare(self, tensors: BlockTensors) -> library.Block:
+    def _prepare_block(self, tensors: BlockTensors) -> library.Block:
+        """Checks the tensors of a block, and makes the kernel argument of them."""
         # A plan raises an error for a wrong shift.
         WindowPlan((1, 1), tensors.window, tensors.shift)
         fit((self.heads, 2 * self.window[0] - 1, 2 * self.window[1] - 1), bias_table=tensors.bias_table)
@@ -292,7 +293,7 @@ class PreparedBlocks:
 
 
 @lru_cache(maxsize=256)
-def _plan_of(size: torch.Size, window: Pair, mask_padding: bool, heads: int) -> library.Plan:
+def _plan_of_map(size: torch.Size, window: Pair, mask_padding: bool, heads: int) -> library.Plan:
     """The kernel argument for maps of a size (B, H, W, C), without shift: each block has its own."""
     batch, height, width, channels = size
     return as_plan(WindowPlan((height, width), window, mask_padding=mask_padding), batch, heads, channels // heads)
@@ -310,7 +311,7 @@ def run_blocks(prepared: PreparedBlocks, x: Tensor, out: Tensor | None = None) -
         `out`.
     """
     _check_map(x, prepared)
-    plan, blocks = _plan_of(x.shape, prepared.window, prepared.mask_padding, prepared.heads), prepared.blocks
+    plan, blocks = _plan_of_map(x.shape, prepared.window, prepared.mask_padding, prepared.heads), prepared.blocks
     out = x.new_empty(x.shape) if out is None else out
     fit(x.shape, out=out)
     x = as_tokens(x)
@@ -349,7 +350,7 @@ def project(prepared: PreparedProjection, x: Tensor) -> Tensor:
     _check_map(x, prepared)
     x, (images, height, width, _), (down, across) = as_tokens(x), x.shape, prepared.window
     out = x.new_empty(images, -(-height // down), -(-width // across), prepared.wide)
-    plan = _plan_of(x.shape, prepared.window, False, 1)
+    plan = _plan_of_map(x.shape, prepared.window, False, 1)
     run("project", x.dtype, (plan, prepared.layer, prepared.norm, prepared.wide, as_map(x), as_map(out)))
     return out
 

@@ -57,7 +57,7 @@ def add_attention(
     plan: WindowPlan,
     epilogue: Epilogue,
 ) -> Tensor:
-    """x + factor * norm(out_proj(attention(q(x), k(x), v(x)))).
+    """The attention branch, with gradients: x + factor * norm(out_proj(attention(q(x), k(x), v(x)))).
 
     Args:
         x: The map (B, H, W, C).
@@ -70,7 +70,7 @@ def add_attention(
 
 
 def add_mlp(x: Tensor, fc1: Weights, fc2: Weights, epilogue: Epilogue) -> Tensor:
-    """x + factor * norm(fc2(GELU(fc1(x)))).
+    """The MLP branch, with gradients: x + factor * norm(fc2(GELU(fc1(x)))).
 
     Args:
         x: The map (B, H, W, C).
@@ -107,6 +107,7 @@ class _AddBranch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:
+        """Runs `branch`, and saves its tensors for the backward pass."""
         *layers, bias_table, scale, norm_weight, _, ctx.eps, keep_mask, ctx.factor, _, ctx.plan = arguments
         count = len(layers) // 2
         weights, biases = layers[:count], layers[count:]
@@ -142,6 +143,7 @@ class _AddMlp(_AddBranch):
 
 
 def _empty_branch(x: Tensor, weights: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For compiled graphs: the shapes of the results of `branch`."""
     dtype, _, save_for_backward = rest[-3:]
     batch, height, width, channels = x.shape
     batch = batch if save_for_backward else 0
@@ -186,7 +188,7 @@ def branch(
     """
     out, *saved = results = _empty_branch(x, weights, dtype, plan, save_for_backward)
     kept = _kept_images(keep_mask)
-    images, sums, layers = _take(x, kept), _buffer_for(out, kept), list(zip(weights, biases, strict=True))
+    images, sums, layers = _take_images(x, kept), _buffer_for_images(out, kept), list(zip(weights, biases, strict=True))
     norm: Norm = (norm_weight, norm_bias, eps, factor)
     buffers = [each[: len(images)] for each in saved] if save_for_backward else [None] * 3
     if not uses_kernels(dtype):
@@ -200,9 +202,10 @@ def branch(
     return results
 
 
-def _empty_gradients(
+def _empty_branch_gradients(
     grad: Tensor, x: Tensor, saved: Sequence[Tensor], weights: Sequence[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """For compiled graphs: the shapes of the results of `branch_backward`."""
     bias_table, scale, (wants_x, wants_first, wants_last, wants_table) = rest[1], rest[2], rest[-2]
     channels, dtype, (last_in, first_out) = x.shape[3], precise(x.dtype), (weights[-1].shape[1], saved[0].shape[3])
     return (
@@ -216,7 +219,7 @@ def _empty_gradients(
     )
 
 
-@custom_op(_empty_gradients)
+@custom_op(_empty_branch_gradients)
 @without_autocast
 def branch_backward(
     grad: Tensor,
@@ -248,9 +251,9 @@ def branch_backward(
         as one tensor (3, C), of the norm's weight, the norm's bias and the last layer's bias; of the bias table; and of
         the scale. All but the first are in fp32 at least.
     """
-    gradients = _empty_gradients(grad, x, saved, weights, value_bias, bias_table, scale, wants, plan)
+    gradients = _empty_branch_gradients(grad, x, saved, weights, value_bias, bias_table, scale, wants, plan)
     kept = _kept_images(keep_mask)
-    images, grads, grad_images = _take(x, kept), _take(grad, kept), _buffer_for(gradients[0], kept)
+    images, grads, grad_images = _take_images(x, kept), _take_images(grad, kept), _buffer_for_images(gradients[0], kept)
     # An empty tensor is not wanted.
     wanted: list[Any] = [each if each.numel() else None for each in (grad_images, *gradients[1:])]
     saved = [each[: len(images)] for each in saved]
@@ -272,11 +275,11 @@ def _kept_images(keep_mask: Tensor | None) -> Tensor | None:
     return None if keep_mask is None or keep_mask.all() else keep_mask.nonzero().flatten()
 
 
-def _take(images: Tensor, kept: Tensor | None) -> Tensor:
+def _take_images(images: Tensor, kept: Tensor | None) -> Tensor:
     """The kept images, contiguous in memory. (torch's indexing alone keeps the layout.)"""
     return (images if kept is None else images[kept]).contiguous()
 
 
-def _buffer_for(out: Tensor, kept: Tensor | None) -> Tensor:
+def _buffer_for_images(out: Tensor, kept: Tensor | None) -> Tensor:
     """Memory for the kept images of `out`: `out` itself if all are kept, or if it is empty because nobody wants it."""
     return out if kept is None or not out.numel() else out.new_empty(len(kept), *out.shape[1:])

@@ -32,7 +32,7 @@ def add_branch(
     dtype: torch.dtype,
     saved: Sequence[Tensor | None],
 ) -> None:
-    """x + factor * norm(last(middle(first(x)))).
+    """A branch by torch's products: x + factor * norm(last(middle(first(x)))).
 
     Args:
         x: The map (B, H, W, C).
@@ -69,7 +69,7 @@ def branch_backward(
     norm: Norm,
     to: Gradients,
 ) -> None:
-    """The gradients of `add_branch`.
+    """The gradients of `add_branch`, by torch's products.
 
     Args:
         grad: The gradient of the result.

@@ -54,7 +54,7 @@ def attend_backward(
 def add_normalised(
     x: Tensor, branch_out: Tensor, weight: Tensor, bias: Tensor, eps: float, factor: float, out: Tensor
 ) -> None:
-    """x + factor * norm(branch_out), for every token.
+    """Calls the kernel for CPUs of x + factor * norm(branch_out), for every token.
 
     Args:
         x, branch_out: Tokens (N, C).

@@ -109,10 +109,10 @@ that it needs."""
 
 @cache
 def load() -> Any:
-    """The library for this processor; None if `refuse` returns a reason."""
+    """The library of compiled kernels for this processor; None if `refuse` returns a reason."""
     if refuse() is not None:
         return None
-    library = ctypes.CDLL(str(_path()))
+    library = ctypes.CDLL(str(_library_path()))
     for name, arguments in SIGNATURES.items():
         for precision in ("f32", "f64"):
             function = getattr(library, f"{name}_{precision}")
@@ -122,24 +122,25 @@ def load() -> Any:
 
 
 def kernel(name: str, is_double: bool) -> Any:
-    """A kernel, for maps in fp64 or for maps in any other dtype."""
+    """A kernel of the library, for maps in fp64 or for maps in any other dtype."""
     return getattr(load(), f"{name}_f64" if is_double else f"{name}_f32")
 
 
 @torch.compiler.assume_constant_result
 def refuse(dtype: torch.dtype | None = None) -> str | None:
     """The reason why this machine has no compiled kernels, or none for a dtype; None if it has them."""
-    return _reason() or (None if dtype is None or dtype in TYPES else f"they have no kernels for {dtype}")
+    return _why_unusable() or (None if dtype is None or dtype in TYPES else f"they have no kernels for {dtype}")
 
 
 @cache
-def _reason() -> str | None:
-    path = _path()
+def _why_unusable() -> str | None:
+    """The reason why the compiled kernels of this installation cannot be used, or None."""
+    path = _library_path()
     if path is None:
         return f"this package's compiled kernels are not for this processor ({torch.backends.cpu.get_cpu_capability()})"
     if not path.exists():
         return "this package was installed without its compiled kernels; install a C compiler and the package again"
-    if _fingerprint(FOLDER / "sources").encode() not in path.read_bytes():
+    if _fingerprint_of_sources(FOLDER / "sources").encode() not in path.read_bytes():
         return "this package's compiled kernels were compiled from other sources; install it again"
     try:
         ctypes.CDLL(str(path))
@@ -148,7 +149,7 @@ def _reason() -> str | None:
     return None
 
 
-def _path() -> Path | None:
+def _library_path() -> Path | None:
     """The path of the library for this processor, which may not exist; None if this processor is not supported."""
     capability = torch.backends.cpu.get_cpu_capability()
     if platform.machine() == "x86_64":
@@ -158,8 +159,8 @@ def _path() -> Path | None:
     return None if level is None else FOLDER / f"kernels-{level}.so"
 
 
-def _fingerprint(sources: Path) -> str:
-    """As in `hatch_build.py`, which this package cannot import."""
+def _fingerprint_of_sources(sources: Path) -> str:
+    """A digest of the C sources, as in `hatch_build.py`, which this package cannot import."""
     digest = sha256()
     for source in sorted(sources.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")

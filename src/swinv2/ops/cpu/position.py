@@ -32,12 +32,13 @@ def bias_table(window: Pair, pretrained_window: Pair, w1: Tensor, b1: Tensor, w2
     Returns:
         The table (heads, 2 Wh - 1, 2 Ww - 1), in the weights' dtype.
     """
-    return _Table.apply(w1, b1, w2, [*window, *pretrained_window])
+    return _BiasTable.apply(w1, b1, w2, [*window, *pretrained_window])
 
 
-class _Table(torch.autograd.Function):
+class _BiasTable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Computes the bias table, and saves it for the backward pass."""
         table = evaluate_table(w1, b1, w2, sizes)
         ctx.sizes = sizes
         ctx.save_for_backward(w1, b1, w2, table)
@@ -46,27 +47,30 @@ class _Table(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the weights of the position bias network."""
         w1, b1, w2, table = ctx.saved_tensors
         gradients = evaluate_table_backward(grad.contiguous(), w1, b1, w2, table, ctx.sizes)
         wants = ctx.needs_input_grad
         return *(each if wanted else None for each, wanted in zip(gradients, wants, strict=False)), None
 
 
-def _empty_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Tensor:
+def _empty_bias_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Tensor:
+    """For compiled graphs: the shape of the bias table."""
     return w1.new_empty(len(w2), 2 * sizes[0] - 1, 2 * sizes[1] - 1)
 
 
-@custom_op(_empty_table)
+@custom_op(_empty_bias_table)
 @without_autocast
 def evaluate_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Tensor:
     """`bias_table` without gradients; `sizes` are those of `window` and `pretrained_window`."""
-    table = _empty_table(w1, b1, w2, sizes)
-    for chunk, out in zip(_chunks(_positions(*sizes, w1.dtype)), _chunks(table.flatten(1).T), strict=True):
-        out.copy_(_hidden(chunk, w1, b1) @ w2.T)
+    table = _empty_bias_table(w1, b1, w2, sizes)
+    for chunk, out in zip(_bias_chunks(_positions(*sizes, w1.dtype)), _bias_chunks(table.flatten(1).T), strict=True):
+        out.copy_(_hidden_features(chunk, w1, b1) @ w2.T)
     return table.sigmoid_().mul_(LARGEST_BIAS)
 
 
 def _empty_gradients(grad: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """For compiled graphs: the shapes of the gradients of the position bias network."""
     return w1.new_empty(w1.shape), b1.new_empty(b1.shape), w2.new_empty(w2.shape)
 
 
@@ -85,8 +89,8 @@ def evaluate_table_backward(
     grad_w1, grad_b1, grad_w2 = (each.zero_() for each in _empty_gradients(grad, w1, b1, w2))
     # The derivative of t = 16 s, where s is a sigmoid: 16 s (1 - s) = t (1 - t / 16).
     grad_field = (grad * table * (1 - table / LARGEST_BIAS)).to(w1.dtype).flatten(1).T
-    for chunk, chunk_grad in zip(_chunks(_positions(*sizes, w1.dtype)), _chunks(grad_field), strict=True):
-        hidden = _hidden(chunk, w1, b1)
+    for chunk, chunk_grad in zip(_bias_chunks(_positions(*sizes, w1.dtype)), _bias_chunks(grad_field), strict=True):
+        hidden = _hidden_features(chunk, w1, b1)
         grad_w2.addmm_(chunk_grad.T, hidden)
         grad_hidden = torch.ops.aten.threshold_backward(chunk_grad @ w2, hidden, 0)
         grad_w1.addmm_(grad_hidden.T, chunk)
@@ -97,16 +101,17 @@ def evaluate_table_backward(
 # Cached: they depend only on the window. A window of 24 has 2209 positions of two coordinates.
 @lru_cache(maxsize=64)
 def _positions(height: int, width: int, pretrained_height: int, pretrained_width: int, dtype: torch.dtype) -> Tensor:
+    """Coordinates of every relative position, the inputs of the position bias network."""
     with torch.inference_mode(False):
         coordinates = relative_coordinates((height, width), (pretrained_height, pretrained_width), torch.device("cpu"))
         return coordinates.flatten(0, -2).to(dtype)
 
 
-def _hidden(positions: Tensor, w1: Tensor, b1: Tensor) -> Tensor:
-    """The hidden features of some positions."""
+def _hidden_features(positions: Tensor, w1: Tensor, b1: Tensor) -> Tensor:
+    """The hidden features of the position bias network, for some positions."""
     return torch.addmm(b1, positions, w1.T).relu_()
 
 
-def _chunks(rows: Tensor) -> Sequence[Tensor]:
+def _bias_chunks(rows: Tensor) -> Sequence[Tensor]:
     """Divides positions, or other rows with one for each position, into chunks that fit a core's own cache."""
     return rows.split(POSITIONS_AT_ONCE)

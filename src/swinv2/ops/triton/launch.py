@@ -42,7 +42,7 @@ WHOLE_VECTOR_BYTES = 128
 
 
 def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B H W heads head_dim"]:
-    """Cosine attention inside every window of a map."""
+    """Cosine attention inside every window of a map, by the kernels for GPUs."""
     q, k, v, padded_value, plan = inputs.q, inputs.k, inputs.v, inputs.padded_value, inputs.plan
     if plan.padded_grid == plan.grid:
         padded_value = None
@@ -50,16 +50,17 @@ def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B H W heads head
         padded_value = v.new_zeros(v.shape[3:])
     else:
         padded_value = padded_value.to(v.dtype)
-    return _Attend.apply(q.to(v.dtype), k.to(v.dtype), v, inputs.bias_table, inputs.scale, padded_value, plan)
+    return _AttendOnGpu.apply(q.to(v.dtype), k.to(v.dtype), v, inputs.bias_table, inputs.scale, padded_value, plan)
 
 
-def _empty_output(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _empty_attended(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """For compiled graphs: the shapes of the results of `attend_fused`."""
     batch, heads, plan = v.shape[0], v.shape[3], rest[-1]
     softmax_stats = v.new_empty(batch * plan.counts[0] * plan.counts[1], heads, 2, plan.tokens, dtype=precise(v.dtype))
     return v.new_empty(v.shape), softmax_stats
 
 
-@custom_op(_empty_output)
+@custom_op(_empty_attended)
 def attend_fused(
     q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, padded_value: Tensor | None, plan: WindowPlan
 ) -> tuple[Tensor, Tensor]:
@@ -69,15 +70,15 @@ def attend_fused(
         The attended map, and the softmax statistics (windows of all images, heads, 2, T).
     """
     inputs, strides = _kernel_inputs(q, k, v, bias_table, scale, padded_value)
-    attended, softmax_stats = _empty_output(*inputs[:3], plan)
+    attended, softmax_stats = _empty_attended(*inputs[:3], plan)
     if attended.numel():
-        constants, layout = _constants(plan, v, *_blocks(plan, v)), (strides, attended.stride()[:4], _numbers(plan))
+        constants, layout = _constants(plan, v, *_tile_sizes(plan, v)), (strides, attended.stride()[:4], _numbers(plan))
         start(
             forward.attend,
             len(softmax_stats) * constants.query_tiles * len(scale),
             attended,
             (inputs, attended, softmax_stats, layout, len(scale), constants),
-            _options(plan.tokens > FEW_TOKENS),
+            _compiler_options(plan.tokens > FEW_TOKENS),
         )
     return attended, softmax_stats
 
@@ -85,6 +86,7 @@ def attend_fused(
 def _empty_gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """For compiled graphs: the shapes of the results of `attend_fused_backward`."""
     padded_value, _, _, wants_bias, _ = rest
     grad_q, grad_k, grad_v = v.new_empty(v.shape), v.new_empty(v.shape), v.new_empty(v.shape)
     grad_table = bias_table.new_empty(bias_table.shape if wants_bias else 0)
@@ -135,9 +137,10 @@ def attend_fused_backward(
     return gradients
 
 
-class _Attend(torch.autograd.Function):
+class _AttendOnGpu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
+        """Starts the forward kernel, and saves what the backward kernels need."""
         *tensors, ctx.plan = arguments
         attended, softmax_stats = attend_fused(*arguments)
         ctx.save_for_backward(*tensors, attended, softmax_stats)
@@ -146,6 +149,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients from the backward kernels, one for each argument."""
         q, k, v, bias_table, scale, padded_value, attended, softmax_stats = ctx.saved_tensors
         wants, saved = ctx.needs_input_grad, (bias_table, scale, padded_value, attended, softmax_stats)
         gradients = attend_fused_backward(grad, q, k, v, *saved, wants[3], ctx.plan)
@@ -175,7 +179,7 @@ class _BackwardPass:
 
     def start(self, kernel: Any, programs: int, *arguments: Any) -> None:
         """Launches a kernel; `arguments` are those after the inputs."""
-        start(kernel, programs, self.attended, (self.inputs, *arguments), _options())
+        start(kernel, programs, self.attended, (self.inputs, *arguments), _compiler_options())
 
     def buffer(self, *shape: int) -> Tensor:
         """New memory for the programs, in the dtype of sums."""
@@ -188,10 +192,10 @@ class _BackwardPass:
     def whole_windows(self, grad_maps: tuple[Tensor, Tensor, Tensor]) -> Sums:
         """For windows of one tile: writes the gradients of q, k and v, and returns the other gradients."""
         _, _, v, bias_table, scale, _ = self.inputs
-        all_windows, heads, block = len(self.softmax_stats), len(scale), _block(self.plan.tokens, WHOLE_WINDOW)
+        all_windows, heads, block = len(self.softmax_stats), len(scale), _rows_of_tile(self.plan.tokens, WHOLE_WINDOW)
         table = TableGradient(bias_table, self.plan, block, block, self.wants_bias)
         constants = _constants(self.plan, v, block, block, table.span)
-        splits = _splits(v.device, all_windows, heads)
+        splits = _window_splits(v.device, all_windows, heads)
         grad_scale, grad_padded = self.buffer(splits, heads), self.padded_buffer(splits)
         sums, counts = (table.buffer(splits), grad_scale, grad_padded), (all_windows, splits, heads)
         maps = (self.softmax_stats, self.grad, grad_maps)
@@ -201,7 +205,7 @@ class _BackwardPass:
     def by_tiles(self, grad_maps: tuple[Tensor, Tensor, Tensor]) -> Sums:
         """For windows of several tiles: writes the gradients of q, k and v, and returns the other gradients."""
         _, _, v, bias_table, scale, _ = self.inputs
-        all_windows, heads, (queries, keys) = len(self.softmax_stats), len(scale), _blocks(self.plan, v)
+        all_windows, heads, (queries, keys) = len(self.softmax_stats), len(scale), _tile_sizes(self.plan, v)
         table = TableGradient(bias_table, self.plan, queries, keys, self.wants_bias)
         constants = _constants(self.plan, v, queries, keys, table.span)
         query_tiles, key_tiles = constants.query_tiles, constants.key_tiles
@@ -219,7 +223,7 @@ class _BackwardPass:
 
         if self.wants_bias:
             pairs = query_tiles * key_tiles
-            splits = _splits(v.device, all_windows, heads * pairs)
+            splits = _window_splits(v.device, all_windows, heads * pairs)
             written = (table.buffer(splits), deltas, self.layout, all_windows, splits, heads)
             self.start(backward.to_bias, splits * pairs * heads, *given, *written, constants)
         return table.total(), grad_scale.sum((0, 1)), None if grad_padded is None else grad_padded.sum((0, 1))
@@ -245,21 +249,23 @@ def _kernel_inputs(
 
 
 def _numbers(plan: WindowPlan) -> tuple[int, ...]:
+    """Grid, number of windows and shift of a plan, as kernels for GPUs take them."""
     return (*plan.grid, *plan.counts, *plan.shift)
 
 
 def _constants(plan: WindowPlan, v: Tensor, queries: int, keys: int, span: int = 0) -> Constants:
-    """What kernels with these tiles are compiled for."""
+    """What kernels for GPUs with these tiles are compiled for."""
     # Not torch.get_float32_matmul_precision(): it raises an error if the newer setting was used, as by transformers.
     relaxed = v.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return _constants_of(plan, v.shape[4], v.dtype, queries, keys, span, relaxed)
+    return _cached_constants(plan, v.shape[4], v.dtype, queries, keys, span, relaxed)
 
 
 # Cached, here and below: with small models, the GPU waits for the CPU, which launches the kernels.
 @lru_cache(maxsize=256)
-def _constants_of(
+def _cached_constants(
     plan: WindowPlan, head_dim: int, dtype: torch.dtype, queries: int, keys: int, span: int, relaxed: bool
 ) -> Constants:
+    """The constants of kernels for GPUs, cached by what they depend on."""
     return Constants(
         *plan.window,
         mask_padding=plan.mask_padding,
@@ -276,20 +282,20 @@ def _constants_of(
 
 
 @lru_cache(maxsize=256)
-def _block(tokens: int, largest: int) -> int:
+def _rows_of_tile(tokens: int, largest: int) -> int:
     """Rows of a tile: a power of 2 that leaves little of the last tile empty. Small tiles cost more per row."""
     sizes = [size for size in (16, 32, 64, 128) if size <= largest]
     return min(reversed(sizes), key=lambda size: -(-tokens // size) * (size + SMALLEST_BLOCK))
 
 
-def _blocks(plan: WindowPlan, v: Tensor) -> tuple[int, int]:
+def _tile_sizes(plan: WindowPlan, v: Tensor) -> tuple[int, int]:
     """Number of queries and of keys in a tile: fewer if vectors take more memory."""
     largest = 64 if v.element_size() <= 2 and v.shape[4] <= 64 else 32
-    block = _block(plan.tokens, largest)
+    block = _rows_of_tile(plan.tokens, largest)
     return block, block
 
 
-def _options(copies_ahead: bool = False) -> dict[str, Any]:
+def _compiler_options(copies_ahead: bool = False) -> dict[str, Any]:
     """Compiler options of the kernels. Four warps multiply 64 rows at a time.
 
     Args:
@@ -299,6 +305,6 @@ def _options(copies_ahead: bool = False) -> dict[str, Any]:
     return {"num_warps": 4, "num_stages": 2 if copies_ahead else 1, "enable_fp_fusion": True}
 
 
-def _splits(device: torch.device, all_windows: int, programs: int) -> int:
+def _window_splits(device: torch.device, all_windows: int, programs: int) -> int:
     """The number of parts into which the windows are split; each part has `programs` programs."""
     return max(1, min(all_windows, most_programs(device) // programs))

@@ -52,7 +52,7 @@ def add_normalised(
     HAS_FACTORS: tl.constexpr,
     PRECISE: tl.constexpr,
 ):
-    """The forward pass. `statistics` (2, count) receives the mean and the reciprocal of the deviation of each row."""
+    """x + factors * norm(branch_out). `statistics` (2, count) receives each row's mean and reciprocal deviation."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     channels = tl.arange(0, BLOCK_CHANNELS)
     is_channel = channels < CHANNELS
@@ -92,8 +92,8 @@ def add_normalised_backward(
     HAS_FACTORS: tl.constexpr,
     PRECISE: tl.constexpr,
 ):
-    """The backward pass. A program computes `rounds` blocks of BLOCK_ROWS rows, one after another. `grad_weight_parts`
-    and `grad_bias_parts` are (programs, CHANNELS)."""
+    """The gradients of `add_normalised`. A program computes `rounds` blocks of BLOCK_ROWS rows, one after another.
+    `grad_weight_parts` and `grad_bias_parts` are (programs, CHANNELS)."""
     program = tl.program_id(0)
     channels = tl.arange(0, BLOCK_CHANNELS)
     is_channel = channels < CHANNELS

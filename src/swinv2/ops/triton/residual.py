@@ -49,6 +49,7 @@ class _AddNormalised(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, branch_out: Tensor, weight: Tensor, bias: Tensor, eps: float, factors: Tensor | None
     ) -> Tensor:
+        """Starts the kernel that adds the normalised branch, and saves its statistics."""
         normed = precise(branch_out.dtype) if torch.is_autocast_enabled(branch_out.device.type) else branch_out.dtype
         output = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, normed), device=x.device)
         branch_out = branch_out.contiguous()
@@ -56,7 +57,7 @@ class _AddNormalised(torch.autograd.Function):
         statistics = branch_out.new_empty(2, count, dtype=precise(branch_out.dtype))
         factors = None if factors is None else factors.contiguous()
         if count:
-            constants = _constants(branch_out, factors)
+            constants = _norm_constants(branch_out, factors)
             tensors = (x.contiguous(), branch_out, weight.contiguous(), bias.contiguous(), factors, output, statistics)
             programs = triton.cdiv(count, constants["BLOCK_ROWS"])
             start(norm.add_normalised, programs, x, (*tensors, count, count // len(x)), constants | {"EPS": eps})
@@ -67,11 +68,12 @@ class _AddNormalised(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Starts the kernel of the gradients, and sums its parts."""
         branch_out, weight, factors, statistics = ctx.saved_tensors
         dtype, bias_dtype = ctx.dtypes
         grad, grad_branch_out = grad.contiguous(), torch.empty_like(branch_out)
         count = statistics.shape[1]
-        constants = _constants(branch_out, factors)
+        constants = _norm_constants(branch_out, factors)
         blocks = triton.cdiv(count, constants["BLOCK_ROWS"])
         rounds = max(triton.cdiv(blocks, most_programs(branch_out.device)), 1)
         programs = triton.cdiv(blocks, rounds)
@@ -84,8 +86,8 @@ class _AddNormalised(torch.autograd.Function):
         return grad.to(dtype), grad_branch_out, grad_weight.to(weight.dtype), grad_bias.to(bias_dtype), None, None
 
 
-def _constants(branch_out: Tensor, factors: Tensor | None) -> dict[str, Any]:
-    """Compile-time constants of both kernels."""
+def _norm_constants(branch_out: Tensor, factors: Tensor | None) -> dict[str, Any]:
+    """Compile-time constants of the two kernels for norm, drop path and sum."""
     channels = triton.next_power_of_2(branch_out.shape[-1])
     rows = max(NUMBERS_AT_ONCE // channels, 1)
     return {

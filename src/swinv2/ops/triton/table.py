@@ -29,10 +29,10 @@ class TableGradient:
 
     @property
     def span(self) -> int:
-        """See `backward._add_to_table`."""
+        """Entries of the part that each program writes; 0 if all programs add to one table."""
         if not (self.wanted and self.deterministic):
             return 0
-        return _span(self.plan, self.queries) + _span(self.plan, self.keys)
+        return _entries_of_tile(self.plan, self.queries) + _entries_of_tile(self.plan, self.keys)
 
     def buffer(self, splits: int) -> Tensor | None:
         """Allocates the buffer for the programs; None if the gradient is not wanted."""
@@ -40,7 +40,7 @@ class TableGradient:
         if not self.wanted:
             return None
         if self.deterministic:
-            shape = (splits * len(self._firsts()), len(self.bias_table), self.span)
+            shape = (splits * len(self._first_entries()), len(self.bias_table), self.span)
             self.sums = self.bias_table.new_empty(shape, dtype=dtype)
         else:
             self.sums = torch.zeros_like(self.bias_table, dtype=dtype)
@@ -52,7 +52,7 @@ class TableGradient:
             return None
         if not self.deterministic:
             return self.sums
-        firsts = self._firsts()
+        firsts = self._first_entries()
         of_pairs = self.sums.unflatten(0, (-1, len(firsts))).sum(0).transpose(0, 1)
         entries = firsts[:, None] + torch.arange(self.sums.shape[-1], device=self.sums.device)
         flat = self.sums.new_zeros(len(self.bias_table), self.bias_table[0].numel() + self.sums.shape[-1])
@@ -60,24 +60,25 @@ class TableGradient:
         flat.index_put_((heads, entries), of_pairs, accumulate=True)
         return flat[:, : self.bias_table[0].numel()].reshape(self.bias_table.shape)
 
-    def _entry(self, tokens: Tensor) -> Tensor:
+    def _entry_terms(self, tokens: Tensor) -> Tensor:
+        """The terms of tokens in the index of a bias table entry."""
         width = self.plan.window[1]
         return tokens // width * (2 * width - 1) + tokens % width
 
-    def _tiles(self, block: int) -> tuple[Tensor, Tensor]:
+    def _terms_of_tiles(self, block: int) -> tuple[Tensor, Tensor]:
         """The terms of an entry for the first and the last token of every tile."""
         # Created on the device: a copy to the device cannot be part of a CUDA graph.
         starts = torch.arange(0, self.plan.tokens, block, device=self.bias_table.device)
-        return self._entry(starts), self._entry((starts + block).clamp(max=self.plan.tokens) - 1)
+        return self._entry_terms(starts), self._entry_terms((starts + block).clamp(max=self.plan.tokens) - 1)
 
-    def _firsts(self) -> Tensor:
+    def _first_entries(self) -> Tensor:
         """The first entry of every pair of tiles; the tile of keys changes fastest."""
-        (firsts, _), (_, lasts) = self._tiles(self.queries), self._tiles(self.keys)
+        (firsts, _), (_, lasts) = self._terms_of_tiles(self.queries), self._terms_of_tiles(self.keys)
         middle = self.bias_table[0].numel() // 2
         return (firsts[:, None] - lasts[None, :] + middle).flatten()
 
 
-def _span(plan: WindowPlan, block: int) -> int:
+def _entries_of_tile(plan: WindowPlan, block: int) -> int:
     """An upper bound of the number of entries between the tokens of a tile."""
     rows = min(-(-block // plan.window[1]) + 1, plan.window[0])
     return rows * (2 * plan.window[1] - 1)

@@ -57,22 +57,22 @@ class Constants:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a window."""
+        """Number of tokens in a window."""
         return self.window_height * self.window_width
 
     @property
     def table(self) -> int:
-        """Entries of the bias table of one head."""
+        """Number of entries in the bias table of one head."""
         return (2 * self.window_height - 1) * (2 * self.window_width - 1)
 
     @property
     def query_tiles(self) -> int:
-        """Tiles of queries in a window."""
+        """Number of tiles of queries in a window."""
         return -(-self.tokens // self.block_queries)
 
     @property
     def key_tiles(self) -> int:
-        """Tiles of keys in a window."""
+        """Number of tiles of keys in a window."""
         return -(-self.tokens // self.block_keys)
 
     @property

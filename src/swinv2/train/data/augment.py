@@ -80,10 +80,11 @@ def decode(stored: str | bytes | np.ndarray, channels: int) -> Image.Image | Ten
 def for_pretraining(pixels: Pixels, scale: Sequence[float] = (0.67, 1.0)) -> Transform:
     """SimMIM's augmentation: a random crop of a share of the area within `scale`, resized, and flipped half of the
     time."""
-    return v2.Compose([_crop(pixels, scale), v2.RandomHorizontalFlip(), *pixels.normalise()])
+    return v2.Compose([_random_crop(pixels, scale), v2.RandomHorizontalFlip(), *pixels.normalise()])
 
 
-def _crop(pixels: Pixels, scale: Sequence[float]) -> v2.Transform:
+def _random_crop(pixels: Pixels, scale: Sequence[float]) -> v2.Transform:
+    """Augmentation: a random crop, resized to the model's size."""
     return v2.RandomResizedCrop(pixels.size, (scale[0], scale[1]), (3 / 4, 4 / 3), InterpolationMode.BICUBIC)
 
 
@@ -122,7 +123,7 @@ def for_finetuning(
         resize = v2.Resize(pixels.size, InterpolationMode.BICUBIC)
         steps: list[Any] = [resize, v2.RandomCrop(pixels.size, crop_padding, padding_mode="reflect")]
     else:
-        steps = [_crop(pixels, scale)]
+        steps = [_random_crop(pixels, scale)]
     steps.append(v2.RandomHorizontalFlip())
     if auto_augment:
         from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
@@ -158,21 +159,23 @@ def _limit_posterizing(augment: Any) -> Any:
     operations = augment.ops if hasattr(augment, "ops") else [each for policy in augment.policy for each in policy]
     for operation in operations:
         if operation.aug_fn is posterize:
-            operation.aug_fn = _posterize
+            operation.aug_fn = _posterize_safely
     return augment
 
 
-def _posterize(image: Image.Image, bits: int, **rest: Any) -> Image.Image:
+def _posterize_safely(image: Image.Image, bits: int, **rest: Any) -> Image.Image:
+    """Augmentation: posterizing that keeps one bit at least."""
     return image if bits >= 8 else ImageOps.posterize(image, max(bits, 1))
 
 
 def for_evaluation(pixels: Pixels, crop_ratio: float | None = None) -> Transform:
     """The transform of evaluation, without randomness: the image processor that is saved with the model; see
     `make_processor`."""
-    return partial(_process, make_processor(pixels, crop_ratio))
+    return partial(_process_image, make_processor(pixels, crop_ratio))
 
 
-def _process(processor: Any, image: Image.Image | Tensor) -> Tensor:
+def _process_image(processor: Any, image: Image.Image | Tensor) -> Tensor:
+    """Runs the image processor on one image, for evaluation."""
     # Not every version of transformers finds the dimension of four channels by itself.
     return processor(image, input_data_format="channels_first", return_tensors="pt")["pixel_values"][0]
 

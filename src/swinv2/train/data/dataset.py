@@ -81,10 +81,11 @@ class ImageDataset:
             image = _as_pixels(image)
         label = None if self.label_column is None else row[self.label_column]
         if self.label_column is not None and not isinstance(label, (int, np.integer)):
-            raise self._no_integer(label)
+            raise self._label_error(label)
         return Sample(image, None if label is None else int(label), str(row.get("__key__", name)))
 
-    def _no_integer(self, label: object) -> UsageError:
+    def _label_error(self, label: object) -> UsageError:
+        """The error for a label of the data set that is not an integer."""
         return UsageError(
             f"{self.source} has the label {label!r} in the column {self.label_column!r}; expected integers. Give "
             "another --label-column, or encode names with `class_encode_column` of `datasets`."
@@ -103,7 +104,7 @@ class ImageDataset:
         # The whole column at once: row by row, a million labels take a quarter of a minute.
         labels = np.asarray(self.rows.with_format("numpy")[self.label_column][:])
         if labels.dtype.kind not in "iub":
-            raise self._no_integer(next(label for label in self.rows[self.label_column] if not isinstance(label, int)))
+            raise self._label_error(next(label for label in self.rows[self.label_column] if not isinstance(label, int)))
         return labels if self.chosen is None else labels[self.chosen]
 
     def check_labels(self, classes: int) -> None:
@@ -141,7 +142,7 @@ class ImageDataset:
 
 
 def _as_pixels(image: Any) -> np.ndarray:
-    """An array of the pixels. Lists have no dtype; if their numbers fit, they become eight bits."""
+    """The pixels of a stored image as an array. Lists have no dtype; if their numbers fit, they become eight bits."""
     pixels = np.asarray(image)
     if isinstance(image, list) and pixels.dtype.kind in "iu" and pixels.size:
         return pixels.astype(np.uint8) if pixels.min() >= 0 and pixels.max() <= 255 else pixels

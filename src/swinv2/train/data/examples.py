@@ -121,7 +121,7 @@ class TrainingExamples(_IndexedExamples):
                 return self.transform(sample, drawn.epoch, index) | {"broken": broken}
             except BrokenImageError as error:
                 broken.append(f"{sample.name}: {error}")
-        raise _all_broken(broken)
+        raise _broken_images_error(broken)
 
 
 class EvaluationExamples(_IndexedExamples):
@@ -184,7 +184,7 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
                 except BrokenImageError as error:
                     broken.append(f"{sample.name}: {error}")
                     if len(broken) >= MOST_BROKEN_IN_A_ROW:
-                        raise _all_broken(broken) from error
+                        raise _broken_images_error(broken) from error
             if index < 0:
                 raise UsageError(
                     f"{self.dataset.source} has no image for worker {worker.id if worker else 0} of process "
@@ -192,7 +192,8 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
                 )
 
 
-def _all_broken(broken: list[str]) -> UsageError:
+def _broken_images_error(broken: list[str]) -> UsageError:
+    """The error for a data set of which too many images in a row cannot be read."""
     return UsageError(f"{len(broken)} images in a row cannot be read, the first one {broken[0]}.")
 
 

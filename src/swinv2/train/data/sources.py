@@ -72,7 +72,7 @@ def open_dataset(
         UsageError: The source cannot be opened, or has no such split or no images.
     """
     try:
-        rows, found_split = _load(source, split, streaming)
+        rows, found_split = _load_split(source, split, streaming)
         features = rows.features or (rows._resolve_features().features if streaming else None) or {}
     except UsageError:
         raise
@@ -95,8 +95,8 @@ def open_dataset(
     return ImageDataset(rows, images, labels, tuple(known or names), source, found_split)
 
 
-def _load(source: str, split: str, streaming: bool) -> tuple[Any, str | None]:
-    """The rows, and the name of their split; None if the source has no splits."""
+def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | None]:
+    """The rows of a source, and the name of their split; None if the source has no splits."""
     path = Path(source)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         rows, found = _choose_split(datasets.load_from_disk(source), split, source)
@@ -161,7 +161,7 @@ def _splits_of_images(folder: Path) -> dict[str, list[str]]:
             splits.setdefault(split_of[path.name.lower()], []).append(path)
     if len(splits) == 1:
         (chosen,) = splits.values()
-        others = [path.name for path in below if path not in chosen and any(map(_is_image, path.iterdir()))]
+        others = [path.name for path in below if path not in chosen and any(map(_is_image_file, path.iterdir()))]
         if others:
             raise UsageError(
                 f"{folder} has the folder {chosen[0].name!r}, which is the name of a split, and other folders of "
@@ -169,16 +169,17 @@ def _splits_of_images(folder: Path) -> dict[str, list[str]]:
             )
     folders = splits or {"train": [folder]}
     for split, paths in folders.items():
-        if not any(_is_image(Path(file)) for path in paths for _, _, files in os.walk(path) for file in files):
+        if not any(_is_image_file(Path(file)) for path in paths for _, _, files in os.walk(path) for file in files):
             raise UsageError(f"{str(folder)!r} has no images in the split {split!r}.")
     return {split: [f"{glob.escape(str(path))}/**" for path in paths] for split, paths in folders.items()}
 
 
-def _is_image(file: Path) -> bool:
+def _is_image_file(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES
 
 
 def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None]:
+    """The wanted split of an opened data set, and its name."""
     if not isinstance(loaded, dict):
         return loaded, None
     wanted = EVAL_SPLITS if split == "evaluation" else (split,)
@@ -208,4 +209,5 @@ def _find_column(
 
 
 def _few(names: Sequence[str]) -> str:
+    """The first names of a list of columns or files, for a message."""
     return ", ".join(names[:3]) + (f" ... ({len(names)})" if len(names) > 3 else "")

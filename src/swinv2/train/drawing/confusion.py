@@ -43,6 +43,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
 
 
 def _figure_of_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
+    """The figure of a confusion matrix; of the worst classes if there are many."""
     counts, total = matrix.sum(1), matrix.sum()
     # A class without images becomes NaN: NaN sorts last, and cells of NaN are not drawn.
     shares = matrix / np.where(counts > 0, counts, np.nan)[:, None]

@@ -100,6 +100,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path, title: str =
 
 
 def _figure_of_curves(against: str, panels: dict[str, dict[str, np.ndarray]], title: str) -> Figure:
+    """The figure of the curves, a panel below the other."""
     heights = [_TALL[panel] for panel in panels]
     figure = open_figure(8.5, sum(heights) + 0.8)
     grid: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
@@ -129,6 +130,7 @@ def _figure_of_curves(against: str, panels: dict[str, dict[str, np.ndarray]], ti
 
 
 def _draw_series(axes: Any, key: str, name: str, points: np.ndarray) -> None:
+    """Draws one curve of a training into its panel."""
     x, y = points.T
     # Dots that touch each other would look like a thick line.
     dots = {"marker": "o", "markersize": 4.5} if len(y) <= MANY_POINTS else {}

@@ -40,10 +40,10 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> None:
         raise ValueError("there is no mistake to draw; expected at least one.")
     mistakes = mistakes[:MOST_MISTAKES]
     captions = [f"{printable(m.truth, 24)} -> {printable(m.answer, 24)} {m.probability:.0%}" for m in mistakes]
-    save(tile_sheet([_fitted(mistake.image) for mistake in mistakes], captions, COLUMNS), path)
+    save(tile_sheet([_fitted_image(mistake.image) for mistake in mistakes], captions, COLUMNS), path)
 
 
-def _fitted(image: np.ndarray) -> np.ndarray:
+def _fitted_image(image: np.ndarray) -> np.ndarray:
     """The image, resized so that its longer side is at most `TILE` pixels and more than half of it."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"an image is {image.shape} of {image.dtype}; expected (H, W, 3) of uint8.")

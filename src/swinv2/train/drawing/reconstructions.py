@@ -63,6 +63,7 @@ def reconstruction_rows(
 
 
 def _eight_bits(images: Tensor, pixels: Pixels) -> Tensor:
+    """Normalised images as eight-bit RGB, for the figure."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (pixels.mean, pixels.std))
     values = images * std + mean
     values = values[:, :3] if values.shape[1] >= 3 else values[:, :1].expand(-1, 3, -1, -1)

@@ -43,7 +43,7 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
     Raises:
         ValueError: The model contains no Swin Transformer V2 of this package, or several.
     """
-    encoder, embeddings = _the_only(model, Encoder), _the_only(model, Embeddings)
+    encoder, embeddings = _the_only_module(model, Encoder), _the_only_module(model, Embeddings)
     layers = {id(parameter): 0 for parameter in embeddings.parameters()}
     block_number = 0
     stages: Any = encoder.layers
@@ -67,7 +67,8 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
     }
 
 
-def _the_only(model: nn.Module, kind: type[Kind]) -> Kind:
+def _the_only_module(model: nn.Module, kind: type[Kind]) -> Kind:
+    """The only module of a class inside a model, for its parameter groups."""
     found = [module for module in model.modules() if isinstance(module, kind)]
     if len(found) != 1:
         raise ValueError(
@@ -127,12 +128,12 @@ def freeze_stages(model: nn.Module, count: int) -> None:
     Raises:
         UsageError: `count` is more than the number of stages plus one, or below 0.
     """
-    encoder = _the_only(model, Encoder)
+    encoder = _the_only_module(model, Encoder)
     if not 0 <= count <= len(encoder.layers) + 1:
         raise UsageError(
             f"the number of frozen stages is {count}; expected 0 to {len(encoder.layers) + 1}: the patch embedding and "
             f"{len(encoder.layers)} stages."
         )
-    frozen: Iterable[nn.Module] = [_the_only(model, Embeddings), *encoder.layers][:count]
+    frozen: Iterable[nn.Module] = [_the_only_module(model, Embeddings), *encoder.layers][:count]
     for module in frozen:
         module.requires_grad_(False)

@@ -56,6 +56,7 @@ def multistep_schedule(
     drops_at = [round(milestone * num_training_steps) for milestone in milestones]
 
     def factor(step: int) -> float:
+        """The factor of the learning rates at a step."""
         if step < num_warmup_steps:
             return warmup_lr_rate + (1 - warmup_lr_rate) * step / num_warmup_steps
         return gamma ** sum(step >= first for first in drops_at)
