@@ -132,6 +132,7 @@ def _images_matching(pattern: str) -> list[Path]:
 
 
 def _is_image_name(name: str) -> bool:
+    """Whether a file found in a folder has the suffix of an image."""
     return Path(name).suffix.lower() in SUFFIXES
 
 

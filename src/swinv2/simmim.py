@@ -100,7 +100,7 @@ def local_statistics(
     images = images.to(torch.promote_types(images.dtype, torch.float32))
 
     def sums(values: Tensor) -> Tensor:
-        """The sum of the square around each pixel."""
+        """The sum of the square around each pixel, for the statistics of SimMIM's targets."""
         # One axis after the other: for a window of 47, 2 x 47 additions for each pixel instead of 47 x 47.
         down = F.avg_pool2d(values, (window, 1), 1, (window // 2, 0), divisor_override=1)
         return F.avg_pool2d(down, (1, window), 1, (0, window // 2), divisor_override=1)

@@ -277,7 +277,7 @@ def _find_source(source: str) -> Path:
 
 
 def _name_labels(config: Swinv2Config, stated: Mapping[str, Any]) -> list[str]:
-    """Sets the names of the classes, and returns a note on their source; this package's models have names already."""
+    """In every conversion: sets the class names and returns a note on their source; our own models have names."""
     stored = stated.get("label_names")
     if stated.get("model_type") == "swinv2":
         return []
@@ -292,7 +292,7 @@ def _name_labels(config: Swinv2Config, stated: Mapping[str, Any]) -> list[str]:
 
 
 def _resize(model: Swinv2PreTrainedModel, image_size: int | Pair, window_size: Windows | None) -> list[str]:
-    """Changes image size and windows, and returns notes on the changes."""
+    """Changes image size and windows of the converted model, and returns notes on the changes."""
     before = model.config
     try:
         model.set_image_size(image_size, window_size)

@@ -214,7 +214,7 @@ def _extra_norm_period(names: Iterable[str], depths: Sequence[int]) -> int:
 
 
 def _shapes_of(model_class: type[Swinv2PreTrainedModel], config: Swinv2Config) -> dict[str, torch.Size]:
-    """Our names of all tensors of a network, with their shapes."""
+    """To recognise a network: our names of all its tensors, with their shapes."""
     with torch.device("meta"):
         network = model_class(config)
     prefix = MODEL if model_class is Swinv2Model else ""

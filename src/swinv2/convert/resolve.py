@@ -159,7 +159,7 @@ def _check_config(config: Swinv2Config, fields: Mapping[str, Any], given: SizeHi
 
 
 def _check_tables(reading: Reading, config: Swinv2Config, sources: Mapping[str, str]) -> None:
-    """Checks every number of every table in a file against the table that the configuration gives."""
+    """Checks the resolved sizes: every number of every table in the file is that of the table of these sizes."""
     stages = config.stages()
     for buffer in reading.buffers:
         spec = stages[buffer.stage]

@@ -117,7 +117,7 @@ def read_tables(buffers: Sequence[Buffer], stages: int, patch: Pair) -> SizeHint
 
 
 def _grid_of_mask(mask: Tensor, window: Pair) -> Pair | None:
-    """The only grid with this mask of a shifted block; None if there is none, or several."""
+    """The only grid that fits the mask in a file; None if there is none, or several."""
     count, shift = len(mask), (window[0] // 2, window[1] // 2)
     counts = [(count // across, across) for across in range(1, count + 1) if count % across == 0]
     grids = [(down * window[0], across * window[1]) for down, across in counts]
@@ -128,7 +128,7 @@ def _grid_of_mask(mask: Tensor, window: Pair) -> Pair | None:
 
 
 def _learned_window(table: Tensor, window: Pair) -> Pair:
-    """The learned window, from the last coordinate of each axis, which is the largest."""
+    """Reads the learned window from a table in a file: from the last coordinate of each axis, which is the largest."""
     found: list[int] = []
     for axis, length in enumerate(window):
         largest = float(table[0, -1, -1, axis])

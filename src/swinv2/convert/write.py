@@ -135,15 +135,17 @@ def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], out
 
 
 def _write_json_file(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file of a converted model, such as config.json."""
     path.write_text(json.dumps(dict(content), indent=2) + "\n", encoding="utf-8")
 
 
 def _count_classes(model: Swinv2PreTrainedModel) -> int:
-    """Number of classes of the classifier; 0 without a classifier, since the configuration cannot say that."""
+    """Number of classes of the model to write; 0 without a classifier, since the configuration cannot say that."""
     return model.config.num_labels or 0 if isinstance(model, Swinv2ForImageClassification) else 0
 
 
 def _timm_config(config: Swinv2Config, num_classes: int, processor: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json that timm needs to open the written folder."""
     height, width = as_pair("image_size", config.image_size)
     names = label_names(config)
     crop = crop_of(processor)
@@ -212,7 +214,7 @@ def _readme_of_model(model: Swinv2PreTrainedModel, format: str) -> str:
 
 
 def _torchvision_call(config: Swinv2Config, num_classes: int) -> str:
-    """Python code that builds torchvision's network; it always has a classifier, which is removed if ours has none."""
+    """Code for the README that builds torchvision's network; its classifier is removed if ours has none."""
     return f"""from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
 network = SwinTransformer(

@@ -107,7 +107,7 @@ def tile_blocks(blocks: Sequence[Tiles], title: str, note: str, unit: str, acros
 
 
 def printable(name: str, most: int) -> str:
-    """A name on one line, cut to `most` letters. Bytes that are not text (in names of files) become "?"."""
+    """A name on one line of a figure, cut to `most` letters. Bytes that are not text (in names of files) become "?"."""
     name = " ".join(name.encode("utf-8", "replace").decode("utf-8").split())
     return name if len(name) <= most else name[: most - 1].rstrip() + "…"
 

@@ -174,7 +174,7 @@ def _show_with_window(
 
 
 def _mask_outline(mask: Bool[np.ndarray, "H W"]) -> tuple[Int[np.ndarray, "2 lines"], Int[np.ndarray, "2 lines"]]:
-    """The edges between tokens inside and outside a mask: x and y of both ends of each edge, in tokens."""
+    """The outline of a window: edges between tokens inside and outside a mask, x and y of both ends, in tokens."""
     padded = np.pad(mask, 1)
     below_y, below_x = np.nonzero(padded[:-1] != padded[1:])
     beside_y, beside_x = np.nonzero(padded[:, :-1] != padded[:, 1:])

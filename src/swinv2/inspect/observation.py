@@ -63,7 +63,7 @@ class Observation:
 
 
 def blocks_of(model: Swinv2Model) -> list[tuple[int, int, SwinTransformerBlock]]:
-    """All blocks in order, as (stage, number in the stage, block); both numbers count from 1."""
+    """All blocks to observe in order, as (stage, number in the stage, block); both numbers count from 1."""
     found: list[tuple[int, int, SwinTransformerBlock]] = []
     for stage_number, stage in enumerate(model.encoder.layers, 1):
         blocks = [module for module in stage.modules() if isinstance(module, SwinTransformerBlock)]

@@ -117,7 +117,7 @@ class Memory(dict[str, Snapshot]):
     snapshots."""
 
     def find(self, module: Any, row: Fused, device: torch.device) -> Snapshot | None:
-        """The snapshot for a row, renewed if the parts have changed; None if the parts must be called."""
+        """The snapshot for a row of `FUSED`, renewed if the parts have changed; None if the parts must be called."""
         seen = self.get(row.method)
         if seen is None or not seen.is_current(module):
             self.pop(row.method, None)
@@ -143,7 +143,7 @@ def remember_structure(module: nn.Module) -> None:
 
 
 def refuse_parts(module: Any, row: Fused, device: torch.device) -> str | None:
-    """The reason why the parts of a row must be called, or None."""
+    """The reason why the parts of a row of `FUSED` must be called, or None."""
     return refuse_structure(module, row.parts, device) or row.refuse_module(module)
 
 
@@ -191,13 +191,14 @@ def _refuse_call(weight: Tensor, x: Tensor) -> str | None:
 
 
 def _refuse_map(layer: nn.Linear, x: Tensor) -> str | None:
-    """`_refuse_call` for the first layer of a branch."""
+    """The reason why a fused branch with this first layer cannot read a map, or None; see `_refuse_call`."""
     if x.shape[-1] != layer.weight.shape[1]:
         return "the map has another number of channels"
     return _refuse_call(layer.weight, x)
 
 
 def _refuse_autocast() -> str | None:
+    """The reason why autocast forbids a fused operation, or None."""
     is_on = torch.is_autocast_enabled("cpu")
     return "autocast is on, which chooses a dtype for each operation" if is_on else None
 
@@ -264,6 +265,7 @@ def _refuse_embeddings(embeddings: Any) -> str | None:
 
 
 def _prepare_embeddings(embeddings: Any) -> PreparedProjection:
+    """Weights of patch embedding and norm, prepared for one kernel."""
     weight, bias = _layer_weights(embeddings.patch_embeddings.projection)
     return PreparedProjection((weight.detach().flatten(1), bias), _norm_of(embeddings.norm), (1, 1))
 
@@ -319,7 +321,7 @@ class _PreparedStage:
 
 
 def _block_tensors(block: Any) -> BlockTensors:
-    """All tensors of a block, as the kernels for whole blocks take them."""
+    """For the fused stage: all tensors of a block, as kernels take them."""
     attention, geometry, extra = block.attention.self, block.attention.self.geometry, block.layernorm_extra
     return BlockTensors(
         qkv=_qkv_layers(attention),

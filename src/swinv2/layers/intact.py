@@ -95,8 +95,7 @@ class Snapshot:
         self.prepared: tuple[Any, ...] = ()
 
     def is_current(self, owner: nn.Module) -> bool:
-        """Whether the modules have not changed and belong to this owner; a shallow copy shares the snapshots of its
-        original."""
+        """Whether the modules are unchanged and belong to this owner: a shallow copy has its original's snapshots."""
         return (
             self.owner() is owner
             and not any(self.hooks)

@@ -142,7 +142,7 @@ class Embeddings(nn.Module):
 def resample_positions(
     positions: Float[Tensor, "1 patches C"], grid: Pair, new_grid: Pair
 ) -> Float[Tensor, "1 new_patches C"]:
-    """Resamples position embeddings from one grid to another (bicubic)."""
+    """Resamples the position embeddings of patches from one grid to another (bicubic)."""
     if grid == new_grid:
         return positions
     field = positions.float().view(1, *grid, -1).permute(0, 3, 1, 2)

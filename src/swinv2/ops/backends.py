@@ -126,7 +126,7 @@ def _refuse_sdpa(call: Call) -> str | None:
 
 @torch.compiler.assume_constant_result
 def is_interpreted() -> bool:
-    """Whether TRITON_INTERPRET=1 makes Triton run kernels on the CPU, slowly, for tests."""
+    """For the backend "triton": whether TRITON_INTERPRET=1 makes Triton run kernels on the CPU, slowly, for tests."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
 
 

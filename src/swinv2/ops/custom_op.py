@@ -71,6 +71,7 @@ def _lower_plans(
     takes_plan = [parameter.annotation is WindowPlan for parameter in signature.parameters.values()]
 
     def run(*arguments: Any) -> Any:
+        """Calls the function with plans, made of the numbers that torch's operation gets."""
         pairs = zip(arguments, takes_plan, strict=True)
         return function(*(make_plan(argument) if is_plan else argument for argument, is_plan in pairs))
 
@@ -84,5 +85,5 @@ def _lower_plans(
 
 @lru_cache(maxsize=256)
 def _cached_plan(*numbers: int) -> WindowPlan:
-    """The plan with these numbers, cached, because a plan caches its kinds of window."""
+    """An operation's plan with these numbers, cached, because a plan caches its kinds of window."""
     return WindowPlan.of_numbers(numbers)

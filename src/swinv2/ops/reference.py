@@ -46,7 +46,7 @@ class AttentionInputs:
 
 
 def normalise(vectors: Tensor) -> Tensor:
-    """Scales vectors along the last axis to length 1; a zero vector stays zero.
+    """Specification: scales vectors along the last axis to length 1; a zero vector stays zero.
 
     It computes in fp32 at least: the smallest norm, 1e-12, is 0 in fp16, and the key of a padding token is exactly
     zero.
@@ -57,7 +57,7 @@ def normalise(vectors: Tensor) -> Tensor:
 def expand_bias(
     bias_table: Float[Tensor, "heads table_height table_width"], window: Pair
 ) -> Float[Tensor, "heads tokens tokens"]:
-    """Looks up the bias of every pair of tokens of a window.
+    """Specification: looks up the bias of every pair of tokens of a window.
 
     The bias of query (y, x) and key (v, u) is entry (y - v + Wh - 1, x - u + Ww - 1) of the table. So the biases of one
     query are a Wh x Ww patch of the table in reverse order.

@@ -72,7 +72,7 @@ class Tiles(NamedTuple):
 
 
 def _attend(tiles: Tiles, images: int, bias: Tensor, kind: WindowKind, dropout: float) -> Tensor:
-    """Attends in windows of one kind, in chunks if the weights of all of them need too much memory."""
+    """Torch's attention in windows of one kind, in chunks if the weights of all of them need too much memory."""
     run = execution(tiles.query)
     at_once = max(WEIGHTS_BYTES // (bias.numel() * tiles.query.element_size()), 1)
     if run is Execution.EAGER and at_once * images < len(tiles.query):
@@ -102,7 +102,7 @@ def _cut_windows(feature_map: Tensor, window: Pair) -> Tensor:
 
 
 def _join_windows(tiles: Tensor, window: Pair, grid: Pair) -> Tensor:
-    """Undoes `_cut_windows`, for maps of size `grid`."""
+    """After torch's attention: undoes `_cut_windows`, for maps of size `grid`."""
     heads, head_dim = tiles.shape[1], tiles.shape[3]
     split = tiles.reshape(-1, grid[0] // window[0], grid[1] // window[1], heads, *window, head_dim)
     return split.permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, *grid, heads, head_dim)
@@ -133,7 +133,7 @@ def _take(feature_map: Tensor, plan: WindowPlan, axis: int, span: Span) -> Tenso
 
 
 def _join_spans(parts: list[Tensor], plan: WindowPlan, axis: int) -> Tensor:
-    """Joins parts along an axis, which are in the order of the shifted map, and undoes the shift."""
+    """After torch's attention: joins parts of the shifted map along an axis, and undoes the shift."""
     dim, wrapped = axis + 1, plan.shift[axis]
     if wrapped:
         last = parts[-1]

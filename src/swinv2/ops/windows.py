@@ -137,17 +137,17 @@ class WindowPlan:
                 return _PADDING
             return _WRAPPED if position >= padded - shift else _MAIN
 
-        def regions(index: int) -> tuple[int, ...]:
+        def regions_of_window(index: int) -> tuple[int, ...]:
             return tuple(region(index * window + offset) for offset in range(window))
 
         # Only the last two windows can differ: wrapped tokens fill less than one window, and padding tokens too.
         plain = max(count - 2, 0)
         spans = [Span(0, plain, (_MAIN,) * window)] if plain else []
         for index in range(plain, count):
-            if spans and spans[-1].regions == regions(index):
-                spans[-1] = Span(spans[-1].start, index + 1, regions(index))
+            if spans and spans[-1].regions == regions_of_window(index):
+                spans[-1] = Span(spans[-1].start, index + 1, regions_of_window(index))
             else:
-                spans.append(Span(index, index + 1, regions(index)))
+                spans.append(Span(index, index + 1, regions_of_window(index)))
         return spans
 
     def hidden_pairs(self, device: torch.device) -> Tensor | None:

@@ -163,4 +163,5 @@ def _build_with_fields(
 
 
 def _count_parameters(module: nn.Module) -> int:
+    """Number of parameters, for the description of a model."""
     return sum(parameter.numel() for parameter in module.parameters())

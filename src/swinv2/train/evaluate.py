@@ -95,7 +95,7 @@ def evaluate(
     chosen = choose_device(device)
     classifier = load_model(Swinv2ForImageClassification, model, chosen, dtype)
     processor = load_processor(model)
-    dataset = open_dataset(data, _split_of(data, split))
+    dataset = open_dataset(data, _split_to_evaluate(data, split))
     if dataset.label_column is None:
         raise UsageError(f"{data} has no labels; sort the images into a folder for each class.")
     names = tuple(label_names(classifier.config))
@@ -140,7 +140,7 @@ def evaluate(
     return found, dataset
 
 
-def _split_of(data: str, split: str) -> str:
+def _split_to_evaluate(data: str, split: str) -> str:
     """The name of the split for `datasets`. If `data` is the folder of a single split, such as data/validation, this is
     "train": `datasets` uses that name if it finds no folders of splits."""
     names = {name for called in SPLIT_FOLDERS.values() for name in called}

@@ -75,7 +75,7 @@ def best_classes(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def accuracies(prediction: EvalPrediction) -> dict[str, float]:
-    """Top-1 and top-5 accuracy of the readable images, and the numbers of readable and unreadable images."""
+    """Metrics of a fine-tuning: top-1 and top-5 accuracy, and the numbers of readable and unreadable images."""
     best, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     counted = labels != IGNORED_LABEL
     hits = best[counted] == labels[counted][:, None]

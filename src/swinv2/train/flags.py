@@ -66,7 +66,7 @@ class Setting(NamedTuple):
 
 
 def own_settings(options: type[Any]) -> list[Setting]:
-    """The settings of a data class."""
+    """The settings of a data class that can be given as flags."""
     found: list[Setting] = []
     for item in dataclasses.fields(options):
         if item.init:
@@ -76,7 +76,7 @@ def own_settings(options: type[Any]) -> list[Setting]:
 
 
 def settings_of_transformers() -> list[Setting]:
-    """The settings of `TrainingArguments` in the installed version of transformers."""
+    """The flags of `TrainingArguments` in the installed version of transformers."""
     package: Any = find_spec("transformers")
     source = Path(package.submodule_search_locations[0], "training_args.py").read_text("utf-8")
     classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))

@@ -16,7 +16,7 @@ from swinv2.train.trainer import SwinTrainer
 
 
 def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
-    """The memory of the training on each process, in MiB, without LoRA's own activations."""
+    """For the plan: the memory of the training on each process, in MiB, without LoRA's own activations."""
     args: Any = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model)
     checkpointed = args.checkpoints_activations

@@ -62,7 +62,7 @@ def data_arguments(
     masks: Masks | None = None,
     crop_ratio: float | None = None,
 ) -> dict[str, Any]:
-    """The arguments of a trainer for its examples and its image processor. Training examples are augmented."""
+    """The arguments of a run's trainer for its examples and its image processor. Training examples are augmented."""
     transform = SampleTransform(augment, pixels.channels, masks, settings.seed)
     plain = replace(transform, image_transform=for_evaluation(pixels, crop_ratio))
     if train.streams:

@@ -215,5 +215,5 @@ def make_settings(kind: type[Settings], told: Mapping[str, Any]) -> Settings:
 
 
 def parse_settings(kind: type[Settings], flags: Sequence[str], command: str) -> Settings:
-    """Reads flags and the recipe of `--config`; see `read_flags` and `make_settings`."""
+    """Makes settings of flags and the recipe of `--config`; see `read_flags` and `make_settings`."""
     return make_settings(kind, read_flags(kind.options, flags, command))

@@ -72,8 +72,7 @@ def _ignore_signals_in_worker(is_leaving: Any, worker: int) -> None:
 
 @contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Blocks signals; this process handles them afterwards. A child process that starts inside gets them when it
-    unblocks them."""
+    """Blocks signals; this process handles them afterwards, and a child that starts inside when it unblocks them."""
     noted: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

@@ -54,7 +54,6 @@ class TrainingEvents(TrainerCallback):
     trainer: "SwinTrainer"
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
-        """Calls `SwinTrainer.end_step`."""
         self.trainer.end_step(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:

@@ -117,7 +117,7 @@ def other_channels(config: Swinv2Config) -> Iterator[str]:
 
 
 def _of_stages(sentence: str, stages: Mapping[StageSpec, str]) -> Iterator[str]:
-    """One sentence for all given stages, with a detail for each stage; nothing if there are no stages."""
+    """A limit as one sentence for all given stages, with a detail for each stage; nothing if there are no stages."""
     if stages:
         yield f"{sentence} ({'; '.join(f'stage {stage.index + 1}: {detail}' for stage, detail in stages.items())})"
 
@@ -142,12 +142,12 @@ def with_equivalent_square(config: Swinv2Config) -> Swinv2Config:
 
 
 def are_equivalent(config: Swinv2Config, window_size: Windows) -> bool:
-    """Whether all stages have the same windows and shifts with another `window_size`, in any notation of the field."""
+    """Whether a `window_size` that a library can have, in any notation, gives stages the same windows and shifts."""
     return _with_windows(config, window_size).stages() == config.stages()
 
 
 def _with_windows(config: Swinv2Config, window_size: Windows) -> Swinv2Config:
-    """A copy of the configuration with another `window_size`."""
+    """A copy of the configuration with the `window_size` that a library can have."""
     other = copy.deepcopy(config)
     other.window_size = plain_windows(as_windows("window_size", window_size, len(config.depths)))
     return other

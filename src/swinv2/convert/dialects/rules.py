@@ -33,7 +33,7 @@ _PLACEHOLDER = re.compile(r"\{(?:(\d+)\*)?([a-z]+)(?:\+(\d+))?\}")
 
 
 def match(template: str, name: str, last: int) -> Placeholders | None:
-    """The values of a template's placeholders in a name; None if the name does not fit.
+    """The values of a dialect's placeholders in the name of a tensor; None if the name does not fit the template.
 
     Args:
         template: The template (see the module).
@@ -70,13 +70,13 @@ def _compile_template(template: str) -> tuple[re.Pattern[str], list[tuple[int, s
 
 
 def fill(template: str, values: Placeholders, last: int) -> str:
-    """The name with these values in place of a template's placeholders; `last` is as in `match`."""
+    """The tensor's name with these values in place of a template's placeholders; `last` is as in `match`."""
 
-    def value_of(found: re.Match[str]) -> str:
+    def value_of_placeholder(found: re.Match[str]) -> str:
         value = str(last) if found[2] == "last" else values[found[2]]
         return value if found[2] == "part" else str(int(value) * int(found[1] or 1) + int(found[3] or 0))
 
-    return _PLACEHOLDER.sub(value_of, template)
+    return _PLACEHOLDER.sub(value_of_placeholder, template)
 
 
 @dataclass(frozen=True)

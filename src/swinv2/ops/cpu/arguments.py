@@ -25,7 +25,7 @@ Norm = tuple[Tensor, Tensor, float, float]
 
 
 def fit(expected: tuple[int, ...], **tensors: Tensor | None) -> None:
-    """Raises an error for tensors of another shape or device."""
+    """Checks arguments of a kernel: raises an error for tensors of another shape or device."""
     for name, tensor in tensors.items():
         if tensor is None or (tensor.shape == expected and tensor.is_cpu):
             continue
@@ -54,7 +54,7 @@ def in_precise(tensor: Any, dtype: torch.dtype) -> Any:
 
 
 def at(tensor: Tensor | None) -> int | None:
-    """The address of a tensor, or None."""
+    """The kernel argument for the numbers of a tensor: its address, or None."""
     return None if tensor is None else tensor.data_ptr()
 
 
@@ -74,7 +74,7 @@ def as_map(tensor: Tensor | None) -> library.Map:
 
 
 def token_step(tensor: Tensor, axes: int) -> int | None:
-    """The stride between tokens; None if tokens are not at equal distances or not contiguous themselves.
+    """The stride between tokens, for kernels; None if tokens are not at equal distances or not contiguous themselves.
 
     Args:
         tensor: The tokens.
@@ -120,7 +120,7 @@ def as_numbers(numbers: Tensor | None) -> library.Numbers:
 
 
 def side_by_side(norm: Norm) -> Norm:
-    """A norm with contiguous weight and bias."""
+    """A norm as kernels can read it, with contiguous weight and bias."""
     weight, bias, eps, factor = norm
     return weight.contiguous(), bias.contiguous(), eps, factor
 

@@ -271,7 +271,7 @@ def branch_backward(
 
 
 def _kept_images(keep_mask: Tensor | None) -> Tensor | None:
-    """Indices of the images in the keep mask; None for all images."""
+    """Indices of the images for which the branch is computed; None for all images."""
     return None if keep_mask is None or keep_mask.all() else keep_mask.nonzero().flatten()
 
 

@@ -135,10 +135,10 @@ def _chunks(first_features: int, scale: Any, dtype: torch.dtype, *maps: Tensor |
 
 
 def _as_vectors(maps: Sequence[Tensor], scale: Tensor, plan: WindowPlan) -> list[Tensor]:
-    """Maps of tokens (N, C) as maps of vectors (B, H, W, heads, head_dim)."""
+    """For a branch by torch's products: maps of tokens (N, C) as maps of vectors (B, H, W, heads, head_dim)."""
     return [each.view(-1, *plan.grid, len(scale), each.shape[-1] // len(scale)) for each in maps]
 
 
 def _padded_value(bias: Tensor | None, scale: Tensor) -> Tensor | None:
-    """The value of a padding token (a token of zeros) for each head: the bias of the value layer."""
+    """For torch's products: the value of a padding token for each head, which is the bias of the value layer."""
     return None if bias is None else bias.view(len(scale), -1)

@@ -15,7 +15,7 @@ from swinv2.ops.reference import AttentionInputs
 
 
 def attend(inputs: AttentionInputs, out: Tensor) -> None:
-    """As `reference.window_attention`, without the weights, for maps of one dtype; `out` receives the attended map."""
+    """Calls the kernel for CPUs of `reference.window_attention`; `out` receives the attended map."""
     v, plan = inputs.v, inputs.plan
     table, scale, padding = fit_attention(v, inputs.bias_table, inputs.scale, inputs.padded_value, plan)
     fit(v.shape, q=inputs.q, k=inputs.k, out=out)
@@ -27,7 +27,7 @@ def attend(inputs: AttentionInputs, out: Tensor) -> None:
 def attend_backward(
     grad: Tensor, inputs: AttentionInputs, out: Sequence[Tensor], wants_table: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The gradients of `attend`.
+    """Calls the kernel for CPUs of the gradients of `attend`.
 
     Args:
         grad: The gradient of the attended map.
@@ -90,14 +90,14 @@ def add_normalised_backward(
 
 
 def gelu(gelu_in: Tensor, out: Tensor) -> None:
-    """The exact GELU of tokens (N, C); `out` may be `gelu_in`."""
+    """Calls the kernel for CPUs of the exact GELU of tokens (N, C); `out` may be `gelu_in`."""
     fit(gelu_in.shape, gelu_in=gelu_in, out=out)
     gelu_in = as_tokens(gelu_in)
     run("gelu", gelu_in.dtype, (*gelu_in.shape, as_map(gelu_in), as_map(out)))
 
 
 def gelu_backward(gelu_in: Tensor, grad: Tensor, gelu_out: Tensor, out: Tensor, sums: Tensor) -> None:
-    """Computes the exact GELU again, and its gradient.
+    """Calls the kernel for CPUs that computes the exact GELU again, and its gradient.
 
     Args:
         gelu_in: Tokens (N, C), the input of the GELU.

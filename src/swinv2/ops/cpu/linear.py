@@ -16,7 +16,7 @@ from swinv2.ops.execution import Execution, execution
 
 
 def join(layers: Sequence[Weights]) -> Weights:
-    """Joins layers with the same input into one layer."""
+    """Joins linear layers with the same input into one, for one product."""
     if len(layers) == 1:
         return layers[0]
     weights, biases = [weight for weight, _ in layers], [bias for _, bias in layers]

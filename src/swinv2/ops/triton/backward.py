@@ -43,7 +43,7 @@ from swinv2.ops.triton.tiles import (
 def _weigh(
     query, query_factors, key, key_factors, row_max, log_sum, bias, queries, keys, window, plan, CONST: tl.constexpr
 ):
-    """Attention weights of pairs of tokens."""
+    """Computes the attention weights of pairs of tokens again, from the softmax statistics."""
     products = multiply(query, tl.trans(key), CONST)
     logits = products * key_factors[None, :] * query_factors[:, None] + bias
     logits = hide(logits, queries, keys, window, may_be_mixed(window, plan, CONST), plan, CONST)
@@ -60,8 +60,7 @@ def _load_softmax_stats(softmax_stats, window, head, heads, queries, CONST: tl.c
 
 @triton.jit
 def _unit(vectors, factors, CONST: tl.constexpr):
-    """Unit vectors, in the dtype of the vectors. In fp16 the factors could be too large to be multiplied in after a
-    product."""
+    """Unit vectors, in the vectors' dtype: in fp16 the factors could be too large to multiply a product by them."""
     return rounded(vectors.to(CONST.precise) * factors[:, None], vectors.dtype)
 
 
@@ -101,8 +100,7 @@ def _add_to_table(grad_table, grad_bias, part, head, heads, queries, keys, CONST
 def to_queries(
     inputs, attended, softmax_stats, grad, grad_q, grad_scale_parts, deltas, layout, heads, CONST: tl.constexpr
 ):
-    """Writes the gradient of the queries, parts (windows of all images, tiles, heads) of the scale's gradient, and
-    `deltas`."""
+    """Writes the gradient of the queries, parts (all windows, tiles, heads) of the scale's gradient, and `deltas`."""
     q, k, v, bias_table, scale, padded_value = inputs
     strides, attended_strides, plan = layout
     head, tile, window = find_task(heads, CONST.query_tiles)

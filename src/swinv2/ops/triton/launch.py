@@ -283,20 +283,20 @@ def _cached_constants(
 
 @lru_cache(maxsize=256)
 def _rows_of_tile(tokens: int, largest: int) -> int:
-    """Rows of a tile: a power of 2 that leaves little of the last tile empty. Small tiles cost more per row."""
+    """Starting kernels: rows of a tile, a power of 2. Large tiles cost less per row, but the last one may be empty."""
     sizes = [size for size in (16, 32, 64, 128) if size <= largest]
     return min(reversed(sizes), key=lambda size: -(-tokens // size) * (size + SMALLEST_BLOCK))
 
 
 def _tile_sizes(plan: WindowPlan, v: Tensor) -> tuple[int, int]:
-    """Number of queries and of keys in a tile: fewer if vectors take more memory."""
+    """Starting kernels: number of queries and of keys in a tile, fewer if vectors take more memory."""
     largest = 64 if v.element_size() <= 2 and v.shape[4] <= 64 else 32
     block = _rows_of_tile(plan.tokens, largest)
     return block, block
 
 
 def _compiler_options(copies_ahead: bool = False) -> dict[str, Any]:
-    """Compiler options of the kernels. Four warps multiply 64 rows at a time.
+    """Compiler options of the attention kernels. Four warps multiply 64 rows at a time.
 
     Args:
         copies_ahead: Whether loops prefetch their next tiles. Prefetching takes memory, so fewer programs run at the

@@ -14,7 +14,7 @@ from swinv2.ops.triton.tiles import rounded
 
 @triton.jit
 def _load_rows(tokens, rows, channels, count, CHANNELS: tl.constexpr, PRECISE: tl.constexpr):
-    """Loads whole rows; rows and channels beyond the end are zeros."""
+    """Loads whole rows of the norm; rows and channels beyond the end are zeros."""
     mask = (rows < count)[:, None] & (channels < CHANNELS)[None, :]
     pointers = tokens + rows.to(tl.int64)[:, None] * CHANNELS + channels[None, :]
     return tl.load(pointers, mask=mask, other=0.0).to(PRECISE)
@@ -22,7 +22,7 @@ def _load_rows(tokens, rows, channels, count, CHANNELS: tl.constexpr, PRECISE: t
 
 @triton.jit
 def _store_rows(tokens, rows, channels, count, values, CHANNELS: tl.constexpr):
-    """Writes whole rows, without rows and channels beyond the end."""
+    """Writes whole rows of the norm, without rows and channels beyond the end."""
     mask = (rows < count)[:, None] & (channels < CHANNELS)[None, :]
     pointers = tokens + rows.to(tl.int64)[:, None] * CHANNELS + channels[None, :]
     tl.store(pointers, rounded(values, tokens.dtype.element_ty), mask=mask)

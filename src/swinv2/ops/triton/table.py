@@ -79,6 +79,6 @@ class TableGradient:
 
 
 def _entries_of_tile(plan: WindowPlan, block: int) -> int:
-    """An upper bound of the number of entries between the tokens of a tile."""
+    """An upper bound of the number of bias table entries between the tokens of a tile."""
     rows = min(-(-block // plan.window[1]) + 1, plan.window[0])
     return rows * (2 * plan.window[1] - 1)

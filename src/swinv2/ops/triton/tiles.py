@@ -232,7 +232,7 @@ def reciprocal_of_root(squares, DTYPE: tl.constexpr):
 
 @triton.jit
 def reciprocal_norms(vectors, CONST: tl.constexpr):
-    """Reciprocal norms of vectors; a smaller norm than SMALLEST_NORM is replaced by it."""
+    """Reciprocal norms of queries or keys; a smaller norm than SMALLEST_NORM is replaced by it."""
     precise = vectors.to(CONST.precise)
     return reciprocal_of_root(tl.maximum(tl.sum(precise * precise, 1), SMALLEST_SQUARE), vectors.dtype)
 

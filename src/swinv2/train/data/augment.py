@@ -78,8 +78,7 @@ def decode(stored: str | bytes | np.ndarray, channels: int) -> Image.Image | Ten
 
 
 def for_pretraining(pixels: Pixels, scale: Sequence[float] = (0.67, 1.0)) -> Transform:
-    """SimMIM's augmentation: a random crop of a share of the area within `scale`, resized, and flipped half of the
-    time."""
+    """SimMIM's augmentation: a random crop of a share of the area within `scale`, resized; flipped half of the time."""
     return v2.Compose([_random_crop(pixels, scale), v2.RandomHorizontalFlip(), *pixels.normalise()])
 
 
@@ -169,8 +168,7 @@ def _posterize_safely(image: Image.Image, bits: int, **rest: Any) -> Image.Image
 
 
 def for_evaluation(pixels: Pixels, crop_ratio: float | None = None) -> Transform:
-    """The transform of evaluation, without randomness: the image processor that is saved with the model; see
-    `make_processor`."""
+    """The transform of evaluation, without randomness: the model's saved image processor; see `make_processor`."""
     return partial(_process_image, make_processor(pixels, crop_ratio))
 
 

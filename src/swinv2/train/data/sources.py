@@ -175,6 +175,7 @@ def _splits_of_images(folder: Path) -> dict[str, list[str]]:
 
 
 def _is_image_file(file: Path) -> bool:
+    """Whether a file of a source has the suffix of an image."""
     return file.suffix.lower() in SUFFIXES
 
 

@@ -121,7 +121,7 @@ def without_names(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def freeze_stages(model: nn.Module, count: int) -> None:
-    """Freezes the first `count` of the patch embedding and the stages.
+    """Freezes the first `count` of the patch embedding and the stages: they are in no parameter group.
 
     Drop path stays active in frozen blocks; set `drop_path_rate` to 0 to avoid it.
 
