@@ -101,14 +101,22 @@ class Swinv2ForImageClassification(Swinv2PreTrainedModel):
             output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
         """
         outputs = self.swinv2(
-            pixel_values, None, output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict=True
+            pixel_values,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
         )
         if labels is not None and not self.num_labels:
             raise ValueError("labels were given, but this model has no classifier: config.num_labels is 0.")
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
         output = Swinv2ImageClassifierOutput(
-            loss, logits, outputs.hidden_states, outputs.attentions, outputs.reshaped_hidden_states
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            reshaped_hidden_states=outputs.reshaped_hidden_states,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
@@ -205,7 +213,11 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
             targets = normalise_targets(pixel_values, window) if window else pixel_values
             loss = masked_pixel_loss(targets, reconstruction, bool_masked_pos, patch_size)
         output = Swinv2MaskedImageModelingOutput(
-            loss, reconstruction, outputs.hidden_states, outputs.attentions, outputs.reshaped_hidden_states
+            loss=loss,
+            reconstruction=reconstruction,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            reshaped_hidden_states=outputs.reshaped_hidden_states,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 

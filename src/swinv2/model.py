@@ -127,10 +127,15 @@ class Swinv2PreTrainedModel(PreTrainedModel):
         parameter, which an existing optimiser does not contain.
 
         Args:
-            image_size, window_size, stretch: See `Swinv2Config.resized`.
+            image_size: New image size in pixels, one length or (height, width).
+            window_size: New window in tokens, one for all stages or one for each; None keeps the current windows.
+            stretch: Stretch the learned position bias over the new window instead of extrapolating it.
 
         Raises:
             ValueError: The size or the window is impossible; the model is unchanged.
+
+        Source:
+            Liu et al., Swin Transformer V2, section 3.3 and table 1.
         """
         old = self.config
         candidate = old.resized(image_size, window_size, stretch)

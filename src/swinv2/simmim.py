@@ -63,7 +63,12 @@ def patch_grid_of(image_size: Pair, patch_size: Pair) -> Pair:
 def mask_of_pixels(
     bool_masked_pos: Bool[Tensor, "B patches"], patch_size: Pair, image_size: Pair
 ) -> Bool[Tensor, "B 1 height width"]:
-    """Converts a mask of patches, row by row, to a mask of pixels; the last patches may extend beyond the image."""
+    """Converts a mask of patches, row by row, to a mask of pixels; True means masked.
+
+    Args:
+        bool_masked_pos: The mask of the patches.
+        patch_size, image_size: (height, width) in pixels; the last patches may extend beyond the image.
+    """
     mask = bool_masked_pos.bool().view(-1, 1, *patch_grid_of(image_size, patch_size))
     mask = mask.repeat_interleave(patch_size[0], 2).repeat_interleave(patch_size[1], 3)
     return mask[:, :, : image_size[0], : image_size[1]]
@@ -117,7 +122,14 @@ def normalise_targets(
 ) -> Float[Tensor, "B channels height width"]:
     """The targets of a model with `norm_targets`: (pixel - mean) / deviation, of the square around each pixel.
 
-    Source: microsoft/Swin-Transformer, models/simmim.py, norm_targets; the authors' `window` is 47.
+    Args:
+        images: The images.
+        window: Side of the square in pixels, odd; the authors' is 47.
+
+    Raises:
+        ValueError: `window` is even or less than 3.
+
+    Source: microsoft/Swin-Transformer, models/simmim.py, norm_targets.
     """
     mean, deviation = local_statistics(images, window)
     return (images - mean) / deviation
@@ -128,7 +140,7 @@ def average_distance(mask: Bool[Tensor, "height width"]) -> float:
 
     The larger it is, the harder the prediction; the paper finds 10 to 20 best for images of 192 pixels.
 
-    It is 0 if nothing is masked, and infinite if everything is.
+    In `mask`, True means masked. The distance is 0 if nothing is masked, and infinite if everything is.
 
     Source: SimMIM, section 4.1.2.
     """

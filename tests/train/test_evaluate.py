@@ -1,13 +1,17 @@
 """How good a classifier is: counts that add up, and classes that are matched by what they are called."""
 
+import json
 import logging
 from pathlib import Path
 
+import datasets
 import pytest
+from typer.testing import CliRunner
 
 import peers
 import swinv2
 from colours import draw_colours
+from swinv2.cli import app
 from swinv2.errors import UsageError
 from swinv2.train.data.augment import Pixels, make_processor
 from swinv2.train.evaluate import draw_evaluation, evaluate
@@ -90,3 +94,29 @@ def test_foreign_names_are_matched_by_order_with_a_word(
     found, _ = evaluate(save_model(tmp_path / "model", ["a", "b", "c"]), str(colours))
     assert found.images == 15
     assert "matched by their order" in caplog.text
+
+
+def test_columns_may_be_chosen(colours: Path, tmp_path: Path) -> None:
+    files = sorted((colours / "validation").glob("*/*.png"))
+    classes = datasets.ClassLabel(names=["blue", "green", "red"])
+    columns = {name: [str(file) for file in files] for name in ("image", "other")}
+    columns["label"] = [file.parent.name for file in files]
+    features = datasets.Features({"image": datasets.Image(), "other": datasets.Image(), "label": classes})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "validation.parquet")
+    model = save_model(tmp_path / "model", ["blue", "green", "red"])
+    with pytest.raises(UsageError, match="choose one with --image-column"):
+        evaluate(model, str(tmp_path))
+    command = [
+        "evaluate",
+        str(tmp_path),
+        "--model",
+        model,
+        "--image-column",
+        "other",
+        "--label-column",
+        "label",
+        "--json",
+    ]
+    answer = CliRunner().invoke(app, command)
+    assert answer.exit_code == 0, answer.output
+    assert json.loads(answer.stdout)["images"] == 15

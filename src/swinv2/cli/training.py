@@ -175,6 +175,12 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Draw the confusion matrix and mistakes.")
     ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of the images, if it cannot be found automatically.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of the labels, if it cannot be found automatically.")
+    ] = None,
     batch_size: BatchSize = 64,
     workers: Annotated[
         int | None,
@@ -202,6 +208,8 @@ def evaluate(
             workers=workers,
             device=device,
             dtype=read_dtype(precision),
+            image_column=image_column,
+            label_column=label_column,
             advance=progress.update,
         )
     files = [] if output is None else evaluation.draw_evaluation(found, dataset, output)

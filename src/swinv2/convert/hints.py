@@ -109,6 +109,11 @@ def read_name(name: str, stages: int) -> SizeHints:
 def read_config(config: dict[str, Any] | None, dialect: Dialect, stages: int) -> Swinv2Config | SizeHints:
     """Reads the fields of a config.json next to the weights; `config` is None if there is none.
 
+    Args:
+        config: The fields.
+        dialect: That of the weights; transformers' must have a config.json of swinv2.
+        stages: Number of stages.
+
     Returns:
         A configuration if the file is transformers' or ours; the sizes if it is timm's; otherwise empty hints.
 

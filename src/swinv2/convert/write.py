@@ -93,8 +93,9 @@ def state_dict(model: Swinv2PreTrainedModel, format: str) -> dict[str, Tensor]:
     dialect = _dialect_of(model, format)
     prefix = MODEL if isinstance(model, Swinv2Model) else ""
     written = write(dialect, {prefix + name: tensor for name, tensor in tensors.items()}, len(model.config.depths))
-    # Of two templates of a kind, the first is written: it is the later one here.
-    templates = dict(reversed(dialect.buffers)) if dialect.writes_buffers else {}
+    templates: dict[str, str] = {}
+    for kind, template in dialect.buffers if dialect.writes_buffers else ():
+        templates.setdefault(kind, template)
     for spec in model.config.stages():
         for block, kind in itertools.product(range(spec.depth), templates):
             table = make_table(kind, spec, block)

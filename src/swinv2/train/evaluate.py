@@ -72,14 +72,16 @@ def evaluate(
     workers: int | None = None,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
+    image_column: str | None = None,
+    label_column: str | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Evaluation, ImageDataset]:
     """Evaluates a classifier.
 
     Args:
         model: A folder, or a name on the hub.
-        data, split: See `sources.open_dataset`; `data` may also be the folder of a single split, for example
-            data/validation.
+        data, split, image_column, label_column: See `sources.open_dataset`; `data` may also be the folder of a single
+            split, for example data/validation.
         batch_size: Images of a batch.
         workers: Processes that read images; None: see `reading.read_batches`.
         device: See `loading.choose_device`.
@@ -95,7 +97,8 @@ def evaluate(
     chosen = choose_device(device)
     classifier = load_model(Swinv2ForImageClassification, model, chosen, dtype)
     processor = load_processor(model)
-    dataset = open_dataset(data, _split_to_evaluate(data, split))
+    split = _split_to_evaluate(data, split)
+    dataset = open_dataset(data, split, image_column=image_column, label_column=label_column)
     if dataset.label_column is None:
         raise UsageError(f"{data} has no labels; sort the images into a folder for each class.")
     names = tuple(label_names(classifier.config))

@@ -111,7 +111,8 @@ def make_pretraining(settings: PretrainSettings) -> PretrainTrainer:
     masks = mask_maker(model.config, settings.mask_block, settings.mask_ratio)
     train, evaluation = open_training(settings)
     train = replace(train, label_column=None, names=())
-    evaluation = evaluation and replace(evaluation, label_column=None, names=())
+    if evaluation is not None:
+        evaluation = replace(evaluation, label_column=None, names=())
     augment = for_pretraining(pixels, settings.crop_scale)
     arguments = data_arguments(settings, train, evaluation, pixels, augment, masks)
     trainer = PretrainTrainer(settings, model=model, **arguments)

@@ -97,14 +97,15 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     elif settings.should_save:
         lines = Lines(0, message_console(), "starting")
         trainer.add_callback(ProgressLines(lines, trainer.describe_step))
-    trainer.add_callback(RunLog(run))
+    log = RunLog(run)
+    trainer.add_callback(log)
     results: dict[str, Any] = {}
     with lines or nullcontext():
         with noting_signals(trainer.note_signal):
             trainer.train(resume_from_checkpoint=settings.resume_from_checkpoint)
         history = trainer.state.log_history
-        if settings.resume_from_checkpoint:
-            results["resumed_from_step"] = [line for line in history if "resumed_from_step" in line][-1]["step"]
+        if log.resumed_from_step is not None:
+            results["resumed_from_step"] = log.resumed_from_step
         results["step"] = trainer.state.global_step
         # A signal after the last step has stopped nothing.
         if trainer.stopping and trainer.signal is not None:

@@ -77,12 +77,14 @@ class RunLog(TrainerCallback):
     """
 
     run: Path
+    resumed_from_step: int | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Begins the log of the run, or notes the step from which it resumes."""
         step = state.global_step
         if step:
-            # In all processes: each has its own history, from which `running.run_training` reads the step.
+            # In all processes: each has its own history.
+            self.resumed_from_step = step
             state.log_history.append({"resumed_from_step": step, "epoch": state.epoch, "step": step})
         if not state.is_world_process_zero:
             return

@@ -144,7 +144,7 @@ class _AddMlp(_AddBranch):
 
 def _empty_branch(x: Tensor, weights: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For compiled graphs: the shapes of the results of `branch`."""
-    dtype, _, save_for_backward = rest[-3:]
+    dtype, _, save_for_backward = rest[-3:]  # the last arguments of `branch`
     batch, height, width, channels = x.shape
     batch = batch if save_for_backward else 0
     first = sum(weight.shape[0] for weight in weights[:-1])
@@ -206,6 +206,7 @@ def _empty_branch_gradients(
     grad: Tensor, x: Tensor, saved: Sequence[Tensor], weights: Sequence[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """For compiled graphs: the shapes of the results of `branch_backward`."""
+    # Of the arguments of `branch_backward`, those after the weights.
     bias_table, scale, (wants_x, wants_first, wants_last, wants_table) = rest[1], rest[2], rest[-2]
     channels, dtype, (last_in, first_out) = x.shape[3], precise(x.dtype), (weights[-1].shape[1], saved[0].shape[3])
     return (
@@ -254,7 +255,7 @@ def branch_backward(
     gradients = _empty_branch_gradients(grad, x, saved, weights, value_bias, bias_table, scale, wants, plan)
     kept = _kept_images(keep_mask)
     images, grads, grad_images = _take_images(x, kept), _take_images(grad, kept), _buffer_for_images(gradients[0], kept)
-    # An empty tensor is not wanted.
+    # An empty tensor is not wanted: there are no images, the branch is an MLP, or nobody asked for it.
     wanted: list[Any] = [each if each.numel() else None for each in (grad_images, *gradients[1:])]
     saved = [each[: len(images)] for each in saved]
     # The norm's bias is not used.
