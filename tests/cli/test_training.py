@@ -1,4 +1,4 @@
-"""The commands that train: the plan, and exit statuses."""
+"""The commands that train: the preview, and exit statuses."""
 
 import json
 import re

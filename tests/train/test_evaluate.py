@@ -6,12 +6,13 @@ from pathlib import Path
 
 import datasets
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import peers
 import swinv2
 from colours import draw_colours
-from swinv2.cli import app
+from swinv2.cli import app, printing
 from swinv2.errors import UsageError
 from swinv2.train.data.augment import Pixels, make_processor
 from swinv2.train.evaluate import draw_evaluation, evaluate
@@ -94,6 +95,28 @@ def test_foreign_names_are_matched_by_order_with_a_word(
     found, _ = evaluate(save_model(tmp_path / "model", ["a", "b", "c"]), str(colours))
     assert found.images == 15
     assert "matched by their order" in caplog.text
+
+
+def test_a_class_without_images_has_no_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_colours(tmp_path / "validation", 2)
+    for file in (tmp_path / "validation" / "green").iterdir():
+        file.unlink()
+    (tmp_path / "validation" / "green").rmdir()
+    found, _ = evaluate(save_model(tmp_path / "model", ["blue", "green", "red"]), str(tmp_path))
+    summary = found.summary()
+    assert summary["recall"]["green"] is None
+    assert all(0.0 <= summary["recall"][name] <= 1.0 for name in ("blue", "red"))
+    printing.print_evaluation(summary, Console())
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["green", "no", "images"]
+
+
+def test_an_output_that_cannot_be_written_is_named(colours: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    model = save_model(tmp_path / "model", ["blue", "green", "red"])
+    output = str(tmp_path / "taken" / "figures")
+    answer = CliRunner().invoke(app, ["evaluate", str(colours), "--model", model, "--output", output])
+    assert answer.exit_code == 2
+    assert f"--output '{output}' cannot be written to" in " ".join(answer.stderr.split())
 
 
 def test_columns_may_be_chosen(colours: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_a_folder_with_checkpoints_is_refused_before_a_model_is_built(
     monkeypatch.setattr(f"swinv2.train.{command}.model_to_{command}", None)
     with pytest.raises(UsageError, match="has checkpoints of an earlier run; add --resume"):
         make(command, flags)
-    # A plan writes nothing.
+    # A preview writes nothing.
     monkeypatch.undo()
     make(command, [*flags, "--dry-run"])
 

@@ -144,7 +144,7 @@ def print_memory(ways: list[dict[str, Any]], batch_size: int, processes: int, co
 
 
 def print_evaluation(summary: dict[str, Any], console: Console) -> None:
-    """Prints accuracies, and the recall of each class, the worst first."""
+    """Prints accuracies, and the recall of each class, the worst first; classes without images are last."""
     facts = _headed_table(console, measure={}, value=_RIGHT)
     for name in ("top1", "top5"):
         if summary[name] is not None:
@@ -153,6 +153,6 @@ def print_evaluation(summary: dict[str, Any], console: Console) -> None:
     facts.add_row("images", f"{summary['images']:,}")
     console.print(facts)
     recalls = _headed_table(console, label={}, recall=_RIGHT)
-    for label, recall in sorted(summary["recall"].items(), key=lambda pair: pair[1]):
-        recalls.add_row(Text(label), f"{recall:.1%}")
+    for label, recall in sorted(summary["recall"].items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
+        recalls.add_row(Text(label), "no images" if recall is None else f"{recall:.1%}")
     console.print(recalls)

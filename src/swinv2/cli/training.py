@@ -16,7 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, read_dtype
-from swinv2.cli.running import SKIPPED, find_or_refuse, finish, model_or_shipped, print_broken, quiet_transformers
+from swinv2.cli.running import (
+    SKIPPED,
+    find_or_refuse,
+    finish,
+    model_or_shipped,
+    print_broken,
+    quiet_transformers,
+    writing,
+)
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
 from swinv2.train.signals import StoppedError, noting_signals
@@ -48,7 +56,7 @@ def train(command: str, flags: Sequence[str]) -> int:
     """Runs a training; returns its exit status. A second signal, or one outside the training loop, ends it at once."""
     try:
         with noting_signals():
-            return _plan_or_train(_build_trainer(command, flags))
+            return _preview_or_train(_build_trainer(command, flags))
     except StoppedError as error:
         message_console().print(
             f"{error}: stopped at once; --resume resumes from the newest checkpoint, if there is one", style="yellow"
@@ -78,23 +86,23 @@ def _build_trainer(command: str, flags: Sequence[str]) -> "SwinTrainer":
     return make_finetuning(make_settings(FinetuneSettings, told))
 
 
-def _plan_or_train(trainer: "SwinTrainer") -> int:
-    """Prints the plan, or trains and prints the results; returns the exit status."""
+def _preview_or_train(trainer: "SwinTrainer") -> int:
+    """Prints the preview, or trains and prints the results; returns the exit status."""
     import torch
 
     from swinv2.train.checkpoints import SaveError, newest_valid
     from swinv2.train.health import DivergedError
-    from swinv2.train.plan import make_plan
+    from swinv2.train.preview import make_preview
     from swinv2.train.running import run_training
 
     args = trainer.args
-    plan = make_plan(trainer)
+    preview = make_preview(trainer)
     if args.dry_run:
-        print(json.dumps(plan, indent=2)) if args.as_json else print_plan(plan, Console(highlight=False))
+        print(json.dumps(preview, indent=2)) if args.as_json else print_preview(preview, Console(highlight=False))
         return 0
     messages = message_console()
     if args.should_save:
-        messages.print(f"{_steps_and_rates(plan)}; {args.output_dir}", style="dim")
+        messages.print(f"{_steps_and_rates(preview)}; {args.output_dir}", style="dim")
     try:
         results, status = run_training(trainer)
     except UsageError as error:
@@ -128,17 +136,18 @@ def _plan_or_train(trainer: "SwinTrainer") -> int:
     return STOPPED
 
 
-def _steps_and_rates(plan: dict[str, Any]) -> str:
-    """Steps, batch size and learning rate of a plan, in words."""
-    return (
-        f"{plan['steps']:,} steps of {plan['images_a_step']} images, {plan['warmup_steps']} of them warm-up; learning "
-        f"rate {plan['learning_rate']:g}, which is {plan['learning_rate_for_512_images']:g} for 512 images"
+def _steps_and_rates(preview: dict[str, Any]) -> str:
+    """Steps, batch size and learning rate of a preview, in words."""
+    steps = (
+        f"{preview['steps']:,} steps of {preview['images_a_step']} images, {preview['warmup_steps']} of them warm-up"
     )
+    for_512 = preview["learning_rate_for_512_images"]
+    return f"{steps}; learning rate {preview['learning_rate']:g}, which is {for_512:g} for 512 images"
 
 
-def print_plan(plan: dict[str, Any], console: Console) -> None:
-    """Prints the plan of `--dry-run` as tables."""
-    data, model, memory = plan["data"], plan["model"], plan["memory_mib"]
+def print_preview(preview: dict[str, Any], console: Console) -> None:
+    """Prints the preview of `--dry-run` as tables."""
+    data, model, memory = preview["data"], preview["model"], preview["memory_mib"]
     dataset = "streams" if data["images"] is None else f"{data['images']:,} images"
     parts = " + ".join(f"{name} {value:,.0f}" for name, value in memory.items())
     facts = {
@@ -147,15 +156,15 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         "model": f"{model['parameters']:,} parameters, {model['learning']:,} of them learn",
         "image size, windows": f"{model['image_size']}, {model['windows']}",
         "bias learned in windows": f"{model['pretrained_windows']} (0: the same)",
-        "training": _steps_and_rates(plan),
+        "training": _steps_and_rates(preview),
         "memory, about": f"{parts} = {sum(memory.values()):,.0f} MiB",
     }
     columns = ("layer", "learning rate", "weight decay", "tensors", "parameters")
     groups = Table(*columns, box=None, pad_edge=False)
-    for group in plan["groups"]:
+    for group in preview["groups"]:
         rate, decay = f"{group['learning_rate']:.4g}", f"{group['weight_decay']:g}"
         groups.add_row(str(group["layer"]), rate, decay, str(group["tensors"]), f"{group['parameters']:,}")
-    console.print(_facts_table(facts), groups, _facts_table(plan["settings"]), sep="\n")
+    console.print(_facts_table(facts), groups, _facts_table(preview["settings"]), sep="\n")
 
 
 def _facts_table(facts: dict[str, Any]) -> Table:
@@ -212,7 +221,10 @@ def evaluate(
             label_column=label_column,
             advance=progress.update,
         )
-    files = [] if output is None else evaluation.draw_evaluation(found, dataset, output)
+    files: list[Path] = []
+    if output is not None:
+        with writing(output):
+            files = evaluation.draw_evaluation(found, dataset, output)
     if as_json:
         typer.echo(json.dumps(found.summary(), indent=2))
     else:

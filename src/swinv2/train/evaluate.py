@@ -51,15 +51,16 @@ class Evaluation:
     """Index, truth, answer and probability of the most confident mistakes, the most confident first."""
 
     def summary(self) -> dict[str, Any]:
-        """The results as plain values, for JSON."""
-        recall = self.confusion.diagonal() / np.maximum(self.confusion.sum(1), 1)
+        """The results as plain values, for JSON; the recall of a class without images is None."""
+        counts, hits = self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()
+        recalls = [hit / count if count else None for hit, count in zip(hits, counts, strict=True)]
         return {
             "top1": self.top1,
             "top5": self.top5,
             "loss": self.loss,
             "images": self.images,
             "unreadable": self.unreadable,
-            "recall": {name: float(value) for name, value in zip(self.names, recall, strict=True)},
+            "recall": dict(zip(self.names, recalls, strict=True)),
         }
 
 

@@ -70,8 +70,8 @@ class RunOptions:
 
     # Run
     resume: bool = _option(False, "Resume from the newest valid checkpoint in --output-dir, if there is one.")
-    dry_run: bool = _option(False, "Print the plan of the training, and do nothing.")
-    as_json: bool = _option(False, "Print the plan of --dry-run, or the results, as one JSON object.")
+    dry_run: bool = _option(False, "Print a preview of the training, and do nothing.")
+    as_json: bool = _option(False, "Print the preview of --dry-run, or the results, as one JSON object.")
 
     # Settings with other defaults or meanings than in TrainingArguments.
     remove_unused_columns: bool = _option(False, "No effect: examples have only the columns that the model takes.")

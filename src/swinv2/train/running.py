@@ -1,7 +1,7 @@
 """A run of any trainer: it opens the data, trains, evaluates and saves.
 
 In: settings, then a trainer. Out: a folder with the trained model, its image processor and `results.json`; the exit
-status. `plan.py` makes the plan of a run.
+status. `preview.py` makes the preview of a run.
 """
 
 import json

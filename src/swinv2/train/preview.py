@@ -1,6 +1,6 @@
-"""The plan of a training, for `--dry-run`.
+"""The preview of a training, for `--dry-run`.
 
-In: a trainer, ready to run. Out: a plan of numbers and words, for people and for programs.
+In: a trainer, ready to run. Out: a preview of numbers and words, for people and for programs.
 """
 
 import math
@@ -16,7 +16,7 @@ from swinv2.train.trainer import SwinTrainer
 
 
 def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
-    """For the plan: the memory of the training on each process, in MiB, without LoRA's own activations."""
+    """For the preview: the memory of the training on each process, in MiB, without LoRA's own activations."""
     args: Any = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model)
     checkpointed = args.checkpoints_activations
@@ -36,7 +36,7 @@ def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
     )
 
 
-def make_plan(trainer: SwinTrainer) -> dict[str, Any]:
+def make_preview(trainer: SwinTrainer) -> dict[str, Any]:
     """The settings, data, model, parameter groups, steps, learning rate and memory of a training, as JSON values."""
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     # The groups that the trainer will give its optimiser.
