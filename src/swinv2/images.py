@@ -70,8 +70,8 @@ def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenIm
     """Finds images.
 
     Args:
-        inputs: Files, whatever their suffix; folders, which are searched, with their subfolders, for files with the
-            suffix of an image that are not hidden; globs ("**" for any depth).
+        inputs: Files, whatever their suffix; folders, which are searched, with their subfolders and the folders that
+            links name, for files with the suffix of an image that are not hidden; globs ("**" for any depth).
 
     Returns:
         The images, each file once, in the order of the inputs and by name within each input; and the inputs that do
@@ -86,7 +86,7 @@ def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenIm
     for item in inputs:
         path = Path(item)
         if path.is_dir():
-            matches = _images_inside(path)
+            matches = images_inside(path)
         elif os.path.lexists(path):
             matches = [path]
         elif glob.has_magic(item):
@@ -109,12 +109,23 @@ def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenIm
     return list(found.values()), broken
 
 
-def _images_inside(folder: Path) -> list[Path]:
-    """The images in a folder and its subfolders, without hidden ones."""
+def images_inside(folder: Path, already: Iterable[Path] = ()) -> list[Path]:
+    """The images in a folder and its subfolders, without hidden ones, by name.
+
+    Links to folders are followed. Each folder is searched once, so links that form a circle end.
+
+    Args:
+        folder: The folder.
+        already: Folders that are not searched.
+    """
     found = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in names if not name.startswith(".") and _is_image_name(name)]
+    searched = {os.path.realpath(path) for path in already}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(root)
+        folders[:] = [] if place in searched else sorted(name for name in folders if not is_hidden(name))
+        if place not in searched:
+            found += [Path(root, name) for name in names if is_image_name(name)]
+        searched.add(place)
     return sorted(found)
 
 
@@ -125,15 +136,20 @@ def _images_matching(pattern: str) -> list[Path]:
         path = Path(name)
         if path.is_dir():
             # "**" matches a folder and also its files, so the folder is searched only for other globs.
-            found += [] if "**" in pattern else _images_inside(path)
-        elif _is_image_name(name) or Path(pattern).suffix not in ("", ".*"):
+            found += [] if "**" in pattern else images_inside(path)
+        elif is_image_name(path.name) or Path(pattern).suffix not in ("", ".*"):
             found.append(path)
     return found
 
 
-def _is_image_name(name: str) -> bool:
-    """Whether a file found in a folder has the suffix of an image."""
-    return Path(name).suffix.lower() in SUFFIXES
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, such as macOS's "._photo.jpg"."""
+    return name.startswith(".")
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file found in a folder has the suffix of an image and is not hidden."""
+    return not is_hidden(name) and Path(name).suffix.lower() in SUFFIXES
 
 
 def read_image(source: str | Path | bytes) -> Image.Image:

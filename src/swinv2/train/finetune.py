@@ -16,10 +16,11 @@ from transformers import EvalPrediction
 from swinv2.errors import UsageError
 from swinv2.lengths import as_pair
 from swinv2.train.data.augment import Pixels, for_finetuning
+from swinv2.train.data.classes import classes_to_train, match_classes
 from swinv2.train.data.examples import IGNORED_LABEL
 from swinv2.train.running import data_arguments, open_training, prepare_run
 from swinv2.train.settings import FinetuneSettings
-from swinv2.train.start import model_to_finetune
+from swinv2.train.start import check_resumed_classes, model_to_finetune
 from swinv2.train.trainer import SwinTrainer
 
 BEST_CLASSES = 5
@@ -100,17 +101,12 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--label-names-file {settings.label_names_file!r} cannot be read: {error}") from error
     train, evaluation = open_training(settings, given)
-    if train.label_column is None:
-        raise UsageError(f"{train.source} has no labels; sort the images into a folder for each class, or pretrain.")
-    if not train.names and train.streams:
-        raise UsageError(f"{train.source} does not name its classes; give --label-names-file, a name on each line.")
-    names = train.names or tuple(str(number) for number in range(int(train.labels().max()) + 1))
-    if evaluation is not None and evaluation.names and evaluation.names != names:
-        differing = sorted(set(names) ^ set(evaluation.names))[:5]
-        raise UsageError(f"{evaluation.source} has other classes than {train.source}: {differing}.")
-    for dataset in (train, evaluation):
-        if dataset is not None and not dataset.streams:
-            dataset.check_labels(len(names))
+    train = classes_to_train(train)
+    names = train.names
+    if settings.resume_from_checkpoint:
+        check_resumed_classes(settings.resume_from_checkpoint, names)
+    if evaluation is not None:
+        evaluation = match_classes(evaluation, names, train.source)
     model: Any = model_to_finetune(settings, names)
     pixels = Pixels(as_pair("image_size", model.config.image_size), settings.image_mean, settings.image_std)
     augment = for_finetuning(

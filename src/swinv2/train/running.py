@@ -37,9 +37,12 @@ def prepare_run(settings: RunSettings) -> None:
     torch.manual_seed(settings.seed)
 
 
-def open_training(settings: RunSettings, names: tuple[str, ...] = ()) -> tuple[ImageDataset, ImageDataset | None]:
+def open_training(
+    settings: RunSettings, names: tuple[str, ...] = (), *, needs_labels: bool = True
+) -> tuple[ImageDataset, ImageDataset | None]:
     """Opens the images to train on and, if evaluation is wanted, those to evaluate."""
     columns: Any = {"image_column": settings.image_column, "label_column": settings.label_column, "names": names}
+    columns["needs_labels"] = needs_labels
     train = open_dataset(settings.data, settings.train_split, streaming=settings.streaming, **columns)
     train = train.share(settings.train_fraction, settings.seed)
     if settings.eval_strategy == "no" and not settings.do_eval:

@@ -37,7 +37,9 @@ class ImageDataset:
         names: Names of the classes; empty if there are no labels or if the names are unknown.
         source: The source, for messages.
         split: Name of the split; None if the source has no splits.
+        splits: Names of all splits of the source.
         chosen: Indices of the rows that count, in this order; None for all.
+        numbers: The label of each number that is stored; None if they are equal. `classes.py` makes it.
     """
 
     rows: Any
@@ -46,7 +48,9 @@ class ImageDataset:
     names: tuple[str, ...]
     source: str
     split: str | None = None
+    splits: tuple[str, ...] = ()
     chosen: np.ndarray | None = None
+    numbers: np.ndarray | None = None
 
     @property
     def streams(self) -> bool:
@@ -82,13 +86,15 @@ class ImageDataset:
         label = None if self.label_column is None else row[self.label_column]
         if self.label_column is not None and not isinstance(label, (int, np.integer)):
             raise self._label_error(label)
-        return Sample(image, None if label is None else int(label), str(row.get("__key__", name)))
+        if label is not None:
+            label = int(label if self.numbers is None else self.numbers[int(label)])
+        return Sample(image, label, str(row.get("__key__", name)))
 
     def _label_error(self, label: object) -> UsageError:
         """The error for a label of the data set that is not an integer."""
         return UsageError(
             f"{self.source} has the label {label!r} in the column {self.label_column!r}; expected integers. Give "
-            "another --label-column, or encode names with `class_encode_column` of `datasets`."
+            "another --label-column; if the labels are words, leave out --streaming."
         )
 
     def labels(self) -> np.ndarray:
@@ -100,12 +106,26 @@ class ImageDataset:
         if self.streams:
             raise UsageError(f"{self.source} streams, so its labels are not known in advance; leave out --streaming.")
         if self.label_column is None:
-            raise UsageError(f"{self.source} has no labels; sort the images into a folder for each class.")
+            raise self._no_labels_error()
         # The whole column at once: row by row, a million labels take a quarter of a minute.
         labels = np.asarray(self.rows.with_format("numpy")[self.label_column][:])
         if labels.dtype.kind not in "iub":
             raise self._label_error(next(label for label in self.rows[self.label_column] if not isinstance(label, int)))
-        return labels if self.chosen is None else labels[self.chosen]
+        labels = (labels if self.chosen is None else labels[self.chosen]).astype(np.int64)
+        return labels if self.numbers is None else self.numbers[labels]
+
+    def _no_labels_error(self) -> UsageError:
+        """The error for a data set without labels."""
+        others = sorted({*(self.rows.column_names)} - {self.image_column})
+        if others:
+            return UsageError(
+                f"{self.source} has no labels, but the columns {others}; choose the one of the labels with "
+                "--label-column."
+            )
+        return UsageError(
+            f"{self.source} has no labels; sort the images into a folder for each class, or name their labels in a "
+            "metadata.csv with the columns file_name and label. Only pretrain needs none."
+        )
 
     def check_labels(self, classes: int) -> None:
         """Raises an error unless every label is one of so many classes.

@@ -6,33 +6,26 @@ the columns. It knows no model, no size and no augmentation.
 """
 
 import glob
-import os
+import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.config import HF_DATASETS_DISABLE_PROGRESS_BARS
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from swinv2.errors import UsageError, first_sentence
-from swinv2.images import SUFFIXES
+from swinv2.images import images_inside, is_hidden
 from swinv2.train.data.dataset import ImageDataset
+from swinv2.train.data.folders import EVAL_SPLITS, METADATA, folders_in, open_folder
 
 IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "fine_label")
 """Usual names of the columns, used if the columns' types do not decide."""
-
-EVAL_SPLITS = ("validation", "val", "valid", "test")
-"""Splits that "evaluation" stands for; the first one that exists is used."""
-
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
-"""Names of the folders of each split, in a folder of images."""
 
 WEBDATASET_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -51,14 +44,15 @@ def open_dataset(
     label_column: str | None = None,
     streaming: bool = False,
     names: Sequence[str] = (),
+    needs_labels: bool = True,
 ) -> ImageDataset:
     """Opens a split of a data set.
 
     Args:
         source: One of these:
 
-            - a folder of class folders, possibly below `train`, `validation` or `test`;
-            - a folder of images;
+            - a folder of class folders, possibly below `train`, `validation` or `test`; see `folders.open_folder`;
+            - a folder of images, which may have a table `metadata.csv` as `datasets` reads it;
             - a folder of `.parquet` or webdataset `.tar` files, whose names may begin with the split;
             - a folder that `datasets.save_to_disk` wrote;
             - a `.parquet` or `.tar` file, or a glob of such files; they count as any split;
@@ -67,12 +61,16 @@ def open_dataset(
         image_column, label_column: Names of the columns; None to find them.
         streaming: Whether to read samples one after another, for example without downloading a whole data set.
         names: Names of the classes, if the data has none.
+        needs_labels: Whether to leave out images of a folder that have no label, with a warning.
+
+    A column of words as labels becomes classes in the order of the alphabet.
 
     Raises:
         UsageError: The source cannot be opened, or has no such split or no images.
     """
     try:
-        rows, found_split = _load_split(source, split, streaming)
+        with _bars_only_on_a_terminal():
+            rows, found_split, splits = _load_split(source, split, streaming, needs_labels)
         features = rows.features or (rows._resolve_features().features if streaming else None) or {}
     except UsageError:
         raise
@@ -87,24 +85,53 @@ def open_dataset(
             f"{source} has the columns {sorted(features)}; choose the one of the images with --image-column."
         )
     labels = _find_column(features, label_column, datasets.ClassLabel, LABEL_COLUMNS, "--label-column", source)
+    if labels and not streaming and features[labels] in (datasets.Value("string"), datasets.Value("large_string")):
+        rows = _encode_words(rows, labels)
+        features = rows.features
     known = features[labels].names if labels and isinstance(features[labels], datasets.ClassLabel) else ()
-    if known and names and tuple(names) != tuple(known):
+    if known and names and set(names) != set(known):
         raise UsageError(f"{source} has class names ({_few(known)}); leave out --label-names-file ({_few(names)}).")
     if isinstance(features[images], datasets.Image):
         rows = rows.cast_column(images, datasets.Image(decode=False))
-    return ImageDataset(rows, images, labels, tuple(known or names), source, found_split)
+    return ImageDataset(rows, images, labels, tuple(known or names), source, found_split, splits)
 
 
-def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | None]:
-    """The rows of a source, and the name of their split; None if the source has no splits."""
+@contextmanager
+def _bars_only_on_a_terminal() -> Iterator[None]:
+    """Hides the progress bars of `datasets` unless stderr is a terminal or the environment asks for them."""
+    hides = datasets.is_progress_bar_enabled() and HF_DATASETS_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty()
+    if hides:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hides:
+            datasets.enable_progress_bars()
+
+
+def _encode_words(rows: Any, column: str) -> Any:
+    """Makes classes of a column of words."""
+    # Not `class_encode_column`: it copies all images.
+    words = rows[column][:]
+    names = sorted({word for word in words if word is not None})
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = [numbers.get(word) for word in words]
+    return rows.remove_columns(column).add_column(column, labels, feature=datasets.ClassLabel(names=names))
+
+
+def _load_split(
+    source: str, split: str, streaming: bool, needs_labels: bool
+) -> tuple[Any, str | None, tuple[str, ...]]:
+    """The rows of a source, the name of their split, and the names of all splits; None and () if there are none."""
     path = Path(source)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        rows, found = _choose_split(datasets.load_from_disk(source), split, source)
-        rows = rows.with_format(None)
-        # Processes and workers divide the shards among themselves.
-        return rows.to_iterable_dataset(num_shards=min(len(rows), MOST_SHARDS) or 1) if streaming else rows, found
+        rows, found, splits = _choose_split(datasets.load_from_disk(source), split, source)
+        return _streamed_if(streaming, rows.with_format(None)), found, splits
     if path.is_dir():
         kind, files = _files_of_folder(path)
+        if not files:
+            rows, found, splits = open_folder(path, split, needs_labels)
+            return _streamed_if(streaming, rows), found, splits
         return _choose_split(datasets.load_dataset(kind, data_files=files, streaming=streaming), split, source)
     if source.endswith((".parquet", *WEBDATASET_SUFFIXES)):
         matching = [source] if path.is_file() else sorted(glob.glob(source, recursive=True))
@@ -112,7 +139,7 @@ def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | No
             raise UsageError(f"{source!r} matches no file.")
         kind = "parquet" if source.endswith(".parquet") else "webdataset"
         files = {"train": [glob.escape(file) for file in matching]}
-        return datasets.load_dataset(kind, data_files=files, streaming=streaming)["train"], None
+        return datasets.load_dataset(kind, data_files=files, streaming=streaming)["train"], None, ()
     if path.exists():
         raise UsageError(
             f"{source!r} is a file; expected a folder, or files {', '.join(('.parquet', *WEBDATASET_SUFFIXES))}."
@@ -123,13 +150,27 @@ def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | No
     return _choose_split(datasets.load_dataset(name, configuration or None, streaming=streaming), split, source)
 
 
+def _streamed_if(streaming: bool, rows: Any) -> Any:
+    """Indexed rows, or a stream of them whose shards processes and workers divide among themselves."""
+    return rows.to_iterable_dataset(num_shards=min(len(rows), MOST_SHARDS) or 1) if streaming else rows
+
+
 def _files_of_folder(folder: Path) -> tuple[str, dict[str, list[str]]]:
-    """The builder of `datasets` for a folder, and patterns for the files of each split."""
+    """The builder of `datasets` for the files in a folder, and patterns for those of each split; no files if it is a
+    folder of images."""
     for kind, suffixes in (("parquet", (".parquet",)), ("webdataset", WEBDATASET_SUFFIXES)):
-        files = [file.name for file in folder.iterdir() if file.name.endswith(suffixes)]
-        if files:
-            return kind, _splits_of_files(folder, sorted(files), suffixes)
-    return "imagefolder", _splits_of_images(folder)
+        names = sorted(file.name for file in folder.iterdir() if not is_hidden(file.name))
+        files = [name for name in names if name.endswith(suffixes) and name not in METADATA]
+        if not files:
+            continue
+        with_images = [path.name for path in folders_in(folder) if images_inside(path, [folder])]
+        if len(with_images) > 1:
+            raise UsageError(
+                f"{folder} has {kind} files, {_few(files)}, and folders of images, {_few(with_images)}; move the files "
+                "away to use the images, or name the files with a glob."
+            )
+        return kind, _splits_of_files(folder, files, suffixes)
+    return "imagefolder", {}
 
 
 def _splits_of_files(folder: Path, files: list[str], suffixes: tuple[str, ...]) -> dict[str, list[str]]:
@@ -146,47 +187,14 @@ def _splits_of_files(folder: Path, files: list[str], suffixes: tuple[str, ...]) 
     return {split: [glob.escape(file) for file in of_split] for split, of_split in splits.items() if of_split}
 
 
-def _splits_of_images(folder: Path) -> dict[str, list[str]]:
-    """Finds the folders of splits directly in a folder of images.
-
-    `datasets` alone searches all file and folder names for "train", "test" and similar words. If it finds one, it
-    ignores all other images: with the classes "bus" and "train" it ignores "bus"; with "contest-1.png" and
-    "my-test-2.png", the first file.
-    """
-    below = sorted(path for path in folder.iterdir() if path.is_dir())
-    split_of = {called: split for split, names in SPLIT_FOLDERS.items() for called in names}
-    splits: dict[str, list[Path]] = {}
-    for path in below:
-        if path.name.lower() in split_of:
-            splits.setdefault(split_of[path.name.lower()], []).append(path)
-    if len(splits) == 1:
-        (chosen,) = splits.values()
-        others = [path.name for path in below if path not in chosen and any(map(_is_image_file, path.iterdir()))]
-        if others:
-            raise UsageError(
-                f"{folder} has the folder {chosen[0].name!r}, which is the name of a split, and other folders of "
-                f"images, {_few(others)}; move all classes into a folder 'train', or move the other folders away."
-            )
-    folders = splits or {"train": [folder]}
-    for split, paths in folders.items():
-        if not any(_is_image_file(Path(file)) for path in paths for _, _, files in os.walk(path) for file in files):
-            raise UsageError(f"{str(folder)!r} has no images in the split {split!r}.")
-    return {split: [f"{glob.escape(str(path))}/**" for path in paths] for split, paths in folders.items()}
-
-
-def _is_image_file(file: Path) -> bool:
-    """Whether a file of a source has the suffix of an image."""
-    return file.suffix.lower() in SUFFIXES
-
-
-def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None]:
-    """The wanted split of an opened data set, and its name."""
+def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None, tuple[str, ...]]:
+    """The wanted split of an opened data set, its name, and the names of all splits."""
     if not isinstance(loaded, dict):
-        return loaded, None
+        return loaded, None, ()
     wanted = EVAL_SPLITS if split == "evaluation" else (split,)
     for name in wanted:
         if name in loaded:
-            return loaded[name], name
+            return loaded[name], name, tuple(map(str, loaded))
     raise UsageError(
         f"{source!r} has the splits {sorted(loaded)}; expected {' or '.join(map(repr, wanted))}. Choose one of its "
         "splits with --split, or for a training with --train-split and --eval-split."
