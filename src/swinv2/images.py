@@ -16,7 +16,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,27 +112,33 @@ def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenIm
 def images_inside(folder: Path, already: Iterable[Path] = ()) -> list[Path]:
     """The images in a folder and its subfolders, without hidden ones, by name.
 
-    Links to folders are followed. Each folder is searched once, so links that form a circle end.
-
     Args:
         folder: The folder.
         already: Folders that are not searched.
     """
-    found = []
+    places = _folders_below(folder, already)
+    found = [Path(place, name) for place, names in places for name in names if is_image_name(name)]
+    # As paths are compared, but ten times as fast.
+    return sorted(found, key=lambda path: path.parts)
+
+
+def _folders_below(folder: str | Path, already: Iterable[Path] = ()) -> Iterator[tuple[str, list[str]]]:
+    """A folder and all folders in it, each with the names of its files, without hidden folders. Links to folders are
+    followed; a folder comes once, so links that form a circle end."""
     searched = {os.path.realpath(path) for path in already}
-    for root, folders, names in os.walk(folder, followlinks=True):
-        place = os.path.realpath(root)
-        folders[:] = [] if place in searched else sorted(name for name in folders if not is_hidden(name))
-        if place not in searched:
-            found += [Path(root, name) for name in names if is_image_name(name)]
-        searched.add(place)
-    return sorted(found)
+    for place, folders, names in os.walk(folder, followlinks=True):
+        actual = os.path.realpath(place)
+        is_new = actual not in searched
+        searched.add(actual)
+        folders[:] = sorted(name for name in folders if is_new and not is_hidden(name))
+        if is_new:
+            yield place, names
 
 
 def _images_matching(pattern: str) -> list[Path]:
     """The images that match a glob, and those in matching folders."""
     found = []
-    for name in sorted(glob.glob(pattern, recursive=True)):
+    for name in sorted(_names_matching(pattern)):
         path = Path(name)
         if path.is_dir():
             # "**" matches a folder and also its files, so the folder is searched only for other globs.
@@ -140,6 +146,15 @@ def _images_matching(pattern: str) -> list[Path]:
         elif is_image_name(path.name) or Path(pattern).suffix not in ("", ".*"):
             found.append(path)
     return found
+
+
+def _names_matching(pattern: str) -> list[str]:
+    """The files and folders that match a glob. `glob.glob` alone hardly ends if links form circles."""
+    head, *tail = re.split(r"(?:^|(?<=/))\*\*(?:/|$)", pattern, maxsplit=1)
+    if not tail:
+        return glob.glob(pattern, recursive=True)
+    places = [place for base in (glob.glob(head) if head else ["."]) for place, _ in _folders_below(base)]
+    return [name for place in places for name in _names_matching(os.path.join(glob.escape(place), tail[0] or "*"))]
 
 
 def is_hidden(name: str) -> bool:

@@ -106,7 +106,7 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
     if settings.resume_from_checkpoint:
         check_resumed_classes(settings.resume_from_checkpoint, names)
     if evaluation is not None:
-        evaluation = match_classes(evaluation, names, train.source)
+        evaluation = match_classes(evaluation, names, "the training data")
     model: Any = model_to_finetune(settings, names)
     pixels = Pixels(as_pair("image_size", model.config.image_size), settings.image_mean, settings.image_std)
     augment = for_finetuning(

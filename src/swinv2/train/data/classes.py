@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from swinv2.errors import UsageError
+from swinv2.errors import UsageError, few
 from swinv2.train.data.dataset import ImageDataset
 
 logger = logging.getLogger(__name__)
@@ -32,13 +32,13 @@ def classes_to_train(train: ImageDataset) -> ImageDataset:
     train.check_labels(len(names))
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UsageError(f"{train.source} has several classes with the name {_few(twice)}; give each its own name.")
+        raise UsageError(f"{train.source} has several classes with the name {_quoted(twice)}; give each its own name.")
     counts = np.bincount(train.labels(), minlength=len(names))
     kept = [name for name, count in zip(names, counts, strict=True) if count]
     if len(kept) < len(names):
         without = [name for name, count in zip(names, counts, strict=True) if not count]
         logger.warning(
-            f"{train.source} has no image to train {_few(without)}; the classifier does not get "
+            f"{train.source} has no image to train {_quoted(without)}; the classifier does not get "
             f"{'this class' if len(without) == 1 else 'these classes'}"
         )
     if len(kept) == 1:
@@ -77,11 +77,11 @@ def match_classes(dataset: ImageDataset, names: Sequence[str], owner: str) -> Im
     unknown = [name for name, count in counts.items() if count and name not in names]
     if not any(count and name in names for name, count in counts.items()):
         raise UsageError(
-            f"{dataset.source} has the classes {_few(unknown)}, and {owner} has none of them, but {_few(names)}; "
+            f"{dataset.source} has the classes {_quoted(unknown)}, and {owner} has none of them, but {_quoted(names)}; "
             "give the same class the same name."
         )
     if unknown:
-        left_out = _few([f"{name!r} ({counts[name]:,})" for name in unknown], quoted=True)
+        left_out = few([f"{name!r} ({counts[name]:,})" for name in unknown], 5)
         logger.warning(
             f"{dataset.source} has classes that {owner} lacks; their images are left out of the evaluation: {left_out}"
         )
@@ -108,7 +108,6 @@ def _renumbered(dataset: ImageDataset, own: Sequence[str], names: tuple[str, ...
     )
 
 
-def _few(names: Sequence[str], quoted: bool = False) -> str:
+def _quoted(names: Sequence[str]) -> str:
     """The first of some classes, for a message."""
-    shown = names if quoted else list(map(repr, names))
-    return ", ".join(shown[:5]) + (f" ... ({len(names)} classes)" if len(names) > 5 else "")
+    return few([repr(name) for name in names], 5)

@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 
 from swinv2.console import shown
-from swinv2.errors import UsageError
+from swinv2.errors import UsageError, few
 from swinv2.images import images_inside, is_hidden, is_image_name
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ def open_folder(folder: Path, split: str, needs_labels: bool) -> tuple[datasets.
         folder: The folder. One without folders of splits counts as the split "train", as the one for evaluation, and as
             the one that it is called.
         split: Name of the split; "evaluation" for the first of `EVAL_SPLITS` that exists.
-        needs_labels: Whether images beside the class folders are left out, with a warning. Otherwise no image has a
-            label if there are such images.
+        needs_labels: Whether images without a label are left out, with a warning: those beside the class folders, and
+            those that a table of `METADATA` does not name. Otherwise no image has a label if there are such images.
 
     Returns:
         Rows with a column "image" and, if there are class folders, "label"; the name of the split, and of all splits;
@@ -60,7 +60,7 @@ def open_folder(folder: Path, split: str, needs_labels: bool) -> tuple[datasets.
     splits = folders_of_splits(folder)
     found = _name_of_split(folder, split, splits)
     roots = splits[found] if found else [folder]
-    if splits:
+    if found == "train":
         _report_outside(folder, splits)
     loose = [path for root in roots for path in sorted(root.iterdir()) if is_image_name(path.name)]
     classes = _class_folders(roots)
@@ -70,14 +70,14 @@ def open_folder(folder: Path, split: str, needs_labels: bool) -> tuple[datasets.
     tables = [root / name for root in roots for name in METADATA if (root / name).is_file()]
     if not images:
         raise UsageError(_without_images(folder, found))
-    if tables:
-        rows = _rows_of_tables(tables, images)
+    if tables and needs_labels:
+        rows = _rows_of_tables(tables, images, bool(names))
     elif names and not (loose and not needs_labels):
         _report_classes(roots[0], classes, files)
         if loose:
             logger.warning(
-                f"{len(loose)} images beside the class folders of {shown(roots[0])} are left out: {_few(loose)}. Move "
-                "each into the folder of its class."
+                f"images beside the class folders of {shown(roots[0])} are left out: {_names(loose)}. Move each into "
+                "the folder of its class."
             )
         labels = [label for label, name in enumerate(names) for _ in files[name]]
         columns = {"image": _as_texts(images[len(loose) :]), "label": labels}
@@ -89,18 +89,19 @@ def open_folder(folder: Path, split: str, needs_labels: bool) -> tuple[datasets.
     return rows, found, tuple(splits)
 
 
-def _rows_of_tables(tables: list[Path], images: list[Path]) -> datasets.Dataset:
+def _rows_of_tables(tables: list[Path], images: list[Path], has_folders: bool) -> datasets.Dataset:
     """The rows of tables that name images and possibly labels. Warns of images that they do not name."""
     patterns = {"train": [glob.escape(str(table)) for table in tables]}
     rows: Any = datasets.load_dataset("imagefolder", data_files=patterns, split="train")
-    logger.warning(f"{_few(tables)} of {shown(tables[0].parent)} has the labels; its folders do not count as classes")
+    if has_folders:
+        logger.warning(f"the labels are those of {shown(tables[0])}; the folders beside it do not count as classes")
     columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     for column in columns:
         rows = rows.cast_column(column, datasets.Image(decode=False))
     named = {os.path.realpath(image["path"]) for column in columns for image in rows[column] if image}
     others = [image for image in images if os.path.realpath(image) not in named]
     if others:
-        logger.warning(f"{len(others)} images are not in {shown(tables[0])} and are left out: {_few(others)}")
+        logger.warning(f"images that are not in {shown(tables[0])} are left out: {_names(others)}")
     return rows
 
 
@@ -125,7 +126,7 @@ def folders_of_splits(folder: Path) -> dict[str, list[Path]]:
         if others:
             raise UsageError(
                 f"{folder} has the folder {chosen[0].name!r}, which is the name of a split, and other folders of "
-                f"images, {_few(others)}; move all classes into a folder 'train', or move the other folders away."
+                f"images, {_names(others)}; move all classes into a folder 'train', or move the other folders away."
             )
     return splits
 
@@ -151,8 +152,14 @@ def _name_of_split(folder: Path, split: str, splits: dict[str, list[Path]]) -> s
 
 def folders_in(folder: Path) -> list[Path]:
     """The folders directly in a folder, and links to folders, also to missing ones, without hidden ones."""
-    below = [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
-    return [path for path in below if path.is_dir() or (not path.exists() and not is_image_name(path.name))]
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not is_hidden(entry.name)]
+    names = [
+        entry.name
+        for entry in visible
+        if entry.is_dir() or (not os.path.exists(entry.path) and not is_image_name(entry.name))
+    ]
+    return [folder / name for name in sorted(names)]
 
 
 def _class_folders(roots: Sequence[Path]) -> dict[str, list[Path]]:
@@ -166,16 +173,17 @@ def _class_folders(roots: Sequence[Path]) -> dict[str, list[Path]]:
 
 def _report_classes(root: Path, classes: dict[str, list[Path]], files: dict[str, list[Path]]) -> None:
     """Warns of class folders without an image, and of folders of splits inside all class folders."""
-    empty = {path: _content(path) for name, paths in classes.items() for path in paths if not files[name]}
+    without = [path for name, paths in classes.items() for path in paths if not files[name]]
+    empty = [f"{shown(Path(path.name))} ({_content(path)})" for path in without]
     if empty:
         logger.warning(
             f"no image is in these folders of {shown(root)}, so they are no classes: "
-            f"{_few([Path(f'{path.name} ({content})') for path, content in empty.items()])}. Put images there, or "
-            "delete the folders."
+            f"{few(empty)}. Put images there, or delete the folders."
         )
-    inner = [[path for path in folders_in(paths[0]) if path.name.lower() in _SPLIT_OF] for paths in classes.values()]
-    if all(inner):
-        inside = inner[0][0].relative_to(root)
+    filled = [paths[0] for name, paths in classes.items() if files[name]]
+    inner = [next((path / name for name in _SPLIT_OF if (path / name).is_dir()), None) for path in filled]
+    if all(inner) and inner[0] is not None:
+        inside = inner[0].relative_to(root)
         logger.warning(
             f"all class folders of {shown(root)} have folders with names of splits, such as {inside}, whose images are "
             f"taken together. Folders of splits must be outside, such as {inside.name}/{inside.parent}."
@@ -184,8 +192,8 @@ def _report_classes(root: Path, classes: dict[str, list[Path]], files: dict[str,
 
 def _content(folder: Path) -> str:
     """What a folder without images has, in words."""
-    if not folder.exists():
-        return "a link to nothing"
+    if folder.is_symlink() and (not folder.exists() or folder.resolve() in folder.absolute().parents):
+        return "a link to a folder above" if folder.exists() else "a link to nothing"
     file = next((Path(name) for _, _, names in os.walk(folder) for name in sorted(names) if not is_hidden(name)), None)
     return "empty" if file is None else f"it has {shown(file)}"
 
@@ -197,8 +205,8 @@ def _report_outside(folder: Path, splits: dict[str, list[Path]]) -> None:
     outside += [path for path in folders_in(folder) if path not in of_splits and images_inside(path, [folder])]
     if outside:
         logger.warning(
-            f"{shown(folder)} has folders of splits, {_few(sorted(of_splits))}; images outside of them are left out: "
-            f"{_few(outside)}"
+            f"{shown(folder)} has folders of splits, {_names(sorted(of_splits))}; images outside of them are left out: "
+            f"{_names(outside)}"
         )
 
 
@@ -221,6 +229,6 @@ def _as_texts(files: list[Path]) -> list[str]:
     return list(map(str, files))
 
 
-def _few(paths: Sequence[Path]) -> str:
-    """The first names of a list of files or folders, for a message."""
-    return ", ".join(shown(Path(path.name)) for path in paths[:3]) + (f" ... ({len(paths)})" if len(paths) > 3 else "")
+def _names(paths: Sequence[Path]) -> str:
+    """The first names of some files or folders, for a message."""
+    return few([shown(Path(path.name)) for path in paths])

@@ -18,7 +18,7 @@ from datasets.config import HF_DATASETS_DISABLE_PROGRESS_BARS
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
-from swinv2.errors import UsageError, first_sentence
+from swinv2.errors import UsageError, few, first_sentence
 from swinv2.images import images_inside, is_hidden
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.folders import EVAL_SPLITS, METADATA, folders_in, open_folder
@@ -86,11 +86,11 @@ def open_dataset(
         )
     labels = _find_column(features, label_column, datasets.ClassLabel, LABEL_COLUMNS, "--label-column", source)
     if labels and not streaming and features[labels] in (datasets.Value("string"), datasets.Value("large_string")):
-        rows = _encode_words(rows, labels)
+        rows = _encode_words(rows, labels, source)
         features = rows.features
     known = features[labels].names if labels and isinstance(features[labels], datasets.ClassLabel) else ()
     if known and names and set(names) != set(known):
-        raise UsageError(f"{source} has class names ({_few(known)}); leave out --label-names-file ({_few(names)}).")
+        raise UsageError(f"{source} has class names ({few(known)}); leave out --label-names-file ({few(names)}).")
     if isinstance(features[images], datasets.Image):
         rows = rows.cast_column(images, datasets.Image(decode=False))
     return ImageDataset(rows, images, labels, tuple(known or names), source, found_split, splits)
@@ -109,13 +109,18 @@ def _bars_only_on_a_terminal() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _encode_words(rows: Any, column: str) -> Any:
+def _encode_words(rows: Any, column: str, source: str) -> Any:
     """Makes classes of a column of words."""
     # Not `class_encode_column`: it copies all images.
     words = rows[column][:]
-    names = sorted({word for word in words if word is not None})
+    if None in words:
+        raise UsageError(
+            f"{source} has no label in the column {column!r} for {words.count(None):,} of {len(words):,} images, first "
+            f"for that of row {words.index(None)}, counted from 0; give each a label, or delete its row."
+        )
+    names = sorted(set(words))
     numbers = {name: number for number, name in enumerate(names)}
-    labels = [numbers.get(word) for word in words]
+    labels = [numbers[word] for word in words]
     return rows.remove_columns(column).add_column(column, labels, feature=datasets.ClassLabel(names=names))
 
 
@@ -142,7 +147,8 @@ def _load_split(
         return datasets.load_dataset(kind, data_files=files, streaming=streaming)["train"], None, ()
     if path.exists():
         raise UsageError(
-            f"{source!r} is a file; expected a folder, or files {', '.join(('.parquet', *WEBDATASET_SUFFIXES))}."
+            f"{source!r} is a file; expected a folder, or files {', '.join(('.parquet', *WEBDATASET_SUFFIXES))}. "
+            "Unpack an archive first."
         )
     if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         raise UsageError(f"{source!r} does not exist.")
@@ -166,7 +172,7 @@ def _files_of_folder(folder: Path) -> tuple[str, dict[str, list[str]]]:
         with_images = [path.name for path in folders_in(folder) if images_inside(path, [folder])]
         if len(with_images) > 1:
             raise UsageError(
-                f"{folder} has {kind} files, {_few(files)}, and folders of images, {_few(with_images)}; move the files "
+                f"{folder} has {kind} files, {few(files)}, and folders of images, {few(with_images)}; move the files "
                 "away to use the images, or name the files with a glob."
             )
         return kind, _splits_of_files(folder, files, suffixes)
@@ -181,7 +187,7 @@ def _splits_of_files(folder: Path, files: list[str], suffixes: tuple[str, ...]) 
     left_out = sorted(set(files) - {Path(file).name for of_split in splits.values() for file in of_split})
     if left_out:
         raise UsageError(
-            f"{folder} has the splits {sorted(splits)} and files without a split, {_few(left_out)}; choose files with "
+            f"{folder} has the splits {sorted(splits)} and files without a split, {few(left_out)}; choose files with "
             "a glob."
         )
     return {split: [glob.escape(file) for file in of_split] for split, of_split in splits.items() if of_split}
@@ -215,8 +221,3 @@ def _find_column(
     if len(found) > 1:
         raise UsageError(f"{source} has the columns {found}; choose one with {flag}.")
     return found[0] if found else None
-
-
-def _few(names: Sequence[str]) -> str:
-    """The first names of a list of columns or files, for a message."""
-    return ", ".join(names[:3]) + (f" ... ({len(names)})" if len(names) > 3 else "")
