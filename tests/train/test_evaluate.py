@@ -80,7 +80,7 @@ def test_a_folder_may_be_one_split(colours: Path, tmp_path: Path) -> None:
     for split in ("evaluation", "validation"):
         alone, _ = evaluate(model, str(colours / "validation"), split)
         assert alone.summary() == whole.summary()
-    with pytest.raises(UsageError, match=r"has no folders of splits, such as 'test'; without --split"):
+    with pytest.raises(UsageError, match=r"has no folders of splits; expected 'test'. Without --split"):
         evaluate(model, str(colours / "validation"), "test")
     assert evaluate(model, str(colours / "train"))[0].images == 36
     # A folder of that name may hold several.

@@ -122,7 +122,7 @@ class TestSplits:
         for split in ("train", "evaluation", "validation", "dev"):
             found = open_dataset(source, split)
             assert (len(found), found.split, found.splits) == (2, None, ())
-        with pytest.raises(UsageError, match="dev' has no folders of splits, such as 'test'; without --split"):
+        with pytest.raises(UsageError, match=r"dev' has no folders of splits; expected 'test'\. Without --split"):
             open_dataset(source, "test")
 
     def test_images_outside_are_named(self, tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:

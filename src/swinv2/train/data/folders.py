@@ -139,7 +139,8 @@ def _name_of_split(folder: Path, split: str, splits: dict[str, list[Path]]) -> s
         return None
     if not splits:
         raise UsageError(
-            f"{str(folder)!r} has no folders of splits, such as {split!r}; without --split, all its images are taken."
+            f"{str(folder)!r} has no folders of splits; expected {split!r}. Without --split, all its images are taken; "
+            "in a training without --eval-split, a share of them is set aside."
         )
     for name in wanted:
         if _SPLIT_OF.get(name) in splits:
