@@ -94,7 +94,7 @@ def print_demo(photographs: Sequence[Photograph], answers: Sequence[list[Predict
     console.print(table)
     judged = [pair for pair in zip(photographs, answers, strict=True) if pair[0].label is not None]
     first = sum(labels[0].label == photograph.label for photograph, labels in judged)
-    among = sum(photograph.label in (each.label for each in labels) for photograph, labels in judged)
+    among = sum(any(each.label == photograph.label for each in labels) for photograph, labels in judged)
     console.print(
         f"\n{first} of {len(judged)} right, {among} among the {len(answers[0])} most probable labels; "
         f"no label fits the other {len(photographs) - len(judged)} photographs",
