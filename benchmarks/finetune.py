@@ -31,7 +31,6 @@ from terminal import progress, select
 
 from swinv2.loading import read_config
 from swinv2.predict.describe import describe
-from swinv2.predict.shipped import shipped_model
 
 OURS, PROBE, NEW = "swinv2", "swinv2-probe", "swinv2-new"
 METHODS = (OURS, PROBE, NEW, *PEERS)
@@ -48,9 +47,6 @@ LEAST_SIZE = 64
 
 SAME_FACTS = ("machine", "torch", "torchvision", "timm")
 """Rows of other commits are kept: a benchmark of hours resumes after a commit. Each row names its commit."""
-
-SHAPE = ("patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio")
-"""Fields of the shipped network that a new one of the same shape needs."""
 
 SWINV2 = (sys.executable, "-c", "from swinv2.cli import app; app()")
 
@@ -144,11 +140,9 @@ def _train_ours(folder: Path, method: str, seed: int, output: Path, ours: report
     if method == PROBE:
         command += ["--linear-probe"]
     if method == NEW:
-        config = json.loads((shipped_model() / "config.json").read_text())
-        fields = {name: config[name] for name in SHAPE}
-        command += ["--model", "new", "--model-fields", json.dumps(fields)]
-        # The same network and images need the same processor time for a step.
-        command += ["--image-size", str(_known(ours)["image_size"]), "--max-steps", str(_known(ours)["steps"])]
+        # The same network needs the same processor time for a step.
+        length = {"model": "new", "image_size": _known(ours)["image_size"], "max_steps": _known(ours)["steps"]}
+        command += [f"--{name}={value}" for name, value in length.items()]
     _, seconds = _run([*SWINV2, *command], output / "training.log")
     model = str(run / "final")
     answer, _ = _run([*SWINV2, "evaluate", str(folder / "test"), "--model", model, "--json"], output / "test.log")

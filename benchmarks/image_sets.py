@@ -112,7 +112,7 @@ def read_camvid(folder: Path) -> Iterator[Sample]:
 
 
 def read_stamps(folder: Path) -> Iterator[Sample]:
-    """The photographs: the class is the outermost folder. Cartoons, toys and symbols are left out."""
+    """Photographs and drawings; the class is the outermost folder. Cartoons, toys and symbols are left out."""
     for path in sorted(folder.rglob("*.png")):
         folders = path.relative_to(folder).parts[:-1]
         if not {"cartoon", "toys", "plastic", "symbols"} & set(folders):

@@ -327,7 +327,7 @@ class TestImageSets:
             Image.fromarray(pixels).save(tmp_path / "masks" / part / "a.png")
         assert [sample.label for sample in read_camvid(tmp_path)] == ["building"] * 3
 
-    def test_photographs_among_stamps(self, tmp_path: Path) -> None:
+    def test_things_among_stamps(self, tmp_path: Path) -> None:
         from image_sets import read_stamps
 
         for path in ("food/fruit/apple.png", "food/fruit/cartoon/pear.png", "symbols/a.png", "animals/dog.png"):
@@ -426,7 +426,7 @@ class TestFinetune:
         flags = [each for each in ours if each.startswith("--")]
         assert flags == ["--data", "--output-dir", "--seed"]
         assert str(data / "digits" / "train") in ours
-        assert new[-4:] == ["--image-size", "32", "--max-steps", "7"]
+        assert new[-3:] == ["--model=new", "--image_size=32", "--max_steps=7"]
         # Its time is the peer's; its image size is too small for the peer.
         assert {"--seconds=12.0", "--size=64", "--seed=3"} <= set(peer)
 
