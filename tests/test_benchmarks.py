@@ -420,7 +420,7 @@ class TestFinetune:
             ("resnet18", "0.5", "0.5", "9"),
         ]
         ours, new, peer = (
-            next(each for each in commands if part in each) for part in ("finetune", "new", "--no-flips")
+            next(each for each in commands if part in each) for part in ("finetune", "--model=new", "--no-flips")
         )
         # Our command gets the training images and the seed, and no setting.
         flags = [each for each in ours if each.startswith("--")]
