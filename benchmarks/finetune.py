@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -260,4 +261,6 @@ def _number(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
+    # subprocess.run ends its process at an exception; a benchmark that is stopped must leave no training behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     typer.run(main)
