@@ -6,6 +6,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -181,6 +182,12 @@ def evaluate(
     split: Annotated[
         str, typer.Option(metavar="NAME", help="The split; evaluation: the first of validation, val, valid, test.")
     ] = "evaluation",
+    knn: Annotated[
+        bool, typer.Option("--knn", help="By nearest neighbours in the split train, without a classifier.")
+    ] = False,
+    neighbours: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Neighbours that vote, with --knn.", show_default="20")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Draw the confusion matrix and mistakes.")
     ] = None,
@@ -199,17 +206,21 @@ def evaluate(
     precision: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Evaluate a classifier on labelled images.
+    """Evaluate a classifier on labelled images; with --knn any model, by its features.
 
     Unreadable images are skipped and named on stderr; the exit status is then 1.
     """
+    if neighbours is not None and not knn:
+        raise UsageError("--neighbours has no effect without --knn; give both.")
     quiet_transformers()
     from swinv2.cli import printing
     from swinv2.train import evaluate as evaluation
+    from swinv2.train.neighbours import NEIGHBOURS, evaluate_neighbours
 
     name = model_or_shipped(model)
+    by_neighbours = partial(evaluate_neighbours, neighbours=neighbours or NEIGHBOURS)
     with progress_bar(0, "evaluating") as progress:
-        found, dataset = evaluation.evaluate(
+        found, dataset = (by_neighbours if knn else evaluation.evaluate)(
             name,
             data,
             split,

@@ -38,8 +38,8 @@ class Evaluation:
     top1: float
     top5: float | None
     """None with fewer than six classes."""
-    loss: float
-    """Mean cross entropy."""
+    loss: float | None
+    """Mean cross entropy; None if the answers have no probabilities of all classes."""
     images: int
     """Number of readable images."""
     unreadable: list[str]
@@ -98,7 +98,7 @@ def evaluate(
     chosen = choose_device(device)
     classifier = load_model(Swinv2ForImageClassification, model, chosen, dtype)
     processor = load_processor(model)
-    split = _split_to_evaluate(data, split)
+    split = split_to_evaluate(data, split)
     dataset = open_dataset(data, split, image_column=image_column, label_column=label_column)
     if dataset.label_column is None:
         raise UsageError(f"{data} has no labels; sort the images into a folder for each class.")
@@ -124,6 +124,33 @@ def evaluate(
     truths, answers, probabilities, among_five, losses = (
         np.concatenate(column) for column in zip(*columns, strict=True)
     )
+    return summarise(names, data, truths, answers, probabilities, among_five, losses, unreadable), dataset
+
+
+def summarise(
+    names: tuple[str, ...],
+    data: str,
+    truths: np.ndarray,
+    answers: np.ndarray,
+    probabilities: np.ndarray,
+    among_five: np.ndarray,
+    losses: np.ndarray | None,
+    unreadable: list[str],
+) -> Evaluation:
+    """Makes the results of what is known of each image.
+
+    Args:
+        names: Names of the classes.
+        data: The source, for messages.
+        truths, answers: The class of each image, `IGNORED_LABEL` for unreadable ones, and the answer.
+        probabilities: The probability of each answer.
+        among_five: Whether the class is among the five best answers.
+        losses: The cross entropies, if there are any.
+        unreadable: Names of unreadable images, each with the reason.
+
+    Raises:
+        UsageError: No image is readable.
+    """
     readable = truths != IGNORED_LABEL
     if not readable.any():
         raise UsageError(f"{data} has no readable image.")
@@ -131,20 +158,19 @@ def evaluate(
     np.add.at(confusion, (truths[readable], answers[readable]), 1)
     wrong = np.flatnonzero(readable & (answers != truths))
     worst = wrong[np.argsort(-probabilities[wrong], kind="stable")[:MOST_MISTAKES]]
-    found = Evaluation(
+    return Evaluation(
         top1=float(confusion.trace() / confusion.sum()),
         top5=float(among_five[readable].mean()) if len(names) > 5 else None,
-        loss=float(losses[readable].mean()),
+        loss=None if losses is None else float(losses[readable].mean()),
         images=int(readable.sum()),
         unreadable=unreadable,
         confusion=confusion,
         names=names,
         worst=[(int(i), int(truths[i]), int(answers[i]), float(probabilities[i])) for i in worst],
     )
-    return found, dataset
 
 
-def _split_to_evaluate(data: str, split: str) -> str:
+def split_to_evaluate(data: str, split: str) -> str:
     """The name of the split for `datasets`. If `data` is the folder of a single split, such as data/validation, this is
     "train": `datasets` uses that name if it finds no folders of splits."""
     names = {name for called in SPLIT_FOLDERS.values() for name in called}

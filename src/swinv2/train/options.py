@@ -122,6 +122,9 @@ class FinetuneOptions(RunOptions):
     )
     mixup: float = _option(0.0, "Alpha of mixup; the authors' is 0.8.")
     cutmix: float = _option(0.0, "Alpha of cutmix; the authors' is 1.0.")
+    linear_probe: bool = _option(
+        False, "Freeze the model, compute the features of all images once, and fit the classifier alone to them."
+    )
     lora: bool = _option(False, "LoRA: learn only low-rank changes of queries and values, and the classifier.")
     lora_rank: int = _option(16, "Rank of --lora.")
 
