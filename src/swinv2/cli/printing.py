@@ -144,7 +144,7 @@ def print_memory(ways: list[dict[str, Any]], batch_size: int, processes: int, co
 
 
 def print_evaluation(summary: dict[str, Any], console: Console) -> None:
-    """Prints accuracies, and the recall of each class, the worst first; classes without images are last."""
+    """Prints accuracies, and the recall of each class."""
     facts = _headed_table(console, measure={}, value=_RIGHT)
     for name in ("top1", "top5"):
         if summary[name] is not None:
@@ -156,7 +156,12 @@ def print_evaluation(summary: dict[str, Any], console: Console) -> None:
         others = ", without the image itself" if summary["leave_one_out"] else ""
         facts.add_row("neighbours", f"{summary['neighbours']} of {summary['bank']:,} images{others}")
     console.print(facts)
+    print_recalls(summary["recall"], console)
+
+
+def print_recalls(of_classes: dict[str, float | None], console: Console) -> None:
+    """Prints the recall of each class, the worst first; classes without images are last."""
     recalls = _headed_table(console, label={}, recall=_RIGHT)
-    for label, recall in sorted(summary["recall"].items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
+    for label, recall in sorted(of_classes.items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
         recalls.add_row(Text(label), "no images" if recall is None else f"{recall:.1%}")
     console.print(recalls)

@@ -1,12 +1,11 @@
 """Evaluation of a classifier on labelled images.
 
-In: a model's folder or name, and a source of labelled images. Out: accuracies, and figures of the mistakes. Images go
-through the model's stored image processor, so the accuracies are those that a user gets.
+In: a model's folder or name, and a source of labelled images. Out: an `Evaluation`. Images go through the model's
+stored image processor, so the accuracies are those that a user gets.
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,47 +20,12 @@ from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification
 from swinv2.loading import choose_device, label_names, load_model, load_processor
 from swinv2.reading import read_batches
-from swinv2.train.data.augment import decode
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL, EvaluationExamples, SampleTransform
 from swinv2.train.data.sources import SPLIT_FOLDERS, open_dataset
-from swinv2.train.drawing.confusion import draw_confusion
-from swinv2.train.drawing.mistakes import MOST_MISTAKES, Mistake, draw_mistakes
+from swinv2.train.scores import Evaluation, best_classes
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The results of an evaluation. Accuracies are shares of the readable images."""
-
-    top1: float
-    top5: float | None
-    """None with fewer than six classes."""
-    loss: float | None
-    """Mean cross entropy; None if the answers have no probabilities of all classes."""
-    images: int
-    """Number of readable images."""
-    unreadable: list[str]
-    """Names of unreadable images, each with the reason."""
-    confusion: np.ndarray
-    """Counts (truth, answer)."""
-    names: tuple[str, ...]
-    worst: list[tuple[int, int, int, float]]
-    """Index, truth, answer and probability of the most confident mistakes, the most confident first."""
-
-    def summary(self) -> dict[str, Any]:
-        """The results as plain values, for JSON; the recall of a class without images is None."""
-        counts, hits = self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()
-        recalls = [hit / count if count else None for hit, count in zip(hits, counts, strict=True)]
-        return {
-            "top1": self.top1,
-            "top5": self.top5,
-            "loss": self.loss,
-            "images": self.images,
-            "unreadable": self.unreadable,
-            "recall": dict(zip(self.names, recalls, strict=True)),
-        }
 
 
 def evaluate(
@@ -115,59 +79,16 @@ def evaluate(
         unreadable += [name for example in batch for name in example["broken"]]
         with torch.inference_mode():
             logits = classifier(pixels.to(chosen, dtype)).logits.float().cpu()
-            probabilities, answers = logits.softmax(-1).max(-1)
-            among_five = (logits.topk(min(5, len(names))).indices == truths[:, None]).any(1)
             losses = F.cross_entropy(logits, truths, reduction="none").double()
-        columns.append((truths, answers, probabilities, among_five, losses))
+        columns.append((truths, *best_classes(logits), losses))
         done += len(batch)
         advance(done, len(dataset))
-    truths, answers, probabilities, among_five, losses = (
-        np.concatenate(column) for column in zip(*columns, strict=True)
-    )
-    return summarise(names, data, truths, answers, probabilities, among_five, losses, unreadable), dataset
-
-
-def summarise(
-    names: tuple[str, ...],
-    data: str,
-    truths: np.ndarray,
-    answers: np.ndarray,
-    probabilities: np.ndarray,
-    among_five: np.ndarray,
-    losses: np.ndarray | None,
-    unreadable: list[str],
-) -> Evaluation:
-    """Makes the results of what is known of each image.
-
-    Args:
-        names: Names of the classes.
-        data: The source, for messages.
-        truths, answers: The class of each image, `IGNORED_LABEL` for unreadable ones, and the answer.
-        probabilities: The probability of each answer.
-        among_five: Whether the class is among the five best answers.
-        losses: The cross entropies, if there are any.
-        unreadable: Names of unreadable images, each with the reason.
-
-    Raises:
-        UsageError: No image is readable.
-    """
+    truths, best, probabilities, losses = (np.concatenate(column) for column in zip(*columns, strict=True))
     readable = truths != IGNORED_LABEL
     if not readable.any():
         raise UsageError(f"{data} has no readable image.")
-    confusion = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(confusion, (truths[readable], answers[readable]), 1)
-    wrong = np.flatnonzero(readable & (answers != truths))
-    worst = wrong[np.argsort(-probabilities[wrong], kind="stable")[:MOST_MISTAKES]]
-    return Evaluation(
-        top1=float(confusion.trace() / confusion.sum()),
-        top5=float(among_five[readable].mean()) if len(names) > 5 else None,
-        loss=None if losses is None else float(losses[readable].mean()),
-        images=int(readable.sum()),
-        unreadable=unreadable,
-        confusion=confusion,
-        names=names,
-        worst=[(int(i), int(truths[i]), int(answers[i]), float(probabilities[i])) for i in worst],
-    )
+    loss = float(losses[readable].mean())
+    return Evaluation.of(truths, best, probabilities, loss, names, unreadable), dataset
 
 
 def split_to_evaluate(data: str, split: str) -> str:
@@ -204,17 +125,3 @@ def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> dict[int, i
             "classes are matched by their order"
         )
     return {index: index for index in range(len(names))}
-
-
-def draw_evaluation(found: Evaluation, dataset: ImageDataset, folder: Path) -> list[Path]:
-    """Draws the confusion matrix and, if there are any, the most confident mistakes; returns the files."""
-    files = [folder / "confusion.png"]
-    draw_confusion(found.confusion, found.names, files[0])
-    if found.worst:
-        files.append(folder / "mistakes.png")
-        drawn = [
-            Mistake(np.asarray(decode(dataset[index].image, 3)), found.names[truth], found.names[answer], probability)
-            for index, truth, answer, probability in found.worst
-        ]
-        draw_mistakes(drawn, files[1])
-    return files

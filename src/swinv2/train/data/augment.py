@@ -94,6 +94,7 @@ def for_finetuning(
     erase_probability: float = 0.0,
     scale: Sequence[float] = (0.08, 1.0),
     crop_padding: int = 0,
+    flip: float = 0.5,
 ) -> Transform:
     """The authors' augmentation for supervised training: crop, flip, RandAugment, jitter and erasing.
 
@@ -105,14 +106,15 @@ def for_finetuning(
         scale: Smallest and largest share of the area that a crop takes.
         crop_padding: If not 0, images are resized, padded at each edge with this many reflected pixels and cropped at
             random, as is usual for small images; `scale` has no effect then.
+        flip: Probability of a horizontal flip.
 
     Raises:
         UsageError: A setting has no effect, is out of its range, or needs three channels.
     """
-    if color_jitter < 0 or crop_padding < 0 or not 0.0 <= erase_probability <= 1.0:
+    if color_jitter < 0 or crop_padding < 0 or not (0.0 <= erase_probability <= 1.0 and 0.0 <= flip <= 1.0):
         raise UsageError(
-            f"color_jitter is {color_jitter}, crop_padding {crop_padding} and erase_probability {erase_probability}; "
-            "expected values of at least 0, and a probability of at most 1."
+            f"color_jitter is {color_jitter}, crop_padding {crop_padding}, erase_probability {erase_probability} and "
+            f"flip {flip}; expected values of at least 0, and probabilities of at most 1."
         )
     if auto_augment and color_jitter:
         raise UsageError("color_jitter has no effect with auto_augment, as in timm; leave one of them out.")
@@ -123,7 +125,7 @@ def for_finetuning(
         steps: list[Any] = [resize, v2.RandomCrop(pixels.size, crop_padding, padding_mode="reflect")]
     else:
         steps = [_random_crop(pixels, scale)]
-    steps.append(v2.RandomHorizontalFlip())
+    steps.append(v2.RandomHorizontalFlip(flip))
     if auto_augment:
         from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
 

@@ -37,6 +37,7 @@ class ImageDataset:
         names: Names of the classes; empty if there are no labels or if the names are unknown.
         source: The source, for messages.
         split: Name of the split; None if the source has no splits.
+        splits: Names of all splits of the source.
         chosen: Indices of the rows that count, in this order; None for all.
     """
 
@@ -46,6 +47,7 @@ class ImageDataset:
     names: tuple[str, ...]
     source: str
     split: str | None = None
+    splits: tuple[str, ...] = ()
     chosen: np.ndarray | None = None
 
     @property
@@ -128,17 +130,24 @@ class ImageDataset:
         """
         if not 0.0 < fraction <= 1.0:
             raise UsageError(f"the share of the training images is {fraction}; expected above 0 and at most 1.")
-        if fraction == 1.0:
-            return self
+        return self if fraction == 1.0 else self.divide(fraction, seed)[0]
+
+    def divide(self, fraction: float, seed: int) -> "tuple[ImageDataset, ImageDataset]":
+        """Divides the images at random into a share of each class, at least one image, and the rest.
+
+        Raises:
+            UsageError: The data streams.
+        """
         unlabelled = self.label_column is None and not self.streams
         labels = np.zeros(len(self), np.int64) if unlabelled else self.labels()
         draw = np.random.default_rng(seed)
-        kept: list[np.ndarray] = []
+        is_drawn = np.zeros(len(labels), bool)
         for label in np.unique(labels):
             members = draw.permutation(np.flatnonzero(labels == label))
-            kept.append(members[: max(round(fraction * len(members)), 1)])
-        chosen = np.sort(np.concatenate(kept))
-        return replace(self, chosen=chosen if self.chosen is None else self.chosen[chosen])
+            is_drawn[members[: max(round(fraction * len(members)), 1)]] = True
+        parts = np.flatnonzero(is_drawn), np.flatnonzero(~is_drawn)
+        drawn, rest = (replace(self, chosen=part if self.chosen is None else self.chosen[part]) for part in parts)
+        return drawn, rest
 
 
 def _as_pixels(image: Any) -> np.ndarray:

@@ -72,7 +72,7 @@ def open_dataset(
         UsageError: The source cannot be opened, or has no such split or no images.
     """
     try:
-        rows, found_split = _load_split(source, split, streaming)
+        rows, found_split, splits = _load_split(source, split, streaming)
         features = rows.features or (rows._resolve_features().features if streaming else None) or {}
     except UsageError:
         raise
@@ -92,17 +92,18 @@ def open_dataset(
         raise UsageError(f"{source} has class names ({_few(known)}); leave out --label-names-file ({_few(names)}).")
     if isinstance(features[images], datasets.Image):
         rows = rows.cast_column(images, datasets.Image(decode=False))
-    return ImageDataset(rows, images, labels, tuple(known or names), source, found_split)
+    return ImageDataset(rows, images, labels, tuple(known or names), source, found_split, splits)
 
 
-def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | None]:
-    """The rows of a source, and the name of their split; None if the source has no splits."""
+def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | None, tuple[str, ...]]:
+    """The rows of a source, the name of their split, and the names of all splits; None and () if there are none."""
     path = Path(source)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        rows, found = _choose_split(datasets.load_from_disk(source), split, source)
+        rows, found, splits = _choose_split(datasets.load_from_disk(source), split, source)
         rows = rows.with_format(None)
         # Processes and workers divide the shards among themselves.
-        return rows.to_iterable_dataset(num_shards=min(len(rows), MOST_SHARDS) or 1) if streaming else rows, found
+        rows = rows.to_iterable_dataset(num_shards=min(len(rows), MOST_SHARDS) or 1) if streaming else rows
+        return rows, found, splits
     if path.is_dir():
         kind, files = _files_of_folder(path)
         return _choose_split(datasets.load_dataset(kind, data_files=files, streaming=streaming), split, source)
@@ -112,7 +113,7 @@ def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | No
             raise UsageError(f"{source!r} matches no file.")
         kind = "parquet" if source.endswith(".parquet") else "webdataset"
         files = {"train": [glob.escape(file) for file in matching]}
-        return datasets.load_dataset(kind, data_files=files, streaming=streaming)["train"], None
+        return datasets.load_dataset(kind, data_files=files, streaming=streaming)["train"], None, ()
     if path.exists():
         raise UsageError(
             f"{source!r} is a file; expected a folder, or files {', '.join(('.parquet', *WEBDATASET_SUFFIXES))}."
@@ -179,14 +180,14 @@ def _is_image_file(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES
 
 
-def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None]:
-    """The wanted split of an opened data set, and its name."""
+def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None, tuple[str, ...]]:
+    """The wanted split of an opened data set, its name, and the names of all splits."""
     if not isinstance(loaded, dict):
-        return loaded, None
+        return loaded, None, ()
     wanted = EVAL_SPLITS if split == "evaluation" else (split,)
     for name in wanted:
         if name in loaded:
-            return loaded[name], name
+            return loaded[name], name, tuple(map(str, loaded))
     raise UsageError(
         f"{source!r} has the splits {sorted(loaded)}; expected {' or '.join(map(repr, wanted))}. Choose one of its "
         "splits with --split, or for a training with --train-split and --eval-split."
