@@ -39,7 +39,7 @@ def compute(store: FeatureStore, dataset: ImageDataset, **rest: Any) -> tuple[Fe
     """The features, and the progress that was reported."""
     told: list[tuple[int, int]] = []
     found = store.features_of(dataset, batch_size=4, workers=0, advance=lambda *done: told.append(done), **rest)
-    return found, told
+    return found.readable(), told
 
 
 def test_they_are_the_pooled_output_of_the_model(folder: Path) -> None:

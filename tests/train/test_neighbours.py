@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from commands import swinv2_command
 from swinv2.errors import UsageError
 from swinv2.train import neighbours
 from swinv2.train.data.augment import Pixels, make_processor
-from swinv2.train.evaluate import draw_evaluation
 from swinv2.train.neighbours import Bank, evaluate_neighbours, find_largest
 
 
@@ -86,14 +86,17 @@ def test_models_of_any_head(kind: Any, colours: Path, tmp_path: Path) -> None:
     assert (found.top5, found.loss, found.unreadable) == (None, None, [])
     assert found.confusion.sum(1).tolist() == [5, 5, 5]
     assert found.summary() == json.loads(json.dumps(found.summary()))
-    assert len(draw_evaluation(found, dataset, tmp_path)) == 1 + bool(found.worst)
+    assert len(found.draw(dataset, tmp_path)) == 1 + bool(found.worst)
 
 
-def save_table(file: Path, images: list[Path], labels: list[int], names: list[str] | None) -> None:
-    """A parquet file of images; without names the labels are numbers."""
+def save_split(data: Path, split: str, images: list[Path], labels: list[int], names: list[str] | None) -> None:
+    """A split of a saved data set; each split has its own names, or numbers as labels."""
     label = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
     features = datasets.Features({"image": datasets.Image(), "label": label})
-    datasets.Dataset.from_dict({"image": list(map(str, images)), "label": labels}, features=features).to_parquet(file)
+    rows = datasets.Dataset.from_dict({"image": list(map(str, images)), "label": labels}, features=features)
+    shutil.rmtree(data / split, ignore_errors=True)
+    rows.save_to_disk(data / split)
+    (data / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation"]}))
 
 
 def test_the_only_split_is_its_own_bank(tmp_path: Path) -> None:
@@ -137,24 +140,22 @@ def test_classes_are_matched_by_name(colours: Path, tmp_path: Path) -> None:
     straight, _ = evaluate_neighbours(model, str(colours), workers=0)
     train, validation = (sorted((colours / split).glob("*/*.png")) for split in ("train", "validation"))
     here, there = ["blue", "green", "red"], ["red", "blue", "green"]
-    (tmp_path / "data").mkdir()
-    save_table(tmp_path / "data" / "train.parquet", train, [here.index(file.parent.name) for file in train], here)
+    save_split(tmp_path / "data", "train", train, [here.index(file.parent.name) for file in train], here)
     labels = [there.index(file.parent.name) for file in validation]
-    save_table(tmp_path / "data" / "validation.parquet", validation, labels, there)
+    save_split(tmp_path / "data", "validation", validation, labels, there)
     turned, _ = evaluate_neighbours(model, str(tmp_path / "data"), workers=0)
     assert turned.summary() == straight.summary()
     # Numbers have no names to be matched by.
     labels = [here.index(file.parent.name) for file in validation]
-    save_table(tmp_path / "data" / "validation.parquet", validation, labels, None)
+    save_split(tmp_path / "data", "validation", validation, labels, None)
     numbered, _ = evaluate_neighbours(model, str(tmp_path / "data"), workers=0)
     assert numbered.summary() == straight.summary()
 
 
 def test_numbers_name_classes_without_names(colours: Path, tmp_path: Path) -> None:
     images = sorted((colours / "validation").glob("*/*.png"))
-    (tmp_path / "data").mkdir()
     for split in ("train", "validation"):
-        save_table(tmp_path / "data" / f"{split}.parquet", images, [index % 7 for index in range(15)], None)
+        save_split(tmp_path / "data", split, images, [index % 7 for index in range(15)], None)
     found, _ = evaluate_neighbours(save_model(tmp_path / "model"), str(tmp_path / "data"), neighbours=1, workers=0)
     assert found.names == tuple("0123456")
     # The same images in both splits: each finds itself. Only one class of five has a neighbour.
@@ -165,17 +166,17 @@ def test_numbers_name_classes_without_names(colours: Path, tmp_path: Path) -> No
 def test_classes_without_a_vote_are_not_among_the_best_five(tmp_path: Path) -> None:
     draw_colours(tmp_path / "images", 7)
     images = sorted((tmp_path / "images" / "red").glob("*.png"))
-    (tmp_path / "data").mkdir()
-    save_table(tmp_path / "data" / "train.parquet", images, list(range(7)), None)
-    save_table(tmp_path / "data" / "validation.parquet", images, [(index + 1) % 7 for index in range(7)], None)
+    save_split(tmp_path / "data", "train", images, list(range(7)), None)
+    save_split(tmp_path / "data", "validation", images, [(index + 1) % 7 for index in range(7)], None)
     found, _ = evaluate_neighbours(save_model(tmp_path / "model"), str(tmp_path / "data"), neighbours=1, workers=0)
     assert (found.top1, found.top5) == (0.0, 0.0)
 
 
-def test_a_class_without_neighbours_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    draw_colours(tmp_path / "data" / "train", 2)
-    draw_colours(tmp_path / "data" / "validation", 1)
-    (tmp_path / "data" / "validation" / "red").rename(tmp_path / "data" / "validation" / "violet")
+def test_a_class_without_neighbours_is_named(tmp_path: Path) -> None:
+    draw_colours(tmp_path / "images", 2)
+    images = sorted((tmp_path / "images" / "red").glob("*.png"))
+    save_split(tmp_path / "data", "train", images, [0, 1], ["blue", "green"])
+    save_split(tmp_path / "data", "validation", images, [0, 1], ["blue", "violet"])
     with pytest.raises(UsageError, match=r"has the classes \['violet'\] in the split 'validation', but not in 'train'"):
         evaluate_neighbours(save_model(tmp_path / "model"), str(tmp_path / "data"), workers=0)
 

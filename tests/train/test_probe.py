@@ -12,9 +12,9 @@ from transformers import pipeline
 import peers
 import swinv2
 from colours import draw_colours
+from swinv2.cli import training
 from swinv2.errors import UsageError
 from swinv2.train import probe
-from swinv2.train.data.sources import open_dataset
 from swinv2.train.evaluate import evaluate
 from swinv2.train.features import Features
 from swinv2.train.probe import (
@@ -27,9 +27,9 @@ from swinv2.train.probe import (
     divide_into_folds,
     fit_classifier,
     fit_to_features,
+    make_probe,
 )
 from swinv2.train.settings import FinetuneSettings, parse_settings
-from swinv2.train.start import model_to_finetune
 from trainings import CONFIG, weights
 
 
@@ -79,7 +79,9 @@ def test_standardisation_is_folded_into_the_classifier() -> None:
     deviations = values.std(0)
     deviations[1] = 1.0
     inputs = (values - values.mean(0)) / deviations
-    standardised = Classifier(found.weight * torch.tensor(deviations), found.bias + found.weight @ values.mean(0))
+    standardised = Classifier(
+        found.weight * torch.tensor(deviations), found.bias + found.weight @ torch.tensor(values.mean(0))
+    )
     for part in gradient(standardised, inputs, features.labels.numpy(), np.ones(300), penalty):
         assert np.abs(part).max() < 2e-6
     # The channel that never changes says nothing.
@@ -132,7 +134,7 @@ def test_many_images_need_few_folds(enough: int, folds: int, monkeypatch: pytest
 
     monkeypatch.setattr(probe, "fit_classifier", note)
     told: list[None] = []
-    inputs = features.values.double()
+    inputs = features.values.double()[:, 2:]
     _, losses = choose_penalty(inputs, features.labels, torch.ones(100).double(), 3, 0, lambda: told.append(None))
     assert len(sizes) == folds * len(losses)
     assert all(87 <= size <= 93 for size in sizes)
@@ -163,22 +165,31 @@ def base(tmp_path: Path) -> str:
     return str(tmp_path / "base")
 
 
-def make_probe(data: Path, model: str, run: Path, *flags: str) -> Probe:
+@pytest.fixture(autouse=True)
+def few_folds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One fold, for speed."""
+    if "tmp_path" in request.fixturenames:
+        monkeypatch.setattr(probe, "ENOUGH_HELD_OUT", 1)
+
+
+def flags_of(data: Path, model: str, run: Path, *flags: str) -> list[str]:
     given = ["--data", str(data), "--model", model, "--output-dir", str(run), "--linear-probe", "--use-cpu"]
-    settings = parse_settings(FinetuneSettings, [*given, "--dataloader-num-workers", "0", *flags], "finetune")
-    torch.manual_seed(settings.seed)
-    train, evaluation = (open_dataset(settings.data, split) for split in ("train", "validation"))
-    model_to_train: Any = model_to_finetune(settings, train.names)
-    return Probe(settings, train, evaluation, model_to_train)
+    return [*given, "--eval-strategy", "epoch", "--dataloader-num-workers", "0", *flags]
+
+
+def prepare(data: Path, model: str, run: Path, *flags: str) -> Probe:
+    return make_probe(parse_settings(FinetuneSettings, flags_of(data, model, run, *flags), "finetune"))
 
 
 def test_it_learns_and_serves(base: str, colours: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    results = make_probe(colours, base, run).run()
+    results = prepare(colours, base, run).run()
     assert results == json.loads((run / "results.json").read_text())
     assert results["eval_top1"] > 0.9
     assert (results["images"], results["eval_images"], results["eval_unreadable"]) == (36, 15, 0)
     assert results["penalty"] in PENALTIES
+    assert set(results["recall"]) == {"blue", "green", "red"}
+    assert (run / "confusion.png").is_file()
     # The saved model gets from files what was reported.
     found, _ = evaluate(str(run / "final"), str(colours), workers=0)
     assert found.top1 == results["eval_top1"]
@@ -195,22 +206,22 @@ def test_it_learns_and_serves(base: str, colours: Path, tmp_path: Path) -> None:
 def test_a_second_run_uses_the_features(
     base: str, colours: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = make_probe(colours, base, tmp_path / "run").run()
+    first = prepare(colours, base, tmp_path / "run").run()
     assert "computed before" not in caplog.text
-    again = make_probe(colours, base, tmp_path / "run", "--resume")
+    again = prepare(colours, base, tmp_path / "run", "--resume")
     monkeypatch.setattr(type(again.store.model), "forward", None)
     assert again.run() == first
     assert "features of 36 of 36 images" in caplog.text
     assert "features of 15 of 15 images" in caplog.text
     # Other images are held out, and the features are the same.
-    other = make_probe(colours, base, tmp_path / "run", "--seed", "1").run()
+    other = prepare(colours, base, tmp_path / "run", "--seed", "1").run()
     assert other["held_out_losses"] != first["held_out_losses"]
 
 
 def test_the_image_size_changes_the_features(base: str, colours: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    make_probe(colours, base, run).run()
-    results = make_probe(colours, base, run, "--image-size", "64", "--window-size", "8").run()
+    prepare(colours, base, run).run()
+    results = prepare(colours, base, run, "--image-size", "64", "--window-size", "8").run()
     assert results["eval_images"] == 15
     assert len(list((run / "features").iterdir())) == 4
     config = swinv2.Swinv2Config.from_pretrained(run / "final")
@@ -222,39 +233,71 @@ def test_the_image_size_changes_the_features(base: str, colours: Path, tmp_path:
 
 def test_new_weights_and_presets_are_a_baseline(colours: Path, tmp_path: Path) -> None:
     fields = ["--model-fields", json.dumps({name: CONFIG[name] for name in CONFIG if name != "num_labels"})]
-    results = make_probe(colours, "new", tmp_path / "run", *fields).run()
+    results = prepare(colours, "new", tmp_path / "run", *fields).run()
     assert results["eval_images"] == 15
 
 
 def test_classes_may_count_the_same(base: str, tmp_path: Path) -> None:
-    draw_colours(tmp_path / "data" / "train", 2)
-    draw_colours(tmp_path / "data" / "validation", 2)
-    plain = make_probe(tmp_path / "data", base, tmp_path / "one").run()
-    same = make_probe(tmp_path / "data", base, tmp_path / "two").run(torch.ones(3))
-    other = make_probe(tmp_path / "data", base, tmp_path / "three").run(torch.tensor([1.0, 1.0, 9.0]))
-    assert same == plain
-    assert other["held_out_losses"] != plain["held_out_losses"]
+    for split, count in (("train", 4), ("validation", 2)):
+        draw_colours(tmp_path / "data" / split, count)
+    for index in (2, 3):
+        (tmp_path / "data" / "train" / "red" / f"{index}.png").unlink()
+    plain = prepare(tmp_path / "data", base, tmp_path / "run").run()
+    weighed = prepare(tmp_path / "data", base, tmp_path / "run", "--class-weights", "balanced")
+    assert weighed.class_weights is not None
+    assert weighed.class_weights[2] == 2 * weighed.class_weights[0]
+    assert weighed.run()["held_out_losses"] != plain["held_out_losses"]
 
 
 def test_unreadable_images_are_counted(base: str, tmp_path: Path) -> None:
     for split in ("train", "validation"):
         draw_colours(tmp_path / "data" / split, 3)
         (tmp_path / "data" / split / "red" / "0.png").write_text("broken")
-    results = make_probe(tmp_path / "data", base, tmp_path / "run").run()
+    results = prepare(tmp_path / "data", base, tmp_path / "run").run()
     assert (results["images"], results["unreadable"]) == (8, 1)
     assert (results["eval_images"], results["eval_unreadable"]) == (8, 1)
     with pytest.raises(UsageError, match="more than --max-broken-images 0"):
-        make_probe(tmp_path / "data", base, tmp_path / "run", "--max-broken-images", "0").run()
+        prepare(tmp_path / "data", base, tmp_path / "run", "--max-broken-images", "0").run()
     for file in (tmp_path / "data" / "validation").rglob("*.png"):
         file.write_text("broken")
     with pytest.raises(UsageError, match="has no readable image"):
-        make_probe(tmp_path / "data", base, tmp_path / "run").run()
+        prepare(tmp_path / "data", base, tmp_path / "run").run()
 
 
 def test_the_folder_of_another_training(base: str, colours: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoint-4").mkdir(parents=True)
     with pytest.raises(UsageError, match="has checkpoints of another training; give another --output-dir"):
-        make_probe(colours, base, tmp_path / "run")
+        prepare(colours, base, tmp_path / "run")
+
+
+def test_the_command(base: str, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = flags_of(colours, base, tmp_path / "run")
+    assert training.train("finetune", [*flags, "--dry-run", "--as-json"]) == 0
+    preview = json.loads(capsys.readouterr().out)
+    assert preview["features"] == {"channels": 32, "missing": {"train": 36, "evaluated": 15}}
+    assert preview["model"]["learning"] == 3 * 32 + 3
+    assert preview["data"]["images"] == 36
+    assert not (tmp_path / "run" / "features").exists()
+    assert training.train("finetune", [*flags, "--as-json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "run" / "results.json").read_text())
+    # With settings that are chosen from the data.
+    assert training.train("finetune", [*flags[:-4], "--dry-run"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "a linear classifier of 32 features; features of 0 images (train) and 0 images (evaluated)" in printed
+    assert "learning_rate" not in printed
+    assert training.train("finetune", flags) == 0
+    out, err = capsys.readouterr()
+    assert out.split()[:2] == ["label", "recall"]
+    assert "penalty" in err
+    assert f"drawn: {tmp_path / 'run' / 'confusion.png'}" in err
+
+
+def test_images_set_aside_share_the_file_of_features(base: str, colours: Path, tmp_path: Path) -> None:
+    first = prepare(colours / "train", base, tmp_path / "run", "--held-out-share", "0.25").run()
+    assert (first["images"], first["eval_images"]) == (27, 9)
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 1
+    other = prepare(colours / "train", base, tmp_path / "run", "--held-out-share", "0.25", "--seed", "1")
+    assert other.preview()["features"]["missing"] == {"train": 0, "evaluated": 0}
 
 
 @pytest.mark.parametrize(
@@ -267,4 +310,4 @@ def test_the_folder_of_another_training(base: str, colours: Path, tmp_path: Path
 )
 def test_settings_without_effect(given: str, base: str, colours: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{given.partition('=')[0]} has no effect with --linear-probe"):
-        make_probe(colours, base, tmp_path / "run", given)
+        prepare(colours, base, tmp_path / "run", given)

@@ -156,9 +156,6 @@ class FeatureStore:
             advance: Called with the number of images done and the number of images to compute.
             note_broken: Called with the names of unreadable images of each batch; it may raise an error.
 
-        Returns:
-            The features of the readable images.
-
         Raises:
             UsageError: The file of features cannot be read, or a feature is NaN or infinite.
         """
@@ -185,8 +182,10 @@ class FeatureStore:
         known, order = rows[0].sort()
         wanted = torch.from_numpy(_rows_of(dataset))
         is_known = torch.isin(wanted, known)
-        places = order[torch.searchsorted(known, wanted[is_known])]
-        return Features(values[0][places], torch.from_numpy(dataset.labels()).long()[is_known], broken)
+        found = torch.zeros(len(dataset), self.model.config.hidden_size)
+        found[is_known] = values[0][order[torch.searchsorted(known, wanted[is_known])]]
+        labels = torch.where(is_known, torch.from_numpy(dataset.labels()).long(), IGNORED_LABEL)
+        return Features(found, labels, broken)
 
     def _load(self, dataset: ImageDataset, name: str) -> Tensor:
         """What is stored for a data set: "rows", the numbers of the rows, or their "features"."""

@@ -25,12 +25,16 @@ from swinv2.model import Swinv2Model
 from swinv2.train.data.augment import process_image
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
-from swinv2.train.data.sources import open_dataset
-from swinv2.train.evaluate import Evaluation, split_to_evaluate, summarise
+from swinv2.train.data.sources import EVAL_SPLITS, open_dataset
+from swinv2.train.evaluate import split_to_evaluate
 from swinv2.train.features import Features, collect_features, read_features
+from swinv2.train.scores import BEST_CLASSES, Evaluation
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
+
+NO_CLASS = -1
+"""In place of a class that got no vote."""
 
 _SIMILARITIES_AT_ONCE = 2**24
 
@@ -144,17 +148,20 @@ def evaluate_neighbours(
     columns: list[tuple[Tensor, ...]] = []
     for batch, left_out in _leave_out_each(found, batch_size) if leave_one_out else _leave_out_none(read(images)):
         votes = bank.votes(batch.values, number, left_out)
-        best, order = votes.sort(descending=True, stable=True)
+        most, order = votes.sort(descending=True, stable=True)
         is_readable = batch.labels != IGNORED_LABEL
         truths = torch.where(is_readable, to_bank[batch.labels.clamp(min=0)], IGNORED_LABEL)
-        among_five = ((order == truths[:, None]) & (best > 0))[:, :5].any(1)
-        columns.append((truths, order[:, 0], best[:, 0] / best.sum(1), among_five))
+        # A class without votes is no answer.
+        best = torch.where(most > 0, order, NO_CLASS)[:, :BEST_CLASSES]
+        columns.append((truths, best, most[:, 0] / most.sum(1)))
         if not leave_one_out:
             unreadable += batch.broken
             done += len(batch.labels)
             advance(done, total)
-    truths, answers, shares, among_five = (np.concatenate(column) for column in zip(*columns, strict=True))
-    plain = summarise(names, data, truths, answers, shares, among_five, None, unreadable)
+    truths, best, shares = (np.concatenate(column) for column in zip(*columns, strict=True))
+    if (truths == IGNORED_LABEL).all():
+        raise UsageError(f"{images.source} has no readable image.")
+    plain = Evaluation.of(truths, best, shares, None, names, unreadable)
     return NeighbourEvaluation(
         **vars(plain), neighbours=number, bank=len(known.labels), leave_one_out=leave_one_out
     ), images
@@ -167,7 +174,9 @@ def _open_splits(
     columns: Any = {"image_column": image_column, "label_column": label_column}
     bank = open_dataset(data, "train", **columns)
     split = split_to_evaluate(data, split)
-    images = bank if split in ("train", bank.split) or bank.split is None else open_dataset(data, split, **columns)
+    has_others = split != "evaluation" or set(EVAL_SPLITS) & set(bank.splits)
+    is_alone = bank.split is None or split == bank.split or not has_others
+    images = bank if is_alone else open_dataset(data, split, **columns)
     for dataset in (bank, images):
         if dataset.label_column is None:
             raise UsageError(f"{dataset.source} has no labels; sort the images into a folder for each class.")

@@ -24,15 +24,18 @@ from transformers import EvalPrediction
 from swinv2.console import progress_bar
 from swinv2.disk import whole_file
 from swinv2.errors import UsageError
-from swinv2.heads import Swinv2ForImageClassification
 from swinv2.lengths import as_pair
+from swinv2.loading import label_names
 from swinv2.train.checkpoints import checkpoints, whole_checkpoint
 from swinv2.train.data.augment import Pixels, make_processor, process_image
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.features import BATCH_SIZE, Features, FeatureStore
-from swinv2.train.finetune import accuracies, best_classes, cross_entropy
+from swinv2.train.finetune import FinetuneParts, accuracies, cross_entropy, open_finetuning
 from swinv2.train.health import HealthCheck
+from swinv2.train.memory import FULL_BYTES, MIB, count_parameters
+from swinv2.train.preview import describe_parts
 from swinv2.train.running import FINAL, RESULTS_NAME
+from swinv2.train.scores import Evaluation, best_classes
 from swinv2.train.settings import FinetuneSettings
 
 logger = logging.getLogger(__name__)
@@ -207,58 +210,63 @@ class Probe:
     """A linear probe that is ready to run.
 
     Args:
-        settings: Settings of `swinv2 finetune` with `linear_probe`.
-        train: The images to learn from, with labels.
-        evaluation: The images to evaluate, with the same classes; None for no evaluation.
-        model: The classifier whose encoder is frozen; its `classifier` is replaced.
+        parts: Settings with `linear_probe`, images, and the classifier whose encoder is frozen.
 
     Raises:
-        UsageError: The run has checkpoints of another training, or several processes run it.
+        UsageError: Several processes run it.
     """
 
-    def __init__(
-        self,
-        settings: FinetuneSettings,
-        train: ImageDataset,
-        evaluation: ImageDataset | None,
-        model: Swinv2ForImageClassification,
-    ) -> None:
+    def __init__(self, parts: FinetuneParts) -> None:
+        settings, self.train, self.evaluation, self.model, self.class_weights = parts
+        self.args = settings
         if settings.world_size > 1:
-            raise UsageError(f"--linear-probe runs in one process, not in {settings.world_size}; start it without one.")
-        if checkpoints(settings.run):
-            raise UsageError(f"{settings.run} has checkpoints of another training; give another --output-dir.")
-        self.args, self.train, self.evaluation, self.model = settings, train, evaluation, model
-        config: Any = model.config
-        pixels = Pixels(as_pair("image_size", config.image_size), settings.image_mean, settings.image_std)
+            raise UsageError(f"--linear-probe runs in one process, not in {settings.world_size}; start it alone.")
+        self.model.swinv2.requires_grad_(False)
+        pixels = Pixels(as_pair("image_size", self.model.config.image_size), settings.image_mean, settings.image_std)
         self.processor = make_processor(pixels, settings.crop_ratio)
         dtype = torch.float16 if settings.fp16_full_eval else torch.float32
         dtype = torch.bfloat16 if settings.bf16_full_eval else dtype
-        encoder: Any = copy.deepcopy(model.swinv2).eval()
+        encoder = copy.deepcopy(self.model.swinv2).eval().to(settings.device, dtype)
         transform = partial(process_image, self.processor)
-        self.store = FeatureStore(
-            settings.run / FEATURES, encoder.to(settings.device, dtype), transform, self.processor.to_dict()
-        )
+        self.store = FeatureStore(settings.run / FEATURES, encoder, transform, self.processor.to_dict())
 
-    def run(self, class_weights: Tensor | None = None) -> dict[str, Any]:
+    def preview(self) -> dict[str, Any]:
+        """Data, model, features and memory of the probe, as JSON values; nothing is computed."""
+        images = {"train": self.train} | ({} if self.evaluation is None else {"evaluated": self.evaluation})
+        channels = self.model.config.hidden_size
+        numbers = sum(len(dataset) for dataset in images.values()) * channels
+        memory = {
+            # The classifier, and the encoder that computes the features.
+            "weights": 2 * count_parameters(self.model) * FULL_BYTES / MIB,
+            "features": numbers * FULL_BYTES / MIB,
+            # In fp64: the features, a part of them without a fold, and a copy on the way.
+            "fit": 3 * len(self.train) * channels * 2 * FULL_BYTES / MIB,
+        }
+        return describe_parts(self.args, self.train, self.evaluation, self.model) | {
+            "features": {
+                "channels": channels,
+                "missing": {name: len(self.store.missing(dataset)) for name, dataset in images.items()},
+            },
+            "memory_mib": {name: round(value, 1) for name, value in memory.items()},
+        }
+
+    def run(self) -> dict[str, Any]:
         """Computes the features, fits the classifier, evaluates it and saves it.
-
-        Args:
-            class_weights: (classes,): how much the images of each class count; None: all the same.
 
         Returns:
             The results, which are also in `results.json`.
         """
         args, head = self.args, self.model.classifier
-        features = self._features(self.train)
-        on_gpu = args.device.type == "cuda"
-        weights = None if class_weights is None else class_weights[features.labels]
+        features = self._features(self.train).readable()
+        weights = None if self.class_weights is None else self.class_weights[features.labels]
         with progress_bar(len(PENALTIES), "choosing the penalty", not args.disable_tqdm) as progress:
             fitted, penalty, losses = fit_to_features(
                 features,
                 self.model.num_labels,
                 weights,
                 seed=args.seed,
-                device=args.device if on_gpu else "cpu",
+                # Not every accelerator has fp64.
+                device=args.device if args.device.type == "cuda" else "cpu",
                 advance=progress.advance,
             )
         head.load_state_dict({"weight": fitted.weight, "bias": fitted.bias})
@@ -267,11 +275,10 @@ class Probe:
             "unreadable": len(features.broken),
             "penalty": penalty,
             "held_out_losses": {f"{tried:.2g}": loss for tried, loss in losses.items()},
-            "loss": self._evaluate(features)["loss"],
+            "loss": float(cross_entropy(self._logits(features), features.labels)),
         }
         if self.evaluation is not None:
-            found = self._evaluate(self._features(self.evaluation))
-            results |= {f"eval_{name}": value for name, value in found.items()}
+            results |= self._evaluate(self.evaluation)
         with whole_checkpoint(args.run / FINAL, publishes=True) as written:
             self.model.save_pretrained(written)
             self.processor.save_pretrained(written)
@@ -291,14 +298,38 @@ class Probe:
                 advance=progress.update,
                 note_broken=health.count_broken,
             )
-        if not len(features.labels):
+        if len(features.broken) == len(dataset):
             raise UsageError(f"{dataset.source} has no readable image.")
         return features
 
-    def _evaluate(self, features: Features) -> dict[str, float]:
-        """Loss and accuracies of the classifier as it is saved."""
+    def _logits(self, features: Features) -> Tensor:
+        """The scores of the classifier as it is saved."""
         with torch.inference_mode():
-            logits = self.model.classifier(features.values)
-        best = best_classes(logits, features.labels)
-        found = accuracies(EvalPrediction(best.numpy(), features.labels.numpy()))
-        return {"loss": float(cross_entropy(logits, features.labels))} | found | {"unreadable": len(features.broken)}
+            return self.model.classifier(features.values)
+
+    def _evaluate(self, dataset: ImageDataset) -> dict[str, Any]:
+        """Scores of the classifier; draws the confusion matrix and the surest mistakes."""
+        features = self._features(dataset)
+        logits, truths = self._logits(features), features.labels.numpy()
+        loss = float(cross_entropy(logits, features.labels))
+        best, probabilities = (column.numpy() for column in best_classes(logits))
+        answers: Any = best, probabilities
+        metrics = {"loss": loss} | accuracies(EvalPrediction(answers, truths))
+        names = tuple(label_names(self.model.config))
+        found = Evaluation.of(truths, best, probabilities, loss, names, features.broken)
+        return {f"eval_{name}": value for name, value in metrics.items()} | {
+            "recall": found.summary()["recall"],
+            "figures": list(map(str, found.draw(dataset, self.args.run))),
+        }
+
+
+def make_probe(settings: FinetuneSettings) -> Probe:
+    """Opens the images and the model of a linear probe.
+
+    Raises:
+        UsageError: The settings, the data and the model do not fit together, or the run has checkpoints of another
+            training.
+    """
+    if not settings.dry_run and checkpoints(settings.run):
+        raise UsageError(f"{settings.run} has checkpoints of another training; give another --output-dir.")
+    return Probe(open_finetuning(settings))

@@ -27,7 +27,18 @@ PROBE_SETTINGS = (
     *("label_column", "label_names_file", "image_mean", "image_std", "crop_ratio", "max_broken_images"),
     *("model", "model_fields", "image_size", "window_size", "stretch_bias", "eval_strategy", "do_eval", "seed"),
     *("dataloader_num_workers", "per_device_eval_batch_size", "use_cpu", "bf16_full_eval", "fp16_full_eval"),
-    *("output_dir", "resume", "dry_run", "as_json", "disable_tqdm", "report_to", "log_level"),
+    *(
+        "choose_settings",
+        "held_out_share",
+        "class_weights",
+        "output_dir",
+        "resume",
+        "dry_run",
+        "as_json",
+        "disable_tqdm",
+        "report_to",
+        "log_level",
+    ),
 )
 """The settings that have an effect with --linear-probe, or that do no harm; all others are errors."""
 
