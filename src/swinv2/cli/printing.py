@@ -158,8 +158,12 @@ def print_evaluation(summary: dict[str, Any], console: Console) -> None:
     for name in ("top1", "top5"):
         if summary[name] is not None:
             facts.add_row(name, f"{summary[name]:.2%}")
-    facts.add_row("loss", f"{summary['loss']:.4f}")
+    if summary["loss"] is not None:
+        facts.add_row("loss", f"{summary['loss']:.4f}")
     facts.add_row("images", f"{summary['images']:,}")
+    if "neighbours" in summary:
+        others = ", without the image itself" if summary["leave_one_out"] else ""
+        facts.add_row("neighbours", f"{summary['neighbours']} of {summary['bank']:,} images{others}")
     console.print(facts)
     print_recalls(summary["recall"], console)
 
