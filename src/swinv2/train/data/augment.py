@@ -171,10 +171,10 @@ def _posterize_safely(image: Image.Image, bits: int, **rest: Any) -> Image.Image
 
 def for_evaluation(pixels: Pixels, crop_ratio: float | None = None) -> Transform:
     """The transform of evaluation, without randomness: the model's saved image processor; see `make_processor`."""
-    return partial(_process_image, make_processor(pixels, crop_ratio))
+    return partial(process_image, make_processor(pixels, crop_ratio))
 
 
-def _process_image(processor: Any, image: Image.Image | Tensor) -> Tensor:
+def process_image(processor: Any, image: Image.Image | Tensor) -> Tensor:
     """Runs the image processor on one image, for evaluation."""
     # Not every version of transformers finds the dimension of four channels by itself.
     return processor(image, input_data_format="channels_first", return_tensors="pt")["pixel_values"][0]
