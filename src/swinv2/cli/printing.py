@@ -95,7 +95,8 @@ def print_demo(samples: Mapping[Path, str], answers: list[Prediction], console: 
 
 def print_description(description: Description, console: Console) -> None:
     """Prints the facts about a model, and a table of its stages."""
-    image, patch = description.image_size, description.patch_size
+    image, patch, channels = description.image_size, description.patch_size, description.num_channels
+    deviating = "" if channels == 3 else f" of {channels} channel{'s' * (channels > 1)}"
     labels = None if description.num_labels is None else str(description.num_labels)
     if description.labels:
         labels = f"{labels}: {', '.join(description.labels[:10])}{', ...' if len(description.labels) > 10 else ''}"
@@ -104,7 +105,7 @@ def print_description(description: Description, console: Console) -> None:
         "is a": description.kind,
         "parameters": f"{description.parameters:,} ({description.model_class})",
         "quoted as": description.quoted,
-        "image size": f"{image[0]} x {image[1]} pixels, in patches of {patch[0]} x {patch[1]}",
+        "image size": f"{image[0]} x {image[1]} pixels{deviating}, in patches of {patch[0]} x {patch[1]}",
         "labels": labels,
         "top-1": f"{description.top1}% on ImageNet-1k, as published" if description.top1 else None,
         "licence": description.licence,

@@ -45,14 +45,14 @@ class Prediction:
 class _Prepared:
     """For each file, the pixels that enter the model, or a `BrokenImage`."""
 
-    def __init__(self, paths: Sequence[Path], processor: Any) -> None:
-        self.paths, self.processor = paths, processor
+    def __init__(self, paths: Sequence[Path], processor: Any, channels: int) -> None:
+        self.paths, self.processor, self.channels = paths, processor, channels
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray | BrokenImage:
-        image = read_or_skip(self.paths[index])
+        image = read_or_skip(self.paths[index], self.channels)
         if isinstance(image, BrokenImage):
             return image
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0].numpy()
@@ -76,7 +76,7 @@ def _run_on_files(
     """
     paths = list(paths)
     following = iter(paths)
-    for batch in read_batches(_Prepared(paths, processor), batch_size):
+    for batch in read_batches(_Prepared(paths, processor, model.config.num_channels), batch_size):
         answers: list[Answer] = []
         valid = (item for item in batch if not isinstance(item, BrokenImage))
         for _, same_size in groupby(valid, lambda item: item.shape):
@@ -117,7 +117,7 @@ class Classifier:
             UsageError: The model, the device or the processor cannot be used; the message says why.
         """
         model = load_model(Swinv2ForImageClassification, name, choose_device(device), dtype)
-        return cls(model, load_processor(name))
+        return cls(model, load_processor(name, model.config.num_channels))
 
     def classify(
         self, paths: Iterable[Path], top_k: int = 5, batch_size: int = 16
@@ -177,7 +177,8 @@ class FeatureExtractor:
         if stage not in stages:
             raise UsageError(f"--stage is {stage!r}; the model {name!r} has {', '.join(stages)}.")
         model_class, fields = (Swinv2Model, {}) if stage == POOLED else (Swinv2Backbone, {"out_features": [stage]})
-        return cls(load_model(model_class, name, choose_device(device), dtype, **fields), load_processor(name))
+        model = load_model(model_class, name, choose_device(device), dtype, **fields)
+        return cls(model, load_processor(name, model.config.num_channels))
 
     def extract(self, paths: Iterable[Path], batch_size: int = 16) -> Iterator[tuple[Path, Tensor | BrokenImage]]:
         """For each file, in order, the features on the CPU or the reason why the file was skipped."""

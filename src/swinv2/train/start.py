@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.lengths import as_pair, plain_pair
-from swinv2.loading import read_config
+from swinv2.loading import load_processor, read_config
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.train.flags import as_flag
 from swinv2.train.optim.groups import freeze_stages
@@ -34,7 +35,11 @@ Model = TypeVar("Model", bound=Swinv2PreTrainedModel)
 
 
 def model_to_pretrain(settings: PretrainSettings) -> Swinv2ForMaskedImageModeling:
-    """Builds the model for masked-image modelling; patch size and stages decide its encoder stride."""
+    """Builds the model for masked-image modelling; patch size and stages decide its encoder stride.
+
+    Mean and deviation of the channels become settings, if they are not given.
+    """
+    choose_normalisation(settings)
     fields = _model_fields(settings, norm_targets=settings.norm_targets)
     config = _new_config(settings, fields) if _is_new_model(settings) else read_config(settings.model)
     patch, merges = as_pair("patch_size", config.patch_size), 2 ** (config.num_layers - 1)
@@ -43,7 +48,11 @@ def model_to_pretrain(settings: PretrainSettings) -> Swinv2ForMaskedImageModelin
 
 
 def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.Module:
-    """Builds the classifier for the classes of the data, with LoRA if the settings say so."""
+    """Builds the classifier for the classes of the data, with LoRA if the settings say so.
+
+    Mean and deviation of the channels become settings, if they are not given.
+    """
+    choose_normalisation(settings)
     fields = _model_fields(settings)
     fields |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     model = _build_or_load(Swinv2ForImageClassification, settings, fields, ("classifier.",))
@@ -62,6 +71,30 @@ def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.
         modules_to_save=["classifier"],
     )
     return get_peft_model(model, adapters)  # type: ignore[arg-type]
+
+
+def choose_normalisation(settings: RunSettings) -> None:
+    """Sets mean and deviation of each channel if they are not given: those of the image processor of the model to start
+    from; ImageNet's for a new model, and for a model without a processor.
+
+    Raises:
+        UsageError: Only one of the two is given.
+    """
+    if bool(settings.image_mean) != bool(settings.image_std):
+        raise UsageError("--image-mean and --image-std belong together; give both or neither.")
+    if settings.image_mean:
+        return
+    settings.image_mean, settings.image_std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+    if _is_new_model(settings):
+        return
+    channels = read_config(settings.model).num_channels
+    try:
+        processor = load_processor(settings.model, channels)
+    except UsageError:
+        # Without a processor, ImageNet's are right for most models of three channels; others need the flags.
+        return
+    if processor.do_rescale and processor.do_normalize and len(processor.image_mean) == channels:
+        settings.image_mean, settings.image_std = list(processor.image_mean), list(processor.image_std)
 
 
 def _is_new_model(settings: RunSettings) -> bool:

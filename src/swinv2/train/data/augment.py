@@ -63,10 +63,7 @@ def decode(stored: str | bytes | np.ndarray, channels: int) -> Image.Image | Ten
         UsageError: Its channels are not the model's.
     """
     if isinstance(stored, (str, bytes)):
-        if channels not in (1, 3):
-            raise UsageError(f"an image file has 3 channels, or 1 as grey; {channels} need arrays (H, W, {channels}).")
-        image = read_image(stored)
-        return image.convert("L") if channels == 1 else image
+        return read_image(stored, channels)
     pixels = stored[:, :, None] if stored.ndim == 2 else stored
     if pixels.ndim != 3 or pixels.shape[2] != channels or pixels.dtype != np.uint8:
         raise UsageError(
