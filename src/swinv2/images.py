@@ -1,7 +1,7 @@
 """Finds image files, and reads their pixels from any format.
 
-In: names of files and folders, and globs. Out: paths, and upright images of eight bits, RGB or grey. This module knows no
-model: it neither resizes nor normalises.
+In: names of files and folders, and globs. Out: paths, and upright images of eight bits, RGB or grey. This module knows
+no model: it neither resizes nor normalises.
 
 A file that cannot be read raises no exception: it becomes a `BrokenImage` with a reason, and the other files are read.
 

@@ -135,7 +135,11 @@ def load_processor(name: str, channels: int = 3) -> Any:
             "normalisation are unknown. Save the processor of its training there: processor.save_pretrained(folder)."
         ) from error
     means: float | list[float] | None = getattr(processor, "image_mean", None)
-    if getattr(processor, "do_normalize", False) and isinstance(means, (list, tuple)) and len(means) not in (1, channels):
+    if (
+        getattr(processor, "do_normalize", False)
+        and isinstance(means, (list, tuple))
+        and len(means) not in (1, channels)
+    ):
         raise UsageError(
             f"the image processor of {name!r} (preprocessor_config.json) has {len(means)} means, but the model takes "
             f"{channels} channel{'s' * (channels > 1)}; give it one mean and one deviation for each channel."

@@ -1,11 +1,15 @@
 """A stored data set of images.
 
 In: a `datasets` object that is indexed or streams; `sources.py` opens it. Out: samples, each an image that is not yet
-decoded, possibly with a label; the labels alone; a share of the samples.
+decoded, possibly with a label or several; the labels alone; a share of the samples.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +22,12 @@ class Sample(NamedTuple):
 
     Attributes:
         image: Path or contents of an image file, or pixels (H, W) or (H, W, channels), eight bits.
-        label: Index of its class; None if the data has no labels.
+        label: Index of its class, or indices if an image may have several labels; None if the data has no labels.
         name: Its name in messages.
     """
 
     image: str | bytes | np.ndarray
-    label: int | None
+    label: int | tuple[int, ...] | None
     name: str
 
 
@@ -33,11 +37,12 @@ class ImageDataset:
 
     Attributes:
         rows: A `datasets` object, which is indexed or, if the data streams, iterated.
-        image_column, label_column: The columns of image and label.
+        image_column, label_column: The columns of image and label; a label is an index, a name of `names`, or a list.
         names: Names of the classes; empty if there are no labels or if the names are unknown.
         source: The source, for messages.
         split: Name of the split; None if the source has no splits.
         chosen: Indices of the rows that count, in this order; None for all.
+        several: Whether an image may have several labels or none: the labels are lists.
     """
 
     rows: Any
@@ -47,6 +52,7 @@ class ImageDataset:
     source: str
     split: str | None = None
     chosen: np.ndarray | None = None
+    several: bool = False
 
     @property
     def streams(self) -> bool:
@@ -69,7 +75,7 @@ class ImageDataset:
         """Makes a sample from a row of `rows`. A missing image becomes empty bytes, which are unreadable.
 
         Raises:
-            UsageError: The label is not an integer.
+            UsageError: The label is no class.
         """
         image, name = row[self.image_column], f"{self.source}[{index}]"
         if isinstance(image, dict):
@@ -79,47 +85,88 @@ class ImageDataset:
             image = b""
         elif not isinstance(image, (str, bytes)):
             image = _as_pixels(image)
-        label = None if self.label_column is None else row[self.label_column]
-        if self.label_column is not None and not isinstance(label, (int, np.integer)):
-            raise self._label_error(label)
-        return Sample(image, None if label is None else int(label), str(row.get("__key__", name)))
+        label = None
+        if self.label_column is not None:
+            stored = row[self.label_column]
+            label = self._classes_of(stored) if self.several else self._class_of(stored)
+        return Sample(image, label, str(row.get("__key__", name)))
+
+    def _classes_of(self, stored: Any) -> tuple[int, ...]:
+        """The classes of a list of labels."""
+        if not isinstance(stored, (list, tuple, np.ndarray)):
+            raise self._label_error(stored)
+        classes = tuple(self._class_of(label) for label in stored)
+        if len(set(classes)) < len(classes):
+            raise self._label_error(stored)
+        return classes
+
+    def _class_of(self, stored: Any) -> int:
+        """The class of a label: an index or a name."""
+        if isinstance(stored, str) and stored in self._indices:
+            return self._indices[stored]
+        if not isinstance(stored, (int, np.integer)):
+            raise self._label_error(stored)
+        return int(stored)
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        """Index of each class by its name."""
+        return {name: index for index, name in enumerate(self.names)}
 
     def _label_error(self, label: object) -> UsageError:
-        """The error for a label of the data set that is not an integer."""
+        """The error for a label of the data set that is no class."""
+        one = "the number or the name of a class"
+        expected = "a list of the numbers or the names of its classes, each once, [] for none" if self.several else one
+        known = f" The names are {', '.join(self.names[:5])}{' ...' * (len(self.names) > 5)}." if self.names else ""
         return UsageError(
-            f"{self.source} has the label {label!r} in the column {self.label_column!r}; expected integers. Give "
-            "another --label-column, or encode names with `class_encode_column` of `datasets`."
+            f"{self.source} has the label {shorten(repr(label), 80)} in the column {self.label_column!r}; expected "
+            f"{expected}.{known} Correct it, or give another --label-column."
         )
 
     def labels(self) -> np.ndarray:
-        """The label of every sample; no image is read.
+        """The label of every sample, (samples,); of samples with several labels, all of them, one sample after the
+        other. No image is read.
 
         Raises:
-            UsageError: There are no labels, they are not integers, or the data streams.
+            UsageError: There are no labels, they are no classes, or the data streams.
         """
+        return np.fromiter(chain.from_iterable(self._lists_of_labels()), np.int64)
+
+    def strata(self) -> np.ndarray:
+        """One class for every sample, (samples,), to divide the data evenly: its label; of several labels, the one that
+        is rarest in the data; -1 for a sample without labels."""
+        lists = self._lists_of_labels()
+        counts = Counter(chain.from_iterable(lists))
+        return np.array([min(labels, key=lambda label: (counts[label], label), default=-1) for labels in lists])
+
+    def _lists_of_labels(self) -> list[tuple[int, ...]]:
+        """The labels of every sample."""
         if self.streams:
             raise UsageError(f"{self.source} streams, so its labels are not known in advance; leave out --streaming.")
         if self.label_column is None:
             raise UsageError(f"{self.source} has no labels; sort the images into a folder for each class.")
         # The whole column at once: row by row, a million labels take a quarter of a minute.
-        labels = np.asarray(self.rows.with_format("numpy")[self.label_column][:])
-        if labels.dtype.kind not in "iub":
-            raise self._label_error(next(label for label in self.rows[self.label_column] if not isinstance(label, int)))
-        return labels if self.chosen is None else labels[self.chosen]
+        column = self.rows.with_format(None)[self.label_column][:]
+        stored = column if self.chosen is None else [column[index] for index in self.chosen]
+        return [self._classes_of(one) if self.several else (self._class_of(one),) for one in stored]
 
     def check_labels(self, classes: int) -> None:
         """Raises an error unless every label is one of so many classes.
 
         Raises:
-            UsageError: A label is below 0 or too large, for example the -1 of splits with secret labels.
+            UsageError: A label is below 0 or too large, for example the -1 of splits with secret labels; or no sample
+                has any label.
         """
         labels = self.labels()
+        if not len(labels):
+            raise UsageError(f"{self.source} has no label in the column {self.label_column!r}; each list is empty.")
         for label in (int(labels.min()), int(labels.max())):
             if not 0 <= label < classes:
                 raise UsageError(f"{self.source} has a label {label}, but there are {classes} classes, from 0.")
 
     def share(self, fraction: float, seed: int) -> "ImageDataset":
-        """Draws a share of each class, at least one image, at random; of all images if there are no labels.
+        """Draws a share of each class, at least one image, at random; of all images if there are no labels. An image of
+        several labels counts for the rarest one; see `strata`.
 
         Equal seeds draw equal images; a smaller share is part of a larger one.
 
@@ -131,7 +178,7 @@ class ImageDataset:
         if fraction == 1.0:
             return self
         unlabelled = self.label_column is None and not self.streams
-        labels = np.zeros(len(self), np.int64) if unlabelled else self.labels()
+        labels = np.zeros(len(self), np.int64) if unlabelled else self.strata()
         draw = np.random.default_rng(seed)
         kept: list[np.ndarray] = []
         for label in np.unique(labels):

@@ -27,7 +27,7 @@ from swinv2.train.data.augment import Transform, decode
 from swinv2.train.data.dataset import ImageDataset, Sample
 
 IGNORED_LABEL = -100
-"""Label of an example that does not count; torch's cross entropy ignores it."""
+"""Label of an example that does not count, or each of its labels; torch's cross entropy ignores it."""
 
 MOST_BROKEN_IN_A_ROW = 100
 """Number of consecutive unreadable images after which reading stops with an error."""
@@ -81,12 +81,14 @@ class SampleTransform:
         channels: Channels of the model.
         masks: Draws the mask of an example; None for no mask.
         seed: Seed of the whole run.
+        classes: Number of classes, if an image may have several labels; they become 0 or 1 for each class, (classes,).
     """
 
     image_transform: Transform
     channels: int
     masks: Masks | None = None
     seed: int = 0
+    classes: int = 0
 
     def __call__(self, sample: Sample, epoch: int, index: int) -> dict[str, Any]:
         """Makes the example, or raises `BrokenImageError`."""
@@ -95,7 +97,10 @@ class SampleTransform:
             example: dict[str, Any] = {"pixel_values": self.image_transform(image)}
             if self.masks is not None:
                 example["bool_masked_pos"] = self.masks().flatten()
-        if sample.label is not None:
+        if isinstance(sample.label, tuple):
+            example["labels"] = np.zeros(self.classes, np.float32)
+            example["labels"][list(sample.label)] = 1.0
+        elif sample.label is not None:
             example["labels"] = sample.label
         return example | {"broken": []}
 
@@ -136,8 +141,11 @@ class EvaluationExamples(_IndexedExamples):
             return self.transform(sample, 0, index)
         except BrokenImageError as error:
             blank = np.zeros((1, 1, self.transform.channels), np.uint8)
-            label = None if sample.label is None else IGNORED_LABEL
-            example = self.transform(sample._replace(image=blank, label=label), 0, index)
+            example = self.transform(sample._replace(image=blank), 0, index)
+            if isinstance(sample.label, tuple):
+                example["labels"][:] = IGNORED_LABEL
+            elif sample.label is not None:
+                example["labels"] = IGNORED_LABEL
             if "bool_masked_pos" in example:
                 # Nothing is masked, so the image adds nothing to the loss.
                 example["bool_masked_pos"] = torch.zeros_like(example["bool_masked_pos"])

@@ -66,7 +66,8 @@ def open_dataset(
         split: Name of the split; "evaluation" for the first of `EVAL_SPLITS` that exists.
         image_column, label_column: Names of the columns; None to find them.
         streaming: Whether to read samples one after another, for example without downloading a whole data set.
-        names: Names of the classes, if the data has none.
+        names: Names of the classes, if the data has none. Labels that are names themselves need none, unless they
+            stream: the names are then those of the split, sorted.
 
     Raises:
         UsageError: The source cannot be opened, or has no such split or no images.
@@ -87,12 +88,24 @@ def open_dataset(
             f"{source} has the columns {sorted(features)}; choose the one of the images with --image-column."
         )
     labels = _find_column(features, label_column, datasets.ClassLabel, LABEL_COLUMNS, "--label-column", source)
-    known = features[labels].names if labels and isinstance(features[labels], datasets.ClassLabel) else ()
+    label = _inside_list(features[labels]) if labels else None
+    several = labels is not None and label is not features[labels]
+    known = label.names if isinstance(label, datasets.ClassLabel) else ()
     if known and names and tuple(names) != tuple(known):
         raise UsageError(f"{source} has class names ({_few(known)}); leave out --label-names-file ({_few(names)}).")
     if isinstance(features[images], datasets.Image):
         rows = rows.cast_column(images, datasets.Image(decode=False))
-    return ImageDataset(rows, images, labels, tuple(known or names), source, found_split)
+    if isinstance(label, datasets.Value) and label.dtype in ("string", "large_string") and not names and not streaming:
+        stored = rows.with_format(None)[labels][:]
+        known = sorted({name for one in stored for name in (one or () if several else [one]) if name is not None})
+    return ImageDataset(rows, images, labels, tuple(known or names), source, found_split, several=several)
+
+
+def _inside_list(feature: Any) -> Any:
+    """The feature of the items of a list; any other feature unchanged."""
+    if isinstance(feature, list):
+        return feature[0]
+    return getattr(feature, "feature", feature)
 
 
 def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | None]:
@@ -196,13 +209,15 @@ def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None
 def _find_column(
     features: dict[str, Any], given: str | None, kind: type, usual: Sequence[str], flag: str, source: str
 ) -> str | None:
-    """The given column; otherwise the only column of a type; otherwise the only one with a usual name; otherwise None.
-    A given column that does not exist, and several candidates, are errors."""
+    """The given column; otherwise the only column of a type, for labels also of lists of it; otherwise the only one
+    with a usual name; otherwise None. A given column that does not exist, and several candidates, are errors."""
     if given is not None:
         if given not in features:
             raise UsageError(f"{source} has no column {given!r}; it has {sorted(features)}.")
         return given
     found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if kind is datasets.ClassLabel and not found:
+        found = [name for name, feature in features.items() if isinstance(_inside_list(feature), kind)]
     found = found or [name for name in usual if name in features]
     if len(found) > 1:
         raise UsageError(f"{source} has the columns {found}; choose one with {flag}.")
