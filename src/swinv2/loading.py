@@ -155,6 +155,12 @@ def _expand_home(name: str) -> str:
     return str(folder) if folder.is_dir() else name
 
 
+def has_several_labels(config: Swinv2Config) -> bool:
+    """Whether a classifier gives an image any number of labels, each with a probability of its own; otherwise exactly
+    one. The same rule as in transformers' image-classification pipeline."""
+    return config.problem_type == "multi_label_classification" or config.num_labels == 1
+
+
 def label_names(config: Swinv2Config) -> list[str]:
     """Names of a classifier's classes, in the order of its scores."""
     names: dict[Any, str] = dict(config.id2label or {})

@@ -34,7 +34,9 @@ def needed(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def finetune(needed: dict[str, Any]) -> Any:
-    return lambda names=NAMES, **given: model_to_finetune(FinetuneSettings(**(needed | given)), names)
+    return lambda names=NAMES, several=False, **given: model_to_finetune(
+        FinetuneSettings(**(needed | given)), names, several
+    )
 
 
 @pytest.fixture
@@ -190,6 +192,13 @@ class TestLoaded:
         settings = FinetuneSettings(**needed, model=str(tmp_path / "own"))
         assert model_to_finetune(settings, NAMES).config.num_channels == channels
         assert (settings.image_mean, settings.image_std) == ([0.4] * channels, [0.2] * channels)
+
+    @pytest.mark.parametrize("before", [None, "regression", "multi_label_classification"])
+    def test_the_problem_of_the_data(self, finetune: Any, tmp_path: Path, before: str | None) -> None:
+        config = Swinv2Config(**FIELDS, num_labels=3, problem_type=before)
+        Swinv2ForImageClassification(config).save_pretrained(tmp_path / "old")
+        assert finetune(model=str(tmp_path / "old")).config.problem_type == "single_label_classification"
+        assert finetune(model=str(tmp_path / "old"), several=True).config.problem_type == "multi_label_classification"
 
     def test_one_channel_without_a_processor(self, finetune: Any, tmp_path: Path) -> None:
         model = Swinv2ForMaskedImageModeling(Swinv2Config(**FIELDS, encoder_stride=4, num_channels=1))

@@ -52,7 +52,8 @@ def print_labels(answers: Answers, console: Console) -> None:
         for rank, prediction in enumerate(answer):
             # In plain text, which programs read, each line has the name.
             name = shown(path) if rank == 0 or not console.is_terminal else ""
-            style = "bold" if rank == 0 else "dim"
+            # Above one half is the first label only, unless an image may have several.
+            style = "bold" if rank == 0 or prediction.probability > 0.5 else "dim"
             table.add_row(Text(name), Text(prediction.label, style), Text(f"{prediction.probability:.1%}", style))
         table.add_section()
     if table.row_count:

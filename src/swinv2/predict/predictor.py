@@ -17,7 +17,14 @@ from torch import Tensor
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification
 from swinv2.images import BrokenImage, read_or_skip
-from swinv2.loading import choose_device, label_names, load_model, load_processor, read_config
+from swinv2.loading import (
+    choose_device,
+    has_several_labels,
+    label_names,
+    load_model,
+    load_processor,
+    read_config,
+)
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.reading import read_batches
 
@@ -132,14 +139,12 @@ class Classifier:
         Returns:
             For each file, in order, the labels or the reason why the file was skipped.
         """
-
-        # The same rule as in transformers' image-classification pipeline.
-        has_many_labels = self.model.config.problem_type == "multi_label_classification" or len(self.labels) == 1
+        several = has_several_labels(self.model.config)
 
         def read(outputs: Any) -> list[list[Prediction]]:
             """The most probable labels of each image of a batch."""
             logits = outputs.logits.float()
-            probabilities = logits.sigmoid() if has_many_labels else logits.softmax(-1)
+            probabilities = logits.sigmoid() if several else logits.softmax(-1)
             values, indices = probabilities.cpu().topk(min(top_k, len(self.labels)))
             return [
                 [Prediction(index, self.labels[index], value) for value, index in zip(*row, strict=True)]

@@ -47,14 +47,21 @@ def model_to_pretrain(settings: PretrainSettings) -> Swinv2ForMaskedImageModelin
     return _build_or_load(Swinv2ForMaskedImageModeling, settings, fields, ("decoder.", "swinv2.embeddings.mask_token"))
 
 
-def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.Module:
+def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...], several: bool = False) -> nn.Module:
     """Builds the classifier for the classes of the data, with LoRA if the settings say so.
 
     Mean and deviation of the channels become settings, if they are not given.
+
+    Args:
+        settings: The settings.
+        names: Names of the classes.
+        several: Whether an image may have several labels.
     """
     choose_normalisation(settings)
     fields = _model_fields(settings)
     fields |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    # Also if the model to start from, whose classifier may fit, was made for another problem.
+    fields["problem_type"] = f"{'multi' if several else 'single'}_label_classification"
     model = _build_or_load(Swinv2ForImageClassification, settings, fields, ("classifier.",))
     if settings.head_map:
         rows = _classifier_from_rows(settings.model, settings.head_map, len(names))

@@ -1,0 +1,79 @@
+"""The loss and the scores of several labels, against torch and numbers worked by hand."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import EvalPrediction
+
+from swinv2.train.data.examples import IGNORED_LABEL
+from swinv2.train.multilabel import average_precision, binary_cross_entropy, multilabel_metrics, score
+
+LABELS = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]], np.float32)
+LOGITS = np.array([[3, -1, -9], [1, 2, -9], [2, -2, -9], [-3, -3, 0.5]], np.float32)
+
+
+class TestLoss:
+    def test_against_torch(self) -> None:
+        logits, labels = torch.from_numpy(LOGITS), torch.from_numpy(LABELS)
+        expected = F.binary_cross_entropy_with_logits(logits, labels)
+        torch.testing.assert_close(binary_cross_entropy(logits.bfloat16(), labels), expected, rtol=1e-2, atol=0)
+        torch.testing.assert_close(binary_cross_entropy(logits, labels), expected)
+        smooth = F.binary_cross_entropy_with_logits(logits, labels * 0.8 + 0.1)
+        torch.testing.assert_close(binary_cross_entropy(logits, labels, smoothing=0.2), smooth)
+
+    def test_unreadable_images_do_not_count(self) -> None:
+        logits, labels = torch.randn(4, 3, requires_grad=True), torch.from_numpy(LABELS)
+        with_ignored = labels.clone()
+        with_ignored[2:] = IGNORED_LABEL
+        loss = binary_cross_entropy(logits, with_ignored)
+        torch.testing.assert_close(loss, binary_cross_entropy(logits[:2], labels[:2]))
+        nothing = binary_cross_entropy(logits, torch.full((4, 3), float(IGNORED_LABEL)))
+        assert nothing.item() == 0.0
+        nothing.backward()
+        assert logits.grad is not None
+        assert not logits.grad.any()
+
+
+class TestAveragePrecision:
+    @pytest.mark.parametrize(
+        ("scores", "truth", "expected"),
+        [
+            ([4, 3, 2, 1], [1, 1, 0, 0], 1.0),
+            ([4, 3, 2, 1], [0, 0, 1, 1], (1 / 3 + 2 / 4) / 2),
+            ([1, 2, 3, 4], [1, 0, 1, 0], (1 / 2 + 2 / 4) / 2),
+            # Two images of equal scores, one of them right: precision 1/2, whatever their order.
+            ([2, 2, 1], [1, 0, 0], 1 / 2),
+            ([2, 2, 1], [0, 1, 0], 1 / 2),
+            ([0, 0, 0, 0], [1, 1, 0, 0], 1 / 2),
+        ],
+    )
+    def test_by_hand(self, scores: list[float], truth: list[int], expected: float) -> None:
+        assert average_precision(np.array(scores), np.array(truth, bool)) == pytest.approx(expected)
+
+    def test_a_class_without_images(self) -> None:
+        assert np.isnan(average_precision(np.array([1.0, 2.0]), np.array([False, False])))
+
+
+def test_scores_by_hand() -> None:
+    found = score(LOGITS, LABELS)
+    # Class 0: scores 3, 2, 1, -3, true for the first two. Class 1: 2, -1, -2, -3, true for the first and third.
+    assert found.average_precisions == pytest.approx([1.0, (1 / 1 + 2 / 3) / 2, np.nan], nan_ok=True)
+    assert found.mean_average_precision == pytest.approx((1 + 5 / 6) / 2)
+    assert found.recalls == pytest.approx([1.0, 1 / 2, np.nan], nan_ok=True)
+    # Three of four labels are found, and two predictions are wrong: class 0 of the second, class 2 of the last image.
+    assert found.f1 == pytest.approx(2 * 3 / (4 + 5))
+    assert found.exact == pytest.approx(1 / 4)
+
+
+def test_metrics_leave_unreadable_images_out() -> None:
+    labels = np.concatenate([LABELS, np.full((1, 3), IGNORED_LABEL, np.float32)])
+    logits = np.concatenate([LOGITS, np.full((1, 3), 9, np.float32)])
+    found, expected = multilabel_metrics(EvalPrediction(logits, labels)), score(LOGITS, LABELS)
+    assert found == {
+        "mAP": expected.mean_average_precision,
+        "f1": expected.f1,
+        "exact": expected.exact,
+        "images": 4,
+        "unreadable": 1,
+    }
