@@ -7,7 +7,12 @@ import torch.nn.functional as F
 from transformers import EvalPrediction
 
 from swinv2.train.data.examples import IGNORED_LABEL
-from swinv2.train.multilabel import average_precision, binary_cross_entropy, multilabel_metrics, score
+from swinv2.train.multilabel import (
+    MultilabelEvaluation,
+    average_precision,
+    binary_cross_entropy,
+    multilabel_metrics,
+)
 
 LABELS = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]], np.float32)
 LOGITS = np.array([[3, -1, -9], [1, 2, -9], [2, -2, -9], [-3, -3, 0.5]], np.float32)
@@ -56,24 +61,35 @@ class TestAveragePrecision:
 
 
 def test_scores_by_hand() -> None:
-    found = score(LOGITS, LABELS)
-    # Class 0: scores 3, 2, 1, -3, true for the first two. Class 1: 2, -1, -2, -3, true for the first and third.
-    assert found.average_precisions == pytest.approx([1.0, (1 / 1 + 2 / 3) / 2, np.nan], nan_ok=True)
-    assert found.mean_average_precision == pytest.approx((1 + 5 / 6) / 2)
-    assert found.recalls == pytest.approx([1.0, 1 / 2, np.nan], nan_ok=True)
-    # Three of four labels are found, and two predictions are wrong: class 0 of the second, class 2 of the last image.
-    assert found.f1 == pytest.approx(2 * 3 / (4 + 5))
-    assert found.exact == pytest.approx(1 / 4)
+    found = MultilabelEvaluation.of(LABELS, LOGITS, 0.25, ("a", "b", "c"), ["x: broken"]).summary()
+    # Class a: scores 3, 2, 1, -3, true for the first two. Class b: 2, -1, -2, -3, true for the first and the third.
+    assert found.pop("average_precision") == {"a": 1.0, "b": pytest.approx((1 / 1 + 2 / 3) / 2), "c": None}
+    assert found.pop("recall") == {"a": 1.0, "b": 0.5, "c": None}
+    # Three of four labels are found, and two predictions are wrong: a of the second image, c of the last one.
+    assert found.pop("f1") == pytest.approx(2 * 3 / (4 + 5))
+    assert found == {
+        "mAP": pytest.approx((1 + 5 / 6) / 2),
+        "exact": 1 / 4,
+        "loss": 0.25,
+        "images": 4,
+        "unreadable": ["x: broken"],
+    }
 
 
 def test_metrics_leave_unreadable_images_out() -> None:
     labels = np.concatenate([LABELS, np.full((1, 3), IGNORED_LABEL, np.float32)])
     logits = np.concatenate([LOGITS, np.full((1, 3), 9, np.float32)])
-    found, expected = multilabel_metrics(EvalPrediction(logits, labels)), score(LOGITS, LABELS)
+    found = multilabel_metrics(EvalPrediction(logits, labels))
     assert found == {
-        "mAP": expected.mean_average_precision,
-        "f1": expected.f1,
-        "exact": expected.exact,
+        "mAP": pytest.approx((1 + 5 / 6) / 2),
+        "f1": pytest.approx(2 * 3 / (4 + 5)),
+        "exact": 1 / 4,
         "images": 4,
         "unreadable": 1,
     }
+
+
+def test_no_image_has_a_label() -> None:
+    found = MultilabelEvaluation.of(np.zeros((2, 3)), LOGITS[:2], 0.0, ("a", "b", "c"), []).summary()
+    assert (found["mAP"], found["f1"], found["exact"]) == (0.0, 0.0, 0.0)
+    assert set(found["average_precision"].values()) == {None}

@@ -5,13 +5,17 @@ predicted if its probability, the sigmoid of its logit, is above one half. This 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import EvalPrediction
 
+from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
+from swinv2.train.drawing.precisions import draw_average_precisions
 
 
 def binary_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -29,36 +33,84 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0)
 
 
 @dataclass(frozen=True)
-class Scores:
-    """How well the labels of images are found.
+class MultilabelEvaluation:
+    """The results of an evaluation. A class that no image has counts in none of the means; its own numbers are NaN."""
 
-    Attributes:
-        average_precisions: Average precision of each class (classes,); NaN for a class that no image has.
-        recalls: Share of the images of each class for which it is predicted (classes,); NaN likewise.
-        mean_average_precision: mAP, the mean over the classes that an image has.
-        f1: Micro F1, over all labels of all images: harmonic mean of precision and recall.
-        exact: Share of the images whose predicted labels are exactly the true ones.
-    """
-
-    average_precisions: np.ndarray
-    recalls: np.ndarray
     mean_average_precision: float
+    """mAP: the mean over the classes."""
     f1: float
+    """Micro F1, over all labels of all images: the harmonic mean of precision and recall."""
     exact: float
+    """Share of the images whose predicted labels are exactly the true ones."""
+    loss: float
+    """Mean binary cross entropy."""
+    images: int
+    """Number of readable images."""
+    unreadable: list[str]
+    """Names of unreadable images, each with the reason."""
+    names: tuple[str, ...]
+    average_precisions: np.ndarray
+    """Average precision of each class (classes,)."""
+    recalls: np.ndarray
+    """Share of the images of each class for which it is predicted (classes,)."""
 
+    @classmethod
+    def of(
+        cls, truths: np.ndarray, logits: np.ndarray, loss: float, names: tuple[str, ...], unreadable: list[str]
+    ) -> Self:
+        """Counts answers.
 
-def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
-    """Scores the logits (images, classes) of images; `labels` are 0 or 1 for each class (images, classes)."""
-    truth, predicted = labels > 0.5, logits > 0.0
-    precisions = np.array([average_precision(*columns) for columns in zip(logits.T, truth.T, strict=True)])
-    hits, counts = (truth & predicted).sum(0), truth.sum(0)
-    return Scores(
-        average_precisions=precisions,
-        recalls=hits / np.where(counts, counts, np.nan),
-        mean_average_precision=float(np.nanmean(precisions)) if counts.any() else 0.0,
-        f1=float(2 * hits.sum() / max(counts.sum() + predicted.sum(), 1)),
-        exact=float((truth == predicted).all(1).mean()),
-    )
+        Args:
+            truths: 0 or 1 for each class (images, classes); a row of `IGNORED_LABEL` does not count. At least one row
+                counts.
+            logits: Scores (images, classes).
+            loss: Mean binary cross entropy.
+            names: Names of the classes.
+            unreadable: Names of unreadable images.
+        """
+        counted = truths[:, 0] != IGNORED_LABEL
+        truth, logits = truths[counted] > 0.5, logits[counted]
+        predicted, counts = logits > 0.0, truth.sum(0)
+        precisions = np.array([average_precision(*columns) for columns in zip(logits.T, truth.T, strict=True)])
+        hits = (truth & predicted).sum(0)
+        return cls(
+            mean_average_precision=float(np.nanmean(precisions)) if counts.any() else 0.0,
+            f1=float(2 * hits.sum() / max(counts.sum() + predicted.sum(), 1)),
+            exact=float((truth == predicted).all(1).mean()),
+            loss=loss,
+            images=len(truth),
+            unreadable=unreadable,
+            names=names,
+            average_precisions=precisions,
+            recalls=hits / np.where(counts, counts, np.nan),
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The results as plain values, for JSON; the numbers of a class that no image has are None."""
+        return {
+            "mAP": self.mean_average_precision,
+            "f1": self.f1,
+            "exact": self.exact,
+            "loss": self.loss,
+            "images": self.images,
+            "unreadable": self.unreadable,
+            "average_precision": self._by_name(self.average_precisions),
+            "recall": self._by_name(self.recalls),
+        }
+
+    def _by_name(self, numbers: np.ndarray) -> dict[str, float | None]:
+        """A number of each class, for JSON."""
+        values = (None if np.isnan(number) else float(number) for number in numbers)
+        return dict(zip(self.names, values, strict=True))
+
+    def draw(self, dataset: ImageDataset, folder: Path) -> list[Path]:
+        """Draws the average precision of each class, if an image has any; returns the file. There is no confusion
+        matrix: no class is mistaken for one other."""
+        if np.isnan(self.average_precisions).all():
+            return []
+        file = folder / "average-precision.png"
+        draw_average_precisions(self.average_precisions, self.names, file)
+        return [file]
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -85,13 +137,8 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
 
 def multilabel_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Metrics of a fine-tuning: mAP, micro F1, exact matches, and the numbers of readable and unreadable images."""
-    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    counted = labels[:, 0] != IGNORED_LABEL
-    found = score(logits[counted], labels[counted])
-    return {
-        "mAP": found.mean_average_precision,
-        "f1": found.f1,
-        "exact": found.exact,
-        "images": int(counted.sum()),
-        "unreadable": int((~counted).sum()),
-    }
+    logits, truths = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    names = tuple(map(str, range(truths.shape[1])))
+    found = MultilabelEvaluation.of(truths, logits, 0.0, names, []).summary()
+    unreadable = len(truths) - found["images"]
+    return {name: found[name] for name in ("mAP", "f1", "exact", "images")} | {"unreadable": unreadable}
