@@ -15,7 +15,7 @@ from colours import draw_colours
 from swinv2.cli import app, printing
 from swinv2.errors import UsageError
 from swinv2.train.data.augment import Pixels, make_processor
-from swinv2.train.evaluate import draw_evaluation, evaluate
+from swinv2.train.evaluate import evaluate
 
 
 def save_model(folder: Path, names: list[str]) -> str:
@@ -42,7 +42,7 @@ def test_counts_add_up_and_mistakes_are_drawn(colours: Path, tmp_path: Path) -> 
     assert (found.images, found.unreadable, found.top5) == (15, [], None)
     assert all(truth != answer for _, truth, answer, _ in found.worst)
     assert len(found.worst) == 15 - found.confusion.trace()
-    assert all(file.stat().st_size > 1000 for file in draw_evaluation(found, dataset, tmp_path))
+    assert all(file.stat().st_size > 1000 for file in found.draw(dataset, tmp_path))
 
 
 def test_classes_are_matched_by_name(colours: Path, tmp_path: Path) -> None:

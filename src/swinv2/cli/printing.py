@@ -146,15 +146,23 @@ def print_memory(ways: list[dict[str, Any]], batch_size: int, processes: int, co
 
 
 def print_evaluation(summary: dict[str, Any], console: Console) -> None:
-    """Prints accuracies, and the recall of each class, the worst first; classes without images are last."""
+    """Prints accuracies, and the recall of each class; of several labels for an image also its average precision."""
     facts = _headed_table(console, measure={}, value=_RIGHT)
-    for name in ("top1", "top5"):
-        if summary[name] is not None:
+    for name in ("top1", "top5", "mAP", "f1", "exact"):
+        if summary.get(name) is not None:
             facts.add_row(name, f"{summary[name]:.2%}")
     facts.add_row("loss", f"{summary['loss']:.4f}")
     facts.add_row("images", f"{summary['images']:,}")
     console.print(facts)
-    recalls = _headed_table(console, label={}, recall=_RIGHT)
-    for label, recall in sorted(summary["recall"].items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
-        recalls.add_row(Text(label), "no images" if recall is None else f"{recall:.1%}")
-    console.print(recalls)
+    print_classes(summary, console)
+
+
+def print_classes(summary: dict[str, Any], console: Console) -> None:
+    """Prints the recall of each class and, of several labels for an image, its average precision. The worst class is
+    first; classes without images are last."""
+    names = [name for name in ("average_precision", "recall") if name in summary]
+    table = _headed_table(console, label={}, **{name.replace("_", " "): _RIGHT for name in names})
+    for label, worth in sorted(summary[names[0]].items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
+        values = (summary[name][label] for name in names)
+        table.add_row(Text(label), *("no images" if worth is None else f"{value:.1%}" for value in values))
+    console.print(table)

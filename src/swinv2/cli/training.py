@@ -71,7 +71,10 @@ def _build_trainer(command: str, flags: Sequence[str]) -> "SwinTrainer":
 
     is_pretraining = command == "pretrain"
     options, help = (PretrainOptions, pretrain.__doc__) if is_pretraining else (FinetuneOptions, finetune.__doc__)
-    told = read_flags(options, flags, f"swinv2 {command}", help)
+    chosen = {} if is_pretraining else {"choose_settings": True}
+    told = read_flags(options, flags, f"swinv2 {command}", help, without_recipe=chosen)
+    if not is_pretraining:
+        told["model"] = model_or_shipped(told.get("model"))
     quiet_transformers()
     logger = logging.getLogger("swinv2")
     if not logger.handlers:
@@ -129,11 +132,23 @@ def _preview_or_train(trainer: "SwinTrainer") -> int:
             said = f"{results['stopped_by']}: saved at step {results['step']}; --resume resumes it"
             messages.print(said, style="yellow")
         else:
-            numbers = [f"{name} {value:.4g}" for name, value in results.items() if isinstance(value, float)]
-            messages.print(", ".join(numbers))
+            _print_results(results)
         return status
     messages.print(Text.assemble(("stopped: ", "bold red"), reason))
     return STOPPED
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    """Prints the results of a training: the recall of each class on stdout, the rest on stderr."""
+    from swinv2.cli.printing import print_classes
+
+    if "recall" in results:
+        print_classes(results, data_console())
+    messages = message_console()
+    numbers = [f"{name} {value:.4g}" for name, value in results.items() if isinstance(value, float)]
+    messages.print(", ".join(numbers))
+    for file in results.get("figures", []):
+        messages.print(f"drawn: {shown(Path(file))}")
 
 
 def _steps_and_rates(preview: dict[str, Any]) -> str:
@@ -164,7 +179,11 @@ def print_preview(preview: dict[str, Any], console: Console) -> None:
     for group in preview["groups"]:
         rate, decay = f"{group['learning_rate']:.4g}", f"{group['weight_decay']:g}"
         groups.add_row(str(group["layer"]), rate, decay, str(group["tensors"]), f"{group['parameters']:,}")
-    console.print(_facts_table(facts), groups, _facts_table(preview["settings"]), sep="\n")
+    chosen = Table("chosen", "value", "because", box=None, pad_edge=False)
+    for name, choice in preview["chosen"].items():
+        chosen.add_row(name, Text(str(choice["value"])), Text(choice["reason"]))
+    parts = [_facts_table(facts), groups, _facts_table(preview["settings"])]
+    console.print(*parts, *[chosen] * bool(preview["chosen"]), sep="\n")
 
 
 def _facts_table(facts: dict[str, Any]) -> Table:
@@ -224,7 +243,7 @@ def evaluate(
     files: list[Path] = []
     if output is not None:
         with writing(output):
-            files = evaluation.draw_evaluation(found, dataset, output)
+            files = found.draw(dataset, output)
     if as_json:
         typer.echo(json.dumps(found.summary(), indent=2))
     else:

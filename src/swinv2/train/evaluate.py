@@ -1,12 +1,12 @@
 """Evaluation of a classifier on labelled images.
 
-In: a model's folder or name, and a source of labelled images. Out: accuracies, and figures of the mistakes. Images go
-through the model's stored image processor, so the accuracies are those that a user gets.
+In: a model's folder or name, and a source of labelled images. Out: scores. Images go through the model's
+stored image processor, so the accuracies are those that a user gets.
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,49 +19,16 @@ from torch import Tensor
 
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification
-from swinv2.loading import choose_device, label_names, load_model, load_processor
+from swinv2.loading import choose_device, has_several_labels, label_names, load_model, load_processor
 from swinv2.reading import read_batches
-from swinv2.train.data.augment import decode
+from swinv2.train.data.augment import process_image
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL, EvaluationExamples, SampleTransform
 from swinv2.train.data.sources import SPLIT_FOLDERS, open_dataset
-from swinv2.train.drawing.confusion import draw_confusion
-from swinv2.train.drawing.mistakes import MOST_MISTAKES, Mistake, draw_mistakes
+from swinv2.train.multilabel import MultilabelEvaluation, binary_cross_entropy
+from swinv2.train.scores import Evaluation, best_classes
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The results of an evaluation. Accuracies are shares of the readable images."""
-
-    top1: float
-    top5: float | None
-    """None with fewer than six classes."""
-    loss: float
-    """Mean cross entropy."""
-    images: int
-    """Number of readable images."""
-    unreadable: list[str]
-    """Names of unreadable images, each with the reason."""
-    confusion: np.ndarray
-    """Counts (truth, answer)."""
-    names: tuple[str, ...]
-    worst: list[tuple[int, int, int, float]]
-    """Index, truth, answer and probability of the most confident mistakes, the most confident first."""
-
-    def summary(self) -> dict[str, Any]:
-        """The results as plain values, for JSON; the recall of a class without images is None."""
-        counts, hits = self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()
-        recalls = [hit / count if count else None for hit, count in zip(hits, counts, strict=True)]
-        return {
-            "top1": self.top1,
-            "top5": self.top5,
-            "loss": self.loss,
-            "images": self.images,
-            "unreadable": self.unreadable,
-            "recall": dict(zip(self.names, recalls, strict=True)),
-        }
 
 
 def evaluate(
@@ -76,8 +43,10 @@ def evaluate(
     image_column: str | None = None,
     label_column: str | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Evaluation, ImageDataset]:
-    """Evaluates a classifier.
+) -> tuple[Evaluation | MultilabelEvaluation, ImageDataset]:
+    """Evaluates a classifier of one label for an image, or of several.
+
+    To a classifier of several labels, an image with one label is an image without the others.
 
     Args:
         model: A folder, or a name on the hub.
@@ -97,51 +66,50 @@ def evaluate(
     """
     chosen = choose_device(device)
     classifier = load_model(Swinv2ForImageClassification, model, chosen, dtype)
-    processor = load_processor(model)
+    if classifier.config.problem_type == "regression":
+        raise UsageError(f"the model {model!r} is a regression (problem_type in its config.json): it has no labels.")
+    several = has_several_labels(classifier.config)
+    processor = load_processor(model, classifier.config.num_channels)
     split = _split_to_evaluate(data, split)
     dataset = open_dataset(data, split, image_column=image_column, label_column=label_column)
     if dataset.label_column is None:
         raise UsageError(f"{data} has no labels; sort the images into a folder for each class.")
+    if dataset.several and not several:
+        raise UsageError(
+            f"{data} has several labels for an image, and the model {model!r} gives exactly one; evaluate a model that "
+            "was trained on lists of labels."
+        )
     names = tuple(label_names(classifier.config))
-    to_model = _match_classes(dataset, names)
+    dataset = _match_classes(dataset, names)
 
-    examples = EvaluationExamples(dataset, SampleTransform(partial(_prepare_image, processor), 3))
+    prepare = partial(_prepare_image, processor)
+    transform = SampleTransform(prepare, classifier.config.num_channels, classes=len(names) * several)
+    examples = EvaluationExamples(dataset, transform)
     unreadable: list[str] = []
     columns: list[tuple[Tensor, ...]] = []
     done = 0
     for batch in read_batches(examples, batch_size, workers):
         pixels = torch.from_numpy(np.stack([example["pixel_values"] for example in batch]))
-        truths = torch.tensor([to_model.get(int(example["labels"]), IGNORED_LABEL) for example in batch])
+        truths = torch.from_numpy(np.stack([example["labels"] for example in batch]))
         unreadable += [name for example in batch for name in example["broken"]]
         with torch.inference_mode():
             logits = classifier(pixels.to(chosen, dtype)).logits.float().cpu()
-            probabilities, answers = logits.softmax(-1).max(-1)
-            among_five = (logits.topk(min(5, len(names))).indices == truths[:, None]).any(1)
+        if several:
+            columns.append((truths, logits))
+        else:
             losses = F.cross_entropy(logits, truths, reduction="none").double()
-        columns.append((truths, answers, probabilities, among_five, losses))
+            columns.append((truths, *best_classes(logits), losses))
         done += len(batch)
         advance(done, len(dataset))
-    truths, answers, probabilities, among_five, losses = (
-        np.concatenate(column) for column in zip(*columns, strict=True)
-    )
-    readable = truths != IGNORED_LABEL
-    if not readable.any():
+    truths, *answers = (torch.cat(column).numpy() for column in zip(*columns, strict=True))
+    if (truths == IGNORED_LABEL).all():
         raise UsageError(f"{data} has no readable image.")
-    confusion = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(confusion, (truths[readable], answers[readable]), 1)
-    wrong = np.flatnonzero(readable & (answers != truths))
-    worst = wrong[np.argsort(-probabilities[wrong], kind="stable")[:MOST_MISTAKES]]
-    found = Evaluation(
-        top1=float(confusion.trace() / confusion.sum()),
-        top5=float(among_five[readable].mean()) if len(names) > 5 else None,
-        loss=float(losses[readable].mean()),
-        images=int(readable.sum()),
-        unreadable=unreadable,
-        confusion=confusion,
-        names=names,
-        worst=[(int(i), int(truths[i]), int(answers[i]), float(probabilities[i])) for i in worst],
-    )
-    return found, dataset
+    if several:
+        loss = float(binary_cross_entropy(torch.from_numpy(answers[0]), torch.from_numpy(truths)))
+        return MultilabelEvaluation.of(truths, answers[0], loss, names, unreadable), dataset
+    best, probabilities, losses = answers
+    loss = float(losses[truths != IGNORED_LABEL].mean())
+    return Evaluation.of(truths, best, probabilities, loss, names, unreadable), dataset
 
 
 def _split_to_evaluate(data: str, split: str) -> str:
@@ -158,15 +126,15 @@ def _split_to_evaluate(data: str, split: str) -> str:
 def _prepare_image(processor: Any, image: Image.Image) -> Any:
     """Makes the model's input of one image to evaluate."""
     # A numpy array, for `read_batches`.
-    return processor(image, return_tensors="pt")["pixel_values"][0].numpy()
+    return process_image(processor, image).numpy()
 
 
-def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> dict[int, int]:
-    """The model's class for each class of the data: by name if the model has all names of the data; by number if it has
-    none of them and the numbers of classes are equal."""
+def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> ImageDataset:
+    """The data with the model's class instead of each class of the data: by name if the model has all names of the
+    data; by number if it has none of them and the numbers of classes are equal."""
     dataset.check_labels(len(dataset.names) or len(names))
     if dataset.names and set(dataset.names) <= set(names):
-        return {index: names.index(name) for index, name in enumerate(dataset.names)}
+        return replace(dataset, names=names, numbers=np.array([names.index(name) for name in dataset.names]))
     if dataset.names and (len(dataset.names) != len(names) or set(dataset.names) & set(names)):
         raise UsageError(
             f"{dataset.source} has classes that the model does not know, for example "
@@ -177,18 +145,4 @@ def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> dict[int, i
             f"the model and {dataset.source} have no class name in common ({names[0]!r}, {dataset.names[0]!r} ...); "
             "classes are matched by their order"
         )
-    return {index: index for index in range(len(names))}
-
-
-def draw_evaluation(found: Evaluation, dataset: ImageDataset, folder: Path) -> list[Path]:
-    """Draws the confusion matrix and, if there are any, the most confident mistakes; returns the files."""
-    files = [folder / "confusion.png"]
-    draw_confusion(found.confusion, found.names, files[0])
-    if found.worst:
-        files.append(folder / "mistakes.png")
-        drawn = [
-            Mistake(np.asarray(decode(dataset[index].image, 3)), found.names[truth], found.names[answer], probability)
-            for index, truth, answer, probability in found.worst
-        ]
-        draw_mistakes(drawn, files[1])
-    return files
+    return replace(dataset, names=names)

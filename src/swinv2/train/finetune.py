@@ -5,35 +5,59 @@ In: settings. Out: a trainer, ready to run.
 Source: Liu et al., Swin Transformer V2, appendix A; microsoft/Swin-Transformer, main.py and main_simmim_ft.py.
 """
 
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import EvalPrediction
+from transformers import EvalPrediction, TrainerCallback, TrainerControl
 
 from swinv2.errors import UsageError
 from swinv2.lengths import as_pair
+from swinv2.loading import label_names
+from swinv2.train.choices import with_chosen_evaluation, with_chosen_settings
 from swinv2.train.data.augment import Pixels, for_finetuning
 from swinv2.train.data.examples import IGNORED_LABEL
-from swinv2.train.running import data_arguments, open_training, prepare_run
+from swinv2.train.flags import as_flag
+from swinv2.train.multilabel import MultilabelEvaluation, binary_cross_entropy, mix_several, multilabel_metrics
+from swinv2.train.running import data_arguments, open_training, prepare_run, refuse_metric
+from swinv2.train.scores import BEST_CLASSES, Evaluation, best_classes
 from swinv2.train.settings import FinetuneSettings
 from swinv2.train.start import model_to_finetune
 from swinv2.train.trainer import SwinTrainer
 
-BEST_CLASSES = 5
-"""Number of most probable classes that evaluation stores for each image."""
+logger = logging.getLogger(__name__)
+
+UNBALANCED = 3
+"""If the largest class has so many times the images of the smallest one, a message says so."""
 
 
 class FinetuneTrainer(SwinTrainer):
-    """Trains with cross entropy, label smoothing, mixup and cutmix."""
+    """Trains with cross entropy, label smoothing, mixup and cutmix; if an image may have several labels, with binary
+    cross entropy.
+
+    Args:
+        settings: Settings of `swinv2 finetune`.
+        class_weights: Weight of each class in the loss; None for equal weights.
+        rest: See `SwinTrainer`.
+    """
 
     args: FinetuneSettings
 
-    def __init__(self, settings: FinetuneSettings, **rest: Any) -> None:
-        super().__init__(settings, **rest)
+    def __init__(self, settings: FinetuneSettings, class_weights: Tensor | None = None, **rest: Any) -> None:
+        super().__init__(settings, compute_metrics=self._score, preprocess_logits_for_metrics=self._stored, **rest)
+        self.several = self.model.config.problem_type == "multi_label_classification"
+        self.class_weights = class_weights
         self.mix: Any = None
+        # What `report` draws: the last evaluation.
+        self._answers: EvalPrediction | None = None
+        if settings.early_stopping:
+            self.add_callback(EarlyStopping(settings.early_stopping))
         if settings.mixup or settings.cutmix:
             from timm.data.mixup import Mixup
 
@@ -53,36 +77,91 @@ class FinetuneTrainer(SwinTrainer):
         images, labels = inputs["pixel_values"], inputs["labels"]
         smoothing = 0.0
         if model.training and self.mix is not None:
-            images, labels = self.mix(images, labels)
+            mix = partial(mix_several, self.mix) if self.several else self.mix
+            images, labels = mix(images, labels)
         elif model.training:
             smoothing = self.args.label_smoothing_factor
-        outputs = model(pixel_values=images)
-        loss = cross_entropy(outputs.logits, labels, smoothing)
-        return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
+        logits = model(pixel_values=images).logits
+        if self.several:
+            loss = binary_cross_entropy(logits, labels)
+        else:
+            loss = cross_entropy(logits, labels, smoothing, self.class_weights if model.training else None)
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+    def _stored(self, logits: Tensor, labels: Tensor) -> Any:
+        """What an evaluation stores of the logits: for several labels all, otherwise the best classes."""
+        return logits.float() if self.several else best_classes(logits)
+
+    def _score(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The metrics of an evaluation, whose answers are stored for `report`."""
+        self._answers = prediction
+        return multilabel_metrics(prediction) if self.several else accuracies(prediction)
+
+    def report(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Draws the figures of the last evaluation, see `scores.Evaluation` and `MultilabelEvaluation`; returns the
+        numbers of each class and the files."""
+        if self._answers is None or self.eval_dataset is None:
+            return {}
+        names = tuple(label_names(self.model.config))
+        truths, loss = np.asarray(self._answers.label_ids), results["eval_loss"]
+        stored: Any = self._answers.predictions
+        if self.several:
+            found = MultilabelEvaluation.of(truths, stored, loss, names, [])
+        else:
+            found = Evaluation.of(truths, stored[0], stored[1], loss, names, [])
+        examples: Any = self.eval_dataset
+        files = found.draw(examples.dataset, self.run)
+        of_classes = {name: value for name, value in found.summary().items() if isinstance(value, dict)}
+        return {**of_classes, "figures": list(map(str, files))}
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
     """Cross entropy in fp32. Labels are class indices (B,), where `IGNORED_LABEL` does not count, or probabilities of
-    the classes (B, classes)."""
+    the classes (B, classes); `weights` are those of the classes (classes,)."""
     if labels.ndim == 1 and not (labels != IGNORED_LABEL).any():
         return logits.float().sum() * 0.0
-    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-
-
-def best_classes(logits: Tensor, labels: Tensor) -> Tensor:
-    """The most probable classes of each image, the best first. Evaluation stores nothing else of the logits."""
-    return logits.topk(min(BEST_CLASSES, logits.shape[-1])).indices
+    weights = None if weights is None else weights.to(logits.device)
+    return F.cross_entropy(logits.float(), labels, weights, label_smoothing=smoothing)
 
 
 def accuracies(prediction: EvalPrediction) -> dict[str, float]:
     """Metrics of a fine-tuning: top-1 and top-5 accuracy, and the numbers of readable and unreadable images."""
-    best, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    best, labels = np.asarray(prediction.predictions[0]), np.asarray(prediction.label_ids)
     counted = labels != IGNORED_LABEL
     hits = best[counted] == labels[counted][:, None]
     scores = {"top1": float(hits[:, 0].mean()), "images": int(counted.sum()), "unreadable": int((~counted).sum())}
     if best.shape[1] == BEST_CLASSES:
         scores["top5"] = float(hits.any(1).mean())
     return scores
+
+
+@dataclass(eq=False)
+class EarlyStopping(TrainerCallback):
+    """Stops a training after `patience` evaluations without a better one.
+
+    transformers' own callback counts in itself, so a run that resumes would count anew; this one counts in the log.
+    """
+
+    patience: int
+
+    def on_evaluate(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
+        """Counts the evaluations since the last of the best ones."""
+        name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        scores = [entry[name] for entry in reversed(state.log_history) if name in entry]
+        since_best = scores.index(max(scores) if args.greater_is_better else min(scores))
+        control.should_training_stop = control.should_training_stop or since_best >= self.patience
+
+
+def balanced_weights(counts: np.ndarray) -> Tensor:
+    """Weights (classes,) with which all classes together weigh the same, and an image one on average. A class without
+    images weighs nothing.
+
+    Args:
+        counts: Images of each class.
+    """
+    present = counts > 0
+    weights = counts.sum() / (present.sum() * np.maximum(counts, 1))
+    return torch.tensor(np.where(present, weights, 0.0), dtype=torch.float32)
 
 
 def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
@@ -92,6 +171,8 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
         UsageError: The settings, the data and the model do not fit together.
     """
     prepare_run(settings)
+    if settings.choose_settings:
+        settings = with_chosen_evaluation(settings)
     given: tuple[str, ...] = ()
     if settings.label_names_file:
         try:
@@ -108,10 +189,23 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
     if evaluation is not None and evaluation.names and evaluation.names != names:
         differing = sorted(set(names) ^ set(evaluation.names))[:5]
         raise UsageError(f"{evaluation.source} has other classes than {train.source}: {differing}.")
+    if evaluation is not None and evaluation.several and not train.several:
+        raise UsageError(
+            f"{evaluation.source} has several labels for an image, and {train.source} one; make them equal."
+        )
+    train = replace(train, names=names)
     for dataset in (train, evaluation):
         if dataset is not None and not dataset.streams:
             dataset.check_labels(len(names))
-    model: Any = model_to_finetune(settings, names)
+    if settings.choose_settings:
+        settings = with_chosen_settings(settings, train)
+    metrics = ["mAP", "f1", "exact"] if train.several else ["top1", *["top5"] * (len(names) >= BEST_CLASSES)]
+    refuse_metric(settings, ["loss", *metrics])
+    for name in ("class_weights", "label_smoothing_factor"):
+        if train.several and getattr(settings, name):
+            raise UsageError(f"{as_flag(name)} is for images of one label, and {train.source} has lists; leave it out.")
+    counts = None if train.streams else np.bincount(train.labels(), minlength=len(names))
+    model: Any = model_to_finetune(settings, names, train.several)
     pixels = Pixels(as_pair("image_size", model.config.image_size), settings.image_mean, settings.image_std)
     augment = for_finetuning(
         pixels,
@@ -120,11 +214,32 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
         settings.erase_probability,
         settings.crop_scale,
         settings.crop_padding,
+        settings.flip,
     )
     return FinetuneTrainer(
         settings,
+        None if train.several else _class_weights(settings, counts, names),
         model=model,
-        compute_metrics=accuracies,
-        preprocess_logits_for_metrics=best_classes,
         **data_arguments(settings, train, evaluation, pixels, augment, crop_ratio=settings.crop_ratio),
     )
+
+
+def _class_weights(settings: FinetuneSettings, counts: np.ndarray | None, names: tuple[str, ...]) -> Tensor | None:
+    """The weights of the classes in the loss, if wanted; a message if classes are unbalanced and have no weights.
+
+    Args:
+        settings: The settings.
+        counts: Training images of each class; None if they stream.
+        names: Names of the classes.
+    """
+    if settings.class_weights:
+        if counts is None:
+            raise UsageError("--class-weights needs the labels of all images in advance; leave out --streaming.")
+        return balanced_weights(counts)
+    if counts is not None and counts.max() >= UNBALANCED * counts.min():
+        most, least = int(counts.argmax()), int(counts.argmin())
+        logger.warning(
+            f"the classes are unbalanced: {names[most]!r} has {counts[most]:,} images, {names[least]!r} has "
+            f"{counts[least]:,}; with --class-weights balanced, all classes count the same"
+        )
+    return None

@@ -13,7 +13,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import formatannotation
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 
 from swinv2.errors import UsageError
-from swinv2.train.options import RunOptions, refuse_missing
+from swinv2.train.options import FinetuneOptions, RunOptions, refuse_missing
 
 OLDER_NAMES = {
     "activation_checkpointing": "gradient_checkpointing",
@@ -175,7 +175,12 @@ def as_flag(name: str) -> str:
 
 
 def read_flags(
-    options: type[RunOptions], flags: Sequence[str], command: str, description: str | None = None
+    options: type[RunOptions],
+    flags: Sequence[str],
+    command: str,
+    description: str | None = None,
+    *,
+    without_recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Reads flags and the recipe of `--config`; a flag overrides the recipe.
 
@@ -183,9 +188,10 @@ def read_flags(
         options: The command's settings of this package.
         flags: The command-line arguments.
         command, description: Name and description of the command, for the help text.
+        without_recipe: Values of settings that are not given, if no recipe is given.
 
     Returns:
-        The given values, by the names of the settings.
+        The given values, by the names of the settings. Only fine-tuning may lack the model.
 
     Raises:
         UsageError: A setting is unknown or missing, a value is invalid, or the recipe cannot be read.
@@ -195,7 +201,7 @@ def read_flags(
     parser = _FlagParser(options, prog=command, usage=usage, description=description)
     told = parser.read(flags)
     recipe = told.pop("config", None)
-    if recipe is not None:
-        told = parser.read_recipe(recipe) | told
-    refuse_missing(told)
+    beneath = (without_recipe or {}) if recipe is None else parser.read_recipe(recipe)
+    told = {**beneath, **told}
+    refuse_missing(told, ("model",) if options is FinetuneOptions else ())
     return told

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import EvalPrediction
@@ -18,18 +19,24 @@ from swinv2.train.data.examples import IGNORED_LABEL
 from swinv2.train.drawing.precisions import draw_average_precisions
 
 
-def binary_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross entropy in fp32, the mean over classes and images.
 
     Args:
         logits: Scores (B, classes).
         labels: 0 or 1, or a mixture, for each class (B, classes); a row of `IGNORED_LABEL` does not count.
-        smoothing: Label smoothing: this share of each label is replaced by one half.
     """
     counted = labels[:, 0] != IGNORED_LABEL
-    targets = labels.float() * (1.0 - smoothing) + 0.5 * smoothing
-    losses = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").mean(1)
+    losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(1)
     return losses.where(counted, 0.0).sum() / counted.sum().clamp_min(1)
+
+
+def mix_several(mix: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mixes images and their labels (B, classes) by timm's Mixup `mix`, which by itself mixes one label of each."""
+    # The image takes the part of the class: the mixed labels are the shares (B, B) of all images in each mixed one.
+    mix.num_classes = len(labels)
+    images, shares = mix(images, torch.arange(len(labels), device=labels.device))
+    return images, shares @ labels
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ In: nothing. Out: every setting with its type, default and help. `flags.py` read
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,9 @@ def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+_MODELS = "a folder, or a name on the hub; with new weights a preset such as tiny, or new for --model-fields"
+
+
 @dataclass
 class RunOptions:
     """The settings that pre-training and fine-tuning share. The help texts say what they mean."""
@@ -33,6 +36,9 @@ class RunOptions:
     eval_split: str = _option(
         "evaluation", "Split to evaluate; 'evaluation': the first of validation, val, valid, test."
     )
+    held_out_share: float = _option(
+        0.1, "Share of the training images of each class that is set aside if there is no split to evaluate."
+    )
     train_fraction: float = _option(1.0, "Share of the training images of each class to train on.")
     image_column: str | None = _option(None, "Column of the images, if it cannot be found automatically.")
     label_column: str | None = _option(None, "Column of the labels, if it cannot be found automatically.")
@@ -43,7 +49,7 @@ class RunOptions:
     image_std: list[float] = _option([], "Standard deviation of each channel; default: as for --image-mean.")
 
     # Model
-    model: str = _option("", "Model to start from: a preset such as tiny, a model's folder, or its name on the hub.")
+    model: str = _option("", f"Model to start from: {_MODELS}.")
     model_fields: dict[str, Any] | str | None = _option(None, "Fields of Swinv2Config to change, as JSON.")
     image_size: list[int] = _option([], "Image size in pixels: one length, or height and width; default: the model's.")
     window_size: int | str | list[Any] | tuple[Any, ...] | None = _option(
@@ -108,12 +114,17 @@ class PretrainOptions(RunOptions):
 class FinetuneOptions(RunOptions):
     """The settings of `swinv2 finetune`."""
 
+    model: str = _option("", f"Model to start from: {_MODELS}; default: the model that ships with the package.")
+    choose_settings: bool = _option(
+        False, "Choose each setting that is not given from the data and the model; true without --config."
+    )
     label_names_file: str = _option("", "A file with the name of a class on each line, if the data has no names.")
     head_map: str = _option("", "A file: line i has the class of --model whose classifier row initialises class i.")
     auto_augment: str = _option("", "timm's description of RandAugment; the authors' is rand-m9-mstd0.5-inc1.")
     color_jitter: float = _option(0.0, "Strength of random changes of brightness, contrast and saturation.")
     erase_probability: float = _option(0.0, "Probability of erasing a random rectangle; the authors' is 0.25.")
     crop_scale: list[float] = _option([0.08, 1.0], "Smallest and largest share of the area that a crop takes.")
+    flip: float = _option(0.5, "Probability of a horizontal flip.")
     crop_padding: int = _option(
         0, "Pad each edge with this many reflected pixels and crop the image size; replaces --crop-scale. 0: off."
     )
@@ -122,17 +133,23 @@ class FinetuneOptions(RunOptions):
     )
     mixup: float = _option(0.0, "Alpha of mixup; the authors' is 0.8.")
     cutmix: float = _option(0.0, "Alpha of cutmix; the authors' is 1.0.")
+    class_weights: str = _option(
+        "", "balanced: an image of a rare class counts more in the loss, so that all classes count the same."
+    )
+    early_stopping: int = _option(
+        0, "Stop after this many evaluations without a better one; needs --load-best-model-at-end. 0: off."
+    )
     lora: bool = _option(False, "LoRA: learn only low-rank changes of queries and values, and the classifier.")
     lora_rank: int = _option(16, "Rank of --lora.")
 
 
-def refuse_missing(told: Mapping[str, Any]) -> None:
-    """Raises a `UsageError` if `data`, `model` or `output_dir` is missing."""
+def refuse_missing(told: Mapping[str, Any], may_lack: Sequence[str] = ()) -> None:
+    """Raises a `UsageError` if `data`, `model` or `output_dir` is missing, unless it is in `may_lack`."""
     needed = {
         "data": "the source of the images",
-        "model": "the model to start from: a preset such as tiny, a model's folder, or its name on the hub",
+        "model": f"the model to start from: {_MODELS}",
         "output_dir": "a folder for checkpoints, logs and the trained model",
     }
     for name, expected in needed.items():
-        if not told.get(name):
+        if not told.get(name) and name not in may_lack:
             raise UsageError(f"--{name.replace('_', '-')} is missing; expected {expected}.")

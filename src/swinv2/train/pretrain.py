@@ -21,7 +21,7 @@ from swinv2.simmim import average_distance, draw_mask, mask_of_pixels, patch_gri
 from swinv2.train.data.augment import Pixels, for_evaluation, for_pretraining
 from swinv2.train.data.examples import EvaluationExamples, SampleTransform, collate
 from swinv2.train.optim.groups import freeze_stages
-from swinv2.train.running import data_arguments, open_training, prepare_run
+from swinv2.train.running import data_arguments, open_training, prepare_run, refuse_metric
 from swinv2.train.settings import PretrainSettings
 from swinv2.train.start import model_to_pretrain
 from swinv2.train.trainer import SwinTrainer
@@ -105,6 +105,7 @@ def make_pretraining(settings: PretrainSettings) -> PretrainTrainer:
         UsageError: The settings, the data and the model do not fit together.
     """
     prepare_run(settings)
+    refuse_metric(settings, ["loss"])
     model = model_to_pretrain(settings)
     freeze_stages(model, settings.frozen_stages)
     pixels = Pixels(as_pair("image_size", model.config.image_size), settings.image_mean, settings.image_std)

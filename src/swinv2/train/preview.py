@@ -56,9 +56,11 @@ def make_preview(trainer: SwinTrainer) -> dict[str, Any]:
     if warmup > steps:
         raise UsageError(f"the warm-up has {warmup} steps, the whole training {steps}; give fewer --warmup-steps.")
     evaluation: Any = trainer.eval_dataset
+    chosen: dict[str, Any] = getattr(args, "chosen", {})
     config: Any = model.config
     return {
-        "settings": {name: value for name, value in args.given.items() if name not in ("dry_run", "as_json")},
+        "settings": {name: value for name, value in args.given.items() if name not in {"dry_run", "as_json", *chosen}},
+        "chosen": {name: choice._asdict() for name, choice in chosen.items()},
         "data": {
             "source": train.dataset.source,
             "images": None if streams else len(train),

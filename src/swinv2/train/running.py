@@ -5,7 +5,9 @@ status. `preview.py` makes the preview of a run.
 """
 
 import json
+import logging
 import signal
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -20,11 +22,13 @@ from swinv2.train.checkpoints import checkpoint_to_resume
 from swinv2.train.data.augment import Pixels, Transform, for_evaluation, make_processor
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import EvaluationExamples, Masks, SampleTransform, StreamedExamples, TrainingExamples
-from swinv2.train.data.sources import open_dataset
+from swinv2.train.data.sources import EVAL_SPLITS, open_dataset
 from swinv2.train.settings import RunSettings
 from swinv2.train.signals import noting_signals
 from swinv2.train.trainer import SwinTrainer
 from swinv2.train.watching import ProgressBar, ProgressLines, RunLog
+
+logger = logging.getLogger(__name__)
 
 FINAL, RESULTS_NAME = "final", "results.json"
 
@@ -38,19 +42,40 @@ def prepare_run(settings: RunSettings) -> None:
 
 
 def open_training(settings: RunSettings, names: tuple[str, ...] = ()) -> tuple[ImageDataset, ImageDataset | None]:
-    """Opens the images to train on and, if evaluation is wanted, those to evaluate."""
+    """Opens the images to train on and, if evaluation is wanted, those to evaluate. If the data has no split for
+    evaluation, a share of the training images of each class is set aside."""
     columns: Any = {"image_column": settings.image_column, "label_column": settings.label_column, "names": names}
     train = open_dataset(settings.data, settings.train_split, streaming=settings.streaming, **columns)
-    train = train.share(settings.train_fraction, settings.seed)
-    if settings.eval_strategy == "no" and not settings.do_eval:
-        return train, None
-    evaluation = open_dataset(settings.eval_data or settings.data, settings.eval_split, **columns)
-    if not settings.eval_data and evaluation.split is None:
-        raise UsageError(
-            f"--data {settings.data!r} has only one split, so training and evaluation would use the same images; give "
-            "--eval-data, or use --eval-strategy no."
+    wanted = settings.eval_strategy != "no" or settings.do_eval
+    evaluation = None
+    lacks_split = settings.eval_split == "evaluation" and not set(EVAL_SPLITS) & set(train.splits)
+    if wanted and (settings.eval_data or not lacks_split):
+        evaluation = open_dataset(settings.eval_data or settings.data, settings.eval_split, **columns)
+    elif wanted:
+        if train.streams:
+            raise UsageError(
+                f"--data {settings.data!r} has no split to evaluate, and none can be set aside from a stream; give "
+                "--eval-data, or use --eval-strategy no."
+            )
+        train, evaluation = train.divide(1 - settings.held_out_share, settings.seed)
+        if not len(evaluation):
+            raise UsageError(
+                f"--data {settings.data!r} has no split to evaluate, and its {len(train)} images are too few to set "
+                f"some aside; give --eval-data, a larger --held-out-share, or use --eval-strategy no."
+            )
+        logger.warning(
+            f"{train.source} has no split to evaluate: {len(evaluation):,} of its images, the same share of each "
+            "class, are set aside for it (--held-out-share)"
         )
-    return train, evaluation
+    return train.share(settings.train_fraction, settings.seed), evaluation
+
+
+def refuse_metric(settings: RunSettings, known: Sequence[str]) -> None:
+    """Raises an error if `--metric-for-best-model` is not among the metrics of an evaluation; the Trainer would look
+    only after the first one."""
+    wanted = settings.metric_for_best_model
+    if wanted is not None and wanted.removeprefix("eval_") not in known:
+        raise UsageError(f"--metric-for-best-model is {wanted!r}; expected {' or '.join(known)}.")
 
 
 def data_arguments(
@@ -63,7 +88,7 @@ def data_arguments(
     crop_ratio: float | None = None,
 ) -> dict[str, Any]:
     """The arguments of a run's trainer for its examples and its image processor. Training examples are augmented."""
-    transform = SampleTransform(augment, pixels.channels, masks, settings.seed)
+    transform = SampleTransform(augment, pixels.channels, masks, settings.seed, len(train.names) * train.several)
     plain = replace(transform, image_transform=for_evaluation(pixels, crop_ratio))
     if train.streams:
         place = settings.process_index, settings.world_size
@@ -112,7 +137,9 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
             return results | {"stopped_by": signal.Signals(trainer.signal).name}, 128 + trainer.signal
         results["loss"] = next((line["loss"] for line in reversed(history) if "loss" in line), None)
         if trainer.eval_dataset is not None:
-            results |= trainer.evaluate()
+            results |= trainer.evaluate_final()
+            if settings.should_save:
+                results |= trainer.report(results)
         trainer.save_final(run / FINAL)
     if settings.should_save:
         with whole_file(run / RESULTS_NAME, alone=True) as partial:

@@ -28,7 +28,8 @@ class RunSettings(RunOptions, TrainingArguments):
     """The settings that pre-training and fine-tuning share."""
 
     options: ClassVar[type[RunOptions]] = RunOptions
-    # The given values that differ from their defaults, from recipe and flags.
+    # The values from recipe and flags; those of them that differ from their defaults.
+    told: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
     given: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -37,6 +38,8 @@ class RunSettings(RunOptions, TrainingArguments):
             raise UsageError("--streaming needs --max-steps: the number of images is unknown.")
         if self.streaming and self.train_fraction != 1.0:
             raise UsageError("--train-fraction reads all labels first; leave out --streaming.")
+        if not 0.0 < self.held_out_share < 1.0:
+            raise UsageError(f"--held-out-share is {self.held_out_share}; expected above 0 and below 1.")
         if len(self.image_size) > 2:
             raise UsageError(f"--image-size is {self.image_size}; expected one length, or height and width.")
         self.window_size = _plain_windows(self.window_size)
@@ -157,6 +160,8 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
     """The settings of `swinv2 finetune`."""
 
     options: ClassVar[type[RunOptions]] = FinetuneOptions
+    # The chosen values and reasons of settings that are not given; see choices.py.
+    chosen: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_crop_scale(self.crop_scale)
@@ -169,6 +174,12 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
                 "--dataloader-drop-last true."
             )
         self._refuse_beside("crop_padding", "crop_scale")
+        if self.class_weights not in ("", "balanced"):
+            raise UsageError(f"--class-weights is {self.class_weights!r}; expected balanced, or nothing.")
+        if self.early_stopping < 0:
+            raise UsageError(f"--early-stopping is {self.early_stopping}; expected at least 0.")
+        if self.early_stopping and not self.load_best_model_at_end:
+            raise UsageError("--early-stopping needs --load-best-model-at-end: the last model is not the best one.")
         if not self.lora and self.lora_rank != self.defaults()["lora_rank"]:
             raise UsageError("--lora-rank has no effect without --lora.")
         if self.lora_rank < 1:
@@ -208,6 +219,7 @@ def make_settings(kind: type[Settings], told: Mapping[str, Any]) -> Settings:
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(str(error)) from error
     defaults = kind.defaults()
+    settings.told = dict(told)
     settings.given = {name: value for name, value in told.items() if value != defaults[name]}
     if "window_size" in settings.given:
         settings.given["window_size"] = settings.window_size

@@ -41,7 +41,7 @@ def model_to_pretrain(settings: PretrainSettings) -> Swinv2ForMaskedImageModelin
     """
     choose_normalisation(settings)
     fields = _model_fields(settings, norm_targets=settings.norm_targets)
-    config = _new_config(settings, fields) if _is_new_model(settings) else read_config(settings.model)
+    config = _new_config(settings, fields) if is_new_model(settings) else read_config(settings.model)
     patch, merges = as_pair("patch_size", config.patch_size), 2 ** (config.num_layers - 1)
     fields["encoder_stride"] = plain_pair((patch[0] * merges, patch[1] * merges))
     return _build_or_load(Swinv2ForMaskedImageModeling, settings, fields, ("decoder.", "swinv2.embeddings.mask_token"))
@@ -92,7 +92,7 @@ def choose_normalisation(settings: RunSettings) -> None:
     if settings.image_mean:
         return
     settings.image_mean, settings.image_std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
-    if _is_new_model(settings):
+    if is_new_model(settings):
         return
     channels = read_config(settings.model).num_channels
     try:
@@ -104,7 +104,7 @@ def choose_normalisation(settings: RunSettings) -> None:
         settings.image_mean, settings.image_std = list(processor.image_mean), list(processor.image_std)
 
 
-def _is_new_model(settings: RunSettings) -> bool:
+def is_new_model(settings: RunSettings) -> bool:
     """Whether `--model` asks for a new model instead of stored weights."""
     return settings.model == NEW or settings.model in PRESETS
 
@@ -127,7 +127,7 @@ def _model_fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
                 f"--model-fields has {name} {given[name]!r}, but {flag} makes it {value}; make them equal."
             )
     for name in ("image_size", "window_size"):
-        if name in given and not _is_new_model(settings):
+        if name in given and not is_new_model(settings):
             raise UsageError(
                 f"--model-fields has {name}, which only new models take; give {as_flag(name)} for an existing one."
             )
@@ -156,7 +156,7 @@ def _build_or_load(
     kind: type[Model], settings: RunSettings, fields: dict[str, Any], may_be_new: tuple[str, ...]
 ) -> Model:
     """Builds a new model, or loads one; only parameters with a prefix in `may_be_new` may have new weights."""
-    if _is_new_model(settings):
+    if is_new_model(settings):
         return kind(_new_config(settings, fields))
     config = read_config(settings.model)
     if config.num_channels != fields["num_channels"]:

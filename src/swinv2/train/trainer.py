@@ -14,9 +14,10 @@ In: a model, examples and settings. Out: checkpoints, logs and the trained model
 import copy
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
 
-from swinv2.errors import UsageError
+from swinv2.errors import UsageError, first_sentence
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.train.checkpoints import prune, whole_checkpoint
 from swinv2.train.data.examples import ShuffledBatches, StreamedExamples, collate, make_seed, seed_everything
@@ -75,7 +76,16 @@ class SwinTrainer(Trainer):
     model: Any
 
     def __init__(self, settings: RunSettings, **rest: Any) -> None:
-        super().__init__(args=settings, data_collator=collate, **rest)
+        try:
+            super().__init__(args=settings, data_collator=collate, **rest)
+        # Trackers that are not installed raise these.
+        except (ImportError, RuntimeError) as error:
+            if not settings.report_to:
+                raise
+            raise _tracker_error(error) from error
+        for callback in self.callback_handler.callbacks:
+            if type(callback).__module__.startswith("transformers.integrations"):
+                callback.on_train_begin = partial(_start_tracker, callback.on_train_begin)
         self.run = settings.run
         # FSDP changes the class of the model.
         self._model_class: Any = type(self.model)
@@ -95,6 +105,8 @@ class SwinTrainer(Trainer):
         self._micro_step = 0
         self._step_loss: Tensor | None = None
         self._last_loss: Tensor | None = None
+        # The step and the metrics of the last evaluation.
+        self._evaluated: tuple[int, dict[str, float]] | None = None
         self.signal: int | None = None
         self.stopping = self.has_begun = False
         self.add_callback(TrainingEvents(self))
@@ -115,8 +127,12 @@ class SwinTrainer(Trainer):
     # Examples
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[dict[str, Any]]:
-        """Batches to evaluate."""
-        loader: Any = super().get_eval_dataloader(eval_dataset)
+        """Batches to evaluate, of all images: `--dataloader-drop-last` is for training."""
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            loader: Any = super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drops
         # accelerate's loader reads from the original one.
         ignore_signals(getattr(loader, "base_dataloader", loader))
         return loader
@@ -192,8 +208,12 @@ class SwinTrainer(Trainer):
             self.optimizer = MuonAdamW(learner, args.matrix_learning_rate, args.learning_rate, args.weight_decay)
         elif self.optimizer is None:
             groups = parameter_groups(learner, args.learning_rate, args.weight_decay, args.layer_decay)
-            kind, options = self.get_optimizer_cls_and_kwargs(args, self.model)
-            self.optimizer = kind(without_names(groups), **options)
+            try:
+                kind, options = self.get_optimizer_cls_and_kwargs(args, self.model)
+                self.optimizer = kind(without_names(groups), **options)
+            # A library that is not installed, or options that the optimizer does not have.
+            except (ImportError, ValueError, TypeError, RuntimeError) as error:
+                raise UsageError(f"--optim {args.optim} cannot be used: {first_sentence(error)}.") from error
         return self.optimizer
 
     def create_scheduler(
@@ -292,7 +312,27 @@ class SwinTrainer(Trainer):
     def evaluate(self, *args: Any, **rest: Any) -> dict[str, float]:
         """Evaluates with the averaged weights, if there is an average. Unreadable images do not count."""
         with self.not_counted(), self.averaged():
-            return super().evaluate(*args, **rest)
+            metrics = super().evaluate(*args, **rest)
+        self._evaluated = self.state.global_step, metrics
+        return metrics
+
+    def evaluate_final(self) -> dict[str, float]:
+        """The evaluation of the final weights: the last one, if it was of these weights."""
+        if self._evaluated is not None and self._evaluated[0] == self.state.global_step:
+            return self._evaluated[1]
+        return self.evaluate()
+
+    def report(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Draws figures of the last evaluation; returns what they show, for the results, and the files."""
+        return {}
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Of equal evaluations, the later one is the best: its learning rate was smaller."""
+        name = str(self.args.metric_for_best_model)
+        if metrics.get(f"eval_{name.removeprefix('eval_')}") == self.state.best_metric:
+            # The Trainer then takes the new one for the first one.
+            self.state.best_metric = None
+        return super()._determine_best_metric(metrics, trial)
 
     # Checkpoints
 
@@ -372,6 +412,8 @@ class SwinTrainer(Trainer):
     def _load_best_model(self) -> None:
         """Also loads the average of the best checkpoint."""
         super()._load_best_model()
+        if self.state.best_global_step != self.state.global_step:
+            self._evaluated = None
         if self.average is not None and self.state.best_model_checkpoint is not None:
             self.average.load(Path(self.state.best_model_checkpoint), self.args.device)
 
@@ -403,3 +445,16 @@ class SwinTrainer(Trainer):
                 model.save_pretrained(written)
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(written)
+
+
+def _start_tracker(start: Callable[..., Any], *args: Any, **rest: Any) -> Any:
+    """Starts a tracker of `--report-to`; its errors, of any class, are the user's to fix: no network, no account."""
+    try:
+        return start(*args, **rest)
+    except Exception as error:
+        raise _tracker_error(error) from error
+
+
+def _tracker_error(error: Exception) -> UsageError:
+    """The error for a tracker that cannot start."""
+    return UsageError(f"--report-to cannot be used: {first_sentence(error)}. Fix it, or leave --report-to out.")

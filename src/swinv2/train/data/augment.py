@@ -74,6 +74,18 @@ def decode(stored: str | bytes | np.ndarray, channels: int) -> Image.Image | Ten
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
+def drawable(stored: str | bytes | np.ndarray) -> np.ndarray:
+    """An image for people, (H, W, 3) of eight bits: of three channels or more the first three, otherwise grey.
+
+    Raises:
+        BrokenImageError: It cannot be read.
+    """
+    if isinstance(stored, (str, bytes)):
+        return np.asarray(read_image(stored))
+    pixels = np.atleast_3d(stored)
+    return pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1].repeat(3, 2)
+
+
 def for_pretraining(pixels: Pixels, scale: Sequence[float] = (0.67, 1.0)) -> Transform:
     """SimMIM's augmentation: a random crop of a share of the area within `scale`, resized; flipped half of the time."""
     return v2.Compose([_random_crop(pixels, scale), v2.RandomHorizontalFlip(), *pixels.normalise()])
@@ -91,6 +103,7 @@ def for_finetuning(
     erase_probability: float = 0.0,
     scale: Sequence[float] = (0.08, 1.0),
     crop_padding: int = 0,
+    flip: float = 0.5,
 ) -> Transform:
     """The authors' augmentation for supervised training: crop, flip, RandAugment, jitter and erasing.
 
@@ -102,14 +115,15 @@ def for_finetuning(
         scale: Smallest and largest share of the area that a crop takes.
         crop_padding: If not 0, images are resized, padded at each edge with this many reflected pixels and cropped at
             random, as is usual for small images; `scale` has no effect then.
+        flip: Probability of a horizontal flip.
 
     Raises:
         UsageError: A setting has no effect, is out of its range, or needs three channels.
     """
-    if color_jitter < 0 or crop_padding < 0 or not 0.0 <= erase_probability <= 1.0:
+    if color_jitter < 0 or crop_padding < 0 or not (0.0 <= erase_probability <= 1.0 and 0.0 <= flip <= 1.0):
         raise UsageError(
-            f"color_jitter is {color_jitter}, crop_padding {crop_padding} and erase_probability {erase_probability}; "
-            "expected values of at least 0, and a probability of at most 1."
+            f"color_jitter is {color_jitter}, crop_padding {crop_padding}, erase_probability {erase_probability} and "
+            f"flip {flip}; expected values of at least 0, and probabilities of at most 1."
         )
     if auto_augment and color_jitter:
         raise UsageError("color_jitter has no effect with auto_augment, as in timm; leave one of them out.")
@@ -120,7 +134,7 @@ def for_finetuning(
         steps: list[Any] = [resize, v2.RandomCrop(pixels.size, crop_padding, padding_mode="reflect")]
     else:
         steps = [_random_crop(pixels, scale)]
-    steps.append(v2.RandomHorizontalFlip())
+    steps.append(v2.RandomHorizontalFlip(flip))
     if auto_augment:
         from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
 
@@ -166,10 +180,10 @@ def _posterize_safely(image: Image.Image, bits: int, **rest: Any) -> Image.Image
 
 def for_evaluation(pixels: Pixels, crop_ratio: float | None = None) -> Transform:
     """The transform of evaluation, without randomness: the model's saved image processor; see `make_processor`."""
-    return partial(_process_image, make_processor(pixels, crop_ratio))
+    return partial(process_image, make_processor(pixels, crop_ratio))
 
 
-def _process_image(processor: Any, image: Image.Image | Tensor) -> Tensor:
+def process_image(processor: Any, image: Image.Image | Tensor) -> Tensor:
     """Runs the image processor on one image, for evaluation."""
     # Not every version of transformers finds the dimension of four channels by itself.
     return processor(image, input_data_format="channels_first", return_tensors="pt")["pixel_values"][0]

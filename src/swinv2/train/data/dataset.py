@@ -7,7 +7,6 @@ decoded, possibly with a label or several; the labels alone; a share of the samp
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -37,12 +36,14 @@ class ImageDataset:
 
     Attributes:
         rows: A `datasets` object, which is indexed or, if the data streams, iterated.
-        image_column, label_column: The columns of image and label; a label is an index, a name of `names`, or a list.
+        image_column, label_column: The columns of image and label.
         names: Names of the classes; empty if there are no labels or if the names are unknown.
         source: The source, for messages.
         split: Name of the split; None if the source has no splits.
+        splits: Names of all splits of the source.
         chosen: Indices of the rows that count, in this order; None for all.
-        several: Whether an image may have several labels or none: the labels are lists.
+        numbers: The label of each number that is stored, -1 for labels that are left out; None if they are equal.
+        several: Whether an image may have several labels or none: the labels are lists of integers, not integers.
     """
 
     rows: Any
@@ -51,7 +52,9 @@ class ImageDataset:
     names: tuple[str, ...]
     source: str
     split: str | None = None
+    splits: tuple[str, ...] = ()
     chosen: np.ndarray | None = None
+    numbers: np.ndarray | None = None
     several: bool = False
 
     @property
@@ -95,32 +98,23 @@ class ImageDataset:
         """The classes of a list of labels."""
         if not isinstance(stored, (list, tuple, np.ndarray)):
             raise self._label_error(stored)
-        classes = tuple(self._class_of(label) for label in stored)
-        if len(set(classes)) < len(classes):
+        classes = [self._class_of(label) for label in stored]
+        if len(set(stored)) < len(stored):
             raise self._label_error(stored)
-        return classes
+        return tuple(label for label in classes if self.numbers is None or label >= 0)
 
     def _class_of(self, stored: Any) -> int:
-        """The class of a label: an index or a name."""
-        if isinstance(stored, str) and stored in self._indices:
-            return self._indices[stored]
+        """The class of a label."""
         if not isinstance(stored, (int, np.integer)):
             raise self._label_error(stored)
-        return int(stored)
-
-    @cached_property
-    def _indices(self) -> dict[str, int]:
-        """Index of each class by its name."""
-        return {name: index for index, name in enumerate(self.names)}
+        return int(stored if self.numbers is None else self.numbers[int(stored)])
 
     def _label_error(self, label: object) -> UsageError:
         """The error for a label of the data set that is no class."""
-        one = "the number or the name of a class"
-        expected = "a list of the numbers or the names of its classes, each once, [] for none" if self.several else one
-        known = f" The names are {', '.join(self.names[:5])}{' ...' * (len(self.names) > 5)}." if self.names else ""
+        expected = "lists of integers, each once, [] for no label" if self.several else "integers"
         return UsageError(
             f"{self.source} has the label {shorten(repr(label), 80)} in the column {self.label_column!r}; expected "
-            f"{expected}.{known} Correct it, or give another --label-column."
+            f"{expected}. Give another --label-column; if the labels are words, leave out --streaming."
         )
 
     def labels(self) -> np.ndarray:
@@ -175,17 +169,24 @@ class ImageDataset:
         """
         if not 0.0 < fraction <= 1.0:
             raise UsageError(f"the share of the training images is {fraction}; expected above 0 and at most 1.")
-        if fraction == 1.0:
-            return self
+        return self if fraction == 1.0 else self.divide(fraction, seed)[0]
+
+    def divide(self, fraction: float, seed: int) -> "tuple[ImageDataset, ImageDataset]":
+        """Divides the images at random into a share of each class, at least one image, and the rest.
+
+        Raises:
+            UsageError: The data streams.
+        """
         unlabelled = self.label_column is None and not self.streams
         labels = np.zeros(len(self), np.int64) if unlabelled else self.strata()
         draw = np.random.default_rng(seed)
-        kept: list[np.ndarray] = []
+        is_drawn = np.zeros(len(labels), bool)
         for label in np.unique(labels):
             members = draw.permutation(np.flatnonzero(labels == label))
-            kept.append(members[: max(round(fraction * len(members)), 1)])
-        chosen = np.sort(np.concatenate(kept))
-        return replace(self, chosen=chosen if self.chosen is None else self.chosen[chosen])
+            is_drawn[members[: max(round(fraction * len(members)), 1)]] = True
+        parts = np.flatnonzero(is_drawn), np.flatnonzero(~is_drawn)
+        drawn, rest = (replace(self, chosen=part if self.chosen is None else self.chosen[part]) for part in parts)
+        return drawn, rest
 
 
 def _as_pixels(image: Any) -> np.ndarray:

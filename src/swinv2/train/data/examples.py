@@ -81,7 +81,8 @@ class SampleTransform:
         channels: Channels of the model.
         masks: Draws the mask of an example; None for no mask.
         seed: Seed of the whole run.
-        classes: Number of classes, if an image may have several labels; they become 0 or 1 for each class, (classes,).
+        classes: Number of classes, if an image may have several labels, which become 0 or 1 for each class, (classes,);
+            otherwise 0.
     """
 
     image_transform: Transform
@@ -97,12 +98,15 @@ class SampleTransform:
             example: dict[str, Any] = {"pixel_values": self.image_transform(image)}
             if self.masks is not None:
                 example["bool_masked_pos"] = self.masks().flatten()
-        if isinstance(sample.label, tuple):
-            example["labels"] = np.zeros(self.classes, np.float32)
-            example["labels"][list(sample.label)] = 1.0
-        elif sample.label is not None:
-            example["labels"] = sample.label
+        if sample.label is not None:
+            example["labels"] = self._spread(sample.label) if self.classes else sample.label
         return example | {"broken": []}
+
+    def _spread(self, label: int | tuple[int, ...]) -> np.ndarray:
+        """Labels of one image as 0 or 1 for each class (classes,)."""
+        spread = np.zeros(self.classes, np.float32)
+        spread[list(label) if isinstance(label, tuple) else label] = 1.0
+        return spread
 
 
 @dataclass(eq=False)
@@ -142,10 +146,9 @@ class EvaluationExamples(_IndexedExamples):
         except BrokenImageError as error:
             blank = np.zeros((1, 1, self.transform.channels), np.uint8)
             example = self.transform(sample._replace(image=blank), 0, index)
-            if isinstance(sample.label, tuple):
-                example["labels"][:] = IGNORED_LABEL
-            elif sample.label is not None:
-                example["labels"] = IGNORED_LABEL
+            if "labels" in example:
+                ignored = np.full(self.transform.classes, IGNORED_LABEL, np.float32)
+                example["labels"] = ignored if self.transform.classes else IGNORED_LABEL
             if "bool_masked_pos" in example:
                 # Nothing is masked, so the image adds nothing to the loss.
                 example["bool_masked_pos"] = torch.zeros_like(example["bool_masked_pos"])

@@ -66,14 +66,15 @@ def open_dataset(
         split: Name of the split; "evaluation" for the first of `EVAL_SPLITS` that exists.
         image_column, label_column: Names of the columns; None to find them.
         streaming: Whether to read samples one after another, for example without downloading a whole data set.
-        names: Names of the classes, if the data has none. Labels that are names themselves need none, unless they
-            stream: the names are then those of the split, sorted.
+        names: Names of the classes, if the data has none.
+
+    A column of words as labels, or of lists of words, becomes classes in the order of the alphabet.
 
     Raises:
         UsageError: The source cannot be opened, or has no such split or no images.
     """
     try:
-        rows, found_split = _load_split(source, split, streaming)
+        rows, found_split, splits = _load_split(source, split, streaming)
         features = rows.features or (rows._resolve_features().features if streaming else None) or {}
     except UsageError:
         raise
@@ -90,15 +91,16 @@ def open_dataset(
     labels = _find_column(features, label_column, datasets.ClassLabel, LABEL_COLUMNS, "--label-column", source)
     label = _inside_list(features[labels]) if labels else None
     several = labels is not None and label is not features[labels]
+    if label in (datasets.Value("string"), datasets.Value("large_string")) and labels and not streaming:
+        rows = _encode_words(rows, labels, several)
+        features = rows.features
+        label = _inside_list(features[labels])
     known = label.names if isinstance(label, datasets.ClassLabel) else ()
     if known and names and tuple(names) != tuple(known):
         raise UsageError(f"{source} has class names ({_few(known)}); leave out --label-names-file ({_few(names)}).")
     if isinstance(features[images], datasets.Image):
         rows = rows.cast_column(images, datasets.Image(decode=False))
-    if isinstance(label, datasets.Value) and label.dtype in ("string", "large_string") and not names and not streaming:
-        stored = rows.with_format(None)[labels][:]
-        known = sorted({name for one in stored for name in (one or () if several else [one]) if name is not None})
-    return ImageDataset(rows, images, labels, tuple(known or names), source, found_split, several=several)
+    return ImageDataset(rows, images, labels, tuple(known or names), source, found_split, splits, several=several)
 
 
 def _inside_list(feature: Any) -> Any:
@@ -108,14 +110,31 @@ def _inside_list(feature: Any) -> Any:
     return getattr(feature, "feature", feature)
 
 
-def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | None]:
-    """The rows of a source, and the name of their split; None if the source has no splits."""
+def _encode_words(rows: Any, column: str, several: bool) -> Any:
+    """Makes classes of a column of words, or of lists of words."""
+    # Not `class_encode_column`: it copies all images.
+    stored: list[Any] = rows[column][:]
+    words = {word for one in stored for word in ((one or []) if several else [one])}
+    classes = datasets.ClassLabel(names=sorted(words - {None}))
+    numbers: dict[Any, int | None] = {None: None} | {name: number for number, name in enumerate(classes.names)}
+    labels: list[Any] = (
+        [numbers[one] for one in stored]
+        if not several
+        else [None if one is None else [numbers[word] for word in one] for one in stored]
+    )
+    feature = datasets.Sequence(classes) if several else classes
+    return rows.remove_columns(column).add_column(column, labels, feature=feature)
+
+
+def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | None, tuple[str, ...]]:
+    """The rows of a source, the name of their split, and the names of all splits; None and () if there are none."""
     path = Path(source)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        rows, found = _choose_split(datasets.load_from_disk(source), split, source)
+        rows, found, splits = _choose_split(datasets.load_from_disk(source), split, source)
         rows = rows.with_format(None)
         # Processes and workers divide the shards among themselves.
-        return rows.to_iterable_dataset(num_shards=min(len(rows), MOST_SHARDS) or 1) if streaming else rows, found
+        rows = rows.to_iterable_dataset(num_shards=min(len(rows), MOST_SHARDS) or 1) if streaming else rows
+        return rows, found, splits
     if path.is_dir():
         kind, files = _files_of_folder(path)
         return _choose_split(datasets.load_dataset(kind, data_files=files, streaming=streaming), split, source)
@@ -125,7 +144,7 @@ def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | No
             raise UsageError(f"{source!r} matches no file.")
         kind = "parquet" if source.endswith(".parquet") else "webdataset"
         files = {"train": [glob.escape(file) for file in matching]}
-        return datasets.load_dataset(kind, data_files=files, streaming=streaming)["train"], None
+        return datasets.load_dataset(kind, data_files=files, streaming=streaming)["train"], None, ()
     if path.exists():
         raise UsageError(
             f"{source!r} is a file; expected a folder, or files {', '.join(('.parquet', *WEBDATASET_SUFFIXES))}."
@@ -192,14 +211,14 @@ def _is_image_file(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES
 
 
-def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None]:
-    """The wanted split of an opened data set, and its name."""
+def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None, tuple[str, ...]]:
+    """The wanted split of an opened data set, its name, and the names of all splits."""
     if not isinstance(loaded, dict):
-        return loaded, None
+        return loaded, None, ()
     wanted = EVAL_SPLITS if split == "evaluation" else (split,)
     for name in wanted:
         if name in loaded:
-            return loaded[name], name
+            return loaded[name], name, tuple(map(str, loaded))
     raise UsageError(
         f"{source!r} has the splits {sorted(loaded)}; expected {' or '.join(map(repr, wanted))}. Choose one of its "
         "splits with --split, or for a training with --train-split and --eval-split."

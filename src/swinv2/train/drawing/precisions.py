@@ -39,7 +39,9 @@ def _figure_of_precisions(precisions: np.ndarray, names: Sequence[str]) -> Figur
     axes: Any = figure.add_subplot()
     bars = axes.barh(range(len(worst)), precisions[worst], color="#2166ac", height=0.75)
     axes.bar_label(bars, [f" {precision:.0%}" for precision in precisions[worst]], fontsize=8)
-    axes.set_yticks(range(len(worst)), [printable(names[index], 32) for index in worst], fontsize=8, parse_math=False)
+    axes.set_yticks(
+        range(len(worst)), [printable(str(names[index]), 32) for index in worst], fontsize=8, parse_math=False
+    )
     axes.set_xlim(0, 1.08)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,223 @@
+"""The settings of a fine-tuning that nobody gave, chosen from the data and the model.
+
+In: settings with the names of those that were given, and the training images. Out: a value and a reason for each other
+setting that matters, for `--dry-run` and for the settings. `docs/guides/train.md` explains the table `LENGTHS`. This
+module builds no model and trains nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swinv2.images import BrokenImageError
+from swinv2.lengths import as_pair
+from swinv2.loading import read_config
+from swinv2.train.data.augment import decode
+from swinv2.train.data.dataset import ImageDataset
+from swinv2.train.settings import FinetuneSettings, make_settings
+from swinv2.train.start import NEW, choose_normalisation, is_new_model
+
+SAMPLED_IMAGES = 64
+"""Number of training images that are opened to find their usual size, and whether they have colour."""
+
+SMALL, LARGE = 64, 128
+"""Image sizes in pixels: small images are trained at the one, larger ones at the other."""
+
+SMALL_NETWORK: dict[str, Any] = {
+    "patch_size": 4,
+    "window_size": 8,
+    "embed_dim": 64,
+    "depths": [2, 2, 4, 1],
+    "num_heads": [2, 4, 8, 16],
+}
+"""The network of `--model new` without `--model-fields`: that of the model that ships."""
+
+
+class Length(NamedTuple):
+    """A row of the table: the length of a training by the number of its images.
+
+    Attributes:
+        images: The row is for at most so many images.
+        epochs: Epochs from trained weights.
+        epochs_of_new: Epochs from new weights.
+        batch: Images of a step.
+    """
+
+    images: float
+    epochs: int
+    epochs_of_new: int
+    batch: int
+
+
+LENGTHS = (
+    Length(500, 60, 200, 16),
+    Length(2_000, 40, 120, 32),
+    Length(10_000, 20, 60, 64),
+    Length(50_000, 10, 40, 128),
+    Length(float("inf"), 8, 30, 256),
+)
+
+
+class Choice(NamedTuple):
+    """The chosen value of a setting, and the reason in words."""
+
+    value: Any
+    reason: str
+
+
+class _Candidate(NamedTuple):
+    """A choice for a setting, and the settings that keep it from being chosen if one of them is given."""
+
+    name: str
+    value: Any
+    reason: str
+    unless: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the choices depend on.
+
+    Attributes:
+        images: Number of training images; infinite if they stream.
+        side: Median of the shorter sides of images, in pixels; None if it is unknown.
+        has_colour: Whether a sampled image has colours.
+    """
+
+    images: float
+    side: int | None
+    has_colour: bool
+
+
+def look_at_data(train: ImageDataset, channels: int) -> DataFacts:
+    """Opens some training images, spread evenly over the data set.
+
+    Args:
+        train: The training images.
+        channels: Channels of the model.
+    """
+    if train.streams:
+        return DataFacts(float("inf"), None, True)
+    sides: list[int] = []
+    has_colour = False
+    for index in np.unique(np.linspace(0, len(train) - 1, SAMPLED_IMAGES).astype(int)):
+        try:
+            image = decode(train[index].image, channels)
+        except BrokenImageError:
+            # The training counts unreadable images and names them.
+            continue
+        pixels = image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else np.atleast_3d(np.asarray(image))
+        sides.append(min(pixels.shape[:2]))
+        has_colour = has_colour or bool((pixels != pixels[:, :, :1]).any())
+    return DataFacts(len(train), int(np.median(sides)) if sides else None, has_colour)
+
+
+def with_chosen_evaluation(settings: FinetuneSettings) -> FinetuneSettings:
+    """Chooses evaluation, checkpoints and the best model; these settings must be known before the data is opened."""
+    ways = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "streaming")
+    best = "the epoch of the highest top-1 is kept"
+    candidates = [
+        _Candidate("eval_strategy", "epoch", "evaluates after each epoch", ways),
+        _Candidate("save_strategy", "epoch", "saves after each epoch", ways),
+        _Candidate("load_best_model_at_end", True, best, ways),
+        _Candidate("metric_for_best_model", "top1", best, (*ways, "load_best_model_at_end")),
+    ]
+    return _with(settings, candidates)
+
+
+def with_chosen_settings(settings: FinetuneSettings, train: ImageDataset) -> FinetuneSettings:
+    """Chooses each setting that is not given from the training images and the model."""
+    choose_normalisation(settings)
+    facts = look_at_data(train, len(settings.image_mean))
+    found = [*_about_model(settings, facts), *_about_length(settings, facts), *_about_images(facts)]
+    several = "images have several labels"
+    if train.several:
+        found.append(_Candidate("label_smoothing_factor", 0.0, several))
+    if train.several and "metric_for_best_model" in settings.chosen:
+        best = f"{several}: the epoch of the highest mAP is kept"
+        found += [_Candidate("load_best_model_at_end", True, best), _Candidate("metric_for_best_model", "mAP", best)]
+    return _with(settings, found)
+
+
+def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidate]:
+    """Image size, network, precision."""
+    found: list[_Candidate] = []
+    given: Any = settings.model_fields or {}
+    is_large = facts.side is not None and facts.side >= (SMALL + LARGE) / 2
+    images = f"images are {facts.side} pixels" if facts.side else "the size of the images is unknown"
+    if is_new_model(settings):
+        if settings.model == NEW:
+            found.append(_Candidate("model_fields", SMALL_NETWORK, "the network of the model that ships"))
+            found.append(_Candidate("image_size", [LARGE if is_large else SMALL], images))
+    elif is_large and max(as_pair("image_size", read_config(settings.model).image_size)) <= SMALL:
+        found.append(_Candidate("image_size", [LARGE], f"{images}, and the model was trained at {SMALL}"))
+    if "image_size" in given:
+        found = [candidate for candidate in found if candidate.name != "image_size"]
+    precisions = ("bf16", "fp16", "tf32", "use_cpu")
+    if torch.accelerator.is_available():
+        if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+            found.append(_Candidate("bf16", True, "the GPU computes with bf16", precisions))
+    else:
+        features = torch.cpu.get_capabilities()
+        if features.get("avx512_bf16") or features.get("amx_bf16"):
+            why = "the processor has instructions for bf16"
+            found += [_Candidate("use_cpu", True, why, precisions), _Candidate("bf16", True, why, precisions)]
+    return found
+
+
+def _about_length(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidate]:
+    """Epochs, batch, learning rates and schedule."""
+    is_new = is_new_model(settings)
+    row = next(row for row in LENGTHS if facts.images <= row.images)
+    epochs = row.epochs_of_new if is_new else row.epochs
+    images = f"{facts.images:,} training images" if facts.images < float("inf") else "images stream"
+    why = f"{images}, {'new' if is_new else 'trained'} weights"
+    steps = epochs * facts.images / row.batch
+    found = [
+        _Candidate("num_train_epochs", epochs, why, ("max_steps",)),
+        _Candidate("per_device_train_batch_size", row.batch, images),
+        _Candidate("per_device_eval_batch_size", 64, "evaluation stores no gradients"),
+        _Candidate("warmup_steps", 0.1, "a tenth of the steps"),
+        _Candidate("lr_scheduler_type", "cosine", "falls to 0 at the end", ("milestones", "lr_scheduler_kwargs")),
+        _Candidate("logging_steps", max(1, min(50, int(min(steps, 1e9)) // 100)), "about a hundred lines of log"),
+        _Candidate("label_smoothing_factor", 0.1, "the authors' value"),
+        _Candidate("drop_path_rate", 0.1, "a small network"),
+    ]
+    if settings.load_best_model_at_end:
+        found.append(_Candidate("early_stopping", max(5, epochs // 3), "a third of the epochs"))
+    by_muon = ("base_rate", "optim", "layer_decay", "lora", "fsdp")
+    if is_new:
+        found.append(_Candidate("matrix_learning_rate", 5e-3, "new weights learn faster with Muon", by_muon))
+        found.append(_Candidate("learning_rate", 1e-3, "new weights", ("base_rate",)))
+    else:
+        found.append(_Candidate("learning_rate", 1e-3, "trained weights", ("base_rate",)))
+        found.append(_Candidate("layer_decay", 0.75, "early layers change less", ("matrix_learning_rate",)))
+    return found
+
+
+def _about_images(facts: DataFacts) -> list[_Candidate]:
+    """Augmentation."""
+    found = [_Candidate("crop_scale", [0.35, 1.0], "mild crops", ("crop_padding",))]
+    if facts.has_colour:
+        found.append(_Candidate("color_jitter", 0.2, "the images have colours", ("auto_augment",)))
+    else:
+        found.append(_Candidate("flip", 0.0, "the images are grey: X-rays, digits and letters have a left and a right"))
+    return found
+
+
+def _with(settings: FinetuneSettings, candidates: list[_Candidate]) -> FinetuneSettings:
+    """The settings with the choices for those that are not given."""
+    given = settings.told.keys() - settings.chosen.keys()
+    chosen = {
+        candidate.name: Choice(candidate.value, candidate.reason)
+        for candidate in candidates
+        if not {candidate.name, *candidate.unless} & given
+    }
+    values = {name: choice.value for name, choice in chosen.items()}
+    changed = make_settings(FinetuneSettings, settings.told | values)
+    changed.resume_from_checkpoint = settings.resume_from_checkpoint
+    changed.chosen = settings.chosen | chosen
+    return changed
