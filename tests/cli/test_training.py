@@ -2,16 +2,20 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 from typer.testing import CliRunner, Result
 
 from colours import COLOURS
 from swinv2.cli import app, training
+from swinv2.predict.shipped import shipped_model
 from trainings import MASKS, MUON, CrashAt, CrashError, train
 
 
@@ -156,3 +160,48 @@ def test_what_several_labels_do_not_take(flags: list[str], more: list[str], sent
     result = CliRunner().invoke(app, ["finetune", *flags, "--data", str(tmp_path / "tagged"), *more])
     assert result.exit_code == 2
     assert sentence in " ".join(result.stderr.split())
+
+
+def test_what_a_library_refuses_is_status_2(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    result = CliRunner().invoke(app, ["finetune", *flags, "--choose-settings", "false", "--optim", "adamw_8bit"])
+    assert (result.exit_code, "--optim adamw_8bit cannot be used" in " ".join(result.stderr.split())) == (2, True)
+    result = CliRunner().invoke(app, ["finetune", *flags, "--report-to", "wandb"])
+    assert result.exit_code == 2
+    assert "--report-to cannot be used: WandbCallback requires wandb" in " ".join(result.stderr.split())
+
+
+def test_a_tracker_that_cannot_start_is_status_2(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoNetworkError(Exception):
+        """What a tracker may raise."""
+
+    class Tracker(TrainerCallback):
+        def on_train_begin(self, *args: object, **rest: object) -> None:
+            raise NoNetworkError("The server cannot be reached.")
+
+    Tracker.__module__ = "transformers.integrations.made"
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    result = CliRunner().invoke(app, ["finetune", *flags, "--report-to", "wandb"])
+    assert result.exit_code == 2
+    assert "--report-to cannot be used: The server cannot be reached. Fix it" in " ".join(result.stderr.split())
+
+
+def test_a_finetuning_without_a_model_starts_from_the_one_that_ships(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = flags.index("--model")
+    without = [*flags[:where], *flags[where + 4 :]]
+    assert training.train("finetune", [*without, "--dry-run", "--as-json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["settings"]["model"] == str(shipped_model())
+    assert "no --model given: using the" in err
+    result = CliRunner().invoke(app, ["pretrain", *without])
+    assert (result.exit_code, "--model is missing" in result.stderr) == (2, True)
+
+
+def test_a_training_prints_recalls_and_figures(flags: list[str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["finetune", *flags])
+    assert result.exit_code == 0
+    assert re.search(r"label +recall", result.stdout)
+    assert "drawn:" in result.stderr
+    assert (tmp_path / "run" / "confusion.png").is_file()

@@ -1,7 +1,10 @@
 """Fine-tuning: it learns, from new and from pre-trained weights, as a whole and with LoRA."""
 
 import json
+import logging
+import shutil
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -11,9 +14,12 @@ from transformers import pipeline
 
 import peers
 import swinv2
+from colours import draw_colours
 from swinv2.errors import UsageError
+from swinv2.train.finetune import balanced_weights, cross_entropy
 from swinv2.train.running import run_training
-from trainings import AUGMENTED, CONFIG, make, train, weights
+from swinv2.train.trainer import SwinTrainer
+from trainings import AUGMENTED, CONFIG, CrashAt, CrashError, make, train, weights
 
 
 def test_it_learns_and_serves(flags: list[str], colours: Path, tmp_path: Path) -> None:
@@ -26,6 +32,119 @@ def test_it_learns_and_serves(flags: list[str], colours: Path, tmp_path: Path) -
     classify = pipeline("image-classification", str(run / "final"))
     answers = classify(str(colours / "validation" / "red" / "0.png"))
     assert answers[0]["label"] == "red"
+
+
+def test_it_ends_with_recalls_and_figures(flags: list[str], colours: Path, tmp_path: Path) -> None:
+    # One image too many of a class it cannot know: the answer to it is a mistake to draw.
+    evaluation = tmp_path / "evaluation"
+    shutil.copytree(colours / "validation", evaluation)
+    shutil.copy(evaluation / "red" / "0.png", evaluation / "blue" / "red.png")
+    train("finetune", [*flags, "--eval_data", str(evaluation), "--eval_split", "train"])
+    run = tmp_path / "run"
+    results = json.loads((run / "results.json").read_text())
+    assert results["recall"] == {"blue": 5 / 6, "green": 1.0, "red": 1.0}
+    assert results["eval_top1"] == 15 / 16
+    assert results["figures"] == [str(run / "confusion.png"), str(run / "mistakes.png")]
+    assert all(Path(file).stat().st_size > 1000 for file in results["figures"])
+
+
+def test_without_a_split_a_share_is_set_aside(
+    flags: list[str], colours: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
+    alone = [*flags, "--data", str(colours / "train")]
+    trainer: Any = make("finetune", [*alone, "--held_out_share", "0.25"])
+    train_part, held_out = trainer.train_dataset.dataset, trainer.eval_dataset.dataset
+    assert [int(count) for count in np.bincount(train_part.labels())] == [9, 9, 9]
+    assert [int(count) for count in np.bincount(held_out.labels())] == [3, 3, 3]
+    assert not {sample.name for sample in train_part} & {sample.name for sample in held_out}
+    assert "9 of its images, the same share of each class, are set aside" in caplog.text
+    again: Any = make("finetune", [*alone, "--held_out_share", "0.25"])
+    assert (again.eval_dataset.dataset.chosen == held_out.chosen).all()
+    # The split that somebody names is never replaced.
+    with pytest.raises(UsageError, match="expected 'test'"):
+        make("finetune", [*alone, "--eval_split", "test"])
+    with pytest.raises(UsageError, match="too few to set some aside"):
+        make("finetune", [*alone, "--held_out_share", "0.01"])
+
+
+def test_balanced_weights() -> None:
+    # 2 classes with images, 8 images: each class weighs 4 altogether.
+    assert balanced_weights(np.array([6, 2, 0])).tolist() == pytest.approx([8 / 12, 8 / 4, 0.0])
+    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1, 1])
+    plain = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    weights = torch.tensor([3.0, 0.5])
+    expected = (3 * plain[0] + 0.5 * plain[1] + 0.5 * plain[2]) / 4
+    torch.testing.assert_close(cross_entropy(logits, labels, weights=weights), expected)
+
+
+def test_unbalanced_classes_are_named(
+    flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
+    draw_colours(tmp_path / "data" / "train", 9)
+    for image in sorted((tmp_path / "data" / "train" / "green").iterdir())[:6]:
+        image.unlink()
+    few = [*flags, "--data", str(tmp_path / "data"), "--eval_strategy", "no"]
+    assert make("finetune", few).class_weights is None  # type: ignore[attr-defined]
+    assert "'blue' has 9 images, 'green' has 3; with --class-weights balanced" in caplog.text
+    caplog.clear()
+    trainer: Any = make("finetune", [*few, "--class_weights", "balanced"])
+    assert trainer.class_weights.tolist() == pytest.approx([21 / 27, 21 / 9, 21 / 27])
+    assert "unbalanced" not in caplog.text
+    # The loss that is reported for other images has no weights.
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    trainer.model.eval()
+    unweighted = trainer.compute_loss(trainer.model, dict(batch))
+    trainer.model.train()
+    assert not torch.equal(trainer.compute_loss(trainer.model, dict(batch)), unweighted)
+
+
+BEST = ["--save_strategy", "epoch", "--load_best_model_at_end", "true", "--metric_for_best_model", "top1"]
+
+
+def test_early_stopping_counts_in_the_log(flags: list[str], tmp_path: Path) -> None:
+    scores = iter([0.3, 0.5, 0.5, 0.4, 0.2, 0.1, 0.6])
+
+    def prepare(trainer: Any) -> None:
+        trainer.compute_metrics = lambda prediction: {"top1": next(scores)}
+
+    more = [*BEST, "--early_stopping", "3", "--num_train_epochs", "8", "--learning_rate", "1e-5"]
+    trainer = make("finetune", [*flags, *more])
+    prepare(trainer)
+    trainer.add_callback(CrashAt(22))
+    with pytest.raises(CrashError):
+        trainer.train()
+    # Of the equal evaluations of epochs 2 and 3 the later one is the best; a run that resumes goes on counting.
+    assert trainer.state.best_global_step == 15
+    again = make("finetune", [*flags, *more, "--resume"])
+    prepare(again)
+    again.train(resume_from_checkpoint=again.args.resume_from_checkpoint)
+    assert (again.state.global_step, again.state.best_global_step) == (30, 15)
+
+
+def test_the_last_evaluation_runs_once(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loops: list[str] = []
+    loop = SwinTrainer.evaluation_loop
+    monkeypatch.setattr(SwinTrainer, "evaluation_loop", lambda *all, **rest: (loops.append(""), loop(*all, **rest))[1])
+    trainer = train("finetune", flags)
+    assert len(loops) == 3
+    assert "eval_top1" in json.loads((tmp_path / "run" / "results.json").read_text())
+    # After the best weights are loaded, which are not the last ones, they are evaluated.
+    loops.clear()
+    more = ["--output_dir", str(tmp_path / "worst"), *BEST, "--metric_for_best_model", "loss"]
+    trainer = train("finetune", [*flags, *more, "--greater_is_better", "true"])
+    assert trainer.state.best_global_step == 5
+    assert len(loops) == 4
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "top5"])
+def test_an_unknown_metric_is_an_error_at_once(metric: str, flags: list[str]) -> None:
+    more = [*BEST, "--metric_for_best_model", metric]
+    with pytest.raises(UsageError, match=f"--metric-for-best-model is '{metric}'; expected loss or top1"):
+        make("finetune", [*flags, *more])
+    with pytest.raises(UsageError, match=f"--metric-for-best-model is '{metric}'; expected loss"):
+        make("pretrain", [*flags, *more])
 
 
 def test_everything_at_once(flags: list[str], tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.data.mixup import Mixup
 from transformers import EvalPrediction
 
-from swinv2.train.data.examples import IGNORED_LABEL
+from swinv2.train.data.examples import IGNORED_LABEL, seed_everything
 from swinv2.train.multilabel import (
     MultilabelEvaluation,
     average_precision,
     binary_cross_entropy,
+    mix_several,
     multilabel_metrics,
 )
 
@@ -91,3 +93,14 @@ def test_no_image_has_a_label() -> None:
     found = MultilabelEvaluation.of(np.zeros((2, 3)), LOGITS[:2], 0.0, ("a", "b", "c"), []).summary()
     assert (found["mAP"], found["f1"], found["exact"]) == (0.0, 0.0, 0.0)
     assert set(found["average_precision"].values()) == {None}
+
+
+def test_mixed_labels_have_the_shares_of_mixed_images() -> None:
+    seed_everything(0)
+    labels = torch.from_numpy(LABELS)
+    # An image of ones in the channel of each image, so that a mixed image shows the shares.
+    images = torch.eye(4)[:, :, None, None].expand(4, 4, 8, 8).clone()
+    mixed, targets = mix_several(Mixup(mixup_alpha=0.8, label_smoothing=0.0, num_classes=9), images, labels)
+    shares = mixed.mean((2, 3))
+    assert 0 < shares[0, 0] < 1
+    torch.testing.assert_close(targets, shares @ labels)

@@ -51,7 +51,7 @@ def test_a_run_that_resumes_says_from_where(
     with pytest.raises(CrashError):
         train("finetune", flags, lambda trainer: trainer.add_callback(CrashAt(6)))
     assert "resuming" not in capsys.readouterr().err
-    assert training.train("finetune", [*flags, "--resume", "--as_json", "true"]) == 0
+    assert training.train("finetune", [*flags, "--choose-settings", "false", "--resume", "--as_json", "true"]) == 0
     out, err = capsys.readouterr()
     run = tmp_path / "run"
     assert f"resuming from step 4 of 15: {run / 'checkpoint-4'}\n" in err

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.training_args import OptimizerNames
 
 from swinv2.errors import UsageError, first_sentence
 from swinv2.model import Swinv2PreTrainedModel
@@ -213,7 +214,9 @@ class SwinTrainer(Trainer):
                 self.optimizer = kind(without_names(groups), **options)
             # A library that is not installed, or options that the optimizer does not have.
             except (ImportError, ValueError, TypeError, RuntimeError) as error:
-                raise UsageError(f"--optim {args.optim} cannot be used: {first_sentence(error)}.") from error
+                raise UsageError(
+                    f"--optim {OptimizerNames(args.optim).value} cannot be used: {first_sentence(error)}."
+                ) from error
         return self.optimizer
 
     def create_scheduler(
