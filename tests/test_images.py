@@ -288,6 +288,27 @@ def test_folders_are_searched_to_their_depth(tmp_path: Path) -> None:
     assert missing == []
 
 
+def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    make_files(tmp_path / "elsewhere", "1.jpg", "deep/2.jpg")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    # Two circles: `glob.glob` would list 2 ** 40 folders.
+    for name in ("up", "up again"):
+        (tmp_path / "elsewhere" / "deep" / name).symlink_to(folder)
+    found = ["link/1.jpg", "link/deep/2.jpg"]
+    assert names_of(find_images([folder])[0], folder) == found
+    for pattern in ("**", "**/*.jpg", "**/*", "link/**/*.jpg", "l*"):
+        assert names_of(find_images([f"{folder}/{pattern}"])[0], folder) == found
+
+
+def test_globs_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_files(tmp_path, "a.jpg", "sub/b.jpg", "sub/.hidden/c.jpg", "sub/deep/d.png")
+    monkeypatch.chdir(tmp_path)
+    assert find_images(["**/*.jpg"])[0] == [Path("a.jpg"), Path("sub/b.jpg")]
+    assert find_images(["sub/**/*.*"])[0] == [Path("sub/b.jpg"), Path("sub/deep/d.png")]
+
+
 def test_suffixes_are_those_that_people_have() -> None:
     assert {
         ".jpg",

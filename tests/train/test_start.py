@@ -161,6 +161,42 @@ class TestLoaded:
         assert torch.equal(model.classifier.weight, stored(classifier)["classifier.weight"])
         assert model.config.drop_path_rate == 0.0
         assert "random weights" not in warnings_of.text
+        assert (
+            "numbers instead of names; its classifier is kept in their order: 0 becomes 'a', 1 'b'" in warnings_of.text
+        )
+
+    @pytest.mark.parametrize(
+        ("old", "rows"),
+        [
+            (("cat", "dog", "newt"), (0, 1, 2)),
+            (("newt", "cat", "dog"), (1, 2, 0)),
+            (("dog", "owl", "cat"), (2, 0, None)),
+            (("ape", "bee", "eel"), (None, None, None)),
+        ],
+    )
+    def test_the_classifier_keeps_classes_by_name(
+        self,
+        finetune: Any,
+        tmp_path: Path,
+        warnings_of: pytest.LogCaptureFixture,
+        old: tuple[str, ...],
+        rows: tuple[int | None, ...],
+    ) -> None:
+        config = Swinv2Config(**FIELDS, id2label=dict(enumerate(old)), label2id={})
+        peers.draw_weights(Swinv2ForImageClassification(config)).save_pretrained(tmp_path / "named")
+        model, before = finetune(model=str(tmp_path / "named")), stored(str(tmp_path / "named"))
+        for index, row in enumerate(rows):
+            if row is None:
+                assert not (model.classifier.weight[index] == before["classifier.weight"]).all(1).any()
+                assert model.classifier.weight[index].abs().max() < 0.1
+                assert model.classifier.bias[index] == 0
+            else:
+                assert torch.equal(model.classifier.weight[index], before["classifier.weight"][row])
+                assert torch.equal(model.classifier.bias[index], before["classifier.bias"][row])
+        new = [name for name, row in zip(NAMES, rows, strict=True) if row is None]
+        assert (
+            f"new classes with random weights, which the model does not have: {', '.join(new)}" in warnings_of.text
+        ) == (bool(new))
 
     @pytest.mark.parametrize(
         ("given", "window", "pretrained"),
@@ -268,9 +304,20 @@ class TestHeadMap:
         assert torch.equal(model.classifier.bias, before["classifier.bias"][[3, 0, 3]])
         assert all(parameter.requires_grad for parameter in model.classifier.parameters())
 
+    def test_rows_by_the_names_of_classes(
+        self, finetune: Any, classifier: str, table: Any, warnings_of: pytest.LogCaptureFixture
+    ) -> None:
+        rows = table("1 newt\n3 fire ant\n0 dog\n2 cat\n")
+        model, before = finetune(("cat", "fire ant", "newt"), model=classifier, head_map=rows), stored(classifier)
+        assert torch.equal(model.classifier.weight, before["classifier.weight"][[2, 3, 1]])
+        assert warnings_of.text.count("names no classes") == 0
+        finetune(model=classifier, head_map=table("0\n1\n2\n"))
+        assert "names no classes; its lines are those of 'cat' to 'newt' in this order" in warnings_of.text
+
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [
+            ("0 cat\n1 newt\n", "has no line with a number and the class 'dog'"),
             ("0\n1\n", "has 2 lines; expected one for each of the 3 classes"),
             ("0\n1\n4\n", "has classes 0 to 4; .* has 4, counted from 0"),
             ("0\n1\n-1\n", "has classes -1 to 1"),

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,10 @@ from swinv2.heads import Swinv2ForImageClassification
 from swinv2.loading import choose_device, has_several_labels, label_names, load_model, load_processor
 from swinv2.reading import read_batches
 from swinv2.train.data.augment import process_image
+from swinv2.train.data.classes import match_classes
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL, EvaluationExamples, SampleTransform
-from swinv2.train.data.sources import SPLIT_FOLDERS, open_dataset
+from swinv2.train.data.sources import open_dataset
 from swinv2.train.multilabel import MultilabelEvaluation, binary_cross_entropy
 from swinv2.train.scores import Evaluation, best_classes
 
@@ -50,8 +50,7 @@ def evaluate(
 
     Args:
         model: A folder, or a name on the hub.
-        data, split, image_column, label_column: See `sources.open_dataset`; `data` may also be the folder of a single
-            split, for example data/validation.
+        data, split, image_column, label_column: See `sources.open_dataset`.
         batch_size: Images of a batch.
         workers: Processes that read images; None: see `reading.read_batches`.
         device: See `loading.choose_device`.
@@ -70,10 +69,7 @@ def evaluate(
         raise UsageError(f"the model {model!r} is a regression (problem_type in its config.json): it has no labels.")
     several = has_several_labels(classifier.config)
     processor = load_processor(model, classifier.config.num_channels)
-    split = _split_to_evaluate(data, split)
     dataset = open_dataset(data, split, image_column=image_column, label_column=label_column)
-    if dataset.label_column is None:
-        raise UsageError(f"{data} has no labels; sort the images into a folder for each class.")
     if dataset.several and not several:
         raise UsageError(
             f"{data} has several labels for an image, and the model {model!r} gives exactly one; evaluate a model that "
@@ -112,17 +108,6 @@ def evaluate(
     return Evaluation.of(truths, best, probabilities, loss, names, unreadable), dataset
 
 
-def _split_to_evaluate(data: str, split: str) -> str:
-    """The name of the split for `datasets`. If `data` is the folder of a single split, such as data/validation, this is
-    "train": `datasets` uses that name if it finds no folders of splits."""
-    names = {name for called in SPLIT_FOLDERS.values() for name in called}
-    folder = Path(data).resolve()
-    own = folder.name.lower()
-    if not folder.is_dir() or own not in names - {*SPLIT_FOLDERS["train"]} or split not in ("evaluation", own):
-        return split
-    return split if any(path.name.lower() in names for path in folder.iterdir()) else "train"
-
-
 def _prepare_image(processor: Any, image: Image.Image) -> Any:
     """Makes the model's input of one image to evaluate."""
     # A numpy array, for `read_batches`.
@@ -130,19 +115,13 @@ def _prepare_image(processor: Any, image: Image.Image) -> Any:
 
 
 def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> ImageDataset:
-    """The data with the model's class instead of each class of the data: by name if the model has all names of the
-    data; by number if it has none of them and the numbers of classes are equal."""
-    dataset.check_labels(len(dataset.names) or len(names))
-    if dataset.names and set(dataset.names) <= set(names):
-        return replace(dataset, names=names, numbers=np.array([names.index(name) for name in dataset.names]))
-    if dataset.names and (len(dataset.names) != len(names) or set(dataset.names) & set(names)):
-        raise UsageError(
-            f"{dataset.source} has classes that the model does not know, for example "
-            f"{sorted(set(dataset.names) - set(names))[:3]}; name the folders as in the model's config.json."
-        )
-    if dataset.names:
+    """Matches the classes of the data with the model's, see `classes.match_classes`. If none has the same name and
+    their numbers are equal, as with other names of ImageNet's classes, they are matched by their order, with a
+    warning."""
+    if len(dataset.names) == len(names) and not set(dataset.names) & set(names):
         logger.warning(
             f"the model and {dataset.source} have no class name in common ({names[0]!r}, {dataset.names[0]!r} ...); "
             "classes are matched by their order"
         )
-    return replace(dataset, names=names)
+        dataset = replace(dataset, names=names)
+    return match_classes(dataset, names, "the model")

@@ -6,7 +6,7 @@ Source: Liu et al., Swin Transformer V2, appendix A; microsoft/Swin-Transformer,
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from swinv2.lengths import as_pair
 from swinv2.loading import label_names
 from swinv2.train.choices import with_chosen_evaluation, with_chosen_settings
 from swinv2.train.data.augment import Pixels, for_finetuning
+from swinv2.train.data.classes import classes_to_train, match_classes
 from swinv2.train.data.examples import IGNORED_LABEL
 from swinv2.train.flags import as_flag
 from swinv2.train.multilabel import MultilabelEvaluation, binary_cross_entropy, mix_several, multilabel_metrics
 from swinv2.train.running import data_arguments, open_training, prepare_run, refuse_metric
 from swinv2.train.scores import BEST_CLASSES, Evaluation, best_classes
 from swinv2.train.settings import FinetuneSettings
-from swinv2.train.start import model_to_finetune
+from swinv2.train.start import check_resumed_classes, model_to_finetune
 from swinv2.train.trainer import SwinTrainer
 
 logger = logging.getLogger(__name__)
@@ -181,22 +182,16 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--label-names-file {settings.label_names_file!r} cannot be read: {error}") from error
     train, evaluation = open_training(settings, given)
-    if train.label_column is None:
-        raise UsageError(f"{train.source} has no labels; sort the images into a folder for each class, or pretrain.")
-    if not train.names and train.streams:
-        raise UsageError(f"{train.source} does not name its classes; give --label-names-file, a name on each line.")
-    names = train.names or tuple(str(number) for number in range(int(train.labels().max()) + 1))
-    if evaluation is not None and evaluation.names and evaluation.names != names:
-        differing = sorted(set(names) ^ set(evaluation.names))[:5]
-        raise UsageError(f"{evaluation.source} has other classes than {train.source}: {differing}.")
+    train = classes_to_train(train)
+    names = train.names
+    if settings.resume_from_checkpoint:
+        check_resumed_classes(settings.resume_from_checkpoint, names)
     if evaluation is not None and evaluation.several and not train.several:
         raise UsageError(
-            f"{evaluation.source} has several labels for an image, and {train.source} one; make them equal."
+            f"{evaluation.source} has several labels for an image, {train.source} has one; give both the same kind."
         )
-    train = replace(train, names=names)
-    for dataset in (train, evaluation):
-        if dataset is not None and not dataset.streams:
-            dataset.check_labels(len(names))
+    if evaluation is not None:
+        evaluation = match_classes(evaluation, names, "the training data")
     if settings.choose_settings:
         settings = with_chosen_settings(settings, train)
     metrics = ["mAP", "f1", "exact"] if train.several else ["top1", *["top5"] * (len(names) >= BEST_CLASSES)]

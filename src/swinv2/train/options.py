@@ -119,7 +119,11 @@ class FinetuneOptions(RunOptions):
         False, "Choose each setting that is not given from the data and the model; true without --config."
     )
     label_names_file: str = _option("", "A file with the name of a class on each line, if the data has no names.")
-    head_map: str = _option("", "A file: line i has the class of --model whose classifier row initialises class i.")
+    head_map: str = _option(
+        "",
+        "A file: line i has the number of the class of --model whose classifier row initialises class i, or such a "
+        "number and, after a space, the name of the class that it initialises.",
+    )
     auto_augment: str = _option("", "timm's description of RandAugment; the authors' is rand-m9-mstd0.5-inc1.")
     color_jitter: float = _option(0.0, "Strength of random changes of brightness, contrast and saturation.")
     erase_probability: float = _option(0.0, "Probability of erasing a random rectangle; the authors' is 0.25.")

@@ -43,6 +43,7 @@ class ImageDataset:
         splits: Names of all splits of the source.
         chosen: Indices of the rows that count, in this order; None for all.
         numbers: The label of each number that is stored, -1 for labels that are left out; None if they are equal.
+            `classes.py` makes it.
         several: Whether an image may have several labels or none: the labels are lists of integers, not integers.
     """
 
@@ -138,11 +139,24 @@ class ImageDataset:
         if self.streams:
             raise UsageError(f"{self.source} streams, so its labels are not known in advance; leave out --streaming.")
         if self.label_column is None:
-            raise UsageError(f"{self.source} has no labels; sort the images into a folder for each class.")
+            raise self._no_labels_error()
         # The whole column at once: row by row, a million labels take a quarter of a minute.
         column = self.rows.with_format(None)[self.label_column][:]
         stored = column if self.chosen is None else [column[index] for index in self.chosen]
         return [self._classes_of(one) if self.several else (self._class_of(one),) for one in stored]
+
+    def _no_labels_error(self) -> UsageError:
+        """The error for a data set without labels."""
+        others = sorted({*(self.rows.column_names)} - {self.image_column})
+        if others:
+            return UsageError(
+                f"{self.source} has no labels, but the columns {others}; choose the one of the labels with "
+                "--label-column."
+            )
+        return UsageError(
+            f"{self.source} has no labels; sort the images into a folder for each class, or name their labels in a "
+            "metadata.csv with the columns file_name and label. Only pretrain needs none."
+        )
 
     def check_labels(self, classes: int) -> None:
         """Raises an error unless every label is one of so many classes.
