@@ -9,6 +9,7 @@ from rich.console import Console
 from swinv2.cli import printing
 from swinv2.predict.describe import describe
 from swinv2.predict.predictor import Prediction
+from swinv2.predict.shipped import Photograph
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -17,8 +18,11 @@ def test_tables_fit_a_terminal_of_eighty_columns(encoding: str) -> None:
     file = io.TextIOWrapper(raw, encoding=encoding)
     console = Console(file=file, force_terminal=True, width=80, color_system=None, legacy_windows=False)
     printing.print_description(describe("giant-3b"), console)
-    samples = {Path("00_cat.png"): "cat", Path("01_cat.png"): "cat"}
-    printing.print_demo(samples, [Prediction(0, "cat", 1.0), Prediction(1, "dog", 0.5)], console)
+    of_cats = Photograph(
+        Path("cat.jpg"), "a cat on a wall, and another cat below", "cat", "somewhere", "somebody", "MIT"
+    )
+    answers = [[Prediction(0, "cat", 1.0)], [Prediction(1, "European fire salamander", 0.5)]]
+    printing.print_demo([of_cats, of_cats], answers, console)
     printing.print_labels([(Path("x" * 100 + ".png"), [Prediction(0, "cat", 1.0)])], console)
     file.flush()
     text = raw.getvalue().decode(encoding)

@@ -7,7 +7,7 @@ elsewhere they are plain text, one unfolded line for each fact. This module comp
 import csv
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from swinv2.console import shown
 from swinv2.images import BrokenImage
 from swinv2.predict.describe import Description
 from swinv2.predict.predictor import Prediction
+from swinv2.predict.shipped import Photograph
 from swinv2.sizes import as_typed
 
 Answers = Iterable[tuple[Path, list[Prediction] | BrokenImage]]
@@ -80,18 +81,26 @@ def print_csv(answers: Answers) -> None:
             writer.writerow([shown(path), rank, prediction.label, prediction.index, probability])
 
 
-def print_demo(samples: Mapping[Path, str], answers: list[Prediction], console: Console) -> None:
-    """Prints the label and the prediction of each sample image, and the number of right predictions."""
+def print_demo(photographs: Sequence[Photograph], answers: Sequence[list[Prediction]], console: Console) -> None:
+    """Prints what each photograph shows and the most probable label, and how many of the labels are right.
+
+    A photograph whose subject has no label is neither right nor wrong.
+    """
     right, wrong = ("✓", "✗") if console.encoding.startswith("utf") else ("right", "wrong")
-    table = _headed_table(console, image={}, shows={}, predicted={}, probability=_RIGHT, **{"": {}})
-    num_right = 0
-    for (path, label), answer in zip(samples.items(), answers, strict=True):
-        is_right = answer.label == label
-        num_right += is_right
-        mark = Text(right, "green") if is_right else Text(wrong, "bold red")
-        table.add_row(path.name, label, answer.label, f"{answer.probability:.1%}", mark)
+    marks = {True: Text(right, "green"), False: Text(wrong, "bold red"), None: Text("no label", "dim")}
+    table = _headed_table(console, photograph={}, predicted={}, probability=_RIGHT, **{"": {"no_wrap": True}})
+    for photograph, labels in zip(photographs, answers, strict=True):
+        best = labels[0]
+        table.add_row(photograph.shows, best.label, f"{best.probability:.1%}", marks[photograph.is_right(best.label)])
     console.print(table)
-    console.print(f"\n{num_right} of {len(samples)} right", style="bold")
+    judged = [pair for pair in zip(photographs, answers, strict=True) if pair[0].label is not None]
+    first = sum(labels[0].label == photograph.label for photograph, labels in judged)
+    among = sum(any(each.label == photograph.label for each in labels) for photograph, labels in judged)
+    console.print(
+        f"\n{first} of {len(judged)} right, {among} among the {len(answers[0])} most probable labels; "
+        f"no label fits the other {len(photographs) - len(judged)} photographs",
+        style="bold",
+    )
 
 
 def print_description(description: Description, console: Console) -> None:
@@ -151,8 +160,12 @@ def print_evaluation(summary: dict[str, Any], console: Console) -> None:
     for name in ("top1", "top5", "mAP", "f1", "exact"):
         if summary.get(name) is not None:
             facts.add_row(name, f"{summary[name]:.2%}")
-    facts.add_row("loss", f"{summary['loss']:.4f}")
+    if summary["loss"] is not None:
+        facts.add_row("loss", f"{summary['loss']:.4f}")
     facts.add_row("images", f"{summary['images']:,}")
+    if "neighbours" in summary:
+        others = ", without the image itself" if summary["leave_one_out"] else ""
+        facts.add_row("neighbours", f"{summary['neighbours']} of {summary['bank']:,} images{others}")
     console.print(facts)
     print_classes(summary, console)
 

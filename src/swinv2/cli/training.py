@@ -6,8 +6,9 @@
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -30,6 +31,7 @@ from swinv2.errors import UsageError
 from swinv2.train.signals import StoppedError, noting_signals
 
 if TYPE_CHECKING:
+    from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings
     from swinv2.train.trainer import SwinTrainer
 
 STOPPED = 3
@@ -56,7 +58,10 @@ def train(command: str, flags: Sequence[str]) -> int:
     """Runs a training; returns its exit status. A second signal, or one outside the training loop, ends it at once."""
     try:
         with noting_signals():
-            return _preview_or_train(_build_trainer(command, flags))
+            settings = _read_settings(command, flags)
+            if getattr(settings, "linear_probe", False):
+                return _preview_or_probe(cast("FinetuneSettings", settings))
+            return _preview_or_train(_build_trainer(settings))
     except StoppedError as error:
         message_console().print(
             f"{error}: stopped at once; --resume resumes from the newest checkpoint, if there is one", style="yellow"
@@ -64,8 +69,8 @@ def train(command: str, flags: Sequence[str]) -> int:
         return 128 + error.number
 
 
-def _build_trainer(command: str, flags: Sequence[str]) -> "SwinTrainer":
-    """Reads flags and builds the trainer. Help and most errors come before the slow imports."""
+def _read_settings(command: str, flags: Sequence[str]) -> "RunSettings":
+    """Reads flags. Help and most errors come before the slow imports."""
     from swinv2.train.flags import read_flags
     from swinv2.train.options import FinetuneOptions, PretrainOptions
 
@@ -80,13 +85,40 @@ def _build_trainer(command: str, flags: Sequence[str]) -> "SwinTrainer":
     if not logger.handlers:
         logger.addHandler(RichHandler(console=message_console(), show_time=False, show_path=False, markup=False))
         logger.propagate = False
-    from swinv2.train.finetune import make_finetuning
-    from swinv2.train.pretrain import make_pretraining
     from swinv2.train.settings import FinetuneSettings, PretrainSettings, make_settings
 
-    if is_pretraining:
-        return make_pretraining(make_settings(PretrainSettings, told))
-    return make_finetuning(make_settings(FinetuneSettings, told))
+    return make_settings(PretrainSettings if is_pretraining else FinetuneSettings, told)
+
+
+def _build_trainer(settings: "RunSettings") -> "SwinTrainer":
+    """Builds the trainer of a pre-training or a fine-tuning."""
+    from swinv2.train.finetune import make_finetuning
+    from swinv2.train.pretrain import make_pretraining
+    from swinv2.train.settings import FinetuneSettings
+
+    if isinstance(settings, FinetuneSettings):
+        return make_finetuning(settings)
+    return make_pretraining(cast("PretrainSettings", settings))
+
+
+def _preview_or_probe(settings: "FinetuneSettings") -> int:
+    """Prints the preview of a linear probe, or runs it and prints the results; returns the exit status."""
+    import torch
+
+    from swinv2.train.probe import make_probe
+
+    probe = make_probe(settings)
+    if settings.dry_run:
+        _show_preview(probe.preview(), settings.as_json)
+        return 0
+    try:
+        results = probe.run()
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            "the device has too little memory; give a smaller --per-device-eval-batch-size, or --use-cpu."
+        ) from error
+    print(json.dumps(results)) if settings.as_json else _print_results(results)
+    return 0
 
 
 def _preview_or_train(trainer: "SwinTrainer") -> int:
@@ -101,7 +133,7 @@ def _preview_or_train(trainer: "SwinTrainer") -> int:
     args = trainer.args
     preview = make_preview(trainer)
     if args.dry_run:
-        print(json.dumps(preview, indent=2)) if args.as_json else print_preview(preview, Console(highlight=False))
+        _show_preview(preview, args.as_json)
         return 0
     messages = message_console()
     if args.should_save:
@@ -151,6 +183,11 @@ def _print_results(results: dict[str, Any]) -> None:
         messages.print(f"drawn: {shown(Path(file))}")
 
 
+def _show_preview(preview: dict[str, Any], as_json: bool) -> None:
+    """Prints a preview, as JSON or as tables."""
+    print(json.dumps(preview, indent=2)) if as_json else print_preview(preview, Console(highlight=False))
+
+
 def _steps_and_rates(preview: dict[str, Any]) -> str:
     """Steps, batch size and learning rate of a preview, in words."""
     steps = (
@@ -158,6 +195,13 @@ def _steps_and_rates(preview: dict[str, Any]) -> str:
     )
     for_512 = preview["learning_rate_for_512_images"]
     return f"{steps}; learning rate {preview['learning_rate']:g}, which is {for_512:g} for 512 images"
+
+
+def _features_to_compute(preview: dict[str, Any]) -> str:
+    """The work of a linear probe, in words."""
+    channels, missing = preview["features"]["channels"], preview["features"]["missing"]
+    images = " and ".join(f"{count:,} images ({name})" for name, count in missing.items())
+    return f"a linear classifier of {channels} features; features of {images} are still to be computed"
 
 
 def print_preview(preview: dict[str, Any], console: Console) -> None:
@@ -171,18 +215,18 @@ def print_preview(preview: dict[str, Any], console: Console) -> None:
         "model": f"{model['parameters']:,} parameters, {model['learning']:,} of them learn",
         "image size, windows": f"{model['image_size']}, {model['windows']}",
         "bias learned in windows": f"{model['pretrained_windows']} (0: the same)",
-        "training": _steps_and_rates(preview),
+        "training": _steps_and_rates(preview) if "steps" in preview else _features_to_compute(preview),
         "memory, about": f"{parts} = {sum(memory.values()):,.0f} MiB",
     }
     columns = ("layer", "learning rate", "weight decay", "tensors", "parameters")
     groups = Table(*columns, box=None, pad_edge=False)
-    for group in preview["groups"]:
+    for group in preview.get("groups", ()):
         rate, decay = f"{group['learning_rate']:.4g}", f"{group['weight_decay']:g}"
         groups.add_row(str(group["layer"]), rate, decay, str(group["tensors"]), f"{group['parameters']:,}")
     chosen = Table("chosen", "value", "because", box=None, pad_edge=False)
     for name, choice in preview["chosen"].items():
         chosen.add_row(name, Text(str(choice["value"])), Text(choice["reason"]))
-    parts = [_facts_table(facts), groups, _facts_table(preview["settings"])]
+    parts = [_facts_table(facts), *[groups] * bool(groups.rows), _facts_table(preview["settings"])]
     console.print(*parts, *[chosen] * bool(preview["chosen"]), sep="\n")
 
 
@@ -200,6 +244,12 @@ def evaluate(
     split: Annotated[
         str, typer.Option(metavar="NAME", help="The split; evaluation: the first of validation, val, valid, test.")
     ] = "evaluation",
+    knn: Annotated[
+        bool, typer.Option("--knn", help="By nearest neighbours in the split train, without a classifier.")
+    ] = False,
+    neighbours: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Neighbours that vote, with --knn.", show_default="20")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Draw the confusion matrix and mistakes.")
     ] = None,
@@ -218,17 +268,21 @@ def evaluate(
     precision: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Evaluate a classifier on labelled images.
+    """Evaluate a classifier on labelled images; with --knn any model, by its features.
 
     Unreadable images are skipped and named on stderr; the exit status is then 1.
     """
+    if neighbours is not None and not knn:
+        raise UsageError("--neighbours has no effect without --knn; give both.")
     quiet_transformers()
     from swinv2.cli import printing
     from swinv2.train import evaluate as evaluation
+    from swinv2.train.neighbours import NEIGHBOURS, evaluate_neighbours
 
     name = model_or_shipped(model)
+    by_neighbours = partial(evaluate_neighbours, neighbours=neighbours or NEIGHBOURS)
     with progress_bar(0, "evaluating") as progress:
-        found, dataset = evaluation.evaluate(
+        found, dataset = (by_neighbours if knn else evaluation.evaluate)(
             name,
             data,
             split,

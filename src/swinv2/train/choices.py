@@ -17,7 +17,7 @@ from swinv2.lengths import as_pair
 from swinv2.loading import read_config
 from swinv2.train.data.augment import decode
 from swinv2.train.data.dataset import ImageDataset
-from swinv2.train.settings import FinetuneSettings, make_settings
+from swinv2.train.settings import PROBE_SETTINGS, FinetuneSettings, make_settings
 from swinv2.train.start import NEW, choose_normalisation, is_new_model
 
 SAMPLED_IMAGES = 64
@@ -215,6 +215,7 @@ def _with(settings: FinetuneSettings, candidates: list[_Candidate]) -> FinetuneS
         candidate.name: Choice(candidate.value, candidate.reason)
         for candidate in candidates
         if not {candidate.name, *candidate.unless} & given
+        and (candidate.name in PROBE_SETTINGS or not settings.linear_probe)
     }
     values = {name: choice.value for name, choice in chosen.items()}
     changed = make_settings(FinetuneSettings, settings.told | values)

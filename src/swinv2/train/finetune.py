@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from swinv2.loading import label_names
 from swinv2.train.choices import with_chosen_evaluation, with_chosen_settings
 from swinv2.train.data.augment import Pixels, for_finetuning
 from swinv2.train.data.classes import classes_to_train, match_classes
+from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
 from swinv2.train.flags import as_flag
 from swinv2.train.multilabel import MultilabelEvaluation, binary_cross_entropy, mix_several, multilabel_metrics
@@ -165,8 +166,26 @@ def balanced_weights(counts: np.ndarray) -> Tensor:
     return torch.tensor(np.where(present, weights, 0.0), dtype=torch.float32)
 
 
-def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
-    """Builds the trainer of a fine-tuning, with its model and its data.
+class FinetuneParts(NamedTuple):
+    """What a fine-tuning is made of.
+
+    Attributes:
+        settings: The settings, with those that were chosen.
+        train: The images to learn from.
+        evaluation: The images to evaluate; None for no evaluation.
+        model: The model to start from.
+        class_weights: Weight of each class in the loss; None for equal weights.
+    """
+
+    settings: FinetuneSettings
+    train: ImageDataset
+    evaluation: ImageDataset | None
+    model: Any
+    class_weights: Tensor | None
+
+
+def open_finetuning(settings: FinetuneSettings) -> FinetuneParts:
+    """Opens the data, chooses settings that are not given, and builds the model.
 
     Raises:
         UsageError: The settings, the data and the model do not fit together.
@@ -196,11 +215,18 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
         settings = with_chosen_settings(settings, train)
     metrics = ["mAP", "f1", "exact"] if train.several else ["top1", *["top5"] * (len(names) >= BEST_CLASSES)]
     refuse_metric(settings, ["loss", *metrics])
-    for name in ("class_weights", "label_smoothing_factor"):
+    for name in ("class_weights", "label_smoothing_factor", "linear_probe"):
         if train.several and getattr(settings, name):
             raise UsageError(f"{as_flag(name)} is for images of one label, and {train.source} has lists; leave it out.")
     counts = None if train.streams else np.bincount(train.labels(), minlength=len(names))
-    model: Any = model_to_finetune(settings, names, train.several)
+    model = model_to_finetune(settings, names, train.several)
+    weights = None if train.several else _class_weights(settings, counts, names)
+    return FinetuneParts(settings, train, evaluation, model, weights)
+
+
+def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
+    """Builds the trainer of a fine-tuning, with its model and its data; see `open_finetuning`."""
+    settings, train, evaluation, model, class_weights = open_finetuning(settings)
     pixels = Pixels(as_pair("image_size", model.config.image_size), settings.image_mean, settings.image_std)
     augment = for_finetuning(
         pixels,
@@ -213,7 +239,7 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
     )
     return FinetuneTrainer(
         settings,
-        None if train.several else _class_weights(settings, counts, names),
+        class_weights,
         model=model,
         **data_arguments(settings, train, evaluation, pixels, augment, crop_ratio=settings.crop_ratio),
     )

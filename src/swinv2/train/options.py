@@ -137,6 +137,9 @@ class FinetuneOptions(RunOptions):
     )
     mixup: float = _option(0.0, "Alpha of mixup; the authors' is 0.8.")
     cutmix: float = _option(0.0, "Alpha of cutmix; the authors' is 1.0.")
+    linear_probe: bool = _option(
+        False, "Freeze the model, compute the features of all images once, and fit the classifier alone to them."
+    )
     class_weights: str = _option(
         "", "balanced: an image of a rare class counts more in the loss, so that all classes count the same."
     )

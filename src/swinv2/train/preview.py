@@ -7,11 +7,13 @@ import math
 from typing import Any
 
 from swinv2.errors import UsageError
+from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import StreamedExamples
 from swinv2.train.memory import count_parameters, training_memory
 from swinv2.train.optim.groups import parameter_groups
 from swinv2.train.optim.muon import hidden_matrices, muon_groups
 from swinv2.train.options import PAPER_BATCH
+from swinv2.train.settings import RunSettings
 from swinv2.train.trainer import SwinTrainer
 
 
@@ -56,24 +58,7 @@ def make_preview(trainer: SwinTrainer) -> dict[str, Any]:
     if warmup > steps:
         raise UsageError(f"the warm-up has {warmup} steps, the whole training {steps}; give fewer --warmup-steps.")
     evaluation: Any = trainer.eval_dataset
-    chosen: dict[str, Any] = getattr(args, "chosen", {})
-    config: Any = model.config
-    return {
-        "settings": {name: value for name, value in args.given.items() if name not in {"dry_run", "as_json", *chosen}},
-        "chosen": {name: choice._asdict() for name, choice in chosen.items()},
-        "data": {
-            "source": train.dataset.source,
-            "images": None if streams else len(train),
-            "classes": len(train.dataset.names) or None,
-            "evaluated": None if evaluation is None else len(evaluation),
-        },
-        "model": {
-            "parameters": count_parameters(model),
-            "learning": count_parameters(model, learning=True),
-            "image_size": config.image_size,
-            "windows": [list(stage.window) for stage in config.stages()],
-            "pretrained_windows": [list(stage.pretrained_window) for stage in config.stages()],
-        },
+    return describe_parts(args, train.dataset, evaluation and evaluation.dataset, model) | {
         "groups": [
             {
                 "layer": group["layer"],
@@ -91,4 +76,28 @@ def make_preview(trainer: SwinTrainer) -> dict[str, Any]:
         "learning_rate": args.learning_rate,
         "learning_rate_for_512_images": args.learning_rate * PAPER_BATCH / args.whole_batch,
         "memory_mib": {name: round(value, 1) for name, value in estimate_memory(trainer).items()},
+    }
+
+
+def describe_parts(
+    args: RunSettings, train: ImageDataset, evaluation: ImageDataset | None, model: Any
+) -> dict[str, Any]:
+    """The part of a preview that all trainings have: settings, data and model, as JSON values."""
+    chosen: dict[str, Any] = getattr(args, "chosen", {})
+    return {
+        "settings": {name: value for name, value in args.given.items() if name not in {"dry_run", "as_json", *chosen}},
+        "chosen": {name: choice._asdict() for name, choice in chosen.items()},
+        "data": {
+            "source": train.source,
+            "images": None if train.streams else len(train),
+            "classes": len(train.names) or None,
+            "evaluated": None if evaluation is None else len(evaluation),
+        },
+        "model": {
+            "parameters": count_parameters(model),
+            "learning": count_parameters(model, learning=True),
+            "image_size": model.config.image_size,
+            "windows": [list(stage.window) for stage in model.config.stages()],
+            "pretrained_windows": [list(stage.pretrained_window) for stage in model.config.stages()],
+        },
     }

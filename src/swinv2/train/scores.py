@@ -35,8 +35,8 @@ class Evaluation:
     top1: float
     top5: float | None
     """None with fewer than six classes."""
-    loss: float
-    """Mean cross entropy."""
+    loss: float | None
+    """Mean cross entropy; None if the answers have no probabilities of all classes."""
     images: int
     """Number of readable images."""
     unreadable: list[str]
@@ -53,7 +53,7 @@ class Evaluation:
         truths: np.ndarray,
         best: np.ndarray,
         probabilities: np.ndarray,
-        loss: float,
+        loss: float | None,
         names: tuple[str, ...],
         unreadable: list[str],
     ) -> Self:
@@ -62,7 +62,7 @@ class Evaluation:
         Args:
             truths: The class of each image; `IGNORED_LABEL` for an image that does not count. At least one counts.
             best, probabilities: See `best_classes`.
-            loss: Mean cross entropy.
+            loss: Mean cross entropy, if it is known.
             names: Names of the classes.
             unreadable: Names of unreadable images.
         """

@@ -22,6 +22,26 @@ from swinv2.train.flags import as_flag, read_flags
 from swinv2.train.optim.schedule import make_scheduler
 from swinv2.train.options import PAPER_BATCH, FinetuneOptions, PretrainOptions, RunOptions, refuse_missing
 
+PROBE_SETTINGS = (
+    *("linear_probe", "data", "eval_data", "train_split", "eval_split", "train_fraction", "image_column"),
+    *("label_column", "label_names_file", "image_mean", "image_std", "crop_ratio", "max_broken_images"),
+    *("model", "model_fields", "image_size", "window_size", "stretch_bias", "eval_strategy", "do_eval", "seed"),
+    *("dataloader_num_workers", "per_device_eval_batch_size", "use_cpu", "bf16_full_eval", "fp16_full_eval"),
+    *(
+        "choose_settings",
+        "held_out_share",
+        "class_weights",
+        "output_dir",
+        "resume",
+        "dry_run",
+        "as_json",
+        "disable_tqdm",
+        "report_to",
+        "log_level",
+    ),
+)
+"""The settings that have an effect with --linear-probe, or that do no harm; all others are errors."""
+
 
 @dataclass
 class RunSettings(RunOptions, TrainingArguments):
@@ -164,6 +184,7 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
     chosen: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._refuse_beside("linear_probe", *(name for name in self.defaults() if name not in PROBE_SETTINGS))
         _check_crop_scale(self.crop_scale)
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
