@@ -165,6 +165,27 @@ def test_white_of_grey(values: np.ndarray, expected: int) -> None:
     assert grey_to_rgb(values).getpixel((1, 0)) == (expected,) * 3
 
 
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (1, 1), 77), 77),
+        (Image.fromarray(np.full((1, 1), 257 * 77, np.uint16)), 77),
+        (Image.new("RGB", (1, 1), (255, 0, 0)), 76),
+    ],
+    ids=["eight bits", "sixteen bits", "red"],
+)
+def test_one_channel_is_grey(tmp_path: Path, image: Image.Image, expected: int) -> None:
+    image.save(tmp_path / "a.png")
+    grey = read_image(tmp_path / "a.png", 1)
+    assert (grey.mode, grey.getpixel((0, 0))) == ("L", expected)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_other_channels_are_in_no_file(channels: int) -> None:
+    with pytest.raises(UsageError, match=f"the model takes {channels} channels, but an image file has 3, or 1 as grey"):
+        read_image(b"", channels)
+
+
 def test_big_endian_grey() -> None:
     values = np.array([[0, 257 * 40]], dtype=np.uint16)
     image = Image.frombytes("I;16B", (2, 1), values.astype(">u2").tobytes())

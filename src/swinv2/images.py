@@ -1,7 +1,7 @@
 """Finds image files, and reads their pixels from any format.
 
-In: names of files and folders, and globs. Out: paths, and upright eight-bit RGB images. This module knows no model: it
-neither resizes nor normalises.
+In: names of files and folders, and globs. Out: paths, and upright images of eight bits, RGB or grey. This module knows
+no model: it neither resizes nor normalises.
 
 A file that cannot be read raises no exception: it becomes a `BrokenImage` with a reason, and the other files are read.
 
@@ -167,8 +167,8 @@ def is_image_name(name: str) -> bool:
     return not is_hidden(name) and Path(name).suffix.lower() in SUFFIXES
 
 
-def read_image(source: str | Path | bytes) -> Image.Image:
-    """Reads a file as an eight-bit RGB image, upright.
+def read_image(source: str | Path | bytes, channels: int = 3) -> Image.Image:
+    """Reads a file as an upright image of eight bits.
 
     Transparent parts become white. Grey of more than eight bits is scaled so that white stays white, see `grey_to_rgb`.
     An image may have as many pixels as PIL's hard limit, twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million by default);
@@ -176,11 +176,18 @@ def read_image(source: str | Path | bytes) -> Image.Image:
 
     Args:
         source: The file, or its bytes.
+        channels: 3 for RGB; 1 for grey (PIL's mode "L"), to which colours are converted.
 
     Raises:
         BrokenImageError: The file is missing, may not be read, is not an image, is damaged or incomplete, or the image
             is too large.
+        UsageError: Files are not read with so many channels.
     """
+    if channels not in (1, 3):
+        raise UsageError(
+            f"the model takes {channels} channels, but an image file has 3, or 1 as grey. Give it arrays (H, W, "
+            f"{channels}): as tensors in Python or, to train and evaluate, in a data set."
+        )
     file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
     # PIL warns about metadata that is not used here, and about sizes between its soft and its hard limit.
     with warnings.catch_warnings():
@@ -188,7 +195,8 @@ def read_image(source: str | Path | bytes) -> Image.Image:
         try:
             with Image.open(file) as image:
                 image.load()
-                return to_rgb(_upright(image))
+                rgb = to_rgb(_upright(image))
+                return rgb.convert("L") if channels == 1 else rgb
         except _DECODING_ERRORS as error:
             raise BrokenImageError(_why_unreadable(file, error)) from error
 
@@ -257,9 +265,9 @@ def grey_to_rgb(values: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(grey / white * 255 + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def read_or_skip(path: Path) -> Image.Image | BrokenImage:
+def read_or_skip(path: Path, channels: int = 3) -> Image.Image | BrokenImage:
     """Reads a file with `read_image`, or returns the reason why it cannot be read."""
     try:
-        return read_image(path)
+        return read_image(path, channels)
     except BrokenImageError as error:
         return BrokenImage(path, str(error))

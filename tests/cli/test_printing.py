@@ -30,3 +30,12 @@ def test_tables_fit_a_terminal_of_eighty_columns(encoding: str) -> None:
     assert "2,149,996" in text
     assert "…" not in text
     assert ("✓" in text) == (encoding == "utf-8")
+
+
+def test_labels_above_one_half_are_bold() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80, color_system="standard", legacy_windows=False)
+    several = [Prediction(0, "cat", 0.9), Prediction(1, "dog", 0.6), Prediction(2, "owl", 0.4)]
+    printing.print_labels([(Path("a.png"), several)], console)
+    lines = {name: line for line in file.getvalue().splitlines() for name in ("cat", "dog", "owl") if name in line}
+    assert ["\x1b[1m" in lines[name] for name in ("cat", "dog", "owl")] == [True, True, False]

@@ -15,11 +15,13 @@ import swinv2
 from colours import draw_colours
 from swinv2.cli import app, printing
 from swinv2.errors import UsageError
+from swinv2.predict.predictor import Classifier
 from swinv2.train.data.augment import Pixels, make_processor
 from swinv2.train.evaluate import evaluate
+from swinv2.train.multilabel import MultilabelEvaluation, average_precision
 
 
-def save_model(folder: Path, names: list[str]) -> str:
+def save_model(folder: Path, names: list[str], channels: int = 3, **fields: object) -> str:
     """A small classifier of these classes, with its image processor."""
     config = swinv2.Swinv2Config(
         image_size=32,
@@ -30,9 +32,11 @@ def save_model(folder: Path, names: list[str]) -> str:
         num_heads=[1, 2],
         id2label=dict(enumerate(names)),
         label2id={name: index for index, name in enumerate(names)},
+        num_channels=channels,
+        **fields,
     )
     peers.draw_weights(swinv2.Swinv2ForImageClassification(config)).save_pretrained(folder)
-    make_processor(Pixels((32, 32), (0.5,) * 3, (0.5,) * 3)).save_pretrained(folder)
+    make_processor(Pixels((32, 32), (0.5,) * channels, (0.5,) * channels)).save_pretrained(folder)
     return str(folder)
 
 
@@ -183,3 +187,75 @@ def test_columns_may_be_chosen(colours: Path, tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, command)
     assert answer.exit_code == 0, answer.output
     assert json.loads(answer.stdout)["images"] == 15
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_come_in_arrays(tmp_path: Path, channels: int) -> None:
+    features = datasets.Features(
+        {"image": datasets.Array3D((24, 28, channels), "uint8"), "label": datasets.Value("int64")}
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 24, 28, channels), dtype=np.uint8)
+    rows = datasets.Dataset.from_dict({"image": list(pixels), "label": [0, 1, 2] * 2}, features=features)
+    rows.save_to_disk(tmp_path / "data")
+    found, dataset = evaluate(save_model(tmp_path / "model", ["a", "b", "c"], channels), str(tmp_path / "data"))
+    assert found.images == 6
+    # Five or six of the answers are the same class, so some are wrong.
+    assert [file.name for file in found.draw(dataset, tmp_path)] == ["confusion.png", "mistakes.png"]
+
+
+class TestSeveralLabels:
+    NAMES = ("blue", "green", "red")
+
+    @pytest.fixture
+    def tagged(self, colours: Path, tmp_path: Path) -> str:
+        """The images to evaluate, each with a list of its colour and, for red, another one."""
+        files = sorted((colours / "validation").glob("*/*.png"))
+        labels = [[file.parent.name] + ["blue"] * (file.parent.name == "red") for file in files]
+        features = datasets.Features({"image": datasets.Image(), "tags": datasets.Sequence(datasets.Value("string"))})
+        rows = datasets.Dataset.from_dict({"image": list(map(str, files)), "tags": labels}, features=features)
+        rows.to_parquet(tmp_path / "validation.parquet")
+        return str(tmp_path / "validation.parquet")
+
+    def test_against_the_model_called_by_hand(self, tagged: str, colours: Path, tmp_path: Path) -> None:
+        model = save_model(tmp_path / "model", ["red", "blue", "green"], problem_type="multi_label_classification")
+        found, dataset = evaluate(model, tagged, label_column="tags", batch_size=4)
+        assert isinstance(found, MultilabelEvaluation)
+        classify = Classifier.load(model, "cpu").classify(sorted((colours / "validation").glob("*/*.png")), top_k=3)
+        answers = [{each.label: each.probability for each in answer} for _, answer in classify]  # type: ignore[union-attr]
+        truth = {"red": [0] * 10 + [1] * 5, "blue": [1] * 5 + [0] * 5 + [1] * 5, "green": [0] * 5 + [1] * 5 + [0] * 5}
+        for name, expected in truth.items():
+            scores = np.array([answer[name] for answer in answers])
+            assert found.summary()["average_precision"][name] == pytest.approx(
+                average_precision(scores, np.array(expected, bool))
+            )
+            recall = (scores > 0.5)[np.array(expected, bool)].mean()
+            assert found.summary()["recall"][name] == pytest.approx(recall)
+        assert [file.name for file in found.draw(dataset, tmp_path)] == ["average-precision.png"]
+
+    def test_one_label_for_an_image_is_a_list_of_one(self, colours: Path, tmp_path: Path) -> None:
+        model = save_model(tmp_path / "model", ["red", "blue", "green"], problem_type="multi_label_classification")
+        found, _ = evaluate(model, str(colours))
+        assert isinstance(found, MultilabelEvaluation)
+        assert found.images == 15
+        assert 0.2 < found.mean_average_precision < 1
+
+    def test_one_class(self, tmp_path: Path) -> None:
+        """A model of one label says yes or no."""
+        draw_colours(tmp_path / "data", 2)
+        lines = [
+            json.dumps({"file_name": f"{name}/{index}.png", "labels": ["red"] * (name == "red")})
+            for name in self.NAMES
+            for index in range(2)
+        ]
+        (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(lines))
+        found, _ = evaluate(save_model(tmp_path / "model", ["red"]), str(tmp_path / "data"), "train")
+        assert found.summary()["average_precision"].keys() == {"red"}
+
+    def test_a_model_of_one_label_for_an_image(self, tagged: str, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=r"has several labels for an image, and the model .* gives exactly one"):
+            evaluate(save_model(tmp_path / "model", list(self.NAMES)), tagged, label_column="tags")
+
+
+def test_a_regression_has_no_labels(colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"model' is a regression \(problem_type in its config.json\)"):
+        evaluate(save_model(tmp_path / "model", ["x"], problem_type="regression"), str(colours))

@@ -151,6 +151,8 @@ def test_everything_at_once(flags: list[str], tmp_path: Path) -> None:
     trainer = train("finetune", [*flags, *AUGMENTED, "--layer_decay", "0.8", "--lr-scheduler-type", "cosine"])
     assert len(trainer.optimizer.param_groups) > 4
     assert trainer.average is not None
+    # Leaving out the last images of an epoch is for training.
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["eval_images"] == 15
     # What is kept is the average, which differs from the last weights.
     kept, last = weights(tmp_path / "run" / "final"), trainer.model.state_dict()
     means = dict(trainer.average.module.named_parameters())

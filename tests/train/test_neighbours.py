@@ -204,3 +204,17 @@ def test_the_command(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     answer = swinv2_command(*command, "--neighbours", 3)
     assert answer.exit_code == 2
     assert "--neighbours has no effect without --knn" in answer.stderr
+
+
+def test_several_labels_have_no_vote(colours: Path, tmp_path: Path) -> None:
+    rows = {"image": [str(colours / "train" / "red" / "0.png")] * 2, "label": [["a"], ["a", "b"]]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Sequence(datasets.Value("string"))})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UsageError, match=r"--knn is for images of one label, and .* has lists of labels"):
+        evaluate_neighbours(save_model(tmp_path / "model"), str(tmp_path / "train.parquet"))
+
+
+def test_one_channel(colours: Path, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", num_channels=1)
+    make_processor(Pixels((32, 32), (0.5,), (0.5,))).save_pretrained(model)
+    assert evaluate_neighbours(model, str(colours), neighbours=3)[0].images == 15

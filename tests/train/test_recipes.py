@@ -187,7 +187,7 @@ def test_its_command_reads_it(recipe: Path) -> None:
 def test_its_pixels_can_be_made(recipe: Path) -> None:
     """No augmentation is refused beside another one."""
     settings = parse(recipe)
-    pixels = Pixels((64, 64), settings.image_mean, settings.image_std)
+    pixels = Pixels((64, 64), settings.image_mean or [0.5] * 3, settings.image_std or [0.5] * 3)
     if isinstance(settings, FinetuneSettings):
         for_finetuning(
             pixels,

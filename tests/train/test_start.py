@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import peers
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.errors import UsageError
+from swinv2.train.data.augment import Pixels, make_processor
 from swinv2.train.settings import FinetuneSettings, PretrainSettings
 from swinv2.train.start import model_to_finetune, model_to_pretrain
 
@@ -33,7 +34,9 @@ def needed(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def finetune(needed: dict[str, Any]) -> Any:
-    return lambda names=NAMES, **given: model_to_finetune(FinetuneSettings(**(needed | given)), names)
+    return lambda names=NAMES, several=False, **given: model_to_finetune(
+        FinetuneSettings(**(needed | given)), names, several
+    )
 
 
 @pytest.fixture
@@ -114,6 +117,15 @@ class TestNew:
         with pytest.raises(UsageError, match=sentence):
             finetune(**({"model": "new", "model_fields": FIELDS} | given))
 
+    def test_normalisation_of_a_new_model(self, needed: dict[str, Any]) -> None:
+        settings = FinetuneSettings(**needed, model="new", model_fields=FIELDS)
+        model_to_finetune(settings, NAMES)
+        assert (settings.image_mean, settings.image_std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+    def test_half_a_normalisation(self, finetune: Any) -> None:
+        with pytest.raises(UsageError, match="--image-mean and --image-std belong together"):
+            finetune(model="new", model_fields=FIELDS, image_mean=[0.5])
+
     def test_targets_said_twice(self, pretrain: Any) -> None:
         with pytest.raises(UsageError, match="norm_targets 9, but --norm-targets makes it 47"):
             pretrain(model="new", model_fields=FIELDS | {"norm_targets": 9})
@@ -149,9 +161,7 @@ class TestLoaded:
         assert torch.equal(model.classifier.weight, stored(classifier)["classifier.weight"])
         assert model.config.drop_path_rate == 0.0
         assert "random weights" not in warnings_of.text
-        assert (
-            "numbers instead of names; its classifier is kept in their order: 0 becomes 'a', 1 'b'" in warnings_of.text
-        )
+        assert "numbers instead of names; its classifier is kept in their order: 0 becomes 'a'" in warnings_of.text
 
     @pytest.mark.parametrize(
         ("old", "rows"),
@@ -207,6 +217,28 @@ class TestLoaded:
         assert {block.attention.self.geometry.window for block in blocks} == {window}
         height, width = (given.get("image_size", [32]) * 2)[:2]
         assert model(torch.zeros(1, 3, height, width)).logits.shape == (1, 3)
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_its_own_normalisation(self, needed: dict[str, Any], tmp_path: Path, channels: int) -> None:
+        model = Swinv2ForMaskedImageModeling(Swinv2Config(**FIELDS, encoder_stride=4, num_channels=channels))
+        model.save_pretrained(tmp_path / "own")
+        make_processor(Pixels((32, 32), [0.4] * channels, [0.2] * channels)).save_pretrained(tmp_path / "own")
+        settings = FinetuneSettings(**needed, model=str(tmp_path / "own"))
+        assert model_to_finetune(settings, NAMES).config.num_channels == channels
+        assert (settings.image_mean, settings.image_std) == ([0.4] * channels, [0.2] * channels)
+
+    @pytest.mark.parametrize("before", [None, "regression", "multi_label_classification"])
+    def test_the_problem_of_the_data(self, finetune: Any, tmp_path: Path, before: str | None) -> None:
+        config = Swinv2Config(**FIELDS, num_labels=3, problem_type=before)
+        Swinv2ForImageClassification(config).save_pretrained(tmp_path / "old")
+        assert finetune(model=str(tmp_path / "old")).config.problem_type == "single_label_classification"
+        assert finetune(model=str(tmp_path / "old"), several=True).config.problem_type == "multi_label_classification"
+
+    def test_one_channel_without_a_processor(self, finetune: Any, tmp_path: Path) -> None:
+        model = Swinv2ForMaskedImageModeling(Swinv2Config(**FIELDS, encoder_stride=4, num_channels=1))
+        model.save_pretrained(tmp_path / "bare")
+        with pytest.raises(UsageError, match="takes 1 channels; --image-mean has 3"):
+            finetune(model=str(tmp_path / "bare"))
 
     def test_the_bias_is_extrapolated_and_not_stretched(self, finetune: Any, masked: str) -> None:
         """Inside the old window, distances keep their bias; stretched, they do not, but the corners do."""

@@ -130,7 +130,7 @@ def evaluate_neighbours(
         UsageError: The model or the data cannot be opened, or no class is in both splits.
     """
     encoder = load_model(Swinv2Model, model, choose_device(device), dtype)
-    transform = partial(process_image, load_processor(model))
+    transform = partial(process_image, load_processor(model, encoder.config.num_channels))
     bank_images, images = _open_splits(data, split, image_column, label_column)
     leave_one_out = images is bank_images
     total = len(bank_images) + (0 if leave_one_out else len(images))
@@ -170,6 +170,8 @@ def _open_splits(
     split."""
     columns: Any = {"image_column": image_column, "label_column": label_column}
     bank = classes_to_train(open_dataset(data, "train", **columns))
+    if bank.several:
+        raise UsageError(f"--knn is for images of one label, and {data} has lists of labels; leave it out.")
     has_others = split != "evaluation" or set(EVAL_SPLITS) & set(bank.splits)
     is_alone = bank.split is None or split == bank.split or not has_others
     if is_alone:

@@ -45,8 +45,8 @@ class RunOptions:
     streaming: bool = _option(False, "Read images one by one instead of all files first; needs --max-steps.")
     shuffle_buffer: int = _option(10_000, "With --streaming: number of images from which the next one is drawn.")
     max_broken_images: int = _option(100, "Number of unreadable images that a process may meet, each counted once.")
-    image_mean: list[float] = _option([0.485, 0.456, 0.406], "Mean of each channel of the model.")
-    image_std: list[float] = _option([0.229, 0.224, 0.225], "Standard deviation of each channel of the model.")
+    image_mean: list[float] = _option([], "Mean of each channel; default: the model's own, ImageNet's for a new one.")
+    image_std: list[float] = _option([], "Standard deviation of each channel; default: as for --image-mean.")
 
     # Model
     model: str = _option("", f"Model to start from: {_MODELS}.")

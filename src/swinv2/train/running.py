@@ -91,7 +91,7 @@ def data_arguments(
     crop_ratio: float | None = None,
 ) -> dict[str, Any]:
     """The arguments of a run's trainer for its examples and its image processor. Training examples are augmented."""
-    transform = SampleTransform(augment, pixels.channels, masks, settings.seed)
+    transform = SampleTransform(augment, pixels.channels, masks, settings.seed, len(train.names) * train.several)
     plain = replace(transform, image_transform=for_evaluation(pixels, crop_ratio))
     if train.streams:
         place = settings.process_index, settings.world_size

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.lengths import as_pair, plain_pair
-from swinv2.loading import label_names, read_config
+from swinv2.loading import label_names, load_processor, read_config
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.train.flags import as_flag
 from swinv2.train.optim.groups import freeze_stages
@@ -35,7 +36,11 @@ Model = TypeVar("Model", bound=Swinv2PreTrainedModel)
 
 
 def model_to_pretrain(settings: PretrainSettings) -> Swinv2ForMaskedImageModeling:
-    """Builds the model for masked-image modelling; patch size and stages decide its encoder stride."""
+    """Builds the model for masked-image modelling; patch size and stages decide its encoder stride.
+
+    Mean and deviation of the channels become settings, if they are not given.
+    """
+    choose_normalisation(settings)
     fields = _model_fields(settings, norm_targets=settings.norm_targets)
     config = _new_config(settings, fields) if is_new_model(settings) else read_config(settings.model)
     patch, merges = as_pair("patch_size", config.patch_size), 2 ** (config.num_layers - 1)
@@ -43,10 +48,21 @@ def model_to_pretrain(settings: PretrainSettings) -> Swinv2ForMaskedImageModelin
     return _build_or_load(Swinv2ForMaskedImageModeling, settings, fields, ("decoder.", "swinv2.embeddings.mask_token"))
 
 
-def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.Module:
-    """Builds the classifier for the classes of the data, with LoRA if the settings say so."""
+def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...], several: bool = False) -> nn.Module:
+    """Builds the classifier for the classes of the data, with LoRA if the settings say so.
+
+    Mean and deviation of the channels become settings, if they are not given.
+
+    Args:
+        settings: The settings.
+        names: Names of the classes.
+        several: Whether an image may have several labels.
+    """
+    choose_normalisation(settings)
     fields = _model_fields(settings)
     fields |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    # Also if the model to start from, whose classifier may fit, was made for another problem.
+    fields["problem_type"] = f"{'multi' if several else 'single'}_label_classification"
     model = _build_or_load(Swinv2ForImageClassification, settings, fields, ("classifier.",))
     if settings.head_map:
         rows = _classifier_from_rows(settings.model, settings.head_map, names)
@@ -63,6 +79,30 @@ def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.
         modules_to_save=["classifier"],
     )
     return get_peft_model(model, adapters)  # type: ignore[arg-type]
+
+
+def choose_normalisation(settings: RunSettings) -> None:
+    """Sets mean and deviation of each channel if they are not given: those of the image processor of the model to start
+    from; ImageNet's for a new model, and for a model without a processor.
+
+    Raises:
+        UsageError: Only one of the two is given.
+    """
+    if bool(settings.image_mean) != bool(settings.image_std):
+        raise UsageError("--image-mean and --image-std belong together; give both or neither.")
+    if settings.image_mean:
+        return
+    settings.image_mean, settings.image_std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+    if is_new_model(settings):
+        return
+    channels = read_config(settings.model).num_channels
+    try:
+        processor = load_processor(settings.model, channels)
+    except UsageError:
+        # Without a processor, ImageNet's are right for most models of three channels; others need the flags.
+        return
+    if processor.do_rescale and processor.do_normalize and len(processor.image_mean) == channels:
+        settings.image_mean, settings.image_std = list(processor.image_mean), list(processor.image_std)
 
 
 def is_new_model(settings: RunSettings) -> bool:
@@ -174,7 +214,7 @@ def _match_classifier(model: Swinv2ForImageClassification, old: list[str]) -> No
     if not known and all(re.fullmatch(r"(LABEL_)?\d+", name) for name in old):
         logger.warning(
             f"the classes of the model have numbers instead of names; its classifier is kept in their order: 0 becomes "
-            f"{names[0]!r}, 1 {names[1]!r} ..."
+            f"{names[0]!r} ..."
         )
         return
     fresh = nn.Linear(classifier.in_features, classifier.out_features, classifier.bias is not None)

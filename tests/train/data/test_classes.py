@@ -85,3 +85,30 @@ class TestMatching:
         assert "photos has numbers instead of class names: 0 is 'cat' of the model" in warnings.text
         with pytest.raises(UsageError, match="has a label 2, but there are 2 classes"):
             match_classes(made([2]), ["cat", "dog"], "the model")
+
+
+class TestSeveralLabels:
+    """Labels of other classes go, their images stay."""
+
+    def tagged(self, labels: list[list[int]], names: Sequence[str] = ()) -> ImageDataset:
+        rows = datasets.Dataset.from_dict({"image": [b"x"] * len(labels), "label": labels})
+        return ImageDataset(rows, "image", "label", tuple(names), "photos", several=True)
+
+    def test_training(self, warnings: pytest.LogCaptureFixture) -> None:
+        found = classes_to_train(self.tagged([[0, 3], [], [3]], ["cat", "dog", "newt", "owl"]))
+        assert found.names == ("cat", "owl")
+        assert [sample.label for sample in found] == [(0, 1), (), (1,)]
+        assert "has no image to train 'dog', 'newt'" in warnings.text
+
+    def test_one_class_is_yes_or_no(self) -> None:
+        assert classes_to_train(self.tagged([[0], []], ["cat"])).names == ("cat",)
+
+    def test_no_label_at_all(self) -> None:
+        with pytest.raises(UsageError, match="photos has no label in the column 'label'"):
+            classes_to_train(self.tagged([[], []]))
+
+    def test_evaluation(self, warnings: pytest.LogCaptureFixture) -> None:
+        found = match_classes(self.tagged([[0, 1, 2], [1], []], ["owl", "wolf", "cat"]), ["cat", "dog", "owl"], "it")
+        assert [sample.label for sample in found] == [(2, 0), (), ()]
+        assert found.labels().tolist() == [2, 0]
+        assert "classes that it lacks; these labels are left out of the evaluation: 'wolf' (2)" in warnings.text

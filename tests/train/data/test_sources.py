@@ -1,6 +1,7 @@
 """The same images from each source, and a sentence where there are none."""
 
 import io
+import json
 import os
 import sys
 import tarfile
@@ -293,6 +294,68 @@ class TestColumns:
         source = self.parquet(tmp_path, image=[b"x"], breed=[1])
         with pytest.raises(UsageError, match=r"has no labels, but the columns \['breed'\]; .* with --label-column"):
             open_dataset(source, "train").labels()
+
+    @pytest.mark.parametrize(
+        ("feature", "stored"),
+        [
+            (datasets.ClassLabel(names=["ant", "bee", "cat"]), [[0, 2], [], [1]]),
+            (datasets.Value("int64"), [[0, 2], [], [1]]),
+            (datasets.Value("string"), [["ant", "cat"], [], ["bee"]]),
+        ],
+        ids=["classes", "numbers", "names"],
+    )
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_several_labels(self, tmp_path: Path, feature: Any, stored: list[Any], streaming: bool) -> None:
+        features = datasets.Features({"image": datasets.Value("binary"), "labels": datasets.Sequence(feature)})
+        rows = datasets.Dataset.from_dict({"image": [b"x"] * 3, "labels": stored}, features=features)
+        rows.to_parquet(tmp_path / "rows.parquet")
+        found = open_dataset(str(tmp_path / "rows.parquet"), "train", streaming=streaming)
+        assert found.several
+        if streaming and feature == datasets.Value("string"):
+            with pytest.raises(UsageError, match="if the labels are words, leave out --streaming"):
+                list(found)
+            return
+        assert [sample.label for sample in found] == [(0, 2), (), (1,)]
+        assert found.names == (() if feature == datasets.Value("int64") else ("ant", "bee", "cat"))
+
+    def test_several_labels_of_a_folder(self, tmp_path: Path) -> None:
+        """A folder with metadata.jsonl, as `datasets` reads it."""
+        draw_colours(tmp_path / "train", 1)
+        tags = {"blue": ["cold"], "green": [], "red": ["warm", "loud"]}
+        lines = [json.dumps({"file_name": f"{name}/0.png", "labels": tags[name]}) for name in NAMES]
+        (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(lines))
+        found = open_dataset(str(tmp_path), "train")
+        assert (found.names, found.several) == (("cold", "loud", "warm"), True)
+        assert [(Path(sample.name).parent.name, sample.label) for sample in found] == [
+            ("blue", (0,)),
+            ("green", ()),
+            ("red", (2, 1)),
+        ]
+
+    @pytest.mark.parametrize(
+        ("labels", "shown"),
+        [([[0], None], "None"), ([[0], [1, 1]], r"\[1, 1\]"), ([[0.5], []], "0.5")],
+    )
+    def test_lists_that_are_no_labels(self, tmp_path: Path, labels: list[Any], shown: str) -> None:
+        """A list of zeros and ones, one for each class, is refused because of its repetitions."""
+        found = open_dataset(self.parquet(tmp_path, image=[b"x"] * 2, label=labels), "train")
+        for read in (found.labels, lambda: list(found)):
+            with pytest.raises(UsageError, match=f"has the label {shown} .* expected"):
+                read()
+
+    @pytest.mark.parametrize("missing", [None, ["b", None]])
+    def test_lists_of_words_that_lack_one(self, tmp_path: Path, missing: Any) -> None:
+        source = self.parquet(tmp_path, image=[b"x"] * 3, label=[["a"], [], missing])
+        with pytest.raises(UsageError, match=r"for 1 of 3 images, first for that of row 2, .* a label, or \[\], or"):
+            open_dataset(source, "train")
+
+    def test_a_class_is_preferred_to_a_list(self, tmp_path: Path) -> None:
+        names = datasets.ClassLabel(names=["a", "b"])
+        features = datasets.Features({"image": datasets.Value("binary"), "x": names, "y": datasets.Sequence(names)})
+        rows = datasets.Dataset.from_dict({"image": [b"x"], "x": [1], "y": [[0]]}, features=features)
+        rows.to_parquet(tmp_path / "rows.parquet")
+        assert open_dataset(str(tmp_path / "rows.parquet"), "train").label_column == "x"
+        assert open_dataset(str(tmp_path / "rows.parquet"), "train", label_column="y")[0].label == (0,)
 
     def test_names_twice(self, dataset: Path) -> None:
         for names in (NAMES, NAMES[::-1]):

@@ -41,7 +41,7 @@ def classes_to_train(train: ImageDataset) -> ImageDataset:
             f"{train.source} has no image to train {_quoted(without)}; the classifier does not get "
             f"{'this class' if len(without) == 1 else 'these classes'}"
         )
-    if len(kept) == 1:
+    if len(kept) == 1 and not train.several:
         raise UsageError(
             f"{train.source} has images of only one class, {kept[0]!r}; a classifier needs two. In a folder of images, "
             "the folders directly below are the classes."
@@ -82,23 +82,24 @@ def match_classes(dataset: ImageDataset, names: Sequence[str], owner: str) -> Im
         )
     if unknown:
         left_out = few([f"{name!r} ({counts[name]:,})" for name in unknown], 5)
+        what = "these labels" if dataset.several else "their images"
         logger.warning(
-            f"{dataset.source} has classes that {owner} lacks; their images are left out of the evaluation: {left_out}"
+            f"{dataset.source} has classes that {owner} lacks; {what} are left out of the evaluation: {left_out}"
         )
     return _renumbered(dataset, own, names)
 
 
 def _names_or_numbers(dataset: ImageDataset) -> tuple[str, ...]:
     """The names of the classes; if the data has none, the numbers up to the largest label."""
-    return dataset.names or tuple(map(str, range(max(int(dataset.labels().max()), 0) + 1)))
+    return dataset.names or tuple(map(str, range(int(dataset.labels().max(initial=0)) + 1)))
 
 
 def _renumbered(dataset: ImageDataset, own: Sequence[str], names: tuple[str, ...]) -> ImageDataset:
-    """The images whose class is among some names; their labels become the indices of the names."""
+    """The images whose class is among some names; their labels become the indices of the names. An image that may have
+    several labels stays, without those of other classes."""
     place = {name: index for index, name in enumerate(names)}
     numbers = np.array([place.get(name, -1) for name in own])
-    labels = dataset.labels()
-    kept = np.flatnonzero(numbers[labels] >= 0)
+    kept = np.arange(len(dataset)) if dataset.several else np.flatnonzero(numbers[dataset.labels()] >= 0)
     return replace(
         dataset,
         names=names,

@@ -63,7 +63,7 @@ def open_dataset(
         names: Names of the classes, if the data has none.
         needs_labels: Whether to leave out images of a folder that have no label, with a warning.
 
-    A column of words as labels becomes classes in the order of the alphabet.
+    A column of words as labels, or of lists of words, becomes classes in the order of the alphabet.
 
     Raises:
         UsageError: The source cannot be opened, or has no such split or no images.
@@ -85,15 +85,25 @@ def open_dataset(
             f"{source} has the columns {sorted(features)}; choose the one of the images with --image-column."
         )
     labels = _find_column(features, label_column, datasets.ClassLabel, LABEL_COLUMNS, "--label-column", source)
-    if labels and not streaming and features[labels] in (datasets.Value("string"), datasets.Value("large_string")):
-        rows = _encode_words(rows, labels, source)
+    label = _inside_list(features[labels]) if labels else None
+    several = labels is not None and label is not features[labels]
+    if labels and not streaming and label in (datasets.Value("string"), datasets.Value("large_string")):
+        rows = _encode_words(rows, labels, several, source)
         features = rows.features
-    known = features[labels].names if labels and isinstance(features[labels], datasets.ClassLabel) else ()
+        label = _inside_list(features[labels])
+    known = label.names if isinstance(label, datasets.ClassLabel) else ()
     if known and names and set(names) != set(known):
         raise UsageError(f"{source} has class names ({few(known)}); leave out --label-names-file ({few(names)}).")
     if isinstance(features[images], datasets.Image):
         rows = rows.cast_column(images, datasets.Image(decode=False))
-    return ImageDataset(rows, images, labels, tuple(known or names), source, found_split, splits)
+    return ImageDataset(rows, images, labels, tuple(known or names), source, found_split, splits, several=several)
+
+
+def _inside_list(feature: Any) -> Any:
+    """The feature of the items of a list; any other feature unchanged."""
+    if isinstance(feature, list):
+        return feature[0]
+    return getattr(feature, "feature", feature)
 
 
 @contextmanager
@@ -109,19 +119,23 @@ def _bars_only_on_a_terminal() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _encode_words(rows: Any, column: str, source: str) -> Any:
-    """Makes classes of a column of words."""
+def _encode_words(rows: Any, column: str, several: bool, source: str) -> Any:
+    """Makes classes of a column of words, or of lists of words."""
     # Not `class_encode_column`: it copies all images.
-    words = rows[column][:]
-    if None in words:
+    stored: list[Any] = rows[column][:]
+    lists: list[Any] = stored if several else [[word] for word in stored]
+    without = [index for index, words in enumerate(lists) if words is None or None in words]
+    if without:
         raise UsageError(
-            f"{source} has no label in the column {column!r} for {words.count(None):,} of {len(words):,} images, first "
-            f"for that of row {words.index(None)}, counted from 0; give each a label, or delete its row."
+            f"{source} has no label in the column {column!r} for {len(without):,} of {len(lists):,} images, first "
+            f"for that of row {without[0]}, counted from 0; give each a label{', or []' * several}, or delete its row."
         )
-    names = sorted(set(words))
-    numbers = {name: number for number, name in enumerate(names)}
-    labels = [numbers[word] for word in words]
-    return rows.remove_columns(column).add_column(column, labels, feature=datasets.ClassLabel(names=names))
+    classes = datasets.ClassLabel(names=sorted({word for words in lists for word in words}))
+    numbers = {name: number for number, name in enumerate(classes.names)}
+    labels: list[Any] = [[numbers[word] for word in words] for words in lists]
+    if several:
+        return rows.remove_columns(column).add_column(column, labels, feature=datasets.Sequence(classes))
+    return rows.remove_columns(column).add_column(column, [label for (label,) in labels], feature=classes)
 
 
 def _load_split(
@@ -210,13 +224,15 @@ def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None
 def _find_column(
     features: dict[str, Any], given: str | None, kind: type, usual: Sequence[str], flag: str, source: str
 ) -> str | None:
-    """The given column; otherwise the only column of a type; otherwise the only one with a usual name; otherwise None.
-    A given column that does not exist, and several candidates, are errors."""
+    """The given column; otherwise the only column of a type, for labels also of lists of it; otherwise the only one
+    with a usual name; otherwise None. A given column that does not exist, and several candidates, are errors."""
     if given is not None:
         if given not in features:
             raise UsageError(f"{source} has no column {given!r}; it has {sorted(features)}.")
         return given
     found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if kind is datasets.ClassLabel and not found:
+        found = [name for name, feature in features.items() if isinstance(_inside_list(feature), kind)]
     found = found or [name for name in usual if name in features]
     if len(found) > 1:
         raise UsageError(f"{source} has the columns {found}; choose one with {flag}.")
