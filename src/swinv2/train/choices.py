@@ -179,6 +179,7 @@ def _about_length(settings: FinetuneSettings, facts: DataFacts) -> list[_Candida
     found = [
         _Candidate("num_train_epochs", epochs, why, ("max_steps",)),
         _Candidate("per_device_train_batch_size", row.batch, images),
+        _Candidate("dataloader_persistent_workers", True, "for short epochs", ("dataloader_num_workers",)),
         _Candidate("per_device_eval_batch_size", 64, "evaluation stores no gradients"),
         _Candidate("warmup_steps", 0.1, "a tenth of the steps"),
         _Candidate("lr_scheduler_type", "cosine", "falls to 0 at the end", ("milestones", "lr_scheduler_kwargs")),

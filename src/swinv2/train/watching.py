@@ -5,6 +5,8 @@ elsewhere a line every half minute.
 """
 
 import json
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,9 @@ from swinv2.console import Lines, message_console
 from swinv2.disk import whole_file
 
 LOG_NAME, CURVES_NAME = "log.jsonl", "curves.png"
+
+SECONDS_BETWEEN_CURVES = 20.0
+"""Epochs of small data sets take a second or two; drawing takes half a second."""
 
 
 class ProgressBar(ProgressCallback):
@@ -84,6 +89,7 @@ class RunLog(TrainerCallback):
 
     run: Path
     resumed_from_step: int | None = None
+    _drawn: float = -math.inf
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Begins the log of the run, or notes the step from which it resumes."""
@@ -108,11 +114,19 @@ class RunLog(TrainerCallback):
                 file.write(json.dumps(state.log_history[-1]) + "\n")
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Draws the curves of the training so far."""
+        """Draws the curves of the training so far, unless it was done a short time ago."""
+        if time.monotonic() - self._drawn > SECONDS_BETWEEN_CURVES:
+            self._draw(state)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Draws the curves of the whole training."""
+        self._draw(state)
+
+    def _draw(self, state: TrainerState) -> None:
+        """Draws the curves."""
         # matplotlib takes a second to import, and most of this package does not need it.
         from swinv2.train.drawing.curves import draw_curves
 
         if state.is_world_process_zero and any("loss" in entry for entry in state.log_history):
             draw_curves(state.log_history, self.run / CURVES_NAME, self.run.name)
-
-    on_train_end = on_save
+            self._drawn = time.monotonic()
