@@ -210,7 +210,9 @@ class SwinTrainer(Trainer):
                 self.optimizer = kind(without_names(groups), **options)
             # A library that is not installed, or options that the optimizer does not have.
             except (ImportError, ValueError, TypeError, RuntimeError) as error:
-                raise UsageError(f"--optim {OptimizerNames(args.optim).value} cannot be used: {first_sentence(error)}.") from error
+                raise UsageError(
+                    f"--optim {OptimizerNames(args.optim).value} cannot be used: {first_sentence(error)}."
+                ) from error
         return self.optimizer
 
     def create_scheduler(
