@@ -10,15 +10,15 @@ export NO_MKDOCS_2_WARNING ?= 1
 $(VENV)/installed: $(wildcard $(PIP_CONSTRAINT)) pyproject.toml hatch_build.py $(wildcard src/swinv2/ops/cpu/sources/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[figures]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: $(VENV)/installed  ## classify twenty real images with the checkpoint that ships
-	$(BIN)/swinv2 demo
+demo: $(VENV)/installed  ## classify twenty photographs with the model that ships, and draw them
+	$(BIN)/swinv2 demo --output build/demo.png
 
 test: $(VENV)/installed-dev  ## the tests, under ten minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

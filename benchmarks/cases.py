@@ -84,16 +84,15 @@ CASES = {
     for case in (
         # The model that the package ships.
         Case(
-            "shipped-w4-32",
-            image_size=32,
-            window=4,
-            embed_dim=48,
-            depths=(2, 4, 2),
-            num_heads=(2, 4, 8),
-            pretrained_windows=(0, 0, 0),
+            "shipped-w8-64",
+            image_size=64,
+            window=8,
+            embed_dim=64,
+            depths=(2, 2, 4, 1),
+            num_heads=(2, 4, 8, 16),
+            pretrained_windows=(0, 4, 2, 1),
             batch_sizes=SMALL_BATCHES,
-            patch_size=2,
-            classes=10,
+            classes=200,
         ),
         Case(
             "mini-w4-64",

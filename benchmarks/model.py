@@ -11,9 +11,7 @@ Progress goes to stderr, the tables to stdout. README.md explains the method.
 import itertools
 import math
 import statistics
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -43,6 +41,7 @@ from cases import (
 )
 from limits import Limits, bytes_moved, measure_limits, operations, seconds_at_limits
 from memory import ALLOCATOR, MIB, Memory
+from terminal import progress, select
 from worker import Timing, Worker
 
 LEAST_SECONDS = 0.3
@@ -96,12 +95,12 @@ def main(
 ) -> None:
     """Compares swinv2 with transformers, timm, torchvision and OpenVINO: images per second and peak memory."""
     for_device = [name for name, case in CASES.items() if (device.value, MODES[0]) in case.batch_sizes]
-    selected = _select("cases", cases, for_device, CASES_WHEN_NAMED)
-    names = _installed(_select("libraries", libraries, LIBRARIES))
-    chosen_modes = _select("modes", modes, MODES)
-    chosen_precisions = _select("precisions", precisions, PRECISIONS)
+    selected = select("cases", cases, for_device, CASES_WHEN_NAMED)
+    names = _installed(select("libraries", libraries, LIBRARIES))
+    chosen_modes = select("modes", modes, MODES)
+    chosen_precisions = select("precisions", precisions, PRECISIONS)
     possible = [name for name in EXECUTIONS if device == Device.CUDA or name not in ON_GPUS_ONLY]
-    chosen_executions = _select("executions", executions, possible, EXECUTIONS_WHEN_NAMED)
+    chosen_executions = select("executions", executions, possible, EXECUTIONS_WHEN_NAMED)
     if device == Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
     # Results of some rows must not replace the complete results.
@@ -125,17 +124,17 @@ def main(
     # Settings that failed, or that lack a library, are measured again.
     rows = [row for row in rows if not any(_is_of(row, setting) for setting in missing)]
     for name in dict.fromkeys(setting.case for setting in missing):
-        _progress(f"{name}: comparing logits with transformers")
+        progress(f"{name}: comparing logits with transformers")
         difference = disagreement(CASES[name], device)
         if not difference <= TOLERANCE:
-            _progress(
+            progress(
                 f"{name}: the logits differ from transformers' by {difference:.1e} of the distance between two "
                 f"images' logits; at most {TOLERANCE:.0e} is accepted. Nothing was measured."
             )
             raise typer.Exit(1)
     limits_of = {name: measure_limits(device, name) for name in dict.fromkeys(each.precision for each in missing)}
     for name, limits in limits_of.items():
-        _progress(f"{name}: {limits}")
+        progress(f"{name}: {limits}")
     if device == Device.CUDA:
         # The libraries' processes need the memory that this process's allocator holds.
         torch.cuda.empty_cache()
@@ -154,7 +153,7 @@ def main(
     print("\n\n".join(tables))
     for row in rows:
         if row["cpu_share"] != "" and float(row["cpu_share"]) < LEAST_CPU_SHARE:
-            _progress(
+            progress(
                 f"{row['library']}, {row['case']} {row['mode']} {row['precision']} {row['execution']}, batch "
                 f"{row['batch_size']}: got {row['cpu_share']:.0%} of its {row['threads']} threads' processor time. "
                 "Either other processes run here, so this speed is not reliable, or the library uses one thread a lot."
@@ -237,7 +236,7 @@ class Prepared:
 
 def prepare(setting: Setting, library: str, memory_too: bool) -> Prepared:
     """Starts a library's process. On a CPU, another process measures its memory."""
-    _progress(f"{setting}: preparing {library}")
+    progress(f"{setting}: preparing {library}")
     prepared = Prepared()
     try:
         # OpenVINO's memory is not in torch tensors.
@@ -261,7 +260,7 @@ def _measure_row(setting: Setting, prepared: dict[str, Prepared], rounds: int, m
             except RuntimeError as error:
                 notes[name] = _note(name, error)
     alive = {name: worker for name, worker in workers.items() if name not in notes}
-    _progress(f"{setting}: timing {', '.join(alive)}")
+    progress(f"{setting}: timing {', '.join(alive)}")
     timings = time_in_turns(alive, rounds, notes)
     for each in prepared.values():
         each.close()
@@ -315,7 +314,7 @@ def time_in_turns(workers: dict[str, Worker], rounds: int, notes: dict[str, str]
 
 
 def _note(library: str, error: RuntimeError) -> str:
-    _progress(f"{library} failed: {error}")
+    progress(f"{library} failed: {error}")
     return (str(error).splitlines() or ["no reason given"])[0][:200]
 
 
@@ -434,20 +433,11 @@ def _tables(rows: list[report.Row], libraries: list[str], memory_too: bool) -> l
     return [speed, weight]
 
 
-def _select(option: str, given: str, known: Iterable[str], only_when_named: Iterable[str] = ()) -> list[str]:
-    """Reads names separated by commas, in the order of `known`; no names: all except `only_when_named`."""
-    names = [name.strip() for name in given.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            raise typer.BadParameter(f"there is no {name!r}; choose from {', '.join(known)}", param_hint=f"--{option}")
-    return [name for name in known if (name in names if names else name not in only_when_named)]
-
-
 def _installed(libraries: list[str]) -> list[str]:
     """The libraries, without OpenVINO if it is not installed."""
     if OPENVINO not in libraries or find_spec(OPENVINO) is not None:
         return libraries
-    _progress("openvino is not installed, so it is not measured; `pip install -e .[peers]` installs it.")
+    progress("openvino is not installed, so it is not measured; `pip install -e .[peers]` installs it.")
     return [name for name in libraries if name != OPENVINO]
 
 
@@ -458,13 +448,6 @@ def _sizes(given: str, of_case: tuple[int, ...]) -> list[int]:
         if name != BEST and not (name.isdecimal() and int(name)):
             raise typer.BadParameter(f"{name!r} is neither a number of images nor {BEST}", param_hint="--batch-sizes")
     return list(dict.fromkeys(of_case[0] if name == BEST else int(name) for name in names)) or list(of_case)
-
-
-STARTED = time.perf_counter()
-
-
-def _progress(message: str) -> None:
-    print(f"[{time.perf_counter() - STARTED:6.0f} s] {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,12 @@ import torch
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "timm", "torchvision", "openvino")
 
+SAME_CODE = ("machine", "threads", "commit", *PACKAGES)
+"""Facts that are equal in all rows of a file of speeds."""
+
+PRIVATE = ("--output", "--data", "--keep")
+"""Options whose values are folders of this machine; they change no number."""
+
 Row = dict[str, object]
 
 
@@ -62,12 +68,12 @@ def describe_run(device: str) -> dict[str, str]:
 
 
 def _public(arguments: Sequence[str]) -> list[str]:
-    """The arguments without the output file: it changes no number, and its folder is private."""
+    """The arguments without the options in `PRIVATE`."""
     kept, skip = [], False
     for argument in arguments:
-        if not skip and argument != "--output" and not argument.startswith("--output="):
+        if not skip and argument.split("=")[0] not in PRIVATE:
             kept.append(argument)
-        skip = argument == "--output"
+        skip = argument in PRIVATE
     return kept
 
 
@@ -101,12 +107,13 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer.writerows(rows)
 
 
-def read_csv(path: Path, facts: Mapping[str, str]) -> list[Row]:
+def read_csv(path: Path, facts: Mapping[str, str], same: Sequence[str] = SAME_CODE) -> list[Row]:
     """Reads a file of `write_csv`, to add rows of another run to it.
 
     Args:
         path: The file.
         facts: Facts of the new run.
+        same: Facts that the rows must share with the new run.
 
     Raises:
         SystemExit: The file is of another machine or of other versions, so its rows are not comparable.
@@ -116,7 +123,7 @@ def read_csv(path: Path, facts: Mapping[str, str]) -> list[Row]:
             {name: text if name in facts else _number(text) for name, text in line.items()}
             for line in csv.DictReader(file)
         ]
-    for name in ("machine", "threads", "commit", *PACKAGES):
+    for name in same:
         others = {str(row[name]) for row in rows} - {facts[name]}
         if others:
             raise SystemExit(f"{path.name} has rows with {name} {', '.join(others)}, not {facts[name]}; delete them.")

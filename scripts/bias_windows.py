@@ -28,7 +28,7 @@ def last_field(model: Swinv2Model, stage: int, how: str) -> BiasField:
 def main(
     output: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("resolution-bias.png"),
     model: Annotated[str, typer.Option(help="A model's folder, or a name; default: the shipped one.")] = "",
-    stage: Annotated[int, typer.Option(min=1, help="Number of the stage.")] = 2,
+    stage: Annotated[int, typer.Option(min=1, help="Number of the stage.")] = 1,
     scale: Annotated[int, typer.Option(min=2, help="Factor by which image and window grow.")] = 3,
 ) -> None:
     """Draws the three fields."""

@@ -1,11 +1,11 @@
-"""Measures a CIFAR-10 checkpoint at other image sizes, without further training: with windows that grow with the image,
-whose position bias is extrapolated or stretched, or with unchanged windows.
+"""Measures a checkpoint at other image sizes, without further training: with windows that grow with the image, whose
+position bias is extrapolated or stretched, or with unchanged windows.
 
-    python scripts/other_sizes.py --data cifar10 --guide docs/guides/resolution.md
+    python scripts/other_sizes.py --data tiny-imagenet --guide docs/guides/resolution.md
 
-The table goes to stdout. With --guide, it also replaces the table between the two marks of that document. The model's
-own processor resizes test images; for a rectangle it distorts them. The window grows with the longer side, so that it
-still covers the whole map in the last stage.
+The table goes to stdout. With --guide, it also replaces the table between the two marks of that document. The images
+are the first ones of a permutation with seed 0. The model's own processor resizes them; for a rectangle it distorts
+them. The window grows with the longer side, so that it still covers the whole map in the last stage.
 """
 
 import platform
@@ -44,7 +44,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def top1(
     model: Swinv2ForImageClassification, processor: Any, images: np.ndarray, labels: list[str], size: tuple[int, int]
 ) -> float:
-    """Top-1 accuracy on the test images at a size."""
+    """Top-1 accuracy on the images at a size."""
     names = label_names(model.config)
     truth = torch.tensor([names.index(label) for label in labels])
     right = 0
@@ -63,21 +63,22 @@ def commit() -> str:
 
 
 def main(
-    data: Annotated[str, typer.Option(help="CIFAR-10: a folder, or a data set's name.")] = "cifar10",
+    data: Annotated[str, typer.Option(help="A folder, or a data set's name; its classes are the model's.")],
     model: Annotated[str, typer.Option(help="A model's folder, or a name; default: the shipped one.")] = "",
-    sizes: Annotated[str, typer.Option(help="Sizes, height first.")] = "32,40,48,64,96,32x48,48x32,64x96",
-    pictures: Annotated[int, typer.Option(min=1, max=10_000, help="Number of test images, from the first one.")] = 2000,
+    sizes: Annotated[str, typer.Option(help="Sizes, height first.")] = "64,80,96,128,64x96,96x64,96x128",
+    pictures: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 2000,
     guide: Annotated[Path | None, typer.Option(help="A document with the two marks.")] = None,
 ) -> None:
     """Measures all sizes and writes the table."""
     disable_progress_bar()
     name = model or str(shipped_model())
-    images, indices, names = read_arrays(data, "test")
-    images, labels = images[:pictures], [names[index] for index in indices[:pictures]]
+    images, indices, names = read_arrays(data, "evaluation")
+    drawn = np.random.default_rng(0).permutation(len(images))[:pictures]
+    images, labels = images[drawn], [names[index] for index in indices[drawn]]
     processor = load_processor(name)
     old = read_config(name)
     if sorted(label_names(old)) != sorted(names):
-        raise SystemExit(f"--model {name} does not have the ten labels of CIFAR-10; choose one that was trained on it.")
+        raise SystemExit(f"--model {name} does not have the labels of {data}; choose one that was trained on it.")
     before = guide.read_text() if guide is not None else ""
     if guide is not None and not 0 <= before.find(BEGIN) < before.find(END):
         raise SystemExit(
@@ -106,9 +107,9 @@ def main(
     options = f" --model {Path(model).name}" if model else ""
     rows += [
         "",
-        f"Top-1 of {shown} on the first {pictures:,} test images of CIFAR-10; one standard error is at most "
-        f"{error:.1f} points. `python scripts/other_sizes.py --data cifar10{options} --pictures {pictures}` at commit "
-        f"{commit()}, torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, "
+        f"Top-1 of {shown} on {pictures:,} images for evaluation, drawn at random; one standard error is at most "
+        f"{error:.1f} points. `python scripts/other_sizes.py --data {Path(data).name}{options} --pictures {pictures}` "
+        f"at commit {commit()}, torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, "
         f"{platform.machine()} CPU.",
     ]
     table = "\n".join(rows)

@@ -24,7 +24,8 @@ def make_model(folder: Path, model_class: type = Swinv2ForImageClassification, *
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(folder)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    normalisation = {"image_mean": [0.5] * config.num_channels, "image_std": [0.5] * config.num_channels}
+    ViTImageProcessor(size={"height": 16, "width": 16}, **normalisation).save_pretrained(folder)
     return folder
 
 

@@ -4,11 +4,16 @@ import csv
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "model.py"
 
@@ -31,7 +36,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARK.parent))
 
 
-def setting(case: str = "shipped-w4-32", **fields: object) -> Any:
+def setting(case: str = "shipped-w8-64", **fields: object) -> Any:
     """A row of one image."""
     from cases import Setting
 
@@ -231,7 +236,7 @@ class TestWhatIsMeasured:
         from swinv2.predict.shipped import shipped_model
 
         shipped = json.loads((shipped_model() / "config.json").read_text())
-        fields = _hugging_face_fields(CASES["shipped-w4-32"])
+        fields = _hugging_face_fields(CASES["shipped-w8-64"])
         assert fields.pop("num_labels") == len(shipped["id2label"])
         assert {name: value for name, value in fields.items() if shipped[name] != value} == {"drop_path_rate": 0.1}
 
@@ -258,7 +263,7 @@ class TestOpenVino:
         import cases
 
         pytest.importorskip("openvino")
-        case = replace(cases.CASES["shipped-w4-32"], depths=(1,), num_heads=(2,), pretrained_windows=(0,))
+        case = replace(cases.CASES["shipped-w8-64"], depths=(1,), num_heads=(2,), pretrained_windows=(0,))
         model, images = cases.build_model("openvino", case, "cpu").eval(), cases.draw_images(case, 1)
         found: list[float] = []
         compare = cases._difference
@@ -268,10 +273,181 @@ class TestOpenVino:
         assert found[0] < cases.TOLERANCE
 
 
+class TestImageSets:
+    """Folders of PNG files from folders and packages of others."""
+
+    def test_a_set_is_split_by_class(self, tmp_path: Path) -> None:
+        from image_sets import Sample, count_images, write_set
+
+        def samples() -> Iterator[Sample]:
+            for label, count in (("many", 40), ("some", 10), ("few", 9)):
+                for level in range(count):
+                    yield Sample(Image.new("L", (512, 256), level), label)
+
+        for name in ("first", "again"):
+            write_set(tmp_path / name, samples())
+        first, again = (sorted(tmp_path.glob(f"{name}/*/*/*")) for name in ("first", "again"))
+        assert [path.relative_to(tmp_path / "first") for path in first] == [
+            path.relative_to(tmp_path / "again") for path in again
+        ]
+        assert count_images(tmp_path / "first" / "train") == {"many": 32, "some": 8}
+        assert count_images(tmp_path / "first" / "test") == {"many": 8, "some": 2}
+        with Image.open(first[0]) as image:
+            assert image.size == (256, 128)
+
+    def test_boxes_of_coco_annotations(self, tmp_path: Path) -> None:
+        from image_sets import read_bccd
+
+        boxes = [(0, 10, 40, 20), (50, 50, 0, 0), (50, 20, 30, 30)]
+        for part in ("train", "validation", "test"):
+            (tmp_path / part).mkdir()
+            Image.new("RGB", (100, 80), "red").save(tmp_path / part / "a.jpg")
+            found = {
+                "categories": [{"id": 1, "name": "RBC"}],
+                "images": [{"id": 7, "file_name": "a.jpg"}],
+                "annotations": [{"image_id": 7, "category_id": 1, "bbox": box} for box in boxes],
+            }
+            (tmp_path / part / "_annotations.coco.json").write_text(json.dumps(found))
+        samples = list(read_bccd(tmp_path))
+        assert [sample.split for sample in samples] == ["train"] * 4 + ["test"] * 2
+        # A tenth of the longer side is added at each edge, inside the image; a box without area is none.
+        assert [sample.image.size for sample in samples[:2]] == [(44, 28), (36, 36)]
+        assert {sample.label for sample in samples} == {"RBC"}
+
+    def test_crops_have_the_class_of_most_pixels(self, tmp_path: Path) -> None:
+        from image_sets import CAMVID_CROP, read_camvid
+
+        # From left to right: building, unlabelled, half sky and half road.
+        mask = np.repeat([1, 11, 0, 3], [CAMVID_CROP, CAMVID_CROP, CAMVID_CROP // 2, CAMVID_CROP // 2])
+        for part in ("train", "validation", "test"):
+            for kind in ("images", "masks"):
+                (tmp_path / kind / part).mkdir(parents=True)
+            pixels = np.tile(mask, (CAMVID_CROP, 1)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / part / "a.jpg")
+            Image.fromarray(pixels).save(tmp_path / "masks" / part / "a.png")
+        assert [sample.label for sample in read_camvid(tmp_path)] == ["building"] * 3
+
+    def test_things_among_stamps(self, tmp_path: Path) -> None:
+        from image_sets import read_stamps
+
+        for path in ("food/fruit/apple.png", "food/fruit/cartoon/pear.png", "symbols/a.png", "animals/dog.png"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / path)
+        samples = list(read_stamps(tmp_path))
+        assert [sample.label for sample in samples] == ["animals", "food"]
+        # What is transparent is white.
+        assert samples[0].image.getpixel((0, 0)) == (255, 255, 255)
+
+
+class TestPeerTraining:
+    """The plain loop of the other networks."""
+
+    def test_one_cycle(self) -> None:
+        from peer_training import cycle
+
+        rates = [cycle(used / 100) for used in range(101)]
+        assert rates[0] == 0
+        assert rates[20] == max(rates) == 1
+        assert rates[60] == pytest.approx(0.5)
+        assert rates[100] == pytest.approx(0)
+
+    def test_it_ends_with_its_time(self) -> None:
+        from peer_training import count_answers, train
+
+        torch.manual_seed(0)
+        labels = torch.arange(40) % 2
+        images = (labels * 200).to(torch.uint8)[:, None, None, None].expand(40, 3, 9, 9).contiguous()
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+        started = time.process_time()
+        steps = train(model, images, labels, 8, 1e-2, started + 0.5, True)
+        assert 0.5 <= time.process_time() - started < 1.5
+        assert steps > 3
+        small = torch.nn.functional.interpolate(images.float(), 8).to(torch.uint8)
+        assert count_answers(model, small, labels).tolist() == [[20, 0], [0, 20]]
+
+
+class TestFinetune:
+    """Our command beside other networks."""
+
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Path:
+        """A folder with a set that looks like digits."""
+        for split in ("train", "test"):
+            for label in "01":
+                (tmp_path / "digits" / split / label).mkdir(parents=True)
+                Image.new("L", (8, 8)).save(tmp_path / "digits" / split / label / "0.png")
+        return tmp_path
+
+    def test_processor_time_includes_that_of_grandchildren(self, tmp_path: Path) -> None:
+        from finetune import MethodError, _run
+
+        burn = "import time\nwhile time.process_time() < {}: pass"
+        inner = burn.format(0.5)
+        outer = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {inner!r}])\nprint('done')"
+        answer, seconds = _run([sys.executable, "-c", outer], tmp_path / "log")
+        assert answer == "done\n"
+        assert 0.5 <= seconds < 2
+        with pytest.raises(MethodError, match="no such thing"):
+            _run([sys.executable, "-c", "raise SystemExit('a line\\nno such thing')"], tmp_path / "log")
+
+    def test_commands_and_results(
+        self, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        import finetune
+
+        from swinv2.predict.shipped import shipped_model
+
+        commands: list[list[str]] = []
+
+        def run(command: list[str], log: Path) -> tuple[str, float]:
+            commands.append(list(command))
+            if "finetune" in command:
+                output = Path(command[command.index("--output-dir") + 1])
+                output.mkdir()
+                (output / "final").symlink_to(shipped_model())
+                (output / "results.json").write_text('{"step": 7}')
+            found = {"top1": 0.75, "recall": {"0": 1.0, "1": 0.5, "2": None}}
+            peer = {"top1": 0.5, "mean_recall": 0.5, "processor_seconds": 12.2, "steps": 9, "image_size": 64}
+            return json.dumps(found if "evaluate" in command else peer | {"parameters": 9}), 12.0
+
+        monkeypatch.setattr(finetune, "_run", run)
+        options: Any = {"data": data, "output": data / "out", "sets": "", "seconds": None, "keep": None}
+        finetune.main(methods="swinv2,swinv2-new,resnet18", seeds="3", **options)
+        rows = list(csv.DictReader((data / "out.csv").read_text().splitlines()))
+        assert [(row["method"], row["top1"], row["mean_recall"], row["steps"]) for row in rows] == [
+            ("swinv2", "0.75", "0.75", "7"),
+            ("swinv2-new", "0.75", "0.75", "7"),
+            ("resnet18", "0.5", "0.5", "9"),
+        ]
+        ours, new, peer = (
+            next(each for each in commands if part in each) for part in ("finetune", "--model=new", "--no-flips")
+        )
+        # Our command gets the training images and the seed, and no setting.
+        flags = [each for each in ours if each.startswith("--")]
+        assert flags == ["--data", "--output-dir", "--seed"]
+        assert str(data / "digits" / "train") in ours
+        assert new[-3:] == ["--model=new", "--image_size=32", "--max_steps=7"]
+        # Its time is the peer's; its image size is too small for the peer.
+        assert {"--seconds=12.0", "--size=64", "--seed=3"} <= set(peer)
+
+        before = (len(commands), (data / "out.csv").read_text())
+        finetune.main(methods="swinv2,swinv2-new,resnet18", seeds="3", **options)
+        assert (len(commands), (data / "out.csv").read_text()) == before
+        assert "75.0 (75.0 to 75.0)" in capsys.readouterr().out
+        assert str(data) not in (data / "out.md").read_text()
+
+    def test_a_peer_needs_a_time(self, data: Path) -> None:
+        from finetune import measure
+
+        found = measure(data / "digits", "resnet18", 0, data, None, None)
+        assert found["top1"] == ""
+        assert "give --seconds" in str(found["note"])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_model_benchmark_writes_a_row_for_each_library(tmp_path: Path) -> None:
-    options = "--cases shipped-w4-32 --libraries swinv2,transformers --modes inference --precisions fp32"
+    options = "--cases shipped-w8-64 --libraries swinv2,transformers --modes inference --precisions fp32"
     options += " --executions eager --rounds 1 --batch-sizes 1 --output"
     command = [sys.executable, str(BENCHMARK), *options.split(), str(tmp_path / "smoke")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)

@@ -165,6 +165,27 @@ def test_white_of_grey(values: np.ndarray, expected: int) -> None:
     assert grey_to_rgb(values).getpixel((1, 0)) == (expected,) * 3
 
 
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (1, 1), 77), 77),
+        (Image.fromarray(np.full((1, 1), 257 * 77, np.uint16)), 77),
+        (Image.new("RGB", (1, 1), (255, 0, 0)), 76),
+    ],
+    ids=["eight bits", "sixteen bits", "red"],
+)
+def test_one_channel_is_grey(tmp_path: Path, image: Image.Image, expected: int) -> None:
+    image.save(tmp_path / "a.png")
+    grey = read_image(tmp_path / "a.png", 1)
+    assert (grey.mode, grey.getpixel((0, 0))) == ("L", expected)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_other_channels_are_in_no_file(channels: int) -> None:
+    with pytest.raises(UsageError, match=f"the model takes {channels} channels, but an image file has 3, or 1 as grey"):
+        read_image(b"", channels)
+
+
 def test_big_endian_grey() -> None:
     values = np.array([[0, 257 * 40]], dtype=np.uint16)
     image = Image.frombytes("I;16B", (2, 1), values.astype(">u2").tobytes())
@@ -265,6 +286,27 @@ def test_folders_are_searched_to_their_depth(tmp_path: Path) -> None:
     paths, missing = find_images([tmp_path])
     assert names_of(paths, tmp_path) == ["10.jpg", "9.JPG", "a.heic", "sub/1.png", "sub/2.png"]
     assert missing == []
+
+
+def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    make_files(tmp_path / "elsewhere", "1.jpg", "deep/2.jpg")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    # Two circles: `glob.glob` would list 2 ** 40 folders.
+    for name in ("up", "up again"):
+        (tmp_path / "elsewhere" / "deep" / name).symlink_to(folder)
+    found = ["link/1.jpg", "link/deep/2.jpg"]
+    assert names_of(find_images([folder])[0], folder) == found
+    for pattern in ("**", "**/*.jpg", "**/*", "link/**/*.jpg", "l*"):
+        assert names_of(find_images([f"{folder}/{pattern}"])[0], folder) == found
+
+
+def test_globs_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_files(tmp_path, "a.jpg", "sub/b.jpg", "sub/.hidden/c.jpg", "sub/deep/d.png")
+    monkeypatch.chdir(tmp_path)
+    assert find_images(["**/*.jpg"])[0] == [Path("a.jpg"), Path("sub/b.jpg")]
+    assert find_images(["sub/**/*.*"])[0] == [Path("sub/b.jpg"), Path("sub/deep/d.png")]
 
 
 def test_suffixes_are_those_that_people_have() -> None:

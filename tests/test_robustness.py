@@ -3,13 +3,10 @@
 import copy
 import json
 import pickle
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import transformers
-from PIL import Image
 from torch import Tensor, nn
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
@@ -169,21 +166,6 @@ def test_the_optimiser_survives_copying_and_pickling(model):
     optimizer = MuonAdamW(model, 5e-3, 2e-3, 0.05)
     for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         assert len(twin.param_groups) == 2
-
-
-def test_the_shipped_model_is_right_as_often_as_its_card_says():
-    folder = Path(__file__).parent.parent / "src" / "swinv2" / "checkpoints" / "cifar10"
-    shipped = Swinv2ForImageClassification.from_pretrained(folder).eval()
-    processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    paths = sorted((folder / "samples").glob("*.png"))
-    images = [Image.open(path) for path in paths]
-    with torch.no_grad():
-        answers = shipped(**processor(images, return_tensors="pt")).logits.argmax(-1)
-    labels = np.array([path.stem.split("_")[1] for path in paths])
-    right = sum(shipped.config.id2label[int(answer)] == label for answer, label in zip(answers, labels, strict=True))
-    assert len(paths) == 20
-    assert f"{right} of the 20 are classified correctly" in (folder / "README.md").read_text().replace("\n", " ")
-    assert (folder / "model.safetensors").stat().st_size < 10e6
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

@@ -106,12 +106,7 @@ def load_model(model_class: type[Model], name: str, device: torch.device, dtype:
     Raises:
         UsageError: The weights are missing, damaged or incomplete.
     """
-    config = read_config(name)
-    if config.num_channels != 3:
-        raise UsageError(
-            f"the model {name!r} takes images of {config.num_channels} channels; this command needs a model of 3 (red, "
-            "green, blue). Load it in Python instead, with from_pretrained."
-        )
+    read_config(name)
     try:
         loaded: Any = model_class.from_pretrained(_expand_home(name), dtype=dtype, output_loading_info=True, **fields)
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
@@ -126,25 +121,44 @@ def load_model(model_class: type[Model], name: str, device: torch.device, dtype:
     return model.eval().to(device)
 
 
-def load_processor(name: str) -> Any:
-    """Loads the image processor that is stored with a model.
+def load_processor(name: str, channels: int = 3) -> Any:
+    """Loads the image processor that is stored with a model of so many channels.
 
     Raises:
-        UsageError: The model has none.
+        UsageError: The model has none, or it is made for another number of channels.
     """
     try:
-        return AutoImageProcessor.from_pretrained(_expand_home(name), trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(_expand_home(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"the model {name!r} has no image processor (preprocessor_config.json), so its image size and "
             "normalisation are unknown. Save the processor of its training there: processor.save_pretrained(folder)."
         ) from error
+    means: float | list[float] | None = getattr(processor, "image_mean", None)
+    if (
+        getattr(processor, "do_normalize", False)
+        and isinstance(means, (list, tuple))
+        and len(means) not in (1, channels)
+    ):
+        raise UsageError(
+            f"the image processor of {name!r} (preprocessor_config.json) has {len(means)} means, but the model takes "
+            f"{channels} channel{'s' * (channels > 1)}; give it one mean and one deviation for each channel."
+        )
+    if channels != 3:
+        processor.do_convert_rgb = False
+    return processor
 
 
 def _expand_home(name: str) -> str:
     """The path of a folder, which may begin with "~"; any other name unchanged."""
     folder = Path(name).expanduser()
     return str(folder) if folder.is_dir() else name
+
+
+def has_several_labels(config: Swinv2Config) -> bool:
+    """Whether a classifier gives an image any number of labels, each with a probability of its own; otherwise exactly
+    one. The same rule as in transformers' image-classification pipeline."""
+    return config.problem_type == "multi_label_classification" or config.num_labels == 1
 
 
 def label_names(config: Swinv2Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""A random small model with samples, as the shipped one has, and a folder of images."""
+"""A random small model with photographs, as the shipped one has, and a folder of images."""
 
 from pathlib import Path
 
@@ -19,8 +19,11 @@ def save_noise(path: Path, seed: int) -> None:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_model(tmp_path_factory.mktemp("model"), id2label=dict(enumerate(LABELS)))
     (folder / "samples").mkdir()
-    for index, label in enumerate(["cat", "dog", "ant"]):
-        save_noise(folder / "samples" / f"{index:02d}_{label}.png", index)
+    rows = ["file,shows,label,source,author,licence"]
+    for seed, (name, label) in enumerate([("cat", "cat"), ("dog", "dog"), ("tree", "")]):
+        save_noise(folder / "samples" / f"{name}.png", seed)
+        rows.append(f'{name}.png,a {name},{label},"somewhere, {name}",somebody,MIT')
+    (folder / "samples" / "photographs.csv").write_text("\n".join(rows))
     return folder
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors import safe_open
 
 from commands import LABELS, swinv2_command
@@ -80,18 +81,35 @@ def test_features(model: Path, images: Path, tmp_path: Path) -> None:
 
 
 def test_demo_counts_what_is_right(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the photographs whose subject has a label; the third has none."""
     monkeypatch.setattr(shipped, "FOLDER", model)
     result = swinv2_command("demo")
-    assert result.exit_code == 0
+    assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert [line.split()[:2] for line in lines[1:4]] == [
-        ["00_cat.png", "cat"],
-        ["01_dog.png", "dog"],
-        ["02_ant.png", "ant"],
-    ]
+    assert [line.split("  ")[0] for line in lines[1:4]] == ["a cat", "a dog", "a tree"]
     num_right = sum("✓" in line for line in lines)
-    assert num_right + sum("✗" in line for line in lines) == 3
-    assert lines[-1] == f"{num_right} of 3 right"
-    (model / "samples" / "03_dog.png").write_text("")
+    assert num_right + sum("✗" in line for line in lines) == 2
+    assert lines[3].rstrip().endswith("no label")
+    # The model has four labels, so each is among the most probable.
+    assert lines[-1] == (
+        f"{num_right} of 2 right, 2 among the 4 most probable labels; no label fits the other 1 photographs"
+    )
+    photograph = model / "samples" / "dog.png"
+    valid = photograph.read_bytes()
+    photograph.write_text("")
     assert "reinstall the package" in swinv2_command("demo").stderr
-    (model / "samples" / "03_dog.png").unlink()
+    photograph.write_bytes(valid)
+
+
+def test_demo_draws_a_contact_sheet(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only if a file is named; a folder cannot be the file."""
+    monkeypatch.setattr(shipped, "FOLDER", model)
+    monkeypatch.chdir(tmp_path)
+    assert swinv2_command("demo").exit_code == 0
+    assert list(tmp_path.iterdir()) == []
+    result = swinv2_command("demo", "--output", tmp_path / "new" / "demo.png")
+    assert (result.exit_code, result.stderr.split()) == (0, ["drawn:", str(tmp_path / "new" / "demo.png")])
+    with Image.open(tmp_path / "new" / "demo.png") as sheet:
+        assert sheet.width > 3 * 160
+    result = swinv2_command("demo", "--output", tmp_path)
+    assert (result.exit_code, "is not a regular file" in result.stderr) == (2, True)

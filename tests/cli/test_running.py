@@ -18,7 +18,7 @@ def test_classify_takes_the_shipped_model_and_says_so(
     monkeypatch.setattr(shipped, "FOLDER", model)
     result = swinv2_command("classify", images / "photo 2.png")
     assert result.exit_code == 0
-    assert "no --model given: using the CIFAR-10 model that ships with the package" in result.stderr
+    assert "no --model given: using the Tiny-ImageNet model that ships with the package (200 labels)" in result.stderr
     assert "--model microsoft/" in result.stderr
     monkeypatch.setattr(shipped, "FOLDER", model / "gone")
     result = swinv2_command("classify", images / "photo 2.png")

@@ -57,6 +57,14 @@ def test_images_of_processors_that_normalise_otherwise(processor: ViTImageProces
     assert np.abs(look(image, processor).rgb.astype(int) - np.asarray(image)).max() <= 1
 
 
+def test_grey_is_seen_as_grey() -> None:
+    image = noise(24, 36).convert("L")
+    view = look(image, ViTImageProcessor(size={"height": 24, "width": 36}, image_mean=[0.4], image_std=[0.2]))
+    assert view.pixel_values.shape == (1, 1, 24, 36)
+    assert np.array_equal(view.rgb, np.asarray(image.convert("RGB")))
+    assert view.box == pytest.approx((0, 0, 36, 24), abs=1e-3)
+
+
 @pytest.mark.parametrize("processor", [resizing(), cropping()], ids=["resized", "cropped"])
 @pytest.mark.parametrize("point", [(100, 75), (60, 40), (139, 109)])
 def test_a_point_is_found_where_the_processor_puts_it(processor: object, point: tuple[int, int]) -> None:

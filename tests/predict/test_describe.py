@@ -20,6 +20,7 @@ def test_describe_needs_no_weights(model: Path, tmp_path: Path) -> None:
     assert [stage.grid for stage in described.stages] == [(8, 8), (4, 4)]
     assert [stage.shift for stage in described.stages] == [(2, 2), (0, 0)]
     assert " runs: " in described.attention
+    assert described.num_channels == 3
     headless = describe(str(make_model(tmp_path, Swinv2ForMaskedImageModeling)))
     assert headless.num_labels is None
     assert headless.model_class == "Swinv2ForMaskedImageModeling"

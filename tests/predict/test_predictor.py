@@ -1,15 +1,18 @@
 """A random small model over image files, against the model called by hand."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import ViTImageProcessor
 
 from small_models import LABELS, make_model, sound_features
 from swinv2 import (
     Swinv2ForImageClassification,
     Swinv2ForMaskedImageModeling,
+    Swinv2Model,
 )
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImage, read_image
@@ -35,6 +38,36 @@ def test_classifier_agrees_with_the_model_called_by_hand(model: Path, images: li
         assert [prediction.index for prediction in predictions] == best.indices.tolist()
         assert [prediction.label for prediction in predictions] == [LABELS[index] for index in best.indices]
         torch.testing.assert_close(torch.tensor([prediction.probability for prediction in predictions]), best.values)
+
+
+def test_one_channel_is_grey(tmp_path: Path, images: list[Path]) -> None:
+    """Also if the stored processor, as transformers makes it for colours, would turn grey into three channels."""
+    folder = make_model(tmp_path / "grey", num_channels=1)
+    fields = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(fields | {"do_convert_rgb": True}))
+    with Image.open(images[0]) as image:
+        pixels = ViTImageProcessor(**fields)(image.convert("RGB").convert("L"), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        expected = Swinv2ForImageClassification.from_pretrained(folder).eval()(pixels).logits[0].softmax(-1).max()
+        pooled = Swinv2Model.from_pretrained(folder).eval()(pixels).pooler_output[0]
+    ((_, predictions),) = Classifier.load(str(folder), "cpu").classify(images[:1], top_k=1)
+    assert isinstance(predictions, list)
+    assert predictions[0].probability == pytest.approx(float(expected), abs=1e-6)
+    ((_, features),) = sound_features(FeatureExtractor.load(str(folder), device="cpu"), images[:1])
+    torch.testing.assert_close(features, pooled)
+
+
+def test_four_channels_are_in_no_file(tmp_path: Path, images: list[Path]) -> None:
+    folder = make_model(tmp_path / "four", num_channels=4)
+    with pytest.raises(UsageError, match=r"takes 4 channels, but an image file has 3, or 1 as grey. Give it arrays"):
+        list(Classifier.load(str(folder), "cpu").classify(images))
+
+
+def test_a_processor_of_other_channels(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "grey", num_channels=1)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    with pytest.raises(UsageError, match=r"has 3 means, but the model takes 1 channel; give it one mean"):
+        Classifier.load(str(folder), "cpu")
 
 
 def test_processes_that_read_change_nothing(model: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +158,6 @@ def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
     (case("no_weights", "weights of") / "model.safetensors").unlink()
     (case("damaged", "weights of") / "model.safetensors").write_bytes(b"xx")
     (case("no_processor", "no image processor") / "preprocessor_config.json").unlink()
-    make_model(tmp_path / "grey", num_channels=1)
-    cases.append((str(tmp_path / "grey"), "1 channels"))
     (tmp_path / "file").touch()
     cases += [(str(tmp_path / "file"), "is a file"), (str(tmp_path / "gone"), "there is no folder"), ("tiny", "a size")]
     cases += [("nobody/nothing", "cannot be loaded from"), ("microsoft/swinv2-tiny-patch4-window8-255", "Did you mean")]

@@ -11,7 +11,7 @@ from PIL import Image
 from swinv2.drawing import paper
 from swinv2.simmim import normalise_targets
 from swinv2.train.data.augment import Pixels
-from swinv2.train.drawing import confusion, curves, mistakes, reconstructions
+from swinv2.train.drawing import confusion, curves, mistakes, precisions, reconstructions
 from swinv2.train.drawing.mistakes import Mistake
 
 COLOURS = Pixels((32, 32), (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
@@ -290,6 +290,31 @@ def test_what_is_no_confusion_matrix(tmp_path):
     with pytest.raises(ValueError, match="1 names for 2 classes"):
         confusion.draw_confusion(np.eye(2), ["a"], path)
     assert not path.exists()
+
+
+def test_average_precisions(tmp_path):
+    figure = precisions._figure_of_precisions(np.array([0.25, np.nan, 1.0]), ["ant", "bee", "cat"])
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ant", "cat"]
+    assert [bar.get_width() for bar in axes.patches] == [0.25, 1.0]
+    assert axes.get_title() == "mean average precision 62.5%"
+    precisions.draw_average_precisions(np.array([0.25, 1.0]), ["a $x$", "_"], tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").stat().st_size > 1000
+
+
+def test_the_lowest_average_precisions_of_many():
+    values = np.linspace(1, 0, 60)
+    figure = precisions._figure_of_precisions(values, [str(index) for index in range(60)])
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == sorted(values)[:50]
+    assert axes.get_title() == "mean average precision 50.0%; the worst 50 of 60 classes"
+
+
+@pytest.mark.parametrize(("values", "names"), [([0.5], ["a", "b"]), ([np.nan], ["a"])])
+def test_no_average_precisions(values, names, tmp_path):
+    with pytest.raises(ValueError, match="expected one each, not all NaN"):
+        precisions.draw_average_precisions(np.array(values), names, tmp_path / "drawn.png")
 
 
 def mistake(colour, size=(32, 32), truth="cat", answer="dog"):

@@ -151,6 +151,8 @@ def test_everything_at_once(flags: list[str], tmp_path: Path) -> None:
     trainer = train("finetune", [*flags, *AUGMENTED, "--layer_decay", "0.8", "--lr-scheduler-type", "cosine"])
     assert len(trainer.optimizer.param_groups) > 4
     assert trainer.average is not None
+    # Leaving out the last images of an epoch is for training.
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["eval_images"] == 15
     # What is kept is the average, which differs from the last weights.
     kept, last = weights(tmp_path / "run" / "final"), trainer.model.state_dict()
     means = dict(trainer.average.module.named_parameters())
@@ -188,6 +190,61 @@ def test_labels_without_a_class(flags: list[str], tmp_path: Path) -> None:
     more = ["--data", str(tmp_path / "train.parquet"), *names]
     with pytest.raises(UsageError, match="has a label 2, but there are 2 classes"):
         make("finetune", [*flags, *more, "--eval_strategy", "no"])
+
+
+def table(folder: Path, colours: Path, names: list[str], labels: list[str]) -> str:
+    """A parquet file of images that have these labels, in the order of `names`."""
+    files = sorted((colours / "validation" / "red").iterdir())
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    columns = {"image": [str(file) for file in files[: len(labels)]], "label": labels}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "evaluated.parquet")
+    return str(folder / "evaluated.parquet")
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    # The commands switch it off.
+    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
+    return caplog
+
+
+def test_classes_to_evaluate_are_matched_by_name(
+    flags: list[str], colours: Path, tmp_path: Path, warnings: pytest.LogCaptureFixture
+) -> None:
+    source = table(tmp_path, colours, ["red", "owl", "blue"], ["blue", "owl", "red", "owl"])
+    trainer = make("finetune", [*flags, "--eval_data", source])
+    assert trainer.model.config.id2label == {0: "blue", 1: "green", 2: "red"}
+    evaluated: Any = trainer.eval_dataset
+    assert [example["labels"] for example in evaluated] == [0, 2]
+    assert (
+        "classes that the training data lacks; their images are left out of the evaluation: 'owl' (2)" in warnings.text
+    )
+    source = table(tmp_path, colours, ["owl"], ["owl"])
+    with pytest.raises(UsageError, match=r"has the classes 'owl', and the training data has none of them"):
+        make("finetune", [*flags, "--eval_data", source])
+
+
+def test_a_class_that_only_the_evaluation_has_is_no_output(
+    flags: list[str], tmp_path: Path, warnings: pytest.LogCaptureFixture
+) -> None:
+    draw_colours(tmp_path / "data" / "train", 2)
+    draw_colours(tmp_path / "data" / "validation", 1)
+    shutil.rmtree(tmp_path / "data" / "train" / "green")
+    (tmp_path / "data" / "train" / "empty").mkdir()
+    trainer = make("finetune", [*flags, "--data", str(tmp_path / "data")])
+    assert trainer.model.config.id2label == {0: "blue", 1: "red"}
+    assert "lacks; their images are left out of the evaluation: 'green' (1)" in warnings.text
+    assert "empty (empty)" in warnings.text
+
+
+def test_a_run_resumes_with_its_classes_only(flags: list[str], tmp_path: Path) -> None:
+    draw_colours(tmp_path / "data" / "train", 3)
+    more = ["--data", str(tmp_path / "data"), "--eval_strategy", "no", "--max_steps", "1"]
+    run_training(make("finetune", [*flags, *more]))
+    make("finetune", [*flags, *more, "--resume", "true"])
+    (tmp_path / "data" / "train" / "red").rename(tmp_path / "data" / "train" / "amber")
+    with pytest.raises(UsageError, match=r"was trained with other classes than the data has now: \['amber', 'red'\]"):
+        make("finetune", [*flags, *more, "--resume", "true"])
 
 
 def test_the_encoder_goes_on_into_a_classifier(flags: list[str], tmp_path: Path) -> None:

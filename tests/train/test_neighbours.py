@@ -172,13 +172,17 @@ def test_classes_without_a_vote_are_not_among_the_best_five(tmp_path: Path) -> N
     assert (found.top1, found.top5) == (0.0, 0.0)
 
 
-def test_a_class_without_neighbours_is_named(tmp_path: Path) -> None:
+def test_a_class_without_neighbours_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
     draw_colours(tmp_path / "images", 2)
     images = sorted((tmp_path / "images" / "red").glob("*.png"))
     save_split(tmp_path / "data", "train", images, [0, 1], ["blue", "green"])
     save_split(tmp_path / "data", "validation", images, [0, 1], ["blue", "violet"])
-    with pytest.raises(UsageError, match=r"has the classes \['violet'\] in the split 'validation', but not in 'train'"):
-        evaluate_neighbours(save_model(tmp_path / "model"), str(tmp_path / "data"), workers=0)
+    found, _ = evaluate_neighbours(save_model(tmp_path / "model"), str(tmp_path / "data"), workers=0)
+    assert found.images == 1
+    assert "that the split 'train' lacks; their images are left out of the evaluation: 'violet' (1)" in caplog.text
 
 
 def test_images_without_labels(tmp_path: Path) -> None:
@@ -200,3 +204,17 @@ def test_the_command(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     answer = swinv2_command(*command, "--neighbours", 3)
     assert answer.exit_code == 2
     assert "--neighbours has no effect without --knn" in answer.stderr
+
+
+def test_several_labels_have_no_vote(colours: Path, tmp_path: Path) -> None:
+    rows = {"image": [str(colours / "train" / "red" / "0.png")] * 2, "label": [["a"], ["a", "b"]]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Sequence(datasets.Value("string"))})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UsageError, match=r"--knn is for images of one label, and .* has lists of labels"):
+        evaluate_neighbours(save_model(tmp_path / "model"), str(tmp_path / "train.parquet"))
+
+
+def test_one_channel(colours: Path, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", num_channels=1)
+    make_processor(Pixels((32, 32), (0.5,), (0.5,))).save_pretrained(model)
+    assert evaluate_neighbours(model, str(colours), neighbours=3)[0].images == 15

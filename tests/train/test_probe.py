@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -314,3 +315,11 @@ def test_images_set_aside_share_the_file_of_features(base: str, colours: Path, t
 def test_settings_without_effect(given: str, base: str, colours: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{given.partition('=')[0]} has no effect with --linear-probe"):
         prepare(colours, base, tmp_path / "run", given)
+
+
+def test_several_labels_are_for_a_whole_training(base: str, colours: Path, tmp_path: Path) -> None:
+    rows = {"image": [str(colours / "train" / "red" / "0.png")] * 2, "label": [["a"], ["a", "b"]]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Sequence(datasets.Value("string"))})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UsageError, match=r"--linear-probe is for images of one label, and .* has lists"):
+        prepare(tmp_path / "train.parquet", base, tmp_path / "run", "--eval-data", str(tmp_path / "train.parquet"))

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.predict.shipped import shipped_model
 from swinv2.train.data.augment import Pixels, for_finetuning, for_pretraining
 from swinv2.train.flags import OLDER_NAMES, as_flag
 from swinv2.train.optim.schedule import make_scheduler
@@ -93,7 +94,22 @@ PUBLISHED = {
     ),
 }  # fmt: skip
 CIFAR10 = {"cifar10-simmim": 15, "cifar10-finetune": 15, "cifar10-supervised": 28}
-"""Epochs of this project's own."""
+"""Epochs of this project's recipes for CIFAR-10."""
+SMALL = {
+    "image_size": 32,
+    "patch_size": 2,
+    "window_size": 4,
+    "embed_dim": 48,
+    "depths": [2, 4, 2],
+    "num_heads": [2, 4, 8],
+}
+SHIPPED = {"patch_size": 4, "window_size": 8, "embed_dim": 64, "depths": [2, 2, 4, 1], "num_heads": [2, 4, 8, 16]}
+OWN: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(CIFAR10, SMALL | {"image_size": 32}),
+    "tiny-imagenet-32": SHIPPED | {"image_size": 32},
+    "tiny-imagenet-64": SHIPPED | {"image_size": 64},
+}
+"""This project's recipes, and the fields of their models."""
 SIZE_OF = {name: next(size for size in PRESETS if f"{size}-" in f"{name}-") for name in PUBLISHED}
 
 
@@ -115,7 +131,7 @@ def command_line(recipe: Path) -> list[str]:
 
 
 def parse(recipe: Path) -> RunSettings:
-    """The settings that the command in the comment reads; on a CPU, as CIFAR-10's say by themselves."""
+    """The settings that the command in the comment reads; on a CPU, as this project's recipes say by themselves."""
     _, command, *flags = command_line(recipe)
     config = flags.index("--config") + 1
     flags[config] = str(ROOT / flags[config])
@@ -138,9 +154,9 @@ each_published = pytest.mark.parametrize("name", PUBLISHED)
 
 
 def test_every_recipe_is_known_here() -> None:
-    """What is not the authors' is CIFAR-10's."""
+    """What is not the authors' is this project's."""
     others = {recipe.stem for recipe in RECIPES} - set(PUBLISHED)
-    assert others == set(CIFAR10)
+    assert others == set(OWN)
     assert set(PUBLISHED) <= {recipe.stem for recipe in RECIPES}
 
 
@@ -171,7 +187,7 @@ def test_its_command_reads_it(recipe: Path) -> None:
 def test_its_pixels_can_be_made(recipe: Path) -> None:
     """No augmentation is refused beside another one."""
     settings = parse(recipe)
-    pixels = Pixels((64, 64), settings.image_mean, settings.image_std)
+    pixels = Pixels((64, 64), settings.image_mean or [0.5] * 3, settings.image_std or [0.5] * 3)
     if isinstance(settings, FinetuneSettings):
         for_finetuning(
             pixels,
@@ -304,8 +320,8 @@ def test_its_model_is_possible(recipe: Path) -> None:
     """New, the hub's, or what another recipe leaves; at the image size and window that the recipe gives it."""
     config, published = config_of(recipe.stem), PUBLISHED.get(recipe.stem)
     if published is None:
-        assert (config.image_size, config.patch_size, config.window_size, config.embed_dim) == (32, 2, 4, 48)
-        assert (config.depths, config.num_heads) == ([2, 4, 2], [2, 4, 8])
+        expected = OWN[recipe.stem]
+        assert {name: getattr(config, name) for name in expected} == expected
         return
     size = PRESETS[SIZE_OF[recipe.stem]]
     assert (config.embed_dim, tuple(config.depths), tuple(config.num_heads), config.extra_norm_period) == (
@@ -318,6 +334,14 @@ def test_its_model_is_possible(recipe: Path) -> None:
     assert config.image_size == published.image
     assert [stage.window for stage in stages] == [(window, window) for window in published.windows]
     assert [stage.pretrained_window for stage in stages] == [(window, window) for window in published.learned]
+
+
+def test_the_shipped_model_is_what_its_recipe_makes() -> None:
+    """The position bias of the later stages was learned at 32 pixels, in smaller windows."""
+    made, shipped = config_of("tiny-imagenet-64"), Swinv2Config.from_pretrained(shipped_model())
+    assert made.pretrained_window_sizes == shipped.pretrained_window_sizes == [0, 4, 2, 1]
+    assert {name: getattr(shipped, name) for name in OWN["tiny-imagenet-64"]} == OWN["tiny-imagenet-64"]
+    assert [stage.window for stage in made.stages()] == [stage.window for stage in shipped.stages()]
 
 
 @pytest.mark.parametrize("name", ["simmim-base-w12-192", "cifar10-simmim"])

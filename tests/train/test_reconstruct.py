@@ -89,6 +89,16 @@ def test_the_loss_is_the_mean_error_over_what_is_hidden(model: str, dataset: lis
     assert loss == pytest.approx(pixels[masked].mean() / 127.5, rel=1e-4)
 
 
+def test_one_channel_is_drawn_in_grey(dataset: list[Path], tmp_path: Path) -> None:
+    config = swinv2.Swinv2Config(**FIELDS, num_heads=[1, 2, 4], encoder_stride=8, num_channels=1)
+    peers.draw_weights(swinv2.Swinv2ForMaskedImageModeling(config)).save_pretrained(tmp_path / "grey")
+    make_processor(Pixels((32, 32), (0.5,), (0.5,))).save_pretrained(tmp_path / "grey")
+    reconstruct(dataset, str(tmp_path / "grey"), tmp_path / "drawn.png", device="cpu")
+    with Image.open(tmp_path / "drawn.png") as sheet, Image.open(dataset[0]) as image:
+        drawn = np.asarray(sheet.convert("RGB"))[42 : 42 + 32 * SCALE : SCALE, 16 : 16 + 32 * SCALE : SCALE]
+        assert np.array_equal(drawn, np.asarray(image.convert("L").convert("RGB")))
+
+
 def test_a_broken_image_and_a_block_that_does_not_fit(model: str, dataset: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import peers
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.errors import UsageError
+from swinv2.train.data.augment import Pixels, make_processor
 from swinv2.train.settings import FinetuneSettings, PretrainSettings
 from swinv2.train.start import model_to_finetune, model_to_pretrain
 
@@ -33,7 +34,9 @@ def needed(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def finetune(needed: dict[str, Any]) -> Any:
-    return lambda names=NAMES, **given: model_to_finetune(FinetuneSettings(**(needed | given)), names)
+    return lambda names=NAMES, several=False, **given: model_to_finetune(
+        FinetuneSettings(**(needed | given)), names, several
+    )
 
 
 @pytest.fixture
@@ -114,6 +117,15 @@ class TestNew:
         with pytest.raises(UsageError, match=sentence):
             finetune(**({"model": "new", "model_fields": FIELDS} | given))
 
+    def test_normalisation_of_a_new_model(self, needed: dict[str, Any]) -> None:
+        settings = FinetuneSettings(**needed, model="new", model_fields=FIELDS)
+        model_to_finetune(settings, NAMES)
+        assert (settings.image_mean, settings.image_std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+    def test_half_a_normalisation(self, finetune: Any) -> None:
+        with pytest.raises(UsageError, match="--image-mean and --image-std belong together"):
+            finetune(model="new", model_fields=FIELDS, image_mean=[0.5])
+
     def test_targets_said_twice(self, pretrain: Any) -> None:
         with pytest.raises(UsageError, match="norm_targets 9, but --norm-targets makes it 47"):
             pretrain(model="new", model_fields=FIELDS | {"norm_targets": 9})
@@ -149,6 +161,40 @@ class TestLoaded:
         assert torch.equal(model.classifier.weight, stored(classifier)["classifier.weight"])
         assert model.config.drop_path_rate == 0.0
         assert "random weights" not in warnings_of.text
+        assert "numbers instead of names; its classifier is kept in their order: 0 becomes 'a'" in warnings_of.text
+
+    @pytest.mark.parametrize(
+        ("old", "rows"),
+        [
+            (("cat", "dog", "newt"), (0, 1, 2)),
+            (("newt", "cat", "dog"), (1, 2, 0)),
+            (("dog", "owl", "cat"), (2, 0, None)),
+            (("ape", "bee", "eel"), (None, None, None)),
+        ],
+    )
+    def test_the_classifier_keeps_classes_by_name(
+        self,
+        finetune: Any,
+        tmp_path: Path,
+        warnings_of: pytest.LogCaptureFixture,
+        old: tuple[str, ...],
+        rows: tuple[int | None, ...],
+    ) -> None:
+        config = Swinv2Config(**FIELDS, id2label=dict(enumerate(old)), label2id={})
+        peers.draw_weights(Swinv2ForImageClassification(config)).save_pretrained(tmp_path / "named")
+        model, before = finetune(model=str(tmp_path / "named")), stored(str(tmp_path / "named"))
+        for index, row in enumerate(rows):
+            if row is None:
+                assert not (model.classifier.weight[index] == before["classifier.weight"]).all(1).any()
+                assert model.classifier.weight[index].abs().max() < 0.1
+                assert model.classifier.bias[index] == 0
+            else:
+                assert torch.equal(model.classifier.weight[index], before["classifier.weight"][row])
+                assert torch.equal(model.classifier.bias[index], before["classifier.bias"][row])
+        new = [name for name, row in zip(NAMES, rows, strict=True) if row is None]
+        assert (
+            f"new classes with random weights, which the model does not have: {', '.join(new)}" in warnings_of.text
+        ) == (bool(new))
 
     @pytest.mark.parametrize(
         ("given", "window", "pretrained"),
@@ -171,6 +217,28 @@ class TestLoaded:
         assert {block.attention.self.geometry.window for block in blocks} == {window}
         height, width = (given.get("image_size", [32]) * 2)[:2]
         assert model(torch.zeros(1, 3, height, width)).logits.shape == (1, 3)
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_its_own_normalisation(self, needed: dict[str, Any], tmp_path: Path, channels: int) -> None:
+        model = Swinv2ForMaskedImageModeling(Swinv2Config(**FIELDS, encoder_stride=4, num_channels=channels))
+        model.save_pretrained(tmp_path / "own")
+        make_processor(Pixels((32, 32), [0.4] * channels, [0.2] * channels)).save_pretrained(tmp_path / "own")
+        settings = FinetuneSettings(**needed, model=str(tmp_path / "own"))
+        assert model_to_finetune(settings, NAMES).config.num_channels == channels
+        assert (settings.image_mean, settings.image_std) == ([0.4] * channels, [0.2] * channels)
+
+    @pytest.mark.parametrize("before", [None, "regression", "multi_label_classification"])
+    def test_the_problem_of_the_data(self, finetune: Any, tmp_path: Path, before: str | None) -> None:
+        config = Swinv2Config(**FIELDS, num_labels=3, problem_type=before)
+        Swinv2ForImageClassification(config).save_pretrained(tmp_path / "old")
+        assert finetune(model=str(tmp_path / "old")).config.problem_type == "single_label_classification"
+        assert finetune(model=str(tmp_path / "old"), several=True).config.problem_type == "multi_label_classification"
+
+    def test_one_channel_without_a_processor(self, finetune: Any, tmp_path: Path) -> None:
+        model = Swinv2ForMaskedImageModeling(Swinv2Config(**FIELDS, encoder_stride=4, num_channels=1))
+        model.save_pretrained(tmp_path / "bare")
+        with pytest.raises(UsageError, match="takes 1 channels; --image-mean has 3"):
+            finetune(model=str(tmp_path / "bare"))
 
     def test_the_bias_is_extrapolated_and_not_stretched(self, finetune: Any, masked: str) -> None:
         """Inside the old window, distances keep their bias; stretched, they do not, but the corners do."""
@@ -234,9 +302,20 @@ class TestHeadMap:
         assert torch.equal(model.classifier.bias, before["classifier.bias"][[3, 0, 3]])
         assert all(parameter.requires_grad for parameter in model.classifier.parameters())
 
+    def test_rows_by_the_names_of_classes(
+        self, finetune: Any, classifier: str, table: Any, warnings_of: pytest.LogCaptureFixture
+    ) -> None:
+        rows = table("1 newt\n3 fire ant\n0 dog\n2 cat\n")
+        model, before = finetune(("cat", "fire ant", "newt"), model=classifier, head_map=rows), stored(classifier)
+        assert torch.equal(model.classifier.weight, before["classifier.weight"][[2, 3, 1]])
+        assert warnings_of.text.count("names no classes") == 0
+        finetune(model=classifier, head_map=table("0\n1\n2\n"))
+        assert "names no classes; its lines are those of 'cat' to 'newt' in this order" in warnings_of.text
+
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [
+            ("0 cat\n1 newt\n", "has no line with a number and the class 'dog'"),
             ("0\n1\n", "has 2 lines; expected one for each of the 3 classes"),
             ("0\n1\n4\n", "has classes 0 to 4; .* has 4, counted from 0"),
             ("0\n1\n-1\n", "has classes -1 to 1"),

@@ -7,7 +7,7 @@ import json
 import sys
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, read_dty
 from swinv2.cli.running import find_or_refuse, finish, model_or_shipped, quiet_transformers, watch, writing
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
+
+if TYPE_CHECKING:
+    from swinv2.predict.predictor import Prediction
 
 
 def classify(
@@ -133,7 +136,7 @@ def inspect(
         from swinv2.inspect.gallery import Inspector
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"inspect needs {error.name} to draw, which is not installed; install swinv2[train]."
+            f"inspect needs {error.name} to draw, which is not installed; install swinv2[figures]."
         ) from error
     name = model_or_shipped(model)
     inspector = Inspector.load(name, stage, device)
@@ -153,19 +156,36 @@ def inspect(
     finish(len(paths) + len(missing), skipped)
 
 
-def demo() -> None:
-    """Classify the package's twenty sample images with the package's model."""
+def demo(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Draw a contact sheet: the PNG file to write.")
+    ] = None,
+) -> None:
+    """Classify the package's twenty photographs with the package's model.
+
+    If the model has no label for what a photograph shows, its answer is neither right nor wrong.
+    """
     quiet_transformers()
     from swinv2.cli import printing
     from swinv2.images import BrokenImage
     from swinv2.predict.predictor import Classifier
-    from swinv2.predict.shipped import shipped_model, shipped_samples
+    from swinv2.predict.shipped import shipped_model, shipped_photographs
 
-    samples = shipped_samples()
+    photographs = shipped_photographs()
     classifier = Classifier.load(str(shipped_model()), "cpu")
-    predictions = []
-    for path, answer in classifier.classify(samples, top_k=1):
+    answers: list[list[Prediction]] = []
+    for path, answer in classifier.classify([photograph.path for photograph in photographs]):
         if isinstance(answer, BrokenImage):
-            raise UsageError(f"the shipped image {path} is {answer.reason}; reinstall the package.")
-        predictions += answer
-    printing.print_demo(samples, predictions, data_console())
+            raise UsageError(f"the shipped photograph {path} is {answer.reason}; reinstall the package.")
+        answers.append(answer)
+    printing.print_demo(photographs, answers, data_console())
+    if output is not None:
+        try:
+            from swinv2.predict.sheet import draw_sheet
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"--output needs {error.name} to draw, which is not installed; install swinv2[figures]."
+            ) from error
+        with writing(output):
+            draw_sheet(photographs, answers, output)
+        message_console().print(f"drawn: {shown(output)}")

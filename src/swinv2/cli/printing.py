@@ -7,7 +7,7 @@ elsewhere they are plain text, one unfolded line for each fact. This module comp
 import csv
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from swinv2.console import shown
 from swinv2.images import BrokenImage
 from swinv2.predict.describe import Description
 from swinv2.predict.predictor import Prediction
+from swinv2.predict.shipped import Photograph
 from swinv2.sizes import as_typed
 
 Answers = Iterable[tuple[Path, list[Prediction] | BrokenImage]]
@@ -52,7 +53,8 @@ def print_labels(answers: Answers, console: Console) -> None:
         for rank, prediction in enumerate(answer):
             # In plain text, which programs read, each line has the name.
             name = shown(path) if rank == 0 or not console.is_terminal else ""
-            style = "bold" if rank == 0 else "dim"
+            # Above one half is the first label only, unless an image may have several.
+            style = "bold" if rank == 0 or prediction.probability > 0.5 else "dim"
             table.add_row(Text(name), Text(prediction.label, style), Text(f"{prediction.probability:.1%}", style))
         table.add_section()
     if table.row_count:
@@ -79,23 +81,32 @@ def print_csv(answers: Answers) -> None:
             writer.writerow([shown(path), rank, prediction.label, prediction.index, probability])
 
 
-def print_demo(samples: Mapping[Path, str], answers: list[Prediction], console: Console) -> None:
-    """Prints the label and the prediction of each sample image, and the number of right predictions."""
+def print_demo(photographs: Sequence[Photograph], answers: Sequence[list[Prediction]], console: Console) -> None:
+    """Prints what each photograph shows and the most probable label, and how many of the labels are right.
+
+    A photograph whose subject has no label is neither right nor wrong.
+    """
     right, wrong = ("✓", "✗") if console.encoding.startswith("utf") else ("right", "wrong")
-    table = _headed_table(console, image={}, shows={}, predicted={}, probability=_RIGHT, **{"": {}})
-    num_right = 0
-    for (path, label), answer in zip(samples.items(), answers, strict=True):
-        is_right = answer.label == label
-        num_right += is_right
-        mark = Text(right, "green") if is_right else Text(wrong, "bold red")
-        table.add_row(path.name, label, answer.label, f"{answer.probability:.1%}", mark)
+    marks = {True: Text(right, "green"), False: Text(wrong, "bold red"), None: Text("no label", "dim")}
+    table = _headed_table(console, photograph={}, predicted={}, probability=_RIGHT, **{"": {"no_wrap": True}})
+    for photograph, labels in zip(photographs, answers, strict=True):
+        best = labels[0]
+        table.add_row(photograph.shows, best.label, f"{best.probability:.1%}", marks[photograph.is_right(best.label)])
     console.print(table)
-    console.print(f"\n{num_right} of {len(samples)} right", style="bold")
+    judged = [pair for pair in zip(photographs, answers, strict=True) if pair[0].label is not None]
+    first = sum(labels[0].label == photograph.label for photograph, labels in judged)
+    among = sum(any(each.label == photograph.label for each in labels) for photograph, labels in judged)
+    console.print(
+        f"\n{first} of {len(judged)} right, {among} among the {len(answers[0])} most probable labels; "
+        f"no label fits the other {len(photographs) - len(judged)} photographs",
+        style="bold",
+    )
 
 
 def print_description(description: Description, console: Console) -> None:
     """Prints the facts about a model, and a table of its stages."""
-    image, patch = description.image_size, description.patch_size
+    image, patch, channels = description.image_size, description.patch_size, description.num_channels
+    deviating = "" if channels == 3 else f" of {channels} channel{'s' * (channels > 1)}"
     labels = None if description.num_labels is None else str(description.num_labels)
     if description.labels:
         labels = f"{labels}: {', '.join(description.labels[:10])}{', ...' if len(description.labels) > 10 else ''}"
@@ -104,7 +115,7 @@ def print_description(description: Description, console: Console) -> None:
         "is a": description.kind,
         "parameters": f"{description.parameters:,} ({description.model_class})",
         "quoted as": description.quoted,
-        "image size": f"{image[0]} x {image[1]} pixels, in patches of {patch[0]} x {patch[1]}",
+        "image size": f"{image[0]} x {image[1]} pixels{deviating}, in patches of {patch[0]} x {patch[1]}",
         "labels": labels,
         "top-1": f"{description.top1}% on ImageNet-1k, as published" if description.top1 else None,
         "licence": description.licence,
@@ -144,10 +155,10 @@ def print_memory(ways: list[dict[str, Any]], batch_size: int, processes: int, co
 
 
 def print_evaluation(summary: dict[str, Any], console: Console) -> None:
-    """Prints accuracies, and the recall of each class."""
+    """Prints accuracies, and the recall of each class; of several labels for an image also its average precision."""
     facts = _headed_table(console, measure={}, value=_RIGHT)
-    for name in ("top1", "top5"):
-        if summary[name] is not None:
+    for name in ("top1", "top5", "mAP", "f1", "exact"):
+        if summary.get(name) is not None:
             facts.add_row(name, f"{summary[name]:.2%}")
     if summary["loss"] is not None:
         facts.add_row("loss", f"{summary['loss']:.4f}")
@@ -156,12 +167,15 @@ def print_evaluation(summary: dict[str, Any], console: Console) -> None:
         others = ", without the image itself" if summary["leave_one_out"] else ""
         facts.add_row("neighbours", f"{summary['neighbours']} of {summary['bank']:,} images{others}")
     console.print(facts)
-    print_recalls(summary["recall"], console)
+    print_classes(summary, console)
 
 
-def print_recalls(of_classes: dict[str, float | None], console: Console) -> None:
-    """Prints the recall of each class, the worst first; classes without images are last."""
-    recalls = _headed_table(console, label={}, recall=_RIGHT)
-    for label, recall in sorted(of_classes.items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
-        recalls.add_row(Text(label), "no images" if recall is None else f"{recall:.1%}")
-    console.print(recalls)
+def print_classes(summary: dict[str, Any], console: Console) -> None:
+    """Prints the recall of each class and, of several labels for an image, its average precision. The worst class is
+    first; classes without images are last."""
+    names = [name for name in ("average_precision", "recall") if name in summary]
+    table = _headed_table(console, label={}, **{name.replace("_", " "): _RIGHT for name in names})
+    for label, worth in sorted(summary[names[0]].items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
+        values = (summary[name][label] for name in names)
+        table.add_row(Text(label), *("no images" if worth is None else f"{value:.1%}" for value in values))
+    console.print(table)

@@ -144,8 +144,8 @@ def model_or_shipped(model: str | None) -> str:
 
     folder = str(shipped_model())
     message_console().print(
-        "no --model given: using the CIFAR-10 model that ships with the package (10 labels); for ImageNet labels use "
-        "--model microsoft/swinv2-tiny-patch4-window8-256",
+        "no --model given: using the Tiny-ImageNet model that ships with the package (200 labels); for ImageNet-1K "
+        "labels use --model microsoft/swinv2-tiny-patch4-window8-256",
         style="dim",
     )
     return folder

@@ -172,10 +172,10 @@ def _preview_or_train(trainer: "SwinTrainer") -> int:
 
 def _print_results(results: dict[str, Any]) -> None:
     """Prints the results of a training: the recall of each class on stdout, the rest on stderr."""
-    from swinv2.cli.printing import print_recalls
+    from swinv2.cli.printing import print_classes
 
     if "recall" in results:
-        print_recalls(results["recall"], data_console())
+        print_classes(results, data_console())
     messages = message_console()
     numbers = [f"{name} {value:.4g}" for name, value in results.items() if isinstance(value, float)]
     messages.print(", ".join(numbers))

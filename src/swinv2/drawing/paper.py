@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from PIL import Image
 
 from swinv2.disk import whole_file
 
@@ -124,6 +125,26 @@ def save(figure: Figure, path: Path, cut: bool = False) -> None:
         else:
             # Not print_figure: the user's matplotlibrc may change its margins, and pixels must keep their positions.
             canvas.print_png(file)
+
+
+def fit_tile(image: np.ndarray) -> np.ndarray:
+    """Resizes an image for a sheet: its longer side has at most `TILE` pixels, and more than half of that.
+
+    Small images are enlarged by repeating pixels.
+
+    Args:
+        image: The image (H, W, 3), eight bits.
+
+    Raises:
+        ValueError: It is not an array (H, W, 3) of eight bits.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(f"an image is {image.shape} of {image.dtype}; expected (H, W, 3) of uint8.")
+    longest = max(image.shape[:2])
+    if longest <= TILE:
+        return image.repeat(TILE // longest, 0).repeat(TILE // longest, 1)
+    height, width = (max(round(length * TILE / longest), 1) for length in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def tile_sheet(tiles: Sequence[np.ndarray], captions: Sequence[str], columns: int, heads: Sequence[str] = ()) -> Figure:

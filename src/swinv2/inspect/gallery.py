@@ -49,7 +49,8 @@ class Inspector:
             raise UsageError(f"--stage is {stage!r}; the model {name!r} has {', '.join(stages)}.")
         # Only the backend "eager" returns attention weights.
         model = load_model(Swinv2Model, name, choose_device(device), torch.float32, attn_implementation="eager")
-        return cls(model, load_processor(name), Path(name).name or name, stage)
+        processor = load_processor(name, model.config.num_channels)
+        return cls(model, processor, Path(name).name or name, stage)
 
     def inspect(
         self, paths: Iterable[Path], output: Path, point: tuple[int, int] | None = None
@@ -76,7 +77,7 @@ class Inspector:
             UsageError: The point is not in an image.
         """
         for path in paths:
-            image = read_or_skip(path)
+            image = read_or_skip(path, self.model.config.num_channels)
             if isinstance(image, BrokenImage):
                 yield path, image
                 continue

@@ -24,12 +24,12 @@ class View:
 
     Attributes:
         pixel_values: Input of the model, a batch of one.
-        rgb: The same for people: eight bits, not normalised.
+        rgb: The same for people: eight bits, not normalised; grey has three equal channels.
         rows, columns: Position of each row's and column's centre, in pixels of the original image.
         size: Height and width of the original image.
     """
 
-    pixel_values: Float[Tensor, "1 3 H W"]
+    pixel_values: Float[Tensor, "1 channels H W"]
     rgb: UInt8[np.ndarray, "H W 3"]
     rows: Float[np.ndarray, "H"]
     columns: Float[np.ndarray, "W"]
@@ -79,7 +79,7 @@ def look(image: Image.Image, processor: Any) -> View:
     """Runs an image processor on an image.
 
     Args:
-        image: Eight-bit RGB, as `images.read_image` returns it.
+        image: RGB or grey of eight bits, as `images.read_image` returns it.
         processor: transformers' image processor of the model.
     """
     pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
@@ -88,7 +88,7 @@ def look(image: Image.Image, processor: Any) -> View:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
         pixels = pixels * std + mean
     scale = 1 / processor.rescale_factor if getattr(processor, "do_rescale", False) else 1.0
-    rgb = (pixels * scale).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    rgb = (pixels * scale).round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
 
     down, across = (torch.arange(length) + 0.5 for length in (image.height, image.width))
     coordinates = torch.stack([*torch.meshgrid(down, across, indexing="ij"), torch.zeros(image.height, image.width)])

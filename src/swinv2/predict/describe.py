@@ -60,6 +60,7 @@ class Description:
         model_class: Class of the model.
         parameters: Number of parameters of that class.
         image_size: Configured image size (height, width) in pixels.
+        num_channels: Number of channels of an image.
         patch_size: Patch size (height, width) in pixels.
         num_labels: Number of classes; None without a classifier.
         attention: The attention backend that runs, and why the faster backends do not; one line for each backend.
@@ -75,6 +76,7 @@ class Description:
     model_class: str
     parameters: int
     image_size: Pair
+    num_channels: int
     patch_size: Pair
     num_labels: int | None
     attention: str
@@ -105,6 +107,7 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: Windo
         model_class=type(model).__name__,
         parameters=_count_parameters(model),
         image_size=as_pair("image_size", config.image_size),
+        num_channels=config.num_channels,
         patch_size=as_pair("patch_size", config.patch_size),
         num_labels=config.num_labels if isinstance(model, Swinv2ForImageClassification) else None,
         attention=explain_backend(config._attn_implementation or "eager"),

@@ -17,7 +17,14 @@ from torch import Tensor
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification
 from swinv2.images import BrokenImage, read_or_skip
-from swinv2.loading import choose_device, label_names, load_model, load_processor, read_config
+from swinv2.loading import (
+    choose_device,
+    has_several_labels,
+    label_names,
+    load_model,
+    load_processor,
+    read_config,
+)
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.reading import read_batches
 
@@ -45,14 +52,14 @@ class Prediction:
 class _Prepared:
     """For each file, the pixels that enter the model, or a `BrokenImage`."""
 
-    def __init__(self, paths: Sequence[Path], processor: Any) -> None:
-        self.paths, self.processor = paths, processor
+    def __init__(self, paths: Sequence[Path], processor: Any, channels: int) -> None:
+        self.paths, self.processor, self.channels = paths, processor, channels
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray | BrokenImage:
-        image = read_or_skip(self.paths[index])
+        image = read_or_skip(self.paths[index], self.channels)
         if isinstance(image, BrokenImage):
             return image
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0].numpy()
@@ -76,7 +83,7 @@ def _run_on_files(
     """
     paths = list(paths)
     following = iter(paths)
-    for batch in read_batches(_Prepared(paths, processor), batch_size):
+    for batch in read_batches(_Prepared(paths, processor, model.config.num_channels), batch_size):
         answers: list[Answer] = []
         valid = (item for item in batch if not isinstance(item, BrokenImage))
         for _, same_size in groupby(valid, lambda item: item.shape):
@@ -117,7 +124,7 @@ class Classifier:
             UsageError: The model, the device or the processor cannot be used; the message says why.
         """
         model = load_model(Swinv2ForImageClassification, name, choose_device(device), dtype)
-        return cls(model, load_processor(name))
+        return cls(model, load_processor(name, model.config.num_channels))
 
     def classify(
         self, paths: Iterable[Path], top_k: int = 5, batch_size: int = 16
@@ -132,14 +139,12 @@ class Classifier:
         Returns:
             For each file, in order, the labels or the reason why the file was skipped.
         """
-
-        # The same rule as in transformers' image-classification pipeline.
-        has_many_labels = self.model.config.problem_type == "multi_label_classification" or len(self.labels) == 1
+        several = has_several_labels(self.model.config)
 
         def read(outputs: Any) -> list[list[Prediction]]:
             """The most probable labels of each image of a batch."""
             logits = outputs.logits.float()
-            probabilities = logits.sigmoid() if has_many_labels else logits.softmax(-1)
+            probabilities = logits.sigmoid() if several else logits.softmax(-1)
             values, indices = probabilities.cpu().topk(min(top_k, len(self.labels)))
             return [
                 [Prediction(index, self.labels[index], value) for value, index in zip(*row, strict=True)]
@@ -177,7 +182,8 @@ class FeatureExtractor:
         if stage not in stages:
             raise UsageError(f"--stage is {stage!r}; the model {name!r} has {', '.join(stages)}.")
         model_class, fields = (Swinv2Model, {}) if stage == POOLED else (Swinv2Backbone, {"out_features": [stage]})
-        return cls(load_model(model_class, name, choose_device(device), dtype, **fields), load_processor(name))
+        model = load_model(model_class, name, choose_device(device), dtype, **fields)
+        return cls(model, load_processor(name, model.config.num_channels))
 
     def extract(self, paths: Iterable[Path], batch_size: int = 16) -> Iterator[tuple[Path, Tensor | BrokenImage]]:
         """For each file, in order, the features on the CPU or the reason why the file was skipped."""

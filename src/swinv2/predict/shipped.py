@@ -1,13 +1,40 @@
-"""Finds the model inside the package, a small one for CIFAR-10, and its twenty sample images.
+"""Finds what the package contains: a small model for Tiny-ImageNet, and twenty photographs.
 
-Out: paths. This module knows the folder and the names of the samples.
+Out: paths, and what is known about each photograph. This module runs no model.
 """
 
+import csv
+from dataclasses import dataclass
 from pathlib import Path
 
 from swinv2.errors import UsageError
 
-FOLDER = Path(__file__).parent.parent / "checkpoints" / "cifar10"
+FOLDER = Path(__file__).parent.parent / "checkpoints" / "tiny_imagenet"
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph of the package.
+
+    Attributes:
+        path: The file.
+        shows: What is in it, in plain words.
+        label: The model's label for that; None if the model has none.
+        source: Package or repository that it is from, and the file there.
+        author: Photographer, or holder of the rights.
+        licence: Licence of the photograph, or "public domain".
+    """
+
+    path: Path
+    shows: str
+    label: str | None
+    source: str
+    author: str
+    licence: str
+
+    def is_right(self, answer: str) -> bool | None:
+        """Whether a label is the photograph's; None if the model has no label for what the photograph shows."""
+        return None if self.label is None else answer == self.label
 
 
 def shipped_model() -> Path:
@@ -24,15 +51,17 @@ def shipped_model() -> Path:
     return FOLDER
 
 
-def shipped_samples() -> dict[Path, str]:
-    """The sample images and their labels, in the order in which they were drawn from the test images.
-
-    A file is named index_label.png; the index is the position in the random draw.
+def shipped_photographs() -> list[Photograph]:
+    """The photographs, in the order of their table, `samples/photographs.csv`.
 
     Raises:
         UsageError: The installation has none.
     """
-    paths = sorted((FOLDER / "samples").glob("*_*.png"))
-    if not paths:
-        raise UsageError(f"this installation of swinv2 has no images in {FOLDER / 'samples'}; reinstall it.")
-    return {path: path.stem.split("_", 1)[1] for path in paths}
+    table = FOLDER / "samples" / "photographs.csv"
+    if not table.is_file():
+        raise UsageError(f"this installation of swinv2 has no photographs in {table.parent}; reinstall it.")
+    with table.open(newline="", encoding="utf-8") as file:
+        return [
+            Photograph(table.parent / row.pop("file"), label=row.pop("label") or None, **row)
+            for row in csv.DictReader(file)
+        ]

@@ -18,7 +18,7 @@ from swinv2.loading import read_config
 from swinv2.train.data.augment import decode
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.settings import PROBE_SETTINGS, FinetuneSettings, make_settings
-from swinv2.train.start import NEW, is_new_model
+from swinv2.train.start import NEW, choose_normalisation, is_new_model
 
 SAMPLED_IMAGES = 64
 """Number of training images that are opened to find their usual size, and whether they have colour."""
@@ -130,8 +130,16 @@ def with_chosen_evaluation(settings: FinetuneSettings) -> FinetuneSettings:
 
 def with_chosen_settings(settings: FinetuneSettings, train: ImageDataset) -> FinetuneSettings:
     """Chooses each setting that is not given from the training images and the model."""
+    choose_normalisation(settings)
     facts = look_at_data(train, len(settings.image_mean))
-    return _with(settings, [*_about_model(settings, facts), *_about_length(settings, facts), *_about_images(facts)])
+    found = [*_about_model(settings, facts), *_about_length(settings, facts), *_about_images(facts)]
+    several = "images have several labels"
+    if train.several:
+        found.append(_Candidate("label_smoothing_factor", 0.0, several))
+    if train.several and "metric_for_best_model" in settings.chosen:
+        best = f"{several}: the epoch of the highest mAP is kept"
+        found += [_Candidate("load_best_model_at_end", True, best), _Candidate("metric_for_best_model", "mAP", best)]
+    return _with(settings, found)
 
 
 def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidate]:

@@ -1,13 +1,13 @@
 """Evaluation of a classifier on labelled images.
 
-In: a model's folder or name, and a source of labelled images. Out: an `Evaluation`. Images go through the model's
+In: a model's folder or name, and a source of labelled images. Out: scores. Images go through the model's
 stored image processor, so the accuracies are those that a user gets.
 """
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,14 @@ from torch import Tensor
 
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification
-from swinv2.loading import choose_device, label_names, load_model, load_processor
+from swinv2.loading import choose_device, has_several_labels, label_names, load_model, load_processor
 from swinv2.reading import read_batches
+from swinv2.train.data.augment import process_image
+from swinv2.train.data.classes import match_classes
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL, EvaluationExamples, SampleTransform
-from swinv2.train.data.sources import SPLIT_FOLDERS, open_dataset
+from swinv2.train.data.sources import open_dataset
+from swinv2.train.multilabel import MultilabelEvaluation, binary_cross_entropy
 from swinv2.train.scores import Evaluation, best_classes
 
 logger = logging.getLogger(__name__)
@@ -40,13 +43,14 @@ def evaluate(
     image_column: str | None = None,
     label_column: str | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Evaluation, ImageDataset]:
-    """Evaluates a classifier.
+) -> tuple[Evaluation | MultilabelEvaluation, ImageDataset]:
+    """Evaluates a classifier of one label for an image, or of several.
+
+    To a classifier of several labels, an image with one label is an image without the others.
 
     Args:
         model: A folder, or a name on the hub.
-        data, split, image_column, label_column: See `sources.open_dataset`; `data` may also be the folder of a single
-            split, for example data/validation.
+        data, split, image_column, label_column: See `sources.open_dataset`.
         batch_size: Images of a batch.
         workers: Processes that read images; None: see `reading.read_batches`.
         device: See `loading.choose_device`.
@@ -61,67 +65,63 @@ def evaluate(
     """
     chosen = choose_device(device)
     classifier = load_model(Swinv2ForImageClassification, model, chosen, dtype)
-    processor = load_processor(model)
-    split = split_to_evaluate(data, split)
+    if classifier.config.problem_type == "regression":
+        raise UsageError(f"the model {model!r} is a regression (problem_type in its config.json): it has no labels.")
+    several = has_several_labels(classifier.config)
+    processor = load_processor(model, classifier.config.num_channels)
     dataset = open_dataset(data, split, image_column=image_column, label_column=label_column)
-    if dataset.label_column is None:
-        raise UsageError(f"{data} has no labels; sort the images into a folder for each class.")
+    if dataset.several and not several:
+        raise UsageError(
+            f"{data} has several labels for an image, and the model {model!r} gives exactly one; evaluate a model that "
+            "was trained on lists of labels."
+        )
     names = tuple(label_names(classifier.config))
-    to_model = _match_classes(dataset, names)
+    dataset = _match_classes(dataset, names)
 
-    examples = EvaluationExamples(dataset, SampleTransform(partial(_prepare_image, processor), 3))
+    prepare = partial(_prepare_image, processor)
+    transform = SampleTransform(prepare, classifier.config.num_channels, classes=len(names) * several)
+    examples = EvaluationExamples(dataset, transform)
     unreadable: list[str] = []
     columns: list[tuple[Tensor, ...]] = []
     done = 0
     for batch in read_batches(examples, batch_size, workers):
         pixels = torch.from_numpy(np.stack([example["pixel_values"] for example in batch]))
-        truths = torch.tensor([to_model.get(int(example["labels"]), IGNORED_LABEL) for example in batch])
+        truths = torch.from_numpy(np.stack([example["labels"] for example in batch]))
         unreadable += [name for example in batch for name in example["broken"]]
         with torch.inference_mode():
             logits = classifier(pixels.to(chosen, dtype)).logits.float().cpu()
+        if several:
+            columns.append((truths, logits))
+        else:
             losses = F.cross_entropy(logits, truths, reduction="none").double()
-        columns.append((truths, *best_classes(logits), losses))
+            columns.append((truths, *best_classes(logits), losses))
         done += len(batch)
         advance(done, len(dataset))
-    truths, best, probabilities, losses = (np.concatenate(column) for column in zip(*columns, strict=True))
-    readable = truths != IGNORED_LABEL
-    if not readable.any():
+    truths, *answers = (torch.cat(column).numpy() for column in zip(*columns, strict=True))
+    if (truths == IGNORED_LABEL).all():
         raise UsageError(f"{data} has no readable image.")
-    loss = float(losses[readable].mean())
+    if several:
+        loss = float(binary_cross_entropy(torch.from_numpy(answers[0]), torch.from_numpy(truths)))
+        return MultilabelEvaluation.of(truths, answers[0], loss, names, unreadable), dataset
+    best, probabilities, losses = answers
+    loss = float(losses[truths != IGNORED_LABEL].mean())
     return Evaluation.of(truths, best, probabilities, loss, names, unreadable), dataset
-
-
-def split_to_evaluate(data: str, split: str) -> str:
-    """The name of the split for `datasets`. If `data` is the folder of a single split, such as data/validation, this is
-    "train": `datasets` uses that name if it finds no folders of splits."""
-    names = {name for called in SPLIT_FOLDERS.values() for name in called}
-    folder = Path(data).resolve()
-    own = folder.name.lower()
-    if not folder.is_dir() or own not in names - {*SPLIT_FOLDERS["train"]} or split not in ("evaluation", own):
-        return split
-    return split if any(path.name.lower() in names for path in folder.iterdir()) else "train"
 
 
 def _prepare_image(processor: Any, image: Image.Image) -> Any:
     """Makes the model's input of one image to evaluate."""
     # A numpy array, for `read_batches`.
-    return processor(image, return_tensors="pt")["pixel_values"][0].numpy()
+    return process_image(processor, image).numpy()
 
 
-def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> dict[int, int]:
-    """The model's class for each class of the data: by name if the model has all names of the data; by number if it has
-    none of them and the numbers of classes are equal."""
-    dataset.check_labels(len(dataset.names) or len(names))
-    if dataset.names and set(dataset.names) <= set(names):
-        return {index: names.index(name) for index, name in enumerate(dataset.names)}
-    if dataset.names and (len(dataset.names) != len(names) or set(dataset.names) & set(names)):
-        raise UsageError(
-            f"{dataset.source} has classes that the model does not know, for example "
-            f"{sorted(set(dataset.names) - set(names))[:3]}; name the folders as in the model's config.json."
-        )
-    if dataset.names:
+def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> ImageDataset:
+    """Matches the classes of the data with the model's, see `classes.match_classes`. If none has the same name and
+    their numbers are equal, as with other names of ImageNet's classes, they are matched by their order, with a
+    warning."""
+    if len(dataset.names) == len(names) and not set(dataset.names) & set(names):
         logger.warning(
             f"the model and {dataset.source} have no class name in common ({names[0]!r}, {dataset.names[0]!r} ...); "
             "classes are matched by their order"
         )
-    return {index: index for index in range(len(names))}
+        dataset = replace(dataset, names=names)
+    return match_classes(dataset, names, "the model")

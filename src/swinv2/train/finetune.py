@@ -7,6 +7,7 @@ Source: Liu et al., Swin Transformer V2, appendix A; microsoft/Swin-Transformer,
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +22,15 @@ from swinv2.lengths import as_pair
 from swinv2.loading import label_names
 from swinv2.train.choices import with_chosen_evaluation, with_chosen_settings
 from swinv2.train.data.augment import Pixels, for_finetuning
+from swinv2.train.data.classes import classes_to_train, match_classes
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
+from swinv2.train.flags import as_flag
+from swinv2.train.multilabel import MultilabelEvaluation, binary_cross_entropy, mix_several, multilabel_metrics
 from swinv2.train.running import data_arguments, open_training, prepare_run, refuse_metric
 from swinv2.train.scores import BEST_CLASSES, Evaluation, best_classes
 from swinv2.train.settings import FinetuneSettings
-from swinv2.train.start import model_to_finetune
+from swinv2.train.start import check_resumed_classes, model_to_finetune
 from swinv2.train.trainer import SwinTrainer
 
 logger = logging.getLogger(__name__)
@@ -36,7 +40,8 @@ UNBALANCED = 3
 
 
 class FinetuneTrainer(SwinTrainer):
-    """Trains with cross entropy, label smoothing, mixup and cutmix.
+    """Trains with cross entropy, label smoothing, mixup and cutmix; if an image may have several labels, with binary
+    cross entropy.
 
     Args:
         settings: Settings of `swinv2 finetune`.
@@ -47,7 +52,8 @@ class FinetuneTrainer(SwinTrainer):
     args: FinetuneSettings
 
     def __init__(self, settings: FinetuneSettings, class_weights: Tensor | None = None, **rest: Any) -> None:
-        super().__init__(settings, compute_metrics=self._score, preprocess_logits_for_metrics=_answers, **rest)
+        super().__init__(settings, compute_metrics=self._score, preprocess_logits_for_metrics=self._stored, **rest)
+        self.several = self.model.config.problem_type == "multi_label_classification"
         self.class_weights = class_weights
         self.mix: Any = None
         # What `report` draws: the last evaluation.
@@ -73,32 +79,42 @@ class FinetuneTrainer(SwinTrainer):
         images, labels = inputs["pixel_values"], inputs["labels"]
         smoothing = 0.0
         if model.training and self.mix is not None:
-            images, labels = self.mix(images, labels)
+            mix = partial(mix_several, self.mix) if self.several else self.mix
+            images, labels = mix(images, labels)
         elif model.training:
             smoothing = self.args.label_smoothing_factor
-        outputs = model(pixel_values=images)
-        weights = self.class_weights if model.training else None
-        loss = cross_entropy(outputs.logits, labels, smoothing, weights)
-        return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
+        logits = model(pixel_values=images).logits
+        if self.several:
+            loss = binary_cross_entropy(logits, labels)
+        else:
+            loss = cross_entropy(logits, labels, smoothing, self.class_weights if model.training else None)
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+    def _stored(self, logits: Tensor, labels: Tensor) -> Any:
+        """What an evaluation stores of the logits: for several labels all, otherwise the best classes."""
+        return logits.float() if self.several else best_classes(logits)
 
     def _score(self, prediction: EvalPrediction) -> dict[str, float]:
         """The metrics of an evaluation, whose answers are stored for `report`."""
         self._answers = prediction
-        return accuracies(prediction)
+        return multilabel_metrics(prediction) if self.several else accuracies(prediction)
 
     def report(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Draws the confusion matrix and the surest mistakes of the last evaluation; returns the recall of each class
-        and the files."""
+        """Draws the figures of the last evaluation, see `scores.Evaluation` and `MultilabelEvaluation`; returns the
+        numbers of each class and the files."""
         if self._answers is None or self.eval_dataset is None:
             return {}
-        predictions: Any = self._answers.predictions
-        best, probabilities = predictions
         names = tuple(label_names(self.model.config))
-        truths = np.asarray(self._answers.label_ids)
-        found = Evaluation.of(truths, best, probabilities, results["eval_loss"], names, [])
+        truths, loss = np.asarray(self._answers.label_ids), results["eval_loss"]
+        stored: Any = self._answers.predictions
+        if self.several:
+            found = MultilabelEvaluation.of(truths, stored, loss, names, [])
+        else:
+            found = Evaluation.of(truths, stored[0], stored[1], loss, names, [])
         examples: Any = self.eval_dataset
         files = found.draw(examples.dataset, self.run)
-        return {"recall": found.summary()["recall"], "figures": list(map(str, files))}
+        of_classes = {name: value for name, value in found.summary().items() if isinstance(value, dict)}
+        return {**of_classes, "figures": list(map(str, files))}
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
@@ -108,11 +124,6 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weight
         return logits.float().sum() * 0.0
     weights = None if weights is None else weights.to(logits.device)
     return F.cross_entropy(logits.float(), labels, weights, label_smoothing=smoothing)
-
-
-def _answers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What an evaluation stores of the logits."""
-    return best_classes(logits)
 
 
 def accuracies(prediction: EvalPrediction) -> dict[str, float]:
@@ -190,23 +201,27 @@ def open_finetuning(settings: FinetuneSettings) -> FinetuneParts:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--label-names-file {settings.label_names_file!r} cannot be read: {error}") from error
     train, evaluation = open_training(settings, given)
-    if train.label_column is None:
-        raise UsageError(f"{train.source} has no labels; sort the images into a folder for each class, or pretrain.")
-    if not train.names and train.streams:
-        raise UsageError(f"{train.source} does not name its classes; give --label-names-file, a name on each line.")
-    names = train.names or tuple(str(number) for number in range(int(train.labels().max()) + 1))
-    if evaluation is not None and evaluation.names and evaluation.names != names:
-        differing = sorted(set(names) ^ set(evaluation.names))[:5]
-        raise UsageError(f"{evaluation.source} has other classes than {train.source}: {differing}.")
-    for dataset in (train, evaluation):
-        if dataset is not None and not dataset.streams:
-            dataset.check_labels(len(names))
+    train = classes_to_train(train)
+    names = train.names
+    if settings.resume_from_checkpoint:
+        check_resumed_classes(settings.resume_from_checkpoint, names)
+    if evaluation is not None and evaluation.several and not train.several:
+        raise UsageError(
+            f"{evaluation.source} has several labels for an image, {train.source} has one; give both the same kind."
+        )
+    if evaluation is not None:
+        evaluation = match_classes(evaluation, names, "the training data")
     if settings.choose_settings:
         settings = with_chosen_settings(settings, train)
-    refuse_metric(settings, ["loss", "top1", *["top5"] * (len(names) >= BEST_CLASSES)])
+    metrics = ["mAP", "f1", "exact"] if train.several else ["top1", *["top5"] * (len(names) >= BEST_CLASSES)]
+    refuse_metric(settings, ["loss", *metrics])
+    for name in ("class_weights", "label_smoothing_factor", "linear_probe"):
+        if train.several and getattr(settings, name):
+            raise UsageError(f"{as_flag(name)} is for images of one label, and {train.source} has lists; leave it out.")
     counts = None if train.streams else np.bincount(train.labels(), minlength=len(names))
-    model = model_to_finetune(settings, names)
-    return FinetuneParts(settings, train, evaluation, model, _class_weights(settings, counts, names))
+    model = model_to_finetune(settings, names, train.several)
+    weights = None if train.several else _class_weights(settings, counts, names)
+    return FinetuneParts(settings, train, evaluation, model, weights)
 
 
 def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:

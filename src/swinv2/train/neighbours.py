@@ -23,10 +23,10 @@ from swinv2.errors import UsageError
 from swinv2.loading import choose_device, load_model, load_processor
 from swinv2.model import Swinv2Model
 from swinv2.train.data.augment import process_image
+from swinv2.train.data.classes import classes_to_train, match_classes
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
 from swinv2.train.data.sources import EVAL_SPLITS, open_dataset
-from swinv2.train.evaluate import split_to_evaluate
 from swinv2.train.features import Features, collect_features, read_features
 from swinv2.train.scores import BEST_CLASSES, Evaluation
 
@@ -127,14 +127,12 @@ def evaluate_neighbours(
         The results, and the images that were classified.
 
     Raises:
-        UsageError: The model or the data cannot be opened, or an image's class is not in the bank.
+        UsageError: The model or the data cannot be opened, or no class is in both splits.
     """
     encoder = load_model(Swinv2Model, model, choose_device(device), dtype)
-    transform = partial(process_image, load_processor(model))
+    transform = partial(process_image, load_processor(model, encoder.config.num_channels))
     bank_images, images = _open_splits(data, split, image_column, label_column)
     leave_one_out = images is bank_images
-    names = bank_images.names or images.names or _numbers(bank_images, images)
-    to_bank = torch.tensor(_match_classes(images, bank_images, len(names)))
     total = len(bank_images) + (0 if leave_one_out else len(images))
 
     read = partial(read_features, encoder, transform=transform, batch_size=batch_size, workers=workers)
@@ -143,17 +141,15 @@ def evaluate_neighbours(
     number = min(neighbours, len(known.labels) - leave_one_out)
     if number < 1:
         raise UsageError(f"{bank_images.source} has too few readable images for a neighbour; expected at least two.")
-    bank = Bank(known.values.to(encoder.device), known.labels, len(names))
+    bank = Bank(known.values.to(encoder.device), known.labels, len(bank_images.names))
     unreadable, done = list(found.broken), len(bank_images)
     columns: list[tuple[Tensor, ...]] = []
     for batch, left_out in _leave_out_each(found, batch_size) if leave_one_out else _leave_out_none(read(images)):
         votes = bank.votes(batch.values, number, left_out)
         most, order = votes.sort(descending=True, stable=True)
-        is_readable = batch.labels != IGNORED_LABEL
-        truths = torch.where(is_readable, to_bank[batch.labels.clamp(min=0)], IGNORED_LABEL)
         # A class without votes is no answer.
         best = torch.where(most > 0, order, NO_CLASS)[:, :BEST_CLASSES]
-        columns.append((truths, best, most[:, 0] / most.sum(1)))
+        columns.append((batch.labels, best, most[:, 0] / most.sum(1)))
         if not leave_one_out:
             unreadable += batch.broken
             done += len(batch.labels)
@@ -161,7 +157,7 @@ def evaluate_neighbours(
     truths, best, shares = (np.concatenate(column) for column in zip(*columns, strict=True))
     if (truths == IGNORED_LABEL).all():
         raise UsageError(f"{images.source} has no readable image.")
-    plain = Evaluation.of(truths, best, shares, None, names, unreadable)
+    plain = Evaluation.of(truths, best, shares, None, bank_images.names, unreadable)
     return NeighbourEvaluation(
         **vars(plain), neighbours=number, bank=len(known.labels), leave_one_out=leave_one_out
     ), images
@@ -170,37 +166,17 @@ def evaluate_neighbours(
 def _open_splits(
     data: str, split: str, image_column: str | None, label_column: str | None
 ) -> tuple[ImageDataset, ImageDataset]:
-    """The images of the bank and those to classify: the same object if there is a single split."""
+    """The images of the bank and those to classify, with the classes of the bank; the same object if there is a single
+    split."""
     columns: Any = {"image_column": image_column, "label_column": label_column}
-    bank = open_dataset(data, "train", **columns)
-    split = split_to_evaluate(data, split)
+    bank = classes_to_train(open_dataset(data, "train", **columns))
+    if bank.several:
+        raise UsageError(f"--knn is for images of one label, and {data} has lists of labels; leave it out.")
     has_others = split != "evaluation" or set(EVAL_SPLITS) & set(bank.splits)
     is_alone = bank.split is None or split == bank.split or not has_others
-    images = bank if is_alone else open_dataset(data, split, **columns)
-    for dataset in (bank, images):
-        if dataset.label_column is None:
-            raise UsageError(f"{dataset.source} has no labels; sort the images into a folder for each class.")
-    return bank, images
-
-
-def _numbers(*datasets: ImageDataset) -> tuple[str, ...]:
-    """Numbers as names of classes that have none."""
-    return tuple(str(number) for number in range(1 + max(int(dataset.labels().max()) for dataset in datasets)))
-
-
-def _match_classes(images: ImageDataset, bank: ImageDataset, classes: int) -> list[int]:
-    """The bank's class for each class of the images: by name if both have names, otherwise by number."""
-    for dataset in (images, bank):
-        dataset.check_labels(len(dataset.names) or classes)
-    if not (images.names and bank.names):
-        return list(range(classes))
-    unknown = sorted(set(images.names) - set(bank.names))
-    if unknown:
-        raise UsageError(
-            f"{images.source} has the classes {unknown[:3]} in the split {images.split!r}, but not in {bank.split!r}, "
-            "where the neighbours are; every class needs images there."
-        )
-    return [bank.names.index(name) for name in images.names]
+    if is_alone:
+        return bank, bank
+    return bank, match_classes(open_dataset(data, split, **columns), bank.names, f"the split {bank.split!r}")
 
 
 def _leave_out_each(found: Features, batch_size: int) -> Iterator[tuple[Features, Tensor]]:

@@ -45,8 +45,8 @@ class RunOptions:
     streaming: bool = _option(False, "Read images one by one instead of all files first; needs --max-steps.")
     shuffle_buffer: int = _option(10_000, "With --streaming: number of images from which the next one is drawn.")
     max_broken_images: int = _option(100, "Number of unreadable images that a process may meet, each counted once.")
-    image_mean: list[float] = _option([0.485, 0.456, 0.406], "Mean of each channel of the model.")
-    image_std: list[float] = _option([0.229, 0.224, 0.225], "Standard deviation of each channel of the model.")
+    image_mean: list[float] = _option([], "Mean of each channel; default: the model's own, ImageNet's for a new one.")
+    image_std: list[float] = _option([], "Standard deviation of each channel; default: as for --image-mean.")
 
     # Model
     model: str = _option("", f"Model to start from: {_MODELS}.")
@@ -119,7 +119,11 @@ class FinetuneOptions(RunOptions):
         False, "Choose each setting that is not given from the data and the model; true without --config."
     )
     label_names_file: str = _option("", "A file with the name of a class on each line, if the data has no names.")
-    head_map: str = _option("", "A file: line i has the class of --model whose classifier row initialises class i.")
+    head_map: str = _option(
+        "",
+        "A file: line i has the number of the class of --model whose classifier row initialises class i, or such a "
+        "number and, after a space, the name of the class that it initialises.",
+    )
     auto_augment: str = _option("", "timm's description of RandAugment; the authors' is rand-m9-mstd0.5-inc1.")
     color_jitter: float = _option(0.0, "Strength of random changes of brightness, contrast and saturation.")
     erase_probability: float = _option(0.0, "Probability of erasing a random rectangle; the authors' is 0.25.")

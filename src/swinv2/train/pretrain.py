@@ -110,7 +110,7 @@ def make_pretraining(settings: PretrainSettings) -> PretrainTrainer:
     freeze_stages(model, settings.frozen_stages)
     pixels = Pixels(as_pair("image_size", model.config.image_size), settings.image_mean, settings.image_std)
     masks = mask_maker(model.config, settings.mask_block, settings.mask_ratio)
-    train, evaluation = open_training(settings)
+    train, evaluation = open_training(settings, needs_labels=False)
     train = replace(train, label_column=None, names=())
     if evaluation is not None:
         evaluation = replace(evaluation, label_column=None, names=())

@@ -51,8 +51,8 @@ def reconstruct(
     """
     chosen = choose_device(device)
     decoder = load_model(Swinv2ForMaskedImageModeling, model, chosen, torch.float32)
-    processor = load_processor(model)
     config = decoder.config
+    processor = load_processor(model, config.num_channels)
     pixels = Pixels(as_pair("image_size", config.image_size), processor.image_mean, processor.image_std)
     block = max(as_pair("encoder_stride", config.encoder_stride)) if mask_block is None else mask_block
     draw_mask = mask_maker(config, block, mask_ratio)
@@ -60,7 +60,7 @@ def reconstruct(
     read, masks, names, broken = list[Tensor](), list[Tensor](), list[str](), list[BrokenImage]()
     for image in images:
         try:
-            read.append(transform(read_image(image)))
+            read.append(transform(read_image(image, pixels.channels)))
         except BrokenImageError as error:
             broken.append(BrokenImage(image, str(error)))
             continue

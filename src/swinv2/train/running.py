@@ -41,10 +41,13 @@ def prepare_run(settings: RunSettings) -> None:
     torch.manual_seed(settings.seed)
 
 
-def open_training(settings: RunSettings, names: tuple[str, ...] = ()) -> tuple[ImageDataset, ImageDataset | None]:
+def open_training(
+    settings: RunSettings, names: tuple[str, ...] = (), *, needs_labels: bool = True
+) -> tuple[ImageDataset, ImageDataset | None]:
     """Opens the images to train on and, if evaluation is wanted, those to evaluate. If the data has no split for
     evaluation, a share of the training images of each class is set aside."""
     columns: Any = {"image_column": settings.image_column, "label_column": settings.label_column, "names": names}
+    columns["needs_labels"] = needs_labels
     train = open_dataset(settings.data, settings.train_split, streaming=settings.streaming, **columns)
     wanted = settings.eval_strategy != "no" or settings.do_eval
     evaluation = None
@@ -88,7 +91,7 @@ def data_arguments(
     crop_ratio: float | None = None,
 ) -> dict[str, Any]:
     """The arguments of a run's trainer for its examples and its image processor. Training examples are augmented."""
-    transform = SampleTransform(augment, pixels.channels, masks, settings.seed)
+    transform = SampleTransform(augment, pixels.channels, masks, settings.seed, len(train.names) * train.several)
     plain = replace(transform, image_transform=for_evaluation(pixels, crop_ratio))
     if train.streams:
         place = settings.process_index, settings.world_size

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
-from swinv2.train.data.augment import decode
+from swinv2.train.data.augment import drawable
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
 from swinv2.train.drawing.confusion import draw_confusion
@@ -103,7 +103,7 @@ class Evaluation:
         if self.worst:
             files.append(folder / "mistakes.png")
             drawn = [
-                Mistake(np.asarray(decode(dataset[index].image, 3)), self.names[truth], self.names[answer], probability)
+                Mistake(drawable(dataset[index].image), self.names[truth], self.names[answer], probability)
                 for index, truth, answer, probability in self.worst
             ]
             draw_mistakes(drawn, files[1])

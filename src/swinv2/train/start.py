@@ -7,18 +7,20 @@ image size, window or head. This module knows no data and no trainer.
 import json
 import logging
 import pickle
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.lengths import as_pair, plain_pair
-from swinv2.loading import read_config
+from swinv2.loading import label_names, load_processor, read_config
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.train.flags import as_flag
 from swinv2.train.optim.groups import freeze_stages
@@ -34,7 +36,11 @@ Model = TypeVar("Model", bound=Swinv2PreTrainedModel)
 
 
 def model_to_pretrain(settings: PretrainSettings) -> Swinv2ForMaskedImageModeling:
-    """Builds the model for masked-image modelling; patch size and stages decide its encoder stride."""
+    """Builds the model for masked-image modelling; patch size and stages decide its encoder stride.
+
+    Mean and deviation of the channels become settings, if they are not given.
+    """
+    choose_normalisation(settings)
     fields = _model_fields(settings, norm_targets=settings.norm_targets)
     config = _new_config(settings, fields) if is_new_model(settings) else read_config(settings.model)
     patch, merges = as_pair("patch_size", config.patch_size), 2 ** (config.num_layers - 1)
@@ -42,13 +48,24 @@ def model_to_pretrain(settings: PretrainSettings) -> Swinv2ForMaskedImageModelin
     return _build_or_load(Swinv2ForMaskedImageModeling, settings, fields, ("decoder.", "swinv2.embeddings.mask_token"))
 
 
-def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.Module:
-    """Builds the classifier for the classes of the data, with LoRA if the settings say so."""
+def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...], several: bool = False) -> nn.Module:
+    """Builds the classifier for the classes of the data, with LoRA if the settings say so.
+
+    Mean and deviation of the channels become settings, if they are not given.
+
+    Args:
+        settings: The settings.
+        names: Names of the classes.
+        several: Whether an image may have several labels.
+    """
+    choose_normalisation(settings)
     fields = _model_fields(settings)
     fields |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    # Also if the model to start from, whose classifier may fit, was made for another problem.
+    fields["problem_type"] = f"{'multi' if several else 'single'}_label_classification"
     model = _build_or_load(Swinv2ForImageClassification, settings, fields, ("classifier.",))
     if settings.head_map:
-        rows = _classifier_from_rows(settings.model, settings.head_map, len(names))
+        rows = _classifier_from_rows(settings.model, settings.head_map, names)
         model.classifier.load_state_dict(rows)
     freeze_stages(model, settings.frozen_stages)
     if not settings.lora:
@@ -62,6 +79,30 @@ def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...]) -> nn.
         modules_to_save=["classifier"],
     )
     return get_peft_model(model, adapters)  # type: ignore[arg-type]
+
+
+def choose_normalisation(settings: RunSettings) -> None:
+    """Sets mean and deviation of each channel if they are not given: those of the image processor of the model to start
+    from; ImageNet's for a new model, and for a model without a processor.
+
+    Raises:
+        UsageError: Only one of the two is given.
+    """
+    if bool(settings.image_mean) != bool(settings.image_std):
+        raise UsageError("--image-mean and --image-std belong together; give both or neither.")
+    if settings.image_mean:
+        return
+    settings.image_mean, settings.image_std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+    if is_new_model(settings):
+        return
+    channels = read_config(settings.model).num_channels
+    try:
+        processor = load_processor(settings.model, channels)
+    except UsageError:
+        # Without a processor, ImageNet's are right for most models of three channels; others need the flags.
+        return
+    if processor.do_rescale and processor.do_normalize and len(processor.image_mean) == channels:
+        settings.image_mean, settings.image_std = list(processor.image_mean), list(processor.image_std)
 
 
 def is_new_model(settings: RunSettings) -> bool:
@@ -133,6 +174,9 @@ def _build_or_load(
         )
     if fresh:
         logger.warning(f"new parameters with random weights: {', '.join(fresh)}")
+    is_classifier = isinstance(model, Swinv2ForImageClassification)
+    if is_classifier and "classifier.weight" not in fresh and not getattr(settings, "head_map", None):
+        _match_classifier(model, label_names(config))
     if settings.image_size or settings.window_size is not None:
         size: Any = _image_size(settings) or model.config.image_size
         windows: Any = settings.window_size
@@ -160,14 +204,75 @@ def _load_pretrained(kind: type[Model], name: str, **fields: Any) -> tuple[Model
     return model, sorted({*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])})
 
 
-def _classifier_from_rows(model: str, table: str, classes: int) -> dict[str, Tensor]:
+def _match_classifier(model: Swinv2ForImageClassification, old: list[str]) -> None:
+    """Gives each class the row of the loaded classifier that had its name; classes that were not among the old ones get
+    new weights. Warns of new weights, and of old classes that have only numbers, whose rows keep their order."""
+    names, classifier = label_names(model.config), model.classifier
+    if names == old or not isinstance(classifier, nn.Linear):
+        return
+    known = [index for index, name in enumerate(names) if name in old]
+    if not known and all(re.fullmatch(r"(LABEL_)?\d+", name) for name in old):
+        logger.warning(
+            f"the classes of the model have numbers instead of names; its classifier is kept in their order: 0 becomes "
+            f"{names[0]!r} ..."
+        )
+        return
+    fresh = nn.Linear(classifier.in_features, classifier.out_features, classifier.bias is not None)
+    model._init_weights(fresh)
+    rows = [old.index(names[index]) for index in known]
+    with torch.no_grad():
+        for parameter, value in zip(classifier.parameters(), fresh.parameters(), strict=True):
+            value[known] = parameter[rows]
+            parameter.copy_(value)
+    new = [name for name in names if name not in old]
+    if new:
+        logger.warning(
+            f"new classes with random weights, which the model does not have: {', '.join(new[:5])}"
+            f"{' ...' * (len(new) > 5)}"
+        )
+
+
+def check_resumed_classes(checkpoint: str, names: tuple[str, ...]) -> None:
+    """Raises an error unless a checkpoint has exactly these classes.
+
+    Raises:
+        UsageError: It has others, or in another order.
+    """
+    # A checkpoint of LoRA has no configuration.
+    if not (Path(checkpoint) / "config.json").is_file():
+        return
+    trained = label_names(read_config(checkpoint))
+    if trained != list(names):
+        differing = sorted(set(trained) ^ set(names))[:5]
+        raise UsageError(
+            f"{checkpoint} was trained with other classes than the data has now: {differing or 'another order'}. "
+            "Restore the data, or begin a new run in another --output-dir with --model and this folder."
+        )
+
+
+def _classifier_from_rows(model: str, table: str, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Weight and bias of a new classifier: rows of a pre-trained one, for example 1k of its 22k classes."""
     try:
-        rows = torch.tensor([int(line) for line in Path(table).read_text().split()])
+        lines = [line.split(maxsplit=1) for line in Path(table).read_text().splitlines() if line.strip()]
+        numbers = [int(number) for number, *_ in lines]
     except (OSError, ValueError) as error:
         raise UsageError(f"--head-map {table!r} cannot be read: {error}. Expected a number on each line.") from error
-    if len(rows) != classes:
-        raise UsageError(f"--head-map {table!r} has {len(rows)} lines; expected one for each of the {classes} classes.")
+    given = {name.strip(): number for number, (_, *words) in zip(numbers, lines, strict=True) for name in words}
+    if given:
+        missing = [name for name in names if name not in given]
+        if missing:
+            raise UsageError(f"--head-map {table!r} has no line with a number and the class {missing[0]!r}.")
+        numbers = [given[name] for name in names]
+    elif len(numbers) != len(names):
+        raise UsageError(
+            f"--head-map {table!r} has {len(numbers)} lines; expected one for each of the {len(names)} classes, "
+            f"{names[0]!r} to {names[-1]!r}. With a class's name after each number, more lines do no harm."
+        )
+    else:
+        logger.warning(
+            f"--head-map {table!r} names no classes; its lines are those of {names[0]!r} to {names[-1]!r} in this order"
+        )
+    rows = torch.tensor(numbers)
     is_new = model == NEW or model in PRESETS
     loaded, fresh = (None, ["classifier."]) if is_new else _load_pretrained(Swinv2ForImageClassification, model)
     if loaded is None or any(name.startswith("classifier.") for name in fresh):

@@ -128,8 +128,12 @@ class SwinTrainer(Trainer):
     # Examples
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[dict[str, Any]]:
-        """Batches to evaluate."""
-        loader: Any = super().get_eval_dataloader(eval_dataset)
+        """Batches to evaluate, of all images: `--dataloader-drop-last` is for training."""
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            loader: Any = super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drops
         # accelerate's loader reads from the original one.
         ignore_signals(getattr(loader, "base_dataloader", loader))
         return loader

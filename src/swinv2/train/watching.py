@@ -27,7 +27,13 @@ class ProgressBar(ProgressCallback):
         """Shows loss, speed and accuracy at the end of the bar."""
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
-        names = {"loss": "loss", "images_per_second": "images/s", "eval_loss": "eval", "eval_top1": "top-1"}
+        names = {
+            "loss": "loss",
+            "images_per_second": "images/s",
+            "eval_loss": "eval",
+            "eval_top1": "top-1",
+            "eval_mAP": "mAP",
+        }
         shown = {title: f"{logs[name]:.4g}" for name, title in names.items() if name in logs}
         if shown:
             self.training_bar.set_postfix(shown)

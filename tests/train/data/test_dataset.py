@@ -59,3 +59,28 @@ class TestLabels:
         rows = datasets.Dataset.from_dict({"image": [b""] * 2, "label": [-1, -1]})
         with pytest.raises(UsageError, match="has a label -1"):
             ImageDataset(rows, "image", "label", (), "source").check_labels(3)
+
+
+class TestSeveralLabels:
+    @pytest.fixture
+    def tagged(self) -> ImageDataset:
+        """A hundred samples of class 0, of which ten also have class 1; two of class 2 alone, three without labels."""
+        lists = [[0, 1]] * 10 + [[0]] * 90 + [[2]] * 2 + [[]] * 3
+        rows = datasets.Dataset.from_dict({"image": [b""] * 105, "label": lists})
+        return ImageDataset(rows, "image", "label", (), "source", several=True)
+
+    def test_labels(self, tagged: ImageDataset) -> None:
+        assert np.bincount(tagged.labels()).tolist() == [100, 10, 2]
+        tagged.check_labels(3)
+        with pytest.raises(UsageError, match="has a label 2, but there are 2 classes"):
+            tagged.check_labels(2)
+
+    def test_the_rarest_label_decides_a_share(self, tagged: ImageDataset) -> None:
+        assert tagged.strata().tolist() == [1] * 10 + [0] * 90 + [2] * 2 + [-1] * 3
+        part = tagged.share(0.1, 0)
+        assert sorted(sample.label for sample in part) == [(), *[(0,)] * 9, (0, 1), (2,)]
+
+    def test_no_label_at_all(self) -> None:
+        rows = datasets.Dataset.from_dict({"image": [b""] * 2, "label": [[], []]})
+        with pytest.raises(UsageError, match="source has no label in the column 'label'"):
+            ImageDataset(rows, "image", "label", (), "source", several=True).check_labels(3)

@@ -220,6 +220,16 @@ class TestUnreadable:
         unlabelled = ImageDataset(examples.dataset.rows, "image", None, (), "source")
         assert "labels" not in EvaluationExamples(unlabelled, examples.transform)[4]
 
+    def test_several_labels_become_zeros_and_ones(self) -> None:
+        pixels = np.zeros((8, 8), np.uint8)
+        stored: list[tuple[Any, list[int]]] = [(pixels, [0, 2]), (pixels, []), (b"broken", [1])]
+        rows = [{"image": image, "label": label} for image, label in stored]
+        tagged = ImageDataset(rows, "image", "label", (), "source", several=True)
+        examples = EvaluationExamples(tagged, SampleTransform(for_evaluation(PIXELS), 1, classes=3))
+        batch = collate([examples[index] for index in range(3)])
+        assert batch["labels"].dtype == torch.float32
+        assert batch["labels"].tolist() == [[1, 0, 1], [0, 0, 0], [IGNORED_LABEL] * 3]
+
     @pytest.mark.parametrize("count", [3, MOST_BROKEN_IN_A_ROW + 5])
     def test_all_of_them(self, count: int) -> None:
         examples = TrainingExamples(dataset(count, broken=tuple(range(count))), PLAIN)

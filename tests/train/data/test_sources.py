@@ -1,7 +1,9 @@
 """The same images from each source, and a sentence where there are none."""
 
 import io
+import json
 import os
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -270,15 +272,94 @@ class TestColumns:
         datasets.Dataset.from_dict({"image": [None]}, features=features).to_parquet(tmp_path / "rows.parquet")
         assert open_dataset(str(tmp_path / "rows.parquet"), "train")[0].image == b""
 
-    @pytest.mark.parametrize(("labels", "shown"), [(["cat", "dog"], "'cat'"), ([1, None], "None"), ([0.5, 1.0], "0.5")])
+    @pytest.mark.parametrize(("labels", "shown"), [([1, None], "None"), ([0.5, 1.0], "0.5")])
     def test_labels_that_are_no_integers(self, tmp_path: Path, labels: list[Any], shown: str) -> None:
         found = open_dataset(self.parquet(tmp_path, image=[b"x"] * 2, label=labels), "train")
         for read in (found.labels, lambda: list(found)):
             with pytest.raises(UsageError, match=f"has the label {shown} in the column 'label'; expected integers"):
                 read()
 
+    def test_words_become_classes(self, tmp_path: Path) -> None:
+        source = self.parquet(tmp_path, image=[b"x", b"y", b"z"], label=["dog", "cat", "dog"])
+        found = open_dataset(source, "train")
+        assert (found.names, found.labels().tolist()) == (("cat", "dog"), [1, 0, 1])
+        assert [contents(sample) for sample in found] == [b"x", b"y", b"z"]
+        with pytest.raises(UsageError, match=r"has the label 'dog' .* expected integers.* leave out --streaming"):
+            list(open_dataset(source, "train", streaming=True))
+        source = self.parquet(tmp_path, image=[b"x", b"y", b"z"], label=["dog", None, "dog"])
+        with pytest.raises(UsageError, match=r"no label in the column 'label' for 1 of 3 images, first for .* row 1"):
+            open_dataset(source, "train")
+
+    def test_other_columns_are_named_if_there_are_no_labels(self, tmp_path: Path) -> None:
+        source = self.parquet(tmp_path, image=[b"x"], breed=[1])
+        with pytest.raises(UsageError, match=r"has no labels, but the columns \['breed'\]; .* with --label-column"):
+            open_dataset(source, "train").labels()
+
+    @pytest.mark.parametrize(
+        ("feature", "stored"),
+        [
+            (datasets.ClassLabel(names=["ant", "bee", "cat"]), [[0, 2], [], [1]]),
+            (datasets.Value("int64"), [[0, 2], [], [1]]),
+            (datasets.Value("string"), [["ant", "cat"], [], ["bee"]]),
+        ],
+        ids=["classes", "numbers", "names"],
+    )
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_several_labels(self, tmp_path: Path, feature: Any, stored: list[Any], streaming: bool) -> None:
+        features = datasets.Features({"image": datasets.Value("binary"), "labels": datasets.Sequence(feature)})
+        rows = datasets.Dataset.from_dict({"image": [b"x"] * 3, "labels": stored}, features=features)
+        rows.to_parquet(tmp_path / "rows.parquet")
+        found = open_dataset(str(tmp_path / "rows.parquet"), "train", streaming=streaming)
+        assert found.several
+        if streaming and feature == datasets.Value("string"):
+            with pytest.raises(UsageError, match="if the labels are words, leave out --streaming"):
+                list(found)
+            return
+        assert [sample.label for sample in found] == [(0, 2), (), (1,)]
+        assert found.names == (() if feature == datasets.Value("int64") else ("ant", "bee", "cat"))
+
+    def test_several_labels_of_a_folder(self, tmp_path: Path) -> None:
+        """A folder with metadata.jsonl, as `datasets` reads it."""
+        draw_colours(tmp_path / "train", 1)
+        tags = {"blue": ["cold"], "green": [], "red": ["warm", "loud"]}
+        lines = [json.dumps({"file_name": f"{name}/0.png", "labels": tags[name]}) for name in NAMES]
+        (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(lines))
+        found = open_dataset(str(tmp_path), "train")
+        assert (found.names, found.several) == (("cold", "loud", "warm"), True)
+        assert [(Path(sample.name).parent.name, sample.label) for sample in found] == [
+            ("blue", (0,)),
+            ("green", ()),
+            ("red", (2, 1)),
+        ]
+
+    @pytest.mark.parametrize(
+        ("labels", "shown"),
+        [([[0], None], "None"), ([[0], [1, 1]], r"\[1, 1\]"), ([[0.5], []], "0.5")],
+    )
+    def test_lists_that_are_no_labels(self, tmp_path: Path, labels: list[Any], shown: str) -> None:
+        """A list of zeros and ones, one for each class, is refused because of its repetitions."""
+        found = open_dataset(self.parquet(tmp_path, image=[b"x"] * 2, label=labels), "train")
+        for read in (found.labels, lambda: list(found)):
+            with pytest.raises(UsageError, match=f"has the label {shown} .* expected"):
+                read()
+
+    @pytest.mark.parametrize("missing", [None, ["b", None]])
+    def test_lists_of_words_that_lack_one(self, tmp_path: Path, missing: Any) -> None:
+        source = self.parquet(tmp_path, image=[b"x"] * 3, label=[["a"], [], missing])
+        with pytest.raises(UsageError, match=r"for 1 of 3 images, first for that of row 2, .* a label, or \[\], or"):
+            open_dataset(source, "train")
+
+    def test_a_class_is_preferred_to_a_list(self, tmp_path: Path) -> None:
+        names = datasets.ClassLabel(names=["a", "b"])
+        features = datasets.Features({"image": datasets.Value("binary"), "x": names, "y": datasets.Sequence(names)})
+        rows = datasets.Dataset.from_dict({"image": [b"x"], "x": [1], "y": [[0]]}, features=features)
+        rows.to_parquet(tmp_path / "rows.parquet")
+        assert open_dataset(str(tmp_path / "rows.parquet"), "train").label_column == "x"
+        assert open_dataset(str(tmp_path / "rows.parquet"), "train", label_column="y")[0].label == (0,)
+
     def test_names_twice(self, dataset: Path) -> None:
-        assert open_dataset(str(dataset), "train", names=NAMES).names == NAMES
+        for names in (NAMES, NAMES[::-1]):
+            assert open_dataset(str(dataset), "train", names=names).names == NAMES
         with pytest.raises(
             UsageError, match=r"has class names \(blue, green, red\); leave out --label-names-file \(a, b\)\."
         ):
@@ -308,8 +389,8 @@ class TestRefusals:
     def test_no_images(self, tmp_path: Path, streaming: bool) -> None:
         (tmp_path / "data" / "train").mkdir(parents=True)
         (tmp_path / "data" / "train" / "notes.txt").write_text("x")
-        for source in ("data", "data/train"):
-            with pytest.raises(UsageError, match="has no images in the split 'train'"):
+        for source, sentence in (("data", "data' has no images in the split 'train'"), ("data/train", "has no images")):
+            with pytest.raises(UsageError, match=sentence):
                 open_dataset(str(tmp_path / source), "train", streaming=streaming)
 
     def test_no_rows(self, tmp_path: Path) -> None:
@@ -333,8 +414,37 @@ class TestRefusals:
         with pytest.raises(UsageError, match=r"files without a split, more\.tar; choose files with a glob"):
             open_dataset(source, "train")
 
+    def test_files_beside_class_folders(self, dataset: Path, tmp_path: Path) -> None:
+        """An archive that was unpacked where it lies, or features of the images."""
+        draw_colours(tmp_path / "data", 1)
+        for name in ("flowers.tgz", "features.parquet"):
+            (tmp_path / "data" / name).touch()
+            with pytest.raises(UsageError, match=rf"files, {name}, and folders of images, blue, .*; move the files"):
+                open_dataset(str(tmp_path / "data"), "train")
+            (tmp_path / "data" / name).rename(tmp_path / "data" / f".{name}")
+        assert len(open_dataset(str(tmp_path / "data"), "train")) == 3
+
     def test_labels_of_what_has_none_or_streams(self, dataset: Path) -> None:
         with pytest.raises(UsageError, match="streams, so its labels are not known in advance"):
             open_dataset(str(dataset), "train", streaming=True).labels()
         with pytest.raises(UsageError, match="has no labels; sort the images"):
             open_dataset(str(dataset / "train" / "red"), "train").labels()
+
+
+class TestBars:
+    def generate(self, tmp_path: Path) -> None:
+        datasets.Dataset.from_dict({"image": [b"x"], "label": [0]}).to_parquet(tmp_path / "rows.parquet")
+        datasets.enable_progress_bars()
+        open_dataset(str(tmp_path / "rows.parquet"), "train")
+
+    def test_none_in_a_log(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        self.generate(tmp_path)
+        assert capfd.readouterr().err == ""
+        assert datasets.is_progress_bar_enabled()
+
+    def test_in_a_terminal(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        self.generate(tmp_path)
+        assert "Generating" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The optimiser of the CIFAR-10 training: every parameter in its group, and a state that survives."""
+"""The optimiser of the shipped model: every parameter in its group, and a state that survives."""
 
 import copy
 

@@ -63,10 +63,7 @@ def decode(stored: str | bytes | np.ndarray, channels: int) -> Image.Image | Ten
         UsageError: Its channels are not the model's.
     """
     if isinstance(stored, (str, bytes)):
-        if channels not in (1, 3):
-            raise UsageError(f"an image file has 3 channels, or 1 as grey; {channels} need arrays (H, W, {channels}).")
-        image = read_image(stored)
-        return image.convert("L") if channels == 1 else image
+        return read_image(stored, channels)
     pixels = stored[:, :, None] if stored.ndim == 2 else stored
     if pixels.ndim != 3 or pixels.shape[2] != channels or pixels.dtype != np.uint8:
         raise UsageError(
@@ -75,6 +72,18 @@ def decode(stored: str | bytes | np.ndarray, channels: int) -> Image.Image | Ten
     if channels in (1, 3):
         return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def drawable(stored: str | bytes | np.ndarray) -> np.ndarray:
+    """An image for people, (H, W, 3) of eight bits: of three channels or more the first three, otherwise grey.
+
+    Raises:
+        BrokenImageError: It cannot be read.
+    """
+    if isinstance(stored, (str, bytes)):
+        return np.asarray(read_image(stored))
+    pixels = np.atleast_3d(stored)
+    return pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1].repeat(3, 2)
 
 
 def for_pretraining(pixels: Pixels, scale: Sequence[float] = (0.67, 1.0)) -> Transform:

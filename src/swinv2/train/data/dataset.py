@@ -1,11 +1,14 @@
 """A stored data set of images.
 
 In: a `datasets` object that is indexed or streams; `sources.py` opens it. Out: samples, each an image that is not yet
-decoded, possibly with a label; the labels alone; a share of the samples.
+decoded, possibly with a label or several; the labels alone; a share of the samples.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +21,12 @@ class Sample(NamedTuple):
 
     Attributes:
         image: Path or contents of an image file, or pixels (H, W) or (H, W, channels), eight bits.
-        label: Index of its class; None if the data has no labels.
+        label: Index of its class, or indices if an image may have several labels; None if the data has no labels.
         name: Its name in messages.
     """
 
     image: str | bytes | np.ndarray
-    label: int | None
+    label: int | tuple[int, ...] | None
     name: str
 
 
@@ -39,6 +42,9 @@ class ImageDataset:
         split: Name of the split; None if the source has no splits.
         splits: Names of all splits of the source.
         chosen: Indices of the rows that count, in this order; None for all.
+        numbers: The label of each number that is stored, -1 for labels that are left out; None if they are equal.
+            `classes.py` makes it.
+        several: Whether an image may have several labels or none: the labels are lists of integers, not integers.
     """
 
     rows: Any
@@ -49,6 +55,8 @@ class ImageDataset:
     split: str | None = None
     splits: tuple[str, ...] = ()
     chosen: np.ndarray | None = None
+    numbers: np.ndarray | None = None
+    several: bool = False
 
     @property
     def streams(self) -> bool:
@@ -71,7 +79,7 @@ class ImageDataset:
         """Makes a sample from a row of `rows`. A missing image becomes empty bytes, which are unreadable.
 
         Raises:
-            UsageError: The label is not an integer.
+            UsageError: The label is no class.
         """
         image, name = row[self.image_column], f"{self.source}[{index}]"
         if isinstance(image, dict):
@@ -81,47 +89,92 @@ class ImageDataset:
             image = b""
         elif not isinstance(image, (str, bytes)):
             image = _as_pixels(image)
-        label = None if self.label_column is None else row[self.label_column]
-        if self.label_column is not None and not isinstance(label, (int, np.integer)):
-            raise self._label_error(label)
-        return Sample(image, None if label is None else int(label), str(row.get("__key__", name)))
+        label = None
+        if self.label_column is not None:
+            stored = row[self.label_column]
+            label = self._classes_of(stored) if self.several else self._class_of(stored)
+        return Sample(image, label, str(row.get("__key__", name)))
+
+    def _classes_of(self, stored: Any) -> tuple[int, ...]:
+        """The classes of a list of labels."""
+        if not isinstance(stored, (list, tuple, np.ndarray)):
+            raise self._label_error(stored)
+        classes = [self._class_of(label) for label in stored]
+        if len(set(stored)) < len(stored):
+            raise self._label_error(stored)
+        return tuple(label for label in classes if self.numbers is None or label >= 0)
+
+    def _class_of(self, stored: Any) -> int:
+        """The class of a label."""
+        if not isinstance(stored, (int, np.integer)):
+            raise self._label_error(stored)
+        return int(stored if self.numbers is None else self.numbers[int(stored)])
 
     def _label_error(self, label: object) -> UsageError:
-        """The error for a label of the data set that is not an integer."""
+        """The error for a label of the data set that is no class."""
+        expected = "lists of integers, each once, [] for no label" if self.several else "integers"
         return UsageError(
-            f"{self.source} has the label {label!r} in the column {self.label_column!r}; expected integers. Give "
-            "another --label-column, or encode names with `class_encode_column` of `datasets`."
+            f"{self.source} has the label {shorten(repr(label), 80)} in the column {self.label_column!r}; expected "
+            f"{expected}. Give another --label-column; if the labels are words, leave out --streaming."
         )
 
     def labels(self) -> np.ndarray:
-        """The label of every sample; no image is read.
+        """The label of every sample, (samples,); of samples with several labels, all of them, one sample after the
+        other. No image is read.
 
         Raises:
-            UsageError: There are no labels, they are not integers, or the data streams.
+            UsageError: There are no labels, they are no classes, or the data streams.
         """
+        return np.fromiter(chain.from_iterable(self._lists_of_labels()), np.int64)
+
+    def strata(self) -> np.ndarray:
+        """One class for every sample, (samples,), to divide the data evenly: its label; of several labels, the one that
+        is rarest in the data; -1 for a sample without labels."""
+        lists = self._lists_of_labels()
+        counts = Counter(chain.from_iterable(lists))
+        return np.array([min(labels, key=lambda label: (counts[label], label), default=-1) for labels in lists])
+
+    def _lists_of_labels(self) -> list[tuple[int, ...]]:
+        """The labels of every sample."""
         if self.streams:
             raise UsageError(f"{self.source} streams, so its labels are not known in advance; leave out --streaming.")
         if self.label_column is None:
-            raise UsageError(f"{self.source} has no labels; sort the images into a folder for each class.")
+            raise self._no_labels_error()
         # The whole column at once: row by row, a million labels take a quarter of a minute.
-        labels = np.asarray(self.rows.with_format("numpy")[self.label_column][:])
-        if labels.dtype.kind not in "iub":
-            raise self._label_error(next(label for label in self.rows[self.label_column] if not isinstance(label, int)))
-        return labels if self.chosen is None else labels[self.chosen]
+        column = self.rows.with_format(None)[self.label_column][:]
+        stored = column if self.chosen is None else [column[index] for index in self.chosen]
+        return [self._classes_of(one) if self.several else (self._class_of(one),) for one in stored]
+
+    def _no_labels_error(self) -> UsageError:
+        """The error for a data set without labels."""
+        others = sorted({*(self.rows.column_names)} - {self.image_column})
+        if others:
+            return UsageError(
+                f"{self.source} has no labels, but the columns {others}; choose the one of the labels with "
+                "--label-column."
+            )
+        return UsageError(
+            f"{self.source} has no labels; sort the images into a folder for each class, or name their labels in a "
+            "metadata.csv with the columns file_name and label. Only pretrain needs none."
+        )
 
     def check_labels(self, classes: int) -> None:
         """Raises an error unless every label is one of so many classes.
 
         Raises:
-            UsageError: A label is below 0 or too large, for example the -1 of splits with secret labels.
+            UsageError: A label is below 0 or too large, for example the -1 of splits with secret labels; or no sample
+                has any label.
         """
         labels = self.labels()
+        if not len(labels):
+            raise UsageError(f"{self.source} has no label in the column {self.label_column!r}; each list is empty.")
         for label in (int(labels.min()), int(labels.max())):
             if not 0 <= label < classes:
                 raise UsageError(f"{self.source} has a label {label}, but there are {classes} classes, from 0.")
 
     def share(self, fraction: float, seed: int) -> "ImageDataset":
-        """Draws a share of each class, at least one image, at random; of all images if there are no labels.
+        """Draws a share of each class, at least one image, at random; of all images if there are no labels. An image of
+        several labels counts for the rarest one; see `strata`.
 
         Equal seeds draw equal images; a smaller share is part of a larger one.
 
@@ -139,7 +192,7 @@ class ImageDataset:
             UsageError: The data streams.
         """
         unlabelled = self.label_column is None and not self.streams
-        labels = np.zeros(len(self), np.int64) if unlabelled else self.labels()
+        labels = np.zeros(len(self), np.int64) if unlabelled else self.strata()
         draw = np.random.default_rng(seed)
         is_drawn = np.zeros(len(labels), bool)
         for label in np.unique(labels):

@@ -27,7 +27,7 @@ from swinv2.train.data.augment import Transform, decode
 from swinv2.train.data.dataset import ImageDataset, Sample
 
 IGNORED_LABEL = -100
-"""Label of an example that does not count; torch's cross entropy ignores it."""
+"""Label of an example that does not count, or each of its labels; torch's cross entropy ignores it."""
 
 MOST_BROKEN_IN_A_ROW = 100
 """Number of consecutive unreadable images after which reading stops with an error."""
@@ -81,12 +81,15 @@ class SampleTransform:
         channels: Channels of the model.
         masks: Draws the mask of an example; None for no mask.
         seed: Seed of the whole run.
+        classes: Number of classes, if an image may have several labels, which become 0 or 1 for each class, (classes,);
+            otherwise 0.
     """
 
     image_transform: Transform
     channels: int
     masks: Masks | None = None
     seed: int = 0
+    classes: int = 0
 
     def __call__(self, sample: Sample, epoch: int, index: int) -> dict[str, Any]:
         """Makes the example, or raises `BrokenImageError`."""
@@ -96,8 +99,14 @@ class SampleTransform:
             if self.masks is not None:
                 example["bool_masked_pos"] = self.masks().flatten()
         if sample.label is not None:
-            example["labels"] = sample.label
+            example["labels"] = self._spread(sample.label) if self.classes else sample.label
         return example | {"broken": []}
+
+    def _spread(self, label: int | tuple[int, ...]) -> np.ndarray:
+        """Labels of one image as 0 or 1 for each class (classes,)."""
+        spread = np.zeros(self.classes, np.float32)
+        spread[list(label) if isinstance(label, tuple) else label] = 1.0
+        return spread
 
 
 @dataclass(eq=False)
@@ -136,8 +145,10 @@ class EvaluationExamples(_IndexedExamples):
             return self.transform(sample, 0, index)
         except BrokenImageError as error:
             blank = np.zeros((1, 1, self.transform.channels), np.uint8)
-            label = None if sample.label is None else IGNORED_LABEL
-            example = self.transform(sample._replace(image=blank, label=label), 0, index)
+            example = self.transform(sample._replace(image=blank), 0, index)
+            if "labels" in example:
+                ignored = np.full(self.transform.classes, IGNORED_LABEL, np.float32)
+                example["labels"] = ignored if self.transform.classes else IGNORED_LABEL
             if "bool_masked_pos" in example:
                 # Nothing is masked, so the image adds nothing to the loss.
                 example["bool_masked_pos"] = torch.zeros_like(example["bool_masked_pos"])

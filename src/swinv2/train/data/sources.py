@@ -6,33 +6,26 @@ the columns. It knows no model, no size and no augmentation.
 """
 
 import glob
-import os
+import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.config import HF_DATASETS_DISABLE_PROGRESS_BARS
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
-from swinv2.errors import UsageError, first_sentence
-from swinv2.images import SUFFIXES
+from swinv2.errors import UsageError, few, first_sentence
+from swinv2.images import images_inside, is_hidden
 from swinv2.train.data.dataset import ImageDataset
+from swinv2.train.data.folders import EVAL_SPLITS, METADATA, folders_in, open_folder
 
 IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "fine_label")
 """Usual names of the columns, used if the columns' types do not decide."""
-
-EVAL_SPLITS = ("validation", "val", "valid", "test")
-"""Splits that "evaluation" stands for; the first one that exists is used."""
-
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
-"""Names of the folders of each split, in a folder of images."""
 
 WEBDATASET_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -51,14 +44,15 @@ def open_dataset(
     label_column: str | None = None,
     streaming: bool = False,
     names: Sequence[str] = (),
+    needs_labels: bool = True,
 ) -> ImageDataset:
     """Opens a split of a data set.
 
     Args:
         source: One of these:
 
-            - a folder of class folders, possibly below `train`, `validation` or `test`;
-            - a folder of images;
+            - a folder of class folders, possibly below `train`, `validation` or `test`; see `folders.open_folder`;
+            - a folder of images, which may have a table `metadata.csv` as `datasets` reads it;
             - a folder of `.parquet` or webdataset `.tar` files, whose names may begin with the split;
             - a folder that `datasets.save_to_disk` wrote;
             - a `.parquet` or `.tar` file, or a glob of such files; they count as any split;
@@ -67,12 +61,16 @@ def open_dataset(
         image_column, label_column: Names of the columns; None to find them.
         streaming: Whether to read samples one after another, for example without downloading a whole data set.
         names: Names of the classes, if the data has none.
+        needs_labels: Whether to leave out images of a folder that have no label, with a warning.
+
+    A column of words as labels, or of lists of words, becomes classes in the order of the alphabet.
 
     Raises:
         UsageError: The source cannot be opened, or has no such split or no images.
     """
     try:
-        rows, found_split, splits = _load_split(source, split, streaming)
+        with _bars_only_on_a_terminal():
+            rows, found_split, splits = _load_split(source, split, streaming, needs_labels)
         features = rows.features or (rows._resolve_features().features if streaming else None) or {}
     except UsageError:
         raise
@@ -87,25 +85,72 @@ def open_dataset(
             f"{source} has the columns {sorted(features)}; choose the one of the images with --image-column."
         )
     labels = _find_column(features, label_column, datasets.ClassLabel, LABEL_COLUMNS, "--label-column", source)
-    known = features[labels].names if labels and isinstance(features[labels], datasets.ClassLabel) else ()
-    if known and names and tuple(names) != tuple(known):
-        raise UsageError(f"{source} has class names ({_few(known)}); leave out --label-names-file ({_few(names)}).")
+    label = _inside_list(features[labels]) if labels else None
+    several = labels is not None and label is not features[labels]
+    if labels and not streaming and label in (datasets.Value("string"), datasets.Value("large_string")):
+        rows = _encode_words(rows, labels, several, source)
+        features = rows.features
+        label = _inside_list(features[labels])
+    known = label.names if isinstance(label, datasets.ClassLabel) else ()
+    if known and names and set(names) != set(known):
+        raise UsageError(f"{source} has class names ({few(known)}); leave out --label-names-file ({few(names)}).")
     if isinstance(features[images], datasets.Image):
         rows = rows.cast_column(images, datasets.Image(decode=False))
-    return ImageDataset(rows, images, labels, tuple(known or names), source, found_split, splits)
+    return ImageDataset(rows, images, labels, tuple(known or names), source, found_split, splits, several=several)
 
 
-def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | None, tuple[str, ...]]:
+def _inside_list(feature: Any) -> Any:
+    """The feature of the items of a list; any other feature unchanged."""
+    if isinstance(feature, list):
+        return feature[0]
+    return getattr(feature, "feature", feature)
+
+
+@contextmanager
+def _bars_only_on_a_terminal() -> Iterator[None]:
+    """Hides the progress bars of `datasets` unless stderr is a terminal or the environment asks for them."""
+    hides = datasets.is_progress_bar_enabled() and HF_DATASETS_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty()
+    if hides:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hides:
+            datasets.enable_progress_bars()
+
+
+def _encode_words(rows: Any, column: str, several: bool, source: str) -> Any:
+    """Makes classes of a column of words, or of lists of words."""
+    # Not `class_encode_column`: it copies all images.
+    stored: list[Any] = rows[column][:]
+    lists: list[Any] = stored if several else [[word] for word in stored]
+    without = [index for index, words in enumerate(lists) if words is None or None in words]
+    if without:
+        raise UsageError(
+            f"{source} has no label in the column {column!r} for {len(without):,} of {len(lists):,} images, first "
+            f"for that of row {without[0]}, counted from 0; give each a label{', or []' * several}, or delete its row."
+        )
+    classes = datasets.ClassLabel(names=sorted({word for words in lists for word in words}))
+    numbers = {name: number for number, name in enumerate(classes.names)}
+    labels: list[Any] = [[numbers[word] for word in words] for words in lists]
+    if several:
+        return rows.remove_columns(column).add_column(column, labels, feature=datasets.Sequence(classes))
+    return rows.remove_columns(column).add_column(column, [label for (label,) in labels], feature=classes)
+
+
+def _load_split(
+    source: str, split: str, streaming: bool, needs_labels: bool
+) -> tuple[Any, str | None, tuple[str, ...]]:
     """The rows of a source, the name of their split, and the names of all splits; None and () if there are none."""
     path = Path(source)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         rows, found, splits = _choose_split(datasets.load_from_disk(source), split, source)
-        rows = rows.with_format(None)
-        # Processes and workers divide the shards among themselves.
-        rows = rows.to_iterable_dataset(num_shards=min(len(rows), MOST_SHARDS) or 1) if streaming else rows
-        return rows, found, splits
+        return _streamed_if(streaming, rows.with_format(None)), found, splits
     if path.is_dir():
         kind, files = _files_of_folder(path)
+        if not files:
+            rows, found, splits = open_folder(path, split, needs_labels)
+            return _streamed_if(streaming, rows), found, splits
         return _choose_split(datasets.load_dataset(kind, data_files=files, streaming=streaming), split, source)
     if source.endswith((".parquet", *WEBDATASET_SUFFIXES)):
         matching = [source] if path.is_file() else sorted(glob.glob(source, recursive=True))
@@ -116,7 +161,8 @@ def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | No
         return datasets.load_dataset(kind, data_files=files, streaming=streaming)["train"], None, ()
     if path.exists():
         raise UsageError(
-            f"{source!r} is a file; expected a folder, or files {', '.join(('.parquet', *WEBDATASET_SUFFIXES))}."
+            f"{source!r} is a file; expected a folder, or files {', '.join(('.parquet', *WEBDATASET_SUFFIXES))}. "
+            "Unpack an archive first."
         )
     if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         raise UsageError(f"{source!r} does not exist.")
@@ -124,13 +170,27 @@ def _load_split(source: str, split: str, streaming: bool) -> tuple[Any, str | No
     return _choose_split(datasets.load_dataset(name, configuration or None, streaming=streaming), split, source)
 
 
+def _streamed_if(streaming: bool, rows: Any) -> Any:
+    """Indexed rows, or a stream of them whose shards processes and workers divide among themselves."""
+    return rows.to_iterable_dataset(num_shards=min(len(rows), MOST_SHARDS) or 1) if streaming else rows
+
+
 def _files_of_folder(folder: Path) -> tuple[str, dict[str, list[str]]]:
-    """The builder of `datasets` for a folder, and patterns for the files of each split."""
+    """The builder of `datasets` for the files in a folder, and patterns for those of each split; no files if it is a
+    folder of images."""
     for kind, suffixes in (("parquet", (".parquet",)), ("webdataset", WEBDATASET_SUFFIXES)):
-        files = [file.name for file in folder.iterdir() if file.name.endswith(suffixes)]
-        if files:
-            return kind, _splits_of_files(folder, sorted(files), suffixes)
-    return "imagefolder", _splits_of_images(folder)
+        names = sorted(file.name for file in folder.iterdir() if not is_hidden(file.name))
+        files = [name for name in names if name.endswith(suffixes) and name not in METADATA]
+        if not files:
+            continue
+        with_images = [path.name for path in folders_in(folder) if images_inside(path, [folder])]
+        if len(with_images) > 1:
+            raise UsageError(
+                f"{folder} has {kind} files, {few(files)}, and folders of images, {few(with_images)}; move the files "
+                "away to use the images, or name the files with a glob."
+            )
+        return kind, _splits_of_files(folder, files, suffixes)
+    return "imagefolder", {}
 
 
 def _splits_of_files(folder: Path, files: list[str], suffixes: tuple[str, ...]) -> dict[str, list[str]]:
@@ -141,43 +201,10 @@ def _splits_of_files(folder: Path, files: list[str], suffixes: tuple[str, ...]) 
     left_out = sorted(set(files) - {Path(file).name for of_split in splits.values() for file in of_split})
     if left_out:
         raise UsageError(
-            f"{folder} has the splits {sorted(splits)} and files without a split, {_few(left_out)}; choose files with "
+            f"{folder} has the splits {sorted(splits)} and files without a split, {few(left_out)}; choose files with "
             "a glob."
         )
     return {split: [glob.escape(file) for file in of_split] for split, of_split in splits.items() if of_split}
-
-
-def _splits_of_images(folder: Path) -> dict[str, list[str]]:
-    """Finds the folders of splits directly in a folder of images.
-
-    `datasets` alone searches all file and folder names for "train", "test" and similar words. If it finds one, it
-    ignores all other images: with the classes "bus" and "train" it ignores "bus"; with "contest-1.png" and
-    "my-test-2.png", the first file.
-    """
-    below = sorted(path for path in folder.iterdir() if path.is_dir())
-    split_of = {called: split for split, names in SPLIT_FOLDERS.items() for called in names}
-    splits: dict[str, list[Path]] = {}
-    for path in below:
-        if path.name.lower() in split_of:
-            splits.setdefault(split_of[path.name.lower()], []).append(path)
-    if len(splits) == 1:
-        (chosen,) = splits.values()
-        others = [path.name for path in below if path not in chosen and any(map(_is_image_file, path.iterdir()))]
-        if others:
-            raise UsageError(
-                f"{folder} has the folder {chosen[0].name!r}, which is the name of a split, and other folders of "
-                f"images, {_few(others)}; move all classes into a folder 'train', or move the other folders away."
-            )
-    folders = splits or {"train": [folder]}
-    for split, paths in folders.items():
-        if not any(_is_image_file(Path(file)) for path in paths for _, _, files in os.walk(path) for file in files):
-            raise UsageError(f"{str(folder)!r} has no images in the split {split!r}.")
-    return {split: [f"{glob.escape(str(path))}/**" for path in paths] for split, paths in folders.items()}
-
-
-def _is_image_file(file: Path) -> bool:
-    """Whether a file of a source has the suffix of an image."""
-    return file.suffix.lower() in SUFFIXES
 
 
 def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None, tuple[str, ...]]:
@@ -197,19 +224,16 @@ def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None
 def _find_column(
     features: dict[str, Any], given: str | None, kind: type, usual: Sequence[str], flag: str, source: str
 ) -> str | None:
-    """The given column; otherwise the only column of a type; otherwise the only one with a usual name; otherwise None.
-    A given column that does not exist, and several candidates, are errors."""
+    """The given column; otherwise the only column of a type, for labels also of lists of it; otherwise the only one
+    with a usual name; otherwise None. A given column that does not exist, and several candidates, are errors."""
     if given is not None:
         if given not in features:
             raise UsageError(f"{source} has no column {given!r}; it has {sorted(features)}.")
         return given
     found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if kind is datasets.ClassLabel and not found:
+        found = [name for name, feature in features.items() if isinstance(_inside_list(feature), kind)]
     found = found or [name for name in usual if name in features]
     if len(found) > 1:
         raise UsageError(f"{source} has the columns {found}; choose one with {flag}.")
     return found[0] if found else None
-
-
-def _few(names: Sequence[str]) -> str:
-    """The first names of a list of columns or files, for a message."""
-    return ", ".join(names[:3]) + (f" ... ({len(names)})" if len(names) > 3 else "")

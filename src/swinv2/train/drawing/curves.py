@@ -15,7 +15,7 @@ _TRAINING, _EVALUATION = "#2166ac", "#d6604d"
 
 _PANELS: dict[str, dict[str, str]] = {
     "loss": {"loss": "training", "eval_loss": "evaluation"},
-    "accuracy in %": {"eval_top1": "top-1", "eval_top5": "top-5"},
+    "accuracy in %": {"eval_top1": "top-1", "eval_top5": "top-5", "eval_mAP": "mAP", "eval_f1": "F1"},
     "learning rate": {"learning_rate": "learning rate"},
     "gradient norm": {"grad_norm": "gradient norm"},
 }
@@ -136,7 +136,7 @@ def _draw_series(axes: Any, key: str, name: str, points: np.ndarray) -> None:
     dots = {"marker": "o", "markersize": 4.5} if len(y) <= MANY_POINTS else {}
     if key.startswith("eval_"):
         best = f"lowest {y.min():.4g}" if key == "eval_loss" else f"best {y.max():.2f}%"
-        colour = _TRAINING if key == "eval_top5" else _EVALUATION
+        colour = _TRAINING if key in ("eval_top5", "eval_f1") else _EVALUATION
         axes.plot(x, y, color=colour, linewidth=1.6, label=f"{name}, {best}", zorder=3, **dots)
     elif key == "learning_rate" or len(y) <= MANY_POINTS:
         axes.plot(x, y, color=_TRAINING, linewidth=1.4, label=name, **(dots if len(y) == 1 else {}))

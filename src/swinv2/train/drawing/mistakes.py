@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from swinv2.drawing.paper import TILE, printable, save, tile_sheet
+from swinv2.drawing.paper import fit_tile, printable, save, tile_sheet
 
 MOST_MISTAKES = 25
 """Largest number of mistakes that are drawn."""
@@ -40,15 +39,4 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> None:
         raise ValueError("there is no mistake to draw; expected at least one.")
     mistakes = mistakes[:MOST_MISTAKES]
     captions = [f"{printable(m.truth, 24)} -> {printable(m.answer, 24)} {m.probability:.0%}" for m in mistakes]
-    save(tile_sheet([_fitted_image(mistake.image) for mistake in mistakes], captions, COLUMNS), path)
-
-
-def _fitted_image(image: np.ndarray) -> np.ndarray:
-    """The image, resized so that its longer side is at most `TILE` pixels and more than half of it."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ValueError(f"an image is {image.shape} of {image.dtype}; expected (H, W, 3) of uint8.")
-    longest = max(image.shape[:2])
-    if longest <= TILE:
-        return image.repeat(TILE // longest, 0).repeat(TILE // longest, 1)
-    height, width = (max(round(length * TILE / longest), 1) for length in image.shape[:2])
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+    save(tile_sheet([fit_tile(mistake.image) for mistake in mistakes], captions, COLUMNS), path)
