@@ -27,6 +27,9 @@ def test_a_line_says_how_far_and_how_long(monkeypatch: pytest.MonkeyPatch) -> No
     now = 130.0
     lines.update(45, 100)
     assert lines.line() == "training: step 45/100, loss 2.5, rate 0.001, 8 images/s, 1:50 left"
+    assert Lines(9, Console(stderr=True), "choosing", "penalties").line() == (
+        "choosing 0/9, 0 penalties/s, unknown time left"
+    )
     lines.begin("converting", 0, 0)
     now = 195.0
     assert lines.line() == "converting: 1:05 so far"

@@ -71,10 +71,12 @@ class Lines(Progress):
     Args:
         total, console: See `Progress`; if the total is 0, a line has only the elapsed time.
         verb: The activity, for example "classifying".
+        unit: What is counted.
     """
 
-    def __init__(self, total: int, console: Console, verb: str) -> None:
+    def __init__(self, total: int, console: Console, verb: str, unit: str = "images") -> None:
         super().__init__(total, console)
+        self._unit = unit
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._print_lines, name="progress", daemon=True)
         self.begin(verb, 0, total)
@@ -103,7 +105,7 @@ class Lines(Progress):
         speed = (done - marked) * self._images / max(now - before, 1e-9)
         left = _time_in_words((now - since) / (done - begun) * (total - done)) if done > begun else "unknown time"
         facts = self._facts()
-        return f"{self.verb} {done:,}/{total:,}{facts and f', {facts}'}, {speed:.4g} images/s, {left} left"
+        return f"{self.verb} {done:,}/{total:,}{facts and f', {facts}'}, {speed:.4g} {self._unit}/s, {left} left"
 
     def _print_lines(self) -> None:
         """Runs in a thread: prints a line of progress every half minute."""
@@ -134,17 +136,18 @@ def _time_in_words(seconds: float) -> str:
 
 
 @contextmanager
-def progress_bar(total: int, verb: str, is_shown: bool = True) -> Iterator[Progress]:
+def progress_bar(total: int, verb: str, is_shown: bool = True, unit: str = "images") -> Iterator[Progress]:
     """Shows the progress of a command: a bar in a terminal, elsewhere a line every half minute.
 
     Args:
         total: Number of images; 0 if unknown.
         verb: The activity.
         is_shown: Whether a terminal shows the bar.
+        unit: What is counted, if not images.
     """
     console = message_console()
     if not console.is_terminal:
-        with Lines(total, console, verb) as lines:
+        with Lines(total, console, verb, unit) as lines:
             yield lines
         return
     columns = TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

@@ -60,6 +60,7 @@ def gradient(
 @pytest.mark.parametrize("penalty", [1.0, 1e-3])
 def test_the_fit_is_the_optimum(penalty: float, logits_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_LOGITS_AT_ONCE", logits_at_once)
+    monkeypatch.setattr(probe, "TOLERANCE", 1e-7)
     draw = np.random.default_rng(0)
     inputs, labels = draw.normal(size=(200, 5)), draw.integers(0, 3, 200)
     counts = draw.random(200)
@@ -73,7 +74,8 @@ def test_the_fit_is_the_optimum(penalty: float, logits_at_once: int, monkeypatch
     assert torch.equal(start.weight, torch.ones(3, 5, dtype=torch.float64))
 
 
-def test_standardisation_is_folded_into_the_classifier() -> None:
+def test_standardisation_is_folded_into_the_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "TOLERANCE", 1e-7)
     features = draw_features(300)
     found, penalty, _ = fit_to_features(features, 3)
     values = features.values.double().numpy()
@@ -84,12 +86,13 @@ def test_standardisation_is_folded_into_the_classifier() -> None:
         found.weight * torch.tensor(deviations), found.bias + found.weight @ torch.tensor(values.mean(0))
     )
     for part in gradient(standardised, inputs, features.labels.numpy(), np.ones(300), penalty):
-        assert np.abs(part).max() < 2e-6
+        assert np.abs(part).max() < 1e-5
     # The channel that never changes says nothing.
     assert found.weight[:, 1].abs().max() < 1e-6
 
 
-def test_weights_count_as_copies_of_images() -> None:
+def test_weights_count_as_copies_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "TOLERANCE", 1e-7)
     features = draw_features(60)
     counts = torch.tensor([1, 2, 3])[features.labels]
     inputs = features.values.double()[:, 2:]
@@ -123,7 +126,7 @@ def test_noise_needs_a_strong_penalty(noise: float, weakest: float, strongest: f
     assert len(losses) in (len(PENALTIES), PENALTIES.index(chosen) + 3)
 
 
-@pytest.mark.parametrize(("enough", "folds"), [(2000, 10), (25, 3), (1, 1)])
+@pytest.mark.parametrize(("enough", "folds"), [(1000, 10), (25, 3), (1, 1)])
 def test_many_images_need_few_folds(enough: int, folds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     features = draw_features(100)
     monkeypatch.setattr(probe, "ENOUGH_HELD_OUT", enough)
