@@ -1,0 +1,1 @@
+"""Tests of the trainings; a package, because test_features.py also exists for `predict`."""
