@@ -2,13 +2,16 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 
 from swinv2.errors import UsageError
 from swinv2.train.data.classes import classes_to_train, match_classes
 from swinv2.train.data.dataset import ImageDataset
+from swinv2.train.data.sources import open_dataset
 
 
 @pytest.fixture
@@ -112,3 +115,14 @@ class TestSeveralLabels:
         assert [sample.label for sample in found] == [(2, 0), (), ()]
         assert found.labels().tolist() == [2, 0]
         assert "classes that it lacks; these labels are left out of the evaluation: 'wolf' (2)" in warnings.text
+
+
+def test_splits_of_parquet_files_have_names_of_their_own(tmp_path: Path) -> None:
+    for split, names in (("train", ["cat", "dog"]), ("validation", ["dog", "cat", "newt"])):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        rows = {"image": [np.zeros((4, 4, 3), np.uint8)] * 2, "label": [0, 1]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    train, validation = (open_dataset(str(tmp_path), split) for split in ("train", "evaluation"))
+    assert (train.names, validation.names) == (("cat", "dog"), ("dog", "cat", "newt"))
+    assert validation.splits == ("train", "validation")
+    assert match_classes(validation, train.names, "the training data").labels().tolist() == [1, 0]

@@ -151,7 +151,10 @@ def _load_split(
         if not files:
             rows, found, splits = open_folder(path, split, needs_labels)
             return _streamed_if(streaming, rows), found, splits
-        return _choose_split(datasets.load_dataset(kind, data_files=files, streaming=streaming), split, source)
+        of_split, found, splits = _choose_split(files, split, source)
+        # Alone: among others, a split would get the class names of the first one.
+        rows = datasets.load_dataset(kind, data_files={str(found): of_split}, streaming=streaming)
+        return rows[str(found)], found, splits
     if source.endswith((".parquet", *WEBDATASET_SUFFIXES)):
         matching = [source] if path.is_file() else sorted(glob.glob(source, recursive=True))
         if not matching:
@@ -208,7 +211,7 @@ def _splits_of_files(folder: Path, files: list[str], suffixes: tuple[str, ...]) 
 
 
 def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None, tuple[str, ...]]:
-    """The wanted split of an opened data set, its name, and the names of all splits."""
+    """The wanted split of an opened data set, or its files, its name, and the names of all splits."""
     if not isinstance(loaded, dict):
         return loaded, None, ()
     wanted = EVAL_SPLITS if split == "evaluation" else (split,)
