@@ -152,7 +152,8 @@ def _train_ours(folder: Path, method: str, seed: int, output: Path, ours: report
         "top1": tested["top1"],
         "mean_recall": statistics.mean(recall for recall in tested["recall"].values() if recall is not None),
         "processor_seconds": seconds,
-        "steps": json.loads((run / "results.json").read_text())["step"],
+        # A linear probe takes no steps.
+        "steps": json.loads((run / "results.json").read_text()).get("step", ""),
         "image_size": read_config(model).image_size,
         "parameters": describe(model).parameters,
     }
@@ -218,8 +219,9 @@ def _place(row: report.Row) -> tuple[int, int, int]:
     return list(SETS).index(str(row["set"])), METHODS.index(str(row["method"])), int(str(row["seed"]))
 
 
-def _rounded(value: float) -> float:
-    return value if isinstance(value, int) else float(f"{value:.5g}")
+def _rounded(value: float | str) -> float | str:
+    """Five digits of a number with a fraction; the rest as it is."""
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _tables(rows: Sequence[report.Row]) -> list[str]:
@@ -238,17 +240,19 @@ def _tables(rows: Sequence[report.Row]) -> list[str]:
         build("Top-1 accuracy in %: mean of the seeds (least to most); more is better.", _percent, "top1"),
         build("Mean of the classes' recalls in %, in which all classes count alike.", _percent, "mean_recall"),
         build("Processor time in seconds: mean of the seeds.", _number, "processor_seconds"),
-        build("Training steps: mean of the seeds.", _number, "steps"),
+        build("Training steps: mean of the seeds; a linear probe takes none.", _number, "steps"),
         build("Image size in pixels.", _number, "image_size"),
         build("Parameters in millions.", lambda values: f"{statistics.mean(values) / 1e6:.1f}", "parameters"),
     ]
 
 
 def _cell(rows: Sequence[report.Row], measure: str, cell: Callable[[list[float]], str]) -> str:
-    if not rows:
-        return ""
-    values = [float(str(row[measure])) for row in rows if not row["note"]]
-    return cell(values) if values else "failed"
+    """The cell of a method: empty if it was not measured, or if it has no such number."""
+    done = [row for row in rows if not row["note"]]
+    if rows and not done:
+        return "failed"
+    values = [float(str(row[measure])) for row in done if row[measure] != ""]
+    return cell(values) if values else ""
 
 
 def _percent(values: list[float]) -> str:

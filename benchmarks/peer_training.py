@@ -137,12 +137,17 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, size: int, rate: flo
 
     Returns:
         The number of steps.
+
+    Raises:
+        SystemExit: The process has used its time before the training begins.
     """
+    started = time.process_time()
+    if seconds <= started:
+        raise SystemExit(f"--seconds is {seconds:g}, and {started:.1f} were used before the training; give more.")
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=WEIGHT_DECAY)
     crop = v2.RandomResizedCrop(size, (SMALLEST_CROP, 1.0), antialias=True)
     augment = v2.Compose([crop, v2.RandomHorizontalFlip()]) if flips else crop
     model.train()
-    started = time.process_time()
     reported = steps = 0
     for batch in _batches(len(images)):
         used = (time.process_time() - started) / (seconds - started)

@@ -15,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from small_models import make_model
+
 BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "model.py"
 
 NAMES = """
@@ -365,6 +367,14 @@ class TestPeerTraining:
         small = torch.nn.functional.interpolate(images.float(), 8).to(torch.uint8)
         assert count_answers(model, small, labels).tolist() == [[20, 0], [0, 20]]
 
+    def test_a_time_that_is_over_is_an_error(self) -> None:
+        from peer_training import train
+
+        images, labels = torch.zeros(4, 3, 9, 9, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+        with pytest.raises(SystemExit, match=r"--seconds is 0\.01, and .* were used before the training"):
+            train(model, images, labels, 8, 1e-2, 0.01, True)
+
 
 class TestFinetune:
     """Our command beside other networks."""
@@ -395,8 +405,7 @@ class TestFinetune:
     ) -> None:
         import finetune
 
-        from swinv2.predict.shipped import shipped_model
-
+        model = make_model(data / "model")
         commands: list[list[str]] = []
 
         def run(command: list[str], log: Path) -> tuple[str, float]:
@@ -404,18 +413,21 @@ class TestFinetune:
             if "finetune" in command:
                 output = Path(command[command.index("--output-dir") + 1])
                 output.mkdir()
-                (output / "final").symlink_to(shipped_model())
-                (output / "results.json").write_text('{"step": 7}')
+                (output / "final").symlink_to(model)
+                results = {"images": 2, "unreadable": 0, "penalty": 0.1, "held_out_losses": {"0.1": 0.7}, "loss": 0.5}
+                results = results if "--linear-probe" in command else {"step": 7}
+                (output / "results.json").write_text(json.dumps(results))
             found = {"top1": 0.75, "recall": {"0": 1.0, "1": 0.5, "2": None}}
             peer = {"top1": 0.5, "mean_recall": 0.5, "processor_seconds": 12.2, "steps": 9, "image_size": 64}
             return json.dumps(found if "evaluate" in command else peer | {"parameters": 9}), 12.0
 
         monkeypatch.setattr(finetune, "_run", run)
         options: Any = {"data": data, "output": data / "out", "sets": "", "seconds": None, "keep": None}
-        finetune.main(methods="swinv2,swinv2-new,resnet18", seeds="3", **options)
+        finetune.main(methods="swinv2,swinv2-probe,swinv2-new,resnet18", seeds="3", **options)
         rows = list(csv.DictReader((data / "out.csv").read_text().splitlines()))
         assert [(row["method"], row["top1"], row["mean_recall"], row["steps"]) for row in rows] == [
             ("swinv2", "0.75", "0.75", "7"),
+            ("swinv2-probe", "0.75", "0.75", ""),
             ("swinv2-new", "0.75", "0.75", "7"),
             ("resnet18", "0.5", "0.5", "9"),
         ]
@@ -426,14 +438,17 @@ class TestFinetune:
         flags = [each for each in ours if each.startswith("--")]
         assert flags == ["--data", "--output-dir", "--seed"]
         assert str(data / "digits" / "train") in ours
-        assert new[-3:] == ["--model=new", "--image_size=32", "--max_steps=7"]
+        assert new[-3:] == ["--model=new", "--image_size=16", "--max_steps=7"]
         # Its time is the peer's; its image size is too small for the peer.
         assert {"--seconds=12.0", "--size=64", "--seed=3"} <= set(peer)
 
         before = (len(commands), (data / "out.csv").read_text())
-        finetune.main(methods="swinv2,swinv2-new,resnet18", seeds="3", **options)
+        finetune.main(methods="swinv2,swinv2-probe,swinv2-new,resnet18", seeds="3", **options)
         assert (len(commands), (data / "out.csv").read_text()) == before
-        assert "75.0 (75.0 to 75.0)" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "75.0 (75.0 to 75.0)" in printed
+        steps = printed.partition("Training steps")[2].splitlines()[4]
+        assert [cell.strip() for cell in steps.split("|")[1:-1]] == ["digits", "7", "", "7", "9"]
         assert str(data) not in (data / "out.md").read_text()
 
     def test_a_peer_needs_a_time(self, data: Path) -> None:
