@@ -54,19 +54,30 @@ def read_folder(folder: Path, split: str) -> Iterator[Row]:
 
 
 def read_sheets(folder: Path, split: str) -> Iterator[Row]:
-    """The rows of a split that is stored as sheets."""
+    """The rows of a split that is stored as sheets; each label must have an image, and each image a label."""
     with np.load(folder / "labels.npz") as arrays:
         if arrays["wnids"].tolist() != list(CLASSES):
             raise SystemExit(f"{folder / 'labels.npz'} has other classes than tiny_imagenet.csv; expected its 200.")
-        labels = iter(arrays[split].tolist())
-    sheets = folder.glob("train_*.webp") if split == "train" else [folder / "validation.webp"]
-    for sheet in sorted(sheets, key=lambda path: (len(path.name), path.name)):
+        labels = arrays[split].tolist()
+    of_train = [f"train_{number}.webp" for number in range(len(labels) // ACROSS**2)]
+    sheets = [folder / name for name in (of_train if split == "train" else ["validation.webp"])]
+    missing = [sheet.name for sheet in sheets if not sheet.is_file()]
+    if missing:
+        raise SystemExit(f"{folder} has {len(labels)} labels for {split}, but lacks {', '.join(missing)}.")
+    found = len(list(folder.glob(f"{split}*.webp")))
+    if len(labels) != found * ACROSS**2:
+        raise SystemExit(
+            f"{folder / 'labels.npz'} has {len(labels)} labels for {split}; expected {ACROSS**2} for each of {found} "
+            "sheets."
+        )
+    label_of_next = iter(labels)
+    for sheet in sheets:
         with Image.open(sheet) as opened:
             pixels = np.asarray(opened.convert("RGB")).reshape(ACROSS, SIDE, ACROSS, SIDE, 3)
         for image in pixels.transpose(0, 2, 1, 3, 4).reshape(-1, SIDE, SIDE, 3):
             buffer = io.BytesIO()
             Image.fromarray(image).save(buffer, "PNG")
-            yield {"image": {"bytes": buffer.getvalue(), "path": None}, "label": next(labels)}
+            yield {"image": {"bytes": buffer.getvalue(), "path": None}, "label": next(label_of_next)}
 
 
 def read_hub(name: str, split: str) -> datasets.Dataset:

@@ -59,22 +59,43 @@ def test_the_unpacked_zip_file(script: Any, tmp_path: Path) -> None:
     assert image["bytes"] == (source / "val" / "images" / "val_0.JPEG").read_bytes()
 
 
+def save_sheets(folder: Path, classes: list[str], sheets: int, labels: int) -> Path:
+    """A folder of sheets of 2 x 2 images for training, and labels that count up."""
+    folder.mkdir()
+    for number in range(sheets):
+        shades = number * 10 + np.arange(4, dtype=np.uint8).reshape(2, 1, 2, 1)
+        pixels = np.broadcast_to(shades, (2, 64, 2, 64)).reshape(128, 128)
+        Image.fromarray(np.stack([pixels] * 3, -1)).save(folder / f"train_{number}.webp", lossless=True)
+    counted = np.arange(labels, dtype=np.uint8)
+    np.savez(folder / "labels.npz", train=counted, validation=counted, wnids=np.array(classes))
+    return folder
+
+
 def test_sheets(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row by row; the tenth sheet comes after the ninth."""
     monkeypatch.setattr(script, "ACROSS", 2)
-    source = tmp_path / "sheets"
-    source.mkdir()
-    for number in (0, 2, 10):
-        shades = number * 10 + np.arange(4, dtype=np.uint8).reshape(2, 1, 2, 1)
-        pixels = np.broadcast_to(shades, (2, 64, 2, 64)).reshape(128, 128)
-        Image.fromarray(np.stack([pixels] * 3, -1)).save(source / f"train_{number}.webp", lossless=True)
-    labels = np.arange(12, dtype=np.uint8)
-    np.savez(source / "labels.npz", train=labels, validation=labels, wnids=np.array(list(script.CLASSES)))
+    source = save_sheets(tmp_path / "sheets", list(script.CLASSES), 11, 44)
     script.main(str(source), tmp_path / "made", "train")
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["train.parquet"]
     names = list(script.CLASSES.values())
-    shades = [sheet * 10 + place for sheet in (0, 2, 10) for place in range(4)]
+    shades = [sheet * 10 + place for sheet in range(11) for place in range(4)]
     check(tmp_path / "made", "train", list(zip(names, shades, strict=False)))
+
+
+def test_sheets_and_labels_of_other_numbers(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing sheet is named: the labels after it would be those of other images."""
+    monkeypatch.setattr(script, "ACROSS", 2)
+    source = save_sheets(tmp_path / "sheets", list(script.CLASSES), 3, 12)
+    (source / "train_1.webp").unlink()
+    with pytest.raises(SystemExit, match=r"has 12 labels for train, but lacks train_1\.webp"):
+        script.main(str(source), tmp_path / "made", "train")
+    with pytest.raises(SystemExit, match=r"has 12 labels for validation, but lacks validation\.webp"):
+        script.main(str(source), tmp_path / "made", "validation")
+    for labels in (8, 11):
+        source = save_sheets(tmp_path / str(labels), list(script.CLASSES), 3, labels)
+        with pytest.raises(SystemExit, match=rf"has {labels} labels for train; expected 4 for each of 3 sheets"):
+            script.main(str(source), tmp_path / "made", "train")
+    assert not list((tmp_path / "made").iterdir())
 
 
 def test_a_data_set_of_the_hub(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
