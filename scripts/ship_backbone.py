@@ -1,10 +1,11 @@
-"""Puts a trained Tiny-ImageNet model into the package: weights in 16 bits, readable labels, measurements, model card.
+"""Puts a trained Tiny-ImageNet model into the package: weights in 16 bits, measurements, model card.
 
     python scripts/ship_backbone.py --model runs/tiny-imagenet-64/final --data tiny-imagenet --trained "Two cores ..."
 
 The data are those that `tiny_imagenet.py` writes. Accuracies are what a user gets: `swinv2 evaluate` on the validation
 images, for other image sizes after `swinv2 convert --image-size`. The photographs of the package are classified too.
-Everything but the photographs is replaced. Afterwards, draw the figures of the guides again, and measure more sizes:
+When all is measured, everything but the photographs is replaced. Afterwards, draw the figures of the guides again, and
+measure more sizes:
 
     swinv2 inspect src/swinv2/checkpoints/tiny_imagenet/samples/lion.jpg --token 105,85 --output docs/guides/inspect
     python scripts/bias_windows.py --output docs/guides/resolution-bias.png
@@ -30,8 +31,9 @@ from swinv2.console import progress_bar
 from swinv2.convert import convert
 from swinv2.disk import whole_file
 from swinv2.predict.predictor import Classifier
-from swinv2.predict.shipped import FOLDER, shipped_photographs
-from swinv2.train.evaluate import Evaluation, evaluate
+from swinv2.predict.shipped import FOLDER, count_right, shipped_photographs
+from swinv2.train.evaluate import evaluate
+from swinv2.train.scores import Evaluation
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OTHER_SIZES = (96, 128)
@@ -121,19 +123,17 @@ subjects, not for the answers. `samples/photographs.csv` has the author of each.
 
 
 def write_model(run: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Copies a trained model with the labels of `CLASSES` and weights of another type."""
+    """Copies a trained model, whose labels must be those of `CLASSES`, with weights of another type."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = json.loads((run / "config.json").read_text())
-    names = list(CLASSES.values())
-    old = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
-    if len(old) != len(names) or sum(before == name for before, name in zip(old, names, strict=True)) < len(names) / 2:
-        raise SystemExit(f"{run} has {len(old)} labels; expected the 200 of tiny_imagenet.csv, in their order.")
-    config |= {
-        "id2label": {str(index): name for index, name in enumerate(names)},
-        "label2id": {name: index for index, name in enumerate(names)},
-        "dtype": "float32",
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    expected = {str(index): name for index, name in enumerate(CLASSES.values())}
+    other = [name for index, name in config["id2label"].items() if expected.get(index) != name]
+    if other or len(config["id2label"]) != len(expected):
+        raise SystemExit(
+            f"{run / 'config.json'} has {len(config['id2label'])} labels, {len(other)} of them not as in "
+            "tiny_imagenet.csv; expected the 200 of that file, in their order."
+        )
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
     shutil.copyfile(run / "preprocessor_config.json", folder / "preprocessor_config.json")
     weights = {name: tensor.to(dtype) for name, tensor in load_file(run / "model.safetensors").items()}
     with whole_file(folder / "model.safetensors") as partial:
@@ -156,16 +156,12 @@ def list_recalls(recalls: list[tuple[str, float]]) -> str:
     return ", ".join(f"{name} {recall:.0%}" for name, recall in recalls)
 
 
-def classify_photographs() -> dict[str, Any]:
-    """What the shipped model says about the shipped photographs: the fields of the card."""
+def classify_photographs(folder: Path) -> dict[str, Any]:
+    """What a model says about the shipped photographs: the fields of the card."""
     photographs = shipped_photographs()
-    answers: Any = [answer for _, answer in Classifier.load(str(FOLDER), "cpu").classify([p.path for p in photographs])]
-    labelled = [pair for pair in zip(photographs, answers, strict=True) if pair[0].label is not None]
-    return {
-        "right": sum(labels[0].label == photograph.label for photograph, labels in labelled),
-        "among": sum(photograph.label in [each.label for each in labels] for photograph, labels in labelled),
-        "judged": len(labelled),
-        "unjudged": len(photographs) - len(labelled),
+    answers: Any = [answer for _, answer in Classifier.load(str(folder), "cpu").classify([p.path for p in photographs])]
+    counts = count_right(photographs, [[each.label for each in labels] for labels in answers])
+    return counts._asdict() | {
         "photographs": "\n".join(
             f"| `{p.path.name}` | {p.shows} | {p.label or '-'} | {labels[0].label} {labels[0].probability:.0%} | "
             f"{p.source} | {p.licence} |"
@@ -184,24 +180,27 @@ def main(
     dtype: Annotated[str, typer.Option(help="Type of the weights in the file: float16 or bfloat16.")] = "float16",
 ) -> None:
     """Writes the model and its card."""
+    if dtype not in TYPES:
+        raise typer.BadParameter(f"{dtype!r} is none of {', '.join(TYPES)}", param_hint="--dtype")
     transformers.utils.logging.disable_progress_bar()
     commands = train_command or [
         "swinv2 finetune --config recipes/tiny-imagenet-32.yaml --data FOLDER --output-dir runs/tiny-imagenet-32",
         "swinv2 finetune --config recipes/tiny-imagenet-64.yaml --data FOLDER --output-dir runs/tiny-imagenet-64",
     ]
-    write_model(model, FOLDER, TYPES[dtype])
     with tempfile.TemporaryDirectory() as temporary:
         found: dict[str, Evaluation] = {}
         for name, torch_dtype in TYPES.items():
             write_model(model, Path(temporary) / name, torch_dtype)
             found[name] = measure(Path(temporary) / name, data)
-        whole = found[dtype]
-        rows = {image_size_of(FOLDER): whole}
+        written, whole = Path(temporary) / dtype, found[dtype]
+        rows = {image_size_of(written): whole}
         for size in OTHER_SIZES:
-            convert(str(FOLDER), Path(temporary) / str(size), image_size=(size, size))
+            convert(str(written), Path(temporary) / str(size), image_size=(size, size))
             rows[size] = measure(Path(temporary) / str(size), data)
+        network = Swinv2ForImageClassification.from_pretrained(written)
+        megabytes = (written / "model.safetensors").stat().st_size / 1e6
+        photographs = classify_photographs(written)
 
-    network = Swinv2ForImageClassification.from_pretrained(FOLDER)
     config, stages = network.config, network.config.stages()
     recalls = sorted(
         ((name, recall) for name, recall in whole.summary()["recall"].items() if recall is not None),
@@ -220,7 +219,7 @@ def main(
         widths=[stage.dim for stage in stages],
         depths=config.depths,
         heads=config.num_heads,
-        megabytes=(FOLDER / "model.safetensors").stat().st_size / 1e6,
+        megabytes=megabytes,
         dtype=dtype,
         sizes="\n".join(f"| {size} px | {each.top1:.2%} | {each.top5:.2%} |" for size, each in rows.items()),
         types=", ".join(f"{name} {each.top1:.2%}" for name, each in found.items()) + " top-1",
@@ -232,8 +231,9 @@ def main(
         torch=torch.__version__,
         transformers=transformers.__version__,
         machine=f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        **classify_photographs(),
+        **photographs,
     )
+    write_model(model, FOLDER, TYPES[dtype])
     (FOLDER / "README.md").write_text(card)
     print(f"top-1 {whole.top1:.4f}, top-5 {whole.top5:.4f} on {whole.images} validation images; written: {FOLDER}")
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from small_models import make_model
 from swinv2 import Swinv2ForImageClassification
+from swinv2.errors import UsageError
 from swinv2.predict import shipped
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -30,14 +31,14 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def run(script: Any, tmp_path: Path) -> Path:
-    """A trained model whose labels are WordNet's first names, some of which the package does not use."""
-    names = dict(enumerate(script.CLASSES.values())) | {30: "tabby", 78: "brass"}
+    """A trained model of the 200 classes."""
+    names = dict(enumerate(script.CLASSES.values()))
     return make_model(tmp_path / "final", id2label=names, label2id={name: index for index, name in names.items()})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_labels_and_types(script: Any, run: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    """16 bits in the file, float32 in the memory, and readable names."""
+    """16 bits in the file, float32 in the memory, and the names of the trained model."""
     folder = tmp_path / "shipped"
     script.write_model(run, folder, dtype)
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {dtype}
@@ -51,14 +52,24 @@ def test_labels_and_types(script: Any, run: Path, tmp_path: Path, dtype: torch.d
 
 
 def test_other_labels_are_an_error(script: Any, run: Path, tmp_path: Path) -> None:
-    """Fewer of them, or in another order."""
+    """Fewer of them, in another order, or a single other one."""
     config = json.loads((run / "config.json").read_text())
     names = list(config["id2label"].values())
-    for wrong in (names[:10], names[::-1]):
+    for wrong in (names[:10], names[::-1], [*names[:30], "tabby", *names[31:]], [*names, "dragon"]):
         config["id2label"] = {str(index): name for index, name in enumerate(wrong)}
         (run / "config.json").write_text(json.dumps(config))
         with pytest.raises(SystemExit, match="expected the 200"):
             script.write_model(run, tmp_path / "shipped", torch.float16)
+
+
+def test_what_cannot_be_measured_is_not_shipped(
+    script: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model that was shipped before stays as it was."""
+    monkeypatch.setattr(script, "FOLDER", tmp_path / "shipped")
+    with pytest.raises(UsageError, match="nowhere"):
+        script.main(run, str(tmp_path / "nowhere"), "One core took an hour.", None, "float16")
+    assert not (tmp_path / "shipped").exists()
 
 
 def test_the_card_has_what_was_measured(

@@ -21,7 +21,7 @@ from swinv2.console import shown
 from swinv2.images import BrokenImage
 from swinv2.predict.describe import Description
 from swinv2.predict.predictor import Prediction
-from swinv2.predict.shipped import Photograph
+from swinv2.predict.shipped import Photograph, count_right
 from swinv2.sizes import as_typed
 
 Answers = Iterable[tuple[Path, list[Prediction] | BrokenImage]]
@@ -93,12 +93,10 @@ def print_demo(photographs: Sequence[Photograph], answers: Sequence[list[Predict
         best = labels[0]
         table.add_row(photograph.shows, best.label, f"{best.probability:.1%}", marks[photograph.is_right(best.label)])
     console.print(table)
-    judged = [pair for pair in zip(photographs, answers, strict=True) if pair[0].label is not None]
-    first = sum(labels[0].label == photograph.label for photograph, labels in judged)
-    among = sum(any(each.label == photograph.label for each in labels) for photograph, labels in judged)
+    counts = count_right(photographs, [[each.label for each in labels] for labels in answers])
     console.print(
-        f"\n{first} of {len(judged)} right, {among} among the {len(answers[0])} most probable labels; "
-        f"no label fits the other {len(photographs) - len(judged)} photographs",
+        f"\n{counts.right} of {counts.judged} right, {counts.among} among the {len(answers[0])} most probable labels; "
+        f"no label fits the other {counts.unjudged} photographs",
         style="bold",
     )
 
@@ -175,7 +173,7 @@ def print_classes(summary: dict[str, Any], console: Console) -> None:
     first; classes without images are last."""
     names = [name for name in ("average_precision", "recall") if name in summary]
     table = _headed_table(console, label={}, **{name.replace("_", " "): _RIGHT for name in names})
-    for label, worth in sorted(summary[names[0]].items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
+    for label, score in sorted(summary[names[0]].items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
         values = (summary[name][label] for name in names)
-        table.add_row(Text(label), *("no images" if worth is None else f"{value:.1%}" for value in values))
+        table.add_row(Text(label), *("no images" if score is None else f"{value:.1%}" for value in values))
     console.print(table)

@@ -1,11 +1,13 @@
 """Finds what the package contains: a small model for Tiny-ImageNet, and twenty photographs.
 
-Out: paths, and what is known about each photograph. This module runs no model.
+Out: paths, what is known about each photograph, and how many answers about them are right. This module runs no model.
 """
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from swinv2.errors import UsageError
 
@@ -35,6 +37,35 @@ class Photograph:
     def is_right(self, answer: str) -> bool | None:
         """Whether a label is the photograph's; None if the model has no label for what the photograph shows."""
         return None if self.label is None else answer == self.label
+
+
+class Counts(NamedTuple):
+    """How many photographs a model recognises.
+
+    Attributes:
+        right: Those whose most probable label is right.
+        among: Those whose label is among the most probable ones.
+        judged: Those that have a label.
+        unjudged: The others.
+    """
+
+    right: int
+    among: int
+    judged: int
+    unjudged: int
+
+
+def count_right(photographs: Sequence[Photograph], answers: Sequence[Sequence[str]]) -> Counts:
+    """Counts right answers.
+
+    Args:
+        photographs: The photographs.
+        answers: For each photograph the most probable labels, the most probable first.
+    """
+    verdicts = [[each.is_right(label) for label in labels] for each, labels in zip(photographs, answers, strict=True)]
+    judged = sum(each.label is not None for each in photographs)
+    right = sum(verdict[0] is True for verdict in verdicts)
+    return Counts(right, sum(True in verdict for verdict in verdicts), judged, len(photographs) - judged)
 
 
 def shipped_model() -> Path:
