@@ -135,16 +135,26 @@ def test_ctrl_c_while_the_command_is_imported_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_where_no_step_is_under_way_is_one_line(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def prepare(command: str, flags: list[str]) -> None:
+def test_a_signal_where_no_step_is_under_way_is_one_line(
+    number: int, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(settings: object) -> None:
         os.kill(os.getpid(), number)
         time.sleep(5)
 
     monkeypatch.setattr(training, "_build_trainer", prepare)
-    result = CliRunner().invoke(app, ["finetune"])
+    result = CliRunner().invoke(app, ["finetune", *flags])
     assert result.exit_code == 128 + number
     said = "stopped at once; --resume resumes from the newest checkpoint, if there is one"
     assert result.stderr == f"{signal.Signals(number).name}: {said}\n"
+
+
+def test_a_stopped_probe_says_what_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_preview_or_probe", lambda settings: os.kill(os.getpid(), signal.SIGTERM))
+    flags = ["--data", "images", "--output-dir", str(tmp_path), "--model", "new", "--choose-settings", "false"]
+    result = CliRunner().invoke(app, ["finetune", *flags, "--linear-probe", "--use-cpu"])
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert result.stderr == "SIGTERM: stopped at once; the same command reuses the features that are stored\n"
 
 
 def test_sigterm_saves_and_says_so(flags: list[str], tmp_path: Path) -> None:

@@ -56,16 +56,16 @@ def finetune(context: typer.Context) -> None:
 
 def train(command: str, flags: Sequence[str]) -> int:
     """Runs a training; returns its exit status. A second signal, or one outside the training loop, ends it at once."""
+    what_is_kept = "--resume resumes from the newest checkpoint, if there is one"
     try:
         with noting_signals():
             settings = _read_settings(command, flags)
             if getattr(settings, "linear_probe", False):
+                what_is_kept = "the same command reuses the features that are stored"
                 return _preview_or_probe(cast("FinetuneSettings", settings))
             return _preview_or_train(_build_trainer(settings))
     except StoppedError as error:
-        message_console().print(
-            f"{error}: stopped at once; --resume resumes from the newest checkpoint, if there is one", style="yellow"
-        )
+        message_console().print(f"{error}: stopped at once; {what_is_kept}", style="yellow")
         return 128 + error.number
 
 
