@@ -128,11 +128,11 @@ def main(
     depths: Annotated[str, typer.Option(help="Blocks of the two stages.")] = "2,10",
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = 0,
-    pictures: Annotated[int, typer.Option(min=100, help="Number of test images, a multiple of 100.")] = 1000,
+    images: Annotated[int, typer.Option(min=100, help="Number of test images, a multiple of 100.")] = 1000,
 ) -> None:
     """Trains the models, measures them, and draws their amplitudes."""
     asked = {"steps": steps, "batch_size": batch_size, "depths": depths, "rate": rate, "seed": seed}
-    asked |= {"images": pictures}
+    asked |= {"images": images}
     file = output / "amplitudes.json"
     numbers = json.loads(file.read_text()) if file.is_file() else {"asked": asked}
     if numbers["asked"] != asked:
@@ -145,7 +145,7 @@ def main(
         print(f"branches {where}", flush=True)
         model = build(where, [int(depth) for depth in depths.split(",")], seed)
         losses = train(model, *read_arrays(data, "train")[:2], steps, rate, batch_size, seed)
-        measured, top1 = measure(model, *read_arrays(data, "test")[:2], pictures)
+        measured, top1 = measure(model, *read_arrays(data, "test")[:2], images)
         mains = [amplitude.main for amplitude in measured]
         print(f"  top-1 {top1:.1%}; highest over lowest amplitude {max(mains) / min(mains):.1f}", flush=True)
         loss = float(np.mean(losses[-50:]))

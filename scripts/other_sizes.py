@@ -50,8 +50,8 @@ def top1(
     right = 0
     resize = {"size": {"height": size[0], "width": size[1]}, "do_resize": True, "do_center_crop": False}
     for start in range(0, len(truth), BATCH_SIZE):
-        pictures = [Image.fromarray(image) for image in images[start : start + BATCH_SIZE]]
-        answers = model(**processor(pictures, return_tensors="pt", **resize)).logits.argmax(-1)
+        batch = [Image.fromarray(image) for image in images[start : start + BATCH_SIZE]]
+        answers = model(**processor(batch, return_tensors="pt", **resize)).logits.argmax(-1)
         right += int((answers == truth[start : start + BATCH_SIZE]).sum())
     return right / len(truth)
 
@@ -66,14 +66,14 @@ def main(
     data: Annotated[str, typer.Option(help="A folder, or a data set's name; its classes are the model's.")],
     model: Annotated[str, typer.Option(help="A model's folder, or a name; default: the shipped one.")] = "",
     sizes: Annotated[str, typer.Option(help="Sizes, height first.")] = "64,80,96,128,64x96,96x64,96x128",
-    pictures: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 2000,
+    count: Annotated[int, typer.Option("--images", min=1, max=10_000, help="Number of images.")] = 2000,
     guide: Annotated[Path | None, typer.Option(help="A document with the two marks.")] = None,
 ) -> None:
     """Measures all sizes and writes the table."""
     disable_progress_bar()
     name = model or str(shipped_model())
     images, indices, names = read_arrays(data, "evaluation")
-    drawn = np.random.default_rng(0).permutation(len(images))[:pictures]
+    drawn = np.random.default_rng(0).permutation(len(images))[:count]
     images, labels = images[drawn], [names[index] for index in indices[drawn]]
     processor = load_processor(name)
     old = read_config(name)
@@ -102,13 +102,13 @@ def main(
             cells.append(f"{top1(changed, processor, images, labels, size):.2%}")
         rows.append(f"| {size[0]} x {size[1]} | {window} | {' | '.join(cells)} |")
         print(f"{rows[-1]}  ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
-    error = 100 * float(np.sqrt(0.25 / pictures))
+    error = 100 * float(np.sqrt(0.25 / count))
     shown = "the shipped checkpoint" if not model else f"`{Path(model).name}`"
     options = f" --model {Path(model).name}" if model else ""
     rows += [
         "",
-        f"Top-1 of {shown} on {pictures:,} images for evaluation, drawn at random; one standard error is at most "
-        f"{error:.1f} points. `python scripts/other_sizes.py --data {Path(data).name}{options} --pictures {pictures}` "
+        f"Top-1 of {shown} on {count:,} images for evaluation, drawn at random; one standard error is at most "
+        f"{error:.1f} points. `python scripts/other_sizes.py --data {Path(data).name}{options} --images {count}` "
         f"at commit {commit()}, torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, "
         f"{platform.machine()} CPU.",
     ]

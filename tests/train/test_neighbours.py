@@ -108,9 +108,6 @@ def test_the_only_split_is_its_own_bank(tmp_path: Path) -> None:
     assert (found.images, found.neighbours, found.bank, found.leave_one_out) == (8, 7, 8, True)
     assert len(found.unreadable) == 1
     assert found.confusion.sum(1).tolist() == [3, 2, 3]
-    alone, _ = evaluate_neighbours(model, str(tmp_path / "data"), "train", neighbours=1, workers=0)
-    with_itself = 1.0
-    assert alone.top1 <= with_itself
     answer = swinv2_command("evaluate", tmp_path / "data", "--knn", "--model", model, "--workers", 0)
     assert answer.exit_code == 1
     assert "7 of 8 images, without the image itself" in answer.stdout
@@ -143,8 +140,8 @@ def test_classes_are_matched_by_name(colours: Path, tmp_path: Path) -> None:
     save_split(tmp_path / "data", "train", train, [here.index(file.parent.name) for file in train], here)
     labels = [there.index(file.parent.name) for file in validation]
     save_split(tmp_path / "data", "validation", validation, labels, there)
-    turned, _ = evaluate_neighbours(model, str(tmp_path / "data"), workers=0)
-    assert turned.summary() == straight.summary()
+    reordered, _ = evaluate_neighbours(model, str(tmp_path / "data"), workers=0)
+    assert reordered.summary() == straight.summary()
     # Numbers have no names to be matched by.
     labels = [here.index(file.parent.name) for file in validation]
     save_split(tmp_path / "data", "validation", validation, labels, None)
