@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +28,9 @@ from torch import Tensor
 from swinv2.disk import whole_file
 from swinv2.errors import UsageError
 from swinv2.model import Swinv2Model
-from swinv2.reading import read_batches
 from swinv2.train.data.augment import Transform
 from swinv2.train.data.dataset import ImageDataset
-from swinv2.train.data.examples import IGNORED_LABEL, EvaluationExamples, SampleTransform
+from swinv2.train.data.examples import IGNORED_LABEL, read_images
 
 logger = logging.getLogger(__name__)
 
@@ -77,24 +75,15 @@ def read_features(
     Raises:
         UsageError: A feature is NaN or infinite.
     """
-    as_array: Any = partial(_as_array, transform)
-    prepare = SampleTransform(as_array, model.config.num_channels)
-    for batch in read_batches(EvaluationExamples(dataset, prepare), batch_size, workers):
-        pixels = torch.from_numpy(np.stack([example["pixel_values"] for example in batch]))
+    for batch in read_images(dataset, transform, model.config.num_channels, batch_size, workers):
         with torch.inference_mode():
-            features = model(pixels.to(model.device, model.dtype)).pooler_output.float().cpu()
+            features = model(batch.pixels.to(model.device, model.dtype)).pooler_output.float().cpu()
         if not features.isfinite().all():
             raise UsageError(
                 f"the model's features of images of {dataset.source} are NaN or infinite; its weights are damaged, or "
                 f"{str(model.dtype).removeprefix('torch.')} is too small for them: compute in float32 or bfloat16."
             )
-        labels = torch.tensor([int(example["labels"]) for example in batch])
-        yield Features(features, labels, [name for example in batch for name in example["broken"]])
-
-
-def _as_array(transform: Transform, image: Any) -> np.ndarray:
-    """The transformed image as a numpy array, for `read_batches`."""
-    return np.asarray(transform(image))
+        yield Features(features, batch.labels, batch.broken)
 
 
 def collect_features(batches: Iterable[Features], advance: Callable[[int], None]) -> Features:
