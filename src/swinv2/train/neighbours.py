@@ -26,7 +26,7 @@ from swinv2.train.data.augment import process_image
 from swinv2.train.data.classes import classes_to_train, match_classes
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
-from swinv2.train.data.sources import EVAL_SPLITS, open_dataset
+from swinv2.train.data.sources import open_dataset
 from swinv2.train.features import Features, collect_features, read_features
 from swinv2.train.scores import BEST_CLASSES, Evaluation
 
@@ -172,7 +172,7 @@ def _open_splits(
     bank = classes_to_train(open_dataset(data, "train", **columns))
     if bank.several:
         raise UsageError(f"--knn is for images of one label, and {data} has lists of labels; leave it out.")
-    has_others = split != "evaluation" or set(EVAL_SPLITS) & set(bank.splits)
+    has_others = split != "evaluation" or bank.has_evaluation_split
     is_alone = bank.split is None or split == bank.split or not has_others
     if is_alone:
         return bank, bank

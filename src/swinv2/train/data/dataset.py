@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from swinv2.errors import UsageError
+from swinv2.train.data.folders import EVAL_SPLITS
 
 
 class Sample(NamedTuple):
@@ -62,6 +63,11 @@ class ImageDataset:
     def streams(self) -> bool:
         """Whether the samples can only be iterated, and their number is unknown."""
         return not hasattr(self.rows, "__len__")
+
+    @property
+    def has_evaluation_split(self) -> bool:
+        """Whether the source has a split that "evaluation" stands for."""
+        return not set(EVAL_SPLITS).isdisjoint(self.splits)
 
     def __len__(self) -> int:
         return len(self.rows) if self.chosen is None else len(self.chosen)
