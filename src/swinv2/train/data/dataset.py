@@ -5,7 +5,7 @@ decoded, possibly with a label or several; the labels alone; a share of the samp
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from textwrap import shorten
@@ -56,7 +56,7 @@ class ImageDataset:
     split: str | None = None
     splits: tuple[str, ...] = ()
     chosen: np.ndarray | None = None
-    numbers: np.ndarray | None = None
+    numbers: Mapping[int, int] | None = None
     several: bool = False
 
     @property
