@@ -125,8 +125,7 @@ class FeatureStore:
 
     def missing(self, dataset: ImageDataset) -> ImageDataset:
         """The part of a data set whose features are not stored. Those of unreadable images never are."""
-        rows = _rows_of(dataset)
-        return replace(dataset, chosen=rows[~np.isin(rows, self._load(dataset, "rows").numpy())])
+        return _without(dataset, self._load(self.file_of(dataset), "rows"))
 
     def features_of(
         self,
@@ -148,13 +147,15 @@ class FeatureStore:
         Raises:
             UsageError: The file of features cannot be read, or a feature is NaN or infinite.
         """
-        pending = self.missing(dataset)
+        # Once: the name depends on the files of the images, and they may change meanwhile.
+        file = self.file_of(dataset)
+        rows, values, broken = [self._load(file, "rows")], [self._load(file, "features")], list[str]()
+        pending = _without(dataset, rows[0])
         if len(pending) < len(dataset):
             logger.warning(
                 f"features of {len(dataset) - len(pending):,} of {len(dataset):,} images of {dataset.source} were "
-                f"computed before; they are read from {self.file_of(dataset)}"
+                f"computed before; they are read from {file}"
             )
-        rows, values, broken = [self._load(dataset, "rows")], [self._load(dataset, "features")], list[str]()
         done, saved = 0, time.monotonic()
         for batch in read_features(self.model, pending, self.transform, batch_size, workers) if len(pending) else ():
             note_broken(batch.broken)
@@ -166,7 +167,7 @@ class FeatureStore:
             advance(done, len(pending))
             if done == len(pending) or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                 rows, values = [torch.cat(rows)], [torch.cat(values)]
-                self._save(dataset, rows[0], values[0])
+                _save(file, rows[0], values[0])
                 saved = time.monotonic()
         known, order = rows[0].sort()
         wanted = torch.from_numpy(_rows_of(dataset))
@@ -176,9 +177,8 @@ class FeatureStore:
         labels = torch.where(is_known, torch.from_numpy(dataset.labels()).long(), IGNORED_LABEL)
         return Features(found, labels, broken)
 
-    def _load(self, dataset: ImageDataset, name: str) -> Tensor:
-        """What is stored for a data set: "rows", the numbers of the rows, or their "features"."""
-        file = self.file_of(dataset)
+    def _load(self, file: Path, name: str) -> Tensor:
+        """What a file of features has: "rows", the numbers of the rows, or their "features"; none if it is missing."""
         if not file.is_file():
             return torch.zeros(0, dtype=torch.long) if name == "rows" else torch.zeros(0, self.model.config.hidden_size)
         try:
@@ -187,12 +187,12 @@ class FeatureStore:
         except (OSError, SafetensorError) as error:
             raise UsageError(f"the features in {file} cannot be read: {error}; delete the file.") from error
 
-    def _save(self, dataset: ImageDataset, rows: Tensor, values: Tensor) -> None:
-        """Stores features, atomically."""
-        file = self.file_of(dataset)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(file, alone=True) as unfinished:
-            save_file({"rows": rows, "features": values}, unfinished)
+
+def _save(file: Path, rows: Tensor, values: Tensor) -> None:
+    """Stores features, atomically."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file, alone=True) as unfinished:
+        save_file({"rows": rows, "features": values}, unfinished)
 
 
 def _paths_of(dataset: ImageDataset) -> Iterator[str]:
@@ -209,6 +209,12 @@ def _paths_of(dataset: ImageDataset) -> Iterator[str]:
 def _rows_of(dataset: ImageDataset) -> np.ndarray:
     """The number of each image's row in the stored data."""
     return np.arange(len(dataset)) if dataset.chosen is None else dataset.chosen
+
+
+def _without(dataset: ImageDataset, stored: Tensor) -> ImageDataset:
+    """The part of a data set whose rows are not among the stored ones."""
+    rows = _rows_of(dataset)
+    return replace(dataset, chosen=rows[~np.isin(rows, stored.numpy())])
 
 
 def hash_weights(model: torch.nn.Module) -> str:
