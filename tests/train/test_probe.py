@@ -16,6 +16,8 @@ from colours import draw_colours
 from swinv2.cli import training
 from swinv2.errors import UsageError
 from swinv2.train import probe
+from swinv2.train.choices import with_chosen_settings
+from swinv2.train.data.sources import open_dataset
 from swinv2.train.evaluate import evaluate
 from swinv2.train.features import Features
 from swinv2.train.probe import (
@@ -337,6 +339,21 @@ def test_images_set_aside_share_the_file_of_features(base: str, colours: Path, t
 def test_settings_without_effect(given: str, base: str, colours: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{given.partition('=')[0]} has no effect with --linear-probe"):
         prepare(colours, base, tmp_path / "run", given)
+
+
+def test_the_cpu_is_given_and_never_chosen(
+    base: str, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the CPU is chosen, it is for bf16, which a probe does not have."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    flags = flags_of(colours, base, tmp_path / "run")
+    assert parse_settings(FinetuneSettings, flags, "finetune").use_cpu
+    flags.remove("--use-cpu")
+    settings = parse_settings(FinetuneSettings, flags, "finetune")
+    chosen = with_chosen_settings(settings, open_dataset(str(colours), "train")).chosen
+    assert "per_device_eval_batch_size" in chosen
+    assert not {"use_cpu", "bf16"} & set(chosen)
 
 
 def test_several_labels_are_for_a_whole_training(base: str, colours: Path, tmp_path: Path) -> None:
