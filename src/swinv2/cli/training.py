@@ -85,9 +85,10 @@ def _read_settings(command: str, flags: Sequence[str]) -> "RunSettings":
     if not logger.handlers:
         logger.addHandler(RichHandler(console=message_console(), show_time=False, show_path=False, markup=False))
         logger.propagate = False
-    from swinv2.train.settings import FinetuneSettings, PretrainSettings, make_settings
+    from swinv2.train.choices import settings_of
+    from swinv2.train.settings import PretrainSettings, make_settings
 
-    return make_settings(PretrainSettings if is_pretraining else FinetuneSettings, told)
+    return make_settings(PretrainSettings, told) if is_pretraining else settings_of(told)
 
 
 def _build_trainer(settings: "RunSettings") -> "SwinTrainer":
