@@ -296,6 +296,28 @@ def test_the_command(base: str, colours: Path, tmp_path: Path, capsys: pytest.Ca
     assert f"drawn: {tmp_path / 'run' / 'confusion.png'}" in err
 
 
+@pytest.mark.parametrize("given", [("8", "0"), ("64", "2"), None])
+def test_batch_size_and_processes_may_be_given(
+    given: tuple[str, str] | None, base: str, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the values that are the defaults of transformers."""
+    made = prepare(colours, base, tmp_path / "run")
+    if given:
+        flags = ["--per-device-eval-batch-size", given[0], "--dataloader-num-workers", given[1]]
+        made = prepare(colours, base, tmp_path / "run", *flags)
+    else:
+        del made.args.told["dataloader_num_workers"]
+    seen: list[tuple[int, int | None]] = []
+
+    def note(dataset: Any, *, batch_size: int, workers: int | None, **_: Any) -> Features:
+        seen.append((batch_size, workers))
+        return Features(torch.zeros(len(dataset), 32), torch.zeros(len(dataset), dtype=torch.long), [])
+
+    monkeypatch.setattr(made.store, "features_of", note)
+    made._features(made.train)
+    assert seen == [(int(given[0]), int(given[1])) if given else (64, None)]
+
+
 def test_images_set_aside_share_the_file_of_features(base: str, colours: Path, tmp_path: Path) -> None:
     first = prepare(colours / "train", base, tmp_path / "run", "--held-out-share", "0.25").run()
     assert (first["images"], first["eval_images"]) == (27, 9)

@@ -298,8 +298,8 @@ class Probe:
         with progress_bar(len(dataset), "computing features", not args.disable_tqdm) as progress:
             features = self.store.features_of(
                 dataset,
-                batch_size=args.given.get("per_device_eval_batch_size", BATCH_SIZE),
-                workers=args.given.get("dataloader_num_workers"),
+                batch_size=args.told.get("per_device_eval_batch_size", BATCH_SIZE),
+                workers=args.told.get("dataloader_num_workers"),
                 advance=progress.update,
                 note_broken=health.count_broken,
             )

@@ -22,7 +22,7 @@ from swinv2.train.checkpoints import checkpoint_to_resume
 from swinv2.train.data.augment import Pixels, Transform, for_evaluation, make_processor
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import EvaluationExamples, Masks, SampleTransform, StreamedExamples, TrainingExamples
-from swinv2.train.data.sources import EVAL_SPLITS, open_dataset
+from swinv2.train.data.sources import open_dataset
 from swinv2.train.settings import RunSettings
 from swinv2.train.signals import noting_signals
 from swinv2.train.trainer import SwinTrainer
@@ -54,7 +54,7 @@ def open_training(
     train = open_dataset(settings.data, settings.train_split, streaming=settings.streaming, **columns)
     wanted = settings.eval_strategy != "no" or settings.do_eval
     evaluation = None
-    lacks_split = settings.eval_split == "evaluation" and not set(EVAL_SPLITS) & set(train.splits)
+    lacks_split = settings.eval_split == "evaluation" and not train.has_evaluation_split
     if wanted and (settings.eval_data or not lacks_split):
         evaluation = open_dataset(settings.eval_data or settings.data, settings.eval_split, **columns)
     elif wanted:

@@ -54,6 +54,11 @@ class TestShare:
             many.share(fraction, 0)
 
 
+@pytest.mark.parametrize(("splits", "has"), [(("train", "valid"), True), (("train", "dev"), False), ((), False)])
+def test_a_split_to_evaluate(splits: tuple[str, ...], has: bool) -> None:
+    assert ImageDataset([], "image", None, (), "source", splits=splits).has_evaluation_split == has
+
+
 class TestLabels:
     @pytest.mark.parametrize(("classes", "wrong"), [(2, 2), (1, 2)])
     def test_without_a_class(self, many: ImageDataset, classes: int, wrong: int) -> None:
