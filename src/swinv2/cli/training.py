@@ -79,7 +79,7 @@ def _read_settings(command: str, flags: Sequence[str]) -> "RunSettings":
     chosen = {} if is_pretraining else {"choose_settings": True}
     told = read_flags(options, flags, f"swinv2 {command}", help, without_recipe=chosen)
     if not is_pretraining:
-        told["model"] = model_or_shipped(told.get("model"))
+        told["model"] = model_or_shipped(told.get("model"), to_train=True)
     quiet_transformers()
     logger = logging.getLogger("swinv2")
     if not logger.handlers:
