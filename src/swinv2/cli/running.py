@@ -151,8 +151,8 @@ def model_or_shipped(model: str | None, to_train: bool = False) -> str:
     does = "starting from" if to_train else "using"
     wants = "to start from a larger one" if to_train else "for ImageNet-1K labels"
     message_console().print(
-        f"no --model given: {does} the Tiny-ImageNet model that ships with the package (200 labels); {wants} use --model "
-        "microsoft/swinv2-tiny-patch4-window8-256",
+        f"no --model given: {does} the Tiny-ImageNet model that ships with the package (200 labels); {wants} use "
+        "--model microsoft/swinv2-tiny-patch4-window8-256",
         style="dim",
     )
     return folder
