@@ -136,11 +136,11 @@ def test_ctrl_c_while_the_command_is_imported_is_one_line() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_where_no_step_is_under_way_is_one_line(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def prepare(command: str, flags: list[str]) -> None:
+    def read(command: str, flags: list[str]) -> None:
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    monkeypatch.setattr(training, "_build_trainer", prepare)
+    monkeypatch.setattr(training, "_read_settings", read)
     result = CliRunner().invoke(app, ["finetune"])
     assert result.exit_code == 128 + number
     said = "stopped at once; --resume resumes from the newest checkpoint, if there is one"

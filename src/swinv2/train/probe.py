@@ -313,7 +313,7 @@ class Probe:
             return self.model.classifier(features.values)
 
     def _evaluate(self, dataset: ImageDataset) -> dict[str, Any]:
-        """Scores of the classifier; draws the confusion matrix and the surest mistakes."""
+        """Scores of the classifier; draws the confusion matrix and the most confident mistakes."""
         features = self._features(dataset)
         logits, truths = self._logits(features), features.labels.numpy()
         loss = float(cross_entropy(logits, features.labels))

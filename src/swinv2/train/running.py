@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 FINAL, RESULTS_NAME = "final", "results.json"
 
+HELD_OUT_SEED = 0
+"""Which images are set aside does not depend on --seed, so that no later run trains on them."""
+
 
 def prepare_run(settings: RunSettings) -> None:
     """Finds the checkpoint from which the run resumes and makes it the setting; seeds the weights of the model."""
@@ -60,7 +63,7 @@ def open_training(
                 f"--data {settings.data!r} has no split to evaluate, and none can be set aside from a stream; give "
                 "--eval-data, or use --eval-strategy no."
             )
-        train, evaluation = train.divide(1 - settings.held_out_share, settings.seed)
+        train, evaluation = train.divide(1 - settings.held_out_share, HELD_OUT_SEED)
         if not len(evaluation):
             raise UsageError(
                 f"--data {settings.data!r} has no split to evaluate, and its {len(train)} images are too few to set "
@@ -141,9 +144,9 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
         results["loss"] = next((line["loss"] for line in reversed(history) if "loss" in line), None)
         if trainer.eval_dataset is not None:
             results |= trainer.evaluate_final()
-            if settings.should_save:
-                results |= trainer.report(results)
         trainer.save_final(run / FINAL)
+        if trainer.eval_dataset is not None and settings.should_save:
+            results |= trainer.report(results)
     if settings.should_save:
         with whole_file(run / RESULTS_NAME, alone=True) as partial:
             partial.write_text(json.dumps(results, indent=2) + "\n")

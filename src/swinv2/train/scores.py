@@ -1,7 +1,7 @@
 """The scores of a classifier on labelled images.
 
-In: the answers for each image. Out: accuracies, the recall of each class, the confusion matrix, the surest mistakes;
-their figures. `evaluate.py` and the trainer of `finetune.py` compute the answers.
+In: the answers for each image. Out: accuracies, the recall of each class, the confusion matrix, the most confident
+mistakes; their figures. `evaluate.py` and the trainer of `finetune.py` compute the answers.
 """
 
 from dataclasses import dataclass

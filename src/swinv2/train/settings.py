@@ -63,6 +63,10 @@ PROBE_SETTINGS = (
 but --use-cpu are errors; that one may be given, but is never chosen, because it would be for a training with bf16."""
 
 
+ADAMW_ALONE = ("layer_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "base_rate")
+"""Settings that have no effect with Muon."""
+
+
 @dataclass
 class RunSettings(RunOptions, TrainingArguments):
     """The settings that pre-training and fine-tuning share."""
@@ -85,8 +89,7 @@ class RunSettings(RunOptions, TrainingArguments):
         self.window_size = _plain_windows(self.window_size)
         self._refuse_beside("base_rate", "learning_rate")
         self._refuse_beside("milestones", "lr_scheduler_type")
-        own = ("layer_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "base_rate")
-        self._refuse_beside("matrix_learning_rate", *own)
+        self._refuse_beside("matrix_learning_rate", *ADAMW_ALONE)
         if self.data_seed is not None:
             raise UsageError("--data-seed has no effect: --seed also decides the order of the images.")
         if self.save_only_model:

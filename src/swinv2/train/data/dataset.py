@@ -192,7 +192,8 @@ class ImageDataset:
         return self if fraction == 1.0 else self.divide(fraction, seed)[0]
 
     def divide(self, fraction: float, seed: int) -> "tuple[ImageDataset, ImageDataset]":
-        """Divides the images at random into a share of each class, at least one image, and the rest.
+        """Divides the images at random into a share of each class and the rest; each has at least one image of a class,
+        if there are two.
 
         Raises:
             UsageError: The data streams.
@@ -203,7 +204,7 @@ class ImageDataset:
         is_drawn = np.zeros(len(labels), bool)
         for label in np.unique(labels):
             members = draw.permutation(np.flatnonzero(labels == label))
-            is_drawn[members[: max(round(fraction * len(members)), 1)]] = True
+            is_drawn[members[: max(min(round(fraction * len(members)), len(members) - 1), 1)]] = True
         parts = np.flatnonzero(is_drawn), np.flatnonzero(~is_drawn)
         drawn, rest = (replace(self, chosen=part if self.chosen is None else self.chosen[part]) for part in parts)
         return drawn, rest
