@@ -11,10 +11,18 @@ import pytest
 import peers
 import swinv2
 from colours import draw_colours
-from swinv2.train.choices import LENGTHS, SMALL_NETWORK, DataFacts, look_at_data, with_chosen_settings
+from swinv2.errors import UsageError
+from swinv2.train.choices import (
+    LENGTHS,
+    SMALL_NETWORK,
+    DataFacts,
+    look_at_data,
+    settings_of,
+    with_chosen_settings,
+)
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.sources import open_dataset
-from swinv2.train.settings import FinetuneSettings, make_settings
+from swinv2.train.settings import FinetuneSettings
 from swinv2.zoo import PRESETS
 from trainings import CONFIG
 
@@ -40,13 +48,19 @@ def made(images: int, side: int, colour: bool = True) -> ImageDataset:
 
 
 def chosen(train: ImageDataset, **told: Any) -> FinetuneSettings:
-    needed = {"data": "d", "output_dir": "o", "use_cpu": True, "report_to": "none"}
-    return with_chosen_settings(make_settings(FinetuneSettings, needed | told), train)
+    return with_chosen_settings(evaluated(**told), train)
+
+
+def evaluated(**told: Any) -> FinetuneSettings:
+    """Settings as the command makes them, before the data is opened."""
+    needed = {"data": "d", "model": "new", "output_dir": "o", "use_cpu": True, "report_to": "none"}
+    return settings_of(needed | {"choose_settings": True} | told)
 
 
 def test_it_looks_at_the_size_and_the_colours() -> None:
     assert look_at_data(made(300, 50), 3) == DataFacts(300, 50, True)
     assert look_at_data(made(300, 50, colour=False), 3) == DataFacts(300, 50, False)
+    # Models of other channels get no augmentation of colours.
     assert look_at_data(made(10, 50), 1) == DataFacts(10, 50, False)
 
 
@@ -97,7 +111,8 @@ def test_a_given_setting_is_kept_even_if_it_is_the_default(trained: str) -> None
     for name in chosen(made(9, 32), model=trained).chosen:
         settings = chosen(made(9, 32), model=trained, **{name: defaults[name]})
         assert name not in settings.chosen
-        assert getattr(settings, name) == defaults[name] or name == "per_device_eval_batch_size"
+        # transformers itself replaces these two if they are None.
+        assert getattr(settings, name) == defaults[name] or name in ("metric_for_best_model", "eval_steps")
 
 
 @pytest.mark.parametrize("model", ["new", "trained"])
@@ -105,6 +120,11 @@ def test_a_given_setting_is_kept_even_if_it_is_the_default(trained: str) -> None
     "told",
     [
         {"matrix_learning_rate": 2e-3},
+        {"adam_beta2": 0.95},
+        {"early_stopping": 5},
+        {"load_best_model_at_end": True},
+        {"load_best_model_at_end": False},
+        {"eval_strategy": "no"},
         {"layer_decay": 0.9},
         {"base_rate": 1e-3},
         {"milestones": [0.5]},
@@ -122,6 +142,47 @@ def test_choices_do_not_conflict_with_what_is_given(told: dict[str, Any], model:
     settings = chosen(made(9, 32), model=trained if model == "trained" else model, **told)
     assert not told.keys() & settings.chosen.keys()
     assert {name: settings.told[name] for name in told} == told
+
+
+@pytest.mark.parametrize(
+    ("told", "evaluates", "saves", "keeps_best"),
+    [
+        ({}, "epoch", "epoch", True),
+        ({"save_strategy": "epoch"}, "epoch", "epoch", True),
+        ({"eval_strategy": "steps"}, "steps", "steps", True),
+        ({"save_steps": 10}, "steps", "steps", True),
+        ({"eval_steps": 10}, "steps", "steps", True),
+        ({"save_strategy": "no"}, "epoch", "no", False),
+        ({"eval_strategy": "no"}, "no", "steps", False),
+        ({"eval_strategy": "epoch", "save_strategy": "steps"}, "epoch", "steps", False),
+        ({"streaming": True, "max_steps": 3}, "no", "steps", False),
+    ],
+    ids=str,
+)
+def test_evaluation_and_saving_belong_together(
+    told: dict[str, Any], evaluates: str, saves: str, keeps_best: bool
+) -> None:
+    settings = evaluated(**told)
+    assert (settings.eval_strategy, settings.save_strategy) == (evaluates, saves)
+    assert settings.load_best_model_at_end == keeps_best
+    if "save_steps" in told or "eval_steps" in told:
+        assert settings.eval_steps == settings.save_steps == 10
+
+
+def test_what_is_given_decides_what_depends_on_it(trained: str) -> None:
+    long = chosen(made(9, 32), model=trained, num_train_epochs=300)
+    assert long.early_stopping == 100
+    assert chosen(made(9, 32), model=trained, max_steps=1000).early_stopping == 0
+    assert chosen(made(9, 32), model=trained, max_steps=1000).logging_steps == 10
+    assert chosen(made(9, 32), model=trained, gradient_accumulation_steps=4).train_batch_size == LENGTHS[0].batch // 4
+    fields = {**SMALL_NETWORK, "drop_path_rate": 0.3, "image_size": 32}
+    assert chosen(made(9, 32), model_fields=json.dumps(fields)).drop_path_rate is None
+    assert chosen(made(9, 32), model="tiny").drop_path_rate is None
+
+
+def test_bad_fields_are_an_error() -> None:
+    with pytest.raises(UsageError, match="expected an object such as"):
+        chosen(made(9, 32), model_fields="[64]")
 
 
 def test_the_small_network_is_a_model() -> None:

@@ -227,9 +227,14 @@ def words(figure):
     return [text.get_text() for text in axes.texts], [label.get_text() for label in axes.get_yticklabels()]
 
 
+def answers_of(matrix):
+    """Truths and answers with this confusion matrix."""
+    return np.repeat(np.indices(matrix.shape).reshape(2, -1), matrix.astype(int).ravel(), axis=1)
+
+
 def test_numbers_of_a_small_matrix(tmp_path):
     matrix = np.array([[90, 10, 0], [1, 399, 0], [0, 0, 0]])
-    figure = confusion._figure_of_confusion(matrix.astype(float), ["a", "b", "c"])
+    figure = confusion._figure_of_confusion(*answers_of(matrix), ["a", "b", "c"])
     cells, classes = words(figure)
     assert cells == ["90", "10", "<1", "100"]
     assert classes == ["a", "b", "c"]
@@ -239,7 +244,7 @@ def test_numbers_of_a_small_matrix(tmp_path):
     assert right[1, 1] == 399 / 400
     assert wrong[2].mask.all()
     assert right[2].mask.all()
-    confusion.draw_confusion(matrix, ["a", "$b_$", "猫\ud800"], tmp_path / "matrix.png")
+    confusion.draw_confusion(*answers_of(matrix), ["a", "$b_$", "猫\ud800"], tmp_path / "matrix.png")
     image = read(tmp_path / "matrix.png")
     assert min(image.shape[:2]) > 400
     # Three cells of a class without images.
@@ -247,7 +252,9 @@ def test_numbers_of_a_small_matrix(tmp_path):
 
 
 def test_recall_beside_the_names_of_more_classes():
-    cells, classes = words(confusion._figure_of_confusion(np.eye(21) * 3 + 1, [f"class {i}" for i in range(21)]))
+    cells, classes = words(
+        confusion._figure_of_confusion(*answers_of(np.eye(21) * 3 + 1), [f"class {i}" for i in range(21)])
+    )
     assert cells == []
     assert classes[20] == "class 20  17%"
 
@@ -258,7 +265,7 @@ def test_the_worst_of_many_classes() -> None:
     matrix[7] = 0
     matrix[59, [3, 59]] = [6, 4]
     matrix[3, [3, 59]] = [5, 5]
-    figure = confusion._figure_of_confusion(matrix, [f"class {i}" for i in range(60)])
+    figure = confusion._figure_of_confusion(*answers_of(matrix), [f"class {i}" for i in range(60)])
     _, classes = words(figure)
     assert len(classes) == 50
     assert classes[3] == "class 3  50%"
@@ -272,7 +279,7 @@ def test_the_worst_of_many_classes() -> None:
 @pytest.mark.parametrize("classes", [1, 20, 21, 50, 51, 200])
 def test_matrices_of_all_sizes(classes, tmp_path):
     path = tmp_path / "matrix.png"
-    confusion.draw_confusion(np.eye(classes, dtype=np.int64), [f"class number {i}" for i in range(classes)], path)
+    confusion.draw_confusion(*answers_of(np.eye(classes)), [f"class number {i}" for i in range(classes)], path)
     image = read(path)
     assert 300 < min(image.shape[:2]) <= max(image.shape[:2]) < 3000
     # No name is cut off.
@@ -282,13 +289,12 @@ def test_matrices_of_all_sizes(classes, tmp_path):
 
 def test_what_is_no_confusion_matrix(tmp_path):
     path = tmp_path / "matrix.png"
-    with pytest.raises(ValueError, match=r"\(2, 3\); expected \(classes, classes\)"):
-        confusion.draw_confusion(np.ones((2, 3)), (), path)
-    for matrix in (np.zeros((2, 2)), -np.ones((2, 2)), np.full((2, 2), np.nan), np.zeros((0, 0))):
-        with pytest.raises(ValueError, match="no counts"):
-            confusion.draw_confusion(matrix, (), path)
-    with pytest.raises(ValueError, match="1 names for 2 classes"):
-        confusion.draw_confusion(np.eye(2), ["a"], path)
+    for truths, answers in (([], []), ([0, 1], [0])):
+        with pytest.raises(ValueError, match=f"{len(truths)} images and {len(answers)} answers"):
+            confusion.draw_confusion(np.array(truths, int), np.array(answers, int), ["a", "b"], path)
+    for truths, answers, wrong in (([0, 1], [0, 0], "0 to 1"), ([0, 0], [0, -1], "-1 to 0")):
+        with pytest.raises(ValueError, match=f"classes from {wrong}, and 1 names"):
+            confusion.draw_confusion(np.array(truths), np.array(answers), ["a"], path)
     assert not path.exists()
 
 
@@ -365,7 +371,7 @@ WRITERS = {
     "reconstructions": lambda path: reconstructions.draw_reconstructions(
         plain(RED), plain(RED), left_half(), path, COLOURS
     ),
-    "confusion": lambda path: confusion.draw_confusion(np.eye(3), (), path),
+    "confusion": lambda path: confusion.draw_confusion(*answers_of(np.eye(3)), "abc", path),
     "mistakes": lambda path: mistakes.draw_mistakes([mistake(RED)], path),
 }
 

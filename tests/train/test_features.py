@@ -165,6 +165,20 @@ def test_a_killed_run_has_lost_little(folder: Path, tmp_path: Path, monkeypatch:
     assert len(store.missing(dataset)) == 9 - 3
 
 
+def test_images_that_change_meanwhile(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is stored in the file that was found at the beginning; the next run computes all anew."""
+    monkeypatch.setattr(features_module, "SECONDS_BETWEEN_SAVES", -1.0)
+    store, dataset = FeatureStore(tmp_path / "kept", make_model(), PREPARE, {}), open_dataset(str(folder), "train")
+    file = store.file_of(dataset)
+
+    def change(done: int, total: int) -> None:
+        os.utime(folder / "red" / "0.png", ns=(0, done))
+
+    store.features_of(dataset, batch_size=4, workers=0, advance=change)
+    assert list((tmp_path / "kept").iterdir()) == [file]
+    assert len(store.missing(dataset)) == 9
+
+
 def test_a_damaged_file_is_named(folder: Path, tmp_path: Path) -> None:
     store, dataset = FeatureStore(tmp_path / "kept", make_model(), PREPARE, {}), open_dataset(str(folder), "train")
     file = store.file_of(dataset)

@@ -64,8 +64,11 @@ def test_without_a_split_a_share_is_set_aside(
     # The split that somebody names is never replaced.
     with pytest.raises(UsageError, match="expected 'test'"):
         make("finetune", [*alone, "--eval_split", "test"])
-    with pytest.raises(UsageError, match="too few to set some aside"):
-        make("finetune", [*alone, "--held_out_share", "0.01"])
+    # Another seed sets the same images aside, and a small share at least one of each class.
+    other: Any = make("finetune", [*alone, "--held_out_share", "0.01", "--seed", "7"])
+    few: Any = make("finetune", [*alone, "--held_out_share", "0.01"])
+    assert (other.eval_dataset.dataset.chosen == few.eval_dataset.dataset.chosen).all()
+    assert [int(count) for count in np.bincount(few.eval_dataset.dataset.labels())] == [1, 1, 1]
 
 
 def test_balanced_weights() -> None:
@@ -74,8 +77,15 @@ def test_balanced_weights() -> None:
     logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1, 1])
     plain = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     weights = torch.tensor([3.0, 0.5])
-    expected = (3 * plain[0] + 0.5 * plain[1] + 0.5 * plain[2]) / 4
+    expected = (3 * plain[0] + 0.5 * plain[1] + 0.5 * plain[2]) / 3
     torch.testing.assert_close(cross_entropy(logits, labels, weights=weights), expected)
+    # Over all batches, however small, both classes weigh the same: one image of 99 here counts as much as the others.
+    counts = np.array([99, 1])
+    one_by_one = [
+        cross_entropy(torch.zeros(1, 2), torch.tensor([label]), weights=balanced_weights(counts)).item()
+        for label in (0, 1)
+    ]
+    assert 99 * one_by_one[0] == pytest.approx(one_by_one[1])
 
 
 def test_unbalanced_classes_are_named(
@@ -121,6 +131,10 @@ def test_early_stopping_counts_in_the_log(flags: list[str], tmp_path: Path) -> N
     prepare(again)
     again.train(resume_from_checkpoint=again.args.resume_from_checkpoint)
     assert (again.state.global_step, again.state.best_global_step) == (30, 15)
+    # Once stopped, it takes no further step.
+    third = make("finetune", [*flags, *more, "--resume"])
+    third.train(resume_from_checkpoint=third.args.resume_from_checkpoint)
+    assert third.state.global_step == 30
 
 
 def test_the_last_evaluation_runs_once(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,6 +182,19 @@ def test_a_class_without_neighbours_is_named(
     assert "that the split 'train' lacks; their images are left out of the evaluation: 'violet' (1)" in caplog.text
 
 
+@pytest.mark.parametrize("split", ["evaluation", "validation", "train"])
+def test_without_a_bank(split: str, tmp_path: Path) -> None:
+    draw_colours(tmp_path / "data" / "validation", 2)
+    model = save_model(tmp_path / "model")
+    with pytest.raises(UsageError, match=r"data has only validation; give the folder or the files of one split"):
+        evaluate_neighbours(model, str(tmp_path / "data"), split, workers=0)
+    found, _ = evaluate_neighbours(model, str(tmp_path / "data" / "validation"), workers=0)
+    assert (found.images, found.leave_one_out) == (6, True)
+    # Other errors stay.
+    with pytest.raises(UsageError, match="has no column 'photo'"):
+        evaluate_neighbours(model, str(tmp_path / "data" / "validation"), image_column="photo")
+
+
 def test_images_without_labels(tmp_path: Path) -> None:
     draw_colours(tmp_path / "data", 2)
     model = save_model(tmp_path / "model")

@@ -16,6 +16,8 @@ from colours import draw_colours
 from swinv2.cli import training
 from swinv2.errors import UsageError
 from swinv2.train import probe
+from swinv2.train.choices import with_chosen_settings
+from swinv2.train.data.sources import open_dataset
 from swinv2.train.evaluate import evaluate
 from swinv2.train.features import Features
 from swinv2.train.probe import (
@@ -296,6 +298,28 @@ def test_the_command(base: str, colours: Path, tmp_path: Path, capsys: pytest.Ca
     assert f"drawn: {tmp_path / 'run' / 'confusion.png'}" in err
 
 
+@pytest.mark.parametrize("given", [("8", "0"), ("64", "2"), None])
+def test_batch_size_and_processes_may_be_given(
+    given: tuple[str, str] | None, base: str, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the values that are the defaults of transformers."""
+    made = prepare(colours, base, tmp_path / "run")
+    if given:
+        flags = ["--per-device-eval-batch-size", given[0], "--dataloader-num-workers", given[1]]
+        made = prepare(colours, base, tmp_path / "run", *flags)
+    else:
+        del made.args.told["dataloader_num_workers"]
+    seen: list[tuple[int, int | None]] = []
+
+    def note(dataset: Any, *, batch_size: int, workers: int | None, **_: Any) -> Features:
+        seen.append((batch_size, workers))
+        return Features(torch.zeros(len(dataset), 32), torch.zeros(len(dataset), dtype=torch.long), [])
+
+    monkeypatch.setattr(made.store, "features_of", note)
+    made._features(made.train)
+    assert seen == [(int(given[0]), int(given[1])) if given else (64, None)]
+
+
 def test_images_set_aside_share_the_file_of_features(base: str, colours: Path, tmp_path: Path) -> None:
     first = prepare(colours / "train", base, tmp_path / "run", "--held-out-share", "0.25").run()
     assert (first["images"], first["eval_images"]) == (27, 9)
@@ -315,6 +339,21 @@ def test_images_set_aside_share_the_file_of_features(base: str, colours: Path, t
 def test_settings_without_effect(given: str, base: str, colours: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{given.partition('=')[0]} has no effect with --linear-probe"):
         prepare(colours, base, tmp_path / "run", given)
+
+
+def test_the_cpu_is_given_and_never_chosen(
+    base: str, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the CPU is chosen, it is for bf16, which a probe does not have."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    flags = flags_of(colours, base, tmp_path / "run")
+    assert parse_settings(FinetuneSettings, flags, "finetune").use_cpu
+    flags.remove("--use-cpu")
+    settings = parse_settings(FinetuneSettings, flags, "finetune")
+    chosen = with_chosen_settings(settings, open_dataset(str(colours), "train")).chosen
+    assert "per_device_eval_batch_size" in chosen
+    assert not {"use_cpu", "bf16"} & set(chosen)
 
 
 def test_several_labels_are_for_a_whole_training(base: str, colours: Path, tmp_path: Path) -> None:

@@ -135,15 +135,13 @@ def test_ctrl_c_while_the_command_is_imported_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_where_no_step_is_under_way_is_one_line(
-    number: int, flags: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def prepare(settings: object) -> None:
+def test_a_signal_where_no_step_is_under_way_is_one_line(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(command: str, flags: list[str]) -> None:
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    monkeypatch.setattr(training, "_build_trainer", prepare)
-    result = CliRunner().invoke(app, ["finetune", *flags])
+    monkeypatch.setattr(training, "_read_settings", read)
+    result = CliRunner().invoke(app, ["finetune"])
     assert result.exit_code == 128 + number
     said = "stopped at once; --resume resumes from the newest checkpoint, if there is one"
     assert result.stderr == f"{signal.Signals(number).name}: {said}\n"

@@ -136,16 +136,23 @@ def finish(total: int, skipped: "list[BrokenImage]") -> None:
         raise typer.Exit(SKIPPED)
 
 
-def model_or_shipped(model: str | None) -> str:
-    """The given model; if there is none, the folder of the shipped model, with a message on stderr."""
+def model_or_shipped(model: str | None, to_train: bool = False) -> str:
+    """The given model; if there is none, the folder of the shipped model, with a message on stderr.
+
+    Args:
+        model: The value of `--model`.
+        to_train: Whether a training starts from it.
+    """
     if model is not None:
         return model
     from swinv2.predict.shipped import shipped_model
 
     folder = str(shipped_model())
+    does = "starting from" if to_train else "using"
+    wants = "to start from a larger one" if to_train else "for ImageNet-1K labels"
     message_console().print(
-        "no --model given: using the Tiny-ImageNet model that ships with the package (200 labels); for ImageNet-1K "
-        "labels use --model microsoft/swinv2-tiny-patch4-window8-256",
+        f"no --model given: {does} the Tiny-ImageNet model that ships with the package (200 labels); {wants} use "
+        "--model microsoft/swinv2-tiny-patch4-window8-256",
         style="dim",
     )
     return folder

@@ -79,15 +79,16 @@ def _read_settings(command: str, flags: Sequence[str]) -> "RunSettings":
     chosen = {} if is_pretraining else {"choose_settings": True}
     told = read_flags(options, flags, f"swinv2 {command}", help, without_recipe=chosen)
     if not is_pretraining:
-        told["model"] = model_or_shipped(told.get("model"))
+        told["model"] = model_or_shipped(told.get("model"), to_train=True)
     quiet_transformers()
     logger = logging.getLogger("swinv2")
     if not logger.handlers:
         logger.addHandler(RichHandler(console=message_console(), show_time=False, show_path=False, markup=False))
         logger.propagate = False
-    from swinv2.train.settings import FinetuneSettings, PretrainSettings, make_settings
+    from swinv2.train.choices import settings_of
+    from swinv2.train.settings import PretrainSettings, make_settings
 
-    return make_settings(PretrainSettings if is_pretraining else FinetuneSettings, told)
+    return make_settings(PretrainSettings, told) if is_pretraining else settings_of(told)
 
 
 def _build_trainer(settings: "RunSettings") -> "SwinTrainer":

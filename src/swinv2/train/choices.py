@@ -5,6 +5,7 @@ setting that matters, for `--dry-run` and for the settings. `docs/guides/train.m
 module builds no model and trains nothing.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,14 +18,18 @@ from swinv2.lengths import as_pair
 from swinv2.loading import read_config
 from swinv2.train.data.augment import decode
 from swinv2.train.data.dataset import ImageDataset
-from swinv2.train.settings import PROBE_SETTINGS, FinetuneSettings, make_settings
-from swinv2.train.start import NEW, choose_normalisation, is_new_model
+from swinv2.train.settings import ADAMW_ALONE, PROBE_SETTINGS, FinetuneSettings, make_settings
+from swinv2.train.start import NEW, choose_normalisation, given_fields, is_new_model
+from swinv2.zoo import PRESETS
 
 SAMPLED_IMAGES = 64
 """Number of training images that are opened to find their usual size, and whether they have colour."""
 
 SMALL, LARGE = 64, 128
 """Image sizes in pixels: small images are trained at the one, larger ones at the other."""
+
+COLOURS = 3
+"""Channels of a model whose images may have colours."""
 
 SMALL_NETWORK: dict[str, Any] = {
     "patch_size": 4,
@@ -100,7 +105,7 @@ def look_at_data(train: ImageDataset, channels: int) -> DataFacts:
         channels: Channels of the model.
     """
     if train.streams:
-        return DataFacts(float("inf"), None, True)
+        return DataFacts(float("inf"), None, channels == COLOURS)
     sides: list[int] = []
     has_colour = False
     for index in np.unique(np.linspace(0, len(train) - 1, SAMPLED_IMAGES).astype(int)):
@@ -111,21 +116,50 @@ def look_at_data(train: ImageDataset, channels: int) -> DataFacts:
             continue
         pixels = image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else np.atleast_3d(np.asarray(image))
         sides.append(min(pixels.shape[:2]))
-        has_colour = has_colour or bool((pixels != pixels[:, :, :1]).any())
+        has_colour = has_colour or (channels == COLOURS and bool((pixels != pixels[:, :, :1]).any()))
     return DataFacts(len(train), int(np.median(sides)) if sides else None, has_colour)
 
 
-def with_chosen_evaluation(settings: FinetuneSettings) -> FinetuneSettings:
-    """Chooses evaluation, checkpoints and the best model; these settings must be known before the data is opened."""
-    ways = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "streaming")
-    best = "the epoch of the highest top-1 is kept"
-    candidates = [
-        _Candidate("eval_strategy", "epoch", "evaluates after each epoch", ways),
-        _Candidate("save_strategy", "epoch", "saves after each epoch", ways),
-        _Candidate("load_best_model_at_end", True, best, ways),
-        _Candidate("metric_for_best_model", "top1", best, (*ways, "load_best_model_at_end")),
-    ]
-    return _with(settings, candidates)
+def settings_of(told: Mapping[str, Any]) -> FinetuneSettings:
+    """Makes the settings of a fine-tuning. If wanted, evaluation, checkpoints and the best model are chosen first: they
+    must be known before the data is opened.
+
+    Args:
+        told: The given values, by the names of the settings.
+
+    Raises:
+        UsageError: A value is invalid, or conflicts with another one.
+    """
+    if not told.get("choose_settings"):
+        return make_settings(FinetuneSettings, told)
+    chosen = _keep(told, _about_evaluation(told), bool(told.get("linear_probe")))
+    settings = make_settings(FinetuneSettings, {**told, **_values(chosen)})
+    settings.chosen = chosen
+    return settings
+
+
+def _about_evaluation(told: Mapping[str, Any]) -> list[_Candidate]:
+    """Evaluation, checkpoints and the best model. What is given of one of evaluation and saving decides the other."""
+    if told.get("streaming"):
+        return []
+    by_steps = "eval_steps" in told or "save_steps" in told
+    usual = "steps" if by_steps else "epoch"
+    evaluates = told.get("eval_strategy", told.get("save_strategy", usual))
+    evaluates = evaluates if evaluates in ("steps", "epoch") or "eval_strategy" in told else "epoch"
+    why = "evaluates and saves together"
+    found = [_Candidate("eval_strategy", evaluates, why)]
+    if evaluates == "no":
+        return found
+    found.append(_Candidate("save_strategy", evaluates, why))
+    if evaluates == "steps" and by_steps:
+        steps = told.get("eval_steps", told.get("save_steps"))
+        found += [_Candidate("eval_steps", steps, why), _Candidate("save_steps", steps, why)]
+    if told.get("save_strategy", evaluates) in (evaluates, "best"):
+        best = "the evaluation of the highest top-1 is kept"
+        found.append(_Candidate("load_best_model_at_end", True, best))
+        if told.get("load_best_model_at_end", True):
+            found.append(_Candidate("metric_for_best_model", "top1", best))
+    return found
 
 
 def with_chosen_settings(settings: FinetuneSettings, train: ImageDataset) -> FinetuneSettings:
@@ -145,19 +179,19 @@ def with_chosen_settings(settings: FinetuneSettings, train: ImageDataset) -> Fin
 def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidate]:
     """Image size, network, precision."""
     found: list[_Candidate] = []
-    given: Any = settings.model_fields or {}
+    fields = given_fields(settings)
     is_large = facts.side is not None and facts.side >= (SMALL + LARGE) / 2
     images = f"images are {facts.side} pixels" if facts.side else "the size of the images is unknown"
     if is_new_model(settings):
         if settings.model == NEW:
             found.append(_Candidate("model_fields", SMALL_NETWORK, "the network of the model that ships"))
             found.append(_Candidate("image_size", [LARGE if is_large else SMALL], images))
-    elif is_large and max(as_pair("image_size", read_config(settings.model).image_size)) <= SMALL:
-        found.append(_Candidate("image_size", [LARGE], f"{images}, and the model was trained at {SMALL}"))
-    if "image_size" in given:
+    elif is_large and (size := max(as_pair("image_size", read_config(settings.model).image_size))) <= SMALL:
+        found.append(_Candidate("image_size", [LARGE], f"{images}, the model learned at {size}"))
+    if "image_size" in fields:
         found = [candidate for candidate in found if candidate.name != "image_size"]
-    precisions = ("bf16", "fp16", "tf32", "use_cpu")
-    if torch.accelerator.is_available():
+    precisions = ("bf16", "fp16", "tf32", *["use_cpu"] * (not settings.use_cpu))
+    if torch.accelerator.is_available() and not settings.use_cpu:
         if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
             found.append(_Candidate("bf16", True, "the GPU computes with bf16", precisions))
     else:
@@ -173,23 +207,26 @@ def _about_length(settings: FinetuneSettings, facts: DataFacts) -> list[_Candida
     is_new = is_new_model(settings)
     row = next(row for row in LENGTHS if facts.images <= row.images)
     epochs = row.epochs_of_new if is_new else row.epochs
+    devices = settings.world_size * max(settings.n_gpu, 1) * settings.gradient_accumulation_steps
     images = f"{facts.images:,} training images" if facts.images < float("inf") else "images stream"
     why = f"{images}, {'new' if is_new else 'trained'} weights"
-    steps = epochs * facts.images / row.batch
+    length = settings.told.get("num_train_epochs", epochs)
+    steps = settings.max_steps if settings.max_steps > 0 else length * facts.images / row.batch
     found = [
         _Candidate("num_train_epochs", epochs, why, ("max_steps",)),
-        _Candidate("per_device_train_batch_size", row.batch, images),
+        _Candidate("per_device_train_batch_size", max(row.batch // devices, 1), images),
         _Candidate("dataloader_persistent_workers", True, "for short epochs", ("dataloader_num_workers",)),
         _Candidate("per_device_eval_batch_size", 64, "evaluation stores no gradients"),
         _Candidate("warmup_steps", 0.1, "a tenth of the steps"),
         _Candidate("lr_scheduler_type", "cosine", "falls to 0 at the end", ("milestones", "lr_scheduler_kwargs")),
         _Candidate("logging_steps", max(1, min(50, int(min(steps, 1e9)) // 100)), "about a hundred lines of log"),
         _Candidate("label_smoothing_factor", 0.1, "the authors' value"),
-        _Candidate("drop_path_rate", 0.1, "a small network"),
     ]
-    if settings.load_best_model_at_end:
-        found.append(_Candidate("early_stopping", max(5, epochs // 3), "a third of the epochs"))
-    by_muon = ("base_rate", "optim", "layer_decay", "lora", "fsdp")
+    if settings.model not in PRESETS and "drop_path_rate" not in given_fields(settings):
+        found.append(_Candidate("drop_path_rate", 0.1, "the usual rate of small networks"))
+    if settings.load_best_model_at_end and settings.max_steps <= 0 and settings.eval_strategy == "epoch":
+        found.append(_Candidate("early_stopping", max(5, int(length / 3)), "a third of the epochs, at least 5"))
+    by_muon = (*ADAMW_ALONE, "lora", "fsdp")
     if is_new:
         found.append(_Candidate("matrix_learning_rate", 5e-3, "new weights learn faster with Muon", by_muon))
         found.append(_Candidate("learning_rate", 1e-3, "new weights", ("base_rate",)))
@@ -212,14 +249,23 @@ def _about_images(facts: DataFacts) -> list[_Candidate]:
 def _with(settings: FinetuneSettings, candidates: list[_Candidate]) -> FinetuneSettings:
     """The settings with the choices for those that are not given."""
     given = settings.told.keys() - settings.chosen.keys()
-    chosen = {
-        candidate.name: Choice(candidate.value, candidate.reason)
-        for candidate in candidates
-        if not {candidate.name, *candidate.unless} & given
-        and (candidate.name in PROBE_SETTINGS or not settings.linear_probe)
-    }
-    values = {name: choice.value for name, choice in chosen.items()}
-    changed = make_settings(FinetuneSettings, settings.told | values)
+    chosen = _keep(given, candidates, settings.linear_probe)
+    changed = make_settings(FinetuneSettings, settings.told | _values(chosen))
     changed.resume_from_checkpoint = settings.resume_from_checkpoint
+    changed.image_mean, changed.image_std = settings.image_mean, settings.image_std
     changed.chosen = settings.chosen | chosen
     return changed
+
+
+def _keep(given: Iterable[str], candidates: list[_Candidate], is_probe: bool) -> dict[str, Choice]:
+    """The choices for settings that are not given; those of a linear probe only, if it is one."""
+    return {
+        candidate.name: Choice(candidate.value, candidate.reason)
+        for candidate in candidates
+        if not {candidate.name, *candidate.unless} & set(given) and (candidate.name in PROBE_SETTINGS or not is_probe)
+    }
+
+
+def _values(chosen: Mapping[str, Choice]) -> dict[str, Any]:
+    """The values of choices, by the names of the settings."""
+    return {name: choice.value for name, choice in chosen.items()}

@@ -8,22 +8,18 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification
 from swinv2.loading import choose_device, has_several_labels, label_names, load_model, load_processor
-from swinv2.reading import read_batches
 from swinv2.train.data.augment import process_image
 from swinv2.train.data.classes import match_classes
 from swinv2.train.data.dataset import ImageDataset
-from swinv2.train.data.examples import IGNORED_LABEL, EvaluationExamples, SampleTransform
+from swinv2.train.data.examples import IGNORED_LABEL, read_images
 from swinv2.train.data.sources import open_dataset
 from swinv2.train.multilabel import MultilabelEvaluation, binary_cross_entropy
 from swinv2.train.scores import Evaluation, best_classes
@@ -68,7 +64,8 @@ def evaluate(
     if classifier.config.problem_type == "regression":
         raise UsageError(f"the model {model!r} is a regression (problem_type in its config.json): it has no labels.")
     several = has_several_labels(classifier.config)
-    processor = load_processor(model, classifier.config.num_channels)
+    channels = classifier.config.num_channels
+    processor = load_processor(model, channels)
     dataset = open_dataset(data, split, image_column=image_column, label_column=label_column)
     if dataset.several and not several:
         raise UsageError(
@@ -78,16 +75,12 @@ def evaluate(
     names = tuple(label_names(classifier.config))
     dataset = _match_classes(dataset, names)
 
-    prepare = partial(_prepare_image, processor)
-    transform = SampleTransform(prepare, classifier.config.num_channels, classes=len(names) * several)
-    examples = EvaluationExamples(dataset, transform)
+    transform, classes = partial(process_image, processor), len(names) * several
     unreadable: list[str] = []
     columns: list[tuple[Tensor, ...]] = []
     done = 0
-    for batch in read_batches(examples, batch_size, workers):
-        pixels = torch.from_numpy(np.stack([example["pixel_values"] for example in batch]))
-        truths = torch.from_numpy(np.stack([example["labels"] for example in batch]))
-        unreadable += [name for example in batch for name in example["broken"]]
+    for pixels, truths, broken in read_images(dataset, transform, channels, batch_size, workers, classes):
+        unreadable += broken
         with torch.inference_mode():
             logits = classifier(pixels.to(chosen, dtype)).logits.float().cpu()
         if several:
@@ -95,7 +88,7 @@ def evaluate(
         else:
             losses = F.cross_entropy(logits, truths, reduction="none").double()
             columns.append((truths, *best_classes(logits), losses))
-        done += len(batch)
+        done += len(truths)
         advance(done, len(dataset))
     truths, *answers = (torch.cat(column).numpy() for column in zip(*columns, strict=True))
     if (truths == IGNORED_LABEL).all():
@@ -106,12 +99,6 @@ def evaluate(
     best, probabilities, losses = answers
     loss = float(losses[truths != IGNORED_LABEL].mean())
     return Evaluation.of(truths, best, probabilities, loss, names, unreadable), dataset
-
-
-def _prepare_image(processor: Any, image: Image.Image) -> Any:
-    """Makes the model's input of one image to evaluate."""
-    # A numpy array, for `read_batches`.
-    return process_image(processor, image).numpy()
 
 
 def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> ImageDataset:

@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +28,9 @@ from torch import Tensor
 from swinv2.disk import whole_file
 from swinv2.errors import UsageError
 from swinv2.model import Swinv2Model
-from swinv2.reading import read_batches
 from swinv2.train.data.augment import Transform
 from swinv2.train.data.dataset import ImageDataset
-from swinv2.train.data.examples import IGNORED_LABEL, EvaluationExamples, SampleTransform
+from swinv2.train.data.examples import IGNORED_LABEL, read_images
 
 logger = logging.getLogger(__name__)
 
@@ -77,24 +75,15 @@ def read_features(
     Raises:
         UsageError: A feature is NaN or infinite.
     """
-    as_array: Any = partial(_as_array, transform)
-    prepare = SampleTransform(as_array, model.config.num_channels)
-    for batch in read_batches(EvaluationExamples(dataset, prepare), batch_size, workers):
-        pixels = torch.from_numpy(np.stack([example["pixel_values"] for example in batch]))
+    for batch in read_images(dataset, transform, model.config.num_channels, batch_size, workers):
         with torch.inference_mode():
-            features = model(pixels.to(model.device, model.dtype)).pooler_output.float().cpu()
+            features = model(batch.pixels.to(model.device, model.dtype)).pooler_output.float().cpu()
         if not features.isfinite().all():
             raise UsageError(
                 f"the model's features of images of {dataset.source} are NaN or infinite; its weights are damaged, or "
                 f"{str(model.dtype).removeprefix('torch.')} is too small for them: compute in float32 or bfloat16."
             )
-        labels = torch.tensor([int(example["labels"]) for example in batch])
-        yield Features(features, labels, [name for example in batch for name in example["broken"]])
-
-
-def _as_array(transform: Transform, image: Any) -> np.ndarray:
-    """The transformed image as a numpy array, for `read_batches`."""
-    return np.asarray(transform(image))
+        yield Features(features, batch.labels, batch.broken)
 
 
 def collect_features(batches: Iterable[Features], advance: Callable[[int], None]) -> Features:
@@ -136,8 +125,7 @@ class FeatureStore:
 
     def missing(self, dataset: ImageDataset) -> ImageDataset:
         """The part of a data set whose features are not stored. Those of unreadable images never are."""
-        rows = _rows_of(dataset)
-        return replace(dataset, chosen=rows[~np.isin(rows, self._load(dataset, "rows").numpy())])
+        return _without(dataset, self._load(self.file_of(dataset), "rows"))
 
     def features_of(
         self,
@@ -159,13 +147,15 @@ class FeatureStore:
         Raises:
             UsageError: The file of features cannot be read, or a feature is NaN or infinite.
         """
-        pending = self.missing(dataset)
+        # Once: the name depends on the files of the images, and they may change meanwhile.
+        file = self.file_of(dataset)
+        rows, values, broken = [self._load(file, "rows")], [self._load(file, "features")], list[str]()
+        pending = _without(dataset, rows[0])
         if len(pending) < len(dataset):
             logger.warning(
                 f"features of {len(dataset) - len(pending):,} of {len(dataset):,} images of {dataset.source} were "
-                f"computed before; they are read from {self.file_of(dataset)}"
+                f"computed before; they are read from {file}"
             )
-        rows, values, broken = [self._load(dataset, "rows")], [self._load(dataset, "features")], list[str]()
         done, saved = 0, time.monotonic()
         for batch in read_features(self.model, pending, self.transform, batch_size, workers) if len(pending) else ():
             note_broken(batch.broken)
@@ -177,7 +167,7 @@ class FeatureStore:
             advance(done, len(pending))
             if done == len(pending) or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                 rows, values = [torch.cat(rows)], [torch.cat(values)]
-                self._save(dataset, rows[0], values[0])
+                _save(file, rows[0], values[0])
                 saved = time.monotonic()
         known, order = rows[0].sort()
         wanted = torch.from_numpy(_rows_of(dataset))
@@ -187,9 +177,8 @@ class FeatureStore:
         labels = torch.where(is_known, torch.from_numpy(dataset.labels()).long(), IGNORED_LABEL)
         return Features(found, labels, broken)
 
-    def _load(self, dataset: ImageDataset, name: str) -> Tensor:
-        """What is stored for a data set: "rows", the numbers of the rows, or their "features"."""
-        file = self.file_of(dataset)
+    def _load(self, file: Path, name: str) -> Tensor:
+        """What a file of features has: "rows", the numbers of the rows, or their "features"; none if it is missing."""
         if not file.is_file():
             return torch.zeros(0, dtype=torch.long) if name == "rows" else torch.zeros(0, self.model.config.hidden_size)
         try:
@@ -198,12 +187,12 @@ class FeatureStore:
         except (OSError, SafetensorError) as error:
             raise UsageError(f"the features in {file} cannot be read: {error}; delete the file.") from error
 
-    def _save(self, dataset: ImageDataset, rows: Tensor, values: Tensor) -> None:
-        """Stores features, atomically."""
-        file = self.file_of(dataset)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(file, alone=True) as unfinished:
-            save_file({"rows": rows, "features": values}, unfinished)
+
+def _save(file: Path, rows: Tensor, values: Tensor) -> None:
+    """Stores features, atomically."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file, alone=True) as unfinished:
+        save_file({"rows": rows, "features": values}, unfinished)
 
 
 def _paths_of(dataset: ImageDataset) -> Iterator[str]:
@@ -220,6 +209,12 @@ def _paths_of(dataset: ImageDataset) -> Iterator[str]:
 def _rows_of(dataset: ImageDataset) -> np.ndarray:
     """The number of each image's row in the stored data."""
     return np.arange(len(dataset)) if dataset.chosen is None else dataset.chosen
+
+
+def _without(dataset: ImageDataset, stored: Tensor) -> ImageDataset:
+    """The part of a data set whose rows are not among the stored ones."""
+    rows = _rows_of(dataset)
+    return replace(dataset, chosen=rows[~np.isin(rows, stored.numpy())])
 
 
 def hash_weights(model: torch.nn.Module) -> str:

@@ -20,7 +20,7 @@ from transformers import EvalPrediction, TrainerCallback, TrainerControl
 from swinv2.errors import UsageError
 from swinv2.lengths import as_pair
 from swinv2.loading import label_names
-from swinv2.train.choices import with_chosen_evaluation, with_chosen_settings
+from swinv2.train.choices import with_chosen_settings
 from swinv2.train.data.augment import Pixels, for_finetuning
 from swinv2.train.data.classes import classes_to_train, match_classes
 from swinv2.train.data.dataset import ImageDataset
@@ -118,12 +118,17 @@ class FinetuneTrainer(SwinTrainer):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
-    """Cross entropy in fp32. Labels are class indices (B,), where `IGNORED_LABEL` does not count, or probabilities of
-    the classes (B, classes); `weights` are those of the classes (classes,)."""
+    """Cross entropy in fp32, the mean over images. Labels are class indices (B,), where `IGNORED_LABEL` does not count,
+    or probabilities of the classes (B, classes); `weights` (classes,) are factors of the losses of images."""
     if labels.ndim == 1 and not (labels != IGNORED_LABEL).any():
         return logits.float().sum() * 0.0
-    weights = None if weights is None else weights.to(logits.device)
-    return F.cross_entropy(logits.float(), labels, weights, label_smoothing=smoothing)
+    if weights is None:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    # torch's mean would divide by the weights of this batch, so that a batch of one class weighs as much as any other.
+    losses = F.cross_entropy(
+        logits.float(), labels, weights.to(logits.device), reduction="none", label_smoothing=smoothing
+    )
+    return losses.sum() / (len(labels) if labels.ndim > 1 else (labels != IGNORED_LABEL).sum())
 
 
 def accuracies(prediction: EvalPrediction) -> dict[str, float]:
@@ -139,7 +144,7 @@ def accuracies(prediction: EvalPrediction) -> dict[str, float]:
 
 @dataclass(eq=False)
 class EarlyStopping(TrainerCallback):
-    """Stops a training after `patience` evaluations without a better one.
+    """Stops a training after `patience` evaluations that were all worse than the best one.
 
     transformers' own callback counts in itself, so a run that resumes would count anew; this one counts in the log.
     """
@@ -150,8 +155,11 @@ class EarlyStopping(TrainerCallback):
         """Counts the evaluations since the last of the best ones."""
         name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
         scores = [entry[name] for entry in reversed(state.log_history) if name in entry]
-        since_best = scores.index(max(scores) if args.greater_is_better else min(scores))
-        control.should_training_stop = control.should_training_stop or since_best >= self.patience
+        if scores and scores.index(max(scores) if args.greater_is_better else min(scores)) >= self.patience:
+            control.should_training_stop = True
+
+    # A run that was stopped in this way, and resumes, has nothing left to do.
+    on_train_begin = on_evaluate
 
 
 def balanced_weights(counts: np.ndarray) -> Tensor:
@@ -191,8 +199,6 @@ def open_finetuning(settings: FinetuneSettings) -> FinetuneParts:
         UsageError: The settings, the data and the model do not fit together.
     """
     prepare_run(settings)
-    if settings.choose_settings:
-        settings = with_chosen_evaluation(settings)
     given: tuple[str, ...] = ()
     if settings.label_names_file:
         try:
@@ -213,7 +219,7 @@ def open_finetuning(settings: FinetuneSettings) -> FinetuneParts:
         evaluation = match_classes(evaluation, names, "the training data")
     if settings.choose_settings:
         settings = with_chosen_settings(settings, train)
-    metrics = ["mAP", "f1", "exact"] if train.several else ["top1", *["top5"] * (len(names) >= BEST_CLASSES)]
+    metrics = ["mAP", "f1", "exact"] if train.several else ["top1", *["top5"] * (len(names) > BEST_CLASSES)]
     refuse_metric(settings, ["loss", *metrics])
     for name in ("class_weights", "label_smoothing_factor", "linear_probe"):
         if train.several and getattr(settings, name):

@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2.errors import UsageError
+from swinv2.errors import UsageError, few
 from swinv2.loading import choose_device, load_model, load_processor
 from swinv2.model import Swinv2Model
 from swinv2.train.data.augment import process_image
 from swinv2.train.data.classes import classes_to_train, match_classes
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
-from swinv2.train.data.sources import EVAL_SPLITS, open_dataset
+from swinv2.train.data.sources import open_dataset
 from swinv2.train.features import Features, collect_features, read_features
 from swinv2.train.scores import BEST_CLASSES, Evaluation
 
@@ -169,14 +169,28 @@ def _open_splits(
     """The images of the bank and those to classify, with the classes of the bank; the same object if there is a single
     split."""
     columns: Any = {"image_column": image_column, "label_column": label_column}
-    bank = classes_to_train(open_dataset(data, "train", **columns))
+    bank = classes_to_train(_open_bank(data, split, columns))
     if bank.several:
         raise UsageError(f"--knn is for images of one label, and {data} has lists of labels; leave it out.")
-    has_others = split != "evaluation" or set(EVAL_SPLITS) & set(bank.splits)
+    has_others = split != "evaluation" or bank.has_evaluation_split
     is_alone = bank.split is None or split == bank.split or not has_others
     if is_alone:
         return bank, bank
     return bank, match_classes(open_dataset(data, split, **columns), bank.names, f"the split {bank.split!r}")
+
+
+def _open_bank(data: str, split: str, columns: dict[str, Any]) -> ImageDataset:
+    """The split "train"."""
+    try:
+        return open_dataset(data, "train", **columns)
+    except UsageError:
+        splits = open_dataset(data, "evaluation" if split == "train" else split, **columns).splits
+        if not splits or "train" in splits:
+            raise
+    raise UsageError(
+        f"--knn looks for neighbours in the split 'train', and {data} has only {few(sorted(splits))}; give the folder "
+        "or the files of one split, for example DATA/validation: each of its images asks the others."
+    )
 
 
 def _leave_out_each(found: Features, batch_size: int) -> Iterator[tuple[Features, Tensor]]:

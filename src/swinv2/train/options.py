@@ -22,7 +22,9 @@ def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-_MODELS = "a folder, or a name on the hub; with new weights a preset such as tiny, or new for --model-fields"
+_MODELS = (
+    "a folder, or a name on the hub; with new weights a preset such as tiny, or new, whose shape are --model-fields"
+)
 
 
 @dataclass

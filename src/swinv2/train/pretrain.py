@@ -6,7 +6,7 @@ Source: Xie et al., SimMIM (arXiv 2111.09886); Liu et al., Swin Transformer V2, 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -111,9 +111,6 @@ def make_pretraining(settings: PretrainSettings) -> PretrainTrainer:
     pixels = Pixels(as_pair("image_size", model.config.image_size), settings.image_mean, settings.image_std)
     masks = mask_maker(model.config, settings.mask_block, settings.mask_ratio)
     train, evaluation = open_training(settings, needs_labels=False)
-    train = replace(train, label_column=None, names=())
-    if evaluation is not None:
-        evaluation = replace(evaluation, label_column=None, names=())
     augment = for_pretraining(pixels, settings.crop_scale)
     arguments = data_arguments(settings, train, evaluation, pixels, augment, masks)
     trainer = PretrainTrainer(settings, model=model, **arguments)

@@ -298,8 +298,8 @@ class Probe:
         with progress_bar(len(dataset), "computing features", not args.disable_tqdm) as progress:
             features = self.store.features_of(
                 dataset,
-                batch_size=args.given.get("per_device_eval_batch_size", BATCH_SIZE),
-                workers=args.given.get("dataloader_num_workers"),
+                batch_size=args.told.get("per_device_eval_batch_size", BATCH_SIZE),
+                workers=args.told.get("dataloader_num_workers"),
                 advance=progress.update,
                 note_broken=health.count_broken,
             )
@@ -313,7 +313,7 @@ class Probe:
             return self.model.classifier(features.values)
 
     def _evaluate(self, dataset: ImageDataset) -> dict[str, Any]:
-        """Scores of the classifier; draws the confusion matrix and the surest mistakes."""
+        """Scores of the classifier; draws the confusion matrix and the most confident mistakes."""
         features = self._features(dataset)
         logits, truths = self._logits(features), features.labels.numpy()
         loss = float(cross_entropy(logits, features.labels))

@@ -22,7 +22,7 @@ from swinv2.train.checkpoints import checkpoint_to_resume
 from swinv2.train.data.augment import Pixels, Transform, for_evaluation, make_processor
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import EvaluationExamples, Masks, SampleTransform, StreamedExamples, TrainingExamples
-from swinv2.train.data.sources import EVAL_SPLITS, open_dataset
+from swinv2.train.data.sources import open_dataset
 from swinv2.train.settings import RunSettings
 from swinv2.train.signals import noting_signals
 from swinv2.train.trainer import SwinTrainer
@@ -31,6 +31,9 @@ from swinv2.train.watching import ProgressBar, ProgressLines, RunLog
 logger = logging.getLogger(__name__)
 
 FINAL, RESULTS_NAME = "final", "results.json"
+
+HELD_OUT_SEED = 0
+"""Which images are set aside does not depend on --seed, so that no later run trains on them."""
 
 
 def prepare_run(settings: RunSettings) -> None:
@@ -51,7 +54,7 @@ def open_training(
     train = open_dataset(settings.data, settings.train_split, streaming=settings.streaming, **columns)
     wanted = settings.eval_strategy != "no" or settings.do_eval
     evaluation = None
-    lacks_split = settings.eval_split == "evaluation" and not set(EVAL_SPLITS) & set(train.splits)
+    lacks_split = settings.eval_split == "evaluation" and not train.has_evaluation_split
     if wanted and (settings.eval_data or not lacks_split):
         evaluation = open_dataset(settings.eval_data or settings.data, settings.eval_split, **columns)
     elif wanted:
@@ -60,7 +63,7 @@ def open_training(
                 f"--data {settings.data!r} has no split to evaluate, and none can be set aside from a stream; give "
                 "--eval-data, or use --eval-strategy no."
             )
-        train, evaluation = train.divide(1 - settings.held_out_share, settings.seed)
+        train, evaluation = train.divide(1 - settings.held_out_share, HELD_OUT_SEED)
         if not len(evaluation):
             raise UsageError(
                 f"--data {settings.data!r} has no split to evaluate, and its {len(train)} images are too few to set "
@@ -141,9 +144,9 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
         results["loss"] = next((line["loss"] for line in reversed(history) if "loss" in line), None)
         if trainer.eval_dataset is not None:
             results |= trainer.evaluate_final()
-            if settings.should_save:
-                results |= trainer.report(results)
         trainer.save_final(run / FINAL)
+        if trainer.eval_dataset is not None and settings.should_save:
+            results |= trainer.report(results)
     if settings.should_save:
         with whole_file(run / RESULTS_NAME, alone=True) as partial:
             partial.write_text(json.dumps(results, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """The scores of a classifier on labelled images.
 
-In: the answers for each image. Out: accuracies, the recall of each class, the confusion matrix, the surest mistakes;
-their figures. `evaluate.py` and the trainer of `finetune.py` compute the answers.
+In: the answers for each image. Out: accuracies, the recall of each class, the confusion matrix, the most confident
+mistakes; their figures. `evaluate.py` and the trainer of `finetune.py` compute the answers.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 from swinv2.train.data.augment import drawable
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
-from swinv2.train.drawing.confusion import draw_confusion
+from swinv2.train.drawing.confusion import count_answers, draw_confusion
 from swinv2.train.drawing.mistakes import MOST_MISTAKES, Mistake, draw_mistakes
 
 BEST_CLASSES = 5
@@ -41,8 +41,10 @@ class Evaluation:
     """Number of readable images."""
     unreadable: list[str]
     """Names of unreadable images, each with the reason."""
-    confusion: np.ndarray
-    """Counts (truth, answer)."""
+    truths: np.ndarray
+    """The class of each readable image."""
+    answers: np.ndarray
+    """The most probable class of each readable image."""
     names: tuple[str, ...]
     worst: list[tuple[int, int, int, float]]
     """Index, truth, answer and probability of the most confident mistakes, the most confident first."""
@@ -68,24 +70,29 @@ class Evaluation:
         """
         counted = truths != IGNORED_LABEL
         answers = best[:, 0]
-        confusion = np.zeros((len(names), len(names)), np.int64)
-        np.add.at(confusion, (truths[counted], answers[counted]), 1)
         wrong = np.flatnonzero(counted & (answers != truths))
         worst = wrong[np.argsort(-probabilities[wrong], kind="stable")[:MOST_MISTAKES]]
         return cls(
-            top1=float(confusion.trace() / confusion.sum()),
+            top1=float((answers == truths)[counted].mean()),
             top5=float((best == truths[:, None]).any(1)[counted].mean()) if len(names) > BEST_CLASSES else None,
             loss=loss,
             images=int(counted.sum()),
             unreadable=unreadable,
-            confusion=confusion,
+            truths=truths[counted],
+            answers=answers[counted],
             names=names,
             worst=[(int(i), int(truths[i]), int(answers[i]), float(probabilities[i])) for i in worst],
         )
 
+    @property
+    def confusion(self) -> np.ndarray:
+        """The confusion matrix: numbers of images (true class, answer). That of ImageNet-22K has 3.8 GB."""
+        return count_answers(self.truths, self.answers, np.arange(len(self.names)), len(self.names))
+
     def summary(self) -> dict[str, Any]:
         """The results as plain values, for JSON; the recall of a class without images is None."""
-        counts, hits = self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()
+        right = self.truths[self.truths == self.answers]
+        hits, counts = (np.bincount(column, minlength=len(self.names)).tolist() for column in (right, self.truths))
         recalls = [hit / count if count else None for hit, count in zip(hits, counts, strict=True)]
         return {
             "top1": self.top1,
@@ -99,7 +106,7 @@ class Evaluation:
     def draw(self, dataset: ImageDataset, folder: Path) -> list[Path]:
         """Draws the confusion matrix and, if there are any, the most confident mistakes; returns the files."""
         files = [folder / "confusion.png"]
-        draw_confusion(self.confusion, self.names, files[0])
+        draw_confusion(self.truths, self.answers, self.names, files[0])
         if self.worst:
             files.append(folder / "mistakes.png")
             drawn = [

@@ -23,24 +23,48 @@ from swinv2.train.optim.schedule import make_scheduler
 from swinv2.train.options import PAPER_BATCH, FinetuneOptions, PretrainOptions, RunOptions, refuse_missing
 
 PROBE_SETTINGS = (
-    *("linear_probe", "data", "eval_data", "train_split", "eval_split", "train_fraction", "image_column"),
-    *("label_column", "label_names_file", "image_mean", "image_std", "crop_ratio", "max_broken_images"),
-    *("model", "model_fields", "image_size", "window_size", "stretch_bias", "eval_strategy", "do_eval", "seed"),
-    *("dataloader_num_workers", "per_device_eval_batch_size", "use_cpu", "bf16_full_eval", "fp16_full_eval"),
-    *(
-        "choose_settings",
-        "held_out_share",
-        "class_weights",
-        "output_dir",
-        "resume",
-        "dry_run",
-        "as_json",
-        "disable_tqdm",
-        "report_to",
-        "log_level",
-    ),
+    "as_json",
+    "bf16_full_eval",
+    "choose_settings",
+    "class_weights",
+    "crop_ratio",
+    "data",
+    "dataloader_num_workers",
+    "disable_tqdm",
+    "do_eval",
+    "dry_run",
+    "eval_data",
+    "eval_split",
+    "eval_strategy",
+    "fp16_full_eval",
+    "held_out_share",
+    "image_column",
+    "image_mean",
+    "image_size",
+    "image_std",
+    "label_column",
+    "label_names_file",
+    "linear_probe",
+    "log_level",
+    "max_broken_images",
+    "model",
+    "model_fields",
+    "output_dir",
+    "per_device_eval_batch_size",
+    "report_to",
+    "resume",
+    "seed",
+    "stretch_bias",
+    "train_fraction",
+    "train_split",
+    "window_size",
 )
-"""The settings that have an effect with --linear-probe, or that do no harm; all others are errors."""
+"""The settings that may be given or chosen with --linear-probe: they have an effect or do no harm. All others
+but --use-cpu are errors; that one may be given, but is never chosen, because it would be for a training with bf16."""
+
+
+ADAMW_ALONE = ("layer_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "base_rate")
+"""Settings that have no effect with Muon."""
 
 
 @dataclass
@@ -65,8 +89,7 @@ class RunSettings(RunOptions, TrainingArguments):
         self.window_size = _plain_windows(self.window_size)
         self._refuse_beside("base_rate", "learning_rate")
         self._refuse_beside("milestones", "lr_scheduler_type")
-        own = ("layer_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "base_rate")
-        self._refuse_beside("matrix_learning_rate", *own)
+        self._refuse_beside("matrix_learning_rate", *ADAMW_ALONE)
         if self.data_seed is not None:
             raise UsageError("--data-seed has no effect: --seed also decides the order of the images.")
         if self.save_only_model:
@@ -184,7 +207,8 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
     chosen: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._refuse_beside("linear_probe", *(name for name in self.defaults() if name not in PROBE_SETTINGS))
+        without_effect = (name for name in self.defaults() if name not in (*PROBE_SETTINGS, "use_cpu"))
+        self._refuse_beside("linear_probe", *without_effect)
         _check_crop_scale(self.crop_scale)
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:

@@ -98,11 +98,14 @@ def choose_normalisation(settings: RunSettings) -> None:
     channels = read_config(settings.model).num_channels
     try:
         processor = load_processor(settings.model, channels)
-    except UsageError:
-        # Without a processor, ImageNet's are right for most models of three channels; others need the flags.
+    except UsageError as error:
+        # ImageNet's are right for most models of three channels; others need the flags.
+        logger.warning(f"{error} Until then, the mean and deviation of ImageNet are used.")
         return
     if processor.do_rescale and processor.do_normalize and len(processor.image_mean) == channels:
         settings.image_mean, settings.image_std = list(processor.image_mean), list(processor.image_std)
+    elif processor.do_rescale and not processor.do_normalize:
+        settings.image_mean, settings.image_std = [0.0] * channels, [1.0] * channels
 
 
 def is_new_model(settings: RunSettings) -> bool:
@@ -110,8 +113,12 @@ def is_new_model(settings: RunSettings) -> bool:
     return settings.model == NEW or settings.model in PRESETS
 
 
-def _model_fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
-    """The fields of --model-fields, and those that other settings decide."""
+def given_fields(settings: RunSettings) -> dict[str, Any]:
+    """The fields of `--model-fields`.
+
+    Raises:
+        UsageError: They are no JSON object.
+    """
     given = settings.model_fields or {}
     if isinstance(given, str):
         try:
@@ -120,6 +127,12 @@ def _model_fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
             raise UsageError(f"--model-fields is no JSON: {error}") from error
     if not isinstance(given, dict):
         raise UsageError(f"--model-fields is {given!r}; expected an object such as '{{\"embed_dim\": 96}}'.")
+    return given
+
+
+def _model_fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
+    """The fields of --model-fields, and those that other settings decide."""
+    given = given_fields(settings)
     decided["num_channels"] = len(settings.image_mean)
     for name, value in decided.items():
         if given.get(name, value) != value:

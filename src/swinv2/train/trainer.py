@@ -165,8 +165,8 @@ class SwinTrainer(Trainer):
         """Tells the sampler the epoch, takes no step beyond the last one, and stops the workers."""
         if not self.has_begun:
             self.has_begun, self._counted_from = True, time.perf_counter()
-        # The Trainer checks it only after a step. Without this check, a finished run that resumes takes one more step.
-        if self.state.global_step >= self.state.max_steps:
+        # The Trainer looks only after a step; without this, a finished run that resumes takes one more.
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
             return
         if self._batches is not None:

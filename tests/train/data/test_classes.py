@@ -46,6 +46,17 @@ class TestTraining:
         assert classes_to_train(made([1, 0])).names == ("0", "1")
         assert warnings.text == ""
 
+    @pytest.mark.parametrize("most", [1_000_000, 2**33])
+    def test_numbers_that_do_not_occur_are_no_classes(self, most: int, warnings: pytest.LogCaptureFixture) -> None:
+        found = classes_to_train(made([most, 5, 11, 5]))
+        assert found.names == ("5", "11", str(most))
+        assert seen(found) == [(most % 256, 2), (5, 0), (11, 1), (5, 0)]
+        matched = match_classes(made([5, most]), found.names, "the training data")
+        assert seen(matched) == [(5, 0), (most % 256, 2)]
+        assert warnings.text == ""
+        again = match_classes(match_classes(made([5, most]), found.names, "it"), [str(most), "7"], "it")
+        assert seen(again) == [(most % 256, 0)]
+
     def test_refusals(self) -> None:
         with pytest.raises(UsageError, match="images of only one class, 'dog'; a classifier needs two"):
             classes_to_train(made([1, 1], ["cat", "dog"]))

@@ -42,10 +42,21 @@ class TestShare:
         rows = ImageDataset(many.rows, "image", None, (), "source").share(0.1, 0)
         assert len(set(rows.chosen)) == 14
 
+    def test_each_part_has_an_image_of_each_class(self, many: ImageDataset) -> None:
+        for fraction, expected in ((0.001, [1, 1, 1]), (0.999, [99, 39, 2])):
+            drawn, rest = many.divide(fraction, 0)
+            assert np.bincount(drawn.labels()).tolist() == expected
+            assert (np.bincount(drawn.labels()) + np.bincount(rest.labels())).tolist() == [100, 40, 3]
+
     @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5, float("nan")])
     def test_no_share(self, many: ImageDataset, fraction: float) -> None:
         with pytest.raises(UsageError, match=f"is {fraction}; expected above 0"):
             many.share(fraction, 0)
+
+
+@pytest.mark.parametrize(("splits", "has"), [(("train", "valid"), True), (("train", "dev"), False), ((), False)])
+def test_a_split_to_evaluate(splits: tuple[str, ...], has: bool) -> None:
+    assert ImageDataset([], "image", None, (), "source", splits=splits).has_evaluation_split == has
 
 
 class TestLabels:

@@ -29,6 +29,7 @@ from swinv2.train.data.examples import (
     TrainingExamples,
     collate,
     make_seed,
+    read_images,
     seed_everything,
     seeded,
 )
@@ -75,6 +76,17 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
         torch.equal(one[name], other[name]) if isinstance(one[name], Tensor) else one[name] == other[name]
         for name in one
     )
+
+
+def test_images_to_evaluate_in_batches() -> None:
+    batches = list(read_images(dataset(5, broken=(3,)), for_evaluation(PIXELS), 1, 2, 0))
+    assert [tuple(batch.pixels.shape) for batch in batches] == [(2, 1, 8, 8), (2, 1, 8, 8), (1, 1, 8, 8)]
+    assert [batch.labels.tolist() for batch in batches] == [[0, 1], [2, IGNORED_LABEL], [4]]
+    assert [name.partition(":")[0] for batch in batches for name in batch.broken] == ["source[3]"]
+    expected = EvaluationExamples(dataset(5), SampleTransform(for_evaluation(PIXELS), 1))[4]["pixel_values"]
+    assert torch.equal(batches[2].pixels[0], expected)
+    several = next(read_images(dataset(2), for_evaluation(PIXELS), 1, 2, 0, classes=3))
+    assert several.labels.tolist() == [[1, 0, 0], [0, 1, 0]]
 
 
 class TestChance:

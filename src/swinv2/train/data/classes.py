@@ -6,7 +6,7 @@ of these names. What does not match is named in a warning, with its number of im
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,15 +28,15 @@ def classes_to_train(train: ImageDataset) -> ImageDataset:
         if not train.names:
             raise UsageError(f"{train.source} does not name its classes; give --label-names-file, a name on each line.")
         return train
-    names = _names_or_numbers(train)
-    train.check_labels(len(names))
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    names = _names_of_labels(train)
+    train.check_labels(max(names, default=0) + 1)
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise UsageError(f"{train.source} has several classes with the name {_quoted(twice)}; give each its own name.")
-    counts = np.bincount(train.labels(), minlength=len(names))
-    kept = [name for name, count in zip(names, counts, strict=True) if count]
-    if len(kept) < len(names):
-        without = [name for name, count in zip(names, counts, strict=True) if not count]
+    present = set(train.labels().tolist())
+    kept = [name for label, name in names.items() if label in present]
+    without = [name for label, name in names.items() if label not in present]
+    if without:
         logger.warning(
             f"{train.source} has no image to train {_quoted(without)}; the classifier does not get "
             f"{'this class' if len(without) == 1 else 'these classes'}"
@@ -64,16 +64,17 @@ def match_classes(dataset: ImageDataset, names: Sequence[str], owner: str) -> Im
         UsageError: There are no labels, no class is in common, or a label is out of range.
     """
     names = tuple(names)
-    if not dataset.names and not set(_names_or_numbers(dataset)) <= set(names):
+    own = _names_of_labels(dataset)
+    if not dataset.names and not set(own.values()) <= set(names):
         logger.warning(
             f"{dataset.source} has numbers instead of class names: 0 is {names[0]!r} of {owner}, and so on in its order"
         )
-        dataset = replace(dataset, names=names)
-    own = _names_or_numbers(dataset)
-    dataset.check_labels(len(own))
-    if own == names:
+        own = dict(enumerate(names))
+    dataset.check_labels(max(own, default=0) + 1)
+    if own == dict(enumerate(names)):
         return replace(dataset, names=names)
-    counts = dict(zip(own, np.bincount(dataset.labels(), minlength=len(own)).tolist(), strict=True))
+    images = Counter(dataset.labels().tolist())
+    counts = {name: images[label] for label, name in own.items()}
     unknown = [name for name, count in counts.items() if count and name not in names]
     if not any(count and name in names for name, count in counts.items()):
         raise UsageError(
@@ -89,23 +90,31 @@ def match_classes(dataset: ImageDataset, names: Sequence[str], owner: str) -> Im
     return _renumbered(dataset, own, names)
 
 
-def _names_or_numbers(dataset: ImageDataset) -> tuple[str, ...]:
-    """The names of the classes; if the data has none, the numbers up to the largest label."""
-    return dataset.names or tuple(map(str, range(int(dataset.labels().max(initial=0)) + 1)))
+def _names_of_labels(dataset: ImageDataset) -> dict[int, str]:
+    """The name of the class of each label, in the order of the labels; if the data has no names, the numbers that
+    occur."""
+    if dataset.names:
+        return dict(enumerate(dataset.names))
+    return {label: str(label) for label in np.unique(dataset.labels()).tolist()}
 
 
-def _renumbered(dataset: ImageDataset, own: Sequence[str], names: tuple[str, ...]) -> ImageDataset:
+def _renumbered(dataset: ImageDataset, own: Mapping[int, str], names: tuple[str, ...]) -> ImageDataset:
     """The images whose class is among some names; their labels become the indices of the names. An image that may have
     several labels stays, without those of other classes."""
     place = {name: index for index, name in enumerate(names)}
-    numbers = np.array([place.get(name, -1) for name in own])
-    kept = np.arange(len(dataset)) if dataset.several else np.flatnonzero(numbers[dataset.labels()] >= 0)
+    numbers = {label: place.get(name, -1) for label, name in own.items()}
+    if dataset.several:
+        kept = np.arange(len(dataset))
+    else:
+        kept = np.flatnonzero([numbers[label] >= 0 for label in dataset.labels().tolist()])
     return replace(
         dataset,
         names=names,
         chosen=kept if dataset.chosen is None else dataset.chosen[kept],
         # -1, of images that are left out, stays -1.
-        numbers=numbers if dataset.numbers is None else np.append(numbers, -1)[dataset.numbers],
+        numbers=numbers
+        if dataset.numbers is None
+        else {stored: numbers.get(label, -1) for stored, label in dataset.numbers.items()},
     )
 
 

@@ -5,7 +5,7 @@ decoded, possibly with a label or several; the labels alone; a share of the samp
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from textwrap import shorten
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from swinv2.errors import UsageError
+from swinv2.train.data.folders import EVAL_SPLITS
 
 
 class Sample(NamedTuple):
@@ -55,13 +56,18 @@ class ImageDataset:
     split: str | None = None
     splits: tuple[str, ...] = ()
     chosen: np.ndarray | None = None
-    numbers: np.ndarray | None = None
+    numbers: Mapping[int, int] | None = None
     several: bool = False
 
     @property
     def streams(self) -> bool:
         """Whether the samples can only be iterated, and their number is unknown."""
         return not hasattr(self.rows, "__len__")
+
+    @property
+    def has_evaluation_split(self) -> bool:
+        """Whether the source has a split that "evaluation" stands for."""
+        return not set(EVAL_SPLITS).isdisjoint(self.splits)
 
     def __len__(self) -> int:
         return len(self.rows) if self.chosen is None else len(self.chosen)
@@ -186,7 +192,8 @@ class ImageDataset:
         return self if fraction == 1.0 else self.divide(fraction, seed)[0]
 
     def divide(self, fraction: float, seed: int) -> "tuple[ImageDataset, ImageDataset]":
-        """Divides the images at random into a share of each class, at least one image, and the rest.
+        """Divides the images at random into a share of each class and the rest; each has at least one image of a class,
+        if there are two.
 
         Raises:
             UsageError: The data streams.
@@ -197,7 +204,7 @@ class ImageDataset:
         is_drawn = np.zeros(len(labels), bool)
         for label in np.unique(labels):
             members = draw.permutation(np.flatnonzero(labels == label))
-            is_drawn[members[: max(round(fraction * len(members)), 1)]] = True
+            is_drawn[members[: max(min(round(fraction * len(members)), len(members) - 1), 1)]] = True
         parts = np.flatnonzero(is_drawn), np.flatnonzero(~is_drawn)
         drawn, rest = (replace(self, chosen=part if self.chosen is None else self.chosen[part]) for part in parts)
         return drawn, rest

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate,
 
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImageError
+from swinv2.reading import read_batches
 from swinv2.train.data.augment import Transform, decode
 from swinv2.train.data.dataset import ImageDataset, Sample
 
@@ -153,6 +155,45 @@ class EvaluationExamples(_IndexedExamples):
                 # Nothing is masked, so the image adds nothing to the loss.
                 example["bool_masked_pos"] = torch.zeros_like(example["bool_masked_pos"])
             return example | {"broken": [f"{sample.name}: {error}"]}
+
+
+class ImageBatch(NamedTuple):
+    """Images to evaluate.
+
+    Attributes:
+        pixels: (B, channels, H, W).
+        labels: The class of each image (B,), or 0 or 1 for each class (B, classes); of an unreadable image, see
+            `EvaluationExamples`.
+        broken: Names of the unreadable images, each with the reason.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    broken: list[str]
+
+
+def read_images(
+    dataset: ImageDataset, transform: Transform, channels: int, batch_size: int, workers: int | None, classes: int = 0
+) -> Iterator[ImageBatch]:
+    """Reads images with labels in batches, in the order of the data set.
+
+    Args:
+        dataset: The images.
+        transform: Makes pixels of a decoded image.
+        channels, classes: See `SampleTransform`.
+        batch_size, workers: See `reading.read_batches`.
+    """
+    prepare = SampleTransform(partial(_as_array, transform), channels, classes=classes)
+    for examples in read_batches(EvaluationExamples(dataset, prepare), batch_size, workers):
+        pixels, labels = (
+            torch.from_numpy(np.stack([example[name] for example in examples])) for name in ("pixel_values", "labels")
+        )
+        yield ImageBatch(pixels, labels, [name for example in examples for name in example["broken"]])
+
+
+def _as_array(transform: Transform, image: Any) -> Any:
+    """The transformed image as a numpy array, for `read_batches`."""
+    return np.asarray(transform(image))
 
 
 @dataclass(eq=False)

@@ -61,7 +61,7 @@ def open_dataset(
         image_column, label_column: Names of the columns; None to find them.
         streaming: Whether to read samples one after another, for example without downloading a whole data set.
         names: Names of the classes, if the data has none.
-        needs_labels: Whether to leave out images of a folder that have no label, with a warning.
+        needs_labels: Whether to read labels, and to leave out images of a folder that have none, with a warning.
 
     A column of words as labels, or of lists of words, becomes classes in the order of the alphabet.
 
@@ -84,7 +84,9 @@ def open_dataset(
         raise UsageError(
             f"{source} has the columns {sorted(features)}; choose the one of the images with --image-column."
         )
-    labels = _find_column(features, label_column, datasets.ClassLabel, LABEL_COLUMNS, "--label-column", source)
+    labels = None
+    if needs_labels:
+        labels = _find_column(features, label_column, datasets.ClassLabel, LABEL_COLUMNS, "--label-column", source)
     label = _inside_list(features[labels]) if labels else None
     several = labels is not None and label is not features[labels]
     if labels and not streaming and label in (datasets.Value("string"), datasets.Value("large_string")):

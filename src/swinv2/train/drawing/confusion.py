@@ -14,7 +14,7 @@ MOST_NUMBERS, MOST_CLASSES = 20, 50
 """Largest number of classes for which the cells have numbers, and for which all classes are drawn."""
 
 
-def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
+def draw_confusion(truths: np.ndarray, answers: np.ndarray, names: Sequence[str], path: Path) -> None:
     """Draws the answers for the images of each class, as shares of the class.
 
     Rows are true classes, columns are answers. Right answers are blue. Mistakes are orange; their scale ends at the
@@ -23,32 +23,46 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     those with the lowest recall are drawn. Classes without images are grey.
 
     Args:
-        matrix: Numbers of images (true class, answer).
-        names: Names of the classes; if empty, classes are numbered.
+        truths, answers: The class of each image, and the answer (images,); at least one image.
+        names: Names of the classes.
         path: The PNG file; an existing file is replaced.
 
     Raises:
-        ValueError: The matrix is not square, has no valid counts or only zeros, or the number of names is not the
-            number of classes.
+        ValueError: There is no image, or not an answer for each, or a class without a name.
     """
-    matrix = np.asarray(matrix, np.float64)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"the confusion matrix is {matrix.shape}; expected (classes, classes).")
-    if not np.isfinite(matrix).all() or (matrix < 0).any() or not matrix.any():
-        raise ValueError("the confusion matrix has no counts; expected numbers of images, not all of them 0.")
-    if names and len(names) != len(matrix):
-        raise ValueError(f"there are {len(names)} names for {len(matrix)} classes; give one for each class, or none.")
-    names = names or [str(index) for index in range(len(matrix))]
-    save(_figure_of_confusion(matrix, names), path, cut=True)
+    if truths.shape != answers.shape or not truths.size:
+        raise ValueError(f"there are {truths.size} images and {answers.size} answers; expected one answer for each.")
+    least, most = (int(extreme(np.append(truths, answers))) for extreme in (np.min, np.max))
+    if least < 0 or most >= len(names):
+        raise ValueError(f"there are classes from {least} to {most}, and {len(names)} names; expected one for each.")
+    save(_figure_of_confusion(truths, answers, names), path, cut=True)
 
 
-def _figure_of_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
+def count_answers(truths: np.ndarray, answers: np.ndarray, classes: np.ndarray, known: int) -> np.ndarray:
+    """The confusion matrix of some classes: numbers of images (true class, answer).
+
+    Args:
+        truths, answers: The class of each image, and the answer (images,).
+        classes: The classes of rows and columns, in their order.
+        known: Number of all classes.
+    """
+    place = np.full(known, -1)
+    place[classes] = np.arange(len(classes))
+    rows, columns = place[truths], place[answers]
+    is_inside = (rows >= 0) & (columns >= 0)
+    cells = rows[is_inside] * len(classes) + columns[is_inside]
+    return np.bincount(cells, minlength=len(classes) ** 2).reshape(len(classes), len(classes))
+
+
+def _figure_of_confusion(truths: np.ndarray, answers: np.ndarray, names: Sequence[str]) -> Figure:
     """The figure of a confusion matrix; of the worst classes if there are many."""
-    counts, total = matrix.sum(1), matrix.sum()
+    images = np.bincount(truths, minlength=len(names))
     # A class without images becomes NaN: NaN sorts last, and cells of NaN are not drawn.
-    shares = matrix / np.where(counts > 0, counts, np.nan)[:, None]
-    classes = np.sort(np.argsort(shares.diagonal(), kind="stable")[:MOST_CLASSES])
-    shares = shares[np.ix_(classes, classes)]
+    counts = np.where(images > 0, images, np.nan)
+    hits = np.bincount(truths[truths == answers], minlength=len(names))
+    classes = np.sort(np.argsort(hits / counts, kind="stable")[:MOST_CLASSES])
+    # Only of these: the whole matrix of 21,841 classes has 3.8 GB.
+    shares = count_answers(truths, answers, classes, len(names)) / counts[classes, None]
     shown = [printable(str(names[index]), 24) for index in classes]
     has_numbers = len(classes) <= MOST_NUMBERS
     side, size = max(3.2, (0.45 if has_numbers else 0.27) * len(classes)), 9 if has_numbers else 8
@@ -81,8 +95,8 @@ def _figure_of_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     axes.spines[:].set_visible(False)
     axes.set_xlabel("answer")
     axes.set_ylabel("truth, in % of the class" if has_numbers else "truth, and share that is right")
-    title = f"{matrix.trace() / total:.1%} of {total:,.0f} images right"
-    if len(classes) < len(matrix):
-        title += f"; the {len(classes)} classes of {len(matrix)} that are recognised worst"
+    title = f"{hits.sum() / len(truths):.1%} of {len(truths):,} images right"
+    if len(classes) < len(names):
+        title += f"; the {len(classes)} classes of {len(names)} that are recognised worst"
     axes.set_title(title, fontsize=12, pad=12)
     return figure
