@@ -203,8 +203,11 @@ def test_the_preview_gives_the_reasons(flags: list[str], capsys: pytest.CaptureF
         "reason": "36 training images, new weights",
     }
     assert preview["chosen"]["eval_strategy"]["value"] == "epoch"
+    assert preview["data"]["images_by_class"] == {"blue": 12, "green": 12, "red": 12}
     assert "model_fields" not in preview["chosen"]
     assert training.train("finetune", [*few, "--dry-run"]) == 0
-    assert "36 training images, new weights" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "36 training images, new weights" in said
+    assert "3 classes: blue 12, green 12, red 12" in said
     assert training.train("finetune", [*few, "--choose-settings", "false", "--dry-run", "--as-json"]) == 0
     assert json.loads(capsys.readouterr().out)["chosen"] == {}

@@ -71,6 +71,22 @@ def test_without_a_split_a_share_is_set_aside(
     assert [int(count) for count in np.bincount(few.eval_dataset.dataset.labels())] == [1, 1, 1]
 
 
+def test_what_cannot_be_evaluated_is_named(
+    flags: list[str], colours: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
+    shutil.copytree(colours, tmp_path / "data")
+    (tmp_path / "data" / "validation" / "red" / "0.png").write_bytes(b"no image")
+    shutil.rmtree(tmp_path / "data" / "validation" / "blue")
+    trainer = make("finetune", [*flags, "--data", str(tmp_path / "data")])
+    assert "there is no image to evaluate of 'blue'" in caplog.text
+    assert trainer.evaluate()["eval_unreadable"] == 1
+    assert "0.png: not an image" in caplog.text
+    caplog.clear()
+    trainer.evaluate()
+    assert "skipped" not in caplog.text
+
+
 def test_balanced_weights() -> None:
     # 2 classes with images, 8 images: each class weighs 4 altogether.
     assert balanced_weights(np.array([6, 2, 0])).tolist() == pytest.approx([8 / 12, 8 / 4, 0.0])
@@ -150,6 +166,8 @@ def test_the_last_evaluation_runs_once(flags: list[str], tmp_path: Path, monkeyp
     trainer = train("finetune", [*flags, *more, "--greater_is_better", "true"])
     assert trainer.state.best_global_step == 5
     assert len(loops) == 4
+    results = json.loads((tmp_path / "worst" / "results.json").read_text())
+    assert (results["step"], results["kept_step"], "stopped_early_of" in results) == (15, 5, False)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "top5"])

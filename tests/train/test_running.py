@@ -1,6 +1,7 @@
 """The checkpoint from which a run resumes."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,11 @@ def test_a_run_that_resumes_says_from_where(
     assert json.loads(out)["resumed_from_step"] == 4
     marks = [(entry["step"], entry["resumed_from_step"]) for entry in log(run) if "resumed_from_step" in entry]
     assert marks == [(4, 4)]
+
+
+def test_nothing_to_resume_is_said(
+    flags: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
+    make("finetune", [*flags, "--resume"])
+    assert "has no checkpoint to resume from; the training begins with its first step" in caplog.text

@@ -27,7 +27,7 @@ from swinv2.cli.running import (
     writing,
 )
 from swinv2.console import data_console, message_console, progress_bar, shown
-from swinv2.errors import UsageError
+from swinv2.errors import UsageError, few
 from swinv2.train.signals import StoppedError, noting_signals
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _preview_or_probe(settings: "FinetuneSettings") -> int:
         raise UsageError(
             "the device has too little memory; give a smaller --per-device-eval-batch-size, or --use-cpu."
         ) from error
-    print(json.dumps(results)) if settings.as_json else _print_results(results)
+    print(json.dumps(results)) if settings.as_json else _print_results(results, settings)
     return 0
 
 
@@ -138,6 +138,9 @@ def _preview_or_train(trainer: "SwinTrainer") -> int:
         return 0
     messages = message_console()
     if args.should_save:
+        data = preview["data"]
+        if data["images_by_class"]:
+            messages.print(f"{data['images']:,} images of {_list_classes(data['images_by_class'])}", style="dim")
         messages.print(f"{_steps_and_rates(preview)}; {args.output_dir}", style="dim")
     try:
         results, status = run_training(trainer)
@@ -165,13 +168,13 @@ def _preview_or_train(trainer: "SwinTrainer") -> int:
             said = f"{results['stopped_by']}: saved at step {results['step']}; --resume resumes it"
             messages.print(said, style="yellow")
         else:
-            _print_results(results)
+            _print_results(results, args)
         return status
     messages.print(Text.assemble(("stopped: ", "bold red"), reason))
     return STOPPED
 
 
-def _print_results(results: dict[str, Any]) -> None:
+def _print_results(results: dict[str, Any], settings: "RunSettings") -> None:
     """Prints the results of a training: the recall of each class on stdout, the rest on stderr."""
     from swinv2.cli.printing import print_classes
 
@@ -180,13 +183,25 @@ def _print_results(results: dict[str, Any]) -> None:
     messages = message_console()
     numbers = [f"{name} {value:.4g}" for name, value in results.items() if isinstance(value, float)]
     messages.print(", ".join(numbers))
+    if "stopped_early_of" in results:
+        messages.print(f"stopped early, after {results['step']:,} of {results['stopped_early_of']:,} steps")
+    if "kept_step" in results:
+        messages.print(f"kept: the model of step {results['kept_step']:,}, the best one")
     for file in results.get("figures", []):
         messages.print(f"drawn: {shown(Path(file))}")
+    final = shown(settings.run / "final")
+    hint = f" (swinv2 classify photo.jpg --model {final})" if "eval_top1" in results else ""
+    messages.print(f"the model: {final}{hint}")
 
 
 def _show_preview(preview: dict[str, Any], as_json: bool) -> None:
     """Prints a preview, as JSON or as tables."""
     print(json.dumps(preview, indent=2)) if as_json else print_preview(preview, Console(highlight=False))
+
+
+def _list_classes(images: dict[str, int]) -> str:
+    """The number of classes, and the first ones with their numbers of training images."""
+    return f"{len(images):,} classes: {few([f'{name} {count:,}' for name, count in images.items()], 10)}"
 
 
 def _steps_and_rates(preview: dict[str, Any]) -> str:
@@ -212,6 +227,7 @@ def print_preview(preview: dict[str, Any], console: Console) -> None:
     parts = " + ".join(f"{name} {value:,.0f}" for name, value in memory.items())
     facts = {
         "data": f"{data['source']}: {dataset}, {data['classes'] or 'no'} classes",
+        **({"classes": _list_classes(data["images_by_class"])} if data["images_by_class"] else {}),
         "evaluated": f"{data['evaluated']:,} images" if data["evaluated"] else "nothing",
         "model": f"{model['parameters']:,} parameters, {model['learning']:,} of them learn",
         "image size, windows": f"{model['image_size']}, {model['windows']}",

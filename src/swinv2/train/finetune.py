@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import EvalPrediction, TrainerCallback, TrainerControl
 
-from swinv2.errors import UsageError
+from swinv2.errors import UsageError, few
 from swinv2.lengths import as_pair
 from swinv2.loading import label_names
 from swinv2.train.choices import with_chosen_settings
@@ -217,6 +217,10 @@ def open_finetuning(settings: FinetuneSettings) -> FinetuneParts:
         )
     if evaluation is not None:
         evaluation = match_classes(evaluation, names, "the training data")
+        counts = np.bincount(evaluation.labels(), minlength=len(names))
+        without = [repr(names[index]) for index in np.flatnonzero(counts == 0)]
+        if without:
+            logger.warning(f"there is no image to evaluate of {few(without, 5)}")
     if settings.choose_settings:
         settings = with_chosen_settings(settings, train)
     metrics = ["mAP", "f1", "exact"] if train.several else ["top1", *["top5"] * (len(names) > BEST_CLASSES)]

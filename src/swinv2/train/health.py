@@ -38,6 +38,7 @@ class HealthCheck:
         self._run, self._max_broken_images = run, max_broken_images
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._broken: set[str] = set()
+        self._named = set[str]()
 
     def check_loss(self, loss: Tensor, step: int) -> None:
         """Checks the loss of a forward pass. On a GPU, reading the result would wait for all its work; there
@@ -77,15 +78,20 @@ class HealthCheck:
             self._finite = agreed.bool()
         self.refuse_divergence(step)
 
+    def name_broken(self, names: list[str]) -> None:
+        """Names unreadable images, each once."""
+        for name in names:
+            if name not in self._named:
+                logger.warning(f"skipped {name}")
+        self._named.update(names)
+
     def count_broken(self, names: list[str]) -> None:
         """Counts unreadable images, each once: equal names with equal reasons are the same image.
 
         Raises:
             TooManyBrokenError: There are more than allowed.
         """
-        for name in names:
-            if name not in self._broken:
-                logger.warning(f"skipped {name}")
+        self.name_broken(names)
         self._broken.update(names)
         if len(self._broken) > self._max_broken_images:
             raise TooManyBrokenError(

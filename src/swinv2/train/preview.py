@@ -6,6 +6,8 @@ In: a trainer, ready to run. Out: a preview of numbers and words, for people and
 import math
 from typing import Any
 
+import numpy as np
+
 from swinv2.errors import UsageError
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import StreamedExamples
@@ -91,6 +93,7 @@ def describe_parts(
             "source": train.source,
             "images": None if train.streams else len(train),
             "classes": len(train.names) or None,
+            "images_by_class": _images_by_class(train),
             "evaluated": None if evaluation is None else len(evaluation),
         },
         "model": {
@@ -101,3 +104,10 @@ def describe_parts(
             "pretrained_windows": [list(stage.pretrained_window) for stage in model.config.stages()],
         },
     }
+
+
+def _images_by_class(train: ImageDataset) -> dict[str, int] | None:
+    """The number of training images of each class; None if there are no classes, or if the images stream."""
+    if train.streams or train.label_column is None:
+        return None
+    return dict(zip(train.names, np.bincount(train.labels(), minlength=len(train.names)).tolist(), strict=True))

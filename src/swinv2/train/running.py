@@ -41,6 +41,8 @@ def prepare_run(settings: RunSettings) -> None:
     if not settings.dry_run:
         found = checkpoint_to_resume(settings.run, settings.resume_from_checkpoint, settings.resume)
         settings.resume_from_checkpoint = None if found is None else str(found)
+        if settings.resume and found is None:
+            logger.warning(f"{settings.run} has no checkpoint to resume from; the training begins with its first step")
     torch.manual_seed(settings.seed)
 
 
@@ -137,13 +139,18 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
         history = trainer.state.log_history
         if log.resumed_from_step is not None:
             results["resumed_from_step"] = log.resumed_from_step
-        results["step"] = trainer.state.global_step
+        state = trainer.state
+        results["step"] = state.global_step
         # A signal after the last step has stopped nothing.
         if trainer.stopping and trainer.signal is not None:
             return results | {"stopped_by": signal.Signals(trainer.signal).name}, 128 + trainer.signal
         results["loss"] = next((line["loss"] for line in reversed(history) if "loss" in line), None)
         if trainer.eval_dataset is not None:
             results |= trainer.evaluate_final()
+        if settings.load_best_model_at_end and state.best_global_step is not None:
+            results["kept_step"] = state.best_global_step
+        if state.global_step < state.max_steps:
+            results["stopped_early_of"] = state.max_steps
         trainer.save_final(run / FINAL)
         if trainer.eval_dataset is not None and settings.should_save:
             results |= trainer.report(results)

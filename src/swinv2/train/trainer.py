@@ -319,6 +319,11 @@ class SwinTrainer(Trainer):
         self._evaluated = self.state.global_step, metrics
         return metrics
 
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **rest: Any) -> Any:
+        """Evaluates a batch, and names its unreadable images."""
+        self._health.name_broken(inputs["broken"])
+        return super().prediction_step(model, inputs, *args, **rest)
+
     def evaluate_final(self) -> dict[str, float]:
         """The evaluation of the final weights: the last one, if it was of these weights."""
         if self._evaluated is not None and self._evaluated[0] == self.state.global_step:
