@@ -231,7 +231,7 @@ def _about_length(settings: FinetuneSettings, facts: DataFacts) -> list[_Candida
         found.append(_Candidate("matrix_learning_rate", 5e-3, "new weights learn faster with Muon", by_muon))
         found.append(_Candidate("learning_rate", 1e-3, "new weights", ("base_rate",)))
     else:
-        found.append(_Candidate("learning_rate", 1e-3, "trained weights", ("base_rate",)))
+        found.append(_Candidate("learning_rate", 2e-3, "trained weights", ("base_rate",)))
         found.append(_Candidate("layer_decay", 0.75, "early layers change less", ("matrix_learning_rate",)))
     return found
 
