@@ -27,6 +27,8 @@ AUGMENTED = [
     *("--ema_decay", "0.9"),
 ]
 MUON = ["--matrix_learning_rate", "5e-3"]
+FIXED = ["--choose-settings", "false"]
+"""For commands whose runs are compared with those of `make`, which chooses nothing."""
 ACCUMULATED = ["--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "4"]
 CONFIG: dict[str, Any] = MODEL | {"num_labels": 3}
 
@@ -74,7 +76,8 @@ class CrashAt(TrainerCallback):
 
 
 def start(command: str, flags: list[str]) -> "subprocess.Popen[str]":
-    """Runs a training in a process of its own."""
+    """Runs a training in a process of its own, with fixed defaults."""
+    flags = [*flags, *FIXED] if command == "finetune" else flags
     return subprocess.Popen(
         [sys.executable, "-c", "from swinv2.cli import app; app()", command, *flags],
         stdout=subprocess.PIPE,

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from colours import COLOURS
 from swinv2.cli import app, training
 from swinv2.predict.shipped import shipped_model
-from trainings import MASKS, MUON, CrashAt, CrashError, train
+from trainings import FIXED, MASKS, MUON, CrashAt, CrashError, train
 
 
 def test_a_dry_run_prints_and_does_nothing(
@@ -38,7 +38,7 @@ def test_a_dry_run_prints_and_does_nothing(
 def test_a_checkpoint_of_other_groups_is_status_2(flags: list[str]) -> None:
     with pytest.raises(CrashError):
         train("finetune", flags, lambda trainer: trainer.add_callback(CrashAt(6)))
-    result = CliRunner().invoke(app, ["finetune", *flags, "--resume", "--layer_decay", "0.5"])
+    result = CliRunner().invoke(app, ["finetune", *flags, *FIXED, "--resume", "--layer_decay", "0.5"])
     assert result.exit_code == 2
     assert "does not fit these settings" in result.stderr
 
@@ -49,7 +49,7 @@ def test_a_checkpoint_of_other_groups_is_status_2(flags: list[str]) -> None:
 def test_a_checkpoint_of_another_optimizer_is_status_2(before: list[str], after: list[str], flags: list[str]) -> None:
     with pytest.raises(CrashError):
         train("finetune", [*flags, *before], lambda trainer: trainer.add_callback(CrashAt(6)))
-    result = CliRunner().invoke(app, ["finetune", *flags, *after, "--resume"])
+    result = CliRunner().invoke(app, ["finetune", *flags, *after, *FIXED, "--resume"])
     assert result.exit_code == 2
     said = " ".join(result.stderr.split())
     assert re.search(r"does not fit these settings: .*group.*--matrix-learning-rate or none", said), said

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from trainings import FIXED
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEADY = ["--drop_path_rate", "0", "--eval_strategy", "no", "--num_train_epochs", "2", "--save_steps", "5"]
@@ -39,7 +41,7 @@ def run_python(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def train(flags: list[str], run: Path, processes: int, batch_size: int) -> None:
     """Fine-tunes in so many processes."""
-    rest = [*flags, "--output_dir", str(run), "--per_device_train_batch_size", str(batch_size)]
+    rest = [*flags, *FIXED, "--output_dir", str(run), "--per_device_train_batch_size", str(batch_size)]
     program = ["-c", "from swinv2.cli import app; app()"]
     if processes:
         script = run.with_suffix(".py")
