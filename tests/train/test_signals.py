@@ -73,7 +73,8 @@ def test_stopped_and_gone_on_without_a_complaint(
     wait_until_gone(again.pid)
     said = errors.splitlines()
     assert f"resuming from step {step} of 60: {stopped}" in said
-    assert said[-1].startswith("loss ")
+    assert said[-2].startswith("loss ")
+    assert said[-1] == f"the model: {run / 'final'}"
     assert [entry["step"] for entry in log(run) if "resumed_from_step" in entry] == [step]
 
 
