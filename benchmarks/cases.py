@@ -90,7 +90,7 @@ CASES = {
             embed_dim=64,
             depths=(2, 2, 4, 1),
             num_heads=(2, 4, 8, 16),
-            pretrained_windows=(0, 4, 2, 1),
+            pretrained_windows=(0, 4, 2, 2),
             batch_sizes=SMALL_BATCHES,
             classes=200,
         ),

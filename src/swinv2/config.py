@@ -314,7 +314,9 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         kept = []
         for old, new in zip(before.stages(), self.stages(), strict=True):
             unchanged = new.window == old.window and not any(old.pretrained_window)
-            kept.append((0, 0) if unchanged else old.learned_window)
+            # A length of 1 is written as 2: the coordinates are the same, and transformers divides by the length - 1.
+            learned = max(old.learned_window[0], 2), max(old.learned_window[1], 2)
+            kept.append((0, 0) if unchanged else learned)
         self.pretrained_window_sizes = [plain_pair(pair) for pair in kept]
 
     @classmethod

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -19,6 +20,17 @@ from swinv2.predict.shipped import Photograph, count_right, shipped_model, shipp
 
 CLASSES = Path(__file__).parents[2] / "scripts" / "tiny_imagenet.csv"
 FREE = {"MIT", "Apache-2.0", "CC0-1.0", "CC-BY-2.0", "public domain"}
+
+
+@torch.no_grad()
+def test_transformers_gives_the_same_logits() -> None:
+    """transformers gives NaN for a position bias that was learned in a window of one token."""
+    ours, theirs = (
+        kind.from_pretrained(shipped_model()).eval()
+        for kind in (Swinv2ForImageClassification, transformers.Swinv2ForImageClassification)
+    )
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(images).logits, theirs(images).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [Swinv2ForImageClassification, AutoModelForImageClassification])
