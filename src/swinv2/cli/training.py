@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 from rich.text import Text
 
 from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, read_dtype
@@ -27,7 +26,7 @@ from swinv2.cli.running import (
     writing,
 )
 from swinv2.console import data_console, message_console, progress_bar, shown
-from swinv2.errors import UsageError, few
+from swinv2.errors import UsageError
 from swinv2.train.signals import StoppedError, noting_signals
 
 if TYPE_CHECKING:
@@ -106,6 +105,7 @@ def _preview_or_probe(settings: "FinetuneSettings") -> int:
     """Prints the preview of a linear probe, or runs it and prints the results; returns the exit status."""
     import torch
 
+    from swinv2.cli.training_report import print_results
     from swinv2.train.probe import make_probe
 
     probe = make_probe(settings)
@@ -118,7 +118,7 @@ def _preview_or_probe(settings: "FinetuneSettings") -> int:
         raise UsageError(
             "the device has too little memory; give a smaller --per-device-eval-batch-size, or --use-cpu."
         ) from error
-    print(json.dumps(results)) if settings.as_json else _print_results(results, settings)
+    print(json.dumps(results)) if settings.as_json else print_results(results, settings.run)
     return 0
 
 
@@ -126,6 +126,7 @@ def _preview_or_train(trainer: "SwinTrainer") -> int:
     """Prints the preview, or trains and prints the results; returns the exit status."""
     import torch
 
+    from swinv2.cli.training_report import print_results, print_start
     from swinv2.train.checkpoints import SaveError, newest_valid
     from swinv2.train.health import DivergedError
     from swinv2.train.preview import make_preview
@@ -138,10 +139,7 @@ def _preview_or_train(trainer: "SwinTrainer") -> int:
         return 0
     messages = message_console()
     if args.should_save:
-        data = preview["data"]
-        if data["images_by_class"]:
-            messages.print(f"{data['images']:,} images of {_list_classes(data['images_by_class'])}", style="dim")
-        messages.print(f"{_steps_and_rates(preview)}; {args.output_dir}", style="dim")
+        print_start(preview, args.output_dir)
     try:
         results, status = run_training(trainer)
     except UsageError as error:
@@ -168,91 +166,17 @@ def _preview_or_train(trainer: "SwinTrainer") -> int:
             said = f"{results['stopped_by']}: saved at step {results['step']}; --resume resumes it"
             messages.print(said, style="yellow")
         else:
-            _print_results(results, args)
+            print_results(results, args.run)
         return status
     messages.print(Text.assemble(("stopped: ", "bold red"), reason))
     return STOPPED
 
 
-def _print_results(results: dict[str, Any], settings: "RunSettings") -> None:
-    """Prints the results of a training: the recall of each class on stdout, the rest on stderr."""
-    from swinv2.cli.printing import print_classes
-
-    if "recall" in results:
-        print_classes(results, data_console())
-    messages = message_console()
-    numbers = [f"{name} {value:.4g}" for name, value in results.items() if isinstance(value, float)]
-    messages.print(", ".join(numbers))
-    if "stopped_early_of" in results:
-        messages.print(f"stopped early, after {results['step']:,} of {results['stopped_early_of']:,} steps")
-    if "kept_step" in results:
-        messages.print(f"kept: the model of step {results['kept_step']:,}, the best one")
-    for file in results.get("figures", []):
-        messages.print(f"drawn: {shown(Path(file))}")
-    final = shown(settings.run / "final")
-    hint = f" (swinv2 classify photo.jpg --model {final})" if "eval_top1" in results else ""
-    messages.print(f"the model: {final}{hint}")
-
-
 def _show_preview(preview: dict[str, Any], as_json: bool) -> None:
     """Prints a preview, as JSON or as tables."""
+    from swinv2.cli.training_report import print_preview
+
     print(json.dumps(preview, indent=2)) if as_json else print_preview(preview, Console(highlight=False))
-
-
-def _list_classes(images: dict[str, int]) -> str:
-    """The number of classes, and the first ones with their numbers of training images."""
-    return f"{len(images):,} classes: {few([f'{name} {count:,}' for name, count in images.items()], 10)}"
-
-
-def _steps_and_rates(preview: dict[str, Any]) -> str:
-    """Steps, batch size and learning rate of a preview, in words."""
-    steps = (
-        f"{preview['steps']:,} steps of {preview['images_a_step']} images, {preview['warmup_steps']} of them warm-up"
-    )
-    for_512 = preview["learning_rate_for_512_images"]
-    return f"{steps}; learning rate {preview['learning_rate']:g}, which is {for_512:g} for 512 images"
-
-
-def _features_to_compute(preview: dict[str, Any]) -> str:
-    """The work of a linear probe, in words."""
-    channels, missing = preview["features"]["channels"], preview["features"]["missing"]
-    images = " and ".join(f"{count:,} images ({name})" for name, count in missing.items())
-    return f"a linear classifier of {channels} features; features of {images} are still to be computed"
-
-
-def print_preview(preview: dict[str, Any], console: Console) -> None:
-    """Prints the preview of `--dry-run` as tables."""
-    data, model, memory = preview["data"], preview["model"], preview["memory_mib"]
-    dataset = "streams" if data["images"] is None else f"{data['images']:,} images"
-    parts = " + ".join(f"{name} {value:,.0f}" for name, value in memory.items())
-    facts = {
-        "data": f"{data['source']}: {dataset}, {data['classes'] or 'no'} classes",
-        **({"classes": _list_classes(data["images_by_class"])} if data["images_by_class"] else {}),
-        "evaluated": f"{data['evaluated']:,} images" if data["evaluated"] else "nothing",
-        "model": f"{model['parameters']:,} parameters, {model['learning']:,} of them learn",
-        "image size, windows": f"{model['image_size']}, {model['windows']}",
-        "bias learned in windows": f"{model['pretrained_windows']} (0: the same)",
-        "training": _steps_and_rates(preview) if "steps" in preview else _features_to_compute(preview),
-        "memory, about": f"{parts} = {sum(memory.values()):,.0f} MiB",
-    }
-    columns = ("layer", "learning rate", "weight decay", "tensors", "parameters")
-    groups = Table(*columns, box=None, pad_edge=False)
-    for group in preview.get("groups", ()):
-        rate, decay = f"{group['learning_rate']:.4g}", f"{group['weight_decay']:g}"
-        groups.add_row(str(group["layer"]), rate, decay, str(group["tensors"]), f"{group['parameters']:,}")
-    chosen = Table("chosen", "value", "because", box=None, pad_edge=False)
-    for name, choice in preview["chosen"].items():
-        chosen.add_row(name, Text(str(choice["value"])), Text(choice["reason"]))
-    parts = [_facts_table(facts), *[groups] * bool(groups.rows), _facts_table(preview["settings"])]
-    console.print(*parts, *[chosen] * bool(preview["chosen"]), sep="\n")
-
-
-def _facts_table(facts: dict[str, Any]) -> Table:
-    """A table of names and values, for `--dry-run`."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in facts.items():
-        table.add_row(name, Text(str(value)))
-    return table
 
 
 def evaluate(

@@ -26,7 +26,7 @@ from swinv2.train.data.classes import classes_to_train, match_classes
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
 from swinv2.train.flags import as_flag
-from swinv2.train.multilabel import MultilabelEvaluation, binary_cross_entropy, mix_several, multilabel_metrics
+from swinv2.train.multilabel import MultilabelEvaluation, binary_cross_entropy, mix_several
 from swinv2.train.running import data_arguments, open_training, prepare_run, refuse_metric
 from swinv2.train.scores import BEST_CLASSES, Evaluation, best_classes
 from swinv2.train.settings import FinetuneSettings
@@ -56,8 +56,8 @@ class FinetuneTrainer(SwinTrainer):
         self.several = self.model.config.problem_type == "multi_label_classification"
         self.class_weights = class_weights
         self.mix: Any = None
-        # What `report` draws: the last evaluation.
-        self._answers: EvalPrediction | None = None
+        # The last evaluation, for `report`.
+        self._found: Evaluation | MultilabelEvaluation | None = None
         if settings.early_stopping:
             self.add_callback(EarlyStopping(settings.early_stopping))
         if settings.mixup or settings.cutmix:
@@ -95,25 +95,24 @@ class FinetuneTrainer(SwinTrainer):
         return logits.float() if self.several else best_classes(logits)
 
     def _score(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The metrics of an evaluation, whose answers are stored for `report`."""
-        self._answers = prediction
-        return multilabel_metrics(prediction) if self.several else accuracies(prediction)
+        """The metrics of an evaluation, which is stored for `report`."""
+        names, truths = tuple(label_names(self.model.config)), np.asarray(prediction.label_ids)
+        stored: Any = prediction.predictions
+        if self.several:
+            self._found = MultilabelEvaluation.of(truths, stored, None, names, [])
+        else:
+            best, probabilities = stored
+            self._found = Evaluation.of(truths, best, probabilities, None, names, [])
+        return self._found.metrics | {"unreadable": len(truths) - self._found.images}
 
-    def report(self, results: dict[str, Any]) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Draws the figures of the last evaluation, see `scores.Evaluation` and `MultilabelEvaluation`; returns the
         numbers of each class and the files."""
-        if self._answers is None or self.eval_dataset is None:
+        if self._found is None or self.eval_dataset is None:
             return {}
-        names = tuple(label_names(self.model.config))
-        truths, loss = np.asarray(self._answers.label_ids), results["eval_loss"]
-        stored: Any = self._answers.predictions
-        if self.several:
-            found = MultilabelEvaluation.of(truths, stored, loss, names, [])
-        else:
-            found = Evaluation.of(truths, stored[0], stored[1], loss, names, [])
         examples: Any = self.eval_dataset
-        files = found.draw(examples.dataset, self.run)
-        of_classes = {name: value for name, value in found.summary().items() if isinstance(value, dict)}
+        files = self._found.draw(examples.dataset, self.run)
+        of_classes = {name: value for name, value in self._found.summary().items() if isinstance(value, dict)}
         return {**of_classes, "figures": list(map(str, files))}
 
 
@@ -129,17 +128,6 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weight
         logits.float(), labels, weights.to(logits.device), reduction="none", label_smoothing=smoothing
     )
     return losses.sum() / (len(labels) if labels.ndim > 1 else (labels != IGNORED_LABEL).sum())
-
-
-def accuracies(prediction: EvalPrediction) -> dict[str, float]:
-    """Metrics of a fine-tuning: top-1 and top-5 accuracy, and the numbers of readable and unreadable images."""
-    best, labels = np.asarray(prediction.predictions[0]), np.asarray(prediction.label_ids)
-    counted = labels != IGNORED_LABEL
-    hits = best[counted] == labels[counted][:, None]
-    scores = {"top1": float(hits[:, 0].mean()), "images": int(counted.sum()), "unreadable": int((~counted).sum())}
-    if best.shape[1] == BEST_CLASSES:
-        scores["top5"] = float(hits.any(1).mean())
-    return scores
 
 
 @dataclass(eq=False)

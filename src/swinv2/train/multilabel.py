@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import EvalPrediction
 
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
@@ -49,8 +48,8 @@ class MultilabelEvaluation:
     """Micro F1, over all labels of all images: the harmonic mean of precision and recall."""
     exact: float
     """Share of the images whose predicted labels are exactly the true ones."""
-    loss: float
-    """Mean binary cross entropy."""
+    loss: float | None
+    """Mean binary cross entropy, if it is known."""
     images: int
     """Number of readable images."""
     unreadable: list[str]
@@ -63,7 +62,7 @@ class MultilabelEvaluation:
 
     @classmethod
     def of(
-        cls, truths: np.ndarray, logits: np.ndarray, loss: float, names: tuple[str, ...], unreadable: list[str]
+        cls, truths: np.ndarray, logits: np.ndarray, loss: float | None, names: tuple[str, ...], unreadable: list[str]
     ) -> Self:
         """Counts answers.
 
@@ -71,7 +70,7 @@ class MultilabelEvaluation:
             truths: 0 or 1 for each class (images, classes); a row of `IGNORED_LABEL` does not count. At least one row
                 counts.
             logits: Scores (images, classes).
-            loss: Mean binary cross entropy.
+            loss: Mean binary cross entropy, if it is known.
             names: Names of the classes.
             unreadable: Names of unreadable images.
         """
@@ -91,6 +90,11 @@ class MultilabelEvaluation:
             average_precisions=precisions,
             recalls=hits / np.where(counts, counts, np.nan),
         )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the log of a training has: the scores of all classes and the number of readable images."""
+        return {"mAP": self.mean_average_precision, "f1": self.f1, "exact": self.exact, "images": self.images}
 
     def summary(self) -> dict[str, Any]:
         """The results as plain values, for JSON; the numbers of a class that no image has are None."""
@@ -140,12 +144,3 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     at_least = np.searchsorted(-scores, -scores, side="right")
     precisions = np.cumsum(truth)[at_least - 1] / at_least
     return float(precisions[truth].mean()) if truth.any() else float("nan")
-
-
-def multilabel_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Metrics of a fine-tuning: mAP, micro F1, exact matches, and the numbers of readable and unreadable images."""
-    logits, truths = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    names = tuple(map(str, range(truths.shape[1])))
-    found = MultilabelEvaluation.of(truths, logits, 0.0, names, []).summary()
-    unreadable = len(truths) - found["images"]
-    return {name: found[name] for name in ("mAP", "f1", "exact", "images")} | {"unreadable": unreadable}

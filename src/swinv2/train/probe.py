@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import EvalPrediction
 
 from swinv2.console import progress_bar
 from swinv2.disk import whole_file
@@ -30,7 +29,7 @@ from swinv2.train.checkpoints import checkpoints, whole_checkpoint
 from swinv2.train.data.augment import Pixels, make_processor, process_image
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.features import BATCH_SIZE, Features, FeatureStore
-from swinv2.train.finetune import FinetuneParts, accuracies, cross_entropy, open_finetuning
+from swinv2.train.finetune import FinetuneParts, cross_entropy, open_finetuning
 from swinv2.train.health import HealthCheck
 from swinv2.train.memory import FULL_BYTES, MIB, count_parameters
 from swinv2.train.preview import describe_parts
@@ -318,10 +317,9 @@ class Probe:
         logits, truths = self._logits(features), features.labels.numpy()
         loss = float(cross_entropy(logits, features.labels))
         best, probabilities = (column.numpy() for column in best_classes(logits))
-        answers: Any = best, probabilities
-        metrics = {"loss": loss} | accuracies(EvalPrediction(answers, truths))
         names = tuple(label_names(self.model.config))
         found = Evaluation.of(truths, best, probabilities, loss, names, features.broken)
+        metrics = {"loss": loss, **found.metrics, "unreadable": len(features.broken)}
         return {f"eval_{name}": value for name, value in metrics.items()} | {
             "recall": found.summary()["recall"],
             "figures": list(map(str, found.draw(dataset, self.args.run))),

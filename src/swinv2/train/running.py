@@ -72,8 +72,8 @@ def open_training(
                 f"some aside; give --eval-data, a larger --held-out-share, or use --eval-strategy no."
             )
         logger.warning(
-            f"{train.source} has no split to evaluate: {len(evaluation):,} of its images, the same share of each "
-            "class, are set aside for it (--held-out-share)"
+            f"{train.source} has no split to evaluate: {len(evaluation):,} of its images, about "
+            f"{settings.held_out_share:.0%} of each class, are set aside for it (--held-out-share)"
         )
     return train.share(settings.train_fraction, settings.seed), evaluation
 
@@ -153,7 +153,7 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
             results["stopped_early_of"] = state.max_steps
         trainer.save_final(run / FINAL)
         if trainer.eval_dataset is not None and settings.should_save:
-            results |= trainer.report(results)
+            results |= trainer.report()
     if settings.should_save:
         with whole_file(run / RESULTS_NAME, alone=True) as partial:
             partial.write_text(json.dumps(results, indent=2) + "\n")

@@ -85,6 +85,12 @@ class Evaluation:
         )
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """What the log of a training has: accuracies and the number of readable images."""
+        top5 = {} if self.top5 is None else {"top5": self.top5}
+        return {"top1": self.top1, **top5, "images": self.images}
+
+    @property
     def confusion(self) -> np.ndarray:
         """The confusion matrix: numbers of images (true class, answer). That of ImageNet-22K has 3.8 GB."""
         return count_answers(self.truths, self.answers, np.arange(len(self.names)), len(self.names))

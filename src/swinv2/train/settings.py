@@ -144,6 +144,11 @@ class RunSettings(RunOptions, TrainingArguments):
             raise UsageError(f"the schedule cannot be made with --lr-scheduler-kwargs {options}: {error}") from error
 
     @property
+    def should_save(self) -> bool:
+        """Whether this process writes files; in a dry run none does."""
+        return super().should_save and not self.dry_run
+
+    @property
     def checkpoints_activations(self) -> bool:
         """Whether the backward pass computes blocks again; the setting has two names."""
         return bool(self.gradient_checkpointing or getattr(self, "activation_checkpointing", False))

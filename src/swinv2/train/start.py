@@ -251,9 +251,6 @@ def check_resumed_classes(checkpoint: str, names: tuple[str, ...]) -> None:
     Raises:
         UsageError: It has others, or in another order.
     """
-    # A checkpoint of LoRA has no configuration.
-    if not (Path(checkpoint) / "config.json").is_file():
-        return
     trained = label_names(read_config(checkpoint))
     if trained != list(names):
         differing = sorted(set(trained) ^ set(names))[:5]

@@ -259,6 +259,11 @@ class SwinTrainer(Trainer):
         if self._somebody_was_signalled():
             self.stopping = control.should_save = control.should_training_stop = True
 
+    def _get_learning_rate(self) -> float:
+        """The highest rate of a layer, for logs; the Trainer's own is that of the first layers."""
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
+        return max(float(group["lr"]) for group in groups)
+
     def describe_step(self) -> str:
         """Text with loss and learning rate of the last step; empty before the end of the first step."""
         if self._last_loss is None:
@@ -330,7 +335,7 @@ class SwinTrainer(Trainer):
             return self._evaluated[1]
         return self.evaluate()
 
-    def report(self, results: dict[str, Any]) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Draws figures of the last evaluation; returns what they show, for the results, and the files."""
         return {}
 
@@ -360,6 +365,9 @@ class SwinTrainer(Trainer):
                     super()._save_checkpoint(model, trial)
                 finally:
                     self._staging = None
+                if self.args.should_save:
+                    # LoRA's checkpoints have no configuration, in which a run that resumes finds the classes.
+                    self.accelerator.unwrap_model(self.model).config.save_pretrained(folder)
                 best = self.state.best_model_checkpoint
                 if best is not None and Path(best) == folder:
                     self.state.best_model_checkpoint = str(final)

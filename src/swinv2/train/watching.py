@@ -74,9 +74,12 @@ class ProgressLines(TrainerCallback):
         self.lines.update(self._evaluated, len(eval_dataloader))
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """After an evaluation, the lines report the training again."""
+        """After an evaluation, the lines report the training again; after the last step, the time since then."""
         self._evaluated = 0
-        self.on_train_begin(args, state, control)
+        if state.global_step < state.max_steps:
+            self.on_train_begin(args, state, control)
+        else:
+            self.lines.begin("saving", 0, 0)
 
 
 @dataclass(eq=False)

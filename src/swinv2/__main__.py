@@ -1,0 +1,5 @@
+"""`python -m swinv2` runs the command `swinv2`."""
+
+from swinv2.cli import app
+
+app()

@@ -1,0 +1,97 @@
+"""Prints what a training is going to do, and its results, for people.
+
+In: a preview or results, as JSON values. Out: text on a console. This module computes nothing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from swinv2.cli.printing import print_classes
+from swinv2.console import data_console, message_console, shown
+from swinv2.errors import few
+
+
+def print_results(results: dict[str, Any], run: Path) -> None:
+    """Prints the results of a training in the folder `run`: the recall of each class on stdout, the rest on stderr."""
+    if "recall" in results:
+        print_classes(results, data_console())
+    messages = message_console()
+    numbers = [f"{name} {value:.4g}" for name, value in results.items() if isinstance(value, float)]
+    messages.print(", ".join(numbers))
+    if "stopped_early_of" in results:
+        messages.print(f"stopped early, after {results['step']:,} of {results['stopped_early_of']:,} steps")
+    if "kept_step" in results:
+        messages.print(f"kept: the model of step {results['kept_step']:,}, the best one")
+    for file in results.get("figures", []):
+        messages.print(f"drawn: {shown(Path(file))}")
+    final = shown(run / "final")
+    hint = f" (swinv2 classify photo.jpg --model {final})" if "eval_top1" in results else ""
+    messages.print(f"the model: {final}{hint}")
+
+
+def print_start(preview: dict[str, Any], output_dir: str) -> None:
+    """Prints, before the first step, the classes, the number of steps, the learning rate and the folder."""
+    messages, data = message_console(), preview["data"]
+    if data["images_by_class"]:
+        messages.print(f"{data['images']:,} images of {_list_classes(data['images_by_class'])}", style="dim")
+    messages.print(f"{_steps_and_rates(preview)}; {output_dir}", style="dim")
+
+
+def _list_classes(images: dict[str, int]) -> str:
+    """The number of classes, and the first ones with their numbers of training images."""
+    return f"{len(images):,} classes: {few([f'{name} {count:,}' for name, count in images.items()], 10)}"
+
+
+def _steps_and_rates(preview: dict[str, Any]) -> str:
+    """Steps, batch size and learning rate of a preview, in words."""
+    steps = (
+        f"{preview['steps']:,} steps of {preview['images_a_step']} images, {preview['warmup_steps']} of them warm-up"
+    )
+    for_512 = preview["learning_rate_for_512_images"]
+    return f"{steps}; learning rate {preview['learning_rate']:g}, which is {for_512:g} for 512 images"
+
+
+def _features_to_compute(preview: dict[str, Any]) -> str:
+    """The work of a linear probe, in words."""
+    channels, missing = preview["features"]["channels"], preview["features"]["missing"]
+    images = " and ".join(f"{count:,} images ({name})" for name, count in missing.items())
+    return f"a linear classifier of {channels} features; features of {images} are still to be computed"
+
+
+def print_preview(preview: dict[str, Any], console: Console) -> None:
+    """Prints the preview of `--dry-run` as tables."""
+    data, model, memory = preview["data"], preview["model"], preview["memory_mib"]
+    dataset = "streams" if data["images"] is None else f"{data['images']:,} images"
+    parts = " + ".join(f"{name} {value:,.0f}" for name, value in memory.items())
+    facts = {
+        "data": f"{data['source']}: {dataset}, {data['classes'] or 'no'} classes",
+        **({"classes": _list_classes(data["images_by_class"])} if data["images_by_class"] else {}),
+        "evaluated": f"{data['evaluated']:,} images" if data["evaluated"] else "nothing",
+        "model": f"{model['parameters']:,} parameters, {model['learning']:,} of them learn",
+        "image size, windows": f"{model['image_size']}, {model['windows']}",
+        "bias learned in windows": f"{model['pretrained_windows']} (0: the same)",
+        "training": _steps_and_rates(preview) if "steps" in preview else _features_to_compute(preview),
+        "memory, about": f"{parts} = {sum(memory.values()):,.0f} MiB",
+    }
+    columns = ("layer", "learning rate", "weight decay", "tensors", "parameters")
+    groups = Table(*columns, box=None, pad_edge=False)
+    for group in preview.get("groups", ()):
+        rate, decay = f"{group['learning_rate']:.4g}", f"{group['weight_decay']:g}"
+        groups.add_row(str(group["layer"]), rate, decay, str(group["tensors"]), f"{group['parameters']:,}")
+    chosen = Table("chosen", "value", "because", box=None, pad_edge=False)
+    for name, choice in preview["chosen"].items():
+        chosen.add_row(name, Text(str(choice["value"])), Text(choice["reason"]))
+    parts = [_facts_table(facts), *[groups] * bool(groups.rows), _facts_table(preview["settings"])]
+    console.print(*parts, *[chosen] * bool(preview["chosen"]), sep="\n")
+
+
+def _facts_table(facts: dict[str, Any]) -> Table:
+    """A table of names and values, for `--dry-run`."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in facts.items():
+        table.add_row(name, Text(str(value)))
+    return table
