@@ -235,6 +235,8 @@ def evaluate(
             label_column=label_column,
             advance=progress.update,
         )
+    of_split = "" if dataset.split is None else f", split {dataset.split!r}"
+    message_console().print(f"evaluated: {len(dataset):,} images of {dataset.source}{of_split}", style="dim")
     files: list[Path] = []
     if output is not None:
         with writing(output):

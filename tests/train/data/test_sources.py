@@ -373,7 +373,7 @@ class TestRefusals:
             open_dataset(source, "train")
 
     def test_no_such_data_set(self) -> None:
-        with pytest.raises(UsageError, match=r"^'nobody/nothing:config' cannot be opened: .+nobody/nothing"):
+        with pytest.raises(UsageError, match=r"^there is no file or folder 'nobody/nothing:config'.+: .+nobody"):
             open_dataset("nobody/nothing:config", "train")
 
     def test_no_match(self, tmp_path: Path) -> None:

@@ -76,7 +76,9 @@ def open_dataset(
         raise
     except _DAMAGED as error:
         reason = error.__cause__ if isinstance(error, DatasetGenerationError) else None
-        raise UsageError(f"{source!r} cannot be opened: {first_sentence(reason or error)}") from error
+        is_here = Path(source).exists() or source.endswith((".parquet", *WEBDATASET_SUFFIXES))
+        what = f"{source!r}" if is_here else f"there is no file or folder {source!r}, and the data set of this name"
+        raise UsageError(f"{what} cannot be opened: {first_sentence(reason or error)}") from error
     if not streaming and not len(rows):
         raise UsageError(f"{source!r} has no images in the split {split!r}.")
     images = _find_column(features, image_column, datasets.Image, IMAGE_COLUMNS, "--image-column", source)
