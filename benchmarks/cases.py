@@ -84,13 +84,13 @@ CASES = {
     for case in (
         # The model that the package ships.
         Case(
-            "shipped-w8-64",
-            image_size=64,
-            window=8,
+            "shipped-w12-96",
+            image_size=96,
+            window=12,
             embed_dim=64,
             depths=(2, 2, 4, 1),
             num_heads=(2, 4, 8, 16),
-            pretrained_windows=(0, 4, 2, 2),
+            pretrained_windows=(8, 4, 2, 2),
             batch_sizes=SMALL_BATCHES,
             classes=200,
         ),

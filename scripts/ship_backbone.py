@@ -1,6 +1,6 @@
 """Puts a trained Tiny-ImageNet model into the package: weights in 16 bits, measurements, model card.
 
-    python scripts/ship_backbone.py --model runs/tiny-imagenet-64/final --data tiny-imagenet --trained "Two cores ..."
+    python scripts/ship_backbone.py --model runs/tiny-imagenet-96/final --data tiny-imagenet --trained "Two cores ..."
 
 The data are those that `tiny_imagenet.py` writes. Accuracies are what a user gets: `swinv2 evaluate` on the validation
 images, for other image sizes after `swinv2 convert --image-size`. The photographs of the package are classified too.
@@ -36,7 +36,7 @@ from swinv2.train.evaluate import evaluate
 from swinv2.train.scores import Evaluation
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-OTHER_SIZES = (96, 128)
+SIZES = (64, 96, 128)
 
 CARD = """\
 ---
@@ -64,7 +64,7 @@ thousand classes of ImageNet-1K use a published checkpoint (`--model microsoft/s
 | file | {megabytes:.1f} MB, {dtype}; `config.json` asks for float32, so that models are loaded in float32 |
 
 Validation images of Tiny-ImageNet have 64 x 64 pixels. For other sizes they are scaled, and the model is not trained
-further (`swinv2 convert FOLDER OUT --image-size 96`):
+further (`swinv2 convert FOLDER OUT --image-size 128`):
 
 | image size | top-1 | top-5 |
 | --- | --- | --- |
@@ -186,6 +186,7 @@ def main(
     commands = train_command or [
         "swinv2 finetune --config recipes/tiny-imagenet-32.yaml --data FOLDER --output-dir runs/tiny-imagenet-32",
         "swinv2 finetune --config recipes/tiny-imagenet-64.yaml --data FOLDER --output-dir runs/tiny-imagenet-64",
+        "swinv2 finetune --config recipes/tiny-imagenet-96.yaml --data FOLDER --output-dir runs/tiny-imagenet-96",
     ]
     with tempfile.TemporaryDirectory() as temporary:
         found: dict[str, Evaluation] = {}
@@ -194,7 +195,7 @@ def main(
             found[name] = measure(Path(temporary) / name, data)
         written, whole = Path(temporary) / dtype, found[dtype]
         rows = {image_size_of(written): whole}
-        for size in OTHER_SIZES:
+        for size in sorted({*SIZES} - {*rows}):
             convert(str(written), Path(temporary) / str(size), image_size=(size, size))
             rows[size] = measure(Path(temporary) / str(size), data)
         network = Swinv2ForImageClassification.from_pretrained(written)
@@ -221,7 +222,7 @@ def main(
         heads=config.num_heads,
         megabytes=megabytes,
         dtype=dtype,
-        sizes="\n".join(f"| {size} px | {each.top1:.2%} | {each.top5:.2%} |" for size, each in rows.items()),
+        sizes="\n".join(f"| {size} px | {each.top1:.2%} | {each.top5:.2%} |" for size, each in sorted(rows.items())),
         types=", ".join(f"{name} {each.top1:.2%}" for name, each in found.items()) + " top-1",
         best=list_recalls(recalls[:5]),
         worst=list_recalls(recalls[:-6:-1]),

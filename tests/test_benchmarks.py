@@ -38,7 +38,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARK.parent))
 
 
-def setting(case: str = "shipped-w8-64", **fields: object) -> Any:
+def setting(case: str = "shipped-w12-96", **fields: object) -> Any:
     """A row of one image."""
     from cases import Setting
 
@@ -238,7 +238,7 @@ class TestWhatIsMeasured:
         from swinv2.predict.shipped import shipped_model
 
         shipped = json.loads((shipped_model() / "config.json").read_text())
-        fields = _hugging_face_fields(CASES["shipped-w8-64"])
+        fields = _hugging_face_fields(CASES["shipped-w12-96"])
         assert fields.pop("num_labels") == len(shipped["id2label"])
         assert {name: value for name, value in fields.items() if shipped[name] != value} == {"drop_path_rate": 0.1}
 
@@ -265,7 +265,7 @@ class TestOpenVino:
         import cases
 
         pytest.importorskip("openvino")
-        case = replace(cases.CASES["shipped-w8-64"], depths=(1,), num_heads=(2,), pretrained_windows=(0,))
+        case = replace(cases.CASES["shipped-w12-96"], depths=(1,), num_heads=(2,), pretrained_windows=(0,))
         model, images = cases.build_model("openvino", case, "cpu").eval(), cases.draw_images(case, 1)
         found: list[float] = []
         compare = cases._difference
@@ -462,7 +462,7 @@ class TestFinetune:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_model_benchmark_writes_a_row_for_each_library(tmp_path: Path) -> None:
-    options = "--cases shipped-w8-64 --libraries swinv2,transformers --modes inference --precisions fp32"
+    options = "--cases shipped-w12-96 --libraries swinv2,transformers --modes inference --precisions fp32"
     options += " --executions eager --rounds 1 --batch-sizes 1 --output"
     command = [sys.executable, str(BENCHMARK), *options.split(), str(tmp_path / "smoke")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)

@@ -13,8 +13,10 @@ from commands import swinv2_command
 def test_version_and_help() -> None:
     assert swinv2_command("--version").stdout == f"swinv2 {swinv2.__version__}\n"
     assert "classify" in swinv2_command("--help").stdout
-    as_module = subprocess.run([sys.executable, "-m", "swinv2", "--version"], capture_output=True, text=True, check=True)
-    assert as_module.stdout == f"swinv2 {swinv2.__version__}\n"
+    as_module = [sys.executable, "-m", "swinv2", "--version"]
+    assert (
+        subprocess.run(as_module, capture_output=True, text=True, check=True).stdout == f"swinv2 {swinv2.__version__}\n"
+    )
     for command in ("info", "classify", "features", "demo"):
         result = swinv2_command(command, "--help")
         assert result.exit_code == 0

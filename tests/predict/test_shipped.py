@@ -29,7 +29,7 @@ def test_transformers_gives_the_same_logits() -> None:
         kind.from_pretrained(shipped_model()).eval()
         for kind in (Swinv2ForImageClassification, transformers.Swinv2ForImageClassification)
     )
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(ours(images).logits, theirs(images).logits, rtol=1e-4, atol=1e-4)
 
 

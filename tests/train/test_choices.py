@@ -12,6 +12,7 @@ import peers
 import swinv2
 from colours import draw_colours
 from swinv2.errors import UsageError
+from swinv2.predict.shipped import shipped_model
 from swinv2.train.choices import (
     LENGTHS,
     SMALL_NETWORK,
@@ -80,14 +81,31 @@ def test_the_length_follows_the_table(row: int, trained: str) -> None:
         assert chosen(train, model="new").num_train_epochs == wanted.epochs_of_new
 
 
-def test_small_images_stay_small(trained: str) -> None:
-    assert chosen(made(9, 95), model=trained).image_size == []
-    assert chosen(made(9, 96), model=trained).image_size == [128]
-    assert chosen(made(9, 95), model="new").image_size == [64]
-    assert chosen(made(9, 500), model="new").image_size == [128]
+@pytest.mark.parametrize(
+    ("side", "new", "shipped", "tiny"),
+    [(30, [64], [64], []), (79, [64], [64], []), (81, [96], [], [96]), (500, [128], [128], [128])],
+)
+def test_the_image_size_is_near_that_of_the_images(
+    side: int, new: list[int], shipped: list[int], tiny: list[int], trained: str
+) -> None:
+    images = made(9, side)
+    assert chosen(images, model="new").image_size == new
+    # Trained at 96 and at 32 pixels.
+    assert chosen(images, model=str(shipped_model())).image_size == shipped
+    assert chosen(images, model=trained).image_size == tiny
     # The models of the paper have their own sizes.
-    assert chosen(made(9, 500), model="tiny").image_size == []
-    assert chosen(made(9, 500), model="new", model_fields='{"image_size": 96}').image_size == []
+    assert chosen(images, model="tiny").image_size == []
+    assert chosen(images, model="new", model_fields='{"image_size": 96}').image_size == []
+
+
+@pytest.mark.parametrize(("side", "window"), [(30, 8), (90, 12), (500, 8)])
+def test_windows_divide_the_maps(side: int, window: int) -> None:
+    """Maps of 16, 24 and 32 tokens."""
+    for model in ("new", str(shipped_model())):
+        settings = chosen(made(9, side), model=model)
+        assert settings.window_size == (None if side == 90 and model != "new" else window)
+    with_size = chosen(made(9, side), model=model, image_size=[160])
+    assert (with_size.image_size, with_size.window_size) == ([160], None)
 
 
 def test_new_weights_learn_with_muon_and_trained_ones_with_layer_decay(trained: str) -> None:

@@ -5,6 +5,7 @@ setting that matters, for `--dry-run` and for the settings. `docs/guides/train.m
 module builds no model and trains nothing.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swinv2.config import Swinv2Config
 from swinv2.images import BrokenImageError
 from swinv2.lengths import as_pair
 from swinv2.loading import read_config
@@ -25,15 +27,15 @@ from swinv2.zoo import PRESETS
 SAMPLED_IMAGES = 64
 """Number of training images that are opened to find their usual size, and whether they have colour."""
 
-SMALL, LARGE = 64, 128
-"""Image sizes in pixels: small images are trained at the one, larger ones at the other."""
+SIZES = (64, 96, 128)
+"""Image sizes in pixels to choose from; larger ones take long on a small machine."""
 
 COLOURS = 3
 """Channels of a model whose images may have colours."""
 
 SMALL_NETWORK: dict[str, Any] = {
     "patch_size": 4,
-    "window_size": 8,
+    "window_size": 12,
     "embed_dim": 64,
     "depths": [2, 2, 4, 1],
     "num_heads": [2, 4, 8, 16],
@@ -180,14 +182,22 @@ def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidat
     """Image size, network, precision."""
     found: list[_Candidate] = []
     fields = given_fields(settings)
-    is_large = facts.side is not None and facts.side >= (SMALL + LARGE) / 2
+    nearest = min(SIZES, key=lambda size: abs(size - (facts.side or SIZES[0])))
     images = f"images are {facts.side} pixels" if facts.side else "the size of the images is unknown"
     if is_new_model(settings):
         if settings.model == NEW:
             found.append(_Candidate("model_fields", SMALL_NETWORK, "the network of the model that ships"))
-            found.append(_Candidate("image_size", [LARGE if is_large else SMALL], images))
-    elif is_large and (size := max(as_pair("image_size", read_config(settings.model).image_size))) <= SMALL:
-        found.append(_Candidate("image_size", [LARGE], f"{images}, the model learned at {size}"))
+            found.append(_Candidate("image_size", [nearest], images))
+            window = _window_for(Swinv2Config(**SMALL_NETWORK, image_size=SIZES[-1]), nearest)
+            found.append(_Candidate("window_size", window, "pads the maps least", ("image_size", "model_fields")))
+    elif facts.side is not None:
+        config = read_config(settings.model)
+        size = max(as_pair("image_size", config.image_size))
+        # Models of larger images keep their size, and those of tiny ones if the images are tiny too.
+        if size <= SIZES[-1] and nearest != max(size, SIZES[0]):
+            found.append(_Candidate("image_size", [nearest], f"{images}, the model learned at {size}"))
+            window = _window_for(config, nearest)
+            found.append(_Candidate("window_size", window, "pads the maps least", ("image_size",)))
     if "image_size" in fields:
         found = [candidate for candidate in found if candidate.name != "image_size"]
     precisions = ("bf16", "fp16", "tf32", *["use_cpu"] * (not settings.use_cpu))
@@ -200,6 +210,19 @@ def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidat
             why = "the processor has instructions for bf16"
             found += [_Candidate("use_cpu", True, why, precisions), _Candidate("bf16", True, why, precisions)]
     return found
+
+
+def _window_for(config: Swinv2Config, size: int) -> int:
+    """The window of a trained model at another image size: the one that pads its maps least, from half of the model's
+    largest one to the whole; of equal ones the largest."""
+    most = max(max(stage.window) for stage in config.stages())
+    sides = [max(stage.grid) for stage in config.resized(size).stages()]
+
+    def padding(window: int) -> float:
+        """The share of tokens that padding adds, summed over the stages."""
+        return sum((math.ceil(side / min(window, side)) * min(window, side) / side) ** 2 for side in sides)
+
+    return min(range(most, most // 2, -1), key=padding)
 
 
 def _about_length(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidate]:

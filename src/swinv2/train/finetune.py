@@ -179,6 +179,12 @@ class FinetuneParts(NamedTuple):
     model: Any
     class_weights: Tensor | None
 
+    @property
+    def pixels(self) -> Pixels:
+        """The form in which the model takes images."""
+        size = as_pair("image_size", self.model.config.image_size)
+        return Pixels(size, self.settings.image_mean, self.settings.image_std)
+
 
 def open_finetuning(settings: FinetuneSettings) -> FinetuneParts:
     """Opens the data, chooses settings that are not given, and builds the model.
@@ -224,10 +230,10 @@ def open_finetuning(settings: FinetuneSettings) -> FinetuneParts:
 
 def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
     """Builds the trainer of a fine-tuning, with its model and its data; see `open_finetuning`."""
-    settings, train, evaluation, model, class_weights = open_finetuning(settings)
-    pixels = Pixels(as_pair("image_size", model.config.image_size), settings.image_mean, settings.image_std)
+    parts = open_finetuning(settings)
+    settings = parts.settings
     augment = for_finetuning(
-        pixels,
+        parts.pixels,
         settings.auto_augment,
         settings.color_jitter,
         settings.erase_probability,
@@ -237,9 +243,11 @@ def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
     )
     return FinetuneTrainer(
         settings,
-        class_weights,
-        model=model,
-        **data_arguments(settings, train, evaluation, pixels, augment, crop_ratio=settings.crop_ratio),
+        parts.class_weights,
+        model=parts.model,
+        **data_arguments(
+            settings, parts.train, parts.evaluation, parts.pixels, augment, crop_ratio=settings.crop_ratio
+        ),
     )
 
 

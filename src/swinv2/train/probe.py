@@ -23,10 +23,9 @@ from torch import Tensor
 from swinv2.console import progress_bar
 from swinv2.disk import whole_file
 from swinv2.errors import UsageError
-from swinv2.lengths import as_pair
 from swinv2.loading import label_names
 from swinv2.train.checkpoints import checkpoints, whole_checkpoint
-from swinv2.train.data.augment import Pixels, make_processor, process_image
+from swinv2.train.data.augment import make_processor, process_image
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.features import BATCH_SIZE, Features, FeatureStore
 from swinv2.train.finetune import FinetuneParts, cross_entropy, open_finetuning
@@ -226,8 +225,7 @@ class Probe:
         if settings.world_size > 1:
             raise UsageError(f"--linear-probe runs in one process, not in {settings.world_size}; start it alone.")
         self.model.swinv2.requires_grad_(False)
-        pixels = Pixels(as_pair("image_size", self.model.config.image_size), settings.image_mean, settings.image_std)
-        self.processor = make_processor(pixels, settings.crop_ratio)
+        self.processor = make_processor(parts.pixels, settings.crop_ratio)
         dtype = torch.float16 if settings.fp16_full_eval else torch.float32
         dtype = torch.bfloat16 if settings.bf16_full_eval else dtype
         encoder = copy.deepcopy(self.model.swinv2).eval().to(settings.device, dtype)
