@@ -1,6 +1,7 @@
 """Settings that are chosen from the data and the model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ def made(images: int, side: int, colour: bool = True) -> ImageDataset:
     return ImageDataset(rows, "image", "label", ("a", "b"), "made", chosen=np.arange(images) % 2)
 
 
-def chosen(train: ImageDataset, **told: Any) -> FinetuneSettings:
-    return with_chosen_settings(evaluated(**told), train)
+def chosen(train: ImageDataset, to_evaluate: int = 200, **told: Any) -> FinetuneSettings:
+    return with_chosen_settings(evaluated(**told), train, made(to_evaluate, 32) if to_evaluate else None)
 
 
 def evaluated(**told: Any) -> FinetuneSettings:
@@ -79,6 +80,14 @@ def test_the_length_follows_the_table(row: int, trained: str) -> None:
         settings = chosen(train, model=trained)
         assert (settings.num_train_epochs, settings.train_batch_size) == (wanted.epochs, wanted.batch)
         assert chosen(train, model="new").num_train_epochs == wanted.epochs_of_new
+
+
+def test_many_classes_need_more_epochs(trained: str) -> None:
+    """9,000 images of 100 classes are 90 of each, as 900 of ten."""
+    many = replace(made(9_000, 32), names=tuple(map(str, range(100))))
+    settings = chosen(many, model=trained)
+    assert (settings.num_train_epochs, settings.train_batch_size) == (LENGTHS[1].epochs, LENGTHS[2].batch)
+    assert settings.chosen["num_train_epochs"].reason == "9,000 training images, 100 classes, trained weights"
 
 
 @pytest.mark.parametrize(
@@ -185,6 +194,16 @@ def test_evaluation_and_saving_belong_together(
     assert settings.load_best_model_at_end == keeps_best
     if "save_steps" in told or "eval_steps" in told:
         assert settings.eval_steps == settings.save_steps == 10
+
+
+def test_few_images_to_evaluate_choose_the_epoch_by_the_loss(trained: str) -> None:
+    many, few, none = (chosen(made(9, 32), count, model=trained) for count in (200, 199, 0))
+    assert (many.metric_for_best_model, few.metric_for_best_model) == ("top1", "loss")
+    assert "199 images" in few.chosen["metric_for_best_model"].reason
+    assert many.early_stopping > 0
+    assert few.early_stopping == none.early_stopping == 0
+    given = chosen(made(9, 32), 30, model=trained, metric_for_best_model="top1", early_stopping=3)
+    assert (given.metric_for_best_model, given.early_stopping) == ("top1", 3)
 
 
 def test_what_is_given_decides_what_depends_on_it(trained: str) -> None:

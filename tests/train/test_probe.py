@@ -351,7 +351,7 @@ def test_the_cpu_is_given_and_never_chosen(
     assert parse_settings(FinetuneSettings, flags, "finetune").use_cpu
     flags.remove("--use-cpu")
     settings = parse_settings(FinetuneSettings, flags, "finetune")
-    chosen = with_chosen_settings(settings, open_dataset(str(colours), "train")).chosen
+    chosen = with_chosen_settings(settings, open_dataset(str(colours), "train"), None).chosen
     assert "per_device_eval_batch_size" in chosen
     assert not {"use_cpu", "bf16"} & set(chosen)
 

@@ -7,7 +7,7 @@ module builds no model and trains nothing.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,9 @@ from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.settings import ADAMW_ALONE, PROBE_SETTINGS, FinetuneSettings, make_settings
 from swinv2.train.start import NEW, choose_normalisation, given_fields, is_new_model
 from swinv2.zoo import PRESETS
+
+ENOUGH_EVALUATED = 200
+"""With fewer images to evaluate, top-1 is too coarse to choose an epoch or to stop early."""
 
 SAMPLED_IMAGES = 64
 """Number of training images that are opened to find their usual size, and whether they have colour."""
@@ -60,12 +63,14 @@ class Length(NamedTuple):
 
 
 LENGTHS = (
-    Length(500, 60, 200, 16),
-    Length(2_000, 40, 120, 32),
-    Length(10_000, 20, 60, 64),
-    Length(50_000, 10, 40, 128),
-    Length(float("inf"), 8, 30, 256),
+    Length(500, 30, 200, 16),
+    Length(2_000, 12, 120, 32),
+    Length(10_000, 8, 60, 64),
+    Length(50_000, 5, 40, 128),
+    Length(float("inf"), 4, 30, 256),
 )
+USUAL_CLASSES = 10
+"""With more classes, a class has fewer images and needs more epochs: those of so many classes of its size."""
 
 
 class Choice(NamedTuple):
@@ -92,11 +97,15 @@ class DataFacts:
         images: Number of training images; infinite if they stream.
         side: Median of the shorter sides of images, in pixels; None if it is unknown.
         has_colour: Whether a sampled image has colours.
+        classes: Number of classes.
+        evaluated: Number of images to evaluate.
     """
 
     images: float
     side: int | None
     has_colour: bool
+    classes: int = 0
+    evaluated: int = 0
 
 
 def look_at_data(train: ImageDataset, channels: int) -> DataFacts:
@@ -164,10 +173,13 @@ def _about_evaluation(told: Mapping[str, Any]) -> list[_Candidate]:
     return found
 
 
-def with_chosen_settings(settings: FinetuneSettings, train: ImageDataset) -> FinetuneSettings:
-    """Chooses each setting that is not given from the training images and the model."""
+def with_chosen_settings(
+    settings: FinetuneSettings, train: ImageDataset, evaluation: ImageDataset | None
+) -> FinetuneSettings:
+    """Chooses each setting that is not given, from the images, the number of those to evaluate and the model."""
     choose_normalisation(settings)
     facts = look_at_data(train, len(settings.image_mean))
+    facts = replace(facts, classes=len(train.names), evaluated=0 if evaluation is None else len(evaluation))
     found = [*_about_model(settings, facts), *_about_length(settings, facts), *_about_images(facts)]
     several = "images have several labels"
     if train.several:
@@ -175,6 +187,9 @@ def with_chosen_settings(settings: FinetuneSettings, train: ImageDataset) -> Fin
     if train.several and "metric_for_best_model" in settings.chosen:
         best = f"{several}: the epoch of the highest mAP is kept"
         found += [_Candidate("load_best_model_at_end", True, best), _Candidate("metric_for_best_model", "mAP", best)]
+    elif facts.evaluated < ENOUGH_EVALUATED and "metric_for_best_model" in settings.chosen:
+        best = f"the epoch of the lowest loss is kept: top-1 of {facts.evaluated} images is often equal by chance"
+        found += [_Candidate("load_best_model_at_end", True, best), _Candidate("metric_for_best_model", "loss", best)]
     return _with(settings, found)
 
 
@@ -225,14 +240,22 @@ def _window_for(config: Swinv2Config, size: int) -> int:
     return min(range(most, most // 2, -1), key=padding)
 
 
+def _row_of(images: float) -> Length:
+    """The row of the table for so many images."""
+    return next(row for row in LENGTHS if images <= row.images)
+
+
 def _about_length(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidate]:
     """Epochs, batch, learning rates and schedule."""
     is_new = is_new_model(settings)
-    row = next(row for row in LENGTHS if facts.images <= row.images)
-    epochs = row.epochs_of_new if is_new else row.epochs
+    row = _row_of(facts.images)
+    of_usual_classes = facts.images * min(1.0, USUAL_CLASSES / max(facts.classes, 1))
+    longer = _row_of(of_usual_classes)
+    epochs = longer.epochs_of_new if is_new else longer.epochs
     devices = settings.world_size * max(settings.n_gpu, 1) * settings.gradient_accumulation_steps
     images = f"{facts.images:,} training images" if facts.images < float("inf") else "images stream"
-    why = f"{images}, {'new' if is_new else 'trained'} weights"
+    many = f", {facts.classes} classes" if longer != row else ""
+    why = f"{images}{many}, {'new' if is_new else 'trained'} weights"
     length = settings.told.get("num_train_epochs", epochs)
     steps = settings.max_steps if settings.max_steps > 0 else length * facts.images / row.batch
     found = [
@@ -247,7 +270,8 @@ def _about_length(settings: FinetuneSettings, facts: DataFacts) -> list[_Candida
     ]
     if settings.model not in PRESETS and "drop_path_rate" not in given_fields(settings):
         found.append(_Candidate("drop_path_rate", 0.1, "the usual rate of small networks"))
-    if settings.load_best_model_at_end and settings.max_steps <= 0 and settings.eval_strategy == "epoch":
+    by_epoch = settings.load_best_model_at_end and settings.max_steps <= 0 and settings.eval_strategy == "epoch"
+    if by_epoch and facts.evaluated >= ENOUGH_EVALUATED:
         found.append(_Candidate("early_stopping", max(5, int(length / 3)), "a third of the epochs, at least 5"))
     by_muon = (*ADAMW_ALONE, "lora", "fsdp")
     if is_new:

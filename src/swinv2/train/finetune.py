@@ -216,7 +216,7 @@ def open_finetuning(settings: FinetuneSettings) -> FinetuneParts:
         if without:
             logger.warning(f"there is no image to evaluate of {few(without, 5)}")
     if settings.choose_settings:
-        settings = with_chosen_settings(settings, train)
+        settings = with_chosen_settings(settings, train, evaluation)
     metrics = ["mAP", "f1", "exact"] if train.several else ["top1", *["top5"] * (len(names) > BEST_CLASSES)]
     refuse_metric(settings, ["loss", *metrics])
     for name in ("class_weights", "label_smoothing_factor", "linear_probe"):
