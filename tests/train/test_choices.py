@@ -196,12 +196,15 @@ def test_evaluation_and_saving_belong_together(
         assert settings.eval_steps == settings.save_steps == 10
 
 
-def test_few_images_to_evaluate_choose_the_epoch_by_the_loss(trained: str) -> None:
+def test_few_images_to_evaluate_choose_no_epoch(trained: str) -> None:
     many, few, none = (chosen(made(9, 32), count, model=trained) for count in (200, 199, 0))
-    assert (many.metric_for_best_model, few.metric_for_best_model) == ("top1", "loss")
-    assert "199 images" in few.chosen["metric_for_best_model"].reason
+    assert many.load_best_model_at_end
+    assert (many.metric_for_best_model, few.metric_for_best_model) == ("top1", None)
+    assert "199 images" in few.chosen["load_best_model_at_end"].reason
+    assert "metric_for_best_model" not in few.chosen
     assert many.early_stopping > 0
-    assert few.early_stopping == none.early_stopping == 0
+    for settings in (few, none):
+        assert (settings.load_best_model_at_end, settings.early_stopping) == (False, 0)
     given = chosen(made(9, 32), 30, model=trained, metric_for_best_model="top1", early_stopping=3)
     assert (given.metric_for_best_model, given.early_stopping) == ("top1", 3)
 

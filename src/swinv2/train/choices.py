@@ -6,7 +6,7 @@ module builds no model and trains nothing.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from swinv2.train.start import NEW, choose_normalisation, given_fields, is_new_m
 from swinv2.zoo import PRESETS
 
 ENOUGH_EVALUATED = 200
-"""With fewer images to evaluate, top-1 is too coarse to choose an epoch or to stop early."""
+"""With fewer images to evaluate, scores are too coarse to choose an epoch or to stop early."""
 
 SAMPLED_IMAGES = 64
 """Number of training images that are opened to find their usual size, and whether they have colour."""
@@ -184,13 +184,16 @@ def with_chosen_settings(
     several = "images have several labels"
     if train.several:
         found.append(_Candidate("label_smoothing_factor", 0.0, several))
-    if train.several and "metric_for_best_model" in settings.chosen:
+    withdrawn: set[str] = set()
+    by_score = {"load_best_model_at_end", "metric_for_best_model"} <= settings.chosen.keys()
+    if by_score and facts.evaluated < ENOUGH_EVALUATED and "early_stopping" not in settings.told:
+        last = f"{facts.evaluated} images to evaluate are too few to choose an epoch; the last one has a rate of 0"
+        found.append(_Candidate("load_best_model_at_end", False, last))
+        withdrawn = {"metric_for_best_model"}
+    elif train.several and "metric_for_best_model" in settings.chosen:
         best = f"{several}: the epoch of the highest mAP is kept"
         found += [_Candidate("load_best_model_at_end", True, best), _Candidate("metric_for_best_model", "mAP", best)]
-    elif facts.evaluated < ENOUGH_EVALUATED and "metric_for_best_model" in settings.chosen:
-        best = f"the epoch of the lowest loss is kept: top-1 of {facts.evaluated} images is often equal by chance"
-        found += [_Candidate("load_best_model_at_end", True, best), _Candidate("metric_for_best_model", "loss", best)]
-    return _with(settings, found)
+    return _with(settings, found, withdrawn)
 
 
 def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidate]:
@@ -293,14 +296,20 @@ def _about_images(facts: DataFacts) -> list[_Candidate]:
     return found
 
 
-def _with(settings: FinetuneSettings, candidates: list[_Candidate]) -> FinetuneSettings:
-    """The settings with the choices for those that are not given."""
-    given = settings.told.keys() - settings.chosen.keys()
-    chosen = _keep(given, candidates, settings.linear_probe)
-    changed = make_settings(FinetuneSettings, settings.told | _values(chosen))
+def _given(settings: FinetuneSettings) -> set[str]:
+    """The names of the settings that somebody gave."""
+    return settings.told.keys() - settings.chosen.keys()
+
+
+def _with(settings: FinetuneSettings, candidates: list[_Candidate], withdrawn: Set[str]) -> FinetuneSettings:
+    """The settings with the choices for those that are not given, without earlier choices that are withdrawn."""
+    chosen = _keep(_given(settings), candidates, settings.linear_probe)
+    earlier = {name: choice for name, choice in settings.chosen.items() if name not in withdrawn}
+    told = {name: value for name, value in settings.told.items() if name in earlier or name not in settings.chosen}
+    changed = make_settings(FinetuneSettings, told | _values(chosen))
     changed.resume_from_checkpoint = settings.resume_from_checkpoint
     changed.image_mean, changed.image_std = settings.image_mean, settings.image_std
-    changed.chosen = settings.chosen | chosen
+    changed.chosen = earlier | chosen
     return changed
 
 
