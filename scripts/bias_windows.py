@@ -37,7 +37,7 @@ def main(
     size = network.config.image_size
     windows = [(scale * height, scale * width) for height, width in network.config.stage_windows]
     larger = scale * size if isinstance(size, int) else (scale * size[0], scale * size[1])
-    fields = [last_field(network, stage, "as it was learned, in windows of")]
+    fields = [last_field(network, stage, "in its own windows of")]
     for stretch, how in ((False, "extrapolated to windows of"), (True, "stretched over windows of")):
         network = Swinv2Model.from_pretrained(model or shipped_model())
         network.set_image_size(larger, windows, stretch=stretch)

@@ -85,6 +85,7 @@ def test_a_model_of_one_channel_is_taken_by_all_commands(flags: list[str], colou
     command("inspect", image, "--model", final, "--output", tmp_path / "inspection")
     evaluated = command("evaluate", colours, "--model", final, "--output", tmp_path, "--json")
     assert json.loads(evaluated.stdout)["images"] == 15
+    assert f"evaluated: 15 images of {colours}, split 'validation'" in evaluated.stderr.replace("\n", "")
     assert (tmp_path / "mistakes.png").is_file()
     # Its channels, mean and deviation are those of the model.
     further = [*flags, *MASKS, "--model", final, "--model_fields", "{}", "--max_steps", "2", "--save_strategy", "no"]

@@ -109,12 +109,40 @@ def test_the_image_size_is_near_that_of_the_images(
 
 @pytest.mark.parametrize(("side", "window"), [(30, 8), (90, 12), (500, 8)])
 def test_windows_divide_the_maps(side: int, window: int) -> None:
-    """Maps of 16, 24 and 32 tokens."""
+    """Maps of 16, 24 and 32 tokens; of 40 if the size is given."""
     for model in ("new", str(shipped_model())):
         settings = chosen(made(9, side), model=model)
         assert settings.window_size == (None if side == 90 and model != "new" else window)
-    with_size = chosen(made(9, side), model=model, image_size=[160])
-    assert (with_size.image_size, with_size.window_size) == ([160], None)
+        given = chosen(made(9, side), model=model, image_size=[160])
+        assert (given.image_size, given.window_size) == ([160], 10)
+        rectangle = chosen(made(9, side), model=model, image_size=[64, 128])
+        assert (rectangle.image_size, rectangle.window_size) == ([64, 128], 8)
+        assert chosen(made(9, side), model=model, window_size=5).window_size == 5
+
+
+def test_an_impossible_size_is_an_error() -> None:
+    with pytest.raises(UsageError, match="--image-size is impossible: image_size"):
+        chosen(made(9, 32), model=str(shipped_model()), image_size=[-64])
+
+
+@pytest.mark.parametrize(
+    ("fields", "side", "image_size", "window_size"),
+    [
+        ({"image_size": 80}, 80, [], None),
+        ({"image_size": 112}, 110, [], None),
+        ({"image_size": (64, 128)}, 300, [], None),
+        ({"image_size": 200}, 30, [], None),
+        ({"image_size": 64, "window_size": [[8, 8], [4, 4]]}, 300, [128], None),
+    ],
+    ids=str,
+)
+def test_a_models_own_size_and_windows(
+    fields: dict[str, Any], side: int, image_size: list[int], window_size: int | None, tmp_path: Path
+) -> None:
+    """Its own size if that is as near; never of a rectangle, or beyond 128; windows of each stage are kept."""
+    swinv2.Swinv2Model(swinv2.Swinv2Config(**(CONFIG | fields))).save_pretrained(tmp_path / "own")
+    settings = chosen(made(9, side), model=str(tmp_path / "own"))
+    assert (settings.image_size, settings.window_size) == (image_size, window_size)
 
 
 def test_new_weights_learn_with_muon_and_trained_ones_with_layer_decay(trained: str) -> None:
@@ -149,6 +177,8 @@ def test_a_given_setting_is_kept_even_if_it_is_the_default(trained: str) -> None
         {"matrix_learning_rate": 2e-3},
         {"adam_beta2": 0.95},
         {"early_stopping": 5},
+        {"early_stopping": 0},
+        {"save_strategy": "best"},
         {"load_best_model_at_end": True},
         {"load_best_model_at_end": False},
         {"eval_strategy": "no"},
@@ -165,8 +195,11 @@ def test_a_given_setting_is_kept_even_if_it_is_the_default(trained: str) -> None
     ],
     ids=lambda told: next(iter(told)),
 )
-def test_choices_do_not_conflict_with_what_is_given(told: dict[str, Any], model: str, trained: str) -> None:
-    settings = chosen(made(9, 32), model=trained if model == "trained" else model, **told)
+@pytest.mark.parametrize("to_evaluate", [200, 30])
+def test_choices_do_not_conflict_with_what_is_given(
+    told: dict[str, Any], model: str, to_evaluate: int, trained: str
+) -> None:
+    settings = chosen(made(9, 32), to_evaluate, model=trained if model == "trained" else model, **told)
     assert not told.keys() & settings.chosen.keys()
     assert {name: settings.told[name] for name in told} == told
 
@@ -203,8 +236,11 @@ def test_few_images_to_evaluate_choose_no_epoch(trained: str) -> None:
     assert "199 images" in few.chosen["load_best_model_at_end"].reason
     assert "metric_for_best_model" not in few.chosen
     assert many.early_stopping > 0
-    for settings in (few, none):
+    never = chosen(made(9, 32), 30, model=trained, early_stopping=0)
+    for settings in (few, none, never):
         assert (settings.load_best_model_at_end, settings.early_stopping) == (False, 0)
+    best = chosen(made(9, 32), 30, model=trained, save_strategy="best")
+    assert (best.load_best_model_at_end, best.metric_for_best_model) == (True, "top1")
     given = chosen(made(9, 32), 30, model=trained, metric_for_best_model="top1", early_stopping=3)
     assert (given.metric_for_best_model, given.early_stopping) == ("top1", 3)
 

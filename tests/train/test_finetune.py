@@ -19,7 +19,7 @@ from swinv2.errors import UsageError
 from swinv2.train.finetune import balanced_weights, cross_entropy
 from swinv2.train.running import run_training
 from swinv2.train.trainer import SwinTrainer
-from trainings import AUGMENTED, CONFIG, CrashAt, CrashError, make, train, weights
+from trainings import AUGMENTED, CONFIG, CrashAt, CrashError, log, make, train, weights
 
 
 def test_it_learns_and_serves(flags: list[str], colours: Path, tmp_path: Path) -> None:
@@ -182,6 +182,9 @@ def test_an_unknown_metric_is_an_error_at_once(metric: str, flags: list[str]) ->
 def test_everything_at_once(flags: list[str], tmp_path: Path) -> None:
     trainer = train("finetune", [*flags, *AUGMENTED, "--layer_decay", "0.8", "--lr-scheduler-type", "cosine"])
     assert len(trainer.optimizer.param_groups) > 4
+    # The log has the highest rate, which is the head's.
+    rates = [entry["learning_rate"] for entry in log(tmp_path / "run") if "learning_rate" in entry]
+    assert max(rates) > 0.9 * trainer.args.learning_rate
     assert trainer.average is not None
     # Leaving out the last images of an epoch is for training.
     assert json.loads((tmp_path / "run" / "results.json").read_text())["eval_images"] == 15

@@ -18,3 +18,4 @@ def test_lines_of_progress_where_there_is_no_terminal(
     step = rf"training: step [0-9]+/30, loss {number}, rate {number}, {number} images/s, 0:[0-9]+ left\n"
     assert re.search(step, said), said
     assert re.search(rf"evaluating: batch [0-9]+/15, {number} images/s, 0:[0-9]+ left\n", said), said
+    assert re.search("saving: 0:[0-9]+ so far\n", said), said

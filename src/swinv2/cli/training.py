@@ -236,7 +236,7 @@ def evaluate(
             advance=progress.update,
         )
     of_split = "" if dataset.split is None else f", split {dataset.split!r}"
-    message_console().print(f"evaluated: {len(dataset):,} images of {dataset.source}{of_split}", style="dim")
+    message_console().print(Text(f"evaluated: {found.images:,} images of {dataset.source}{of_split}", "dim"))
     files: list[Path] = []
     if output is not None:
         with writing(output):

@@ -37,8 +37,8 @@ def print_start(preview: dict[str, Any], output_dir: str) -> None:
     """Prints, before the first step, the classes, the number of steps, the learning rate and the folder."""
     messages, data = message_console(), preview["data"]
     if data["images_by_class"]:
-        messages.print(f"{data['images']:,} images of {_list_classes(data['images_by_class'])}", style="dim")
-    messages.print(f"{_steps_and_rates(preview)}; {output_dir}", style="dim")
+        messages.print(Text(f"{data['images']:,} images of {_list_classes(data['images_by_class'])}", "dim"))
+    messages.print(Text(f"{_steps_and_rates(preview)}; {output_dir}", "dim"))
 
 
 def _list_classes(images: dict[str, int]) -> str:

@@ -1,8 +1,8 @@
 """The settings of a fine-tuning that nobody gave, chosen from the data and the model.
 
-In: settings with the names of those that were given, and the training images. Out: a value and a reason for each other
-setting that matters, for `--dry-run` and for the settings. `docs/guides/train.md` explains the table `LENGTHS`. This
-module builds no model and trains nothing.
+In: settings with the names of those that were given, the images to train on and the number of those to evaluate. Out: a
+value and a reason for each other setting that matters, for `--dry-run` and for the settings. `docs/guides/train.md`
+explains the table `LENGTHS`. This module builds no model and trains nothing.
 """
 
 import math
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from swinv2.config import Swinv2Config
+from swinv2.errors import UsageError
 from swinv2.images import BrokenImageError
 from swinv2.lengths import as_pair
 from swinv2.loading import read_config
@@ -97,7 +98,7 @@ class DataFacts:
         images: Number of training images; infinite if they stream.
         side: Median of the shorter sides of images, in pixels; None if it is unknown.
         has_colour: Whether a sampled image has colours.
-        classes: Number of classes.
+        classes: Number of classes; 0 if an image may have several.
         evaluated: Number of images to evaluate.
     """
 
@@ -179,15 +180,17 @@ def with_chosen_settings(
     """Chooses each setting that is not given, from the images, the number of those to evaluate and the model."""
     choose_normalisation(settings)
     facts = look_at_data(train, len(settings.image_mean))
-    facts = replace(facts, classes=len(train.names), evaluated=0 if evaluation is None else len(evaluation))
+    classes = 0 if train.several else len(train.names)
+    facts = replace(facts, classes=classes, evaluated=0 if evaluation is None else len(evaluation))
     found = [*_about_model(settings, facts), *_about_length(settings, facts), *_about_images(facts)]
     several = "images have several labels"
     if train.several:
         found.append(_Candidate("label_smoothing_factor", 0.0, several))
     withdrawn: set[str] = set()
     by_score = {"load_best_model_at_end", "metric_for_best_model"} <= settings.chosen.keys()
-    if by_score and facts.evaluated < ENOUGH_EVALUATED and "early_stopping" not in settings.told:
-        last = f"{facts.evaluated} images to evaluate are too few to choose an epoch; the last one has a rate of 0"
+    needs_score = settings.early_stopping or settings.told.get("save_strategy") == "best"
+    if by_score and not needs_score and facts.evaluated < ENOUGH_EVALUATED:
+        last = f"{facts.evaluated} images to evaluate are too few to choose an epoch; the last one is kept"
         found.append(_Candidate("load_best_model_at_end", False, last))
         withdrawn = {"metric_for_best_model"}
     elif train.several and "metric_for_best_model" in settings.chosen:
@@ -200,24 +203,28 @@ def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidat
     """Image size, network, precision."""
     found: list[_Candidate] = []
     fields = given_fields(settings)
-    nearest = min(SIZES, key=lambda size: abs(size - (facts.side or SIZES[0])))
     images = f"images are {facts.side} pixels" if facts.side else "the size of the images is unknown"
-    if is_new_model(settings):
-        if settings.model == NEW:
-            found.append(_Candidate("model_fields", SMALL_NETWORK, "the network of the model that ships"))
+    config, own = None, SIZES[0]
+    if settings.model == NEW:
+        config = Swinv2Config(**SMALL_NETWORK, image_size=SIZES[-1])
+        found.append(_Candidate("model_fields", SMALL_NETWORK, "the network of the model that ships"))
+    elif not is_new_model(settings):
+        loaded = read_config(settings.model)
+        height, width = as_pair("image_size", loaded.image_size)
+        # Models of larger images, and of rectangles, keep their size.
+        if height == width <= SIZES[-1]:
+            config, own = loaded, height
+            images += f", the model learned at {own}"
+    if config is not None and "image_size" not in fields:
+        wanted = facts.side or own
+        # A model of tiny images keeps its size if the images are small too.
+        nearest = min(own, *SIZES, key=lambda size: (abs(max(size, SIZES[0]) - wanted), size != own))
+        if settings.model == NEW or nearest != own:
             found.append(_Candidate("image_size", [nearest], images))
-            window = _window_for(Swinv2Config(**SMALL_NETWORK, image_size=SIZES[-1]), nearest)
-            found.append(_Candidate("window_size", window, "pads the maps least", ("image_size", "model_fields")))
-    elif facts.side is not None:
-        config = read_config(settings.model)
-        size = max(as_pair("image_size", config.image_size))
-        # Models of larger images keep their size, and those of tiny ones if the images are tiny too.
-        if size <= SIZES[-1] and nearest != max(size, SIZES[0]):
-            found.append(_Candidate("image_size", [nearest], f"{images}, the model learned at {size}"))
-            window = _window_for(config, nearest)
-            found.append(_Candidate("window_size", window, "pads the maps least", ("image_size",)))
-    if "image_size" in fields:
-        found = [candidate for candidate in found if candidate.name != "image_size"]
+        size = tuple(settings.image_size * 2)[:2] if "image_size" in _given(settings) else (nearest, nearest)
+        if isinstance(config.window_size, int) and (settings.model == NEW or size != (own, own)):
+            window = _window_for(config, size)
+            found.append(_Candidate("window_size", window, "pads the maps least", ("model_fields",)))
     precisions = ("bf16", "fp16", "tf32", *["use_cpu"] * (not settings.use_cpu))
     if torch.accelerator.is_available() and not settings.use_cpu:
         if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
@@ -230,11 +237,15 @@ def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidat
     return found
 
 
-def _window_for(config: Swinv2Config, size: int) -> int:
-    """The window of a trained model at another image size: the one that pads its maps least, from half of the model's
-    largest one to the whole; of equal ones the largest."""
+def _window_for(config: Swinv2Config, size: tuple[int, ...]) -> int:
+    """The window of a network at an image size: the one that pads its maps least, from half of the network's own window
+    to the whole; of equal ones the largest."""
     most = max(max(stage.window) for stage in config.stages())
-    sides = [max(stage.grid) for stage in config.resized(size).stages()]
+    try:
+        resized = config.resized(size)
+    except ValueError as error:
+        raise UsageError(f"--image-size is impossible: {error}") from error
+    sides = [side for stage in resized.stages() for side in stage.grid]
 
     def padding(window: int) -> float:
         """The share of tokens that padding adds, summed over the stages."""
@@ -252,13 +263,12 @@ def _about_length(settings: FinetuneSettings, facts: DataFacts) -> list[_Candida
     """Epochs, batch, learning rates and schedule."""
     is_new = is_new_model(settings)
     row = _row_of(facts.images)
-    of_usual_classes = facts.images * min(1.0, USUAL_CLASSES / max(facts.classes, 1))
-    longer = _row_of(of_usual_classes)
-    epochs = longer.epochs_of_new if is_new else longer.epochs
+    row_of_epochs = _row_of(facts.images * min(1.0, USUAL_CLASSES / max(facts.classes, 1)))
+    epochs = row_of_epochs.epochs_of_new if is_new else row_of_epochs.epochs
     devices = settings.world_size * max(settings.n_gpu, 1) * settings.gradient_accumulation_steps
     images = f"{facts.images:,} training images" if facts.images < float("inf") else "images stream"
-    many = f", {facts.classes} classes" if longer != row else ""
-    why = f"{images}{many}, {'new' if is_new else 'trained'} weights"
+    of_classes = f", {facts.classes} classes" if row_of_epochs != row else ""
+    why = f"{images}{of_classes}, {'new' if is_new else 'trained'} weights"
     length = settings.told.get("num_train_epochs", epochs)
     steps = settings.max_steps if settings.max_steps > 0 else length * facts.images / row.batch
     found = [
@@ -274,8 +284,9 @@ def _about_length(settings: FinetuneSettings, facts: DataFacts) -> list[_Candida
     if settings.model not in PRESETS and "drop_path_rate" not in given_fields(settings):
         found.append(_Candidate("drop_path_rate", 0.1, "the usual rate of small networks"))
     by_epoch = settings.load_best_model_at_end and settings.max_steps <= 0 and settings.eval_strategy == "epoch"
-    if by_epoch and facts.evaluated >= ENOUGH_EVALUATED:
-        found.append(_Candidate("early_stopping", max(5, int(length / 3)), "a third of the epochs, at least 5"))
+    patience = max(5, int(length / 3))
+    if by_epoch and patience < length and facts.evaluated >= ENOUGH_EVALUATED:
+        found.append(_Candidate("early_stopping", patience, "a third of the epochs, at least 5"))
     by_muon = (*ADAMW_ALONE, "lora", "fsdp")
     if is_new:
         found.append(_Candidate("matrix_learning_rate", 5e-3, "new weights learn faster with Muon", by_muon))

@@ -181,7 +181,7 @@ class FinetuneParts(NamedTuple):
 
     @property
     def pixels(self) -> Pixels:
-        """The form in which the model takes images."""
+        """Size and normalisation of the model's images."""
         size = as_pair("image_size", self.model.config.image_size)
         return Pixels(size, self.settings.image_mean, self.settings.image_std)
 
