@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import statistics
 import subprocess
@@ -92,6 +93,9 @@ def main(
         progress(f"{name}, seed {seed}: {method}")
         with tempfile.TemporaryDirectory() as temporary:
             folder = keep / f"{name}_{method}_{seed}" if keep else Path(temporary)
+            if keep:
+                # Of a measurement that was interrupted.
+                shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
             result = measure(data / name, method, seed, folder, ours, seconds)
         progress(", ".join(f"{key} {value}" for key, value in result.items() if value != ""))
