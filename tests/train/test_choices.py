@@ -157,6 +157,7 @@ def test_new_weights_learn_with_muon_and_trained_ones_with_layer_decay(trained: 
 def test_grey_images_are_not_mirrored(trained: str) -> None:
     grey, coloured = (chosen(made(9, 32, colour), model=trained) for colour in (False, True))
     assert (grey.flip, grey.color_jitter) == (0.0, 0.0)
+    assert grey.crop_scale[0] > coloured.crop_scale[0]
     assert coloured.flip == 0.5
     assert coloured.color_jitter > 0.0
 

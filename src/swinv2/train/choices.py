@@ -299,12 +299,17 @@ def _about_length(settings: FinetuneSettings, facts: DataFacts) -> list[_Candida
 
 def _about_images(facts: DataFacts) -> list[_Candidate]:
     """Augmentation."""
-    found = [_Candidate("crop_scale", [0.35, 1.0], "mild crops", ("crop_padding",))]
     if facts.has_colour:
-        found.append(_Candidate("color_jitter", 0.2, "the images have colours", ("auto_augment",)))
-    else:
-        found.append(_Candidate("flip", 0.0, "the images are grey: X-rays, digits and letters have a left and a right"))
-    return found
+        return [
+            _Candidate("crop_scale", [0.35, 1.0], "mild crops", ("crop_padding",)),
+            _Candidate("color_jitter", 0.2, "the images have colours", ("auto_augment",)),
+        ]
+    return [
+        _Candidate(
+            "crop_scale", [0.6, 1.0], "the images are grey: X-rays, digits, letters fill them", ("crop_padding",)
+        ),
+        _Candidate("flip", 0.0, "the images are grey: X-rays, digits and letters have a left and a right"),
+    ]
 
 
 def _given(settings: FinetuneSettings) -> set[str]:
