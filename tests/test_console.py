@@ -15,7 +15,7 @@ def test_a_line_says_how_far_and_how_long(monkeypatch: pytest.MonkeyPatch) -> No
     now = 100.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
     lines = Lines(50_000, Console(stderr=True), "classifying")
-    assert lines.line() == "classifying 0/50,000, 0 images/s, unknown time left"
+    assert lines.line() == "classifying 0/50,000, unknown time left"
     now = 110.0
     lines.update(2_000, 50_000)
     assert lines.line() == "classifying 2,000/50,000, 200 images/s, 4:00 left"
@@ -23,13 +23,15 @@ def test_a_line_says_how_far_and_how_long(monkeypatch: pytest.MonkeyPatch) -> No
     lines.update(2_500, 50_000)
     # The speed since the line before; the time left by the speed of all.
     assert lines.line() == "classifying 2,500/50,000, 50 images/s, 6:20 left"
+    now = 125.0
+    # Nothing since then: the speed of all.
+    assert lines.line() == "classifying 2,500/50,000, 100 images/s, 7:55 left"
+    now = 120.0
     lines.begin("training: step", 40, 100, images=16, facts=lambda: "loss 2.5, rate 0.001")
     now = 130.0
     lines.update(45, 100)
     assert lines.line() == "training: step 45/100, loss 2.5, rate 0.001, 8 images/s, 1:50 left"
-    assert Lines(9, Console(stderr=True), "choosing", "penalties").line() == (
-        "choosing 0/9, 0 penalties/s, unknown time left"
-    )
+    assert Lines(9, Console(stderr=True), "choosing", "penalties").line() == "choosing 0/9, unknown time left"
     lines.begin("converting", 0, 0)
     now = 195.0
     assert lines.line() == "converting: 1:05 so far"

@@ -102,10 +102,12 @@ class Lines(Progress):
         self._marked = now, done
         if not total:
             return f"{self.verb}: {_time_in_words(now - since)} so far"
-        speed = (done - marked) * self._images / max(now - before, 1e-9)
+        # If nothing was done since the last line, the mean since the beginning.
+        step, seconds = (done - marked, now - before) if done > marked else (done - begun, now - since)
+        speed = f", {step * self._images / max(seconds, 1e-9):.4g} {self._unit}/s" if step else ""
         left = _time_in_words((now - since) / (done - begun) * (total - done)) if done > begun else "unknown time"
         facts = self._facts()
-        return f"{self.verb} {done:,}/{total:,}{facts and f', {facts}'}, {speed:.4g} {self._unit}/s, {left} left"
+        return f"{self.verb} {done:,}/{total:,}{facts and f', {facts}'}{speed}, {left} left"
 
     def _print_lines(self) -> None:
         """Runs in a thread: prints a line of progress every half minute."""

@@ -34,11 +34,18 @@ def print_results(results: dict[str, Any], run: Path) -> None:
 
 
 def print_start(preview: dict[str, Any], output_dir: str) -> None:
-    """Prints, before the first step, the classes, the number of steps, the learning rate and the folder."""
+    """Prints, before the first step, the classes, the steps, the learning rate, the folder and what is chosen."""
     messages, data = message_console(), preview["data"]
     if data["images_by_class"]:
         messages.print(Text(f"{data['images']:,} images of {_list_classes(data['images_by_class'])}", "dim"))
     messages.print(Text(f"{_steps_and_rates(preview)}; {output_dir}", "dim"))
+    chosen = preview["chosen"]
+    if chosen:
+        some = [f", {name} {chosen[name]['value']}" for name in ("image_size", "num_train_epochs") if name in chosen]
+        said = f"{len(chosen)} settings are chosen{''.join(some)}; --dry-run prints each with its reason"
+        messages.print(Text(said, "dim"))
+    if chosen.get("load_best_model_at_end", {}).get("value") is False:
+        messages.print(Text(chosen["load_best_model_at_end"]["reason"], "dim"))
 
 
 def _list_classes(images: dict[str, int]) -> str:

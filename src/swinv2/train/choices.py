@@ -203,7 +203,7 @@ def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidat
     """Image size, network, precision."""
     found: list[_Candidate] = []
     fields = given_fields(settings)
-    images = f"images are {facts.side} pixels" if facts.side else "the size of the images is unknown"
+    images = f"the nearest to images of {facts.side} pixels" if facts.side else "the size of the images is unknown"
     config, own = None, SIZES[0]
     if settings.model == NEW:
         config = Swinv2Config(**SMALL_NETWORK, image_size=SIZES[-1])
@@ -233,7 +233,8 @@ def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidat
         features = torch.cpu.get_capabilities()
         if features.get("avx512_bf16") or features.get("amx_bf16"):
             why = "the processor has instructions for bf16"
-            found += [_Candidate("use_cpu", True, why, precisions), _Candidate("bf16", True, why, precisions)]
+            found.append(_Candidate("use_cpu", True, "there is no GPU", precisions))
+            found.append(_Candidate("bf16", True, why, precisions))
     return found
 
 

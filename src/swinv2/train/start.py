@@ -185,8 +185,11 @@ def _build_or_load(
             f"--model {settings.model!r} has no fitting weights for {', '.join(wrong[:3])}{' ...' * (len(wrong) > 3)}; "
             "its config.json and its weights do not match."
         )
-    if fresh:
-        logger.warning(f"new parameters with random weights: {', '.join(fresh)}")
+    # A run that resumes loads its own weights afterwards.
+    if fresh and not settings.resume_from_checkpoint:
+        is_head = all(name.startswith("classifier.") for name in fresh)
+        what = "the classifier, for the classes of the data" if is_head else ", ".join(fresh)
+        logger.warning(f"new parameters with random weights: {what}")
     is_classifier = isinstance(model, Swinv2ForImageClassification)
     if is_classifier and "classifier.weight" not in fresh and not getattr(settings, "head_map", None):
         _match_classifier(model, label_names(config))
