@@ -115,7 +115,7 @@ def test_plain_class_folders_need_no_split(colours: Path, tmp_path: Path) -> Non
     answer = CliRunner().invoke(app, ["evaluate", str(tmp_path / "photos"), "--model", model, "--json"])
     assert answer.exit_code == 0, answer.output
     assert json.loads(answer.stdout)["images"] == 15
-    assert answer.stderr == ""
+    assert answer.stderr.replace("\n", "") == f"evaluated: 15 images of {tmp_path / 'photos'}"
 
 
 def test_images_without_labels_are_told_about_labels(colours: Path, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class TestLoaded:
         shared = {name for name in after if not name.startswith("classifier.")}
         assert shared == {name for name in before if not name.startswith("decoder.")} - {"swinv2.embeddings.mask_token"}
         assert all(torch.equal(after[name], before[name]) for name in shared)
-        assert "with random weights: classifier.bias, classifier.weight" in warnings_of.text
+        assert "with random weights: the classifier, for the classes of the data" in warnings_of.text
         # Fresh as Swinv2PreTrainedModel says: normal with a deviation of 0.02, and no bias.
         assert 0.01 < model.classifier.weight.std() < 0.03
         assert not model.classifier.bias.any()
@@ -154,7 +154,13 @@ class TestLoaded:
     def test_other_classes(self, finetune: Any, classifier: str, warnings_of: pytest.LogCaptureFixture) -> None:
         model = finetune(model=classifier)
         assert model(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 3)
-        assert "classifier.weight" in warnings_of.text
+        assert "with random weights: the classifier" in warnings_of.text
+
+    def test_a_run_that_resumes_loads_its_own_classifier(
+        self, finetune: Any, classifier: str, warnings_of: pytest.LogCaptureFixture
+    ) -> None:
+        finetune(model=classifier, resume_from_checkpoint="runs/checkpoint-5")
+        assert "random weights" not in warnings_of.text
 
     def test_as_many_classes(self, finetune: Any, classifier: str, warnings_of: pytest.LogCaptureFixture) -> None:
         model = finetune(("a", "b", "c", "d"), model=classifier, drop_path_rate=0.0)
