@@ -1,5 +1,6 @@
 """What a training prints before its first step."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ PREVIEW: dict[str, Any] = {
 
 
 def test_the_start_says_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
-    print_start(PREVIEW, "runs/[a]")
+    print_start(PREVIEW, Path("runs/[a]"))
     said = capsys.readouterr().err
     assert "110 images of 2 classes: cat 60, dog 50" in said
     assert "210 steps of 16 images, 21 of them warm-up" in said
@@ -31,5 +32,5 @@ def test_the_start_says_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_without_choices_nothing_is_said_of_them(capsys: pytest.CaptureFixture[str]) -> None:
-    print_start(PREVIEW | {"chosen": {}}, "runs")
+    print_start(PREVIEW | {"chosen": {}}, Path("runs"))
     assert "chosen" not in capsys.readouterr().err

@@ -139,7 +139,7 @@ def _preview_or_train(trainer: "SwinTrainer") -> int:
         return 0
     messages = message_console()
     if args.should_save:
-        print_start(preview, args.output_dir)
+        print_start(preview, args.run)
     try:
         results, status = run_training(trainer)
     except UsageError as error:

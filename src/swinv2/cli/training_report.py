@@ -33,12 +33,12 @@ def print_results(results: dict[str, Any], run: Path) -> None:
     messages.print(f"the model: {final}{hint}")
 
 
-def print_start(preview: dict[str, Any], output_dir: str) -> None:
-    """Prints, before the first step, the classes, the steps, the learning rate, the folder and what is chosen."""
+def print_start(preview: dict[str, Any], run: Path) -> None:
+    """Prints, before the first step, the classes, the steps, the learning rate, the folder `run`, what is chosen."""
     messages, data = message_console(), preview["data"]
     if data["images_by_class"]:
         messages.print(Text(f"{data['images']:,} images of {_list_classes(data['images_by_class'])}", "dim"))
-    messages.print(Text(f"{_steps_and_rates(preview)}; {output_dir}", "dim"))
+    messages.print(Text(f"{_steps_and_rates(preview)}; {shown(run)}", "dim"))
     chosen = preview["chosen"]
     if chosen:
         some = [f", {name} {chosen[name]['value']}" for name in ("image_size", "num_train_epochs") if name in chosen]
