@@ -182,7 +182,8 @@ def with_chosen_settings(
     facts = look_at_data(train, len(settings.image_mean))
     classes = 0 if train.several else len(train.names)
     facts = replace(facts, classes=classes, evaluated=0 if evaluation is None else len(evaluation))
-    found = [*_about_model(settings, facts), *_about_length(settings, facts), *_about_images(facts)]
+    found = [*_about_model(settings, facts), *_about_precision(settings)]
+    found += [*_about_length(settings, facts), *_about_images(facts)]
     several = "images have several labels"
     if train.several:
         found.append(_Candidate("label_smoothing_factor", 0.0, several))
@@ -200,7 +201,7 @@ def with_chosen_settings(
 
 
 def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidate]:
-    """Image size, network, precision."""
+    """Network, image size, window."""
     found: list[_Candidate] = []
     fields = given_fields(settings)
     images = f"the nearest to images of {facts.side} pixels" if facts.side else "the size of the images is unknown"
@@ -225,6 +226,12 @@ def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidat
         if isinstance(config.window_size, int) and (settings.model == NEW or size != (own, own)):
             window = _window_for(config, size)
             found.append(_Candidate("window_size", window, "pads the maps least", ("model_fields",)))
+    return found
+
+
+def _about_precision(settings: FinetuneSettings) -> list[_Candidate]:
+    """Device and precision."""
+    found: list[_Candidate] = []
     precisions = ("bf16", "fp16", "tf32", *["use_cpu"] * (not settings.use_cpu))
     if torch.accelerator.is_available() and not settings.use_cpu:
         if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
