@@ -337,8 +337,9 @@ def test_mistakes_in_their_order(tmp_path, monkeypatch):
     )
     path = tmp_path / "mistakes.png"
     colours = [(9 * i, 255 - 9 * i, 77) for i in range(27)]
-    mistakes.draw_mistakes([mistake(colour) for colour in colours], path)
-    assert written == ["cat -> dog 97%"] * 25
+    drawn = [mistake(colour)._replace(file=f"{index}.png") for index, colour in enumerate(colours)]
+    mistakes.draw_mistakes(drawn, path)
+    assert written == [line for index in range(25) for line in ("cat -> dog 97%", f"{index}.png")]
     image = read(path)
     boxes = [where(image, colour) for colour in colours[:25]]
     assert boxes == sorted(boxes)

@@ -151,7 +151,7 @@ def test_a_class_without_images_has_no_recall(tmp_path: Path, capsys: pytest.Cap
     assert summary["recall"]["green"] is None
     assert all(0.0 <= summary["recall"][name] <= 1.0 for name in ("blue", "red"))
     printing.print_evaluation(summary, Console())
-    assert capsys.readouterr().out.splitlines()[-1].split() == ["green", "no", "images"]
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["green", "0"]
 
 
 def test_an_output_that_cannot_be_written_is_named(colours: Path, tmp_path: Path) -> None:

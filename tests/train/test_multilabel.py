@@ -63,6 +63,7 @@ def test_scores_by_hand() -> None:
     # Class a: scores 3, 2, 1, -3, true for the first two. Class b: 2, -1, -2, -3, true for the first and the third.
     assert found.pop("average_precision") == {"a": 1.0, "b": pytest.approx((1 / 1 + 2 / 3) / 2), "c": None}
     assert found.pop("recall") == {"a": 1.0, "b": 0.5, "c": None}
+    assert found.pop("images_by_class") == {"a": 2, "b": 2, "c": 0}
     # Three of four labels are found, and two predictions are wrong: a of the second image, c of the last one.
     assert found.pop("f1") == pytest.approx(2 * 3 / (4 + 5))
     assert found == {

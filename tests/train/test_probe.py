@@ -293,7 +293,7 @@ def test_the_command(base: str, colours: Path, tmp_path: Path, capsys: pytest.Ca
     assert "learning_rate" not in printed
     assert training.train("finetune", flags) == 0
     out, err = capsys.readouterr()
-    assert out.split()[:2] == ["label", "recall"]
+    assert out.split()[:3] == ["label", "recall", "images"]
     assert "penalty" in err
     assert f"drawn: {tmp_path / 'run' / 'confusion.png'}" in err
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
@@ -19,7 +20,13 @@ def test_counts() -> None:
     assert found.confusion.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 2]]
     assert (found.top1, found.images) == (0.6, 5)
     assert found.summary()["recall"] == {"a": 0.5, "b": None, "c": pytest.approx(2 / 3)}
+    assert found.summary()["images_by_class"] == {"a": 2, "b": 0, "c": 3}
     assert [index for index, *_ in found.worst] == [4, 2]
+    rows = Dataset.from_dict({"image": [{"bytes": b"", "path": f"{index}.png"} for index in range(6)]})
+    assert found.mistakes(ImageDataset(rows, "image", None, (), "x")) == [
+        {"image": "4.png", "label": "a", "answer": "b", "probability": 0.9},
+        {"image": "2.png", "label": "c", "answer": "a", "probability": 0.7},
+    ]
 
 
 def test_the_classes_of_imagenet_22k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

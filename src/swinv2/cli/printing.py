@@ -169,11 +169,11 @@ def print_evaluation(summary: dict[str, Any], console: Console) -> None:
 
 
 def print_classes(summary: dict[str, Any], console: Console) -> None:
-    """Prints the recall of each class and, of several labels for an image, its average precision. The worst class is
-    first; classes without images are last."""
+    """Prints the recall of each class, and of how many images; of several labels for an image also its average
+    precision. The worst class is first; classes without images are last."""
     names = [name for name in ("average_precision", "recall") if name in summary]
-    table = _headed_table(console, label={}, **{name.replace("_", " "): _RIGHT for name in names})
+    table = _headed_table(console, label={}, **{name.replace("_", " "): _RIGHT for name in (*names, "images")})
     for label, score in sorted(summary[names[0]].items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
-        values = (summary[name][label] for name in names)
-        table.add_row(Text(label), *("no images" if score is None else f"{value:.1%}" for value in values))
+        values = ("" if score is None else f"{summary[name][label]:.1%}" for name in names)
+        table.add_row(Text(label), *values, f"{summary['images_by_class'][label]:,}")
     console.print(table)

@@ -242,7 +242,7 @@ def evaluate(
         with writing(output):
             files = found.draw(dataset, output)
     if as_json:
-        typer.echo(json.dumps(found.summary(), indent=2))
+        typer.echo(json.dumps(found.summary() | {"mistakes": found.mistakes(dataset)}, indent=2))
     else:
         printing.print_evaluation(found.summary(), data_console())
     for file in files:

@@ -14,18 +14,37 @@ from swinv2.cli.printing import print_classes
 from swinv2.console import data_console, message_console, shown
 from swinv2.errors import few
 
+_NUMBERS = (
+    ("eval_top1", "top-1", ".2%"),
+    ("eval_top5", "top-5", ".2%"),
+    ("eval_mAP", "mAP", ".2%"),
+    ("eval_f1", "F1", ".2%"),
+    ("eval_exact", "exact", ".2%"),
+    ("eval_loss", "loss", ".4g"),
+    ("loss", "training loss", ".4g"),
+    ("penalty", "penalty", ".2g"),
+)
+"""The results that are printed: their keys, their names, how a number is written."""
+
+MOST_MISTAKES = 3
+"""So many of the most confident mistakes are printed; `results.json` and the figure have more."""
+
 
 def print_results(results: dict[str, Any], run: Path) -> None:
     """Prints the results of a training in the folder `run`: the recall of each class on stdout, the rest on stderr."""
     if "recall" in results:
         print_classes(results, data_console())
     messages = message_console()
-    numbers = [f"{name} {value:.4g}" for name, value in results.items() if isinstance(value, float)]
-    messages.print(", ".join(numbers))
+    numbers = [f"{name} {results[key]:{form}}" for key, name, form in _NUMBERS if results.get(key) is not None]
+    evaluated = f" (evaluated: {results['eval_images']:,} images)" if "eval_images" in results else ""
+    messages.print(", ".join(numbers) + evaluated)
     if "stopped_early_of" in results:
         messages.print(f"stopped early, after {results['step']:,} of {results['stopped_early_of']:,} steps")
     if "kept_step" in results:
         messages.print(f"kept: the model of step {results['kept_step']:,}, the best one")
+    for mistake in results.get("mistakes", [])[:MOST_MISTAKES]:
+        sure = f"{mistake['answer']}, {mistake['probability']:.0%}"
+        messages.print(Text(f"mistake: {shown(Path(mistake['image']))} is {mistake['label']}, not {sure}", "dim"))
     for file in results.get("figures", []):
         messages.print(f"drawn: {shown(Path(file))}")
     final = shown(run / "final")
@@ -92,8 +111,8 @@ def print_preview(preview: dict[str, Any], console: Console) -> None:
     chosen = Table("chosen", "value", "because", box=None, pad_edge=False)
     for name, choice in preview["chosen"].items():
         chosen.add_row(name, Text(str(choice["value"])), Text(choice["reason"]))
-    parts = [_facts_table(facts), *[groups] * bool(groups.rows), _facts_table(preview["settings"])]
-    console.print(*parts, *[chosen] * bool(preview["chosen"]), sep="\n")
+    parts = [_facts_table(facts), *[chosen] * bool(preview["chosen"]), _facts_table(preview["settings"])]
+    console.print(*parts, *[groups] * bool(groups.rows), sep="\n")
 
 
 def _facts_table(facts: dict[str, Any]) -> Table:

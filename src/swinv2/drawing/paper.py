@@ -152,13 +152,15 @@ def tile_sheet(tiles: Sequence[np.ndarray], captions: Sequence[str], columns: in
 
     Args:
         tiles: Images (H, W, 3), eight bits.
-        captions: Text below each image, wrapped to its column; "" for none.
+        captions: Text below each image, one line or several, wrapped to its column; "" for none.
         columns: Number of images in a row.
         heads: Text above each column; none if empty.
     """
     margin, gap, line = 16, 16, 20
     width = max(160, *(tile.shape[1] for tile in tiles))
-    texts = [textwrap.wrap(caption, width // 9) for caption in captions]
+    texts = [
+        [line for part in caption.splitlines() for line in textwrap.wrap(part, width // 9)] for caption in captions
+    ]
     rows = [range(first, min(first + columns, len(tiles))) for first in range(0, len(tiles), columns)]
     tall = [max(tiles[index].shape[0] for index in row) for row in rows]
     lines = [max(len(texts[index]) for index in row) for row in rows]

@@ -113,7 +113,7 @@ class FinetuneTrainer(SwinTrainer):
         examples: Any = self.eval_dataset
         files = self._found.draw(examples.dataset, self.run)
         of_classes = {name: value for name, value in self._found.summary().items() if isinstance(value, dict)}
-        return {**of_classes, "figures": list(map(str, files))}
+        return {**of_classes, "mistakes": self._found.mistakes(examples.dataset), "figures": list(map(str, files))}
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:

@@ -59,6 +59,8 @@ class MultilabelEvaluation:
     """Average precision of each class (classes,)."""
     recalls: np.ndarray
     """Share of the images of each class for which it is predicted (classes,)."""
+    images_by_class: np.ndarray
+    """Number of readable images of each class (classes,)."""
 
     @classmethod
     def of(
@@ -89,6 +91,7 @@ class MultilabelEvaluation:
             names=names,
             average_precisions=precisions,
             recalls=hits / np.where(counts, counts, np.nan),
+            images_by_class=counts,
         )
 
     @property
@@ -107,7 +110,12 @@ class MultilabelEvaluation:
             "unreadable": self.unreadable,
             "average_precision": self._by_name(self.average_precisions),
             "recall": self._by_name(self.recalls),
+            "images_by_class": dict(zip(self.names, self.images_by_class.tolist(), strict=True)),
         }
+
+    def mistakes(self, dataset: ImageDataset) -> list[dict[str, Any]]:
+        """None: an image has a right or wrong answer for each class."""
+        return []
 
     def _by_name(self, numbers: np.ndarray) -> dict[str, float | None]:
         """A number of each class, for JSON."""

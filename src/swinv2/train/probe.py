@@ -319,7 +319,8 @@ class Probe:
         found = Evaluation.of(truths, best, probabilities, loss, names, features.broken)
         metrics = {"loss": loss, **found.metrics, "unreadable": len(features.broken)}
         return {f"eval_{name}": value for name, value in metrics.items()} | {
-            "recall": found.summary()["recall"],
+            **{name: value for name, value in found.summary().items() if isinstance(value, dict)},
+            "mistakes": found.mistakes(dataset),
             "figures": list(map(str, found.draw(dataset, self.args.run))),
         }
 

@@ -107,7 +107,15 @@ class Evaluation:
             "images": self.images,
             "unreadable": self.unreadable,
             "recall": dict(zip(self.names, recalls, strict=True)),
+            "images_by_class": dict(zip(self.names, counts, strict=True)),
         }
+
+    def mistakes(self, dataset: ImageDataset) -> list[dict[str, Any]]:
+        """The most confident mistakes as plain values, for JSON, the most confident first."""
+        return [
+            {"image": dataset[i].name, "label": self.names[truth], "answer": self.names[answer], "probability": sure}
+            for i, truth, answer, sure in self.worst
+        ]
 
     def draw(self, dataset: ImageDataset, folder: Path) -> list[Path]:
         """Draws the confusion matrix and, if there are any, the most confident mistakes; returns the files."""
@@ -115,9 +123,10 @@ class Evaluation:
         draw_confusion(self.truths, self.answers, self.names, files[0])
         if self.worst:
             files.append(folder / "mistakes.png")
+            samples = (dataset[index] for index, *_ in self.worst)
             drawn = [
-                Mistake(drawable(dataset[index].image), self.names[truth], self.names[answer], probability)
-                for index, truth, answer, probability in self.worst
+                Mistake(drawable(image), self.names[truth], self.names[answer], probability, Path(name).name)
+                for (image, _, name), (_, truth, answer, probability) in zip(samples, self.worst, strict=True)
             ]
             draw_mistakes(drawn, files[1])
         return files

@@ -15,16 +15,18 @@ COLUMNS = 5
 
 
 class Mistake(NamedTuple):
-    """An image (H, W, 3) of eight bits, the names of its class and of the answer, and the answer's probability."""
+    """An image (H, W, 3) of eight bits, the names of its class and of the answer, the answer's probability, and the name
+    of its file."""
 
     image: np.ndarray
     truth: str
     answer: str
     probability: float
+    file: str = ""
 
 
 def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> None:
-    """Draws images with wrong answers, with captions such as "cat -> dog 97%".
+    """Draws images with wrong answers, with captions such as "cat -> dog 97%" and the names of their files.
 
     Small images are enlarged by repeating pixels; large ones are made smaller.
 
@@ -38,5 +40,8 @@ def draw_mistakes(mistakes: Sequence[Mistake], path: Path) -> None:
     if not mistakes:
         raise ValueError("there is no mistake to draw; expected at least one.")
     mistakes = mistakes[:MOST_MISTAKES]
-    captions = [f"{printable(m.truth, 24)} -> {printable(m.answer, 24)} {m.probability:.0%}" for m in mistakes]
+    captions = [
+        f"{printable(m.truth, 24)} -> {printable(m.answer, 24)} {m.probability:.0%}\n{printable(m.file, 34)}"
+        for m in mistakes
+    ]
     save(tile_sheet([fit_tile(mistake.image) for mistake in mistakes], captions, COLUMNS), path)
