@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 FINAL, RESULTS_NAME = "final", "results.json"
 
-HELD_OUT_SEED = 0
-"""Which images are set aside does not depend on --seed, so that no later run trains on them."""
-
 
 def prepare_run(settings: RunSettings) -> None:
     """Finds the checkpoint from which the run resumes and makes it the setting; seeds the weights of the model."""
@@ -50,7 +47,8 @@ def open_training(
     settings: RunSettings, names: tuple[str, ...] = (), *, needs_labels: bool = True
 ) -> tuple[ImageDataset, ImageDataset | None]:
     """Opens the images to train on and, if evaluation is wanted, those to evaluate. If the data has no split for
-    evaluation, a share of the training images of each class is set aside."""
+    evaluation, a share of the training images of each class is set aside, whatever --seed is, so that no later run
+    trains on them."""
     columns: Any = {"image_column": settings.image_column, "label_column": settings.label_column, "names": names}
     columns["needs_labels"] = needs_labels
     train = open_dataset(settings.data, settings.train_split, streaming=settings.streaming, **columns)
@@ -65,7 +63,7 @@ def open_training(
                 f"--data {settings.data!r} has no split to evaluate, and none can be set aside from a stream; give "
                 "--eval-data, or use --eval-strategy no."
             )
-        train, evaluation = train.divide(1 - settings.held_out_share, HELD_OUT_SEED)
+        train, evaluation = train.set_aside(settings.held_out_share)
         if not len(evaluation):
             raise UsageError(
                 f"--data {settings.data!r} has no split to evaluate, and its {len(train)} images are too few to set "

@@ -48,6 +48,28 @@ class TestShare:
             assert np.bincount(drawn.labels()).tolist() == expected
             assert (np.bincount(drawn.labels()) + np.bincount(rest.labels())).tolist() == [100, 40, 3]
 
+    def test_what_is_set_aside_stays_so_if_images_are_added(self) -> None:
+        def make(count: int, order: int) -> ImageDataset:
+            names = [f"holiday/{index:05}.jpg" for index in np.random.default_rng(order).permutation(count)]
+            rows = {"image": [{"bytes": b"", "path": name} for name in names], "label": [0] * count}
+            return ImageDataset(datasets.Dataset.from_dict(rows), "image", "label", ("a",), "source")
+
+        before, after = ({sample.name for sample in make(*told).set_aside(0.1)[1]} for told in ((1000, 0), (1100, 1)))
+        assert (len(before), len(after)) == (100, 110)
+        # Of 100 images more, some have their place among a tenth.
+        assert len(before - after) <= 10
+        rest, aside = make(1000, 0).set_aside(0.1)
+        assert set(rest.chosen) | set(aside.chosen) == set(range(1000))
+        # Neither the last images nor the first ones.
+        assert 300 < np.mean([int(sample.name[-9:-4]) for sample in aside]) < 700
+
+    def test_images_without_names_are_set_aside(self, many: ImageDataset) -> None:
+        pixels = datasets.Dataset.from_dict({"image": [np.zeros((4, 4), np.uint8)] * 20})
+        for images in (many, ImageDataset(pixels, "image", None, (), "source")):
+            rest, aside = images.share(0.5, 0).set_aside(0.25)
+            assert len(rest) == pytest.approx(3 * len(aside), abs=3)
+            assert not set(rest.chosen) & set(aside.chosen)
+
     @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5, float("nan")])
     def test_no_share(self, many: ImageDataset, fraction: float) -> None:
         with pytest.raises(UsageError, match=f"is {fraction}; expected above 0"):

@@ -4,14 +4,17 @@ In: a `datasets` object that is indexed or streams; `sources.py` opens it. Out: 
 decoded, possibly with a label or several; the labels alone; a share of the samples.
 """
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from swinv2.errors import UsageError
 from swinv2.train.data.folders import EVAL_SPLITS
@@ -151,6 +154,16 @@ class ImageDataset:
         stored = column if self.chosen is None else [column[index] for index in self.chosen]
         return [self._classes_of(one) if self.several else (self._class_of(one),) for one in stored]
 
+    def _file_names(self) -> list[str]:
+        """The name of each image's file, without folders; the index of an image that has none. No image is read."""
+        indices = range(len(self)) if self.chosen is None else self.chosen.tolist()
+        # Arrow reads this part of the column alone.
+        column = self.rows.with_format("arrow")[:].column(self.image_column)
+        if not pa.types.is_struct(column.type):
+            return list(map(str, indices))
+        paths = [path for chunk in column.chunks for path in chunk.field("path").to_pylist()]
+        return [Path(paths[index] or str(index)).name for index in indices]
+
     def _no_labels_error(self) -> UsageError:
         """The error for a data set without labels."""
         others = sorted({*(self.rows.column_names)} - {self.image_column})
@@ -198,16 +211,34 @@ class ImageDataset:
         Raises:
             UsageError: The data streams.
         """
+        return self._divide(fraction, np.random.default_rng(seed).permutation)
+
+    def set_aside(self, share: float) -> "tuple[ImageDataset, ImageDataset]":
+        """Divides the images into the rest and a share of each class as `divide` does, but by the names of their files:
+        images that are added or removed later, and another order, hardly change which of the others are set aside. The
+        data must not stream."""
+        keys = np.array([_hash(name) for name in self._file_names()], np.uint64)
+        return self._divide(1 - share, lambda members: members[np.argsort(~keys[members], kind="stable")])
+
+    def _divide(
+        self, fraction: float, shuffle: Callable[[np.ndarray], np.ndarray]
+    ) -> "tuple[ImageDataset, ImageDataset]":
+        """Divides the images into a share of each class, which is the first part of its shuffled indices, and the
+        rest."""
         unlabelled = self.label_column is None and not self.streams
         labels = np.zeros(len(self), np.int64) if unlabelled else self.strata()
-        draw = np.random.default_rng(seed)
         is_drawn = np.zeros(len(labels), bool)
         for label in np.unique(labels):
-            members = draw.permutation(np.flatnonzero(labels == label))
+            members = shuffle(np.flatnonzero(labels == label))
             is_drawn[members[: max(min(round(fraction * len(members)), len(members) - 1), 1)]] = True
         parts = np.flatnonzero(is_drawn), np.flatnonzero(~is_drawn)
         drawn, rest = (replace(self, chosen=part if self.chosen is None else self.chosen[part]) for part in parts)
         return drawn, rest
+
+
+def _hash(name: str) -> int:
+    """A number of 64 bits that depends on a name alone."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest())
 
 
 def _as_pixels(image: Any) -> np.ndarray:

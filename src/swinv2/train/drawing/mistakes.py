@@ -15,8 +15,8 @@ COLUMNS = 5
 
 
 class Mistake(NamedTuple):
-    """An image (H, W, 3) of eight bits, the names of its class and of the answer, the answer's probability, and the name
-    of its file."""
+    """An image (H, W, 3) of eight bits, the names of its class and of the answer, the answer's probability, the file's
+    name."""
 
     image: np.ndarray
     truth: str
