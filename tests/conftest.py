@@ -78,3 +78,20 @@ def flags(colours: Path, tmp_path: Path) -> list[str]:
         "disable_tqdm": True,
     }
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """Our classes in transformers' tables for one test; its own ones again after it."""
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    import swinv2
+
+    tables = [CONFIG_MAPPING, *(t for t in vars(modeling_auto).values() if hasattr(t, "_extra_content"))]
+    before = [dict(table._extra_content) for table in tables]
+    swinv2.register()
+    yield
+    for table, content in zip(tables, before, strict=True):
+        table._extra_content.clear()
+        table._extra_content.update(content)

@@ -40,21 +40,6 @@ def images() -> torch.Tensor:
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch):
-    """Our classes in transformers' tables for one test; its own ones again after it."""
-    from transformers.models.auto import modeling_auto
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    tables = [CONFIG_MAPPING, *(t for t in vars(modeling_auto).values() if hasattr(t, "_extra_content"))]
-    before = [dict(table._extra_content) for table in tables]
-    swinv2.register()
-    yield
-    for table, content in zip(tables, before, strict=True):
-        table._extra_content.clear()
-        table._extra_content.update(content)
-
-
 def randomise(model: nn.Module) -> nn.Module:
     """Draws every post-norm anew: at zero, as fresh blocks have them, they would hide what the blocks do."""
     for name, parameter in model.named_parameters():

@@ -145,6 +145,9 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             training of the published checkpoints. True: they are hidden.
         norm_targets: 0: the masked-image decoder predicts pixels. An odd number N: it predicts pixels normalised by the
             mean and deviation of the N x N pixels around each; the authors' Swin V2 models were pre-trained with 47.
+        norm_feature_maps: Whether `Swinv2Backbone` ends each map that it returns with a layer norm of its own, as
+            transformers' and the authors' Swin (V1) backbones do: without one, the values of a map grow from block to
+            block. transformers' Swin V2 has none, so there a model with them computes something else.
         out_features: Names of the maps that the backbone returns: "stem", "stage1", ...
         out_indices: Indices of these maps; give only one of the two fields.
 
@@ -193,6 +196,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
     extra_norm_period: int = 0
     mask_padding: bool = False
     norm_targets: int = 0
+    norm_feature_maps: bool = False
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -423,7 +427,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         for name in ("mlp_ratio", "initializer_range", "layer_norm_eps"):
             if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected a number above 0.")
-        for name in ("qkv_bias", "use_absolute_embeddings", "mask_padding"):
+        for name in ("qkv_bias", "use_absolute_embeddings", "mask_padding", "norm_feature_maps"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected True or False.")
         if self.hidden_act not in ACT2FN:

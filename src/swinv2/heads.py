@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BackboneOutput
 from swinv2.config import Swinv2Config
 from swinv2.layers.patches import Embeddings
 from swinv2.layers.stage import Encoder, stage_attentions, views_of
+from swinv2.layers.views import Views
 from swinv2.lengths import as_pair
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.windows import Pair
@@ -226,7 +227,8 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
     """The network as a feature pyramid: the map of the stem, and of each stage before its merging.
 
     Args:
-        config: The configuration; `out_features` or `out_indices` select the maps.
+        config: The configuration; `out_features` or `out_indices` select the maps. With `norm_feature_maps`, each of
+            them has a layer norm, `hidden_states_norms`.
 
     Example:
 
@@ -245,6 +247,9 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
         self.num_features = [config.embed_dim, *(spec.dim for spec in config.stages())]
         self.embeddings = Embeddings(config, use_mask_token=False)
         self.encoder = Encoder(config)
+        if config.norm_feature_maps:
+            norms = {name: nn.LayerNorm(dim) for name, dim in zip(self.out_features, self.channels, strict=True)}
+            self.hidden_states_norms = nn.ModuleDict(norms)
         self.post_init()
 
     def forward(
@@ -276,8 +281,14 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
         stages = self.encoder(embedded.feature_map, backend, bool(output_attentions))
         views = dict(zip(self.stage_names, [embedded, *(before for before, *_ in stages)], strict=True))
         output = BackboneOutput(
-            feature_maps=tuple(views[name].channels_first for name in self.out_features),  # type: ignore[arg-type]
+            feature_maps=tuple(self._output_map(name, views[name]) for name in self.out_features),  # type: ignore[arg-type]
             hidden_states=tuple(each.tokens for each in views.values()) if output_hidden_states else None,
             attentions=stage_attentions(stages) if output_attentions else None,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _output_map(self, name: str, views: Views) -> Float[Tensor, "B C H W"]:
+        """The map of a stage for callers, with its norm if it has one."""
+        if not self.config.norm_feature_maps:
+            return views.channels_first
+        return self.hidden_states_norms[name](views.feature_map).permute(0, 3, 1, 2)

@@ -1,0 +1,117 @@
+"""The backbone of a dense model, with the weights of a checkpoint of any library.
+
+In: a checkpoint. Out: a `Swinv2Backbone` in which every tensor is the checkpoint's, and as a module of torchvision's
+detectors. This module knows no head.
+"""
+
+import copy
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from swinv2.convert import load
+from swinv2.heads import Swinv2Backbone
+from swinv2.lengths import Pair, Windows
+from swinv2.loading import load_model
+from swinv2.model import Swinv2PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+def load_backbone(
+    checkpoint: str | os.PathLike[str],
+    image_size: int | Pair | None = None,
+    window_size: Windows | None = None,
+    *,
+    out_features: Sequence[str] | None = None,
+    norm_feature_maps: bool = True,
+    drop_path_rate: float | None = None,
+    **trained: Any,
+) -> Swinv2Backbone:
+    """Loads the backbone of a checkpoint with all of its tensors. Only the norms of the maps are new, unless the
+    checkpoint is a backbone that has them.
+
+    Args:
+        checkpoint: A file, a folder or a name on the hub, in the names of any library; see `swinv2.load`.
+        image_size, window_size: The size of the images in pixels and of the windows in tokens; see `swinv2.load`. None
+            keeps those of the checkpoint. Other sizes extrapolate the position bias.
+        out_features: The maps to return: "stage1", ...; None for those of all stages.
+        norm_feature_maps: Whether each map has a layer norm; see `Swinv2Config`.
+        drop_path_rate: Drop path probability of the last block; None for that of the checkpoint.
+        trained: Facts about the training that the checkpoint does not show; see `swinv2.load`.
+
+    Returns:
+        The backbone, in evaluation mode, on the CPU, in fp32.
+
+    Raises:
+        UsageError: The checkpoint cannot be read, or it lacks a tensor of the network.
+    """
+    loaded: Any = _load_model(os.fspath(checkpoint), image_size, window_size, trained)
+    source = getattr(loaded, "swinv2", loaded)
+    config = copy.deepcopy(loaded.config)
+    config.norm_feature_maps = norm_feature_maps
+    config.architectures, config.dtype = None, torch.float32
+    config.set_output_features_output_indices(list(out_features or config.stage_names[1:]), None)
+    if drop_path_rate is not None:
+        config.drop_path_rate = drop_path_rate
+    backbone = Swinv2Backbone(config)
+    # Only masked-image modelling uses a mask token.
+    embeddings = {name: tensor for name, tensor in source.embeddings.state_dict().items() if name != "mask_token"}
+    backbone.embeddings.load_state_dict(embeddings)
+    encoder = source.encoder.state_dict()
+    backbone.encoder.load_state_dict(encoder)
+    logger.info(f"the backbone has all of its {len(embeddings) + len(encoder)} tensors from {os.fspath(checkpoint)}")
+    new = []
+    for name, norm in backbone.hidden_states_norms.items() if norm_feature_maps else ():
+        if loaded.config.norm_feature_maps and name in loaded.hidden_states_norms:
+            norm.load_state_dict(loaded.hidden_states_norms[name].state_dict())
+        else:
+            new.append(name)
+    if new:
+        logger.info(f"the norms of the maps {', '.join(new)} are new")
+    return backbone.eval()
+
+
+def _load_model(
+    checkpoint: str, image_size: int | Pair | None, window_size: Windows | None, trained: dict[str, Any]
+) -> Swinv2PreTrainedModel:
+    """Loads the network of a checkpoint, with or without a head; also a saved backbone, which has no last norm."""
+    config = Path(checkpoint).expanduser() / "config.json"
+    if config.is_file() and Swinv2Backbone.__name__ in config.read_text():
+        model = load_model(Swinv2Backbone, checkpoint, torch.device("cpu"), torch.float32)
+        if image_size is not None or window_size is not None:
+            model.set_image_size(image_size or model.config.image_size, window_size)  # type: ignore[arg-type]
+        return model
+    return load(checkpoint, image_size, window_size, **trained)
+
+
+class FeaturePyramid(nn.Module):
+    """A backbone with torchvision's feature pyramid network, as the backbone of torchvision's detectors.
+
+    Args:
+        backbone: Its maps become levels of the pyramid; one more level is made by pooling.
+        out_channels: Channels of each level.
+
+    Source:
+        Lin et al., Feature Pyramid Networks for Object Detection, 2017.
+    """
+
+    def __init__(self, backbone: Swinv2Backbone, out_channels: int = 256) -> None:
+        super().__init__()
+        self.body = backbone
+        self.fpn = FeaturePyramidNetwork(list(backbone.channels), out_channels, LastLevelMaxPool())
+        self.out_channels = out_channels
+
+    def forward(self, images: Float[Tensor, "B channels height width"]) -> dict[str, Tensor]:
+        """The levels (B, out_channels, H, W) by the names that torchvision expects: "0", "1", ... and "pool"."""
+        maps = self.body(images, return_dict=True).feature_maps
+        return self.fpn(OrderedDict((str(level), feature_map) for level, feature_map in enumerate(maps)))

@@ -1,0 +1,191 @@
+"""The heads of other libraries on a Swin V2 backbone.
+
+In: a backbone, and the names of the classes. Out: a model of transformers or torchvision with this backbone. Losses,
+matching and post-processing are those of the library.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from transformers import (
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RTDetrV2Config,
+    RTDetrV2ForObjectDetection,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+
+from swinv2.auto import register
+from swinv2.dense.backbone import FeaturePyramid, load_backbone
+from swinv2.errors import UsageError
+from swinv2.heads import Swinv2Backbone
+from swinv2.lengths import Pair, Windows, as_pair
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+"""Maps of strides 4, 8, 16 and 32 with patches of 4."""
+
+
+MOST_QUERIES = 300
+"""RT-DETR's number of objects in an image; fewer if the maps of images of the configured size have fewer tokens."""
+
+
+def from_backbone(
+    checkpoint: str | os.PathLike[str],
+    head: str,
+    labels: Sequence[str],
+    image_size: int | Pair | None = None,
+    window_size: Windows | None = None,
+    *,
+    norm_feature_maps: bool = True,
+    drop_path_rate: float | None = None,
+    **fields: Any,
+) -> nn.Module:
+    """Builds a model for a dense task: the backbone of a checkpoint, and a new head.
+
+    A configuration of transformers, such as `UperNetConfig(backbone_config=...)`, builds a backbone with random
+    weights, also if `use_pretrained_backbone` is given. Here every tensor of the backbone is the checkpoint's.
+
+    Args:
+        checkpoint, image_size, window_size, norm_feature_maps, drop_path_rate: See `load_backbone`.
+        head: One of `HEADS`.
+        labels: Names of the classes; "background" or "void" are none of them.
+        fields: Settings of the head: of its configuration in transformers, or of its model in torchvision.
+
+    Returns:
+        The model in training mode, on the CPU, in fp32. The classes of transformers keep their names and files: load a
+        saved one with `from_pretrained` after `swinv2.register()`, which this function calls too.
+
+    Raises:
+        UsageError: There is no such head, or the checkpoint is not complete.
+
+    Example:
+
+        >>> from swinv2.dense import from_backbone
+        >>> from swinv2.predict.shipped import shipped_model
+        >>> model = from_backbone(shipped_model(), "upernet", ["road", "sky"], hidden_size=32)
+        >>> type(model).__name__, type(model.backbone).__module__
+        ('UperNetForSemanticSegmentation', 'swinv2.heads')
+    """
+    _check_head(head)
+    backbone = load_backbone(
+        checkpoint,
+        image_size,
+        window_size,
+        out_features=_out_features(head),
+        norm_feature_maps=norm_feature_maps,
+        drop_path_rate=drop_path_rate,
+    )
+    return add_head(backbone, head, labels, **fields)
+
+
+def add_head(backbone: Swinv2Backbone, head: str, labels: Sequence[str], **fields: Any) -> nn.Module:
+    """Builds a model for a dense task around a backbone, which it takes over as it is; see `from_backbone`.
+
+    Raises:
+        UsageError: There is no such head, or the backbone has not the maps that it needs.
+    """
+    _check_head(head)
+    if len(set(labels)) < len(labels) or not labels:
+        raise UsageError(f"the labels are {list(labels)}; expected at least one, and each once.")
+    needed = _out_features(head)
+    if tuple(backbone.out_features) != needed:
+        raise UsageError(
+            f"the head {head!r} needs the maps {', '.join(needed)}, and the backbone returns "
+            f"{', '.join(backbone.out_features)}; load it with out_features={list(needed)}."
+        )
+    model = HEADS[head](backbone, labels, fields)
+    new = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in backbone.encoder.parameters())
+    new -= sum(p.numel() for p in backbone.embeddings.parameters())
+    logger.info(f"new parameters with random weights: {new:,}, of the head {head!r} and the norms of the maps")
+    return model.train()
+
+
+def _check_head(head: str) -> None:
+    """Raises an error unless there is such a head."""
+    if head not in HEADS:
+        raise UsageError(f"there is no head {head!r}; expected one of {', '.join(HEADS)}.")
+
+
+def _out_features(head: str) -> tuple[str, ...]:
+    """The maps that a head needs."""
+    return STAGES[1:] if head == "rt_detr" else STAGES
+
+
+def _upernet(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
+    """UperNet, for semantic segmentation. Source: Xiao et al., Unified Perceptual Parsing, 2018."""
+    # The auxiliary head reads the map of the third stage.
+    fields = {"auxiliary_in_channels": backbone.channels[2], **fields}
+    return _of_transformers(UperNetForSemanticSegmentation, UperNetConfig, backbone, labels, fields)
+
+
+def _mask2former(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
+    """Mask2Former, for semantic, instance and panoptic segmentation. Source: Cheng et al., 2022."""
+    fields = {"feature_strides": _strides(backbone), **fields}
+    return _of_transformers(Mask2FormerForUniversalSegmentation, Mask2FormerConfig, backbone, labels, fields)
+
+
+def _rt_detr(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
+    """RT-DETR v2, for detection. Source: Lv et al., RT-DETRv2, 2024."""
+    # Each query begins at a token of the maps, so an image must have at least as many.
+    tokens = sum(math.prod(stage.grid) for stage in backbone.config.stages()[1:])
+    fields = {
+        "encoder_in_channels": list(backbone.channels),
+        "feat_strides": _strides(backbone),
+        "num_queries": min(MOST_QUERIES, tokens),
+        **fields,
+    }
+    return _of_transformers(RTDetrV2ForObjectDetection, RTDetrV2Config, backbone, labels, fields)
+
+
+def _faster_rcnn(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
+    """Faster R-CNN with a feature pyramid, for detection. Source: Ren et al., 2015."""
+    return FasterRCNN(FeaturePyramid(backbone), len(labels) + 1, **fields)
+
+
+def _mask_rcnn(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
+    """Mask R-CNN with a feature pyramid, for instance segmentation. Source: He et al., 2017."""
+    return MaskRCNN(FeaturePyramid(backbone), len(labels) + 1, **fields)
+
+
+HEADS: dict[str, Callable[[Swinv2Backbone, Sequence[str], dict[str, Any]], nn.Module]] = {
+    "upernet": _upernet,
+    "mask2former": _mask2former,
+    "rt_detr": _rt_detr,
+    "faster_rcnn": _faster_rcnn,
+    "mask_rcnn": _mask_rcnn,
+}
+"""The heads by name; torchvision's R-CNNs count the background as label 0."""
+
+
+def _strides(backbone: Swinv2Backbone) -> list[int]:
+    """The strides in pixels of the backbone's maps."""
+    patch = max(as_pair("patch_size", backbone.config.patch_size))
+    return [patch << (backbone.stage_names.index(name) - 1) for name in backbone.out_features]
+
+
+def _of_transformers(
+    model_class: type[PreTrainedModel],
+    config_class: Callable[..., PreTrainedConfig],
+    backbone: Swinv2Backbone,
+    labels: Sequence[str],
+    fields: dict[str, Any],
+) -> nn.Module:
+    """A model of transformers around a backbone."""
+    register()
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}
+    model = model_class(config_class(backbone_config=backbone.config, **names, **fields))
+    # It has built a backbone of its own, with random weights.
+    (path,) = (name for name, module in model.named_modules() if isinstance(module, Swinv2Backbone))
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, backbone)
+    return model

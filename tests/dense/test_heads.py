@@ -1,0 +1,211 @@
+"""Segmenters and detectors have the backbone of their checkpoint, and answer as with transformers' backbone."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.models.swinv2.modeling_swinv2 import Swinv2Backbone as TheirBackbone
+
+import peers
+import swinv2
+from swinv2 import Swinv2Backbone, Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.dense import HEADS, add_head, from_backbone, load_backbone
+from swinv2.errors import UsageError
+
+SMALL: dict[str, Any] = {
+    "image_size": 64, "embed_dim": 16, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4,
+}  # fmt: skip
+
+SMALL_HEADS: dict[str, dict[str, Any]] = {
+    "upernet": {"hidden_size": 16, "auxiliary_channels": 8},
+    "mask2former": {
+        "hidden_dim": 32, "feature_size": 32, "mask_feature_size": 32, "encoder_layers": 1, "decoder_layers": 2,
+        "num_attention_heads": 2, "num_queries": 6, "dim_feedforward": 32, "encoder_feedforward_dim": 32,
+        "train_num_points": 64,
+    },
+    "rt_detr": {
+        "d_model": 32, "encoder_hidden_dim": 32, "decoder_in_channels": [32, 32, 32], "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+        "num_queries": 20, "num_denoising": 0,
+    },
+    "faster_rcnn": {"min_size": 64, "max_size": 128},
+    "mask_rcnn": {"min_size": 64, "max_size": 128},
+}  # fmt: skip
+LABELS = ["road", "sky", "tree"]
+
+pytestmark = pytest.mark.usefixtures("registered")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of drawn weights."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    peers.draw_weights(Swinv2ForImageClassification(Swinv2Config(**SMALL))).save_pretrained(folder)
+    return folder
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's backbone, by their names in `Swinv2Backbone`."""
+    (backbone,) = (found for found in module.modules() if isinstance(found, Swinv2Backbone))
+    return backbone.state_dict()
+
+
+def loss_of(model: nn.Module, head: str, images: Tensor) -> Tensor:
+    """A loss of the model, with made-up labels."""
+    batch, _, height, width = images.shape
+    boxes = torch.tensor([[8.0, 8.0, 40.0, 30.0], [2.0, 20.0, 20.0, 50.0]], dtype=images.dtype)
+    masks = torch.zeros(2, height, width, dtype=images.dtype)
+    masks[0, 8:30, 8:40] = masks[1, 20:50, 2:20] = 1
+    if head == "upernet":
+        labels = (torch.arange(height * width).reshape(1, height, width) // 300 % 4).repeat(batch, 1, 1)
+        return model(images, labels=labels.where(labels < 3, 255)).loss
+    if head == "mask2former":
+        torch.manual_seed(0)  # it draws the points of its loss
+        return model(images, mask_labels=[masks] * batch, class_labels=[torch.tensor([0, 2])] * batch).loss.sum()
+    if head == "rt_detr":
+        scaled = torch.tensor([[0.3, 0.3, 0.3, 0.2], [0.6, 0.6, 0.2, 0.4]], dtype=images.dtype)
+        return model(images, labels=[{"class_labels": torch.tensor([0, 2]), "boxes": scaled}] * batch).loss
+    torch.manual_seed(0)  # they draw the boxes of their losses
+    target = {"boxes": boxes, "labels": torch.tensor([1, 3]), "masks": masks.to(torch.uint8)}
+    return torch.stack(list(model(list(images.sigmoid()), [target] * batch).values())).sum()
+
+
+@pytest.mark.parametrize("head", HEADS)
+class TestEachHead:
+    def test_every_tensor_of_the_backbone_is_the_checkpoints(self, head: str, checkpoint: Path) -> None:
+        """A configuration of transformers gives random ones, without a word."""
+        model = from_backbone(checkpoint, head, LABELS, **SMALL_HEADS[head])
+        stored = load_file(checkpoint / "model.safetensors")
+        loaded = tensors_of(model)
+        names = {name for name in loaded if not name.startswith("hidden_states_norms.")}
+        assert len(names) > 50
+        for name in names:
+            assert torch.equal(loaded[name], stored[f"swinv2.{name}"]), name
+        left = {name.removeprefix("swinv2.") for name in stored} - names
+        assert left == {"layernorm.weight", "layernorm.bias", "classifier.weight", "classifier.bias"}
+
+    def test_it_learns(self, head: str, checkpoint: Path) -> None:
+        model = from_backbone(checkpoint, head, LABELS, drop_path_rate=0.5, **SMALL_HEADS[head])
+        assert model.training
+        loss_of(model, head, peers.images((64, 96))).backward()
+        assert {name for name, each in model.named_parameters() if each.grad is None} == set()
+
+    # In fp32 a rounding error moves a box past a threshold, or a number past the bend of a loss.
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.float64, 1e-9)], ids=str)
+    @pytest.mark.parametrize("size", [(96, 64), (75, 90)], ids=str)
+    def test_answers_and_gradients_are_those_of_transformers_backbone(
+        self, head: str, size: tuple[int, int], dtype: torch.dtype, tolerance: float, checkpoint: Path
+    ) -> None:
+        if head == "rt_detr" and size == (75, 90):
+            pytest.skip("RT-DETR takes multiples of 32 pixels only")
+        if head == "mask2former" and dtype == torch.float64:
+            pytest.skip("Mask2Former computes its positions in fp32")
+        ours = from_backbone(checkpoint, head, LABELS, norm_feature_maps=False, drop_path_rate=0.0, **SMALL_HEADS[head])
+        theirs = put_theirs(copy.deepcopy(ours)).to(dtype)
+        losses = [loss_of(model, head, peers.images(size).to(dtype)) for model in (ours.to(dtype), theirs)]
+        assert peers.relative_error(losses[0].detach(), losses[1].detach()) < min(tolerance, 1e-5)
+        for loss in losses:
+            loss.backward()
+        expected = peers.gradients(theirs)
+        largest = max(gradient.norm().item() for gradient in expected.values())
+        for name, gradient in peers.gradients(ours).items():
+            # Some gradients are zero but for rounding: before a norm that takes them away.
+            assert (gradient - expected[name]).norm() < tolerance * (expected[name].norm() + 1e-2 * largest), name
+
+    def test_unknown_labels_and_maps(self, head: str, checkpoint: Path) -> None:
+        for labels in ([], ["a", "a"]):
+            with pytest.raises(UsageError, match="expected at least one, and each once"):
+                from_backbone(checkpoint, head, labels)
+        backbone = load_backbone(checkpoint, out_features=["stage1", "stage3"])
+        with pytest.raises(UsageError, match=rf"the head '{head}' needs the maps .*stage2, stage3, stage4, and"):
+            add_head(backbone, head, LABELS)
+
+
+def put_theirs(model: nn.Module) -> nn.Module:
+    """Puts transformers' backbone in the place of ours, with the same weights; returns the model."""
+    (path, ours), *_ = ((name, each) for name, each in model.named_modules() if isinstance(each, Swinv2Backbone))
+    fields = {**SMALL, "drop_path_rate": 0.0, "out_features": list(ours.out_features)}
+    theirs = TheirBackbone(transformers.Swinv2Config(**fields)).train(model.training)
+    theirs.load_state_dict(ours.state_dict())
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, theirs)
+    return model
+
+
+@pytest.mark.parametrize("head", ["upernet", "mask2former", "rt_detr"])
+def test_a_saved_model_loads_by_the_classes_of_transformers(head: str, checkpoint: Path, tmp_path: Path) -> None:
+    model = from_backbone(checkpoint, head, LABELS, **SMALL_HEADS[head]).eval()
+    peers.draw_weights(model)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    images = peers.images((64, 64))
+    with torch.no_grad():
+        ours, again = model(images), loaded(images)
+    assert loaded.config.id2label == dict(enumerate(LABELS))
+    assert torch.equal(ours[0], again[0])
+    assert any(isinstance(each, Swinv2Backbone) for each in loaded.modules())
+
+
+def test_unknown_head(checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="there is no head 'unet'; expected one of upernet, mask2former"):
+        from_backbone(checkpoint, "unet", LABELS)
+
+
+def test_rt_detr_has_no_more_queries_than_tokens(checkpoint: Path) -> None:
+    assert from_backbone(checkpoint, "rt_detr", LABELS).config.num_queries == 8 * 8 + 4 * 4 + 2 * 2
+    assert from_backbone(checkpoint, "rt_detr", LABELS, 256).config.num_queries == 300
+
+
+def save_masked(folder: Path) -> Path:
+    model = Swinv2ForMaskedImageModeling(Swinv2Config(**SMALL, encoder_stride=32))
+    peers.draw_weights(model).save_pretrained(folder)
+    return folder
+
+
+def save_backbone(folder: Path) -> Path:
+    peers.draw_weights(Swinv2Backbone(Swinv2Config(**SMALL))).save_pretrained(folder)
+    return folder
+
+
+def save_timm(folder: Path) -> Path:
+    fields = {"img_size": 64, "embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4), "window_size": 4}
+    torch.save(peers.timm_model("swinv2_tiny_window8_256", **fields).state_dict(), folder / "model.pth")
+    return folder / "model.pth"
+
+
+@pytest.mark.parametrize("save", [save_masked, save_backbone, save_timm])
+def test_checkpoints_of_all_kinds(save: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = save(tmp_path)
+    sizes = {} if path.is_dir() else {"trained_image_size": 64, "trained_window_size": 4}
+    backbone = load_backbone(path, norm_feature_maps=False, **sizes)
+    stored = load_file(path / "model.safetensors") if path.is_dir() else dict(swinv2.load(path, **sizes).state_dict())
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, stored.get(name, stored.get(f"swinv2.{name}"))), name
+    with torch.no_grad():
+        maps = backbone(peers.images((64, 64))).feature_maps
+    assert [each.shape[1:] for each in maps] == [(16, 16, 16), (32, 8, 8), (64, 4, 4), (128, 2, 2)]
+
+
+def test_a_saved_backbone_keeps_the_norms_that_it_has(tmp_path: Path) -> None:
+    config = Swinv2Config(**SMALL, norm_feature_maps=True, out_features=["stage2", "stage4"])
+    saved = peers.draw_weights(Swinv2Backbone(config))
+    saved.save_pretrained(tmp_path)
+    norms = load_backbone(tmp_path, 128).hidden_states_norms
+    for name, norm in norms.items():
+        expected = saved.hidden_states_norms[name].weight if name in saved.hidden_states_norms else torch.ones(1)
+        assert torch.equal(norm.weight, expected.expand_as(norm.weight))
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["swinv2.encoder.layers.1.blocks.1.attention.self.query.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
+    with pytest.raises(UsageError, match="query"):
+        from_backbone(tmp_path, "upernet", LABELS)
