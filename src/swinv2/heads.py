@@ -3,6 +3,7 @@
 In: images (B, channels, height, width), labels or masks. Out: transformers' outputs.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -223,6 +224,61 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
+def sizes_of_mask(pixel_mask: Tensor, images: Float[Tensor, "B channels height width"]) -> list[Pair]:
+    """The size (height, width) of each image in a padded batch.
+
+    Args:
+        pixel_mask: See `Swinv2Backbone.forward`.
+        images: The batch.
+
+    Raises:
+        ValueError: The mask has another shape, or it is not a rectangle at the top left of an image.
+    """
+    batch, _, height, width = images.shape
+    if tuple(pixel_mask.shape) != (batch, height, width):
+        raise ValueError(f"pixel_mask has shape {tuple(pixel_mask.shape)}; expected {(batch, height, width)}.")
+    mask = pixel_mask.bool()
+    rows, columns = mask.any(2).sum(1), mask.any(1).sum(1)
+    inside = torch.arange(height, device=mask.device)[:, None] < rows[:, None, None]
+    inside = inside & (torch.arange(width, device=mask.device) < columns[:, None, None])
+    if not (mask == inside).all() or not mask.any(2).any(1).all():
+        raise ValueError(
+            "pixel_mask is not a rectangle at the top left of each image; pad images at the bottom and right."
+        )
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+def run_by_size(
+    run: Callable[[Tensor], Sequence[Tensor]],
+    images: Float[Tensor, "B channels height width"],
+    sizes: Sequence[Pair],
+    grids: Sequence[Pair],
+) -> list[Tensor]:
+    """Computes maps of a padded batch as if each image were alone: padding is cut off before, and images of the same
+    size run together. So no padding is computed, and it changes no number.
+
+    Args:
+        run: Computes maps (B, C, H, W) of images of one size.
+        images: The batch.
+        sizes: The size (height, width) of each image, without its padding.
+        grids: The size (height, width) of each map of the batch.
+
+    Returns:
+        The maps of the batch, with zeros beyond those of an image.
+    """
+    groups: dict[Pair, list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault((int(size[0]), int(size[1])), []).append(index)
+    if list(groups) == [(images.shape[2], images.shape[3])]:
+        return list(run(images))
+    parts = [run(images[members, :, :height, :width]) for (height, width), members in groups.items()]
+    order = torch.tensor([index for members in groups.values() for index in members], device=images.device).argsort()
+    return [
+        torch.cat([F.pad(each, (0, grid[1] - each.shape[3], 0, grid[0] - each.shape[2])) for each in level])[order]
+        for level, grid in zip(zip(*parts, strict=True), grids, strict=True)
+    ]
+
+
 class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
     """The network as a feature pyramid: the map of the stem, and of each stage before its merging.
 
@@ -259,6 +315,7 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool = False,
         return_dict: bool | None = None,
+        pixel_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> BackboneOutput | tuple[Any, ...]:
         """Extracts feature maps.
@@ -266,12 +323,33 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
         Args:
             pixel_values: Images of any size.
             output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
+            pixel_mask: 1 or True (B, height, width) for the pixels of an image, 0 for those that pad it to the size of
+                the batch, at its bottom and right. Each image then gives the maps that it gives alone, with zeros
+                beyond them; see `run_by_size`.
 
         Returns:
             `feature_maps` (B, channels, H, W) in the order of `out_features`; `hidden_states`, the tokens of every map
             before its merging.
+
+        Raises:
+            ValueError: The images or the mask do not fit; or attention weights or hidden states are wanted beside a
+                mask, of images of several sizes.
         """
         pixel_values = self._check_images(pixel_values)
+        if pixel_mask is not None and not pixel_mask.all():
+            if output_attentions or output_hidden_states:
+                raise ValueError(
+                    "attention weights and hidden states of images of several sizes do not fit into one tensor; run "
+                    "the images one by one, or leave out pixel_mask."
+                )
+            maps = run_by_size(
+                lambda images: self(images, False, False, interpolate_pos_encoding, True).feature_maps,
+                pixel_values,
+                sizes_of_mask(pixel_mask, pixel_values),
+                [self.grids((pixel_values.shape[2], pixel_values.shape[3]))[name] for name in self.out_features],
+            )
+            padded = BackboneOutput(feature_maps=tuple(maps))  # type: ignore[arg-type]
+            return padded if (self.config.return_dict if return_dict is None else return_dict) else padded.to_tuple()
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -286,6 +364,16 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
             attentions=stage_attentions(stages) if output_attentions else None,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def grids(self, image_size: Pair) -> dict[str, Pair]:
+        """The size (height, width) in tokens of every map of images of a size, by its name."""
+        patch = as_pair("patch_size", self.config.patch_size)
+        first: Pair = -(-image_size[0] // patch[0]), -(-image_size[1] // patch[1])
+        halvings = [max(index - 1, 0) for index in range(len(self.stage_names))]
+        return {
+            name: (-(-first[0] >> halving), -(-first[1] >> halving))
+            for name, halving in zip(self.stage_names, halvings, strict=True)
+        }
 
     def _output_map(self, name: str, views: Views) -> Float[Tensor, "B C H W"]:
         """The map of a stage for callers, with its norm if it has one."""

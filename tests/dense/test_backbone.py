@@ -6,7 +6,7 @@ from torch import nn
 
 import peers
 from swinv2 import Swinv2Backbone, Swinv2Config
-from swinv2.dense.backbone import FeaturePyramid
+from swinv2.dense.detectors import FeaturePyramid
 
 CONFIG = {"image_size": 64, "embed_dim": 16, "depths": [2, 2], "num_heads": [1, 2], "window_size": 4}
 
@@ -55,3 +55,61 @@ def test_a_pyramid() -> None:
         "1": (2, 24, 8, 12),
         "pool": (2, 24, 4, 6),
     }
+
+
+SIZES = [(64, 96), (40, 70), (64, 96), (33, 20)]
+
+
+def padded_batch(noise: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of `SIZES` in one batch, padded with noise, and its mask."""
+    batch = torch.randn(len(SIZES), 3, 64, 96, generator=torch.Generator().manual_seed(1)) * noise
+    mask = torch.zeros(len(SIZES), 64, 96, dtype=torch.long)
+    for index, (height, width) in enumerate(SIZES):
+        batch[index, :, :height, :width] = peers.images((height, width), count=4)[index]
+        mask[index, :height, :width] = 1
+    return batch, mask
+
+
+class TestPaddedBatches:
+    @pytest.mark.parametrize("norms", [False, True])
+    def test_an_image_has_the_maps_that_it_has_alone(self, norms: bool) -> None:
+        """Whatever the padding is, and whatever else is in the batch; and so are the gradients."""
+        backbone, (batch, mask) = make(norm_feature_maps=norms), padded_batch(noise=100.0)
+        batch.requires_grad_()
+        together = backbone(batch, pixel_mask=mask).feature_maps
+        assert [tuple(each.shape) for each in together] == [(4, 16, 16, 24), (4, 32, 8, 12)]
+        for index, (height, width) in enumerate(SIZES):
+            alone = backbone(batch[index : index + 1, :, :height, :width].detach()).feature_maps
+            for ours, expected in zip(together, alone, strict=True):
+                rows, columns = expected.shape[2:]
+                inside = ours[index : index + 1, :, :rows, :columns]
+                assert (inside - expected).abs().max() < 1e-5 * expected.abs().max()
+                assert ours[index].abs().sum().item() == pytest.approx(inside.abs().sum().item(), rel=1e-5)
+        sum(each.square().sum() for each in together).backward()
+        assert batch.grad[1, :, 40:].abs().max() == 0
+        assert batch.grad[1, :, :40, :70].abs().max() > 0
+        # Without the mask, padding changes the answer.
+        assert not torch.allclose(backbone(batch).feature_maps[1][1, :, :5, :8], together[1][1, :, :5, :8], atol=1e-3)
+
+    def test_a_mask_of_whole_images_changes_nothing(self) -> None:
+        backbone, images = make(), peers.images((64, 96))
+        masked = backbone(images, pixel_mask=torch.ones(2, 64, 96), output_hidden_states=True)
+        for ours, expected in zip(masked.feature_maps, backbone(images).feature_maps, strict=True):
+            assert torch.equal(ours, expected)
+        assert masked.hidden_states is not None
+
+    def test_masks_that_are_wrong(self) -> None:
+        backbone, (batch, mask) = make(), padded_batch(0.0)
+        with pytest.raises(ValueError, match=r"pixel_mask has shape \(4, 96, 64\); expected \(4, 64, 96\)"):
+            backbone(batch, pixel_mask=mask.transpose(1, 2))
+        for wrong in (mask.flip(2), mask * 0):
+            with pytest.raises(ValueError, match="pixel_mask is not a rectangle at the top left of each image"):
+                backbone(batch, pixel_mask=wrong)
+        with pytest.raises(ValueError, match="of images of several sizes do not fit into one tensor"):
+            backbone(batch, pixel_mask=mask, output_hidden_states=True)
+
+    @pytest.mark.parametrize("size", [(64, 96), (33, 20), (50, 97), (3, 2)])
+    def test_sizes_of_the_maps(self, size: tuple[int, int]) -> None:
+        backbone = make()
+        maps = backbone(peers.images(size)).feature_maps
+        assert [tuple(each.shape[2:]) for each in maps] == [backbone.grids(size)[name] for name in ("stem", "stage2")]

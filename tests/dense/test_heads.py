@@ -1,6 +1,7 @@
 """Segmenters and detectors have the backbone of their checkpoint, and answer as with transformers' backbone."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import swinv2
 from swinv2 import Swinv2Backbone, Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.dense import HEADS, add_head, from_backbone, load_backbone
 from swinv2.errors import UsageError
+from swinv2.train.optim.groups import Role, parameter_roles
 
 SMALL: dict[str, Any] = {
     "image_size": 64, "embed_dim": 16, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4,
@@ -118,6 +120,20 @@ class TestEachHead:
             # Some gradients are zero but for rounding: before a norm that takes them away.
             assert (gradient - expected[name]).norm() < tolerance * (expected[name].norm() + 1e-2 * largest), name
 
+    def test_layers_and_decay_of_the_parameters(self, head: str, checkpoint: Path) -> None:
+        """The head and the norms of the maps learn at the full rate; vectors of the backbone do not decay."""
+        roles = parameter_roles(from_backbone(checkpoint, head, LABELS, **SMALL_HEADS[head]))
+        last = sum(SMALL["depths"]) + 1
+        inside = {name: role for name, role in roles.items() if re.search(r"encoder\.layers\.\d+\.blocks", name)}
+        assert {role.layer for role in inside.values()} == set(range(1, last))
+        outside = {
+            name: role for name, role in roles.items() if "embeddings." not in name and "encoder.layers" not in name
+        }
+        assert {role.layer for role in outside.values()} == {last}
+        norms = {role for name, role in roles.items() if "hidden_states_norms" in name}
+        assert norms == {Role(last, False)}
+        assert not any(role.decays for name, role in roles.items() if "logit_scale" in name or "position_bias" in name)
+
     def test_unknown_labels_and_maps(self, head: str, checkpoint: Path) -> None:
         for labels in ([], ["a", "a"]):
             with pytest.raises(UsageError, match="expected at least one, and each once"):
@@ -133,6 +149,7 @@ def put_theirs(model: nn.Module) -> nn.Module:
     fields = {**SMALL, "drop_path_rate": 0.0, "out_features": list(ours.out_features)}
     theirs = TheirBackbone(transformers.Swinv2Config(**fields)).train(model.training)
     theirs.load_state_dict(ours.state_dict())
+    theirs.grids = ours.grids  # of all images of a batch, which the pyramid wants to know
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, theirs)
     return model
@@ -209,3 +226,32 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(checkpoint: Path, tmp_path:
     (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
     with pytest.raises(UsageError, match="query"):
         from_backbone(tmp_path, "upernet", LABELS)
+
+
+@pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn"])
+def test_a_detector_finds_in_a_batch_what_it_finds_in_one_image(head: str, checkpoint: Path) -> None:
+    """torchvision pads the smaller images of a batch, and tells no backbone."""
+    fields = {"min_size": 64, "max_size": 160, "box_score_thresh": 0.0, "rpn_post_nms_top_n_test": 50}
+    detector = peers.draw_weights(from_backbone(checkpoint, head, LABELS, **fields)).eval()
+    images = [peers.images(size)[0].sigmoid() for size in ((64, 64), (64, 150), (80, 70))]
+    with torch.no_grad():
+        together, alone = detector(images), [detector([image])[0] for image in images]
+    for ours, expected in zip(together, alone, strict=True):
+        assert len(ours["scores"]) == len(expected["scores"]) > 10
+        assert torch.equal(ours["labels"], expected["labels"])
+        for name in ("boxes", "scores"):
+            assert torch.allclose(ours[name], expected[name], atol=1e-3), name
+
+
+def test_a_pyramid_of_a_padded_batch(checkpoint: Path) -> None:
+    model = from_backbone(checkpoint, "faster_rcnn", LABELS, min_size=64, max_size=160).eval()
+    images = [peers.images(size)[0].sigmoid() for size in ((64, 64), (64, 150))]
+    with torch.no_grad():
+        batch, _ = model.transform(images)
+        levels = model.backbone(batch.tensors)
+        alone = model.backbone(model.transform(images[:1])[0].tensors)
+    assert list(levels) == ["0", "1", "2", "3", "pool"]
+    for name, level in levels.items():
+        height, width = alone[name].shape[2:]
+        assert torch.allclose(level[:1, :, :height, :width], alone[name], atol=1e-5)
+        assert level[0, :, :, width:].abs().max() == 0

@@ -1,22 +1,16 @@
 """The backbone of a dense model, with the weights of a checkpoint of any library.
 
-In: a checkpoint. Out: a `Swinv2Backbone` in which every tensor is the checkpoint's, and as a module of torchvision's
-detectors. This module knows no head.
+In: a checkpoint. Out: a `Swinv2Backbone` in which every tensor is the checkpoint's. This module knows no head.
 """
 
 import copy
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from swinv2.convert import load
 from swinv2.heads import Swinv2Backbone
@@ -92,26 +86,3 @@ def _load_model(
             model.set_image_size(image_size or model.config.image_size, window_size)  # type: ignore[arg-type]
         return model
     return load(checkpoint, image_size, window_size, **trained)
-
-
-class FeaturePyramid(nn.Module):
-    """A backbone with torchvision's feature pyramid network, as the backbone of torchvision's detectors.
-
-    Args:
-        backbone: Its maps become levels of the pyramid; one more level is made by pooling.
-        out_channels: Channels of each level.
-
-    Source:
-        Lin et al., Feature Pyramid Networks for Object Detection, 2017.
-    """
-
-    def __init__(self, backbone: Swinv2Backbone, out_channels: int = 256) -> None:
-        super().__init__()
-        self.body = backbone
-        self.fpn = FeaturePyramidNetwork(list(backbone.channels), out_channels, LastLevelMaxPool())
-        self.out_channels = out_channels
-
-    def forward(self, images: Float[Tensor, "B channels height width"]) -> dict[str, Tensor]:
-        """The levels (B, out_channels, H, W) by the names that torchvision expects: "0", "1", ... and "pool"."""
-        maps = self.body(images, return_dict=True).feature_maps
-        return self.fpn(OrderedDict((str(level), feature_map) for level, feature_map in enumerate(maps)))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
-from torchvision.models.detection import FasterRCNN, MaskRCNN
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -24,7 +23,8 @@ from transformers import (
 )
 
 from swinv2.auto import register
-from swinv2.dense.backbone import FeaturePyramid, load_backbone
+from swinv2.dense.backbone import load_backbone
+from swinv2.dense.detectors import FeaturePyramid, SwinFasterRCNN, SwinMaskRCNN
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone
 from swinv2.lengths import Pair, Windows, as_pair
@@ -148,13 +148,13 @@ def _rt_detr(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, 
 
 
 def _faster_rcnn(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
-    """Faster R-CNN with a feature pyramid, for detection. Source: Ren et al., 2015."""
-    return FasterRCNN(FeaturePyramid(backbone), len(labels) + 1, **fields)
+    """Faster R-CNN with a feature pyramid, for detection."""
+    return SwinFasterRCNN(FeaturePyramid(backbone), len(labels) + 1, **fields)
 
 
 def _mask_rcnn(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
-    """Mask R-CNN with a feature pyramid, for instance segmentation. Source: He et al., 2017."""
-    return MaskRCNN(FeaturePyramid(backbone), len(labels) + 1, **fields)
+    """Mask R-CNN with a feature pyramid, for instance segmentation."""
+    return SwinMaskRCNN(FeaturePyramid(backbone), len(labels) + 1, **fields)
 
 
 HEADS: dict[str, Callable[[Swinv2Backbone, Sequence[str], dict[str, Any]], nn.Module]] = {
