@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2Model
 from swinv2.cli import app
 from swinv2.zoo import CHECKPOINTS, PRESETS
-from test_ecosystem import registered  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "swinv2"
