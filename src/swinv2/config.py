@@ -102,6 +102,15 @@ _OTHER_WEIGHTS = frozenset({"depths", "embed_dim", "num_heads", "patch_size"})
 """If one of these fields is changed, the weights of the file do not fit."""
 
 
+MOST_PADDED = 1.25
+"""A stage keeps its window if the padded map has at most so many times the tokens of the map."""
+
+
+def _fitted_side(length: int, most: int) -> int:
+    """The side of a window, from half of `most` to `most`, that pads a map of this length least."""
+    return min(range(most, (most - 1) // 2, -1), key=lambda side: -(-length // side) * side)
+
+
 def _is_number(value: Any) -> bool:
     """Whether the value of a configuration's field is a number; True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -296,6 +305,31 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         else:
             other._keep_learned_windows(self)
         return other.checked()
+
+    def fitted_windows(self, image_size: Any, window: int | Pair) -> list[Pair]:
+        """A window for each stage that wastes little on padding: the given one, unless a map would be padded by more
+        than a quarter of its tokens; then, on each axis, the one that pads least, from the given length to half of it,
+        and of equal ones the largest.
+
+        Args:
+            image_size: In pixels, one length or (height, width).
+            window: The largest window in tokens.
+
+        Example:
+
+            >>> from swinv2 import Swinv2Config
+            >>> Swinv2Config().fitted_windows(1536, 32)  # the last map has 48 tokens on each axis, which pad to 64
+            [(32, 32), (32, 32), (32, 32), (24, 24)]
+        """
+        other = copy.deepcopy(self)
+        other.image_size, other.window_size = image_size, plain_windows((as_pair("window", window),))
+        found = list[Pair]()
+        for spec in other.stages():
+            padded = [-(-length // side) * side for length, side in zip(spec.grid, spec.window, strict=True)]
+            keeps = padded[0] * padded[1] <= MOST_PADDED * spec.grid[0] * spec.grid[1]
+            sides = spec.window if keeps else tuple(map(_fitted_side, spec.grid, spec.window))
+            found.append((sides[0], sides[1]))
+        return found
 
     def checked(self) -> Self:
         """This configuration, if a model can be built from it.

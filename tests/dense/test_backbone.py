@@ -1,12 +1,17 @@
 """The norms of a backbone's maps, and the pyramid on them."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import peers
 from swinv2 import Swinv2Backbone, Swinv2Config
+from swinv2.dense import load_backbone
 from swinv2.dense.detectors import FeaturePyramid
+from swinv2.errors import UsageError
 
 CONFIG = {"image_size": 64, "embed_dim": 16, "depths": [2, 2], "num_heads": [1, 2], "window_size": 4}
 
@@ -113,3 +118,35 @@ class TestPaddedBatches:
         backbone = make()
         maps = backbone(peers.images(size)).feature_maps
         assert [tuple(each.shape[2:]) for each in maps] == [backbone.grids(size)[name] for name in ("stem", "stage2")]
+
+
+@pytest.mark.parametrize(
+    ("image_size", "window", "expected"),
+    [
+        (1536, 32, [(32, 32), (32, 32), (32, 32), (24, 24)]),
+        # 128, 64, 32 and 16 tokens: 12 pads the first to 132, and the others by more than a quarter.
+        (512, 12, [(12, 12), (8, 8), (8, 8), (8, 8)]),
+        (512, 16, [(16, 16)] * 4),
+        # 25 and 42 tokens in the last map, 50 and 84 in the one before.
+        ((800, 1333), 7, [(7, 7), (7, 7), (7, 7), (7, 7)]),
+        ((64, 256), (8, 16), [(8, 16), (8, 16), (4, 16), (2, 8)]),
+    ],
+)
+def test_windows_that_fit(image_size: Any, window: Any, expected: list[tuple[int, int]]) -> None:
+    config = Swinv2Config()
+    assert config.fitted_windows(image_size, window) == expected
+    for stage, side in zip(config.resized(image_size, expected).stages(), expected, strict=True):
+        assert stage.window == side
+
+
+def test_a_backbone_of_another_size_has_windows_that_fit(tmp_path: Path) -> None:
+    config = Swinv2Config(image_size=64, embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4)
+    Swinv2Backbone(config).save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path, 96, 8)
+    # 24, 12, 6 and 3 tokens.
+    assert [stage.window for stage in backbone.config.stages()] == [(8, 8), (6, 6), (6, 6), (3, 3)]
+    assert [stage.learned_window for stage in backbone.config.stages()] == [(4, 4), (4, 4), (4, 4), (2, 2)]
+    given = load_backbone(tmp_path, 96, [8, 8, 4, 2])
+    assert [stage.window for stage in given.config.stages()] == [(8, 8), (8, 8), (4, 4), (2, 2)]
+    with pytest.raises(UsageError, match="these sizes are impossible: image_size is 0"):
+        load_backbone(tmp_path, 0)

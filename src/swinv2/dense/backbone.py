@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from swinv2.convert import load
+from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone
 from swinv2.lengths import Pair, Windows
 from swinv2.loading import load_model
@@ -36,8 +37,9 @@ def load_backbone(
 
     Args:
         checkpoint: A file, a folder or a name on the hub, in the names of any library; see `swinv2.load`.
-        image_size, window_size: The size of the images in pixels and of the windows in tokens; see `swinv2.load`. None
-            keeps those of the checkpoint. Other sizes extrapolate the position bias.
+        image_size, window_size: The size of the images in pixels and of the windows in tokens; None keeps those of the
+            checkpoint. Other windows extrapolate the position bias. One window for all stages is smaller in a stage
+            whose map it does not fit; see `Swinv2Config.fitted_windows`. Windows for each stage are taken as they are.
         out_features: The maps to return: "stage1", ...; None for those of all stages.
         norm_feature_maps: Whether each map has a layer norm; see `Swinv2Config`.
         drop_path_rate: Drop path probability of the last block; None for that of the checkpoint.
@@ -79,10 +81,19 @@ def _load_model(
     checkpoint: str, image_size: int | Pair | None, window_size: Windows | None, trained: dict[str, Any]
 ) -> Swinv2PreTrainedModel:
     """Loads the network of a checkpoint, with or without a head; also a saved backbone, which has no last norm."""
-    config = Path(checkpoint).expanduser() / "config.json"
-    if config.is_file() and Swinv2Backbone.__name__ in config.read_text():
-        model = load_model(Swinv2Backbone, checkpoint, torch.device("cpu"), torch.float32)
-        if image_size is not None or window_size is not None:
-            model.set_image_size(image_size or model.config.image_size, window_size)  # type: ignore[arg-type]
+    stored = Path(checkpoint).expanduser() / "config.json"
+    if stored.is_file() and Swinv2Backbone.__name__ in stored.read_text():
+        model: Swinv2PreTrainedModel = load_model(Swinv2Backbone, checkpoint, torch.device("cpu"), torch.float32)
+    else:
+        model = load(checkpoint, **trained)
+    if image_size is None and window_size is None:
         return model
-    return load(checkpoint, image_size, window_size, **trained)
+    size: Any = model.config.image_size if image_size is None else image_size
+    windows: Any = model.config.window_size if window_size is None else window_size
+    try:
+        if isinstance(windows, int):
+            windows = model.config.fitted_windows(size, windows)
+        model.set_image_size(size, windows)
+    except ValueError as error:
+        raise UsageError(f"these sizes are impossible: {error}") from error
+    return model
