@@ -2,5 +2,7 @@
 
 from swinv2.dense.backbone import load_backbone
 from swinv2.dense.heads import HEADS, add_head, from_backbone
+from swinv2.dense.scores import SegmentationScores
+from swinv2.dense.sliding import segment
 
-__all__ = ["HEADS", "add_head", "from_backbone", "load_backbone"]
+__all__ = ["HEADS", "SegmentationScores", "add_head", "from_backbone", "load_backbone", "segment"]
