@@ -144,8 +144,8 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         hidden_act: Activation of the MLP, a name of `transformers.activations.ACT2FN`.
         use_absolute_embeddings: Whether to add a learned position embedding to the patches.
         initializer_range: Standard deviation of fresh weights.
-        layer_norm_eps: Epsilon of the layer norms in the blocks and at the end. Those of the patch embedding and of
-            patch merging always have 1e-5, as in every other implementation.
+        layer_norm_eps: Epsilon of the layer norms in the blocks and at the end. Those of the patch embedding, of
+            patch merging and of feature maps always have 1e-5, as in every other implementation.
         encoder_stride: Side in pixels of the area that the masked-image decoder predicts for each token of the last
             map; one length or (height, width). Must be the patch size times two to the power of the merges.
         extra_norm_period: N adds an extra layer norm on the main path after every N blocks of a stage (6 in the huge
@@ -308,8 +308,8 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
 
     def fitted_windows(self, image_size: Any, window: int | Pair) -> list[Pair]:
         """A window for each stage that wastes little on padding: the given one, unless a map would be padded by more
-        than a quarter of its tokens; then, on each axis, the one that pads least, from the given length to half of it,
-        and of equal ones the largest.
+        than a quarter of its tokens; then, on each axis, the one that pads least, from the given length (or that of the
+        map, which clips it) to half of it, and of equal ones the largest.
 
         Args:
             image_size: In pixels, one length or (height, width).
@@ -320,14 +320,21 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             >>> from swinv2 import Swinv2Config
             >>> Swinv2Config().fitted_windows(1536, 32)  # the last map has 48 tokens on each axis, which pad to 64
             [(32, 32), (32, 32), (32, 32), (24, 24)]
+
+        Raises:
+            ValueError: The size or the window is impossible.
         """
         other = copy.deepcopy(self)
         other.image_size, other.window_size = image_size, plain_windows((as_pair("window", window),))
         found = list[Pair]()
+        sizes = zip(as_pair("image_size", image_size), as_pair("patch_size", self.patch_size), strict=True)
+        first = [-(-length // patch) for length, patch in sizes]
         for spec in other.stages():
-            padded = [-(-length // side) * side for length, side in zip(spec.grid, spec.window, strict=True)]
-            keeps = padded[0] * padded[1] <= MOST_PADDED * spec.grid[0] * spec.grid[1]
-            sides = spec.window if keeps else tuple(map(_fitted_side, spec.grid, spec.window))
+            # The maps of the network, which pads where `spec.grid` rounds down.
+            grid = [-(-length >> spec.index) for length in first]
+            padded = [-(-length // side) * side for length, side in zip(grid, spec.window, strict=True)]
+            keeps = padded[0] * padded[1] <= MOST_PADDED * grid[0] * grid[1]
+            sides = spec.window if keeps else tuple(map(_fitted_side, grid, spec.window))
             found.append((sides[0], sides[1]))
         return found
 

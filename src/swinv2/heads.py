@@ -336,24 +336,27 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
                 mask, of images of several sizes.
         """
         pixel_values = self._check_images(pixel_values)
-        if pixel_mask is not None and not pixel_mask.all():
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        size: Pair = pixel_values.shape[2], pixel_values.shape[3]
+        sizes = [size] if pixel_mask is None else sizes_of_mask(pixel_mask, pixel_values)
+        if set(sizes) != {size}:
             if output_attentions or output_hidden_states:
                 raise ValueError(
                     "attention weights and hidden states of images of several sizes do not fit into one tensor; run "
                     "the images one by one, or leave out pixel_mask."
                 )
+            forward: Any = self.forward
             maps = run_by_size(
-                lambda images: self(images, False, False, interpolate_pos_encoding, True).feature_maps,
+                lambda images: forward(images, False, False, interpolate_pos_encoding, True).feature_maps,
                 pixel_values,
-                sizes_of_mask(pixel_mask, pixel_values),
-                [self.grids((pixel_values.shape[2], pixel_values.shape[3]))[name] for name in self.out_features],
+                sizes,
+                [self.grids(size)[name] for name in self.out_features],
             )
             padded = BackboneOutput(feature_maps=tuple(maps))  # type: ignore[arg-type]
             return padded if (self.config.return_dict if return_dict is None else return_dict) else padded.to_tuple()
-        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = (
-            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        )
         backend = self._choose_backend(pixel_values, bool(output_attentions))
         embedded = views_of(self.embeddings(pixel_values, None, interpolate_pos_encoding, backend))
         stages = self.encoder(embedded.feature_map, backend, bool(output_attentions))
@@ -379,4 +382,9 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
         """The map of a stage for callers, with its norm if it has one."""
         if not self.config.norm_feature_maps:
             return views.channels_first
+        if name not in self.hidden_states_norms:
+            raise ValueError(
+                f"the map {name!r} has no norm: the backbone was built for {', '.join(self.hidden_states_norms)}. Give "
+                "out_features when it is loaded."
+            )
         return self.hidden_states_norms[name](views.feature_map).permute(0, 3, 1, 2)

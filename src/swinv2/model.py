@@ -47,7 +47,7 @@ class Swinv2PreTrainedModel(PreTrainedModel):
     ==================================================  ===================================================
     weights of linear layers, position bias included    normal, std 0.02, truncated at +-2
     biases of linear layers                             0
-    norms of the embedding, of merging, the last one    weight 1, bias 0
+    norms of embedding, merging, maps, the last one     weight 1, bias 0
     the two post-norms of every block                   weight 0, bias 0: a new block is the identity
     the extra norms on the main path                    weight 1, bias 0: zero would cut the main path
     patch projection, mask decoder (convolutions)       torch's default (Kaiming uniform)
@@ -124,7 +124,8 @@ class Swinv2PreTrainedModel(PreTrainedModel):
 
         If a stage's window changes, its position bias is extrapolated; `config.pretrained_window_sizes` keeps the
         window in which it was learned. Absolute position embeddings are resampled to the new grid and become a new
-        parameter, which an existing optimiser does not contain.
+        parameter, which an existing optimiser does not contain. For a backbone in a segmenter or detector use
+        `swinv2.dense.set_image_size`: the model around it has a configuration of its own, which is saved.
 
         Args:
             image_size: New image size in pixels, one length or (height, width).

@@ -1,10 +1,13 @@
 """The norms of a backbone's maps, and the pyramid on them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import peers
@@ -36,6 +39,13 @@ def test_norms_of_the_maps(is_training: bool) -> None:
         assert torch.equal(ours, theirs)
     sum(each.square().sum() for each in maps.feature_maps).backward()
     assert all(parameter.grad is not None for parameter in normed.parameters())
+
+
+def test_a_map_without_a_norm() -> None:
+    backbone = make(norm_feature_maps=True)
+    backbone.out_features = ["stem", "stage1"]
+    with pytest.raises(ValueError, match="the map 'stage1' has no norm: the backbone was built for stem, stage2"):
+        backbone(peers.images((64, 64)))
 
 
 def test_they_are_off_by_default() -> None:
@@ -107,6 +117,12 @@ class TestPaddedBatches:
         backbone, (batch, mask) = make(), padded_batch(0.0)
         with pytest.raises(ValueError, match=r"pixel_mask has shape \(4, 96, 64\); expected \(4, 64, 96\)"):
             backbone(batch, pixel_mask=mask.transpose(1, 2))
+        with pytest.raises(ValueError, match=r"pixel_mask has shape \(7, 5\)"):
+            backbone(batch, pixel_mask=torch.ones(7, 5))
+        backbone.config.output_hidden_states = True
+        with pytest.raises(ValueError, match="of images of several sizes do not fit into one tensor"):
+            backbone(batch, pixel_mask=mask)
+        backbone.config.output_hidden_states = False
         for wrong in (mask.flip(2), mask * 0):
             with pytest.raises(ValueError, match="pixel_mask is not a rectangle at the top left of each image"):
                 backbone(batch, pixel_mask=wrong)
@@ -127,8 +143,9 @@ class TestPaddedBatches:
         # 128, 64, 32 and 16 tokens: 12 pads the first to 132, and the others by more than a quarter.
         (512, 12, [(12, 12), (8, 8), (8, 8), (8, 8)]),
         (512, 16, [(16, 16)] * 4),
-        # 25 and 42 tokens in the last map, 50 and 84 in the one before.
-        ((800, 1333), 7, [(7, 7), (7, 7), (7, 7), (7, 7)]),
+        # 200, 100, 50 and 25 tokens; the configuration counts 199, 99, 49 and 24.
+        (799, 24, [(24, 24), (20, 20), (17, 17), (13, 13)]),
+        ((800, 1333), 7, [(7, 7)] * 4),
         ((64, 256), (8, 16), [(8, 16), (8, 16), (4, 16), (2, 8)]),
     ],
 )
@@ -137,6 +154,27 @@ def test_windows_that_fit(image_size: Any, window: Any, expected: list[tuple[int
     assert config.fitted_windows(image_size, window) == expected
     for stage, side in zip(config.resized(image_size, expected).stages(), expected, strict=True):
         assert stage.window == side
+
+
+@given(
+    image_size=st.tuples(st.integers(32, 1600), st.integers(32, 1600)),
+    window=st.one_of(st.integers(1, 48), st.tuples(st.integers(1, 48), st.integers(1, 48))),
+)
+def test_windows_pad_little_or_least(image_size: tuple[int, int], window: Any) -> None:
+    config = Swinv2Config(image_size=image_size, window_size=window)
+    for index, found in enumerate(config.fitted_windows(image_size, window)):
+        grid = [math.ceil(math.ceil(length / 4) / 2**index) for length in image_size]
+        most = config.stages()[index].window
+
+        def padded(axis: int, side: int) -> int:
+            return math.ceil(grid[axis] / side) * side  # noqa: B023 - called in this turn
+
+        is_little = padded(0, most[0]) * padded(1, most[1]) <= 1.25 * grid[0] * grid[1]
+        for axis in (0, 1):
+            others = range(math.ceil(most[axis] / 2), most[axis] + 1)
+            least = min(padded(axis, side) for side in others)
+            assert found[axis] in others
+            assert found[axis] == most[axis] if is_little else padded(axis, found[axis]) == least
 
 
 def test_a_backbone_of_another_size_has_windows_that_fit(tmp_path: Path) -> None:
@@ -148,5 +186,10 @@ def test_a_backbone_of_another_size_has_windows_that_fit(tmp_path: Path) -> None
     assert [stage.learned_window for stage in backbone.config.stages()] == [(4, 4), (4, 4), (4, 4), (2, 2)]
     given = load_backbone(tmp_path, 96, [8, 8, 4, 2])
     assert [stage.window for stage in given.config.stages()] == [(8, 8), (8, 8), (4, 4), (2, 2)]
+    assert [stage.window for stage in load_backbone(tmp_path, 96, (8, 8)).config.stages()][1] == (6, 6)
+    # Its own size changes nothing.
+    assert [stage.window for stage in load_backbone(tmp_path, 64).config.stages()] == [
+        stage.window for stage in config.stages()
+    ]
     with pytest.raises(UsageError, match="these sizes are impossible: image_size is 0"):
         load_backbone(tmp_path, 0)

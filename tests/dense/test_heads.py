@@ -17,6 +17,8 @@ import peers
 import swinv2
 from swinv2 import Swinv2Backbone, Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.dense import HEADS, add_head, from_backbone, load_backbone
+from swinv2.dense.backbone import set_image_size
+from swinv2.dense.heads import _out_features
 from swinv2.errors import UsageError
 from swinv2.train.optim.groups import Role, parameter_roles
 
@@ -92,6 +94,13 @@ class TestEachHead:
         left = {name.removeprefix("swinv2.") for name in stored} - names
         assert left == {"layernorm.weight", "layernorm.bias", "classifier.weight", "classifier.bias"}
 
+    def test_it_takes_the_backbone_as_it_is(self, head: str, checkpoint: Path) -> None:
+        backbone = load_backbone(checkpoint, out_features=_out_features(head))
+        backbone.set_attn_implementation("eager")
+        model = add_head(backbone, head, LABELS, **SMALL_HEADS[head])
+        assert any(module is backbone for module in model.modules())
+        assert backbone.config._attn_implementation == "eager"
+
     def test_it_learns(self, head: str, checkpoint: Path) -> None:
         model = from_backbone(checkpoint, head, LABELS, drop_path_rate=0.5, **SMALL_HEADS[head])
         assert model.training
@@ -135,9 +144,14 @@ class TestEachHead:
         assert not any(role.decays for name, role in roles.items() if "logit_scale" in name or "position_bias" in name)
 
     def test_unknown_labels_and_maps(self, head: str, checkpoint: Path) -> None:
-        for labels in ([], ["a", "a"]):
-            with pytest.raises(UsageError, match="expected at least one, and each once"):
+        for labels in ([], ["a", "a"], "abc"):
+            with pytest.raises(UsageError, match="expected a list of at least one name, and each once"):
                 from_backbone(checkpoint, head, labels)
+        with pytest.raises(UsageError, match="the head has no setting 'hiden_size'"):
+            from_backbone(checkpoint, head, LABELS, hiden_size=32)
+        backbone = load_backbone(checkpoint, out_features=["stage1", "stage2", "stage3", "stage4"])
+        with pytest.raises(UsageError, match=r"the network of .* has no map 'stage5'; it has stem,"):
+            load_backbone(checkpoint, out_features=["stage5"])
         backbone = load_backbone(checkpoint, out_features=["stage1", "stage3"])
         with pytest.raises(UsageError, match=rf"the head '{head}' needs the maps .*stage2, stage3, stage4, and"):
             add_head(backbone, head, LABELS)
@@ -159,9 +173,12 @@ def put_theirs(model: nn.Module) -> nn.Module:
 def test_a_saved_model_loads_by_the_classes_of_transformers(head: str, checkpoint: Path, tmp_path: Path) -> None:
     model = from_backbone(checkpoint, head, LABELS, **SMALL_HEADS[head]).eval()
     peers.draw_weights(model)
+    # Also with windows that were changed after the model was built.
+    set_image_size(model, 96, 6)
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
-    images = peers.images((64, 64))
+    assert loaded.config.backbone_config.stages()[0].window == (6, 6)
+    images = peers.images((96, 96))
     with torch.no_grad():
         ours, again = model(images), loaded(images)
     assert loaded.config.id2label == dict(enumerate(LABELS))
@@ -248,10 +265,48 @@ def test_a_pyramid_of_a_padded_batch(checkpoint: Path) -> None:
     images = [peers.images(size)[0].sigmoid() for size in ((64, 64), (64, 150))]
     with torch.no_grad():
         batch, _ = model.transform(images)
-        levels = model.backbone(batch.tensors)
+        # In another layout, as wrappers may make it.
+        levels = model.backbone(batch.tensors.to(memory_format=torch.channels_last).clone(), batch.image_sizes)
         alone = model.backbone(model.transform(images[:1])[0].tensors)
     assert list(levels) == ["0", "1", "2", "3", "pool"]
     for name, level in levels.items():
         height, width = alone[name].shape[2:]
         assert torch.allclose(level[:1, :, :height, :width], alone[name], atol=1e-5)
         assert level[0, :, :, width:].abs().max() == 0
+
+
+@pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn"])
+def test_a_detector_learns_from_images_of_several_sizes(head: str, checkpoint: Path) -> None:
+    model = from_backbone(checkpoint, head, LABELS, **SMALL_HEADS[head])
+    images, targets = [], []
+    for height, width in ((64, 64), (80, 50), (64, 64)):
+        images.append(peers.images((height, width))[0].sigmoid())
+        masks = torch.zeros(1, height, width, dtype=torch.uint8)
+        targets.append({"boxes": torch.tensor([[5.0, 5, 40, 40]]), "labels": torch.tensor([1]), "masks": masks})
+    losses = model(tuple(images), targets)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    flat, thin = ({**targets[0], "boxes": boxes} for boxes in (torch.ones(4), torch.tensor([[5.0, 5, 5, 9]])))
+    for wrong, sentence in (
+        (None, "targets are missing: training needs one dictionary for each of the 3 images"),
+        (targets[:2], "targets are missing"),
+        ([flat] * 3, r"the boxes of image 0 have shape \(4,\); expected \(boxes, 4\)"),
+        ([thin] * 3, r"the box \[5.0, 5.0, 5.0, 9.0\] of image 0 has no area"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            model(images, wrong)
+
+
+def test_facts_about_the_training_reach_the_checkpoint(tmp_path: Path) -> None:
+    path = save_timm(tmp_path)
+    trained = {"trained_image_size": 64, "trained_window_size": 4}
+    model = from_backbone(path, "upernet", LABELS, trained=trained, **SMALL_HEADS["upernet"])
+    assert model.config.backbone_config.window_size == 4
+
+
+def test_a_classifier_of_a_configuration_with_norms(checkpoint: Path, tmp_path: Path) -> None:
+    """It has none: only backbones do."""
+    config = Swinv2Config(**SMALL, norm_feature_maps=True, id2label={0: "Swinv2Backbone", 1: "b"})
+    Swinv2ForImageClassification(config).save_pretrained(tmp_path)
+    assert list(load_backbone(tmp_path).hidden_states_norms) == ["stage1", "stage2", "stage3", "stage4"]
+    assert not hasattr(load_backbone(tmp_path, norm_feature_maps=False), "hidden_states_norms")

@@ -25,6 +25,7 @@ class Segmenter(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layer = nn.Conv2d(3, CLASSES, 7, stride=2, padding=3)
+        self.eval()
 
     def forward(self, images: Tensor) -> ModelOutput:
         return ModelOutput(logits=self.layer(images) + torch.linspace(0, 1, -(-images.shape[3] // 2)))
@@ -101,7 +102,7 @@ def test_memory_does_not_grow_with_the_height() -> None:
         shapes.append(band.shape[1])
     assert sum(shapes) == 4000
     assert max(shapes) == 64
-    assert (segment(Constant(), torch.zeros(3, 500, 64), 64) == 149).all()
+    assert (segment(Constant().eval(), torch.zeros(3, 500, 64), 64) == 149).all()
 
 
 @pytest.mark.parametrize("head", ["upernet", "mask2former"])
@@ -136,5 +137,9 @@ def test_what_is_impossible() -> None:
         segment(model, image, 16, 20)
     with pytest.raises(UsageError, match=r"the scales are \[0\]; expected at least one, each above 0"):
         segment(model, image, scales=[0])
+    with pytest.raises(UsageError, match=r"Segmenter is in training mode; call its eval\(\) first"):
+        segment(Segmenter().train(), image)
     with pytest.raises(UsageError, match="Lambda is no segmenter: it has neither logits"):
-        segment(type("Lambda", (nn.Module,), {"forward": lambda self, images: ModelOutput(boxes=images)})(), image)
+        segment(
+            type("Lambda", (nn.Module,), {"forward": lambda self, images: ModelOutput(boxes=images)})().eval(), image
+        )

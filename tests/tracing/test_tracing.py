@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional as F
 
-from swinv2 import Swinv2Config, Swinv2ForImageClassification
+from swinv2 import Swinv2Backbone, Swinv2Config, Swinv2ForImageClassification
 from swinv2.layers.block import DropPath
 from swinv2.ops import sdpa
 from swinv2.ops.cpu import library
@@ -296,6 +296,18 @@ def test_a_compiled_training_step_is_the_eager_one(model, change):
 
 
 @pytest.mark.slow
+def test_norms_of_maps_in_a_compiled_backbone():
+    torch.compiler.reset()
+    config = Swinv2Config(
+        image_size=64, window_size=4, embed_dim=24, depths=[2, 2], num_heads=[2, 4], norm_feature_maps=True
+    )
+    backbone, images = draw_norms(Swinv2Backbone(config).eval()), torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(backbone, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for ours, expected in zip(compiled(images).feature_maps, backbone(images).feature_maps, strict=True):
+            torch.testing.assert_close(ours, expected)
+
+
 def test_sizes_of_images_may_change_in_a_compiled_model(model):
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad():

@@ -44,7 +44,8 @@ def print_results(results: dict[str, Any], run: Path) -> None:
         messages.print(f"kept: the model of step {results['kept_step']:,}, the best one")
     for mistake in results.get("mistakes", [])[:MOST_MISTAKES]:
         sure = f"{mistake['answer']}, {mistake['probability']:.0%}"
-        messages.print(Text(f"mistake: {shown(Path(mistake['image']))} is {mistake['label']}, not {sure}", "dim"))
+        image = mistake["image"] if "://" in mistake["image"] else shown(Path(mistake["image"]))
+        messages.print(Text(f"mistake: {image} is {mistake['label']}, not {sure}", "dim"))
     for file in results.get("figures", []):
         messages.print(f"drawn: {shown(Path(file))}")
     final = shown(run / "final")

@@ -4,6 +4,7 @@ In: a checkpoint. Out: a `Swinv2Backbone` in which every tensor is the checkpoin
 """
 
 import copy
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from swinv2.convert import load
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone
-from swinv2.lengths import Pair, Windows
+from swinv2.lengths import Pair, Windows, in_words
 from swinv2.loading import load_model
 from swinv2.model import Swinv2PreTrainedModel
 
@@ -38,12 +40,12 @@ def load_backbone(
     Args:
         checkpoint: A file, a folder or a name on the hub, in the names of any library; see `swinv2.load`.
         image_size, window_size: The size of the images in pixels and of the windows in tokens; None keeps those of the
-            checkpoint. Other windows extrapolate the position bias. One window for all stages is smaller in a stage
-            whose map it does not fit; see `Swinv2Config.fitted_windows`. Windows for each stage are taken as they are.
+            checkpoint. Others are set by `set_image_size`.
         out_features: The maps to return: "stage1", ...; None for those of all stages.
         norm_feature_maps: Whether each map has a layer norm; see `Swinv2Config`.
         drop_path_rate: Drop path probability of the last block; None for that of the checkpoint.
-        trained: Facts about the training that the checkpoint does not show; see `swinv2.load`.
+        trained: Facts about the training that the checkpoint does not show, such as `trained_window_size`; see
+            `swinv2.load`.
 
     Returns:
         The backbone, in evaluation mode, on the CPU, in fp32.
@@ -51,49 +53,89 @@ def load_backbone(
     Raises:
         UsageError: The checkpoint cannot be read, or it lacks a tensor of the network.
     """
-    loaded: Any = _load_model(os.fspath(checkpoint), image_size, window_size, trained)
-    source = getattr(loaded, "swinv2", loaded)
+    loaded: Any = _load_model(os.fspath(checkpoint), trained)
     config = copy.deepcopy(loaded.config)
+    wanted = list(out_features or config.stage_names[1:])
+    unknown = [name for name in wanted if name not in config.stage_names]
+    if unknown:
+        raise UsageError(
+            f"the network of {os.fspath(checkpoint)} has no map {unknown[0]!r}; it has {', '.join(config.stage_names)}."
+        )
     config.norm_feature_maps = norm_feature_maps
     config.architectures, config.dtype = None, torch.float32
-    config.set_output_features_output_indices(list(out_features or config.stage_names[1:]), None)
+    config.set_output_features_output_indices(wanted, None)
     if drop_path_rate is not None:
         config.drop_path_rate = drop_path_rate
-    backbone = Swinv2Backbone(config)
+    backbone = Swinv2Backbone(config).eval()
+    source = getattr(loaded, "swinv2", loaded)
     # Only masked-image modelling uses a mask token.
     embeddings = {name: tensor for name, tensor in source.embeddings.state_dict().items() if name != "mask_token"}
     backbone.embeddings.load_state_dict(embeddings)
     encoder = source.encoder.state_dict()
     backbone.encoder.load_state_dict(encoder)
     logger.info(f"the backbone has all of its {len(embeddings) + len(encoder)} tensors from {os.fspath(checkpoint)}")
-    new = []
-    for name, norm in backbone.hidden_states_norms.items() if norm_feature_maps else ():
-        if loaded.config.norm_feature_maps and name in loaded.hidden_states_norms:
-            norm.load_state_dict(loaded.hidden_states_norms[name].state_dict())
-        else:
-            new.append(name)
-    if new:
-        logger.info(f"the norms of the maps {', '.join(new)} are new")
-    return backbone.eval()
+    _load_norms(backbone, getattr(loaded, "hidden_states_norms", nn.ModuleDict()))
+    if image_size is not None or window_size is not None:
+        size: Any = config.image_size if image_size is None else image_size
+        set_image_size(backbone, size, window_size)
+    return backbone
 
 
-def _load_model(
-    checkpoint: str, image_size: int | Pair | None, window_size: Windows | None, trained: dict[str, Any]
-) -> Swinv2PreTrainedModel:
-    """Loads the network of a checkpoint, with or without a head; also a saved backbone, which has no last norm."""
-    stored = Path(checkpoint).expanduser() / "config.json"
-    if stored.is_file() and Swinv2Backbone.__name__ in stored.read_text():
-        model: Swinv2PreTrainedModel = load_model(Swinv2Backbone, checkpoint, torch.device("cpu"), torch.float32)
-    else:
-        model = load(checkpoint, **trained)
-    if image_size is None and window_size is None:
-        return model
-    size: Any = model.config.image_size if image_size is None else image_size
-    windows: Any = model.config.window_size if window_size is None else window_size
+def set_image_size(model: nn.Module, image_size: int | Pair, window_size: Windows | None = None) -> None:
+    """Adapts a backbone, or the one in a segmenter or detector, to another image size and window, and the configuration
+    that is saved. The position bias is extrapolated.
+
+    Args:
+        model: A `Swinv2Backbone`, or a model that contains one.
+        image_size: In pixels, one length or (height, width).
+        window_size: In tokens. One window for all stages, also the present one, is smaller in a stage whose map it does
+            not fit (see `Swinv2Config.fitted_windows`). Windows for each stage are taken as they are.
+
+    Raises:
+        UsageError: The size or the window is impossible; the model is unchanged.
+    """
+    (backbone,) = (module for module in model.modules() if isinstance(module, Swinv2Backbone))
+    before = backbone.config
+    windows: Any = before.window_size if window_size is None else window_size
     try:
-        if isinstance(windows, int):
-            windows = model.config.fitted_windows(size, windows)
-        model.set_image_size(size, windows)
+        is_one = isinstance(windows, int) or (len(windows) == 2 and all(isinstance(side, int) for side in windows))
+        if is_one and (image_size, windows) != (before.image_size, before.window_size):
+            windows = before.fitted_windows(image_size, windows)
+        backbone.set_image_size(image_size, windows)
     except ValueError as error:
         raise UsageError(f"these sizes are impossible: {error}") from error
-    return model
+    head: Any = getattr(model, "config", None)
+    if hasattr(head, "backbone_config"):
+        head.backbone_config = copy.deepcopy(backbone.config)
+    changed = [
+        f"{in_words(new.window)} from {in_words(new.learned_window)} in {new.name}"
+        for new in backbone.config.stages()
+        if new.window != new.learned_window
+    ]
+    if changed:
+        logger.info(f"the position bias is extrapolated to windows of {', '.join(changed)}")
+
+
+def _load_norms(backbone: Swinv2Backbone, stored: nn.ModuleDict) -> None:
+    """Loads the norms of the maps that the checkpoint has."""
+    own = backbone.hidden_states_norms if backbone.config.norm_feature_maps else nn.ModuleDict()
+    for name in own.keys() & stored.keys():
+        own[name].load_state_dict(stored[name].state_dict())
+    new, left_out = [name for name in own if name not in stored], [name for name in stored if name not in own]
+    if new:
+        logger.info(f"the norms of the maps {', '.join(new)} are new")
+    if left_out:
+        logger.info(f"the norms of the maps {', '.join(left_out)} are left out")
+
+
+def _load_model(checkpoint: str, trained: dict[str, Any]) -> Swinv2PreTrainedModel:
+    """Loads the network of a checkpoint, with or without a head; also a saved backbone, which has no last norm."""
+    stored = Path(checkpoint).expanduser() / "config.json"
+    try:
+        architectures = json.loads(stored.read_text()).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        # No folder of transformers; `load` says what is wrong, if something is.
+        architectures = []
+    if Swinv2Backbone.__name__ in architectures:
+        return load_model(Swinv2Backbone, checkpoint, torch.device("cpu"), torch.float32)
+    return load(checkpoint, **trained)

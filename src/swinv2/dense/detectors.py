@@ -1,17 +1,18 @@
 """torchvision's detectors with our backbone.
 
 In: a backbone. Out: Faster and Mask R-CNN in which the padding of a batch changes no answer. torchvision pads smaller
-images and tells neither the backbone nor the feature pyramid; and a box may begin in the padding.
+images and tells neither the backbone nor the feature pyramid; and a box may begin in the padding. (In training it still
+may: the network that proposes boxes then learns that those are background.)
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -36,13 +37,19 @@ class FeaturePyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(list(backbone.channels), out_channels, LastLevelMaxPool())
         self.out_channels = out_channels
 
-    def forward(self, images: Float[Tensor, "B channels height width"]) -> dict[str, Tensor]:
+    def forward(
+        self, images: Float[Tensor, "B channels height width"], sizes: Sequence[Pair] | None = None
+    ) -> dict[str, Tensor]:
         """The levels (B, out_channels, H, W) by the names that torchvision expects: "0", "1", ... and "pool".
 
-        An image in a batch of `SizedTransform` has the levels that it has alone, with zeros beyond them.
+        Args:
+            images: A batch.
+            sizes: The size (height, width) of each image without its padding; None if there is none. Each image has the
+                levels that it has alone, with zeros beyond them.
         """
         size: Pair = images.shape[2], images.shape[3]
-        sizes: list[Pair] = getattr(images, "image_sizes", [size] * len(images))
+        if sizes is None:
+            sizes = [size] * len(images)
         grids = [self.body.grids(size)[name] for name in self.body.out_features]
         # The level that is made by pooling.
         grids.append((-(-grids[-1][0] // 2), -(-grids[-1][1] // 2)))
@@ -51,48 +58,57 @@ class FeaturePyramid(nn.Module):
 
     def _levels(self, images: Tensor) -> list[Tensor]:
         """The levels of images of one size."""
-        maps = self.body(images, return_dict=True).feature_maps
+        maps = self.body(images, interpolate_pos_encoding=True, return_dict=True).feature_maps
         return list(self.fpn(OrderedDict((str(level), each) for level, each in enumerate(maps))).values())
 
 
-class SizedTransform(GeneralizedRCNNTransform):
-    """torchvision's transform of images for a detector; its batch also has the sizes of the images."""
-
-    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
-        """Pads images to a batch, whose attribute `image_sizes` has their sizes (height, width)."""
-        batch = super().batch_images(images, size_divisible)
-        batch.image_sizes = [(image.shape[1], image.shape[2]) for image in images]  # type: ignore[attr-defined]
-        return batch
-
-
 class _Detector(GeneralizedRCNN):
-    """What both detectors share: in evaluation, images of one size run together; in training, the transform tells the
-    pyramid the sizes."""
+    """What both detectors share: the pyramid knows the sizes of the images in a batch, and in evaluation, images of one
+    size run together."""
 
-    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+    def forward(self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """See torchvision: losses in training, one dictionary for each image in evaluation."""
-        sizes = [tuple(image.shape) for image in images]
-        if self.training or len(set(sizes)) < 2:
-            return super().forward(images, targets)
+        if self.training:
+            return self._run(images, _checked(targets, len(images)))
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(tuple(image.shape), []).append(index)
         found: dict[int, dict[str, Tensor]] = {}
-        for size in dict.fromkeys(sizes):
-            members = [index for index, each in enumerate(sizes) if each == size]
-            answers: Any = super().forward([images[index] for index in members])
-            found |= dict(zip(members, answers, strict=True))
+        for members in groups.values():
+            found |= dict(zip(members, self._run([images[index] for index in members], None), strict=True))
         return [found[index] for index in range(len(images))]
 
-    def _tell_sizes(self) -> None:
-        """Replaces the transform by one that tells the sizes of the images."""
-        old: Any = self.transform
-        self.transform = SizedTransform(
-            old.min_size,
-            old.max_size,
-            old.image_mean,
-            old.image_std,
-            old.size_divisible,
-            old.fixed_size,
-            _skip_resize=old._skip_resize,
-        )
+    def _run(self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None) -> Any:
+        """torchvision's steps, with the sizes of the images for the pyramid."""
+        before = [(image.shape[-2], image.shape[-1]) for image in images]
+        transform: Any = self.transform
+        batch, targets = transform(list(images), targets)
+        maps = self.backbone(batch.tensors, batch.image_sizes)
+        proposals, proposal_losses = self.rpn(batch, maps, targets)
+        found, losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)
+        if self.training:
+            return {**losses, **proposal_losses}
+        return transform.postprocess(found, batch.image_sizes, before)
+
+
+def _checked(targets: list[dict[str, Tensor]] | None, count: int) -> list[dict[str, Tensor]]:
+    """The targets of a detector's training.
+
+    Raises:
+        ValueError: There is none for an image, or a box is impossible.
+    """
+    if targets is None or len(targets) != count:
+        raise ValueError(f"targets are missing: training needs one dictionary for each of the {count} images.")
+    for index, target in enumerate(targets):
+        boxes = target["boxes"]
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise ValueError(f"the boxes of image {index} have shape {tuple(boxes.shape)}; expected (boxes, 4).")
+        wrong = (boxes[:, 2:] <= boxes[:, :2]).any(1)
+        if wrong.any():
+            raise ValueError(
+                f"the box {boxes[wrong][0].tolist()} of image {index} has no area; expected left, top, right, bottom."
+            )
+    return targets
 
 
 class SwinFasterRCNN(_Detector, FasterRCNN):
@@ -102,10 +118,6 @@ class SwinFasterRCNN(_Detector, FasterRCNN):
         Ren et al., Faster R-CNN, 2015.
     """
 
-    def __init__(self, backbone: FeaturePyramid, num_classes: int, **fields: Any) -> None:
-        super().__init__(backbone, num_classes, **fields)
-        self._tell_sizes()
-
 
 class SwinMaskRCNN(_Detector, MaskRCNN):
     """torchvision's Mask R-CNN; the arguments are torchvision's.
@@ -113,7 +125,3 @@ class SwinMaskRCNN(_Detector, MaskRCNN):
     Source:
         He et al., Mask R-CNN, 2017.
     """
-
-    def __init__(self, backbone: FeaturePyramid, num_classes: int, **fields: Any) -> None:
-        super().__init__(backbone, num_classes, **fields)
-        self._tell_sizes()

@@ -4,13 +4,18 @@ In: a backbone, and the names of the classes. Out: a model of transformers or to
 matching and post-processing are those of the library.
 """
 
+import copy
+import dataclasses
+import difflib
+import inspect
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -25,7 +30,7 @@ from transformers import (
 from swinv2.auto import register
 from swinv2.dense.backbone import load_backbone
 from swinv2.dense.detectors import FeaturePyramid, SwinFasterRCNN, SwinMaskRCNN
-from swinv2.errors import UsageError
+from swinv2.errors import UsageError, first_sentence
 from swinv2.heads import Swinv2Backbone
 from swinv2.lengths import Pair, Windows, as_pair
 
@@ -48,25 +53,31 @@ def from_backbone(
     *,
     norm_feature_maps: bool = True,
     drop_path_rate: float | None = None,
+    trained: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> nn.Module:
     """Builds a model for a dense task: the backbone of a checkpoint, and a new head.
 
     A configuration of transformers, such as `UperNetConfig(backbone_config=...)`, builds a backbone with random
-    weights, also if `use_pretrained_backbone` is given. Here every tensor of the backbone is the checkpoint's.
+    weights, also if `use_pretrained_backbone` is given. Here every tensor of its embedding, blocks and mergings is the
+    checkpoint's.
 
     Args:
         checkpoint, image_size, window_size, norm_feature_maps, drop_path_rate: See `load_backbone`.
         head: One of `HEADS`.
         labels: Names of the classes; "background" or "void" are none of them.
-        fields: Settings of the head: of its configuration in transformers, or of its model in torchvision.
+        trained: Facts about the training that the checkpoint does not show, such as `trained_window_size`; see
+            `swinv2.load`.
+        fields: Settings of the head: of its configuration in transformers, or of its model in torchvision. Detectors of
+            torchvision resize images by their own `min_size` and `max_size`, 800 and 1333.
 
     Returns:
         The model in training mode, on the CPU, in fp32. The classes of transformers keep their names and files: load a
-        saved one with `from_pretrained` after `swinv2.register()`, which this function calls too.
+        saved one with `from_pretrained` after `swinv2.register()`, which this function calls too. torchvision's have no
+        files of their own: save their `state_dict`.
 
     Raises:
-        UsageError: There is no such head, or the checkpoint is not complete.
+        UsageError: There is no such head or setting, or the checkpoint is not complete.
 
     Example:
 
@@ -84,6 +95,7 @@ def from_backbone(
         out_features=_out_features(head),
         norm_feature_maps=norm_feature_maps,
         drop_path_rate=drop_path_rate,
+        **(trained or {}),
     )
     return add_head(backbone, head, labels, **fields)
 
@@ -95,8 +107,8 @@ def add_head(backbone: Swinv2Backbone, head: str, labels: Sequence[str], **field
         UsageError: There is no such head, or the backbone has not the maps that it needs.
     """
     _check_head(head)
-    if len(set(labels)) < len(labels) or not labels:
-        raise UsageError(f"the labels are {list(labels)}; expected at least one, and each once.")
+    if isinstance(labels, str) or len(set(labels)) < len(labels) or not labels:
+        raise UsageError(f"the labels are {labels!r}; expected a list of at least one name, and each once.")
     needed = _out_features(head)
     if tuple(backbone.out_features) != needed:
         raise UsageError(
@@ -114,6 +126,14 @@ def _check_head(head: str) -> None:
     """Raises an error unless there is such a head."""
     if head not in HEADS:
         raise UsageError(f"there is no head {head!r}; expected one of {', '.join(HEADS)}.")
+
+
+def _check_fields(fields: Collection[str], known: Collection[str]) -> None:
+    """Raises an error unless a head has these settings; the libraries ignore others."""
+    for name in fields:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            raise UsageError(f"the head has no setting {name!r}{f'; did you mean {close[0]!r}?' if close else '.'}")
 
 
 def _out_features(head: str) -> tuple[str, ...]:
@@ -149,11 +169,13 @@ def _rt_detr(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, 
 
 def _faster_rcnn(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
     """Faster R-CNN with a feature pyramid, for detection."""
+    _check_fields(fields, inspect.signature(FasterRCNN).parameters)
     return SwinFasterRCNN(FeaturePyramid(backbone), len(labels) + 1, **fields)
 
 
 def _mask_rcnn(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
     """Mask R-CNN with a feature pyramid, for instance segmentation."""
+    _check_fields(fields, inspect.signature(MaskRCNN).parameters)
     return SwinMaskRCNN(FeaturePyramid(backbone), len(labels) + 1, **fields)
 
 
@@ -181,9 +203,14 @@ def _of_transformers(
     fields: dict[str, Any],
 ) -> nn.Module:
     """A model of transformers around a backbone."""
+    _check_fields(fields, {each.name for each in dataclasses.fields(config_class)} - {"backbone_config"})  # type: ignore[arg-type]
     register()
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}
-    model = model_class(config_class(backbone_config=backbone.config, **names, **fields))
+    config = config_class(backbone_config=copy.deepcopy(backbone.config), **names, **fields)
+    try:
+        model = model_class(config)
+    except ImportError as error:
+        raise UsageError(f"{first_sentence(error)}. Install it by: pip install 'swinv2[dense]'.") from error
     # It has built a backbone of its own, with random weights.
     (path,) = (name for name, module in model.named_modules() if isinstance(module, Swinv2Backbone))
     parent, _, name = path.rpartition(".")

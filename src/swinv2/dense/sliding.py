@@ -121,10 +121,12 @@ def segment(
         The class of each pixel: eight bits up to 256 classes, otherwise 32.
 
     Raises:
-        UsageError: The windows or the scales are impossible, or the model is no segmenter.
+        UsageError: The windows or the scales are impossible, or the model is no segmenter or in training mode.
     """
     if not scales or not all(scale > 0 for scale in scales):
         raise UsageError(f"the scales are {list(scales)}; expected at least one, each above 0.")
+    if model.training:
+        raise UsageError(f"{type(model).__name__} is in training mode; call its eval() first.")
     score, size = pixel_scores(model), (image.shape[1], image.shape[2])
     sides = None if window is None else as_pair("window", window)
     steps = sides and (as_pair("stride", stride) if stride is not None else _two_thirds(sides))

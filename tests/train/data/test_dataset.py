@@ -63,6 +63,24 @@ class TestShare:
         # Neither the last images nor the first ones.
         assert 300 < np.mean([int(sample.name[-9:-4]) for sample in aside]) < 700
 
+    @pytest.mark.parametrize("column", ["structs", "strings"])
+    def test_images_of_equal_names_in_several_folders(self, column: str) -> None:
+        """The folders of patients, for example: not those of the last ones."""
+        paths = [f"data/a/patient{index:02}/image.png" for index in range(100)]
+        rows = [{"bytes": None, "path": path} for path in paths] if column == "structs" else paths
+        dataset = ImageDataset(datasets.Dataset.from_dict({"image": rows}), "image", None, (), "data")
+        _, aside = dataset.set_aside(0.1)
+        assert len(aside) == 10
+        assert 25 < np.mean(aside.chosen) < 75
+        # The place of the folder does not matter.
+        moved = [{"bytes": None, "path": f"/elsewhere/{path}"} for path in paths]
+        elsewhere = ImageDataset(datasets.Dataset.from_dict({"image": moved}), "image", None, (), "/elsewhere/data")
+        assert np.array_equal(elsewhere.set_aside(0.1)[1].chosen, aside.chosen)
+
+    def test_images_that_have_bytes_only(self) -> None:
+        rows = datasets.Dataset.from_dict({"image": [{"bytes": b"x"}] * 20})
+        assert len(ImageDataset(rows, "image", None, (), "source").set_aside(0.1)[1]) == 2
+
     def test_images_without_names_are_set_aside(self, many: ImageDataset) -> None:
         pixels = datasets.Dataset.from_dict({"image": [np.zeros((4, 4), np.uint8)] * 20})
         for images in (many, ImageDataset(pixels, "image", None, (), "source")):

@@ -5,11 +5,11 @@ decoded, possibly with a label or several; the labels alone; a share of the samp
 """
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
@@ -155,14 +155,17 @@ class ImageDataset:
         return [self._classes_of(one) if self.several else (self._class_of(one),) for one in stored]
 
     def _file_names(self) -> list[str]:
-        """The name of each image's file, without folders; the index of an image that has none. No image is read."""
+        """The path of each image's file in the source; the index of an image that has none. No image is read."""
         indices = range(len(self)) if self.chosen is None else self.chosen.tolist()
         # Arrow reads this part of the column alone.
         column = self.rows.with_format("arrow")[:].column(self.image_column)
-        if not pa.types.is_struct(column.type):
-            return list(map(str, indices))
-        paths = [path for chunk in column.chunks for path in chunk.field("path").to_pylist()]
-        return [Path(paths[index] or str(index)).name for index in indices]
+        paths: list[str | None] = [None] * len(column)
+        if pa.types.is_struct(column.type) and column.type.get_field_index("path") >= 0:
+            paths = [path for chunk in column.chunks for path in chunk.field("path").to_pylist()]
+        elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            paths = column.to_pylist()
+        folder = os.path.join(self.source, "")
+        return [(paths[index] or str(index)).removeprefix(folder) for index in indices]
 
     def _no_labels_error(self) -> UsageError:
         """The error for a data set without labels."""
