@@ -295,7 +295,6 @@ def test_a_compiled_training_step_is_the_eager_one(model, change):
             assert (actual - expected).norm() <= tolerance * expected.norm() + 1e-7, name
 
 
-@pytest.mark.slow
 def test_norms_of_maps_in_a_compiled_backbone():
     torch.compiler.reset()
     config = Swinv2Config(
@@ -308,6 +307,7 @@ def test_norms_of_maps_in_a_compiled_backbone():
             torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.slow
 def test_sizes_of_images_may_change_in_a_compiled_model(model):
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad():
