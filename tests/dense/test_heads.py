@@ -144,7 +144,7 @@ class TestEachHead:
         assert not any(role.decays for name, role in roles.items() if "logit_scale" in name or "position_bias" in name)
 
     def test_unknown_labels_and_maps(self, head: str, checkpoint: Path) -> None:
-        for labels in ([], ["a", "a"], "abc"):
+        for labels in ([], ["a", "a"], "abc", 3):
             with pytest.raises(UsageError, match="expected a list of at least one name, and each once"):
                 from_backbone(checkpoint, head, labels)
         with pytest.raises(UsageError, match="the head has no setting 'hiden_size'"):
@@ -182,6 +182,7 @@ def test_a_saved_model_loads_by_the_classes_of_transformers(head: str, checkpoin
     with torch.no_grad():
         ours, again = model(images), loaded(images)
     assert loaded.config.id2label == dict(enumerate(LABELS))
+    assert "goldfish" not in (tmp_path / "config.json").read_text()
     assert torch.equal(ours[0], again[0])
     assert any(isinstance(each, Swinv2Backbone) for each in loaded.modules())
 
@@ -283,15 +284,18 @@ def test_a_detector_learns_from_images_of_several_sizes(head: str, checkpoint: P
         images.append(peers.images((height, width))[0].sigmoid())
         masks = torch.zeros(1, height, width, dtype=torch.uint8)
         targets.append({"boxes": torch.tensor([[5.0, 5, 40, 40]]), "labels": torch.tensor([1]), "masks": masks})
+    assert model.labels == tuple(LABELS)
     losses = model(tuple(images), targets)
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
+    zero = {**targets[0], "labels": torch.tensor([0])}
     flat, thin = ({**targets[0], "boxes": boxes} for boxes in (torch.ones(4), torch.tensor([[5.0, 5, 5, 9]])))
     for wrong, sentence in (
         (None, "targets are missing: training needs one dictionary for each of the 3 images"),
         (targets[:2], "targets are missing"),
         ([flat] * 3, r"the boxes of image 0 have shape \(4,\); expected \(boxes, 4\)"),
         ([thin] * 3, r"the box \[5.0, 5.0, 5.0, 9.0\] of image 0 has no area"),
+        ([zero] * 3, r"the labels of image 0 are \[0\]; expected 1 to 3: 0 is the background"),
     ):
         with pytest.raises(ValueError, match=sentence):
             model(images, wrong)

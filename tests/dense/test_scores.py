@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from swinv2.dense.scores import SegmentationScores
 from swinv2.errors import UsageError
@@ -44,7 +45,9 @@ def test_values_that_are_no_class() -> None:
     with pytest.raises(UsageError, match="the answers have the value 2"):
         scores.add(np.array([[0, 1]], np.uint8), np.array([[0, 2]], np.uint8))
     with pytest.raises(UsageError, match=r"are \(1, 2\), the answers \(2, 1\) pixels"):
-        scores.add(np.zeros((1, 2)), np.zeros((2, 1)))
+        scores.add(torch.zeros(1, 2, dtype=torch.long), torch.zeros(2, 1, dtype=torch.uint8))
+    with pytest.raises(UsageError, match="are float64, the answers uint8; expected integers"):
+        scores.add(np.zeros((1, 2)), np.zeros((1, 2), np.uint8))
     assert scores.images == 0
     assert not scores.confusion.any()
 

@@ -135,6 +135,18 @@ def test_what_is_impossible() -> None:
     model, image = Segmenter(), torch.zeros(3, 40, 40)
     with pytest.raises(UsageError, match=r"the stride is \(20, 20\); expected 1 to the window, \(16, 16\)"):
         segment(model, image, 16, 20)
+    for window, stride, sentence in (
+        (16, 0, "stride is 0"),
+        (-1, None, "window is -1"),
+        (None, 8, "the stride is 8, but no window is given that could slide"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            segment(model, image, window, stride)
+    for wrong in (image.numpy(), image[None], image.to(torch.uint8)):
+        with pytest.raises(UsageError, match=r"the image is .*; expected a normalised tensor of floats"):
+            segment(model, wrong)
+    with pytest.raises(UsageError, match=r"the image is torch\.float64 on cpu, the model torch\.float32 on cpu; make"):
+        segment(model, image.double())
     with pytest.raises(UsageError, match=r"the scales are \[0\]; expected at least one, each above 0"):
         segment(model, image, scales=[0])
     with pytest.raises(UsageError, match=r"Segmenter is in training mode; call its eval\(\) first"):

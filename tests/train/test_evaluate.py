@@ -133,12 +133,21 @@ def test_numbers_are_the_order_of_the_model_with_a_word(tmp_path: Path, warnings
     assert "has numbers instead of class names: 0 is 'a' of the model" in warnings.text
 
 
-def test_foreign_names_are_matched_by_order_with_a_word(
+def test_codes_are_matched_by_order_with_a_word(
     colours: Path, tmp_path: Path, warnings: pytest.LogCaptureFixture
 ) -> None:
-    found, _ = evaluate(save_model(tmp_path / "model", ["a", "b", "c"]), str(colours))
-    assert found.images == 15
-    assert "matched by their order" in warnings.text
+    for index, names in enumerate((["n00000001", "n00000002", "n00000003"], ["LABEL_0", "LABEL_1", "LABEL_2"])):
+        found, _ = evaluate(save_model(tmp_path / f"model{index}", names), str(colours))
+        assert found.images == 15
+        assert (
+            f"has the classes 'blue' ..., the model '{names[0]}' ...; they are matched by their order" in warnings.text
+        )
+
+
+def test_other_classes_are_no_classes_of_the_model(colours: Path, tmp_path: Path) -> None:
+    """Also if there are equally many: photographs of clothes for a model of animals."""
+    with pytest.raises(UsageError, match="has the classes 'blue', 'green', 'red', and the model has none of them"):
+        evaluate(save_model(tmp_path / "model", ["a", "b", "c"]), str(colours))
 
 
 def test_a_class_without_images_has_no_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

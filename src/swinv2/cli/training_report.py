@@ -31,21 +31,22 @@ MOST_MISTAKES = 3
 
 
 def print_results(results: dict[str, Any], run: Path) -> None:
-    """Prints the results of a training in the folder `run`: the recall of each class on stdout, the rest on stderr."""
-    if "recall" in results:
-        print_classes(results, data_console())
+    """Prints the results of a training in the folder `run`: numbers and the recall of each class on stdout, the rest on
+    stderr."""
     messages = message_console()
     numbers = [f"{name} {results[key]:{form}}" for key, name, form in _NUMBERS if results.get(key) is not None]
-    evaluated = f" (evaluated: {results['eval_images']:,} images)" if "eval_images" in results else ""
-    messages.print(", ".join(numbers) + evaluated)
+    images = results.get("eval_images", sum(results.get("images_by_class", {}).values()))
+    data_console().print((f"{images:,} images evaluated: " if images else "") + ", ".join(numbers))
+    if "recall" in results:
+        print_classes(results, data_console())
     if "stopped_early_of" in results:
         messages.print(f"stopped early, after {results['step']:,} of {results['stopped_early_of']:,} steps")
     if "kept_step" in results:
         messages.print(f"kept: the model of step {results['kept_step']:,}, the best one")
     for mistake in results.get("mistakes", [])[:MOST_MISTAKES]:
-        sure = f"{mistake['answer']}, {mistake['probability']:.0%}"
+        answer = f"labelled {mistake['label']}, answered {mistake['answer']} ({mistake['probability']:.0%})"
         image = mistake["image"] if "://" in mistake["image"] else shown(Path(mistake["image"]))
-        messages.print(Text(f"mistake: {image} is {mistake['label']}, not {sure}", "dim"))
+        messages.print(Text(f"mistake: {image}: {answer}", "dim"))
     for file in results.get("figures", []):
         messages.print(f"drawn: {shown(Path(file))}")
     final = shown(run / "final")

@@ -63,6 +63,8 @@ def load_backbone(
         )
     config.norm_feature_maps = norm_feature_maps
     config.architectures, config.dtype = None, torch.float32
+    # Not the classes of the checkpoint.
+    config.id2label, config.label2id = {}, {}
     config.set_output_features_output_indices(wanted, None)
     if drop_path_rate is not None:
         config.drop_path_rate = drop_path_rate

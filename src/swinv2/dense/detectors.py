@@ -66,10 +66,12 @@ class _Detector(GeneralizedRCNN):
     """What both detectors share: the pyramid knows the sizes of the images in a batch, and in evaluation, images of one
     size run together."""
 
+    labels: tuple[str, ...]
+
     def forward(self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """See torchvision: losses in training, one dictionary for each image in evaluation."""
         if self.training:
-            return self._run(images, _checked(targets, len(images)))
+            return self._run(images, _checked(targets, len(images), len(self.labels)))
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             groups.setdefault(tuple(image.shape), []).append(index)
@@ -91,11 +93,16 @@ class _Detector(GeneralizedRCNN):
         return transform.postprocess(found, batch.image_sizes, before)
 
 
-def _checked(targets: list[dict[str, Tensor]] | None, count: int) -> list[dict[str, Tensor]]:
+def _checked(targets: list[dict[str, Tensor]] | None, count: int, classes: int) -> list[dict[str, Tensor]]:
     """The targets of a detector's training.
 
+    Args:
+        targets: For each image its boxes, labels and so on.
+        count: Number of images.
+        classes: Number of classes, without the background.
+
     Raises:
-        ValueError: There is none for an image, or a box is impossible.
+        ValueError: There is none for an image, or a box or a label is impossible.
     """
     if targets is None or len(targets) != count:
         raise ValueError(f"targets are missing: training needs one dictionary for each of the {count} images.")
@@ -103,6 +110,12 @@ def _checked(targets: list[dict[str, Tensor]] | None, count: int) -> list[dict[s
         boxes = target["boxes"]
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise ValueError(f"the boxes of image {index} have shape {tuple(boxes.shape)}; expected (boxes, 4).")
+        labels = target["labels"]
+        if len(labels) and not 1 <= int(labels.min()) <= int(labels.max()) <= classes:
+            raise ValueError(
+                f"the labels of image {index} are {labels.unique().tolist()}; expected 1 to {classes}: 0 is the "
+                "background."
+            )
         wrong = (boxes[:, 2:] <= boxes[:, :2]).any(1)
         if wrong.any():
             raise ValueError(
@@ -112,16 +125,29 @@ def _checked(targets: list[dict[str, Tensor]] | None, count: int) -> list[dict[s
 
 
 class SwinFasterRCNN(_Detector, FasterRCNN):
-    """torchvision's Faster R-CNN; the arguments are torchvision's.
+    """torchvision's Faster R-CNN.
+
+    Args:
+        backbone: The backbone with its pyramid.
+        labels: Names of the classes; the number of the first one is 1.
+        fields: Further arguments of torchvision's class.
 
     Source:
         Ren et al., Faster R-CNN, 2015.
     """
 
+    def __init__(self, backbone: FeaturePyramid, labels: Sequence[str], **fields: Any) -> None:
+        super().__init__(backbone, len(labels) + 1, **fields)
+        self.labels = tuple(labels)
+
 
 class SwinMaskRCNN(_Detector, MaskRCNN):
-    """torchvision's Mask R-CNN; the arguments are torchvision's.
+    """torchvision's Mask R-CNN; the arguments are those of `SwinFasterRCNN`.
 
     Source:
         He et al., Mask R-CNN, 2017.
     """
+
+    def __init__(self, backbone: FeaturePyramid, labels: Sequence[str], **fields: Any) -> None:
+        super().__init__(backbone, len(labels) + 1, **fields)
+        self.labels = tuple(labels)

@@ -65,7 +65,8 @@ def from_backbone(
     Args:
         checkpoint, image_size, window_size, norm_feature_maps, drop_path_rate: See `load_backbone`.
         head: One of `HEADS`.
-        labels: Names of the classes; "background" or "void" are none of them.
+        labels: Names of the classes, without "background" or "void". The first one has number 0; in detectors of
+            torchvision 1, because 0 is the background there.
         trained: Facts about the training that the checkpoint does not show, such as `trained_window_size`; see
             `swinv2.load`.
         fields: Settings of the head: of its configuration in transformers, or of its model in torchvision. Detectors of
@@ -107,7 +108,8 @@ def add_head(backbone: Swinv2Backbone, head: str, labels: Sequence[str], **field
         UsageError: There is no such head, or the backbone has not the maps that it needs.
     """
     _check_head(head)
-    if isinstance(labels, str) or len(set(labels)) < len(labels) or not labels:
+    is_list = isinstance(labels, Sequence) and not isinstance(labels, str)
+    if not is_list or len(set(labels)) < len(labels) or not labels:
         raise UsageError(f"the labels are {labels!r}; expected a list of at least one name, and each once.")
     needed = _out_features(head)
     if tuple(backbone.out_features) != needed:
@@ -170,13 +172,13 @@ def _rt_detr(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, 
 def _faster_rcnn(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
     """Faster R-CNN with a feature pyramid, for detection."""
     _check_fields(fields, inspect.signature(FasterRCNN).parameters)
-    return SwinFasterRCNN(FeaturePyramid(backbone), len(labels) + 1, **fields)
+    return SwinFasterRCNN(FeaturePyramid(backbone), labels, **fields)
 
 
 def _mask_rcnn(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
     """Mask R-CNN with a feature pyramid, for instance segmentation."""
     _check_fields(fields, inspect.signature(MaskRCNN).parameters)
-    return SwinMaskRCNN(FeaturePyramid(backbone), len(labels) + 1, **fields)
+    return SwinMaskRCNN(FeaturePyramid(backbone), labels, **fields)
 
 
 HEADS: dict[str, Callable[[Swinv2Backbone, Sequence[str], dict[str, Any]], nn.Module]] = {

@@ -35,17 +35,20 @@ class SegmentationScores:
     def __post_init__(self) -> None:
         self.confusion = np.zeros((len(self.names), len(self.names)), np.int64)
 
-    def add(self, labels: np.ndarray, answers: np.ndarray, source: str = "the labels") -> None:
+    def add(self, labels: Any, answers: Any, source: str = "the labels") -> None:
         """Counts the pixels of an image.
 
         Args:
-            labels: The class of each pixel (height, width), or `ignore_index`.
-            answers: The answer for each pixel (height, width), a class.
+            labels: The class of each pixel (height, width), or `ignore_index`; an array or a tensor on the CPU.
+            answers: The answer for each pixel (height, width), a class; see `segment`.
             source: Name of the labels, for errors.
 
         Raises:
             UsageError: The sizes differ, or a value is no class.
         """
+        labels, answers = np.asarray(labels), np.asarray(answers)
+        if labels.dtype.kind not in "iu" or answers.dtype.kind not in "iu":
+            raise UsageError(f"{source} are {labels.dtype}, the answers {answers.dtype}; expected integers.")
         if labels.shape != answers.shape:
             raise UsageError(f"{source} are {labels.shape}, the answers {answers.shape} pixels; compare equal sizes.")
         counted = labels != self.ignore_index

@@ -121,15 +121,22 @@ def segment(
         The class of each pixel: eight bits up to 256 classes, otherwise 32.
 
     Raises:
-        UsageError: The windows or the scales are impossible, or the model is no segmenter or in training mode.
+        UsageError: The image, the windows or the scales are impossible, or the model is no segmenter or in training
+            mode.
     """
+    _check_image(model, image)
+    if window is None and stride is not None:
+        raise UsageError(f"the stride is {stride}, but no window is given that could slide; give both.")
     if not scales or not all(scale > 0 for scale in scales):
         raise UsageError(f"the scales are {list(scales)}; expected at least one, each above 0.")
     if model.training:
         raise UsageError(f"{type(model).__name__} is in training mode; call its eval() first.")
     score, size = pixel_scores(model), (image.shape[1], image.shape[2])
-    sides = None if window is None else as_pair("window", window)
-    steps = sides and (as_pair("stride", stride) if stride is not None else _two_thirds(sides))
+    try:
+        sides = None if window is None else as_pair("window", window)
+        steps = sides and (as_pair("stride", stride) if stride is not None else _two_thirds(sides))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if list(scales) == [1.0] and not flip:
         return torch.cat([_classes(band) for _, band in sliding_bands(score, image, sides or size, steps or size)])
     views = [(scale, flips) for scale in scales for flips in ((False, True) if flip else (False,))]
@@ -143,6 +150,19 @@ def segment(
         logits = F.interpolate((logits.flip(2) if flips else logits)[None], size, mode="bilinear", align_corners=False)
         total = total + logits[0].softmax(0)
     return _classes(total)
+
+
+def _check_image(model: nn.Module, image: Tensor) -> None:
+    """Raises an error unless a model can take an image."""
+    weight = next(model.parameters(), None)
+    if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+        kind = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise UsageError(f"the image is {kind}; expected a normalised tensor of floats (channels, height, width).")
+    if weight is not None and (weight.dtype, weight.device) != (image.dtype, image.device):
+        raise UsageError(
+            f"the image is {image.dtype} on {image.device}, the model {weight.dtype} on {weight.device}; make them "
+            "equal."
+        )
 
 
 def _two_thirds(window: Pair) -> Pair:

@@ -5,6 +5,7 @@ stored image processor, so the accuracies are those that a user gets.
 """
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -102,13 +103,19 @@ def evaluate(
 
 
 def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> ImageDataset:
-    """Matches the classes of the data with the model's, see `classes.match_classes`. If none has the same name and
-    their numbers are equal, as with other names of ImageNet's classes, they are matched by their order, with a
-    warning."""
-    if len(dataset.names) == len(names) and not set(dataset.names) & set(names):
+    """Matches the classes of the data with the model's, see `classes.match_classes`. If they are equally many and
+    none has the same name, and one side has codes instead of names, as the folders of ImageNet do, they are matched by
+    their order, with a warning."""
+    is_new = len(dataset.names) == len(names) and not set(dataset.names) & set(names)
+    if is_new and (_are_codes(dataset.names) or _are_codes(names)):
         logger.warning(
-            f"the model and {dataset.source} have no class name in common ({names[0]!r}, {dataset.names[0]!r} ...); "
-            "classes are matched by their order"
+            f"{dataset.source} has the classes {dataset.names[0]!r} ..., the model {names[0]!r} ...; they are matched "
+            "by their order"
         )
         dataset = replace(dataset, names=names)
     return match_classes(dataset, names, "the model")
+
+
+def _are_codes(names: tuple[str, ...]) -> bool:
+    """Whether names of classes are numbers, or WordNet's numbers as in the folders of ImageNet."""
+    return all(re.fullmatch(r"(LABEL_)?\d+|n\d{8}", name) for name in names)
