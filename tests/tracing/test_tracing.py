@@ -297,6 +297,7 @@ def test_a_compiled_training_step_is_the_eager_one(model, change):
 
 def test_norms_of_maps_in_a_compiled_backbone():
     torch.compiler.reset()
+    torch.manual_seed(0)
     config = Swinv2Config(
         image_size=64, window_size=4, embed_dim=24, depths=[2, 2], num_heads=[2, 4], norm_feature_maps=True
     )
@@ -304,7 +305,7 @@ def test_norms_of_maps_in_a_compiled_backbone():
     compiled = torch.compile(backbone, backend="eager", fullgraph=True)
     with torch.no_grad():
         for ours, expected in zip(compiled(images).feature_maps, backbone(images).feature_maps, strict=True):
-            torch.testing.assert_close(ours, expected)
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

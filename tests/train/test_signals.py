@@ -68,12 +68,12 @@ def test_stopped_and_gone_on_without_a_complaint(
     step = int(stopped.name.split("-")[1])
     assert errors.splitlines()[-1] == f"{signal.Signals(number).name}: saved at step {step}; --resume resumes it"
     again = start("finetune", [*flags, "--resume"])
-    _, errors = again.communicate(timeout=120)
+    printed, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
     wait_until_gone(again.pid)
     said = errors.splitlines()
     assert f"resuming from step {step} of 60: {stopped}" in said
-    assert said[-2].startswith("loss ")
+    assert printed.startswith("training loss ")
     assert said[-1] == f"the model: {run / 'final'}"
     assert [entry["step"] for entry in log(run) if "resumed_from_step" in entry] == [step]
 
