@@ -1,6 +1,7 @@
 """Segmenters and detectors have the backbone of their checkpoint, and answer as with transformers' backbone."""
 
 import copy
+import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +191,14 @@ def test_a_saved_model_loads_by_the_classes_of_transformers(head: str, checkpoin
 def test_unknown_head(checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="there is no head 'unet'; expected one of upernet, mask2former"):
         from_backbone(checkpoint, "unet", LABELS)
+
+
+@pytest.mark.parametrize("head", ["mask2former", "rt_detr"])
+def test_heads_that_need_scipy(head: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "scipy" else find(name, *rest))
+    with pytest.raises(UsageError, match=r"needs SciPy; install it by: pip install 'swinv2\[dense\]'"):
+        from_backbone(checkpoint, head, LABELS)
 
 
 def test_rt_detr_has_no_more_queries_than_tokens(checkpoint: Path) -> None:

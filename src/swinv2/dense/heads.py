@@ -7,6 +7,7 @@ matching and post-processing are those of the library.
 import copy
 import dataclasses
 import difflib
+import importlib.util
 import inspect
 import logging
 import math
@@ -30,7 +31,7 @@ from transformers import (
 from swinv2.auto import register
 from swinv2.dense.backbone import load_backbone
 from swinv2.dense.detectors import FeaturePyramid, SwinFasterRCNN, SwinMaskRCNN
-from swinv2.errors import UsageError, first_sentence
+from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone
 from swinv2.lengths import Pair, Windows, as_pair
 
@@ -130,6 +131,12 @@ def _check_head(head: str) -> None:
         raise UsageError(f"there is no head {head!r}; expected one of {', '.join(HEADS)}.")
 
 
+def _check_scipy() -> None:
+    """Raises an error unless SciPy is installed, which matches queries and objects in the loss."""
+    if importlib.util.find_spec("scipy") is None:
+        raise UsageError("the loss of this head needs SciPy; install it by: pip install 'swinv2[dense]'.")
+
+
 def _check_fields(fields: Collection[str], known: Collection[str]) -> None:
     """Raises an error unless a head has these settings; the libraries ignore others."""
     for name in fields:
@@ -152,12 +159,14 @@ def _upernet(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, 
 
 def _mask2former(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
     """Mask2Former, for semantic, instance and panoptic segmentation. Source: Cheng et al., 2022."""
+    _check_scipy()
     fields = {"feature_strides": _strides(backbone), **fields}
     return _of_transformers(Mask2FormerForUniversalSegmentation, Mask2FormerConfig, backbone, labels, fields)
 
 
 def _rt_detr(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
     """RT-DETR v2, for detection. Source: Lv et al., RT-DETRv2, 2024."""
+    _check_scipy()
     # Each query begins at a token of the maps, so an image must have at least as many.
     tokens = sum(math.prod(stage.grid) for stage in backbone.config.stages()[1:])
     fields = {
@@ -209,10 +218,7 @@ def _of_transformers(
     register()
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}
     config = config_class(backbone_config=copy.deepcopy(backbone.config), **names, **fields)
-    try:
-        model = model_class(config)
-    except ImportError as error:
-        raise UsageError(f"{first_sentence(error)}. Install it by: pip install 'swinv2[dense]'.") from error
+    model = model_class(config)
     # It has built a backbone of its own, with random weights.
     (path,) = (name for name, module in model.named_modules() if isinstance(module, Swinv2Backbone))
     parent, _, name = path.rpartition(".")

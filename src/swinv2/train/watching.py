@@ -106,6 +106,8 @@ class RunLog(TrainerCallback):
         if step:
             said = f"resuming from step {step:,} of {state.max_steps:,}: {args.resume_from_checkpoint}"
             message_console().print(said)
+            if step >= state.max_steps:
+                message_console().print("no step is left; for more, give --num-train-epochs or --max-steps")
         self.run.mkdir(parents=True, exist_ok=True)
         with whole_file(self.run / LOG_NAME, alone=True) as partial:
             partial.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
