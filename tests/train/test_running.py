@@ -59,6 +59,10 @@ def test_a_run_that_resumes_says_from_where(
     assert json.loads(out)["resumed_from_step"] == 4
     marks = [(entry["step"], entry["resumed_from_step"]) for entry in log(run) if "resumed_from_step" in entry]
     assert marks == [(4, 4)]
+    assert "no step is left" not in err
+    # Once more: the run has ended.
+    assert training.train("finetune", [*flags, "--choose-settings", "false", "--resume", "--as_json", "true"]) == 0
+    assert "no step is left; for more, give --num-train-epochs or --max-steps" in capsys.readouterr().err
 
 
 def test_nothing_to_resume_is_said(
