@@ -3,7 +3,6 @@
 In: images (B, channels, height, width), labels or masks. Out: transformers' outputs.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
+from swinv2.batches import run_by_size, sizes_of_mask
 from swinv2.config import Swinv2Config
 from swinv2.layers.patches import Embeddings
 from swinv2.layers.stage import Encoder, stage_attentions, views_of
@@ -224,61 +224,6 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
-def sizes_of_mask(pixel_mask: Tensor, images: Float[Tensor, "B channels height width"]) -> list[Pair]:
-    """The size (height, width) of each image in a padded batch.
-
-    Args:
-        pixel_mask: See `Swinv2Backbone.forward`.
-        images: The batch.
-
-    Raises:
-        ValueError: The mask has another shape, or it is not a rectangle at the top left of an image.
-    """
-    batch, _, height, width = images.shape
-    if tuple(pixel_mask.shape) != (batch, height, width):
-        raise ValueError(f"pixel_mask has shape {tuple(pixel_mask.shape)}; expected {(batch, height, width)}.")
-    mask = pixel_mask.bool()
-    rows, columns = mask.any(2).sum(1), mask.any(1).sum(1)
-    inside = torch.arange(height, device=mask.device)[:, None] < rows[:, None, None]
-    inside = inside & (torch.arange(width, device=mask.device) < columns[:, None, None])
-    if not (mask == inside).all() or not mask.any(2).any(1).all():
-        raise ValueError(
-            "pixel_mask is not a rectangle at the top left of each image; pad images at the bottom and right."
-        )
-    return list(zip(rows.tolist(), columns.tolist(), strict=True))
-
-
-def run_by_size(
-    run: Callable[[Tensor], Sequence[Tensor]],
-    images: Float[Tensor, "B channels height width"],
-    sizes: Sequence[Pair],
-    grids: Sequence[Pair],
-) -> list[Tensor]:
-    """Computes maps of a padded batch as if each image were alone: padding is cut off before, and images of the same
-    size run together. So no padding is computed, and it changes no number.
-
-    Args:
-        run: Computes maps (B, C, H, W) of images of one size.
-        images: The batch.
-        sizes: The size (height, width) of each image, without its padding.
-        grids: The size (height, width) of each map of the batch.
-
-    Returns:
-        The maps of the batch, with zeros beyond those of an image.
-    """
-    groups: dict[Pair, list[int]] = {}
-    for index, size in enumerate(sizes):
-        groups.setdefault((int(size[0]), int(size[1])), []).append(index)
-    if list(groups) == [(images.shape[2], images.shape[3])]:
-        return list(run(images))
-    parts = [run(images[members, :, :height, :width]) for (height, width), members in groups.items()]
-    order = torch.tensor([index for members in groups.values() for index in members], device=images.device).argsort()
-    return [
-        torch.cat([F.pad(each, (0, grid[1] - each.shape[3], 0, grid[0] - each.shape[2])) for each in level])[order]
-        for level, grid in zip(zip(*parts, strict=True), grids, strict=True)
-    ]
-
-
 class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
     """The network as a feature pyramid: the map of the stem, and of each stage before its merging.
 
@@ -325,7 +270,7 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
             output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
             pixel_mask: 1 or True (B, height, width) for the pixels of an image, 0 for those that pad it to the size of
                 the batch, at its bottom and right. Each image then gives the maps that it gives alone, with zeros
-                beyond them; see `run_by_size`.
+                beyond them; see `batches.run_by_size`.
 
         Returns:
             `feature_maps` (B, channels, H, W) in the order of `out_features`; `hidden_states`, the tokens of every map

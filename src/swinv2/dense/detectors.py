@@ -16,7 +16,8 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from swinv2.heads import Swinv2Backbone, run_by_size
+from swinv2.batches import run_by_size
+from swinv2.heads import Swinv2Backbone
 from swinv2.lengths import Pair
 
 
