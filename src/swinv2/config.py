@@ -306,6 +306,16 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             other._keep_learned_windows(self)
         return other.checked()
 
+    def map_sizes(self, image_size: Pair) -> list[Pair]:
+        """The size (height, width) in tokens of each stage's map of an image (height, width) in pixels.
+
+        The network pads to whole patches and to even maps, so lengths are rounded up; `StageSpec.grid`, which decides
+        windows, is rounded down.
+        """
+        patch = as_pair("patch_size", self.patch_size)
+        height, width = (-(-length // side) for length, side in zip(image_size, patch, strict=True))
+        return [(-(-height >> index), -(-width >> index)) for index in range(len(self.depths))]
+
     def fitted_windows(self, image_size: Any, window: int | Pair) -> list[Pair]:
         """A window for each stage that wastes little on padding: the given one, unless a map would be padded by more
         than a quarter of its tokens; then, on each axis, the one that pads least, from the given length (or that of the
@@ -327,11 +337,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         other = copy.deepcopy(self)
         other.image_size, other.window_size = image_size, plain_windows((as_pair("window", window),))
         found = list[Pair]()
-        sizes = zip(as_pair("image_size", image_size), as_pair("patch_size", self.patch_size), strict=True)
-        first = [-(-length // patch) for length, patch in sizes]
-        for spec in other.stages():
-            # The maps of the network, which pads where `spec.grid` rounds down.
-            grid = [-(-length >> spec.index) for length in first]
+        for spec, grid in zip(other.stages(), self.map_sizes(as_pair("image_size", image_size)), strict=True):
             padded = [-(-length // side) * side for length, side in zip(grid, spec.window, strict=True)]
             keeps = padded[0] * padded[1] <= MOST_PADDED * grid[0] * grid[1]
             sides = spec.window if keeps else tuple(map(_fitted_side, grid, spec.window))

@@ -315,13 +315,8 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
 
     def grids(self, image_size: Pair) -> dict[str, Pair]:
         """The size (height, width) in tokens of every map of images of a size, by its name."""
-        patch = as_pair("patch_size", self.config.patch_size)
-        first: Pair = -(-image_size[0] // patch[0]), -(-image_size[1] // patch[1])
-        halvings = [max(index - 1, 0) for index in range(len(self.stage_names))]
-        return {
-            name: (-(-first[0] >> halving), -(-first[1] >> halving))
-            for name, halving in zip(self.stage_names, halvings, strict=True)
-        }
+        stages = self.config.map_sizes(image_size)
+        return dict(zip(self.stage_names, [stages[0], *stages], strict=True))
 
     def _output_map(self, name: str, views: Views) -> Float[Tensor, "B C H W"]:
         """The map of a stage for callers, with its norm if it has one."""

@@ -35,8 +35,8 @@ def print_results(results: dict[str, Any], run: Path) -> None:
     stderr."""
     messages = message_console()
     numbers = [f"{name} {results[key]:{form}}" for key, name, form in _NUMBERS if results.get(key) is not None]
-    images = results.get("eval_images", sum(results.get("images_by_class", {}).values()))
-    data_console().print((f"{images:,} images evaluated: " if images else "") + ", ".join(numbers))
+    evaluated = f"{results['eval_images']:,} images evaluated: " if "eval_images" in results else ""
+    data_console().print(evaluated + ", ".join(numbers))
     if "recall" in results:
         print_classes(results, data_console())
     if "stopped_early_of" in results:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from swinv2.errors import UsageError
@@ -105,7 +105,7 @@ def segment(
     *,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-) -> Int[Tensor, "height width"]:
+) -> Integer[Tensor, "height width"]:
     """Finds the class of each pixel of an image.
 
     Args:
@@ -170,6 +170,6 @@ def _two_thirds(window: Pair) -> Pair:
     return max(window[0] * 2 // 3, 1), max(window[1] * 2 // 3, 1)
 
 
-def _classes(scores: Float[Tensor, "classes rows width"]) -> Int[Tensor, "rows width"]:
+def _classes(scores: Float[Tensor, "classes rows width"]) -> Integer[Tensor, "rows width"]:
     """The class of the highest score of each pixel."""
     return scores.argmax(0).to(torch.uint8 if len(scores) <= 256 else torch.int32)
