@@ -19,7 +19,7 @@ import swinv2
 from swinv2 import Swinv2Backbone, Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.dense import HEADS, add_head, from_backbone, load_backbone
 from swinv2.dense.backbone import set_image_size
-from swinv2.dense.heads import _out_features
+from swinv2.dense.heads import maps_of
 from swinv2.errors import UsageError
 from swinv2.train.optim.groups import Role, parameter_roles
 
@@ -39,8 +39,8 @@ SMALL_HEADS: dict[str, dict[str, Any]] = {
         "decoder_ffn_dim": 32, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
         "num_queries": 20, "num_denoising": 0,
     },
-    "faster_rcnn": {"min_size": 64, "max_size": 128},
-    "mask_rcnn": {"min_size": 64, "max_size": 128},
+    "faster_rcnn": {"min_size": 64, "max_size": 128, "pyramid_channels": 16, "box_channels": 32},
+    "mask_rcnn": {"min_size": 64, "max_size": 128, "pyramid_channels": 16, "box_channels": 32},
 }  # fmt: skip
 LABELS = ["road", "sky", "tree"]
 
@@ -96,7 +96,7 @@ class TestEachHead:
         assert left == {"layernorm.weight", "layernorm.bias", "classifier.weight", "classifier.bias"}
 
     def test_it_takes_the_backbone_as_it_is(self, head: str, checkpoint: Path) -> None:
-        backbone = load_backbone(checkpoint, out_features=_out_features(head))
+        backbone = load_backbone(checkpoint, out_features=maps_of(head))
         backbone.set_attn_implementation("eager")
         model = add_head(backbone, head, LABELS, **SMALL_HEADS[head])
         assert any(module is backbone for module in model.modules())
@@ -258,7 +258,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(checkpoint: Path, tmp_path:
 @pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn"])
 def test_a_detector_finds_in_a_batch_what_it_finds_in_one_image(head: str, checkpoint: Path) -> None:
     """torchvision pads the smaller images of a batch, and tells no backbone."""
-    fields = {"min_size": 64, "max_size": 160, "box_score_thresh": 0.0, "rpn_post_nms_top_n_test": 50}
+    fields = {**SMALL_HEADS[head], "max_size": 160, "box_score_thresh": 0.0, "rpn_post_nms_top_n_test": 50}
     detector = peers.draw_weights(from_backbone(checkpoint, head, LABELS, **fields)).eval()
     images = [peers.images(size)[0].sigmoid() for size in ((64, 64), (64, 150), (80, 70))]
     with torch.no_grad():
@@ -274,10 +274,11 @@ def test_a_pyramid_of_a_padded_batch(checkpoint: Path) -> None:
     model = from_backbone(checkpoint, "faster_rcnn", LABELS, min_size=64, max_size=160).eval()
     images = [peers.images(size)[0].sigmoid() for size in ((64, 64), (64, 150))]
     with torch.no_grad():
-        batch, _ = model.transform(images)
+        batch, _ = model.detector.transform(images)
         # In another layout, as wrappers may make it.
-        levels = model.backbone(batch.tensors.to(memory_format=torch.channels_last).clone(), batch.image_sizes)
-        alone = model.backbone(model.transform(images[:1])[0].tensors)
+        pyramid = model.detector.backbone
+        levels = pyramid(batch.tensors.to(memory_format=torch.channels_last).clone(), batch.image_sizes)
+        alone = pyramid(model.detector.transform(images[:1])[0].tensors)
     assert list(levels) == ["0", "1", "2", "3", "pool"]
     for name, level in levels.items():
         height, width = alone[name].shape[2:]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from swinv2.convert import load
+from swinv2.dense.saved import load_dense, read_dense_config
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone
 from swinv2.lengths import Pair, Windows, in_words
@@ -38,7 +39,8 @@ def load_backbone(
     checkpoint is a backbone that has them.
 
     Args:
-        checkpoint: A file, a folder or a name on the hub, in the names of any library; see `swinv2.load`.
+        checkpoint: A file, a folder or a name on the hub, in the names of any library, see `swinv2.load`; or a saved
+            segmenter or detector.
         image_size, window_size: The size of the images in pixels and of the windows in tokens; None keeps those of the
             checkpoint. Others are set by `set_image_size`.
         out_features: The maps to return: "stage1", ...; None for those of all stages.
@@ -83,7 +85,15 @@ def load_backbone(
     return backbone
 
 
-def set_image_size(model: nn.Module, image_size: int | Pair, window_size: Windows | None = None) -> None:
+def backbone_of(model: nn.Module) -> Swinv2Backbone:
+    """The backbone in a segmenter or detector, or the backbone itself."""
+    (backbone,) = (module for module in model.modules() if isinstance(module, Swinv2Backbone))
+    return backbone
+
+
+def set_image_size(
+    model: nn.Module, image_size: int | Pair, window_size: Windows | None = None, *, stretch: bool = False
+) -> None:
     """Adapts a backbone, or the one in a segmenter or detector, to another image size and window, and the configuration
     that is saved. The position bias is extrapolated.
 
@@ -92,18 +102,19 @@ def set_image_size(model: nn.Module, image_size: int | Pair, window_size: Window
         image_size: In pixels, one length or (height, width).
         window_size: In tokens. One window for all stages, also the present one, is smaller in a stage whose map it does
             not fit (see `Swinv2Config.fitted_windows`). Windows for each stage are taken as they are.
+        stretch: Stretch the learned position bias over the new window instead of extrapolating it.
 
     Raises:
         UsageError: The size or the window is impossible; the model is unchanged.
     """
-    (backbone,) = (module for module in model.modules() if isinstance(module, Swinv2Backbone))
+    backbone = backbone_of(model)
     before = backbone.config
     windows: Any = before.window_size if window_size is None else window_size
     try:
         is_one = isinstance(windows, int) or (len(windows) == 2 and all(isinstance(side, int) for side in windows))
         if is_one and (image_size, windows) != (before.image_size, before.window_size):
             windows = before.fitted_windows(image_size, windows)
-        backbone.set_image_size(image_size, windows)
+        backbone.set_image_size(image_size, windows, stretch)
     except ValueError as error:
         raise UsageError(f"these sizes are impossible: {error}") from error
     head: Any = getattr(model, "config", None)
@@ -115,7 +126,8 @@ def set_image_size(model: nn.Module, image_size: int | Pair, window_size: Window
         if new.window != new.learned_window
     ]
     if changed:
-        logger.info(f"the position bias is extrapolated to windows of {', '.join(changed)}")
+        how = "stretched" if stretch else "extrapolated"
+        logger.info(f"the position bias is {how} to windows of {', '.join(changed)}")
 
 
 def _load_norms(backbone: Swinv2Backbone, stored: nn.ModuleDict) -> None:
@@ -131,7 +143,10 @@ def _load_norms(backbone: Swinv2Backbone, stored: nn.ModuleDict) -> None:
 
 
 def _load_model(checkpoint: str, trained: dict[str, Any]) -> Swinv2PreTrainedModel:
-    """Loads the network of a checkpoint, with or without a head; also a saved backbone, which has no last norm."""
+    """Loads the network of a checkpoint, with or without a head; also a saved backbone, which has no last norm, and the
+    backbone of a saved segmenter or detector."""
+    if read_dense_config(checkpoint) is not None:
+        return backbone_of(load_dense(checkpoint))
     stored = Path(checkpoint).expanduser() / "config.json"
     try:
         architectures = json.loads(stored.read_text()).get("architectures") or []

@@ -1,24 +1,37 @@
 """torchvision's detectors with our backbone.
 
-In: a backbone. Out: Faster and Mask R-CNN in which the padding of a batch changes no answer. torchvision pads smaller
-images and tells neither the backbone nor the feature pyramid; and a box may begin in the padding. (In training it still
-may: the network that proposes boxes then learns that those are background.)
+In: a backbone. Out: Faster and Mask R-CNN in which the padding of a batch changes no answer, with the files of
+transformers. torchvision pads smaller images and tells neither the backbone nor the feature pyramid; and a box may
+begin in the padding. (In training it still may: the network that proposes boxes then learns that those are background.)
 """
 
+import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from swinv2.batches import run_by_size
+from swinv2.config import Swinv2Config
 from swinv2.heads import Swinv2Backbone
 from swinv2.lengths import Pair
+
+MODEL_TYPE = "swinv2_rcnn"
+"""The name of `SwinRCNN` in the configurations of saved models."""
+
+ROI_SIDE = 7
+"""Side of the features of a box, as in torchvision."""
 
 
 class FeaturePyramid(nn.Module):
@@ -67,12 +80,12 @@ class _Detector(GeneralizedRCNN):
     """What both detectors share: the pyramid knows the sizes of the images in a batch, and in evaluation, images of one
     size run together."""
 
-    labels: tuple[str, ...]
-
     def forward(self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """See torchvision: losses in training, one dictionary for each image in evaluation."""
         if self.training:
-            return self._run(images, _checked(targets, len(images), len(self.labels)))
+            head: Any = self.roi_heads.box_predictor
+            # One more class is the background.
+            return self._run(images, _checked(targets, len(images), head.cls_score.out_features - 1))
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             groups.setdefault(tuple(image.shape), []).append(index)
@@ -125,30 +138,97 @@ def _checked(targets: list[dict[str, Tensor]] | None, count: int, classes: int) 
     return targets
 
 
-class SwinFasterRCNN(_Detector, FasterRCNN):
-    """torchvision's Faster R-CNN.
+class _FasterRCNN(_Detector, FasterRCNN):
+    """torchvision's Faster R-CNN. Source: Ren et al., 2015."""
+
+
+class _MaskRCNN(_Detector, MaskRCNN):
+    """torchvision's Mask R-CNN. Source: He et al., 2017."""
+
+
+class SwinRCNNConfig(PreTrainedConfig):
+    """The configuration of a `SwinRCNN`.
 
     Args:
-        backbone: The backbone with its pyramid.
+        backbone_config: That of the backbone, or its fields.
+        with_masks: Whether it is a Mask R-CNN.
+        pyramid_channels: Channels of each level of the feature pyramid, and of the head of the masks.
+        box_channels: Channels of the two hidden layers of the head of the boxes.
+        anchor_sizes: Side in pixels of the square anchor of each of the five levels.
+        aspect_ratios: Height / width of the anchors.
+        torchvision: Further arguments of torchvision's class, such as `min_size` and `image_mean`.
+        rest: See `PreTrainedConfig`; `id2label` has the classes, from 0.
+    """
+
+    model_type = MODEL_TYPE
+
+    def __init__(
+        self,
+        backbone_config: Swinv2Config | dict[str, Any] | None = None,
+        with_masks: bool = False,
+        pyramid_channels: int = 256,
+        box_channels: int = 1024,
+        anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
+        aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        torchvision: Mapping[str, Any] | None = None,
+        **rest: Any,
+    ) -> None:
+        if not isinstance(backbone_config, Swinv2Config):
+            backbone_config = Swinv2Config(**(backbone_config or {}))
+        self.backbone_config = backbone_config
+        self.with_masks, self.pyramid_channels, self.box_channels = with_masks, pyramid_channels, box_channels
+        self.anchor_sizes, self.aspect_ratios = list(anchor_sizes), list(aspect_ratios)
+        self.torchvision = dict(torchvision or {})
+        super().__init__(**rest)
+
+
+class SwinRCNN(PreTrainedModel):
+    """torchvision's Faster or Mask R-CNN with our backbone. `save_pretrained` and `from_pretrained` are transformers'.
+
+    Args:
+        config: Its configuration.
+        backbone: The backbone; None builds a new one.
+
+    Attributes:
         labels: Names of the classes; the number of the first one is 1.
-        fields: Further arguments of torchvision's class.
-
-    Source:
-        Ren et al., Faster R-CNN, 2015.
     """
 
-    def __init__(self, backbone: FeaturePyramid, labels: Sequence[str], **fields: Any) -> None:
-        super().__init__(backbone, len(labels) + 1, **fields)
-        self.labels = tuple(labels)
+    config_class = SwinRCNNConfig
+    base_model_prefix = "detector"
+    main_input_name = "images"
+    supports_gradient_checkpointing = True
 
+    def __init__(self, config: SwinRCNNConfig, backbone: Swinv2Backbone | None = None) -> None:
+        super().__init__(config)
+        backbone = backbone or Swinv2Backbone(copy.deepcopy(config.backbone_config))
+        names: Any = config.id2label
+        self.labels: tuple[str, ...] = tuple(names[index] for index in range(len(names)))
+        channels, classes = config.pyramid_channels, len(self.labels) + 1
+        # Not on the device "meta", where `from_pretrained` builds models: anchors are no weights.
+        with torch.device("cpu"):
+            sizes = tuple((size,) for size in config.anchor_sizes)
+            anchors = AnchorGenerator(sizes, (tuple(config.aspect_ratios),) * len(sizes))
+        fields: dict[str, Any] = {
+            "rpn_anchor_generator": anchors,
+            "box_head": TwoMLPHead(channels * ROI_SIDE**2, config.box_channels),
+            "box_predictor": FastRCNNPredictor(config.box_channels, classes),
+        }
+        if config.with_masks:
+            fields["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1)
+            fields["mask_predictor"] = MaskRCNNPredictor(channels, channels, classes)
+        kind = _MaskRCNN if config.with_masks else _FasterRCNN
+        self.detector = kind(FeaturePyramid(backbone, channels), **{**fields, **config.torchvision})
+        self.post_init()
 
-class SwinMaskRCNN(_Detector, MaskRCNN):
-    """torchvision's Mask R-CNN; the arguments are those of `SwinFasterRCNN`.
+    def _init_weights(self, module: nn.Module) -> None:
+        """torchvision's modules and the backbone have their initial values already."""
 
-    Source:
-        He et al., Mask R-CNN, 2017.
-    """
+    def forward(self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """The losses by name in training; otherwise, for each image, its boxes, labels and scores, and masks.
 
-    def __init__(self, backbone: FeaturePyramid, labels: Sequence[str], **fields: Any) -> None:
-        super().__init__(backbone, len(labels) + 1, **fields)
-        self.labels = tuple(labels)
+        Args:
+            images: (channels, height, width) each, from 0 to 1, of any size; it resizes and normalises them itself.
+            targets: In training, for each image `boxes` (objects, 4), in pixels: left, top, right, bottom; `labels`
+                (objects,) from 1; for Mask R-CNN `masks` (objects, height, width), 0 or 1.
+        """
+        return self.detector(images, targets)

@@ -30,7 +30,7 @@ from transformers import (
 
 from swinv2.auto import register
 from swinv2.dense.backbone import load_backbone
-from swinv2.dense.detectors import FeaturePyramid, SwinFasterRCNN, SwinMaskRCNN
+from swinv2.dense.detectors import SwinRCNN, SwinRCNNConfig
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone
 from swinv2.lengths import Pair, Windows, as_pair
@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 """Maps of strides 4, 8, 16 and 32 with patches of 4."""
 
+
+DECIDED = {"backbone", "backbone_config", "with_masks", "torchvision", "num_classes", "kwargs", "rest"}
+"""Arguments of the detectors' classes that are no settings of a head."""
 
 MOST_QUERIES = 300
 """RT-DETR's number of objects in an image; fewer if the maps of images of the configured size have fewer tokens."""
@@ -70,13 +73,13 @@ def from_backbone(
             torchvision 1, because 0 is the background there.
         trained: Facts about the training that the checkpoint does not show, such as `trained_window_size`; see
             `swinv2.load`.
-        fields: Settings of the head: of its configuration in transformers, or of its model in torchvision. Detectors of
-            torchvision resize images by their own `min_size` and `max_size`, 800 and 1333.
+        fields: Settings of the head: of its configuration in transformers, of its model in torchvision, or of
+            `SwinRCNNConfig`. Detectors of torchvision resize images by their own `min_size` and `max_size`, 800 and
+            1333.
 
     Returns:
-        The model in training mode, on the CPU, in fp32. The classes of transformers keep their names and files: load a
-        saved one with `from_pretrained` after `swinv2.register()`, which this function calls too. torchvision's have no
-        files of their own: save their `state_dict`.
+        The model in training mode, on the CPU, in fp32. The classes of transformers keep their names and files;
+        torchvision's are a `SwinRCNN`. `load_dense` loads a saved one.
 
     Raises:
         UsageError: There is no such head or setting, or the checkpoint is not complete.
@@ -94,7 +97,7 @@ def from_backbone(
         checkpoint,
         image_size,
         window_size,
-        out_features=_out_features(head),
+        out_features=maps_of(head),
         norm_feature_maps=norm_feature_maps,
         drop_path_rate=drop_path_rate,
         **(trained or {}),
@@ -112,7 +115,7 @@ def add_head(backbone: Swinv2Backbone, head: str, labels: Sequence[str], **field
     is_list = isinstance(labels, Sequence) and not isinstance(labels, str)
     if not is_list or len(set(labels)) < len(labels) or not labels:
         raise UsageError(f"the labels are {labels!r}; expected a list of at least one name, and each once.")
-    needed = _out_features(head)
+    needed = maps_of(head)
     if tuple(backbone.out_features) != needed:
         raise UsageError(
             f"the head {head!r} needs the maps {', '.join(needed)}, and the backbone returns "
@@ -145,7 +148,7 @@ def _check_fields(fields: Collection[str], known: Collection[str]) -> None:
             raise UsageError(f"the head has no setting {name!r}{f'; did you mean {close[0]!r}?' if close else '.'}")
 
 
-def _out_features(head: str) -> tuple[str, ...]:
+def maps_of(head: str) -> tuple[str, ...]:
     """The maps that a head needs."""
     return STAGES[1:] if head == "rt_detr" else STAGES
 
@@ -180,14 +183,25 @@ def _rt_detr(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, 
 
 def _faster_rcnn(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
     """Faster R-CNN with a feature pyramid, for detection."""
-    _check_fields(fields, inspect.signature(FasterRCNN).parameters)
-    return SwinFasterRCNN(FeaturePyramid(backbone), labels, **fields)
+    return _of_torchvision(backbone, labels, fields, with_masks=False)
 
 
 def _mask_rcnn(backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any]) -> nn.Module:
     """Mask R-CNN with a feature pyramid, for instance segmentation."""
-    _check_fields(fields, inspect.signature(MaskRCNN).parameters)
-    return SwinMaskRCNN(FeaturePyramid(backbone), labels, **fields)
+    return _of_torchvision(backbone, labels, fields, with_masks=True)
+
+
+def _of_torchvision(
+    backbone: Swinv2Backbone, labels: Sequence[str], fields: dict[str, Any], *, with_masks: bool
+) -> nn.Module:
+    """A detector of torchvision around a backbone."""
+    theirs = {*inspect.signature(FasterRCNN).parameters, *inspect.signature(MaskRCNN).parameters}
+    own = {name: fields[name] for name in fields if name in inspect.signature(SwinRCNNConfig).parameters}
+    named: Any = {**own, **_names(labels)}
+    _check_fields(fields, {*theirs, *inspect.signature(SwinRCNNConfig).parameters} - DECIDED)
+    rest = {name: value for name, value in fields.items() if name not in own}
+    config = SwinRCNNConfig(copy.deepcopy(backbone.config), with_masks, torchvision=rest, **named)
+    return SwinRCNN(config, backbone)
 
 
 HEADS: dict[str, Callable[[Swinv2Backbone, Sequence[str], dict[str, Any]], nn.Module]] = {
@@ -200,10 +214,23 @@ HEADS: dict[str, Callable[[Swinv2Backbone, Sequence[str], dict[str, Any]], nn.Mo
 """The heads by name; torchvision's R-CNNs count the background as label 0."""
 
 
+HEADS_OF = {
+    "segmentation": ("upernet", "mask2former"),
+    "instances": ("mask_rcnn", "mask2former"),
+    "detection": ("faster_rcnn", "rt_detr"),
+}
+"""The heads of each task, the usual one first."""
+
+
 def _strides(backbone: Swinv2Backbone) -> list[int]:
     """The strides in pixels of the backbone's maps."""
     patch = max(as_pair("patch_size", backbone.config.patch_size))
     return [patch << (backbone.stage_names.index(name) - 1) for name in backbone.out_features]
+
+
+def _names(labels: Sequence[str]) -> dict[str, dict[Any, Any]]:
+    """The names of the classes as fields of a configuration."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}
 
 
 def _of_transformers(
@@ -216,8 +243,7 @@ def _of_transformers(
     """A model of transformers around a backbone."""
     _check_fields(fields, {each.name for each in dataclasses.fields(config_class)} - {"backbone_config"})  # type: ignore[arg-type]
     register()
-    names = {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}
-    config = config_class(backbone_config=copy.deepcopy(backbone.config), **names, **fields)
+    config = config_class(backbone_config=copy.deepcopy(backbone.config), **_names(labels), **fields)
     model = model_class(config)
     # It has built a backbone of its own, with random weights.
     (path,) = (name for name, module in model.named_modules() if isinstance(module, Swinv2Backbone))

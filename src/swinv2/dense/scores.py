@@ -7,7 +7,7 @@ Source: mmsegmentation, evaluation/metrics/iou_metric.py. Areas are summed over 
 mean of the images' own scores is another number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +62,22 @@ class SegmentationScores:
                 )
         self.confusion += np.bincount(true * count + found, minlength=count**2).reshape(count, count)
         self.images += 1
+
+    def state(self) -> dict[str, Any]:
+        """What other processes need of this one; see `join`."""
+        return {
+            "names": list(self.names), "ignore_index": self.ignore_index, "confusion": self.confusion,
+            "images": self.images,
+        }  # fmt: skip
+
+    @classmethod
+    def join(cls, states: Sequence[Mapping[str, Any]]) -> "SegmentationScores":
+        """Joins the states of processes that have counted a share of the images each."""
+        joined = cls(states[0]["names"], states[0]["ignore_index"])
+        for state in states:
+            joined.confusion += state["confusion"]
+            joined.images += state["images"]
+        return joined
 
     def summary(self) -> dict[str, Any]:
         """The results as plain values, for JSON. The IoU of a class that is neither in the labels nor in the answers is

@@ -138,7 +138,7 @@ def segment(
     except ValueError as error:
         raise UsageError(str(error)) from error
     if list(scales) == [1.0] and not flip:
-        return torch.cat([_classes(band) for _, band in sliding_bands(score, image, sides or size, steps or size)])
+        return torch.cat([best_classes(band) for _, band in sliding_bands(score, image, sides or size, steps or size)])
     views = [(scale, flips) for scale in scales for flips in ((False, True) if flip else (False,))]
     total: Any = 0.0
     for scale, flips in views:
@@ -149,7 +149,7 @@ def segment(
         logits = torch.cat([band for _, band in bands], 1)
         logits = F.interpolate((logits.flip(2) if flips else logits)[None], size, mode="bilinear", align_corners=False)
         total = total + logits[0].softmax(0)
-    return _classes(total)
+    return best_classes(total)
 
 
 def _check_image(model: nn.Module, image: Tensor) -> None:
@@ -170,6 +170,6 @@ def _two_thirds(window: Pair) -> Pair:
     return max(window[0] * 2 // 3, 1), max(window[1] * 2 // 3, 1)
 
 
-def _classes(scores: Float[Tensor, "classes rows width"]) -> Integer[Tensor, "rows width"]:
+def best_classes(scores: Float[Tensor, "classes rows width"]) -> Integer[Tensor, "rows width"]:
     """The class of the highest score of each pixel."""
     return scores.argmax(0).to(torch.uint8 if len(scores) <= 256 else torch.int32)

@@ -1,0 +1,141 @@
+"""Segmenters and detectors as folders: which task a saved model has, and its loading.
+
+In: a folder, or a name on the hub. Out: a model with our backbone. This module reads no image.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    PreTrainedConfig,
+    RTDetrImageProcessor,
+    RTDetrV2ForObjectDetection,
+    SegformerImageProcessor,
+    UperNetForSemanticSegmentation,
+)
+
+from swinv2.auto import register
+from swinv2.dense.detectors import MODEL_TYPE, SwinRCNN
+from swinv2.errors import UsageError, first_sentence
+from swinv2.lengths import Pair
+
+SEGMENTATION, INSTANCES, DETECTION = "segmentation", "instances", "detection"
+TASKS = (SEGMENTATION, INSTANCES, DETECTION)
+"""Classes of pixels; objects with masks; objects with boxes."""
+
+
+class Head(NamedTuple):
+    """What is known about the models of a head.
+
+    Attributes:
+        model_class: Its class.
+        tasks: The tasks that it can learn; the first one, if the configuration names none.
+    """
+
+    model_class: Any
+    tasks: tuple[str, ...]
+
+
+SAVED = {
+    "upernet": Head(UperNetForSemanticSegmentation, (SEGMENTATION,)),
+    "mask2former": Head(Mask2FormerForUniversalSegmentation, (SEGMENTATION, INSTANCES)),
+    "rt_detr_v2": Head(RTDetrV2ForObjectDetection, (DETECTION,)),
+    MODEL_TYPE: Head(SwinRCNN, (DETECTION,)),
+}
+"""The heads by the model type of their configurations."""
+
+
+def read_dense_config(name: str) -> dict[str, Any] | None:
+    """The configuration of a saved segmenter or detector with a Swin V2 backbone; None if it is none, or not there.
+
+    Args:
+        name: A folder, or a name on the hub.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        return None
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(str(folder) if folder.is_dir() else name)
+    except (OSError, ValueError):
+        # Whoever asks goes on with the name, and says what is wrong with it.
+        return None
+    backbone = fields.get("backbone_config")
+    is_ours = isinstance(backbone, dict) and backbone.get("model_type") == "swinv2"
+    return fields if is_ours and fields.get("model_type") in SAVED else None
+
+
+def task_of(config: dict[str, Any]) -> str:
+    """The task of a saved model: one of `TASKS`.
+
+    Args:
+        config: The fields of its configuration.
+    """
+    if config["model_type"] == MODEL_TYPE and config.get("with_masks"):
+        return INSTANCES
+    return config.get("dense_task") or SAVED[config["model_type"]].tasks[0]
+
+
+def load_dense(
+    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> UperNetForSemanticSegmentation | Mask2FormerForUniversalSegmentation | RTDetrV2ForObjectDetection | SwinRCNN:
+    """Loads a segmenter or a detector that was saved with our backbone, in evaluation mode.
+
+    Args:
+        name: A folder, or a name on the hub.
+        device: Device of the weights.
+        dtype: Type of the weights.
+
+    Raises:
+        UsageError: It is no such model, or weights are missing or damaged.
+    """
+    config = read_dense_config(name)
+    if config is None:
+        raise UsageError(
+            f"{name!r} is no segmenter or detector with a Swin V2 backbone; expected a folder that "
+            "`swinv2 finetune --task ...` or `save_pretrained` wrote, with config.json and model.safetensors."
+        )
+    register()
+    folder = Path(name).expanduser()
+    try:
+        model, report = SAVED[config["model_type"]].model_class.from_pretrained(
+            str(folder) if folder.is_dir() else name, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise UsageError(f"the weights of {name!r} cannot be loaded: {first_sentence(error)}.") from error
+    wrong = sorted({*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])})
+    if wrong:
+        raise UsageError(
+            f"{name!r} has no fitting weights for {', '.join(wrong[:3])}{' ...' * (len(wrong) > 3)}; its config.json "
+            "and its weights do not match."
+        )
+    return model.eval().to(device)
+
+
+def class_names(model: Any) -> tuple[str, ...]:
+    """Names of the classes of a segmenter or detector, from 0."""
+    names = {int(index): name for index, name in model.config.id2label.items()}
+    return tuple(names[index] for index in sorted(names))
+
+
+def make_dense_processor(model: Any, size: Pair, mean: list[float], std: list[float]) -> Any:
+    """Builds transformers' image processor for a model: segmenters take images of any size, RT-DETR of one size.
+    torchvision's detectors have none: they resize and normalise images themselves.
+
+    Args:
+        model: The segmenter or detector.
+        size: Height and width in pixels for RT-DETR.
+        mean, std: Mean and standard deviation of each channel, for values from 0 to 1.
+    """
+    numbers: Any = {"image_mean": list(mean), "image_std": list(std), "do_normalize": True}
+    if isinstance(model, UperNetForSemanticSegmentation):
+        return SegformerImageProcessor(do_resize=False, do_reduce_labels=False, **numbers)
+    if isinstance(model, Mask2FormerForUniversalSegmentation):
+        return Mask2FormerImageProcessor(do_resize=False, ignore_index=255, **numbers)
+    if isinstance(model, RTDetrV2ForObjectDetection):
+        return RTDetrImageProcessor(size={"height": size[0], "width": size[1]}, **numbers)
+    return None
