@@ -168,6 +168,32 @@ def print_evaluation(summary: dict[str, Any], console: Console) -> None:
     print_classes(summary, console)
 
 
+def print_class_scores(summary: dict[str, Any], console: Console) -> None:
+    """Prints the scores of a segmenter or a detector: of all classes together, and of each class, the worst first;
+    classes that occur nowhere are last."""
+    facts = _headed_table(console, measure={}, value=_RIGHT)
+    for name, value in summary.items():
+        if isinstance(value, float):
+            facts.add_row(name, f"{value:.2%}")
+        elif isinstance(value, int):
+            facts.add_row(name, f"{value:,}")
+    console.print(facts)
+    print_scores_of_classes(summary, console)
+
+
+def print_scores_of_classes(summary: dict[str, Any], console: Console) -> None:
+    """Prints the IoU and recall of each class of a segmenter, or the AP and the number of objects of each class of a
+    detector, the worst first."""
+    titles = {"iou": "IoU", "recall": "recall", "ap": "AP", "ap50": "AP50", "objects_by_class": "objects"}
+    names = [name for name in titles if name in summary]
+    table = _headed_table(console, label={}, **{titles[name]: _RIGHT for name in names})
+    for label, score in sorted(summary[names[0]].items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
+        values = [summary[name].get(label) for name in names]
+        texts = ("" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.1%}" for value in values)
+        table.add_row(Text(label), *texts)
+    console.print(table)
+
+
 def print_classes(summary: dict[str, Any], console: Console) -> None:
     """Prints the recall of each class, and of how many images; of several labels for an image also its average
     precision. The worst class is first; classes without images are last."""

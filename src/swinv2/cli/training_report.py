@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from swinv2.cli.printing import print_classes
+from swinv2.cli.printing import print_classes, print_scores_of_classes
 from swinv2.console import data_console, message_console, shown
 from swinv2.errors import few
 
@@ -18,6 +18,11 @@ _NUMBERS = (
     ("eval_top1", "top-1", ".2%"),
     ("eval_top5", "top-5", ".2%"),
     ("eval_mAP", "mAP", ".2%"),
+    ("eval_mIoU", "mIoU", ".2%"),
+    ("eval_pixel_accuracy", "pixels right", ".2%"),
+    ("eval_AP", "AP", ".2%"),
+    ("eval_AP50", "AP50", ".2%"),
+    ("eval_AP75", "AP75", ".2%"),
     ("eval_f1", "F1", ".2%"),
     ("eval_exact", "exact", ".2%"),
     ("eval_loss", "loss", ".4g"),
@@ -37,7 +42,9 @@ def print_results(results: dict[str, Any], run: Path) -> None:
     numbers = [f"{name} {results[key]:{form}}" for key, name, form in _NUMBERS if results.get(key) is not None]
     evaluated = f"{results['eval_images']:,} images evaluated: " if "eval_images" in results else ""
     data_console().print(evaluated + ", ".join(numbers))
-    if "recall" in results:
+    if "iou" in results or "ap" in results:
+        print_scores_of_classes(results, data_console())
+    elif "recall" in results:
         print_classes(results, data_console())
     if "stopped_early_of" in results:
         messages.print(f"stopped early, after {results['step']:,} of {results['stopped_early_of']:,} steps")
@@ -50,7 +57,9 @@ def print_results(results: dict[str, Any], run: Path) -> None:
     for file in results.get("figures", []):
         messages.print(f"drawn: {shown(Path(file))}")
     final = shown(run / "final")
-    hint = f" (swinv2 classify photo.jpg --model {final})" if "eval_top1" in results else ""
+    uses = {"eval_top1": "classify", "eval_mIoU": "segment", "eval_AP": "detect"}
+    command = next((command for name, command in uses.items() if name in results), None)
+    hint = f" (swinv2 {command} photo.jpg --model {final})" if command else ""
     messages.print(f"the model: {final}{hint}")
 
 

@@ -21,7 +21,7 @@ from swinv2.lengths import as_pair
 from swinv2.loading import read_config
 from swinv2.train.data.augment import decode
 from swinv2.train.data.dataset import ImageDataset
-from swinv2.train.settings import ADAMW_ALONE, PROBE_SETTINGS, FinetuneSettings, make_settings
+from swinv2.train.settings import ADAMW_ALONE, PROBE_SETTINGS, FinetuneSettings, RunSettings, make_settings
 from swinv2.train.start import NEW, choose_normalisation, given_fields, is_new_model
 from swinv2.zoo import PRESETS
 
@@ -81,7 +81,7 @@ class Choice(NamedTuple):
     reason: str
 
 
-class _Candidate(NamedTuple):
+class Candidate(NamedTuple):
     """A choice for a setting, and the settings that keep it from being chosen if one of them is given."""
 
     name: str
@@ -144,13 +144,13 @@ def settings_of(told: Mapping[str, Any]) -> FinetuneSettings:
     """
     if not told.get("choose_settings"):
         return make_settings(FinetuneSettings, told)
-    chosen = _keep(told, _about_evaluation(told), bool(told.get("linear_probe")))
-    settings = make_settings(FinetuneSettings, {**told, **_values(chosen)})
+    chosen = keep_not_given(told, about_evaluation(told), bool(told.get("linear_probe")))
+    settings = make_settings(FinetuneSettings, {**told, **values_of(chosen)})
     settings.chosen = chosen
     return settings
 
 
-def _about_evaluation(told: Mapping[str, Any]) -> list[_Candidate]:
+def about_evaluation(told: Mapping[str, Any]) -> list[Candidate]:
     """Evaluation, checkpoints and the best model. What is given of one of evaluation and saving decides the other."""
     if told.get("streaming"):
         return []
@@ -159,18 +159,18 @@ def _about_evaluation(told: Mapping[str, Any]) -> list[_Candidate]:
     evaluates = told.get("eval_strategy", told.get("save_strategy", usual))
     evaluates = evaluates if evaluates in ("steps", "epoch") or "eval_strategy" in told else "epoch"
     why = "evaluates and saves together"
-    found = [_Candidate("eval_strategy", evaluates, why)]
+    found = [Candidate("eval_strategy", evaluates, why)]
     if evaluates == "no":
         return found
-    found.append(_Candidate("save_strategy", evaluates, why))
+    found.append(Candidate("save_strategy", evaluates, why))
     if evaluates == "steps" and by_steps:
         steps = told.get("eval_steps", told.get("save_steps"))
-        found += [_Candidate("eval_steps", steps, why), _Candidate("save_steps", steps, why)]
+        found += [Candidate("eval_steps", steps, why), Candidate("save_steps", steps, why)]
     if told.get("save_strategy", evaluates) in (evaluates, "best"):
         best = "the evaluation of the highest top-1 is kept"
-        found.append(_Candidate("load_best_model_at_end", True, best))
+        found.append(Candidate("load_best_model_at_end", True, best))
         if told.get("load_best_model_at_end", True):
-            found.append(_Candidate("metric_for_best_model", "top1", best))
+            found.append(Candidate("metric_for_best_model", "top1", best))
     return found
 
 
@@ -182,33 +182,33 @@ def with_chosen_settings(
     facts = look_at_data(train, len(settings.image_mean))
     classes = 0 if train.several else len(train.names)
     facts = replace(facts, classes=classes, evaluated=0 if evaluation is None else len(evaluation))
-    found = [*_about_model(settings, facts), *_about_precision(settings)]
+    found = [*_about_model(settings, facts), *about_precision(settings)]
     found += [*_about_length(settings, facts), *_about_images(facts)]
     several = "images have several labels"
     if train.several:
-        found.append(_Candidate("label_smoothing_factor", 0.0, several))
+        found.append(Candidate("label_smoothing_factor", 0.0, several))
     withdrawn: set[str] = set()
     by_score = {"load_best_model_at_end", "metric_for_best_model"} <= settings.chosen.keys()
     needs_score = settings.early_stopping or settings.told.get("save_strategy") == "best"
     if by_score and not needs_score and facts.evaluated < ENOUGH_EVALUATED:
         last = f"{facts.evaluated} images to evaluate are too few to choose an epoch; the last one is kept"
-        found.append(_Candidate("load_best_model_at_end", False, last))
+        found.append(Candidate("load_best_model_at_end", False, last))
         withdrawn = {"metric_for_best_model"}
     elif train.several and "metric_for_best_model" in settings.chosen:
         best = f"{several}: the epoch of the highest mAP is kept"
-        found += [_Candidate("load_best_model_at_end", True, best), _Candidate("metric_for_best_model", "mAP", best)]
+        found += [Candidate("load_best_model_at_end", True, best), Candidate("metric_for_best_model", "mAP", best)]
     return _with(settings, found, withdrawn)
 
 
-def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidate]:
+def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[Candidate]:
     """Network, image size, window."""
-    found: list[_Candidate] = []
+    found: list[Candidate] = []
     fields = given_fields(settings)
     images = f"the nearest to images of {facts.side} pixels" if facts.side else "the size of the images is unknown"
     config, own = None, SIZES[0]
     if settings.model == NEW:
         config = Swinv2Config(**SMALL_NETWORK, image_size=SIZES[-1])
-        found.append(_Candidate("model_fields", SMALL_NETWORK, "the network of the model that ships"))
+        found.append(Candidate("model_fields", SMALL_NETWORK, "the network of the model that ships"))
     elif not is_new_model(settings):
         loaded = read_config(settings.model)
         height, width = as_pair("image_size", loaded.image_size)
@@ -221,31 +221,31 @@ def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidat
         # A model of tiny images keeps its size if the images are small too.
         nearest = min(own, *SIZES, key=lambda size: (abs(max(size, SIZES[0]) - wanted), size != own))
         if settings.model == NEW or nearest != own:
-            found.append(_Candidate("image_size", [nearest], images))
+            found.append(Candidate("image_size", [nearest], images))
         size = tuple(settings.image_size * 2)[:2] if "image_size" in _given(settings) else (nearest, nearest)
         if isinstance(config.window_size, int) and (settings.model == NEW or size != (own, own)):
-            window = _window_for(config, size)
-            found.append(_Candidate("window_size", window, "pads the maps least", ("model_fields",)))
+            window = window_for(config, size)
+            found.append(Candidate("window_size", window, "pads the maps least", ("model_fields",)))
     return found
 
 
-def _about_precision(settings: FinetuneSettings) -> list[_Candidate]:
+def about_precision(settings: RunSettings) -> list[Candidate]:
     """Device and precision."""
-    found: list[_Candidate] = []
+    found: list[Candidate] = []
     precisions = ("bf16", "fp16", "tf32", *["use_cpu"] * (not settings.use_cpu))
     if torch.accelerator.is_available() and not settings.use_cpu:
         if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
-            found.append(_Candidate("bf16", True, "the GPU computes with bf16", precisions))
+            found.append(Candidate("bf16", True, "the GPU computes with bf16", precisions))
     else:
         features = torch.cpu.get_capabilities()
         if features.get("avx512_bf16") or features.get("amx_bf16"):
             why = "the processor has instructions for bf16"
-            found.append(_Candidate("use_cpu", True, "there is no GPU", precisions))
-            found.append(_Candidate("bf16", True, why, precisions))
+            found.append(Candidate("use_cpu", True, "there is no GPU", precisions))
+            found.append(Candidate("bf16", True, why, precisions))
     return found
 
 
-def _window_for(config: Swinv2Config, size: tuple[int, ...]) -> int:
+def window_for(config: Swinv2Config, size: tuple[int, ...]) -> int:
     """The window of a network at an image size: the one that pads its maps least, from half of the network's own window
     to the whole; of equal ones the largest."""
     most = max(max(stage.window) for stage in config.stages())
@@ -267,7 +267,7 @@ def _row_of(images: float) -> Length:
     return next(row for row in LENGTHS if images <= row.images)
 
 
-def _about_length(settings: FinetuneSettings, facts: DataFacts) -> list[_Candidate]:
+def _about_length(settings: FinetuneSettings, facts: DataFacts) -> list[Candidate]:
     """Epochs, batch, learning rates and schedule."""
     is_new = is_new_model(settings)
     row = _row_of(facts.images)
@@ -280,43 +280,43 @@ def _about_length(settings: FinetuneSettings, facts: DataFacts) -> list[_Candida
     length = settings.told.get("num_train_epochs", epochs)
     steps = settings.max_steps if settings.max_steps > 0 else length * facts.images / row.batch
     found = [
-        _Candidate("num_train_epochs", epochs, why, ("max_steps",)),
-        _Candidate("per_device_train_batch_size", max(row.batch // devices, 1), images),
-        _Candidate("dataloader_persistent_workers", True, "for short epochs", ("dataloader_num_workers",)),
-        _Candidate("per_device_eval_batch_size", 64, "evaluation stores no gradients"),
-        _Candidate("warmup_steps", 0.1, "a tenth of the steps"),
-        _Candidate("lr_scheduler_type", "cosine", "falls to 0 at the end", ("milestones", "lr_scheduler_kwargs")),
-        _Candidate("logging_steps", max(1, min(50, int(min(steps, 1e9)) // 100)), "about a hundred lines of log"),
-        _Candidate("label_smoothing_factor", 0.1, "the authors' value"),
+        Candidate("num_train_epochs", epochs, why, ("max_steps",)),
+        Candidate("per_device_train_batch_size", max(row.batch // devices, 1), images),
+        Candidate("dataloader_persistent_workers", True, "for short epochs", ("dataloader_num_workers",)),
+        Candidate("per_device_eval_batch_size", 64, "evaluation stores no gradients"),
+        Candidate("warmup_steps", 0.1, "a tenth of the steps"),
+        Candidate("lr_scheduler_type", "cosine", "falls to 0 at the end", ("milestones", "lr_scheduler_kwargs")),
+        Candidate("logging_steps", max(1, min(50, int(min(steps, 1e9)) // 100)), "about a hundred lines of log"),
+        Candidate("label_smoothing_factor", 0.1, "the authors' value"),
     ]
     if settings.model not in PRESETS and "drop_path_rate" not in given_fields(settings):
-        found.append(_Candidate("drop_path_rate", 0.1, "the usual rate of small networks"))
+        found.append(Candidate("drop_path_rate", 0.1, "the usual rate of small networks"))
     by_epoch = settings.load_best_model_at_end and settings.max_steps <= 0 and settings.eval_strategy == "epoch"
     patience = max(5, int(length / 3))
     if by_epoch and patience < length and facts.evaluated >= ENOUGH_EVALUATED:
-        found.append(_Candidate("early_stopping", patience, "a third of the epochs, at least 5"))
+        found.append(Candidate("early_stopping", patience, "a third of the epochs, at least 5"))
     by_muon = (*ADAMW_ALONE, "lora", "fsdp")
     if is_new:
-        found.append(_Candidate("matrix_learning_rate", 5e-3, "new weights learn faster with Muon", by_muon))
-        found.append(_Candidate("learning_rate", 1e-3, "new weights", ("base_rate",)))
+        found.append(Candidate("matrix_learning_rate", 5e-3, "new weights learn faster with Muon", by_muon))
+        found.append(Candidate("learning_rate", 1e-3, "new weights", ("base_rate",)))
     else:
-        found.append(_Candidate("learning_rate", 2e-3, "trained weights", ("base_rate",)))
-        found.append(_Candidate("layer_decay", 0.75, "early layers change less", ("matrix_learning_rate",)))
+        found.append(Candidate("learning_rate", 2e-3, "trained weights", ("base_rate",)))
+        found.append(Candidate("layer_decay", 0.75, "early layers change less", ("matrix_learning_rate",)))
     return found
 
 
-def _about_images(facts: DataFacts) -> list[_Candidate]:
+def _about_images(facts: DataFacts) -> list[Candidate]:
     """Augmentation."""
     if facts.has_colour:
         return [
-            _Candidate("crop_scale", [0.35, 1.0], "mild crops", ("crop_padding",)),
-            _Candidate("color_jitter", 0.2, "the images have colours", ("auto_augment",)),
+            Candidate("crop_scale", [0.35, 1.0], "mild crops", ("crop_padding",)),
+            Candidate("color_jitter", 0.2, "the images have colours", ("auto_augment",)),
         ]
     return [
-        _Candidate(
+        Candidate(
             "crop_scale", [0.6, 1.0], "the images are grey: X-rays, digits, letters fill them", ("crop_padding",)
         ),
-        _Candidate("flip", 0.0, "the images are grey: X-rays, digits and letters have a left and a right"),
+        Candidate("flip", 0.0, "the images are grey: X-rays, digits and letters have a left and a right"),
     ]
 
 
@@ -325,19 +325,19 @@ def _given(settings: FinetuneSettings) -> set[str]:
     return settings.told.keys() - settings.chosen.keys()
 
 
-def _with(settings: FinetuneSettings, candidates: list[_Candidate], withdrawn: Set[str]) -> FinetuneSettings:
+def _with(settings: FinetuneSettings, candidates: list[Candidate], withdrawn: Set[str]) -> FinetuneSettings:
     """The settings with the choices for those that are not given, without earlier choices that are withdrawn."""
-    chosen = _keep(_given(settings), candidates, settings.linear_probe)
+    chosen = keep_not_given(_given(settings), candidates, settings.linear_probe)
     earlier = {name: choice for name, choice in settings.chosen.items() if name not in withdrawn}
     told = {name: value for name, value in settings.told.items() if name in earlier or name not in settings.chosen}
-    changed = make_settings(FinetuneSettings, told | _values(chosen))
+    changed = make_settings(FinetuneSettings, told | values_of(chosen))
     changed.resume_from_checkpoint = settings.resume_from_checkpoint
     changed.image_mean, changed.image_std = settings.image_mean, settings.image_std
     changed.chosen = earlier | chosen
     return changed
 
 
-def _keep(given: Iterable[str], candidates: list[_Candidate], is_probe: bool) -> dict[str, Choice]:
+def keep_not_given(given: Iterable[str], candidates: list[Candidate], is_probe: bool = False) -> dict[str, Choice]:
     """The choices for settings that are not given; those of a linear probe only, if it is one."""
     return {
         candidate.name: Choice(candidate.value, candidate.reason)
@@ -346,6 +346,6 @@ def _keep(given: Iterable[str], candidates: list[_Candidate], is_probe: bool) ->
     }
 
 
-def _values(chosen: Mapping[str, Choice]) -> dict[str, Any]:
+def values_of(chosen: Mapping[str, Choice]) -> dict[str, Any]:
     """The values of choices, by the names of the settings."""
     return {name: choice.value for name, choice in chosen.items()}

@@ -8,7 +8,6 @@ Source: Liu et al., Swin Transformer V2, appendix A; microsoft/Swin-Transformer,
 import logging
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
 from swinv2.train.flags import as_flag
 from swinv2.train.multilabel import MultilabelEvaluation, binary_cross_entropy, mix_several
-from swinv2.train.running import data_arguments, open_training, prepare_run, refuse_metric
+from swinv2.train.running import data_arguments, open_training, prepare_run, read_names, refuse_metric
 from swinv2.train.scores import BEST_CLASSES, Evaluation, best_classes
 from swinv2.train.settings import FinetuneSettings
 from swinv2.train.start import check_resumed_classes, model_to_finetune
@@ -193,14 +192,7 @@ def open_finetuning(settings: FinetuneSettings) -> FinetuneParts:
         UsageError: The settings, the data and the model do not fit together.
     """
     prepare_run(settings)
-    given: tuple[str, ...] = ()
-    if settings.label_names_file:
-        try:
-            lines = Path(settings.label_names_file).read_text().splitlines()
-            given = tuple(line.strip() for line in lines if line.strip())
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--label-names-file {settings.label_names_file!r} cannot be read: {error}") from error
-    train, evaluation = open_training(settings, given)
+    train, evaluation = open_training(settings, read_names(settings.label_names_file))
     train = classes_to_train(train)
     names = train.names
     if settings.resume_from_checkpoint:

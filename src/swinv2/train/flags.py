@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 
 from swinv2.errors import UsageError
-from swinv2.train.options import FinetuneOptions, RunOptions, refuse_missing
+from swinv2.train.options import PretrainOptions, RunOptions, refuse_missing
 
 OLDER_NAMES = {
     "activation_checkpointing": "gradient_checkpointing",
@@ -169,6 +169,24 @@ class _FlagParser(argparse.ArgumentParser):
             raise UsageError(f"the recipe {path}: {error}") from error
 
 
+def names_task(flags: Sequence[str]) -> bool:
+    """Whether flags, or the recipe that they name, have the setting `task`: it decides which settings there are."""
+    if any(re.fullmatch("--task(=.*)?", flag) for flag in flags):
+        return True
+    places = [index for index, flag in enumerate(flags) if re.fullmatch("--config(=.*)?", flag)]
+    for place in places:
+        _, is_same, path = flags[place].partition("=")
+        path = path if is_same else "".join(flags[place + 1 : place + 2])
+        try:
+            recipe: Any = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            # `read_recipe` says what is wrong with it.
+            continue
+        if isinstance(recipe, dict) and "task" in recipe:
+            return True
+    return False
+
+
 def as_flag(name: str) -> str:
     """The flag of a setting: "--weight-decay" for "weight_decay" and for "--weight-decay"."""
     return f"--{name.removeprefix('--').replace('_', '-')}"
@@ -203,5 +221,5 @@ def read_flags(
     recipe = told.pop("config", None)
     beneath = (without_recipe or {}) if recipe is None else parser.read_recipe(recipe)
     told = {**beneath, **told}
-    refuse_missing(told, ("model",) if options is FinetuneOptions else ())
+    refuse_missing(told, () if options is PretrainOptions else ("model",))
     return told

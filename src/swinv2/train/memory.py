@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swinv2.dense.backbone import backbone_of
 from swinv2.heads import Swinv2ForMaskedImageModeling
 from swinv2.layers.block import SwinTransformerBlock
 from swinv2.lengths import as_pair
@@ -49,10 +50,13 @@ def training_memory(
         shards: Number of processes that share weights, gradients and optimiser under FSDP2; 0 without FSDP2.
 
     Returns:
-        MiB of `weights`, `gradients`, `optimizer`, `average`, `activations`, and under FSDP2 `gathered`.
+        MiB of `weights`, `gradients`, `optimizer`, `average`, `activations`, and under FSDP2 `gathered`. Of a segmenter
+        or detector, the activations are those of its backbone for images of its configured size.
     """
     adapted: Any = model
     plain = adapted.get_base_model() if hasattr(model, "peft_config") else adapted
+    if not isinstance(plain, Swinv2PreTrainedModel):
+        plain = backbone_of(plain)
     total, learning = count_parameters(model), count_parameters(model, learning=True)
     width = HALF_BYTES if in_half else FULL_BYTES
     share = FULL_BYTES / max(shards, 1) / MIB

@@ -71,6 +71,9 @@ class RunOptions:
         0.0, "Learning rate of Muon for the matrices; AdamW trains the rest. 0: no Muon."
     )
     layer_decay: float = _option(1.0, "Factor of the learning rate from each layer to the one before it.")
+    backbone_rate: float = _option(
+        1.0, "Factor of the learning rate of all layers before the head; the paper's for detectors is 0.1."
+    )
     milestones: list[float] = _option(
         [], "Shares of the training after which the rate drops, by the factor gamma of --lr-scheduler-kwargs or 0.1."
     )
@@ -150,6 +153,68 @@ class FinetuneOptions(RunOptions):
     )
     lora: bool = _option(False, "LoRA: learn only low-rank changes of queries and values, and the classifier.")
     lora_rank: int = _option(16, "Rank of --lora.")
+
+
+@dataclass
+class DenseOptions(RunOptions):
+    """The settings of `swinv2 finetune --task segmentation`, `instances` and `detection`."""
+
+    task: str = field(
+        default="",
+        metadata={
+            "help": "segmentation: classes of pixels; instances: objects with masks; detection: objects with boxes.",
+            "choices": ["segmentation", "instances", "detection"],
+        },
+    )
+    data: str = _option(
+        "",
+        "Images with masks of classes, or with objects (COCO JSON, YOLO, Pascal VOC, metadata.jsonl): a folder, a file "
+        "or a data set's name.",
+    )
+    model: str = _option(
+        "",
+        f"Model whose backbone to start from, or a segmenter or detector: {_MODELS}; default: the model that ships.",
+    )
+    choose_settings: bool = _option(
+        False, "Choose each setting that is not given from the data and the model; true without --config."
+    )
+    head: str = _option(
+        "",
+        "upernet or mask2former for segmentation, mask_rcnn or mask2former for instances, faster_rcnn or rt_detr for "
+        "detection; default: the first.",
+    )
+    head_fields: dict[str, Any] | str | None = _option(
+        None, "Settings of the head to change, as JSON; see swinv2.dense.from_backbone."
+    )
+    norm_feature_maps: bool = _option(True, "Whether each map of the backbone gets a layer norm.")
+    image_size: list[int] = _option(
+        [],
+        "In pixels. segmentation: size of the crops; R-CNN: shorter side, and longest side, of the resized images; "
+        "other heads: size of the resized images. Default: the model's.",
+    )
+    label_names_file: str = _option("", "A file with the name of a class on each line, if the data has no names.")
+    mask_column: str | None = _option(None, "Column of the masks, if it cannot be found automatically.")
+    ignore_index: int | None = _option(
+        None, "Value of pixels that do not count in a mask; default: 255, or what the layout of the data says."
+    )
+    reduce_labels: bool | None = _option(
+        None, "Whether 0 in a mask is no class and the others begin at 1; default: what the layout of the data says."
+    )
+    scale_range: list[float] = _option([1.0, 1.0], "Smallest and largest random factor of the size of an image.")
+    most_of_a_class: float = _option(
+        0.75, "segmentation: of ten random crops, the first one with at most this share of one class."
+    )
+    flip: float = _option(0.5, "Probability of a horizontal flip.")
+    color_jitter: float = _option(0.0, "Strength of random changes of brightness, contrast, saturation and hue.")
+    class_weights: str = _option(
+        "", "balanced: pixels of a rare class count more in the loss (segmentation with upernet)."
+    )
+    evaluation_window: list[int] = _option(
+        [], "segmentation: side in pixels of the windows that slide over an image in evaluation; default: no windows."
+    )
+    early_stopping: int = _option(
+        0, "Stop after this many evaluations without a better one; needs --load-best-model-at-end. 0: off."
+    )
 
 
 def refuse_missing(told: Mapping[str, Any], may_lack: Sequence[str] = ()) -> None:

@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from swinv2.config import Swinv2Config
+from swinv2.dense.backbone import backbone_of
 from swinv2.errors import UsageError
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import StreamedExamples
+from swinv2.train.data.masks.dataset import MaskDataset
+from swinv2.train.data.objects.dataset import ObjectDataset
 from swinv2.train.memory import count_parameters, training_memory
-from swinv2.train.optim.groups import parameter_groups
 from swinv2.train.optim.muon import hidden_matrices, muon_groups
 from swinv2.train.options import PAPER_BATCH
 from swinv2.train.settings import RunSettings
-from swinv2.train.trainer import SwinTrainer
+from swinv2.train.trainer import SwinTrainer, groups_of
 
 
 def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
@@ -44,7 +47,7 @@ def make_preview(trainer: SwinTrainer) -> dict[str, Any]:
     """The settings, data, model, parameter groups, steps, learning rate and memory of a training, as JSON values."""
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     # The groups that the trainer will give its optimiser.
-    groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
+    groups = groups_of(args, model)
     if args.matrix_learning_rate:
         head = groups[-1]["layer"]
         groups = muon_groups(model, args.matrix_learning_rate, args.learning_rate, args.weight_decay)
@@ -59,8 +62,8 @@ def make_preview(trainer: SwinTrainer) -> dict[str, Any]:
     warmup = args.get_warmup_steps(steps)
     if warmup > steps:
         raise UsageError(f"the warm-up has {warmup} steps, the whole training {steps}; give fewer --warmup-steps.")
-    evaluation: Any = trainer.eval_dataset
-    return describe_parts(args, train.dataset, evaluation and evaluation.dataset, model) | {
+    evaluation: Any = getattr(trainer.eval_dataset, "dataset", trainer.eval_dataset)
+    return describe_parts(args, train.dataset, evaluation, model) | {
         "groups": [
             {
                 "layer": group["layer"],
@@ -81,29 +84,40 @@ def make_preview(trainer: SwinTrainer) -> dict[str, Any]:
     }
 
 
-def describe_parts(
-    args: RunSettings, train: ImageDataset, evaluation: ImageDataset | None, model: Any
-) -> dict[str, Any]:
+Data = ImageDataset | MaskDataset | ObjectDataset
+
+
+def describe_parts(args: RunSettings, train: Data, evaluation: Data | None, model: Any) -> dict[str, Any]:
     """The part of a preview that all trainings have: settings, data and model, as JSON values."""
     chosen: dict[str, Any] = getattr(args, "chosen", {})
+    config = network_config(model)
     return {
         "settings": {name: value for name, value in args.given.items() if name not in {"dry_run", "as_json", *chosen}},
         "chosen": {name: choice._asdict() for name, choice in chosen.items()},
         "data": {
             "source": train.source,
-            "images": None if train.streams else len(train),
+            "images": None if isinstance(train, ImageDataset) and train.streams else len(train),
             "classes": len(train.names) or None,
-            "images_by_class": _images_by_class(train),
+            "images_by_class": _images_by_class(train) if isinstance(train, ImageDataset) else None,
+            "objects_by_class": dict(zip(train.names, train.counts().tolist(), strict=True))
+            if isinstance(train, ObjectDataset)
+            else None,
             "evaluated": None if evaluation is None else len(evaluation),
         },
         "model": {
             "parameters": count_parameters(model),
             "learning": count_parameters(model, learning=True),
-            "image_size": model.config.image_size,
-            "windows": [list(stage.window) for stage in model.config.stages()],
-            "pretrained_windows": [list(stage.pretrained_window) for stage in model.config.stages()],
+            "image_size": config.image_size,
+            "windows": [list(stage.window) for stage in config.stages()],
+            "pretrained_windows": [list(stage.pretrained_window) for stage in config.stages()],
         },
     }
+
+
+def network_config(model: Any) -> Swinv2Config:
+    """The configuration of the network in a model; of a segmenter or detector, that of its backbone."""
+    is_plain = isinstance(model.config, Swinv2Config)
+    return model.config if is_plain else backbone_of(model).config
 
 
 def _images_by_class(train: ImageDataset) -> dict[str, int] | None:

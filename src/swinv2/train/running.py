@@ -10,6 +10,7 @@ import signal
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,21 @@ def prepare_run(settings: RunSettings) -> None:
         if settings.resume and found is None:
             logger.warning(f"{settings.run} has no checkpoint to resume from; the training begins with its first step")
     torch.manual_seed(settings.seed)
+
+
+def read_names(file: str) -> tuple[str, ...]:
+    """The names of classes of --label-names-file; none if it is not given.
+
+    Raises:
+        UsageError: The file cannot be read.
+    """
+    if not file:
+        return ()
+    try:
+        lines = Path(file).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--label-names-file {file!r} cannot be read: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def open_training(

@@ -63,7 +63,7 @@ PROBE_SETTINGS = (
 but --use-cpu are errors; that one may be given, but is never chosen, because it would be for a training with bf16."""
 
 
-ADAMW_ALONE = ("layer_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "base_rate")
+ADAMW_ALONE = ("layer_decay", "backbone_rate", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "base_rate")
 """Settings that have no effect with Muon."""
 
 
@@ -226,10 +226,7 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
         self._refuse_beside("crop_padding", "crop_scale")
         if self.class_weights not in ("", "balanced"):
             raise UsageError(f"--class-weights is {self.class_weights!r}; expected balanced, or nothing.")
-        if self.early_stopping < 0:
-            raise UsageError(f"--early-stopping is {self.early_stopping}; expected at least 0.")
-        if self.early_stopping and not self.load_best_model_at_end:
-            raise UsageError("--early-stopping needs --load-best-model-at-end: the last model is not the best one.")
+        refuse_early_stopping_alone(self.early_stopping, self.load_best_model_at_end)
         if not self.lora and self.lora_rank != self.defaults()["lora_rank"]:
             raise UsageError("--lora-rank has no effect without --lora.")
         if self.lora_rank < 1:
@@ -240,6 +237,14 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
             raise UsageError("--matrix-learning-rate trains matrices that --lora freezes; leave one of them out.")
         super().__post_init__()
         self.label_names = ["labels"]
+
+
+def refuse_early_stopping_alone(patience: int, keeps_best: bool) -> None:
+    """Raises an error for early stopping in a training that does not keep the best model."""
+    if patience < 0:
+        raise UsageError(f"--early-stopping is {patience}; expected at least 0.")
+    if patience and not keeps_best:
+        raise UsageError("--early-stopping needs --load-best-model-at-end: the last model is not the best one.")
 
 
 def _check_crop_scale(scale: Sequence[float]) -> None:

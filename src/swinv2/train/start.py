@@ -149,6 +149,11 @@ def _model_fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
     return given | decided | rate
 
 
+def new_config(settings: RunSettings) -> Swinv2Config:
+    """The configuration of a new model without a head of its own."""
+    return _new_config(settings, _model_fields(settings))
+
+
 def _new_config(settings: RunSettings, fields: dict[str, Any]) -> Swinv2Config:
     """The configuration of a new model to train."""
     if settings.model in PRESETS:

@@ -70,15 +70,16 @@ class SwinTrainer(Trainer):
 
     Args:
         settings: Settings of `swinv2 pretrain` or `swinv2 finetune`.
-        rest: Arguments of transformers' Trainer, except `args` and `data_collator`.
+        data_collator: Makes a batch of examples.
+        rest: Other arguments of transformers' Trainer, except `args`.
     """
 
     args: RunSettings
     model: Any
 
-    def __init__(self, settings: RunSettings, **rest: Any) -> None:
+    def __init__(self, settings: RunSettings, data_collator: Any = collate, **rest: Any) -> None:
         try:
-            super().__init__(args=settings, data_collator=collate, **rest)
+            super().__init__(args=settings, data_collator=data_collator, **rest)
         # Trackers that are not installed raise these.
         except (ImportError, RuntimeError) as error:
             if not settings.report_to:
@@ -91,7 +92,7 @@ class SwinTrainer(Trainer):
         # FSDP changes the class of the model.
         self._model_class: Any = type(self.model)
         if self.is_fsdp_enabled and not isinstance(self.model, Swinv2PreTrainedModel):
-            raise UsageError("--lora and --fsdp do not work together; the adapters are small enough without --fsdp.")
+            raise UsageError("--fsdp shards models without LoRA and without --task only; leave one of them out.")
         if self.is_fsdp_enabled and settings.matrix_learning_rate:
             raise UsageError("--matrix-learning-rate and --fsdp do not work together: Muon needs whole matrices.")
         if self.is_fsdp_enabled and settings.ema_decay:
@@ -107,7 +108,7 @@ class SwinTrainer(Trainer):
         self._step_loss: Tensor | None = None
         self._last_loss: Tensor | None = None
         # The step and the metrics of the last evaluation.
-        self._evaluated: tuple[int, dict[str, float]] | None = None
+        self.evaluated: tuple[int, dict[str, float]] | None = None
         self.signal: int | None = None
         self.stopping = self.has_begun = False
         self.add_callback(TrainingEvents(self))
@@ -143,7 +144,7 @@ class SwinTrainer(Trainer):
         examples: Any = self.train_dataset
         args = self.args
         options: dict[str, Any] = {
-            "collate_fn": collate,
+            "collate_fn": self.data_collator,
             "num_workers": args.dataloader_num_workers,
             "pin_memory": args.dataloader_pin_memory and args.device.type != "cpu",
             "persistent_workers": args.dataloader_persistent_workers,
@@ -208,7 +209,7 @@ class SwinTrainer(Trainer):
         if self.optimizer is None and args.matrix_learning_rate:
             self.optimizer = MuonAdamW(learner, args.matrix_learning_rate, args.learning_rate, args.weight_decay)
         elif self.optimizer is None:
-            groups = parameter_groups(learner, args.learning_rate, args.weight_decay, args.layer_decay)
+            groups = groups_of(args, learner)
             try:
                 kind, options = self.get_optimizer_cls_and_kwargs(args, self.model)
                 self.optimizer = kind(without_names(groups), **options)
@@ -321,7 +322,7 @@ class SwinTrainer(Trainer):
         """Evaluates with the averaged weights, if there is an average. Unreadable images do not count."""
         with self.not_counted(), self.averaged():
             metrics = super().evaluate(*args, **rest)
-        self._evaluated = self.state.global_step, metrics
+        self.evaluated = self.state.global_step, metrics
         return metrics
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **rest: Any) -> Any:
@@ -331,8 +332,8 @@ class SwinTrainer(Trainer):
 
     def evaluate_final(self) -> dict[str, float]:
         """The evaluation of the final weights: the last one, if it was of these weights."""
-        if self._evaluated is not None and self._evaluated[0] == self.state.global_step:
-            return self._evaluated[1]
+        if self.evaluated is not None and self.evaluated[0] == self.state.global_step:
+            return self.evaluated[1]
         return self.evaluate()
 
     def report(self) -> dict[str, Any]:
@@ -427,11 +428,15 @@ class SwinTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """Also loads the average of the best checkpoint."""
-        super()._load_best_model()
+        self.load_best_weights()
         if self.state.best_global_step != self.state.global_step:
-            self._evaluated = None
+            self.evaluated = None
         if self.average is not None and self.state.best_model_checkpoint is not None:
             self.average.load(Path(self.state.best_model_checkpoint), self.args.device)
+
+    def load_best_weights(self) -> None:
+        """Loads the weights of the best checkpoint."""
+        super()._load_best_model()
 
     def save_final(self, folder: Path) -> None:
         """Saves the model for use into a folder, atomically; with the averaged weights if there is an average.
@@ -461,6 +466,11 @@ class SwinTrainer(Trainer):
                 model.save_pretrained(written)
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(written)
+
+
+def groups_of(args: RunSettings, model: nn.Module) -> list[dict[str, Any]]:
+    """The parameter groups of a training without Muon."""
+    return parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay, args.backbone_rate)
 
 
 def _start_tracker(start: Callable[..., Any], *args: Any, **rest: Any) -> Any:

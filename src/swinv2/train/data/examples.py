@@ -132,7 +132,7 @@ class TrainingExamples(_IndexedExamples):
                 return self.transform(sample, drawn.epoch, index) | {"broken": broken}
             except BrokenImageError as error:
                 broken.append(f"{sample.name}: {error}")
-        raise _broken_images_error(broken)
+        raise broken_images_error(broken)
 
 
 class EvaluationExamples(_IndexedExamples):
@@ -236,7 +236,7 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
                 except BrokenImageError as error:
                     broken.append(f"{sample.name}: {error}")
                     if len(broken) >= MOST_BROKEN_IN_A_ROW:
-                        raise _broken_images_error(broken) from error
+                        raise broken_images_error(broken) from error
             if index < 0:
                 raise UsageError(
                     f"{self.dataset.source} has no image for worker {worker.id if worker else 0} of process "
@@ -244,7 +244,7 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
                 )
 
 
-def _broken_images_error(broken: list[str]) -> UsageError:
+def broken_images_error(broken: list[str]) -> UsageError:
     """The error for a data set of which too many images in a row cannot be read."""
     return UsageError(f"{len(broken)} images in a row cannot be read, the first one {broken[0]}.")
 

@@ -31,7 +31,8 @@ SPLIT_FOLDERS = {
 }
 """Names of the folders of each split, in a folder of images."""
 
-_SPLIT_OF = {called: split for split, names in SPLIT_FOLDERS.items() for called in names}
+SPLIT_OF = {called: split for split, names in SPLIT_FOLDERS.items() for called in names}
+"""The split of each of these names."""
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Tables in the folder of a split that name its images and their labels, as `datasets` reads them."""
@@ -58,7 +59,7 @@ def open_folder(folder: Path, split: str, needs_labels: bool) -> tuple[datasets.
         UsageError: There is no such split, or it has no images.
     """
     splits = folders_of_splits(folder)
-    found = _name_of_split(folder, split, splits)
+    found = name_of_split(folder, split, splits)
     roots = splits[found] if found else [folder]
     if found == "train":
         _report_outside(folder, splits)
@@ -80,12 +81,12 @@ def open_folder(folder: Path, split: str, needs_labels: bool) -> tuple[datasets.
                 "the folder of its class."
             )
         labels = [label for label, name in enumerate(names) for _ in files[name]]
-        columns = {"image": _as_texts(images[len(loose) :]), "label": labels}
+        columns = {"image": as_texts(images[len(loose) :]), "label": labels}
         features = {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=names)}
         rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     else:
         features = {"image": datasets.Image(decode=False)}
-        rows = datasets.Dataset.from_dict({"image": _as_texts(sorted(images))}, features=datasets.Features(features))
+        rows = datasets.Dataset.from_dict({"image": as_texts(sorted(images))}, features=datasets.Features(features))
     return rows, found, tuple(splits)
 
 
@@ -118,8 +119,8 @@ def folders_of_splits(folder: Path) -> dict[str, list[Path]]:
     below = folders_in(folder)
     splits: dict[str, list[Path]] = {}
     for path in below:
-        if path.name.lower() in _SPLIT_OF:
-            splits.setdefault(_SPLIT_OF[path.name.lower()], []).append(path)
+        if path.name.lower() in SPLIT_OF:
+            splits.setdefault(SPLIT_OF[path.name.lower()], []).append(path)
     if len(splits) == 1:
         (chosen,) = splits.values()
         others = [path for path in below if path not in chosen and images_inside(path, [folder])]
@@ -131,11 +132,24 @@ def folders_of_splits(folder: Path) -> dict[str, list[Path]]:
     return splits
 
 
-def _name_of_split(folder: Path, split: str, splits: dict[str, list[Path]]) -> str | None:
-    """The wanted one of the splits of a folder; None if it has none."""
+def name_of_split(folder: Path, split: str, splits: dict[str, list[Path]]) -> str | None:
+    """The wanted one of the splits of a folder.
+
+    Args:
+        folder: The folder. One without splits counts as the split "train", as the one for evaluation, and as the one
+            that it is called.
+        split: Name of the split; "evaluation" for the first of `EVAL_SPLITS` that exists.
+        splits: The folders of each split; see `folders_of_splits`.
+
+    Returns:
+        One of the keys of `splits`; None if it has none.
+
+    Raises:
+        UsageError: There is no such split.
+    """
     wanted = EVAL_SPLITS if split == "evaluation" else (split,)
     own = folder.resolve().name.lower()
-    if not splits and (split in ("train", "evaluation") or _SPLIT_OF.get(split, split) == _SPLIT_OF.get(own, own)):
+    if not splits and (split in ("train", "evaluation") or SPLIT_OF.get(split, split) == SPLIT_OF.get(own, own)):
         return None
     if not splits:
         raise UsageError(
@@ -143,8 +157,8 @@ def _name_of_split(folder: Path, split: str, splits: dict[str, list[Path]]) -> s
             "in a training without --eval-split, a share of them is set aside."
         )
     for name in wanted:
-        if _SPLIT_OF.get(name) in splits:
-            return _SPLIT_OF[name]
+        if SPLIT_OF.get(name) in splits:
+            return SPLIT_OF[name]
     raise UsageError(
         f"{str(folder)!r} has the splits {sorted(splits)}; expected {' or '.join(map(repr, wanted))}. Choose one of "
         "its splits with --split, or for a training with --train-split and --eval-split."
@@ -182,7 +196,7 @@ def _report_classes(root: Path, classes: dict[str, list[Path]], files: dict[str,
             f"{few(empty)}. Put images there, or delete the folders."
         )
     filled = [paths[0] for name, paths in classes.items() if files[name]]
-    inner = [next((path / name for name in _SPLIT_OF if (path / name).is_dir()), None) for path in filled]
+    inner = [next((path / name for name in SPLIT_OF if (path / name).is_dir()), None) for path in filled]
     if all(inner) and inner[0] is not None:
         inside = inner[0].relative_to(root)
         logger.warning(
@@ -220,13 +234,17 @@ def _without_images(folder: Path, split: str | None) -> str:
     return f"{str(folder)!r} has no images{of_split}.{hint}"
 
 
-def _as_texts(files: list[Path]) -> list[str]:
-    """The paths of files for `datasets`, which stores valid text only."""
+def as_texts(files: Sequence[str | Path]) -> list[str]:
+    """The paths of files for `datasets`, which stores valid text only.
+
+    Raises:
+        UsageError: A path is no valid text.
+    """
     for file in files:
         try:
             str(file).encode()
         except UnicodeEncodeError as error:
-            raise UsageError(f"the name of {shown(file)} is no valid text (UTF-8); rename it.") from error
+            raise UsageError(f"the name of {shown(Path(file))} is no valid text (UTF-8); rename it.") from error
     return list(map(str, files))
 
 

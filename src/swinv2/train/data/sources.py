@@ -68,17 +68,7 @@ def open_dataset(
     Raises:
         UsageError: The source cannot be opened, or has no such split or no images.
     """
-    try:
-        with _bars_only_on_a_terminal():
-            rows, found_split, splits = _load_split(source, split, streaming, needs_labels)
-        features = rows.features or (rows._resolve_features().features if streaming else None) or {}
-    except UsageError:
-        raise
-    except _DAMAGED as error:
-        reason = error.__cause__ if isinstance(error, DatasetGenerationError) else None
-        is_here = Path(source).exists() or source.endswith((".parquet", *WEBDATASET_SUFFIXES))
-        what = f"{source!r}" if is_here else f"there is no file or folder {source!r}, and the data set of this name"
-        raise UsageError(f"{what} cannot be opened: {first_sentence(reason or error)}") from error
+    rows, features, found_split, splits = open_rows(source, split, streaming, needs_labels)
     if not streaming and not len(rows):
         raise UsageError(f"{source!r} has no images in the split {split!r}.")
     images = _find_column(features, image_column, datasets.Image, IMAGE_COLUMNS, "--image-column", source)
@@ -101,6 +91,41 @@ def open_dataset(
     if isinstance(features[images], datasets.Image):
         rows = rows.cast_column(images, datasets.Image(decode=False))
     return ImageDataset(rows, images, labels, tuple(known or names), source, found_split, splits, several=several)
+
+
+def open_rows(
+    source: str, split: str, streaming: bool = False, needs_labels: bool = True
+) -> tuple[Any, dict[str, Any], str | None, tuple[str, ...]]:
+    """Opens the rows of a split, with all columns; see `open_dataset`.
+
+    Args:
+        source, split, streaming: As there.
+        needs_labels: Whether images of a folder without a label are left out, with a warning.
+
+    Returns:
+        A `datasets` object; the type of each column; the name of the split, and of all splits. None and () if the
+        source has no splits.
+
+    Raises:
+        UsageError: The source cannot be opened, or has no such split.
+    """
+    try:
+        with _bars_only_on_a_terminal():
+            rows, found, splits = _load_split(source, split, streaming, needs_labels)
+        features = rows.features or (rows._resolve_features().features if streaming else None) or {}
+    except UsageError:
+        raise
+    except _DAMAGED as error:
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+        is_here = Path(source).exists() or source.endswith((".parquet", *WEBDATASET_SUFFIXES))
+        what = f"{source!r}" if is_here else f"there is no file or folder {source!r}, and the data set of this name"
+        raise UsageError(f"{what} cannot be opened: {first_sentence(reason or error)}") from error
+    return rows, features, found, splits
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `datasets.save_to_disk` wrote a folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
 def _inside_list(feature: Any) -> Any:
@@ -147,15 +172,15 @@ def _load_split(
 ) -> tuple[Any, str | None, tuple[str, ...]]:
     """The rows of a source, the name of their split, and the names of all splits; None and () if there are none."""
     path = Path(source)
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        rows, found, splits = _choose_split(datasets.load_from_disk(source), split, source)
+    if is_saved(path):
+        rows, found, splits = take_split(datasets.load_from_disk(source), split, source)
         return _streamed_if(streaming, rows.with_format(None)), found, splits
     if path.is_dir():
         kind, files = _files_of_folder(path)
         if not files:
             rows, found, splits = open_folder(path, split, needs_labels)
             return _streamed_if(streaming, rows), found, splits
-        of_split, found, splits = _choose_split(files, split, source)
+        of_split, found, splits = take_split(files, split, source)
         # Alone: among others, a split would get the class names of the first one.
         rows = datasets.load_dataset(kind, data_files={str(found): of_split}, streaming=streaming)
         return rows[str(found)], found, splits
@@ -174,7 +199,7 @@ def _load_split(
     if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         raise UsageError(f"{source!r} does not exist.")
     name, _, configuration = source.partition(":")
-    return _choose_split(datasets.load_dataset(name, configuration or None, streaming=streaming), split, source)
+    return take_split(datasets.load_dataset(name, configuration or None, streaming=streaming), split, source)
 
 
 def _streamed_if(streaming: bool, rows: Any) -> Any:
@@ -214,8 +239,20 @@ def _splits_of_files(folder: Path, files: list[str], suffixes: tuple[str, ...]) 
     return {split: [glob.escape(file) for file in of_split] for split, of_split in splits.items() if of_split}
 
 
-def _choose_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None, tuple[str, ...]]:
-    """The wanted split of an opened data set, or its files, its name, and the names of all splits."""
+def take_split(loaded: Any, split: str, source: str) -> tuple[Any, str | None, tuple[str, ...]]:
+    """Takes the wanted split of a data set.
+
+    Args:
+        loaded: What belongs to each split, such as rows or files, by its name; anything else has no splits.
+        split: Name of the split; "evaluation" for the first of `EVAL_SPLITS` that exists.
+        source: The source, for the message.
+
+    Returns:
+        What belongs to the split; its name, and the names of all splits. None and () if there are no splits.
+
+    Raises:
+        UsageError: There is no such split.
+    """
     if not isinstance(loaded, dict):
         return loaded, None, ()
     wanted = EVAL_SPLITS if split == "evaluation" else (split,)

@@ -79,7 +79,11 @@ def _the_only_module(model: nn.Module, kind: type[Kind]) -> Kind:
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    backbone_rate: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Groups the parameters that learn, for a torch optimiser, from the first layer to the last.
 
@@ -88,15 +92,18 @@ def parameter_groups(
         learning_rate: Learning rate of the head and the last norm.
         weight_decay: Weight decay of the parameters that decay.
         layer_decay: Factor of the learning rate from each layer to the one before it, above 0, at most 1.
+        backbone_rate: Factor of the learning rate of all layers before the last norm and the head, above 0.
 
     Returns:
         Groups with `params`, `lr`, `weight_decay`, and for people `layer` and `names`.
 
     Raises:
-        UsageError: `layer_decay` is out of its range, or no parameter requires gradients.
+        UsageError: `layer_decay` or `backbone_rate` is out of its range, or no parameter requires gradients.
     """
     if not 0.0 < layer_decay <= 1.0:
         raise UsageError(f"layer_decay is {layer_decay!r}; expected a number above 0 and at most 1 (1: no decay).")
+    if not backbone_rate > 0.0:
+        raise UsageError(f"backbone_rate is {backbone_rate!r}; expected a factor above 0.")
     roles = parameter_roles(model)
     last = max(role.layer for role in roles.values())
     groups: dict[Role, dict[str, Any]] = {}
@@ -104,8 +111,9 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         # Without layer decay two groups are enough; with fewer groups the optimiser calls fewer, larger kernels.
-        role = roles[name] if layer_decay < 1.0 else Role(last, roles[name].decays)
+        role = roles[name] if layer_decay < 1.0 or backbone_rate != 1.0 else Role(last, roles[name].decays)
         decay, rate = weight_decay if role.decays else 0.0, learning_rate * layer_decay ** (last - role.layer)
+        rate *= backbone_rate if role.layer < last else 1.0
         new = {"params": [], "lr": rate, "weight_decay": decay, "layer": role.layer, "names": []}
         group = groups.setdefault(role, new)
         group["params"].append(parameter)

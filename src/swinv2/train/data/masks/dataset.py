@@ -1,25 +1,22 @@
 """Images with masks: the class of each pixel, for semantic segmentation.
 
-In: a stored data set with a column of images and a column of masks; `mask_folders.py` opens it. Out: images and masks
-that are not yet decoded; the classes of the pixels of a mask; the number of pixels of each class. What is stored is
-translated here and nowhere else: values that do not count, labels from 1, colours, another order of the classes. This
-module knows no folder, no size and no augmentation.
+In: a stored data set with a column of images and a column of masks; `opening.py` opens it. Out: images and masks that
+are not yet decoded; the classes of the pixels of a mask; the number of pixels of each class. What is stored is
+translated here: values that do not count, labels from 1, another order of the classes. This module knows no folder, no
+size and no augmentation.
 """
 
-import io
 import logging
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from swinv2.train.data.masks.files import stored_values
 
 from swinv2.errors import UsageError, few
-from swinv2.images import _DECODING_ERRORS, BrokenImageError, _why_unreadable
+from swinv2.images import BrokenImageError
 from swinv2.train.data.dataset import ImageDataset
 
 logger = logging.getLogger(__name__)
@@ -34,9 +31,6 @@ NO_VALUE = -1
 
 _WRONG = 256
 """Marks stored values that are neither a class nor ignored."""
-
-_GREY_STEPS = {"L;2": 85, "L;4": 17}
-"""PIL stretches the values of grey images of two and four bits to 0 to 255, by these factors."""
 
 Advance = Callable[[int, int], object]
 """Takes the number of masks that are read, and of all."""
@@ -135,7 +129,7 @@ class MaskDataset:
             BrokenImageError: The mask's file cannot be read.
             UsageError: A value or a colour is no class, or the file is no mask.
         """
-        stored = stored_values(sample, self.colours).astype(np.int64)
+        stored = stored_values(sample.mask, sample.mask_name, self.colours).astype(np.int64)
         table = np.full(max(*self.values, self.ignore_index, 0) + 2, _WRONG, np.int16)
         table[list(self.values)] = np.arange(len(self.values))
         if self.reduce_labels:
@@ -221,8 +215,11 @@ def scan_values(datasets: Sequence[MaskDataset], advance: Advance | None = None)
         UsageError: A file is no mask.
     """
     found: dict[int, str] = {}
-    scan = _each(datasets, lambda dataset, sample: np.unique(stored_values(sample, dataset.colours)), advance)
-    for sample, values in scan:
+
+    def values_of(dataset: MaskDataset, sample: MaskedImage) -> np.ndarray:
+        return np.unique(stored_values(sample.mask, sample.mask_name, dataset.colours))
+
+    for sample, values in _each(datasets, values_of, advance):
         for value in values.tolist():
             found.setdefault(value, sample.mask_name)
     return found
@@ -264,96 +261,6 @@ def check_size(image_size: tuple[int, int], mask_size: tuple[int, int], sample: 
             f"{height}; expected equal sizes. An image is read upright, as its EXIF data says, and a mask as it is "
             "stored: save both upright, in the same size."
         )
-
-
-def stored_values(sample: MaskedImage, colours: Mapping[int, int] | None = None) -> np.ndarray:
-    """Reads a mask as it is stored: the indices of a palette, grey values, or what colours stand for.
-
-    Args:
-        sample: The image whose mask is read.
-        colours: See `MaskDataset`. Unless all of them are grey, a grey mask has values and no colours.
-
-    Returns:
-        (H, W), integers.
-
-    Raises:
-        BrokenImageError: The mask's file cannot be read.
-        UsageError: The file is no mask, or a colour is not in the table.
-    """
-    pixels = sample.mask if isinstance(sample.mask, np.ndarray) else _decode(sample.mask, sample.mask_name, colours)
-    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-    pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
-    is_mask = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
-    if pixels.dtype.kind not in "iu" or not is_mask or not pixels.size:
-        raise UsageError(
-            f"{sample.mask_name} has {pixels.dtype} values of the shape {pixels.shape}; expected integers (height, "
-            "width), the class of each pixel. Save it as a PNG of one channel."
-        )
-    if colours is not None and (pixels.ndim == 3 or all(_is_grey(colour) for colour in colours)):
-        return _values_of_colours(pixels, colours, sample.mask_name)
-    if pixels.ndim == 2:
-        return pixels
-    if (pixels == pixels[..., :1]).all():
-        return pixels[..., 0]
-    raise UsageError(
-        f"{sample.mask_name} is a mask in colours, and no table says which class a colour is; put a file "
-        "class_dict.csv into the folder of the data, with the header name,r,g,b and a line for each class, or save the "
-        "masks with one channel, the class of each pixel."
-    )
-
-
-def _decode(mask: str | bytes, name: str, colours: Mapping[int, int] | None) -> np.ndarray:
-    """The pixels of a file, (H, W) or (H, W, 3). A palette is applied only if there is a table of colours."""
-    file = io.BytesIO(mask) if isinstance(mask, bytes) else Path(mask)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(file) as image:
-                step, kind = _GREY_STEPS.get(_raw_mode(image), 1), image.format
-                image.load()
-                has_palette = image.mode in ("P", "PA") and colours is not None
-                is_other = image.mode in ("CMYK", "YCbCr", "LAB", "HSV")
-                pixels = np.asarray(image.convert("RGB") if has_palette or is_other else image)
-        except _DECODING_ERRORS as error:
-            raise BrokenImageError(_why_unreadable(file, error)) from error
-    if kind in ("JPEG", "MPO"):
-        raise UsageError(
-            f"{name} is a mask in JPEG, which changes values at the borders of the classes; expected PNG. Export the "
-            "masks again as PNG, or if there are only black and white, make them so at the value 128 and save PNG."
-        )
-    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-        # The last channel is transparency.
-        pixels = pixels[..., : pixels.shape[2] - 1]
-    return pixels // step if step > 1 else pixels
-
-
-def _raw_mode(image: Image.Image) -> str:
-    """How the pixels are packed in a file that is not loaded yet, such as "L;4"."""
-    tile = getattr(image, "tile", None)
-    arguments: Any = tile[0][3] if tile else ""
-    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
-
-
-def _values_of_colours(pixels: np.ndarray, colours: Mapping[int, int], name: str) -> np.ndarray:
-    """What the colours of pixels, (H, W, 3) or grey (H, W), stand for."""
-    wide = pixels.astype(np.int64)
-    packed = wide * 0x010101 if pixels.ndim == 2 else wide @ np.array([0x10000, 0x100, 1])
-    known = np.array(sorted(colours))
-    place = np.minimum(np.searchsorted(known, packed), len(known) - 1)
-    wrong = packed[known[place] != packed]
-    if wrong.size:
-        colour = int(wrong.min())
-        shown = ", ".join(str(colour >> bits & 255) for bits in (16, 8, 0))
-        raise UsageError(
-            f"{name} has the colour ({shown}) in {int((wrong == colour).sum()):,} pixels, and the table of colours has "
-            f"{len(known)} others; add the colour to the table, or save the mask without smoothing of its borders."
-        )
-    return np.array([colours[colour] for colour in known.tolist()])[place]
-
-
-def _is_grey(colour: int) -> bool:
-    """Whether a colour has equal red, green and blue."""
-    return colour == (colour & 255) * 0x010101
 
 
 def _are_numbers(names: Sequence[str]) -> bool:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from swinv2.train.data.objects.annotations import Annotations, choose_split, rows_of_files, split_of, upright_size
+from swinv2.train.data.objects.entries import check_once, look_up, name_entry, read_integers, read_numbers, read_texts
 
 from swinv2.console import shown
 from swinv2.errors import UsageError, few
 from swinv2.images import is_hidden, is_image_name
 from swinv2.train.data.folders import folders_in
-from swinv2.train.data.objects import Annotations, choose_split, rows_of_files, split_of, upright_size
 
 ROBOFLOW = "_annotations.coco.json"
 
@@ -134,19 +135,19 @@ def _read_data(
 ) -> Annotations:
     """The annotations of a parsed file."""
     images, annotations = data["images"], data["annotations"]
-    image_ids = _integers(images, "id", "image", file)
-    file_names = _texts(images, "file_name", "image", file)
+    image_ids = read_integers(images, "id", "image", file)
+    file_names = read_texts(images, "file_name", "image", file)
     files, extra = _find_images(file_names, file, folder, found)
-    _check_once(image_ids, "image id", file)
+    check_once(image_ids, "image id", file)
     _check_files(files, image_ids, file)
     image_of = {number: index for index, number in enumerate(image_ids.tolist())}
-    owners = _look_up(annotations, "image_id", image_of, "'images'", file)
-    categories = _integers(annotations, "category_id", "annotation", file)
+    owners = look_up(annotations, "image_id", image_of, "'images'", file)
+    categories = read_integers(annotations, "category_id", "annotation", file)
     ids, names = _classes(data["categories"], set(categories.tolist()), file)
     class_of = {number: index for index, number in enumerate(ids)}
-    labels = _look_up(annotations, "category_id", class_of, "'categories'", file)
-    boxes = _numbers(annotations, "bbox", "annotation", file, length=4)
-    areas = _numbers(annotations, "area", "annotation", file, default=-1)
+    labels = look_up(annotations, "category_id", class_of, "'categories'", file)
+    boxes = read_numbers(annotations, "bbox", "annotation", file, length=4)
+    areas = read_numbers(annotations, "area", "annotation", file, default=-1)
     with np.errstate(invalid="ignore", over="ignore"):
         boxes[:, 2:] += boxes[:, :2]
     boxes[~np.isfinite(areas)] = np.nan
@@ -160,12 +161,12 @@ def _read_data(
         owners=owners,
         boxes=boxes,
         labels=labels,
-        place=lambda index: f"{shown(file)}, {_called(annotations[index], index, 'annotation')}",
+        place=lambda index: f"{shown(file)}, {name_entry(annotations[index], index, 'annotation')}",
         names=names,
         source=str(folder) if found else shown(file),
         split=found,
         splits=splits,
-        crowd=_numbers(annotations, "iscrowd", "annotation", file, default=0) != 0,
+        crowd=read_numbers(annotations, "iscrowd", "annotation", file, default=0) != 0,
         areas=areas,
         segments=[annotation.get("segmentation") for annotation in annotations],
         category_ids=ids,
@@ -175,9 +176,9 @@ def _read_data(
 
 def _classes(categories: list[Any], annotated: set[int], file: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Ids and names of the classes, by id."""
-    ids = _integers(categories, "id", "category", file)
-    names = _texts(categories, "name", "category", file)
-    _check_once(ids, "category id", file)
+    ids = read_integers(categories, "id", "category", file)
+    names = read_texts(categories, "name", "category", file)
+    check_once(ids, "category id", file)
     above = [category.get("supercategory") for category in categories]
     is_parent = [
         number == 0 and over == "none" and 0 not in annotated and name in above[:index] + above[index + 1 :]
@@ -191,7 +192,7 @@ def _classes(categories: list[Any], annotated: set[int], file: Path) -> tuple[tu
 
 def _sizes(images: list[Any], files: Sequence[str | None], file: Path) -> np.ndarray:
     """Height and width of each image, (images, 2); from the image's own file if the annotations do not have them."""
-    sides = [_numbers(images, key, "image", file, default=0) for key in ("height", "width")]
+    sides = [read_numbers(images, key, "image", file, default=0) for key in ("height", "width")]
     sizes = np.nan_to_num(np.stack(sides, 1), posinf=0).astype(np.int64)
     for index in np.flatnonzero((sizes <= 0).any(1)).tolist():
         path = files[index]
@@ -229,99 +230,6 @@ def _find_images(
     own = [place for place in sorted(searched) if found is None or split_of(os.path.basename(place)) == found]
     inside = (os.path.join(place, name) for place in own for name in sorted(listed[place]) if is_image_name(name))
     return files, [path for path in inside if path not in used]
-
-
-def _called(entry: Any, index: int, what: str) -> str:
-    """What an entry of a list is called in messages: by its id, otherwise by its position."""
-    number = entry.get("id") if isinstance(entry, dict) else None
-    return f"{what} {number}" if number is not None else f"{what} at position {index}, counted from 0,"
-
-
-def _numbers(
-    entries: list[Any], key: str, what: str, file: Path, length: int = 0, default: float | None = None
-) -> np.ndarray:
-    """The numbers of all entries, (entries,) or (entries, length) float64. A missing or null number becomes the
-    default if there is one."""
-    shape = (len(entries), length) if length else (len(entries),)
-    try:
-        if default is None:
-            values = [entry[key] for entry in entries]
-        else:
-            values = [default if (value := entry.get(key)) is None else value for entry in entries]
-        numbers = np.array(values)
-        if not entries or (numbers.dtype.kind in "biuf" and numbers.shape == shape):
-            return numbers.astype(np.float64).reshape(shape)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        pass  # The search for the wrong entry names it.
-    expected = f"{length} numbers, left, top, width and height in pixels" if length else "a number"
-    raise _wrong_entry(entries, key, what, file, lambda value: _is_number(value, length), expected, default is not None)
-
-
-def _integers(entries: list[Any], key: str, what: str, file: Path) -> np.ndarray:
-    """The integers of all entries, (entries,) int64."""
-    numbers = _numbers(entries, key, what, file)
-    wrong = ~np.isfinite(numbers) | (np.trunc(numbers) != numbers)
-    if wrong.any():
-        index = int(wrong.argmax())
-        raise UsageError(
-            f"{shown(file)}, {_called(entries[index], index, what)} has the {key!r} {numbers[index]}; expected an "
-            "integer."
-        )
-    return numbers.astype(np.int64)
-
-
-def _texts(entries: list[Any], key: str, what: str, file: Path) -> list[str]:
-    """The texts of all entries."""
-    if all(isinstance(entry, dict) and isinstance(entry.get(key), str) for entry in entries):
-        return [entry[key] for entry in entries]
-    raise _wrong_entry(entries, key, what, file, lambda value: isinstance(value, str), "text")
-
-
-def _is_number(value: Any, length: int) -> bool:
-    """Whether a value is a number, or a list of so many numbers."""
-    if length:
-        return isinstance(value, list) and len(value) == length and all(_is_number(part, 0) for part in value)
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
-
-
-def _wrong_entry(
-    entries: list[Any], key: str, what: str, file: Path, is_right: Any, expected: str, is_optional: bool = False
-) -> UsageError:
-    """The error for the first entry whose value is wrong."""
-    for index, entry in enumerate(entries):
-        called = f"{shown(file)}, {_called(entry, index, what)}"
-        if not isinstance(entry, dict):
-            return UsageError(f"{called} is {str(entry)[:60]!r}; expected an object with the key {key!r}.")
-        if key not in entry and not is_optional:
-            return UsageError(f"{called} has no key {key!r}; expected {expected}. Add it, or delete the {what}.")
-        value = entry.get(key)
-        if not (is_optional and value is None) and not is_right(value):
-            return UsageError(f"{called} has the {key!r} {str(value)[:60]!r}; expected {expected}. Fix or delete it.")
-    return UsageError(f"{shown(file)} has values of {key!r} that are out of range; expected {expected}.")
-
-
-def _look_up(entries: list[Any], key: str, index_of: dict[int, int], where: str, file: Path) -> np.ndarray:
-    """The index of what each entry refers to, (entries,) int64."""
-    numbers = _integers(entries, key, "annotation", file)
-    found = np.fromiter((index_of.get(number, -1) for number in numbers.tolist()), np.int64, len(numbers))
-    unknown = np.flatnonzero(found < 0)
-    if len(unknown):
-        index = int(unknown[0])
-        raise UsageError(
-            f"{shown(file)}, {_called(entries[index], index, 'annotation')} has the {key!r} {numbers[index]}, which is "
-            f"not in {where} ({len(unknown):,} such annotations); add it there, or delete the annotations."
-        )
-    return found
-
-
-def _check_once(ids: np.ndarray, what: str, file: Path) -> None:
-    """Raises an error if an id is there twice."""
-    values, counts = np.unique(ids, return_counts=True)
-    if (counts > 1).any():
-        number = values[counts > 1][0]
-        raise UsageError(
-            f"{shown(file)} has the {what} {number} {counts.max()} times; expected each once. Renumber them."
-        )
 
 
 def _check_files(files: Iterable[str | None], ids: np.ndarray, file: Path) -> None:

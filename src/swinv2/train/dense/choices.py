@@ -1,0 +1,214 @@
+"""The settings of a dense training that nobody gave, chosen from the data and the model.
+
+In: settings with the names of those that were given, and the data. Out: a value and a reason for each other setting
+that matters. `docs/guides/segment.md` and `detect.md` explain the table `LENGTHS`. This module builds no model.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from swinv2.config import Swinv2Config
+from swinv2.dense.saved import DETECTION, SEGMENTATION, read_dense_config
+from swinv2.images import BrokenImageError
+from swinv2.loading import read_config
+from swinv2.train.choices import SMALL_NETWORK, Candidate, about_precision, keep_not_given, values_of, window_for
+from swinv2.train.data.masks.dataset import MaskDataset
+from swinv2.train.data.objects.dataset import ObjectDataset
+from swinv2.train.dense.examples import read_pixels
+from swinv2.train.dense.settings import DenseSettings
+from swinv2.train.settings import make_settings
+from swinv2.train.start import NEW, given_fields, is_new_model
+
+SAMPLED_IMAGES = 32
+"""Number of training images that are opened to find their usual size."""
+
+CROPS = (96, 128, 192, 256, 384, 512)
+"""Sizes of crops in pixels to choose from."""
+
+SHORTEST, LONGEST = 160, 480
+"""Range of the shorter side of images, in pixels, to which a detector resizes them."""
+
+QUERY_SIZES = (256, 384, 512, 640)
+"""Image sizes in pixels to choose from, for heads of queries: all images have one size."""
+
+CHECKS = 0.1
+"""The share of the training after which the model is evaluated and saved."""
+
+
+class Length(NamedTuple):
+    """A row of the table: the length of a training by the number of its images.
+
+    Attributes:
+        images: The row is for at most so many images.
+        epochs: Epochs of a segmenter from trained weights.
+        epochs_of_objects: Epochs of a detector from trained weights.
+        batch: Images of a step.
+    """
+
+    images: float
+    epochs: int
+    epochs_of_objects: int
+    batch: int
+
+
+LENGTHS = (
+    Length(500, 60, 36, 4),
+    Length(2_000, 30, 24, 4),
+    Length(10_000, 16, 16, 8),
+    Length(float("inf"), 8, 12, 16),
+)
+
+NEW_FACTOR = 2
+"""So many times as many epochs from new weights."""
+
+
+def dense_settings_of(told: Mapping[str, Any]) -> DenseSettings:
+    """Makes the settings of a dense training. If wanted, evaluation, checkpoints and the best model are chosen first:
+    they must be known before the data is opened.
+
+    Raises:
+        UsageError: A value is invalid, or conflicts with another one.
+    """
+    if not told.get("choose_settings"):
+        return make_settings(DenseSettings, told)
+    chosen = keep_not_given(told, _about_evaluation(told))
+    settings = make_settings(DenseSettings, {**told, **values_of(chosen)})
+    settings.chosen = chosen
+    return settings
+
+
+def _about_evaluation(told: Mapping[str, Any]) -> list[Candidate]:
+    """Evaluation, checkpoints and the best model; nothing if one of them is given in part."""
+    names = ("eval_strategy", "save_strategy", "eval_steps", "save_steps")
+    metric = "mIoU" if told.get("task") == SEGMENTATION else "AP"
+    why, best = "ten evaluations", f"the evaluation of the highest {metric} is kept"
+    if told.get("eval_strategy") == "no":
+        return []
+    found = [
+        Candidate("eval_strategy", "steps", why, names),
+        Candidate("save_strategy", "steps", why, names),
+        Candidate("eval_steps", CHECKS, why, names),
+        Candidate("save_steps", CHECKS, why, names),
+    ]
+    matching = told.get("eval_strategy", "steps") == told.get("save_strategy", told.get("eval_strategy", "steps"))
+    if matching and not set(names) & told.keys():
+        found += [Candidate("load_best_model_at_end", True, best), Candidate("metric_for_best_model", metric, best)]
+    return found
+
+
+def with_chosen_dense_settings(
+    settings: DenseSettings, train: MaskDataset | ObjectDataset, evaluation: Any
+) -> DenseSettings:
+    """Chooses each setting that is not given, from the images and the model."""
+    side = _usual_side(train)
+    candidates = [*_about_size(settings, side), *_about_length(settings, len(train)), *_about_images(settings)]
+    if settings.task == SEGMENTATION:
+        candidates += about_precision(settings)
+    else:
+        candidates.append(Candidate("use_cpu", settings.use_cpu, "as given"))
+    given = settings.told.keys() - settings.chosen.keys()
+    chosen = keep_not_given(given, [one for one in candidates if one.name != "use_cpu" or one.value])
+    changed = make_settings(DenseSettings, settings.told | values_of(chosen))
+    changed.resume_from_checkpoint = settings.resume_from_checkpoint
+    changed.image_mean, changed.image_std = settings.image_mean, settings.image_std
+    changed.chosen = settings.chosen | chosen
+    return changed
+
+
+def _usual_side(train: MaskDataset | ObjectDataset) -> int:
+    """The median of the shorter sides of some images, in pixels."""
+    sides: list[int] = []
+    for index in np.unique(np.linspace(0, len(train) - 1, SAMPLED_IMAGES).astype(int)):
+        try:
+            sides.append(min(read_pixels(train[int(index)].image).shape[:2]))
+        except BrokenImageError:
+            # The training counts unreadable images and names them.
+            continue
+    return int(np.median(sides)) if sides else CROPS[-1]
+
+
+def _about_size(settings: DenseSettings, side: int) -> list[Candidate]:
+    """Image size, window and head."""
+    images = f"the images have {side} pixels along the shorter side"
+    found: list[Candidate] = []
+    if settings.model == NEW:
+        found.append(Candidate("model_fields", SMALL_NETWORK, "the network of the model that ships"))
+    if settings.head in ("faster_rcnn", "mask_rcnn"):
+        found.append(Candidate("image_size", [min(max(side, SHORTEST), LONGEST)], images))
+    elif settings.task == SEGMENTATION:
+        crop = min(CROPS, key=lambda size: (abs(size - 2 * side / 3), size))
+        found.append(Candidate("image_size", [crop], f"{images}; crops have about two thirds"))
+    else:
+        found.append(Candidate("image_size", [min(QUERY_SIZES, key=lambda size: abs(size - side))], images))
+    config = _config_of(settings)
+    if config is not None:
+        size = tuple(settings.image_size * 2)[:2] if "image_size" not in settings.chosen else ()
+        wanted = size or (found[-1].value[0],) * 2
+        if isinstance(config.window_size, int) and settings.task == SEGMENTATION:
+            window = window_for(config, (wanted[0], wanted[1]))
+            found.append(Candidate("window_size", window, "pads the maps least", ("model_fields",)))
+        found += _about_head(settings, config)
+    return found
+
+
+def _about_head(settings: DenseSettings, config: Swinv2Config) -> list[Candidate]:
+    """Channels of the head: of small networks fewer."""
+    channels = min(2 * config.embed_dim, 256)
+    why = "a head as wide as the network"
+    fields: dict[str, Any] = {}
+    if settings.head == "upernet" and config.embed_dim < 96:
+        fields = {"hidden_size": channels}
+    elif settings.head in ("faster_rcnn", "mask_rcnn") and config.embed_dim < 96:
+        fields = {"pyramid_channels": channels, "box_channels": 4 * channels}
+    return [Candidate("head_fields", fields, why)] if fields else []
+
+
+def _config_of(settings: DenseSettings) -> Swinv2Config | None:
+    """The configuration of the backbone to start from; None if it is not known before the model is loaded, and if a
+    saved segmenter or detector keeps its head."""
+    if settings.model == NEW:
+        return Swinv2Config(**{**SMALL_NETWORK, **given_fields(settings)})
+    if is_new_model(settings) or read_dense_config(settings.model) is not None:
+        return None
+    from pathlib import Path
+
+    return None if Path(settings.model).expanduser().is_file() else read_config(settings.model)
+
+
+def _about_length(settings: DenseSettings, images: int) -> list[Candidate]:
+    """Epochs, batch, learning rates and schedule."""
+    is_new = is_new_model(settings)
+    row = next(row for row in LENGTHS if images <= row.images)
+    epochs = row.epochs if settings.task == SEGMENTATION else row.epochs_of_objects
+    devices = settings.world_size * max(settings.n_gpu, 1) * settings.gradient_accumulation_steps
+    counted = f"{images:,} training images"
+    why = f"{counted}, {'new' if is_new else 'trained'} weights"
+    length = epochs * NEW_FACTOR if is_new else epochs
+    steps = length * images // row.batch
+    rate = {"mask2former": 3e-4, "rt_detr": 3e-4}.get(settings.head, 1e-3)
+    found = [
+        Candidate("num_train_epochs", length, why, ("max_steps",)),
+        Candidate("per_device_train_batch_size", max(row.batch // devices, 2), counted),
+        Candidate("per_device_eval_batch_size", 1, "images of any size"),
+        Candidate("dataloader_persistent_workers", True, "for short epochs", ("dataloader_num_workers",)),
+        Candidate("warmup_steps", 0.1, "a tenth of the steps"),
+        Candidate("lr_scheduler_type", "cosine", "falls to 0 at the end", ("milestones", "lr_scheduler_kwargs")),
+        Candidate("logging_steps", max(1, min(50, steps // 100)), "about a hundred lines of log"),
+        Candidate("learning_rate", rate, f"the head {settings.head}", ("base_rate",)),
+    ]
+    if not is_new:
+        by_layer = ("matrix_learning_rate", "backbone_rate")
+        found.append(Candidate("layer_decay", 0.75, "early layers change less", by_layer))
+    return found
+
+
+def _about_images(settings: DenseSettings) -> list[Candidate]:
+    """Augmentation."""
+    found = [Candidate("color_jitter", 0.3, "light and cameras differ")]
+    if settings.task == SEGMENTATION:
+        found.append(Candidate("scale_range", [0.5, 2.0], "the authors' range"))
+    elif settings.task == DETECTION and settings.head == "faster_rcnn":
+        found.append(Candidate("scale_range", [0.7, 1.4], "near and far objects"))
+    return found

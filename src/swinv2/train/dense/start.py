@@ -1,0 +1,170 @@
+"""The segmenter or detector that a training starts from.
+
+In: settings and the names of the classes. Out: a model in fp32 on the CPU: the backbone of any checkpoint, or a new
+one, with a new head; or a saved segmenter or detector, whose head is kept if its classes are those of the data.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from swinv2.dense.backbone import backbone_of, load_backbone, set_image_size
+from swinv2.dense.heads import add_head, maps_of
+from swinv2.dense.saved import class_names, load_dense, read_dense_config, task_of
+from swinv2.errors import UsageError, few
+from swinv2.heads import Swinv2Backbone
+from swinv2.lengths import Pair
+from swinv2.loading import load_processor
+from swinv2.train.dense.settings import DenseSettings
+from swinv2.train.optim.groups import freeze_stages
+from swinv2.train.start import choose_normalisation, is_new_model, new_config
+
+logger = logging.getLogger(__name__)
+
+RGB = 3
+
+
+def head_fields(settings: DenseSettings) -> dict[str, Any]:
+    """The settings of the head that are given as JSON.
+
+    Raises:
+        UsageError: They are no JSON object.
+    """
+    given = settings.head_fields or {}
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise UsageError(f"--head-fields is no JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise UsageError(f"--head-fields is {given!r}; expected an object such as '{{\"hidden_size\": 256}}'.")
+    return given
+
+
+def choose_dense_normalisation(settings: DenseSettings) -> None:
+    """Sets mean and deviation of each channel if they are not given: those of the model to start from, whatever its
+    head; ImageNet's for a new one, and for files of other libraries, which have none."""
+    config = None if settings.image_mean or is_new_model(settings) else read_dense_config(settings.model)
+    if config is not None and config["model_type"] == "swinv2_rcnn":
+        stored = config["torchvision"]
+        settings.image_mean, settings.image_std = list(stored["image_mean"]), list(stored["image_std"])
+    elif config is not None:
+        processor = load_processor(settings.model)
+        settings.image_mean, settings.image_std = list(processor.image_mean), list(processor.image_std)
+    elif Path(settings.model).expanduser().is_file() and not settings.image_mean:
+        settings.image_mean, settings.image_std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+        logger.warning(f"{settings.model} names no normalisation; ImageNet's is used (--image-mean, --image-std)")
+    else:
+        choose_normalisation(settings)
+
+
+def crop_size(settings: DenseSettings) -> Pair | None:
+    """--image-size as (height, width); None if it is not given."""
+    given = settings.image_size
+    return (given[0], given[-1]) if given else None
+
+
+def model_to_train(settings: DenseSettings, names: tuple[str, ...]) -> Any:
+    """Builds the model for the classes of the data.
+
+    Args:
+        settings: The settings.
+        names: Names of the classes.
+
+    Raises:
+        UsageError: The checkpoint cannot be loaded or has not three channels, or a setting is impossible.
+    """
+    model: Any = _saved_model(settings, names) or _with_new_head(settings, names)
+    if backbone_of(model).config.num_channels != RGB:
+        raise UsageError(f"--model {settings.model!r} has not three channels, which segmenters and detectors need.")
+    model.config.dense_task = settings.task
+    freeze_stages(model, settings.frozen_stages)
+    return model
+
+
+def _saved_model(settings: DenseSettings, names: tuple[str, ...]) -> nn.Module | None:
+    """The saved segmenter or detector of --model if it has this task, this head and these classes; None if only its
+    backbone can be used, or if it is another kind of checkpoint."""
+    if is_new_model(settings):
+        return None
+    config = read_dense_config(settings.model)
+    if config is None:
+        return None
+    model: Any = load_dense(settings.model)
+    stored = class_names(model)
+    head = _head_of(config)
+    if (task_of(config), head) != (settings.task, settings.head) or head_fields(settings):
+        logger.warning(f"{settings.model} is a {head}; its backbone is taken, the head is new")
+        return None
+    if stored != names:
+        logger.warning(
+            f"{settings.model} has the classes {few(stored)}, the data {few(names)}; its backbone is taken, the head "
+            "is new"
+        )
+        return None
+    if settings.image_size or settings.window_size is not None:
+        _resize(settings, model)
+    return model.train()
+
+
+def _head_of(config: dict[str, Any]) -> str:
+    """The head of a saved model; see `dense.HEADS`."""
+    if config["model_type"] == "swinv2_rcnn":
+        return "mask_rcnn" if config.get("with_masks") else "faster_rcnn"
+    return "rt_detr" if config["model_type"] == "rt_detr_v2" else config["model_type"]
+
+
+def _with_new_head(settings: DenseSettings, names: tuple[str, ...]) -> nn.Module:
+    """A backbone, stored or new, with a new head."""
+    maps = maps_of(settings.head)
+    if is_new_model(settings):
+        config = new_config(settings)
+        config.norm_feature_maps = settings.norm_feature_maps
+        config.set_output_features_output_indices(list(maps), None)
+        backbone = Swinv2Backbone(config)
+    else:
+        backbone = load_backbone(
+            settings.model,
+            out_features=maps,
+            norm_feature_maps=settings.norm_feature_maps,
+            drop_path_rate=settings.drop_path_rate,
+        )
+        _resize(settings, backbone)
+    fields = head_fields(settings)
+    if settings.head in ("faster_rcnn", "mask_rcnn"):
+        given = settings.image_size
+        sizes = {"min_size": given[0], "max_size": given[-1] if len(given) > 1 else given[0] * 5 // 3} if given else {}
+        normalisation = {"image_mean": list(settings.image_mean), "image_std": list(settings.image_std)}
+        fields = {**normalisation, **sizes, **fields}
+    return add_head(backbone, settings.head, names, **fields)
+
+
+def _resize(settings: DenseSettings, model: nn.Module) -> None:
+    """Adapts a stored backbone to the image size and windows of the settings."""
+    size = crop_size(settings)
+    if size is None and settings.window_size is None:
+        return
+    windows: Any = settings.window_size
+    wanted: Any = size or backbone_of(model).config.image_size
+    set_image_size(model, wanted, windows, stretch=settings.stretch_bias)
+
+
+def check_resumed(checkpoint: str, names: tuple[str, ...]) -> None:
+    """Raises an error unless a checkpoint of a segmenter or detector has exactly these classes."""
+    config = read_dense_config(checkpoint)
+    stored = () if config is None else _names_in(config)
+    if stored != names:
+        raise UsageError(
+            f"{checkpoint} was trained with the classes {few(stored)}, the data has {few(names)} now. Restore the "
+            "data, or begin a new run in another --output-dir with --model and this folder."
+        )
+
+
+def _names_in(config: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the classes in a saved configuration."""
+    names = {int(index): name for index, name in config["id2label"].items()}
+    return tuple(names[index] for index in sorted(names))

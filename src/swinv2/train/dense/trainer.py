@@ -1,0 +1,271 @@
+"""Training of segmenters and detectors.
+
+In: settings. Out: a trainer, ready to run. Losses and matching are those of the heads' libraries.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import UperNetForSemanticSegmentation
+
+from swinv2.dense.answers import Detector, Segmenter
+from swinv2.dense.backbone import backbone_of
+from swinv2.dense.detectors import SwinRCNN
+from swinv2.dense.saved import INSTANCES, SEGMENTATION, class_names, load_dense, make_dense_processor
+from swinv2.errors import UsageError
+from swinv2.lengths import Pair, as_pair
+from swinv2.train.data.masks.dataset import IGNORED_PIXEL, MaskDataset
+from swinv2.train.data.masks.opening import open_masks
+from swinv2.train.data.objects.dataset import ObjectDataset
+from swinv2.train.data.objects.opening import open_objects
+from swinv2.train.dense.augment import for_masks, for_objects
+from swinv2.train.dense.choices import with_chosen_dense_settings
+from swinv2.train.dense.drawing import Watched
+from swinv2.train.dense.evaluate import Scores, evaluate_images
+from swinv2.train.dense.examples import DenseExamples, MaskExample, Normalise, ObjectExample, collate_dense
+from swinv2.train.dense.settings import DenseSettings
+from swinv2.train.dense.start import check_resumed, choose_dense_normalisation, crop_size, model_to_train
+from swinv2.train.finetune import EarlyStopping
+from swinv2.train.running import prepare_run, read_names, refuse_metric
+from swinv2.train.trainer import SwinTrainer
+
+logger = logging.getLogger(__name__)
+
+METRICS = {SEGMENTATION: ("mIoU", "pixel_accuracy", "mean_recall")}
+METRICS_OF_OBJECTS = ("AP", "AP50", "AP75", "AR100")
+
+
+class DenseTrainer(SwinTrainer):
+    """Trains a segmenter or a detector, and evaluates it at the size of the images.
+
+    Args:
+        settings: Settings of `swinv2 finetune --task ...`.
+        class_weights: Weight of each class in the loss of the pixels; None for the loss of the head's library.
+        rest: See `SwinTrainer`; `eval_dataset` is a `MaskDataset` or `ObjectDataset`.
+    """
+
+    args: DenseSettings
+
+    def __init__(self, settings: DenseSettings, class_weights: Tensor | None = None, **rest: Any) -> None:
+        super().__init__(settings, collate_dense, **rest)
+        # The losses are means; the Trainer would take them for sums if a model accepts any argument.
+        self.model_accepts_loss_kwargs = False
+        self.class_weights = class_weights
+        # The last evaluation, for `report`.
+        self._scores: Scores | None = None
+        self._watched: Watched | None = None
+        if settings.early_stopping:
+            self.add_callback(EarlyStopping(settings.early_stopping))
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of the head; of torchvision's detectors, the sum of its parts."""
+        images = inputs["pixel_values"]
+        rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        plain: Any = self.accelerator.unwrap_model(model)
+        if isinstance(plain, SwinRCNN):
+            losses = model(list(images), list(rest["labels"]))
+            return torch.stack([loss.float() for loss in losses.values()]).sum()
+        if self.class_weights is not None:
+            return _weighted_loss(plain, images, rest["labels"], self.class_weights)
+        return model(pixel_values=images, **rest).loss.sum()
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """Evaluates with the averaged weights, if there is an average. Unreadable images do not count. Each process
+        evaluates a share of the images."""
+        dataset: Any = eval_dataset or self.eval_dataset
+        args, model = self.args, self.accelerator.unwrap_model(self.model)
+        chosen = range(args.process_index, len(dataset), args.world_size)
+        watched = Watched(class_names(model))
+        batches = range(-(-len(chosen) // args.per_device_eval_batch_size))
+        self.callback_handler.eval_dataloader = batches  # type: ignore[assignment]
+
+        def advance(images: int) -> None:
+            self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
+
+        with self.not_counted(), self.averaged(), self.compute_loss_context_manager():
+            was_training = model.training
+            model.eval()
+            try:
+                scores, unreadable = evaluate_images(
+                    self.answers(model),
+                    dataset,
+                    chosen=chosen,
+                    batch_size=args.per_device_eval_batch_size,
+                    workers=0,
+                    advance=advance,
+                    watched=watched,
+                )
+            finally:
+                model.train(was_training)
+        self._health.name_broken(unreadable)
+        scores = self._of_all_processes(scores)
+        self._scores, self._watched = scores, watched
+        found = {name: value for name, value in scores.summary().items() if isinstance(value, (int, float))}
+        metrics: dict[str, float] = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        metrics[f"{metric_key_prefix}_unreadable"] = len(unreadable)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
+        self.evaluated = self.state.global_step, metrics
+        return metrics
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Loads the weights of a checkpoint. The Trainer would not rename tensors as `from_pretrained` does, and would
+        leave those of RT-DETR as they are."""
+        model = self.model if model is None else model
+        model.load_state_dict(load_dense(resume_from_checkpoint).state_dict())
+
+    def load_best_weights(self) -> None:
+        """Loads the weights of the best checkpoint."""
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    def answers(self, model: Any) -> Segmenter | Detector:
+        """The model as it answers for whole images."""
+        args = self.args
+        if args.task != SEGMENTATION:
+            return Detector(model, self.processing_class)
+        window: Any = args.evaluation_window and (args.evaluation_window[0], args.evaluation_window[-1])
+        return Segmenter(model, args.image_mean, args.image_std, window or None)
+
+    def _of_all_processes(self, scores: Scores) -> Scores:
+        """The scores of all images, in all processes."""
+        if self.args.world_size == 1:
+            return scores
+        states: list[Any] = [None] * self.args.world_size
+        torch.distributed.all_gather_object(states, scores.state())
+        return scores.join(states)
+
+    def report(self) -> dict[str, Any]:
+        """Draws the figures of the last evaluation; returns the numbers of each class and the files."""
+        if self._scores is None or self._watched is None:
+            return {}
+        files = self._watched.draw(self._scores, self.run)
+        of_classes = {name: value for name, value in self._scores.summary().items() if isinstance(value, dict)}
+        return {**of_classes, "figures": list(map(str, files))}
+
+
+def _weighted_loss(model: UperNetForSemanticSegmentation, images: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """The loss of UperNet, with a weight for each class: main head, and auxiliary head with its own weight."""
+    maps = model.backbone(images).feature_maps
+    heads: list[tuple[Any, float]] = [(model.decode_head, 1.0)]
+    if model.auxiliary_head is not None:
+        heads.append((model.auxiliary_head, model.config.auxiliary_loss_weight))
+    loss: Any = 0.0
+    for head, factor in heads:
+        logits = F.interpolate(head(maps).float(), images.shape[2:], mode="bilinear", align_corners=False)
+        loss = loss + factor * F.cross_entropy(logits, labels, weights.to(logits.device), ignore_index=IGNORED_PIXEL)
+    return loss
+
+
+def pixel_weights(counts: np.ndarray) -> Tensor:
+    """Weights (classes,) for the loss: 1 / log(1.02 + share of the pixels), at most 50. A class without pixels weighs
+    nothing.
+
+    Args:
+        counts: Pixels of each class.
+
+    Source:
+        Paszke et al., ENet, 2016, section 5.2.
+    """
+    shares = counts / max(counts.sum(), 1)
+    weights = np.where(counts > 0, 1.0 / np.log(1.02 + shares), 0.0)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def open_dense_training(settings: DenseSettings) -> tuple[Any, Any]:
+    """Opens the images to train on and, if evaluation is wanted, those to evaluate: a split, or a share of the images
+    that is set aside, by the names of their files.
+
+    Raises:
+        UsageError: The data cannot be opened, or its splits have other classes.
+    """
+    names = read_names(settings.label_names_file)
+
+    def opened(source: str, split: str) -> Any:
+        if settings.task != SEGMENTATION:
+            return open_objects(source, split, names=names, needs_masks=settings.task == INSTANCES)
+        return open_masks(
+            source,
+            split,
+            names=names,
+            ignore_index=settings.ignore_index,
+            reduce_labels=settings.reduce_labels,
+            image_column=settings.image_column,
+            mask_column=settings.mask_column,
+        )
+
+    train = opened(settings.data, settings.train_split)
+    wanted = settings.eval_strategy != "no" or settings.do_eval
+    evaluation = None
+    lacks_split = settings.eval_split == "evaluation" and not train.has_evaluation_split
+    if wanted and (settings.eval_data or not lacks_split):
+        evaluation = opened(settings.eval_data or settings.data, settings.eval_split)
+        evaluation = evaluation.with_names(train.names, "the training data")
+    elif wanted:
+        train, evaluation = train.set_aside(settings.held_out_share)
+        logger.warning(
+            f"{train.source} has no split to evaluate: {len(evaluation):,} of its images are set aside for it "
+            "(--held-out-share)"
+        )
+    if not len(train) or (evaluation is not None and not len(evaluation)):
+        raise UsageError(f"--data {settings.data!r} has too few images; expected one to train and one to evaluate.")
+    return train.share(settings.train_fraction, settings.seed), evaluation
+
+
+def make_dense_training(
+    settings: DenseSettings,
+    build: Callable[[DenseSettings, tuple[str, ...]], Any] = model_to_train,
+    trainer_class: type[DenseTrainer] = DenseTrainer,
+) -> DenseTrainer:
+    """Builds the trainer of a segmenter or detector, with its model and its data.
+
+    Args:
+        settings: The settings.
+        build: Builds the model for the names of the classes; benchmarks give another one.
+        trainer_class: The class of the trainer.
+
+    Raises:
+        UsageError: The settings, the data and the model do not fit together.
+    """
+    prepare_run(settings)
+    train, evaluation = open_dense_training(settings)
+    if settings.resume_from_checkpoint:
+        check_resumed(settings.resume_from_checkpoint, train.names)
+    choose_dense_normalisation(settings)
+    if settings.choose_settings:
+        settings = with_chosen_dense_settings(settings, train, evaluation)
+    known = METRICS.get(settings.task, METRICS_OF_OBJECTS)
+    refuse_metric(settings, known)
+    model = build(settings, train.names)
+    size = crop_size(settings) or as_pair("image_size", backbone_of(model).config.image_size)
+    weights = None
+    if settings.class_weights:
+        assert isinstance(train, MaskDataset)
+        weights = pixel_weights(train.count_pixels())
+    return trainer_class(
+        settings,
+        weights,
+        model=model,
+        train_dataset=DenseExamples(train, _example(settings, train, size), settings.seed),
+        eval_dataset=evaluation,
+        processing_class=make_dense_processor(model, size, settings.image_mean, settings.image_std),
+    )
+
+
+def _example(settings: DenseSettings, train: MaskDataset | ObjectDataset, size: Pair) -> Any:
+    """What makes the examples of a training."""
+    mean, std = tuple(settings.image_mean), tuple(settings.image_std)
+    usual: Any = {"flip": settings.flip, "color_jitter": settings.color_jitter, "scale_range": settings.scale_range}
+    if isinstance(train, MaskDataset):
+        augment = for_masks(size, mean, most_of_a_class=settings.most_of_a_class, **usual)
+        return MaskExample(train, augment, Normalise(mean, std), settings.head == "mask2former")
+    resizes_itself = settings.head in ("faster_rcnn", "mask_rcnn")
+    augment = for_objects(None if resizes_itself else size, mean, **usual)
+    normalise = Normalise(None, None) if resizes_itself else Normalise(mean, std)
+    return ObjectExample(train, augment, normalise, settings.head)
