@@ -188,15 +188,29 @@ def read_image(source: str | Path | bytes, channels: int = 3) -> Image.Image:
             f"the model takes {channels} channels, but an image file has 3, or 1 as grey. Give it arrays (H, W, "
             f"{channels}): as tensors in Python or, to train and evaluate, in a data set."
         )
+    with open_image(source) as image:
+        image.load()
+        rgb = to_rgb(_upright(image))
+        return rgb.convert("L") if channels == 1 else rgb
+
+
+@contextlib.contextmanager
+def open_image(source: str | Path | bytes) -> Iterator[Image.Image]:
+    """Opens a file as PIL's image, without PIL's warnings, and closes it behind the block.
+
+    Args:
+        source: The file, or its bytes.
+
+    Raises:
+        BrokenImageError: The file cannot be opened; or the block raises an error as PIL's decoders do.
+    """
     file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
     # PIL warns about metadata that is not used here, and about sizes between its soft and its hard limit.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with Image.open(file) as image:
-                image.load()
-                rgb = to_rgb(_upright(image))
-                return rgb.convert("L") if channels == 1 else rgb
+                yield image
         except _DECODING_ERRORS as error:
             raise BrokenImageError(_why_unreadable(file, error)) from error
 
@@ -237,7 +251,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    # A conversion would copy it.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def grey_to_rgb(values: np.ndarray) -> Image.Image:

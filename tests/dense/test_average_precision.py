@@ -6,7 +6,6 @@ import io
 import json
 import os
 import pickle
-import sys
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,18 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from swinv2.dense.average_precision import (
-    RECALLS,
-    Detections,
-    DetectionScores,
-    decode_mask,
-    detections_as_coco,
-    encode_masks,
-)
+from swinv2.dense.average_precision import RECALLS, Detections, DetectionScores, detections_as_coco
+from swinv2.dense.masks import encode_masks
 from swinv2.disk import WriteError
 from swinv2.errors import UsageError
 
@@ -432,13 +424,6 @@ def test_two_classes_of_one_name_are_an_error() -> None:
         DetectionScores(("cat", "dog", "cat"))
 
 
-def test_without_pycocotools_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("pycocotools", "pycocotools.mask"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match=r"needs pycocotools; install it by: pip install 'swinv2\[dense\]'"):
-        DetectionScores(("cat", "dog")).add(OBJECT, ANSWER, SIZE)
-
-
 def test_detections_become_results_by_hand() -> None:
     answers = Detections(np.array([[1, 2, 11.5, 4]], np.float32), np.array([1]), np.array([0.25], np.float32))
     expected = {"image_id": 42, "category_id": 7, "score": 0.25}
@@ -449,24 +434,3 @@ def test_detections_become_results_by_hand() -> None:
     assert json.loads(json.dumps(found)) == found
     with pytest.raises(UsageError, match="image 42: the detections have the label 1; expected 0 to 0"):
         detections_as_coco(42, answers, IDS[:1])
-
-
-def test_masks_are_decoded_from_all_notations() -> None:
-    box = np.array([10, 20, 60, 90])
-    expected = ellipse(box)
-    assert 0 < expected.sum() < expected.size
-    for notation in (1, 2):
-        np.testing.assert_array_equal(decode_mask(segment_of(box, notation), SIZE), expected)
-    square = np.zeros(SIZE, bool)
-    square[20:30, 5:9] = True
-    np.testing.assert_array_equal(decode_mask([[5, 20, 9, 20, 9, 30, 5, 30]], SIZE), square)
-    # Counts as bytes, as pycocotools itself has them; polygons together are one mask.
-    np.testing.assert_array_equal(decode_mask(coco_masks.encode(np.asfortranarray(square, np.uint8)), SIZE), square)
-    square[40:42, 50:60] = True
-    polygons = [[5, 20, 9, 20, 9, 30, 5, 30], np.array([50, 40, 60, 40, 60, 42, 50, 42])]
-    np.testing.assert_array_equal(decode_mask(polygons, SIZE), square)
-    assert encode_masks(np.zeros((0, *SIZE), bool)) == []
-    with pytest.raises(UsageError, match=r"the masks are uint8 \(1, 2, 2\); expected booleans"):
-        encode_masks(np.zeros((1, 2, 2), np.uint8))
-    with pytest.raises(UsageError, match=r"the mask is neither RLE nor polygons"):
-        decode_mask([], SIZE)

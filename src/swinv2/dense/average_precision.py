@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 import numpy as np
+
 from swinv2.dense.masks import load_pycocotools
 from swinv2.dense.matching import IOUS, RANGES, Regions, Truth, checked, match, outside_ranges, with_sizes
-
 from swinv2.disk import WriteError
 from swinv2.errors import UsageError, few
 from swinv2.lengths import Pair

@@ -9,11 +9,11 @@ Source: pycocotools, cocoeval.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from swinv2.dense.masks import as_rle
 
+from swinv2.dense.masks import as_rle
 from swinv2.errors import UsageError
 from swinv2.lengths import Pair
 

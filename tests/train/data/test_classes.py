@@ -1,6 +1,5 @@
 """Classes are matched by name; what does not match is counted and named."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +11,6 @@ from swinv2.errors import UsageError
 from swinv2.train.data.classes import classes_to_train, match_classes
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.sources import open_dataset
-
-
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    # The commands switch it off.
-    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
-    return caplog
 
 
 def made(labels: Sequence[int], names: Sequence[str] = ()) -> ImageDataset:

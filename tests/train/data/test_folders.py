@@ -1,6 +1,5 @@
 """Folders as people have them: what counts, what is left out, and that it is named."""
 
-import logging
 import os
 import unicodedata
 from pathlib import Path
@@ -11,13 +10,6 @@ from swinv2.errors import UsageError
 from swinv2.train.data.classes import classes_to_train
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.sources import open_dataset
-
-
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    # The commands switch it off.
-    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
-    return caplog
 
 
 def make(folder: Path, *files: str) -> str:

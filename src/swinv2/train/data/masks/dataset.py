@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from swinv2.train.data.masks.files import stored_values
 
 from swinv2.errors import UsageError, few
 from swinv2.images import BrokenImageError
 from swinv2.train.data.dataset import ImageDataset
+from swinv2.train.data.masks.files import stored_values
 
 logger = logging.getLogger(__name__)
 
@@ -198,12 +198,12 @@ class MaskDataset:
             )
             return replace(self, names=names)
         sides = ((self.source, set(names) - set(self.names)), (whose, set(self.names) - set(names)))
-        for side, lacks in sides:
-            if lacks:
-                raise UsageError(
-                    f"{side} lacks the classes {_quoted(sorted(lacks))}; {self.source} has {len(self.names)} classes, "
-                    f"{whose} has {len(names)}. Both must be the same, so give both the same --label-names-file."
-                )
+        wrong = [f"{side} lacks the classes {_quoted(sorted(lacks))}" for side, lacks in sides if lacks]
+        if wrong:
+            raise UsageError(
+                f"{' and '.join(wrong)}; {self.source} has {len(self.names)} classes, {whose} has {len(names)}. Both "
+                "must be the same, so give both the same --label-names-file."
+            )
         return replace(self, names=names, values=tuple(self.values[self.names.index(name)] for name in names))
 
 

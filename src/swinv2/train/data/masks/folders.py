@@ -13,14 +13,14 @@ from pathlib import Path
 
 import datasets
 from PIL import Image
-from swinv2.train.data.masks.dataset import MaskDataset
-from swinv2.train.data.masks.names import ADE20K_NAMES, read_lines
 
 from swinv2.console import shown
 from swinv2.errors import UsageError, few
 from swinv2.images import images_inside
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.folders import SPLIT_OF, as_texts, folders_in, name_of_split
+from swinv2.train.data.masks.dataset import MaskDataset
+from swinv2.train.data.masks.names import ADE20K_NAMES, read_lines
 from swinv2.train.data.sources import is_saved, take_split
 
 logger = logging.getLogger(__name__)

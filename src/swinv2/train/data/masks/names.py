@@ -48,7 +48,11 @@ def names_beside(folders: Sequence[Path]) -> tuple[tuple[str, ...], dict[int, in
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a file that are not empty."""
+    """The lines of a file that are not empty, without spaces around them.
+
+    Raises:
+        UsageError: The file cannot be read, or is no UTF-8.
+    """
     try:
         return [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

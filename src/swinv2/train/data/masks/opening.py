@@ -14,14 +14,14 @@ from typing import Any
 
 import datasets
 import numpy as np
-from swinv2.train.data.masks.dataset import NO_VALUE, Advance, MaskDataset, scan_values
-from swinv2.train.data.masks.folders import open_layout, recognise
-from swinv2.train.data.masks.names import names_beside
 
 from swinv2.errors import UsageError, few, first_sentence
 from swinv2.images import images_inside
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.folders import METADATA
+from swinv2.train.data.masks.dataset import NO_VALUE, Advance, MaskDataset, scan_values
+from swinv2.train.data.masks.folders import open_layout, recognise
+from swinv2.train.data.masks.names import names_beside
 from swinv2.train.data.sources import IMAGE_COLUMNS, WEBDATASET_SUFFIXES, is_saved, open_rows
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def open_masks(
               beside an image in another format;
             - parquet files, a folder that `datasets.save_to_disk` wrote, or a data set on the hub; see
               `sources.open_dataset`.
-        split: Name of the split; "evaluation" for the first of `folders.EVAL_SPLITS` that exists.
+        split: Name of the split; "evaluation" for the first of `EVAL_SPLITS` that exists.
         names: Names of the classes; otherwise from a file of the folder, such as `classes.txt` or `class_dict.csv`;
             otherwise the numbers of the classes, for which the masks of all splits are read.
         ignore_index: The stored value of pixels that do not count; None for 255, or as the layout says.

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from swinv2.train.data.objects.annotations import Annotations, choose_split, rows_of_files, split_of, upright_size
-from swinv2.train.data.objects.entries import check_once, look_up, name_entry, read_integers, read_numbers, read_texts
 
 from swinv2.console import shown
 from swinv2.errors import UsageError, few
 from swinv2.images import is_hidden, is_image_name
 from swinv2.train.data.folders import folders_in
+from swinv2.train.data.objects.annotations import Annotations, choose_split, rows_of_files, split_of, upright_size
+from swinv2.train.data.objects.entries import check_once, look_up, name_entry, read_integers, read_numbers, read_texts
 
 ROBOFLOW = "_annotations.coco.json"
 

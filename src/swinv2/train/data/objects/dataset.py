@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-from swinv2.train.data.objects.annotations import Segment, SegmentStore
 
 from swinv2.errors import UsageError, few
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.folders import EVAL_SPLITS
+from swinv2.train.data.objects.annotations import Segment, SegmentStore
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Reads the values of entries in parsed JSON, such as all boxes or all ids.
+"""Reads the values of entries in COCO's lists, such as the boxes of all annotations.
 
-In: a list of entries, each an object with keys, and a key. Out: the values of that key in all entries, as an array or a
-list. If one is missing or wrong, the error names the file and the entry. This module knows no key and no format.
+In: a list of a parsed JSON file, and a key. Out: the values of that key in all entries, as an array or a list. If one
+is missing or wrong, the error names the file and the entry: "image", "annotation" or "category", and its id. This
+module reads no file.
 """
 
 from pathlib import Path
@@ -22,8 +23,22 @@ def name_entry(entry: Any, index: int, what: str) -> str:
 def read_numbers(
     entries: list[Any], key: str, what: str, file: Path, length: int = 0, default: float | None = None
 ) -> np.ndarray:
-    """The numbers of all entries, (entries,) or (entries, length) float64. A missing or null number becomes the
-    default if there is one."""
+    """The numbers of all entries.
+
+    Args:
+        entries: The list.
+        key: The key of the numbers.
+        what: What an entry is, for messages: "image", "annotation" or "category".
+        file: The file, for messages.
+        length: Number of numbers that each entry has in a list; 0 for one number without a list.
+        default: What a missing or null number becomes; None if that is an error.
+
+    Returns:
+        (entries,), or (entries, length), float64.
+
+    Raises:
+        UsageError: A number is missing, is none, or is too large.
+    """
     shape = (len(entries), length) if length else (len(entries),)
     try:
         if default is None:
@@ -40,7 +55,11 @@ def read_numbers(
 
 
 def read_integers(entries: list[Any], key: str, what: str, file: Path) -> np.ndarray:
-    """The integers of all entries, (entries,) int64."""
+    """The integers of all entries, (entries,) int64; see `read_numbers`.
+
+    Raises:
+        UsageError: One is missing, or is no integer.
+    """
     numbers = read_numbers(entries, key, what, file)
     wrong = ~np.isfinite(numbers) | (np.trunc(numbers) != numbers)
     if wrong.any():
@@ -53,7 +72,11 @@ def read_integers(entries: list[Any], key: str, what: str, file: Path) -> np.nda
 
 
 def read_texts(entries: list[Any], key: str, what: str, file: Path) -> list[str]:
-    """The texts of all entries."""
+    """The texts of all entries; see `read_numbers`.
+
+    Raises:
+        UsageError: One is missing, or is no text.
+    """
     if all(isinstance(entry, dict) and isinstance(entry.get(key), str) for entry in entries):
         return [entry[key] for entry in entries]
     raise _wrong_entry(entries, key, what, file, lambda value: isinstance(value, str), "text")
@@ -83,7 +106,21 @@ def _wrong_entry(
 
 
 def look_up(entries: list[Any], key: str, index_of: dict[int, int], where: str, file: Path) -> np.ndarray:
-    """The index of what each entry refers to, (entries,) int64."""
+    """Finds what annotations refer to.
+
+    Args:
+        entries: The annotations.
+        key: The key of the id of what they refer to.
+        index_of: The index of each id.
+        where: The list of what they refer to, for messages.
+        file: The file, for messages.
+
+    Returns:
+        (annotations,), int64: indices.
+
+    Raises:
+        UsageError: An id is missing, is no integer or is unknown.
+    """
     numbers = read_integers(entries, key, "annotation", file)
     found = np.fromiter((index_of.get(number, -1) for number in numbers.tolist()), np.int64, len(numbers))
     unknown = np.flatnonzero(found < 0)
@@ -97,7 +134,16 @@ def look_up(entries: list[Any], key: str, index_of: dict[int, int], where: str, 
 
 
 def check_once(ids: np.ndarray, what: str, file: Path) -> None:
-    """Raises an error if an id is there twice."""
+    """Raises an error if an id is there twice.
+
+    Args:
+        ids: The ids (n,).
+        what: What the ids are, for the message.
+        file: The file, for the message.
+
+    Raises:
+        UsageError: An id is there twice.
+    """
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         number = values[counts > 1][0]

@@ -15,12 +15,12 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.parquet as parquet
-from swinv2.train.data.objects.annotations import Annotations, split_of, upright_size
 
 from swinv2.errors import UsageError, few
 from swinv2.images import is_hidden
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.folders import METADATA, folders_in
+from swinv2.train.data.objects.annotations import Annotations, split_of, upright_size
 from swinv2.train.data.sources import open_dataset
 
 COLUMN = "objects"

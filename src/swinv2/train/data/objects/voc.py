@@ -12,12 +12,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from swinv2.train.data.objects.annotations import Annotations, choose_split, rows_of_files, split_of, upright_size
 
 from swinv2.console import shown
 from swinv2.errors import UsageError, few
 from swinv2.images import is_hidden, is_image_name
 from swinv2.train.data.folders import folders_in
+from swinv2.train.data.objects.annotations import Annotations, choose_split, rows_of_files, split_of, upright_size
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 

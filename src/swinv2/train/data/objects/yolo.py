@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import yaml
-from swinv2.train.data.objects.annotations import Annotations, choose_split, rows_of_files, split_of, upright_size
 
 from swinv2.console import shown
 from swinv2.errors import UsageError, few, first_sentence
 from swinv2.images import images_inside
 from swinv2.train.data.folders import folders_in
+from swinv2.train.data.objects.annotations import Annotations, choose_split, rows_of_files, split_of, upright_size
 
 logger = logging.getLogger(__name__)
 

@@ -1,22 +1,15 @@
 """VOC's annotations: boxes by hand, where files may be, and every kind of broken file."""
 
-import logging
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from swinv2.errors import UsageError
-from swinv2.train.data.objects import ObjectDataset, open_objects
+from swinv2.train.data.objects.dataset import ObjectDataset
+from swinv2.train.data.objects.opening import open_objects
 
 CAT = ("cat", 2, 3, 5, 8)
-
-
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    # The commands switch it off.
-    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
-    return caplog
 
 
 def xml(*objects: tuple[object, ...], size: str = "<width>10</width><height>8</height>", filename: str = "") -> str:

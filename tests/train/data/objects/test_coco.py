@@ -1,7 +1,6 @@
 """COCO's annotations: where files and images may be, which classes there are, and every kind of broken file."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,10 @@ import pytest
 from PIL import Image
 
 from swinv2.errors import UsageError
-from swinv2.train.data.objects import ObjectDataset, open_objects
+from swinv2.train.data.objects.dataset import ObjectDataset
+from swinv2.train.data.objects.opening import open_objects
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
-
-
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    # The commands switch it off.
-    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
-    return caplog
 
 
 def entry(number: int, image: int = 1, category: int = 7, box: Any = (1, 2, 3, 4), **others: Any) -> dict[str, Any]:

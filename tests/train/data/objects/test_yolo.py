@@ -1,20 +1,13 @@
 """YOLO's annotations: lines by hand, where files may be, and every kind of broken line."""
 
-import logging
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from swinv2.errors import UsageError
-from swinv2.train.data.objects import ObjectDataset, open_objects
-
-
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    # The commands switch it off.
-    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
-    return caplog
+from swinv2.train.data.objects.dataset import ObjectDataset
+from swinv2.train.data.objects.opening import open_objects
 
 
 def image(file: Path, orientation: int = 1) -> None:
