@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from swinv2.disk import UNFINISHED, WriteError, delete_unfinished, force_to_disk, whole_file, whole_folder
+from swinv2.disk import UNFINISHED, WriteError, delete_unfinished, force_to_disk, unique_name, whole_file, whole_folder
 
 
 @pytest.fixture
@@ -168,3 +168,9 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
             partial.write_text("new")
     assert (tmp_path / "pipe").is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_name_is_given_once() -> None:
+    taken: set[str] = set()
+    given = [unique_name(Path(name), taken) for name in ("dog-2.png", "a/dog.png", "b/dog.png", "b/dog.jpg", "DOG.png")]
+    assert given == ["dog-2", "dog", "dog-3", "dog-4", "DOG-5"]

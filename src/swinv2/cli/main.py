@@ -10,10 +10,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import swinv2
+from swinv2.cli.dense import detect, segment
+from swinv2.cli.evaluating import evaluate
 from swinv2.cli.images import classify, demo, features, inspect
 from swinv2.cli.models import convert, info
 from swinv2.cli.running import sentences
-from swinv2.cli.training import evaluate, finetune, pretrain, reconstruct
+from swinv2.cli.training import finetune, pretrain, reconstruct
 
 
 class _PlainSwitches:
@@ -42,7 +44,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Swin Transformer V2: describe models, classify images, extract features, train, convert weights.",
+    help="Swin Transformer V2: describe models, classify and segment images, detect objects, extract features, train, "
+    "convert weights.",
 )
 
 
@@ -65,6 +68,8 @@ def _main(
 _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """`swinv2.train.flags` reads the flags of trainings, also `--help`."""
 
-for command in (info, classify, features, pretrain, finetune, evaluate, reconstruct, convert, inspect, demo):
+_ON_IMAGES = (info, classify, features, segment, detect)
+_TRAININGS = (pretrain, finetune, evaluate, reconstruct)
+for command in (*_ON_IMAGES, *_TRAININGS, convert, inspect, demo):
     passes_on = command in (pretrain, finetune)
     app.command(cls=_Command, context_settings=_PASS_ON if passes_on else None)(sentences()(command))

@@ -29,7 +29,7 @@ Answers = Iterable[tuple[Path, list[Prediction] | BrokenImage]]
 _RIGHT: dict[str, Any] = {"justify": "right", "no_wrap": True}
 
 
-def _headed_table(console: Console, **columns: dict[str, Any]) -> Table:
+def headed_table(console: Console, **columns: dict[str, Any]) -> Table:
     """A table to print, without rows; each column has its options."""
     is_terminal = console.is_terminal
     table = Table(
@@ -46,7 +46,7 @@ def _headed_table(console: Console, **columns: dict[str, Any]) -> Table:
 
 def print_labels(answers: Answers, console: Console) -> None:
     """Prints the labels of images as a table."""
-    table = _headed_table(console, image={"overflow": "fold"}, label={"overflow": "fold"}, probability=_RIGHT)
+    table = headed_table(console, image={"overflow": "fold"}, label={"overflow": "fold"}, probability=_RIGHT)
     for path, answer in answers:
         if isinstance(answer, BrokenImage):
             continue
@@ -88,7 +88,7 @@ def print_demo(photographs: Sequence[Photograph], answers: Sequence[list[Predict
     """
     right, wrong = ("✓", "✗") if console.encoding.startswith("utf") else ("right", "wrong")
     marks = {True: Text(right, "green"), False: Text(wrong, "bold red"), None: Text("no label", "dim")}
-    table = _headed_table(console, photograph={}, predicted={}, probability=_RIGHT, **{"": {"no_wrap": True}})
+    table = headed_table(console, photograph={}, predicted={}, probability=_RIGHT, **{"": {"no_wrap": True}})
     for photograph, labels in zip(photographs, answers, strict=True):
         best = labels[0]
         table.add_row(photograph.shows, best.label, f"{best.probability:.1%}", marks[photograph.is_right(best.label)])
@@ -128,7 +128,7 @@ def print_description(description: Description, console: Console) -> None:
     console.print(grid)
     console.print()
     columns = ("blocks", "channels", "heads", "map", "window", "shift", "learned in", "parameters")
-    stages = _headed_table(console, stage={}, **dict.fromkeys(columns, _RIGHT))
+    stages = headed_table(console, stage={}, **dict.fromkeys(columns, _RIGHT))
     for stage in description.stages:
         stages.add_row(
             stage.name.removeprefix("stage"),
@@ -145,7 +145,7 @@ def print_memory(ways: list[dict[str, Any]], batch_size: int, processes: int, co
     shared = f", shared by {processes} processes (FSDP2)" if processes > 1 else ""
     console.print(f"\nGiB of memory to train it: 16 bits, AdamW, {images}{shared}")
     kinds = [name for name in ways[0] if name != "checkpointed"]
-    table = _headed_table(console, blocks={}, **dict.fromkeys(kinds, _RIGHT))
+    table = headed_table(console, blocks={}, **dict.fromkeys(kinds, _RIGHT))
     for way in ways:
         blocks = "computed again" if way["checkpointed"] else "kept"
         table.add_row(blocks, *(f"{way[name] / 1024:.2f}" for name in kinds))
@@ -154,7 +154,7 @@ def print_memory(ways: list[dict[str, Any]], batch_size: int, processes: int, co
 
 def print_evaluation(summary: dict[str, Any], console: Console) -> None:
     """Prints accuracies, and the recall of each class; of several labels for an image also its average precision."""
-    facts = _headed_table(console, measure={}, value=_RIGHT)
+    facts = headed_table(console, measure={}, value=_RIGHT)
     for name in ("top1", "top5", "mAP", "f1", "exact"):
         if summary.get(name) is not None:
             facts.add_row(name, f"{summary[name]:.2%}")
@@ -171,7 +171,7 @@ def print_evaluation(summary: dict[str, Any], console: Console) -> None:
 def print_class_scores(summary: dict[str, Any], console: Console) -> None:
     """Prints the scores of a segmenter or a detector: of all classes together, and of each class, the worst first;
     classes that occur nowhere are last."""
-    facts = _headed_table(console, measure={}, value=_RIGHT)
+    facts = headed_table(console, measure={}, value=_RIGHT)
     for name, value in summary.items():
         if isinstance(value, float):
             facts.add_row(name, f"{value:.2%}")
@@ -186,11 +186,12 @@ def print_scores_of_classes(summary: dict[str, Any], console: Console) -> None:
     detector, the worst first."""
     titles = {"iou": "IoU", "recall": "recall", "ap": "AP", "ap50": "AP50", "objects_by_class": "objects"}
     names = [name for name in titles if name in summary]
-    table = _headed_table(console, label={}, **{titles[name]: _RIGHT for name in names})
-    for label, score in sorted(summary[names[0]].items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
+    table = headed_table(console, label={}, **{titles[name]: _RIGHT for name in names})
+    scores: dict[str, float | None] = summary[names[0]]
+    for label in sorted(scores, key=lambda label: 2 if scores[label] is None else scores[label] or 0):
         values = [summary[name].get(label) for name in names]
-        texts = ("" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.1%}" for value in values)
-        table.add_row(Text(label), *texts)
+        texts = [f"{value:,}" if isinstance(value, int) else f"{value or 0:.1%}" for value in values]
+        table.add_row(Text(label), *("" if value is None else text for value, text in zip(values, texts, strict=True)))
     console.print(table)
 
 
@@ -198,7 +199,7 @@ def print_classes(summary: dict[str, Any], console: Console) -> None:
     """Prints the recall of each class, and of how many images; of several labels for an image also its average
     precision. The worst class is first; classes without images are last."""
     names = [name for name in ("average_precision", "recall") if name in summary]
-    table = _headed_table(console, label={}, **{name.replace("_", " "): _RIGHT for name in (*names, "images")})
+    table = headed_table(console, label={}, **{name.replace("_", " "): _RIGHT for name in (*names, "images")})
     for label, score in sorted(summary[names[0]].items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
         values = ("" if score is None else f"{summary[name][label]:.1%}" for name in names)
         table.add_row(Text(label), *values, f"{summary['images_by_class'][label]:,}")

@@ -1,4 +1,4 @@
-"""The commands that train a model or evaluate it: `pretrain`, `finetune`, `evaluate` and `reconstruct`.
+"""The commands that train a model, and `reconstruct`: `pretrain` and `finetune`.
 
 `swinv2.train` computes the results; most of it is imported only if one of these commands runs.
 """
@@ -6,7 +6,6 @@
 import json
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -15,17 +14,15 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, read_dtype
+from swinv2.cli.options import Device, Images
 from swinv2.cli.running import (
-    SKIPPED,
     find_or_refuse,
     finish,
     model_or_shipped,
     print_broken,
     quiet_transformers,
-    writing,
 )
-from swinv2.console import data_console, message_console, progress_bar, shown
+from swinv2.console import message_console, progress_bar, shown
 from swinv2.errors import UsageError
 from swinv2.train.signals import StoppedError, noting_signals
 
@@ -46,7 +43,8 @@ def pretrain(context: typer.Context) -> None:
 
 
 def finetune(context: typer.Context) -> None:
-    """Train a classifier, from pre-trained weights or new. --help lists all settings; --config FILE reads a recipe.
+    """Train a classifier, from pre-trained weights or new; with --task segmentation, instances or detection, a
+    segmenter or detector. --help lists all settings (with --task, its own); --config FILE reads a recipe.
 
     Exit status 3: the training failed after its start. 143: stopped by SIGTERM, after saving a checkpoint.
     """
@@ -70,11 +68,12 @@ def train(command: str, flags: Sequence[str]) -> int:
 
 def _read_settings(command: str, flags: Sequence[str]) -> "RunSettings":
     """Reads flags. Help and most errors come before the slow imports."""
-    from swinv2.train.flags import read_flags
-    from swinv2.train.options import FinetuneOptions, PretrainOptions
+    from swinv2.train.flags import names_task, read_flags
+    from swinv2.train.options import DenseOptions, FinetuneOptions, PretrainOptions
 
     is_pretraining = command == "pretrain"
-    options, help = (PretrainOptions, pretrain.__doc__) if is_pretraining else (FinetuneOptions, finetune.__doc__)
+    of_finetuning = DenseOptions if names_task(flags) else FinetuneOptions
+    options, help = (PretrainOptions, pretrain.__doc__) if is_pretraining else (of_finetuning, finetune.__doc__)
     chosen = {} if is_pretraining else {"choose_settings": True}
     told = read_flags(options, flags, f"swinv2 {command}", help, without_recipe=chosen)
     if not is_pretraining:
@@ -87,11 +86,20 @@ def _read_settings(command: str, flags: Sequence[str]) -> "RunSettings":
     from swinv2.train.choices import settings_of
     from swinv2.train.settings import PretrainSettings, make_settings
 
+    if options is DenseOptions:
+        from swinv2.train.dense.choices import dense_settings_of
+
+        return dense_settings_of(told)
     return make_settings(PretrainSettings, told) if is_pretraining else settings_of(told)
 
 
 def _build_trainer(settings: "RunSettings") -> "SwinTrainer":
-    """Builds the trainer of a pre-training or a fine-tuning."""
+    """Builds the trainer of a pre-training, of a fine-tuning, or of a segmenter or detector."""
+    if hasattr(settings, "task"):
+        from swinv2.train.dense.settings import DenseSettings
+        from swinv2.train.dense.trainer import make_dense_training
+
+        return make_dense_training(cast("DenseSettings", settings))
     from swinv2.train.finetune import make_finetuning
     from swinv2.train.pretrain import make_pretraining
     from swinv2.train.settings import FinetuneSettings
@@ -177,80 +185,6 @@ def _show_preview(preview: dict[str, Any], as_json: bool) -> None:
     from swinv2.cli.training_report import print_preview
 
     print(json.dumps(preview, indent=2)) if as_json else print_preview(preview, Console(highlight=False))
-
-
-def evaluate(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of class folders, files, a data set's name.")],
-    model: Model = None,
-    split: Annotated[
-        str, typer.Option(metavar="NAME", help="The split; evaluation: the first of validation, val, valid, test.")
-    ] = "evaluation",
-    knn: Annotated[
-        bool, typer.Option("--knn", help="By nearest neighbours in the split train, without a classifier.")
-    ] = False,
-    neighbours: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Neighbours that vote, with --knn.", show_default="20")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Draw the confusion matrix and mistakes.")
-    ] = None,
-    image_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Column of the images, if it cannot be found automatically.")
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Column of the labels, if it cannot be found automatically.")
-    ] = None,
-    batch_size: BatchSize = 64,
-    workers: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=0, help="Processes that read images.", show_default="by number of images"),
-    ] = None,
-    device: Device = "auto",
-    precision: Dtype = "float32",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:
-    """Evaluate a classifier on labelled images; with --knn any model, by its features.
-
-    Unreadable images are skipped and named on stderr; the exit status is then 1.
-    """
-    if neighbours is not None and not knn:
-        raise UsageError("--neighbours has no effect without --knn; give both.")
-    quiet_transformers()
-    from swinv2.cli import printing
-    from swinv2.train import evaluate as evaluation
-    from swinv2.train.neighbours import NEIGHBOURS, evaluate_neighbours
-
-    name = model_or_shipped(model)
-    by_neighbours = partial(evaluate_neighbours, neighbours=neighbours or NEIGHBOURS)
-    with progress_bar(0, "evaluating") as progress:
-        found, dataset = (by_neighbours if knn else evaluation.evaluate)(
-            name,
-            data,
-            split,
-            batch_size=batch_size,
-            workers=workers,
-            device=device,
-            dtype=read_dtype(precision),
-            image_column=image_column,
-            label_column=label_column,
-            advance=progress.update,
-        )
-    of_split = "" if dataset.split is None else f", split {dataset.split!r}"
-    message_console().print(Text(f"evaluated: {found.images:,} images of {dataset.source}{of_split}", "dim"))
-    files: list[Path] = []
-    if output is not None:
-        with writing(output):
-            files = found.draw(dataset, output)
-    if as_json:
-        typer.echo(json.dumps(found.summary() | {"mistakes": found.mistakes(dataset)}, indent=2))
-    else:
-        printing.print_evaluation(found.summary(), data_console())
-    for file in files:
-        message_console().print(f"drawn: {shown(file)}")
-    for broken in found.unreadable:
-        message_console().print(Text.assemble(("skipped ", "yellow"), broken))
-    if found.unreadable:
-        raise typer.Exit(SKIPPED)
 
 
 def reconstruct(

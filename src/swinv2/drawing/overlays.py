@@ -226,23 +226,3 @@ def _font(size: tuple[int, int]) -> Any:
     pixels = min(max(round(max(size) / 55), 13), 30)
     file = _font_file()
     return ImageFont.load_default(pixels) if file is None else ImageFont.truetype(str(file), pixels)
-
-
-def unique_name(path: Path, taken: set[str]) -> str:
-    """The file's name without its suffix; with a number if an earlier image of another folder or suffix had it.
-
-    Args:
-        path: The image.
-        taken: The names so far, without regard to capitals; the new one is added.
-
-    Example:
-
-        >>> taken = set()
-        >>> [unique_name(Path(name), taken) for name in ("a/dog.png", "b/dog.png", "a/Dog.jpg")]
-        ['dog', 'dog-2', 'Dog-3']
-    """
-    name, number = path.stem, 2
-    while name.casefold() in taken:
-        name, number = f"{path.stem}-{number}", number + 1
-    taken.add(name.casefold())
-    return name
