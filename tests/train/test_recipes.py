@@ -3,7 +3,9 @@
 The numbers below are written down from the papers and the authors' files, not from the recipes.
 """
 
+import copy
 import dataclasses
+import json
 import math
 import re
 import shlex
@@ -17,12 +19,23 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torchvision import tv_tensors
 from transformers import TrainingArguments
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from scenes import SMALL_HEADS, write_checkpoint, write_masks, write_objects
+from swinv2 import Swinv2Backbone, Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.dense import set_image_size
+from swinv2.dense.backbone import backbone_of
 from swinv2.predict.shipped import shipped_model
 from swinv2.train.data.augment import Pixels, for_finetuning, for_pretraining
-from swinv2.train.flags import OLDER_NAMES, as_flag
+from swinv2.train.data.examples import SampleIndex
+from swinv2.train.dense import start as dense_start
+from swinv2.train.dense.augment import for_masks, for_objects, without_empty_boxes
+from swinv2.train.dense.settings import DenseSettings
+from swinv2.train.dense.trainer import make_dense_training
+from swinv2.train.flags import OLDER_NAMES, as_flag, names_task
+from swinv2.train.optim.groups import parameter_groups
 from swinv2.train.optim.schedule import make_scheduler
 from swinv2.train.pretrain import mask_maker
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings, parse_settings
@@ -93,6 +106,60 @@ PUBLISHED = {
         learned=(12, 12, 12, 6), clip=100.0, mixes=False,
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PublishedDense:
+    """What the authors say of a segmenter or detector. The rate is for the whole batch; a length is in steps or epochs.
+    `warm` is the share of the rate at the first step of the warm-up."""
+
+    start: str
+    batch: int
+    rate: float
+    length: int
+    warmup_steps: int
+    drop_path: float
+    windows: tuple[int, ...]
+    learned: tuple[int, ...]
+    image: Any
+    layer_decay: float = 1.0
+    backbone_rate: float = 1.0
+    decay: float = 0.05
+    scale: tuple[float, float] = (0.5, 2.0)
+    task: str = "segmentation"
+    warm: float = 0.0
+
+
+TINY, BASE, LARGE = (
+    f"microsoft/swinv2-{rest}"
+    for rest in ("tiny-patch4-window8-256", "base-patch4-window12-192-22k", "large-patch4-window12-192-22k")
+)
+ADE20K = PublishedDense(
+    BASE, 64, 6e-5, 40_000, 375, 0.3, (40, 40, 40, 20), learned=(12, 12, 12, 6), image=(640, 640)
+)  # fmt: skip
+COCO = PublishedDense(
+    BASE, 64, 4e-4, 36, 500, 0.3, (32, 32, 32, 24), learned=(12, 12, 12, 6), image=(1536, 1536), backbone_rate=0.1,
+    scale=(0.1, 2.0), task="instances", warm=1e-3,
+)  # fmt: skip
+DENSE = {
+    "ade20k-tiny-w16-512": PublishedDense(
+        TINY, 16, 4e-5, 160_000, 1500, 0.3, (16, 16, 16, 16), learned=(8, 8, 8, 8), image=(512, 512), layer_decay=0.95
+    ),
+    "ade20k-base-w40-640": ADE20K,
+    "ade20k-large-w40-640": dataclasses.replace(ADE20K, start=LARGE),
+    "ade20k-giant-3b-w40-640": dataclasses.replace(
+        ADE20K, start="runs/giant-3b-supervised-w12-192/final", batch=32, rate=4e-5, length=80_000, warmup_steps=750,
+        drop_path=0.4,
+    ),
+    "coco-tiny-w16-800": PublishedDense(
+        TINY, 16, 1e-4, 36, 500, 0.2, (16, 16, 16, 16), learned=(8, 8, 8, 8), image=(800, 1333), scale=(1.0, 1.0),
+        task="instances", warm=1e-3,
+    ),
+    "coco-base-w32-1536": COCO,
+    "coco-large-w32-1536": dataclasses.replace(COCO, start=LARGE),
+}  # fmt: skip
+"""The paper's numbers. For COCO, drop path, warm-up and epochs of the drops are those of the authors' code for V1."""
+COCO_IMAGES = 118_287
 CIFAR10 = {"cifar10-simmim": 15, "cifar10-finetune": 15, "cifar10-supervised": 28}
 """Epochs of this project's recipes for CIFAR-10."""
 SMALL = {
@@ -136,9 +203,9 @@ def parse(recipe: Path) -> RunSettings:
     _, command, *flags = command_line(recipe)
     config = flags.index("--config") + 1
     flags[config] = str(ROOT / flags[config])
-    if recipe.stem in PUBLISHED:
+    if recipe.stem in {*PUBLISHED, *DENSE}:
         flags.append("--use_cpu")
-    return parse_settings(KINDS[command], flags, command)
+    return parse_settings(DenseSettings if names_task(flags) else KINDS[command], flags, command)
 
 
 def find(name: str) -> Path:
@@ -152,13 +219,16 @@ def eight_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 each_published = pytest.mark.parametrize("name", PUBLISHED)
+each_dense = pytest.mark.parametrize("name", DENSE)
+of_ade20k = pytest.mark.parametrize("name", [name for name in DENSE if name.startswith("ade20k-")])
+of_coco = pytest.mark.parametrize("name", [name for name in DENSE if name.startswith("coco-")])
 
 
 def test_every_recipe_is_known_here() -> None:
     """What is not the authors' is this project's."""
-    others = {recipe.stem for recipe in RECIPES} - set(PUBLISHED)
+    others = {recipe.stem for recipe in RECIPES} - set(PUBLISHED) - set(DENSE)
     assert others == set(OWN)
-    assert set(PUBLISHED) <= {recipe.stem for recipe in RECIPES}
+    assert {*PUBLISHED, *DENSE} <= {recipe.stem for recipe in RECIPES}
 
 
 @each_recipe
@@ -198,6 +268,12 @@ def test_its_pixels_can_be_made(recipe: Path) -> None:
             settings.crop_scale,
             settings.crop_padding,
         )
+    elif isinstance(settings, DenseSettings):
+        usual: Any = {"flip": settings.flip, "color_jitter": settings.color_jitter, "scale_range": settings.scale_range}
+        if settings.task == "segmentation":
+            for_masks((64, 64), [0.5] * 3, most_of_a_class=settings.most_of_a_class, **usual)
+        else:
+            for_objects((64, 64), [0.5] * 3, **usual)
     else:
         assert isinstance(settings, PretrainSettings)
         for_pretraining(pixels, settings.crop_scale)
@@ -316,7 +392,7 @@ def made_by(model: str) -> str:
     return found[0]
 
 
-@each_recipe
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.stem not in DENSE], ids=lambda one: one.stem)
 def test_its_model_is_possible(recipe: Path) -> None:
     """New, the hub's, or what another recipe leaves; at the image size and window that the recipe gives it."""
     config, published = config_of(recipe.stem), PUBLISHED.get(recipe.stem)
@@ -356,3 +432,227 @@ def test_its_masks_can_be_drawn(name: str) -> None:
     patches = (settings.mask_block // model.config.patch_size) ** 2
     blocks = {"simmim-base-w12-192": (22, 36), "cifar10-simmim": (39, 64)}[name]
     assert (int(mask.sum()) // patches, mask.numel() // patches) == blocks
+
+
+@each_dense
+@pytest.mark.usefixtures("eight_processes")
+def test_batch_and_length_of_a_segmenter_or_detector_are_the_authors(name: str) -> None:
+    settings, published = parse(find(name)), DENSE[name]
+    assert settings.whole_batch == published.batch
+    stated = re.search(r"A step has (\d+) images, on 8 devices: (\d+) x (\d+) x 8", " ".join(comment(find(name))))
+    assert stated is not None
+    batches = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    assert tuple(map(int, stated.groups())) == (published.batch, *batches)
+    assert settings.dataloader_drop_last
+    if published.task == "segmentation":
+        assert (settings.max_steps, settings.learning_rate) == (published.length, published.rate)
+    else:
+        assert (settings.max_steps, settings.num_train_epochs) == (-1, published.length)
+        assert settings.learning_rate == published.rate
+    assert settings.get_warmup_steps(published.length) == published.warmup_steps
+    assert (settings.adam_beta1, settings.adam_beta2, settings.adam_epsilon) == (0.9, 0.999, 1e-8)
+    # Both of the authors' programs clip no gradients.
+    assert settings.max_grad_norm == 0.0
+
+
+@of_ade20k
+@pytest.mark.usefixtures("eight_processes")
+def test_the_rate_of_a_segmenter_falls_in_a_line(name: str) -> None:
+    """From the end of the warm-up to 0; the authors' code counts the line from the first step."""
+    settings, published = parse(find(name)), DENSE[name]
+    steps, warmup, highest = published.length, published.warmup_steps, published.rate
+    rate = curve_of(settings, steps)
+    middle = (steps + warmup) // 2
+    measured = [rate(step) for step in (0, warmup // 3, warmup, steps)]
+    assert measured == pytest.approx([0.0, highest * (warmup // 3) / warmup, highest, 0.0], rel=1e-9, abs=1e-12)
+    assert rate(middle) == pytest.approx(highest * (steps - middle) / (steps - warmup), rel=1e-9)
+    for step in range(0, steps + 1, steps // 40):
+        # mmcv's poly schedule of power 1; in the warm-up a share of it, from 1e-6.
+        theirs = highest * (1 - step / steps) * (1 if step >= warmup else 1e-6 + (1 - 1e-6) * step / warmup)
+        assert abs(rate(step) - theirs) <= 0.01 * highest
+
+
+@of_coco
+@pytest.mark.usefixtures("eight_processes")
+def test_the_rate_of_a_detector_drops_at_epochs_27_and_33(name: str) -> None:
+    settings, published = parse(find(name)), DENSE[name]
+    epoch = COCO_IMAGES // published.batch
+    rate = curve_of(settings, 36 * epoch)
+    steps = [0, 250, 500, 27 * epoch - 1, 27 * epoch, 33 * epoch - 1, 33 * epoch, 36 * epoch]
+    shares = [published.warm, 0.5 * (1 + published.warm), 1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
+    assert [rate(step) for step in steps] == pytest.approx([published.rate * share for share in shares], rel=1e-9)
+
+
+@of_ade20k
+def test_the_augmentation_of_ade20k_is_the_authors(name: str) -> None:
+    settings = parse(find(name))
+    assert isinstance(settings, DenseSettings)
+    assert (settings.scale_range, settings.most_of_a_class, settings.flip) == ([0.5, 2.0], 0.75, 0.5)
+    # Contrast and saturation from 0.5 to 1.5.
+    assert settings.color_jitter == 0.5
+
+
+@of_coco
+def test_the_augmentation_of_coco_is_the_authors(name: str) -> None:
+    settings, published = parse(find(name)), DENSE[name]
+    assert isinstance(settings, DenseSettings)
+    assert (tuple(settings.scale_range), settings.flip, settings.color_jitter) == (published.scale, 0.5, 0.0)
+    transform = dense_model(name).detector.transform
+    if name == "coco-tiny-w16-800":
+        assert list(transform.min_size) == list(range(480, 801, 32))
+    else:
+        assert list(transform.min_size) == [1536]
+    assert transform.max_size == published.image[1]
+
+
+def start_of(name: str) -> Swinv2Config:
+    """The configuration of the model that a recipe for a segmenter or detector starts from."""
+    model = parse(find(name)).model
+    assert model == DENSE[name].start
+    return Swinv2Config(**CHECKPOINTS[model].config_fields()) if model in CHECKPOINTS else config_of(made_by(model))
+
+
+@cache
+def dense_model(name: str) -> Any:
+    """The segmenter or detector that a recipe makes, without weights."""
+    settings: Any = parse(find(name))
+    settings.image_mean, settings.image_std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+
+    def unloaded(checkpoint: str, *, out_features: list[str], norm_feature_maps: bool, drop_path_rate: float) -> Any:
+        config = copy.deepcopy(start_of(name))
+        config.norm_feature_maps, config.drop_path_rate = norm_feature_maps, drop_path_rate
+        config.set_output_features_output_indices(list(out_features), None)
+        return Swinv2Backbone(config)
+
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense_start, "load_backbone", unloaded)
+        patch.setattr(dense_start, "read_dense_config", lambda model: None)
+        return dense_start.model_to_train(settings, tuple(f"class {index}" for index in range(150)))
+
+
+@each_dense
+def test_the_network_of_a_segmenter_or_detector_is_the_authors(name: str) -> None:
+    """Nothing is allocated: the model is on the device "meta"."""
+    model, published = dense_model(name), DENSE[name]
+    config = backbone_of(model).config
+    size = PRESETS[next(size for size in PRESETS if f"-{size}-" in name)]
+    assert (config.embed_dim, tuple(config.depths), config.extra_norm_period) == (
+        size.embed_dim,
+        size.depths,
+        size.extra_norm_period,
+    )
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+    given = parse(find(name)).image_size
+    assert (given[0], given[-1]) == published.image
+    stages = config.stages()
+    assert [stage.window for stage in stages] == [(window, window) for window in published.windows]
+    assert [stage.pretrained_window for stage in stages] == [(window, window) for window in published.learned]
+    assert config.drop_path_rate == published.drop_path
+    assert config.norm_feature_maps
+    if published.task == "segmentation":
+        head = model.config
+        assert (head.hidden_size, tuple(head.pool_scales)) == (512, (1, 2, 3, 6))
+        assert (head.auxiliary_channels, head.auxiliary_num_convs, head.auxiliary_loss_weight) == (256, 1, 0.4)
+        assert model.auxiliary_head.convs[0].conv.in_channels == 4 * size.embed_dim
+    else:
+        assert (model.config.with_masks, model.config.pyramid_channels) == (True, 256)
+
+
+@each_dense
+def test_the_rates_of_its_layers_and_the_weight_decay_are_the_authors(name: str) -> None:
+    settings, published = parse(find(name)), DENSE[name]
+    model = dense_model(name)
+    rates = settings.learning_rate, settings.weight_decay, settings.layer_decay, settings.backbone_rate
+    groups = {one: group for group in parameter_groups(model, *rates) for one in group["names"]}
+    path = next(one for one in groups if one.endswith("embeddings.patch_embeddings.projection.weight"))
+    blocks = sum(backbone_of(model).config.depths)
+    first = published.rate * published.layer_decay ** (blocks + 1) * published.backbone_rate
+    assert groups[path]["lr"] == pytest.approx(first, rel=1e-9)
+    heads = [group for one, group in groups.items() if ".encoder." not in one and ".embeddings." not in one]
+    assert {group["lr"] for group in heads} == {published.rate}
+    assert {group["weight_decay"] for group in heads} == {0.0, published.decay}
+
+
+def test_the_giant_segmenter_is_evaluated_with_windows_of_56() -> None:
+    model = copy.deepcopy(dense_model("ade20k-giant-3b-w40-640"))
+    set_image_size(model, 896, 56)
+    stages = backbone_of(model).config.stages()
+    assert [stage.window[0] for stage in stages] == [56, 56, 56, 28]
+    assert [stage.pretrained_window[0] for stage in stages] == [12, 12, 12, 6]
+    assert model.config.backbone_config.image_size == 896
+
+
+def test_the_giant_segmenter_can_compute_its_blocks_again() -> None:
+    """Activation checkpointing: transformers' UperNet alone does not allow it."""
+    model = copy.deepcopy(dense_model("ade20k-giant-3b-w40-640"))
+    assert parse(find("ade20k-giant-3b-w40-640")).checkpoints_activations
+    name = "activation_checkpointing_enable"
+    getattr(model, name if hasattr(model, name) else OLDER_NAMES["activation_checkpointing"] + "_enable")()
+    again = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    assert len(again) == sum(PRESETS["giant-3b"].depths)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "shapes"),
+    [
+        ("ade20k-giant-3b-w40-640", {}, {(3, 64, 64)}),
+        # Two sizes of images, as they are: torchvision resizes them.
+        ("coco-tiny-w16-800", {"min_size": [48, 64], "max_size": 96}, {(3, 48, 64), (3, 60, 50)}),
+        ("coco-base-w32-1536", {"min_size": 64, "max_size": 64}, {(3, 64, 64)}),
+    ],
+)
+@pytest.mark.usefixtures("registered")
+def test_a_small_network_learns_by_its_settings(
+    name: str, fields: dict[str, Any], shapes: set[tuple[int, ...]], tmp_path: Path
+) -> None:
+    """Augmentation, head, schedule and activation checkpointing work together."""
+    task = DENSE[name].task
+    data = (write_masks if task == "segmentation" else write_objects)(tmp_path / "data")
+    head = SMALL_HEADS["upernet" if task == "segmentation" else "mask_rcnn"]
+    flags = ["--config", str(find(name)), "--data", str(data), "--output-dir", str(tmp_path / "run")]
+    flags += ["--model", str(write_checkpoint(tmp_path / "checkpoint")), "--head-fields", json.dumps(head | fields)]
+    flags += ["--image-size", "64", "--window-size", "4", "--per-device-train-batch-size", "2", "--max-steps", "2"]
+    flags += ["--gradient-accumulation-steps", "1", "--eval-strategy", "no", "--save-strategy", "no", "--use-cpu"]
+    flags += ["--dataloader-num-workers", "0", "--report-to", "none", "--warmup-steps", "1"]
+    settings = parse_settings(DenseSettings, flags, "finetune")
+    trainer = make_dense_training(settings)
+    examples = [trainer.train_dataset[SampleIndex(0, index)] for index in range(4)]  # type: ignore[index]
+    assert {tuple(example["pixel_values"].shape) for example in examples} == shapes
+    before = backbone_of(trainer.model).embeddings.patch_embeddings.projection.weight.detach().clone()
+    trainer.train()
+    assert math.isfinite(trainer.state.log_history[-1]["train_loss"])
+    assert not torch.equal(before, backbone_of(trainer.model).embeddings.patch_embeddings.projection.weight)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "sides", "shape"),
+    [
+        (90, 120, (153, 153), (153, 153)),
+        # Shorter side 60 and longest side at most 100, also if the image stands upright: factors 2/3 and 1/2.
+        (90, 120, (60, 100), (60, 100)),
+        (120, 90, (60, 100), (100, 60)),
+        (60, 200, (60, 100), (60, 100)),
+    ],
+)
+def test_a_random_size_changes_the_objects_that_a_detector_sees(
+    height: int, width: int, sides: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    """torchvision resizes an image to a shorter and a longest side. What has these sides already stays as it is, so
+    that objects are 0.5 to 2 times as large as in evaluation."""
+    augment = for_objects(sides, (0.5, 0.5, 0.5), (0.5, 2.0), flip=0.0, resizes_itself=True)
+    at_one = min(sides[0] / min(height, width), sides[1] / max(height, width))
+    middle = [width / 2 - 4.0, height / 2 - 4.0, width / 2 + 4.0, height / 2 + 4.0]
+    factors: list[float] = []
+    for seed in range(60):
+        torch.manual_seed(seed)
+        boxes: Any = tv_tensors.BoundingBoxes([middle], format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
+        image = tv_tensors.Image(torch.zeros(3, height, width, dtype=torch.uint8))
+        changed = augment({"image": image, "boxes": boxes, "labels": torch.tensor([0])})
+        assert changed["image"].shape == (3, *shape)
+        left, top, right, bottom = changed["boxes"][0].tolist()
+        is_whole = left > 0 and top > 0 and right < shape[1] and bottom < shape[0]
+        if is_whole and len(without_empty_boxes(changed)["labels"]):
+            factors.append((right - left) / 8 / at_one)
+    assert len(factors) > 15
+    assert 0.45 < min(factors) < 0.75
+    assert 1.5 < max(factors) < 2.1

@@ -106,13 +106,13 @@ def test_the_saved_model_has_the_scores_of_the_training(
 
 
 def test_a_segmenter_learns_the_scenes(data: dict[str, Path], tmp_path: Path) -> None:
-    """From nearly nothing to nearly all pixels."""
+    """At a third of the side of a square, a mean IoU of a half is right about everything but borders."""
     flags = flags_of(
-        "segmentation", "upernet", data, "new", tmp_path, max_steps=240, learning_rate=3e-3, drop_path_rate=0.0,
-        eval_strategy="steps", eval_steps=240, scale_range=(1.0, 1.0), model_fields=json.dumps(SMALL),
+        "segmentation", "upernet", data, "new", tmp_path, max_steps=160, learning_rate=3e-3, drop_path_rate=0.0,
+        eval_strategy="steps", eval_steps=160, scale_range=(1.0, 1.0), model_fields=json.dumps(SMALL),
     )  # fmt: skip
     results, _ = run_training(make(flags))
-    assert results["eval_mIoU"] > 0.8
+    assert results["eval_mIoU"] > 0.5
     segmenter = Segmenter.load(str(tmp_path / "final"))
     image = Image.open(data["segmentation"] / "images/validation/000.png")
     truth = np.asarray(Image.open(data["segmentation"] / "masks/validation/000.png"))

@@ -111,6 +111,32 @@ class TestGroups:
         assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-3, 0.0), (1e-3, 0.05)]
         assert set(groups[1]["names"]) == {name for name, (_, decays) in MASKED.items() if decays}
 
+    def test_the_backbone_alone_learns_at_a_share_of_the_rate(self) -> None:
+        groups = parameter_groups(classifier(), 2e-3, 0.05, backbone_rate=0.1)
+        found = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
+        expected = {
+            name: (pytest.approx(2e-3 if layer == 4 else 2e-4, rel=1e-12), 0.05 if decays else 0.0)
+            for name, (layer, decays) in CLASSIFIER.items()
+        }
+        assert found == expected
+        # The norm before the classifier learns like it, the last block does not.
+        rates = {name: rate for name, (rate, _) in found.items()}
+        assert rates["swinv2.layernorm.weight"] == rates["classifier.weight"] == 2e-3
+        assert rates["swinv2.encoder.layers.1.blocks.0.output.dense.weight"] == pytest.approx(2e-4, rel=1e-12)
+
+    def test_the_share_of_the_backbone_multiplies_the_layer_decay(self) -> None:
+        groups = parameter_groups(masked(), 2e-3, 0.05, layer_decay=0.5, backbone_rate=0.1)
+        # 2e-3 / 16 / 10 for the patches, then twice as much in each block; the head at 2e-3.
+        expected = {0: 1.25e-5, 1: 2.5e-5, 2: 5e-5, 3: 1e-4, 4: 2e-3}
+        assert {group["layer"]: group["lr"] for group in groups} == pytest.approx(expected, rel=1e-12)
+        assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
+        assert sorted(name for group in groups for name in group["names"]) == sorted(MASKED)
+
+    @pytest.mark.parametrize("backbone_rate", [0.0, -0.1, float("nan")])
+    def test_a_share_of_the_backbone_that_is_none(self, backbone_rate: float) -> None:
+        with pytest.raises(UsageError, match=r"backbone_rate is .*; expected a factor above 0"):
+            parameter_groups(classifier(), 1e-3, 0.05, 1.0, backbone_rate)
+
     def test_a_step_without_gradients_shrinks_what_decays_and_nothing_else(self) -> None:
         model = peers.draw_weights(masked())
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

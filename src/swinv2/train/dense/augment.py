@@ -29,18 +29,20 @@ class RandomScale(v2.Transform):
     Args:
         low, high: Smallest and largest factor.
         base: Size (height, width) into which a factor of 1 fits the image; None: its own size.
+        is_turned: Whether the base is (shorter side, longest side), for images of both orientations.
     """
 
-    def __init__(self, low: float, high: float, base: Pair | None = None) -> None:
+    def __init__(self, low: float, high: float, base: Pair | None = None, is_turned: bool = False) -> None:
         super().__init__()
-        self.low, self.high, self.base = low, high, base
+        self.low, self.high, self.base, self.is_turned = low, high, base, is_turned
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws the new size."""
         height, width = _size_of(flat_inputs)
         factor = self.low + (self.high - self.low) * torch.rand(()).item()
         if self.base is not None:
-            factor *= min(self.base[0] / height, self.base[1] / width)
+            sides = sorted((height, width)) if self.is_turned else (height, width)
+            factor *= min(self.base[0] / sides[0], self.base[1] / sides[1])
         return {"size": [max(round(height * factor), 1), max(round(width * factor), 1)]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -73,6 +75,26 @@ class CropOfClasses(v2.Transform):
             if self.share == 1.0 or (len(counts) and int(counts.max()) < self.share * int(counts.sum())):
                 return cropped
         return cropped
+
+
+class TurnedCrop(v2.Transform):
+    """Augmentation: a random crop or random padding to a size, which is turned as the image is.
+
+    Args:
+        size: Shorter and longest side in pixels.
+        fill: The values of the padding; see `RandomCrop`.
+    """
+
+    def __init__(self, size: Pair, fill: Any) -> None:
+        super().__init__()
+        self.wide = v2.RandomCrop(size, pad_if_needed=True, fill=fill)
+        self.tall = v2.RandomCrop((size[1], size[0]), pad_if_needed=True, fill=fill)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Crops image, boxes and masks."""
+        sample: Any = inputs[0] if len(inputs) == 1 else inputs
+        height, width = sample["image"].shape[-2:]
+        return (self.tall if height > width else self.wide)(sample)
 
 
 def _size_of(inputs: list[Any]) -> Pair:
@@ -116,24 +138,28 @@ def for_objects(
     scale_range: Sequence[float] = (1.0, 1.0),
     flip: float = 0.5,
     color_jitter: float = 0.0,
+    resizes_itself: bool = False,
 ) -> v2.Transform:
     """Augmentation of an image with objects.
 
     Args:
         size: Height and width in pixels: the image is scaled at random into it and cropped or padded to it. With the
-            range 1 to 1 it is resized to it, whatever its aspect ratio. None for detectors that resize images
-            themselves.
+            range 1 to 1 it is resized to it, whatever its aspect ratio. None: the image is only scaled.
         mean, flip, color_jitter: See `for_masks`.
         scale_range: Smallest and largest factor of the size.
+        resizes_itself: Whether the detector resizes images itself, so that the shorter side, or if it is less the
+            longest side, is that of `size`. An image then becomes one that the detector does not resize again, and
+            with the range 1 to 1 it keeps its size.
     """
     is_scaled = tuple(scale_range) != (1.0, 1.0)
     steps: list[v2.Transform] = [v2.RandomHorizontalFlip(flip), *_colours(color_jitter)]
     if is_scaled:
-        steps.append(RandomScale(scale_range[0], scale_range[1], size))
+        steps.append(RandomScale(scale_range[0], scale_range[1], size, resizes_itself))
     if size is not None and is_scaled:
         fill: Any = {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: 0}
-        steps.append(v2.RandomCrop(size, pad_if_needed=True, fill=fill))
-    elif size is not None:
+        crop = TurnedCrop(size, fill) if resizes_itself else v2.RandomCrop(size, pad_if_needed=True, fill=fill)
+        steps.append(crop)
+    elif size is not None and not resizes_itself:
         steps.append(v2.Resize(size, antialias=True))
     return v2.Compose(steps)
 

@@ -27,8 +27,8 @@ SAMPLED_IMAGES = 32
 CROPS = (96, 128, 192, 256, 384, 512)
 """Sizes of crops in pixels to choose from."""
 
-SHORTEST, LONGEST = 160, 480
-"""Range of the shorter side of images, in pixels, to which a detector resizes them."""
+SHORTER = (160, 480)
+"""Smallest and largest shorter side of images, in pixels, to which a detector resizes them."""
 
 QUERY_SIZES = (256, 384, 512, 640)
 """Image sizes in pixels to choose from, for heads of queries: all images have one size."""
@@ -54,9 +54,9 @@ class Length(NamedTuple):
 
 
 LENGTHS = (
-    Length(500, 60, 36, 4),
-    Length(2_000, 30, 24, 4),
-    Length(10_000, 16, 16, 8),
+    Length(500, 60, 24, 4),
+    Length(2_000, 30, 16, 4),
+    Length(10_000, 16, 12, 8),
     Length(float("inf"), 8, 12, 16),
 )
 
@@ -102,14 +102,10 @@ def with_chosen_dense_settings(
     settings: DenseSettings, train: MaskDataset | ObjectDataset, evaluation: Any
 ) -> DenseSettings:
     """Chooses each setting that is not given, from the images and the model."""
-    side = _usual_side(train)
-    candidates = [*_about_size(settings, side), *_about_length(settings, len(train)), *_about_images(settings)]
-    if settings.task == SEGMENTATION:
-        candidates += about_precision(settings)
-    else:
-        candidates.append(Candidate("use_cpu", settings.use_cpu, "as given"))
+    candidates = [*_about_size(settings, *_usual_sides(train)), *_about_length(settings, len(train))]
+    candidates += [*_about_images(settings), *about_precision(settings)]
     given = settings.told.keys() - settings.chosen.keys()
-    chosen = keep_not_given(given, [one for one in candidates if one.name != "use_cpu" or one.value])
+    chosen = keep_not_given(given, candidates)
     changed = make_settings(DenseSettings, settings.told | values_of(chosen))
     changed.resume_from_checkpoint = settings.resume_from_checkpoint
     changed.image_mean, changed.image_std = settings.image_mean, settings.image_std
@@ -117,26 +113,31 @@ def with_chosen_dense_settings(
     return changed
 
 
-def _usual_side(train: MaskDataset | ObjectDataset) -> int:
-    """The median of the shorter sides of some images, in pixels."""
-    sides: list[int] = []
+def _usual_sides(train: MaskDataset | ObjectDataset) -> tuple[int, float]:
+    """Of some images, the median of the shorter sides in pixels, and of the longer sides as shares of these."""
+    sides: list[tuple[int, float]] = []
     for index in np.unique(np.linspace(0, len(train) - 1, SAMPLED_IMAGES).astype(int)):
         try:
-            sides.append(min(read_pixels(train[int(index)].image).shape[:2]))
+            height, width, _ = read_pixels(train[int(index)].image).shape
         except BrokenImageError:
             # The training counts unreadable images and names them.
             continue
-    return int(np.median(sides)) if sides else CROPS[-1]
+        sides.append((min(height, width), max(height, width) / min(height, width)))
+    if not sides:
+        return CROPS[-1], 1.0
+    shorter, longer = np.median(sides, 0).tolist()
+    return int(shorter), longer
 
 
-def _about_size(settings: DenseSettings, side: int) -> list[Candidate]:
+def _about_size(settings: DenseSettings, side: int, longer: float) -> list[Candidate]:
     """Image size, window and head."""
     images = f"the images have {side} pixels along the shorter side"
     found: list[Candidate] = []
     if settings.model == NEW:
         found.append(Candidate("model_fields", SMALL_NETWORK, "the network of the model that ships"))
     if settings.head in ("faster_rcnn", "mask_rcnn"):
-        found.append(Candidate("image_size", [min(max(side, SHORTEST), LONGEST)], images))
+        shorter = min(max(2 * side // 3, SHORTER[0]), SHORTER[1])
+        found.append(Candidate("image_size", [shorter, round(shorter * longer)], f"{images}; two thirds of it"))
     elif settings.task == SEGMENTATION:
         crop = min(CROPS, key=lambda size: (abs(size - 2 * side / 3), size))
         found.append(Candidate("image_size", [crop], f"{images}; crops have about two thirds"))

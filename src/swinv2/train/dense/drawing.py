@@ -43,7 +43,7 @@ class Watched:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-        self._worst: list[tuple[float, int, str, np.ndarray, np.ndarray]] = []
+        self._worst: list[Any] = []
         self._count = 0
 
     def note(self, name: str, pixels: np.ndarray, truth: Any, found: Any) -> None:

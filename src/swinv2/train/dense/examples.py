@@ -44,8 +44,8 @@ def _check_annotated_size(sample: AnnotatedImage, size: Pair) -> None:
     if sample.annotated_size is not None and tuple(sample.annotated_size) != size:
         height, width = sample.annotated_size
         raise UsageError(
-            f"{sample.name} has {size[0]} x {size[1]} pixels (height x width), its annotations are for {height} x "
-            f"{width}; annotate the image again, or restore it."
+            f"{sample.name} has {size[1]} x {size[0]} pixels (width x height), its annotations are for {width} x "
+            f"{height}; annotate the image again, or restore it."
         )
 
 

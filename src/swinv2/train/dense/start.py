@@ -82,6 +82,9 @@ def model_to_train(settings: DenseSettings, names: tuple[str, ...]) -> Any:
     if backbone_of(model).config.num_channels != RGB:
         raise UsageError(f"--model {settings.model!r} has not three channels, which segmenters and detectors need.")
     model.config.dense_task = settings.task
+    if settings.head == "upernet":
+        # transformers' class has nothing to compute again, and says so; our backbone has its blocks.
+        model.supports_gradient_checkpointing = True
     freeze_stages(model, settings.frozen_stages)
     return model
 

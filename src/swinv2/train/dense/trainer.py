@@ -244,6 +244,8 @@ def make_dense_training(
     refuse_metric(settings, known)
     model = build(settings, train.names)
     size = crop_size(settings) or as_pair("image_size", backbone_of(model).config.image_size)
+    resizing: Any = model.detector.transform if isinstance(model, SwinRCNN) else None
+    sides = None if resizing is None else (resizing.min_size[-1], resizing.max_size)
     weights = None
     if settings.class_weights:
         assert isinstance(train, MaskDataset)
@@ -252,20 +254,26 @@ def make_dense_training(
         settings,
         weights,
         model=model,
-        train_dataset=DenseExamples(train, _example(settings, train, size), settings.seed),
+        train_dataset=DenseExamples(train, _example(settings, train, size, sides), settings.seed),
         eval_dataset=evaluation,
         processing_class=make_dense_processor(model, size, settings.image_mean, settings.image_std),
     )
 
 
-def _example(settings: DenseSettings, train: MaskDataset | ObjectDataset, size: Pair) -> Any:
-    """What makes the examples of a training."""
+def _example(settings: DenseSettings, train: MaskDataset | ObjectDataset, size: Pair, sides: Pair | None) -> Any:
+    """What makes the examples of a training.
+
+    Args:
+        settings: The settings.
+        train: The images.
+        size: Height and width of the images that the model takes.
+        sides: Shorter and longest side to which a detector resizes images itself; None if it does not.
+    """
     mean, std = tuple(settings.image_mean), tuple(settings.image_std)
     usual: Any = {"flip": settings.flip, "color_jitter": settings.color_jitter, "scale_range": settings.scale_range}
     if isinstance(train, MaskDataset):
         augment = for_masks(size, mean, most_of_a_class=settings.most_of_a_class, **usual)
         return MaskExample(train, augment, Normalise(mean, std), settings.head == "mask2former")
-    resizes_itself = settings.head in ("faster_rcnn", "mask_rcnn")
-    augment = for_objects(None if resizes_itself else size, mean, **usual)
-    normalise = Normalise(None, None) if resizes_itself else Normalise(mean, std)
+    augment = for_objects(sides or size, mean, resizes_itself=sides is not None, **usual)
+    normalise = Normalise(None, None) if sides is not None else Normalise(mean, std)
     return ObjectExample(train, augment, normalise, settings.head)
