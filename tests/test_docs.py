@@ -3,6 +3,8 @@
 import ast
 import io
 import re
+import shlex
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import typer.main
 from PIL import Image
 from typer.testing import CliRunner
 
+import scenes
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2Model
 from swinv2.cli import app
 from swinv2.zoo import CHECKPOINTS, PRESETS
@@ -271,3 +274,26 @@ def test_examples_that_need_the_hub_run_without_it(
     model = names["pipeline"].model if "pipeline" in names else names["model"]
     assert type(model).__module__ == "swinv2.heads"
     assert "answer" not in names or len(names["answer"]) == 5
+
+
+@pytest.mark.parametrize("guide", ["segment", "detect"])
+def test_commands_of_the_guides_run_on_ten_images(guide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each `swinv2` command in a guide, on small scenes and for an epoch; they leave the files that the guide names."""
+    from swinv2.train.dense import choices
+
+    write = {"segment": scenes.write_masks, "detect": scenes.write_objects}[guide]
+    data = write(tmp_path / {"segment": "street", "detect": "cells"}[guide], count=10)
+    for folder in data.rglob("validation"):
+        shutil.copytree(folder, folder.with_name("test"))
+    short = [row._replace(epochs=1, epochs_of_objects=1) for row in choices.LENGTHS]
+    monkeypatch.setattr(choices, "LENGTHS", short)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```sh\n(.*?)```", read(ROOT / "docs/guides" / f"{guide}.md"), re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines() if line.startswith("swinv2 ")]
+    assert len(commands) >= 4
+    for command in commands:
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, (command, result.output)
+    files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"answers.png", "classes.png", "curves.png", "results.json", "model.safetensors"} <= files
+    assert "000_classes.png" in files if guide == "segment" else {"000_objects.png", "precision.png"} <= files
