@@ -2,12 +2,14 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from scenes import write_masks, write_objects
 from small_models import make_model
 
 BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "model.py"
@@ -486,3 +489,219 @@ def test_model_benchmark_writes_a_row_for_each_library(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "timing" not in done.stderr
     assert (tmp_path / "smoke.csv").read_text() == measured
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (
+            "--heads mask_rcnn --modes training --libraries swinv2,transformers",
+            [("mask_rcnn", "training", "128", "178")],
+        ),
+        ("--heads upernet --modes inference", [("upernet", "inference", "64", "64")]),
+        ("--scaling --libraries swinv2,timm", [("none", "inference", side, side) for side in ("64", "128")]),
+    ],
+    ids=["mask_rcnn", "upernet", "scaling"],
+)
+def test_dense_benchmark_writes_a_row_for_each_library(
+    options: str, wanted: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    arguments = f"--quick --precisions fp32 --rounds 1 {options} --output".split()
+    command = [sys.executable, str(BENCHMARK.with_name("dense.py")), *arguments, str(tmp_path / "smoke")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    _, _, given = options.partition("--libraries ")
+    libraries = (given or "swinv2,transformers,timm").split(",")
+    assert done.stderr.count("comparing maps with") == len(libraries) - 1
+
+    with (tmp_path / "smoke.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = [(row["head"], row["mode"], row["height"], row["width"], row["library"]) for row in rows]
+    assert found == [(*key, library) for key in wanted for library in libraries]
+    assert len({row["parameters"] for row in rows}) == 1
+    for row in rows:
+        assert row["note"] == ""
+        pixels = int(row["batch_size"]) * int(row["height"]) * int(row["width"])
+        milliseconds = float(row["step_milliseconds_per_megapixel"]) * pixels / 1e6
+        assert milliseconds == pytest.approx(float(row["step_milliseconds"]), rel=1e-3)
+        # Each is rounded to five digits.
+        assert float(row["peak_mib"]) == pytest.approx(float(row["held_mib"]) + float(row["rise_mib"]), rel=1e-3)
+        held = int(row["parameters"]) * 4 / 2**20
+        assert held < float(row["held_mib"]) < held + 8
+        assert float(row["images_per_second"]) > 0
+    assert done.stdout.strip() in (tmp_path / "smoke.md").read_text()
+    measured = (tmp_path / "smoke.csv").read_text()
+    done = subprocess.run([*command, "--go-on"], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "timing" not in done.stderr
+    assert (tmp_path / "smoke.csv").read_text() == measured
+
+
+class TestDenseTraining:
+    """Segmenters and detectors of our command beside those of other networks."""
+
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Path:
+        """A folder with the sets camvid and bccd, of few scenes, whose test images are those of validation."""
+        masks, objects = write_masks(tmp_path / "camvid", 4), write_objects(tmp_path / "bccd", 4)
+        for folder in (masks / "images", masks / "masks", objects):
+            shutil.copytree(folder / "validation", folder / "test")
+        return tmp_path
+
+    @pytest.fixture
+    def untrained(self, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+        """Instead of running commands, lists them."""
+        import dense_training
+
+        commands: list[list[str]] = []
+
+        def run(command: list[str], log: Path) -> tuple[str, float]:
+            commands.append(list(command))
+            if "finetune" in command:
+                output = Path(command[command.index("--output-dir") + 1])
+                output.mkdir()
+                (output / "results.json").write_text(json.dumps({"step": 700}))
+            if "evaluate" in command:
+                return json.dumps({"mIoU": 0.5, "AP50": 0.75, "AP": 0.25}), 99.0
+            # A start of 40 seconds, and 50 steps of 0.5 seconds.
+            peer = {"step_seconds": 0.5, "processor_seconds": 65.0, "parameters": 9}
+            peer |= {"mIoU": 0.4, "AP50": 0.3, "AP": None}
+            steps = [int(command[index + 1]) for index, flag in enumerate(command) if flag == "--max-steps"]
+            return json.dumps(peer | {"steps": steps[-1] if steps else 0}), 140.0
+
+        monkeypatch.setattr(dense_training, "_run", run)
+        monkeypatch.setattr(dense_training, "load_dense", lambda name: torch.nn.Linear(2, 1))
+        return commands
+
+    def test_commands_and_results(
+        self, data: Path, untrained: list[list[str]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        import dense_training
+
+        options: Any = {"camvid": data / "camvid", "bccd": data / "bccd", "output": data / "out", "steps": None}
+        options |= {"methods": "swinv2,swinv2-new,resnet18", "seeds": "3", "keep": None}
+        dense_training.main(**options)
+        rows = list(csv.DictReader((data / "out.csv").read_text().splitlines()))
+        # 65 of 140 seconds for 50 steps leave 75 for 150 more.
+        assert [[row[name] for name in ("set", "method", "mIoU", "AP50", "AP", "steps")] for row in rows] == [
+            ["camvid", "swinv2", "0.5", "", "", "700"],
+            ["camvid", "swinv2-new", "0.5", "", "", "700"],
+            ["camvid", "resnet18", "0.4", "", "", "200"],
+            ["bccd", "swinv2", "", "0.75", "0.25", "700"],
+            ["bccd", "swinv2-new", "", "0.75", "0.25", "700"],
+            ["bccd", "resnet18", "", "0.3", "", "200"],
+        ]
+        trainings = [command for command in untrained if "finetune" in command and "segmentation" in command]
+        ours, new = ([flag for flag in command if flag.startswith("--")] for command in trainings)
+        # Our command gets the data and its classes, and no setting.
+        assert ours == ["--task", "--data", "--seed", "--label-names-file", "--ignore-index", "--output-dir"]
+        assert new == [*ours[:-1], "--model=new", "--max-steps=700", "--output-dir"]
+        peers = [command for command in untrained if "peer" in command and "detection" in command]
+        short, long = ([*command[2:5], command[-3]] for command in peers)
+        assert (short, long) == (["peer", "resnet18", "", "50"], ["peer", "resnet18", "test", "200"])
+        tests = [command for command in untrained if "evaluate" in command]
+        assert {command[command.index("--split") + 1] for command in tests} == {"test"}
+
+        before = (len(untrained), (data / "out.csv").read_text())
+        dense_training.main(**options)
+        assert (len(untrained), (data / "out.csv").read_text()) == before
+        printed = capsys.readouterr().out
+        cells = printed.partition("Mean IoU")[2].splitlines()[4]
+        half, less = "50.0 (50.0 to 50.0)", "40.0 (40.0 to 40.0)"
+        assert [cell.strip() for cell in cells.split("|")[2:-1]] == [half, half, less]
+        assert str(data) not in (data / "out.md").read_text()
+
+    def test_a_trial_has_its_steps_in_every_method(self, data: Path, untrained: list[list[str]]) -> None:
+        import dense_training
+
+        options: Any = {"camvid": None, "bccd": data / "bccd", "output": data / "out", "keep": None}
+        dense_training.main(methods="swinv2,resnet50", seeds="0", steps=2, **options)
+        ours, _, peer = untrained
+        assert "--max-steps=2" in ours
+        assert peer[-4:-2] == ["--max-steps", "2"]
+
+    def test_a_peer_needs_a_time(self, data: Path, untrained: list[list[str]]) -> None:
+        from dense_training import COLUMNS, SETS, measure
+
+        too_little = {"processor_seconds": 40.0}, "65 s were used for 50 steps"
+        for ours, reason in ((None, "measure that first"), too_little):
+            found = measure(SETS["bccd"], data / "bccd", "resnet18", 0, data, ours, None)
+            assert {found[name] for name in COLUMNS} == {""}
+            assert reason in str(found["note"])
+
+    @pytest.mark.parametrize(("peer", "parameters"), [("resnet18", 11_176_512), ("resnet50", 23_508_032)])
+    def test_peers_are_resnets_with_all_layers_learning(self, peer: str, parameters: int) -> None:
+        """The numbers are those of torchvision's classifiers without their last layer."""
+        from dense_training import PEERS, _detector, _segmenter
+
+        from swinv2.train.dense.settings import DenseSettings
+
+        given: Any = {"data": "d", "model": "new", "output_dir": "o", "report_to": "none", "image_size": [64]}
+        numbers = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        narrow = {
+            "segmentation": {"hidden_size": 16},
+            "detection": {"pyramid_channels": 16, "box_channels": 32},
+        }
+        of_masks, of_boxes = (
+            DenseSettings(task=task, head_fields=fields, **given, **numbers) for task, fields in narrow.items()
+        )
+        segmenter: Any = _segmenter(PEERS[peer], of_masks, ["a", "b"])
+        detector: Any = _detector(PEERS[peer], of_boxes, ["a", "b"])
+        for network in (segmenter.backbone, detector.detector.backbone.body):
+            learning = [each.numel() for each in network.parameters() if each.requires_grad]
+            assert sum(learning) == parameters
+        assert segmenter.decode_head.classifier.weight.shape[:2] == (2, 16)
+        # One more class is the background.
+        assert detector.detector.roi_heads.box_predictor.cls_score.weight.shape == (3, 32)
+
+    def test_a_detector_of_peers_gets_pixels_up_to_1_and_answers_with_classes_from_0(self) -> None:
+        from dense_training import PeerDetector, PeerRCNN
+        from transformers import PreTrainedConfig
+
+        def find(images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            assert [(tuple(image.shape), float(image.max())) for image in images] == [((3, 4, 6), 1.0)]
+            boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 5.0, 3.0]])
+            return [{"boxes": boxes, "labels": torch.tensor([1, 2]), "scores": torch.tensor([0.25, 0.75])}]
+
+        config = PreTrainedConfig(id2label={0: "square", 1: "bar"}, dense_task="detection")
+        detector: Any = find
+        (found,) = PeerDetector(PeerRCNN(config, detector))([np.full((4, 6, 3), 255, np.uint8)])
+        assert found.labels.tolist() == [1, 0]
+        assert found.boxes.tolist() == [[1.0, 1.0, 5.0, 3.0], [0.0, 0.0, 2.0, 2.0]]
+
+    def test_peers_have_one_learning_rate_and_vectors_do_not_decay(self) -> None:
+        from dense_training import PeerTrainer
+
+        trainer: Any = PeerTrainer.__new__(PeerTrainer)
+        trainer.optimizer, trainer.args = None, SimpleNamespace(learning_rate=1e-3, weight_decay=0.05)
+        trainer.model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+        groups = trainer.create_optimizer().param_groups
+        found = [([each.numel() for each in group["params"]], group["lr"], group["weight_decay"]) for group in groups]
+        assert found == [([6], 1e-3, 0.05), ([2, 2, 2], 1e-3, 0.0)]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("name", "methods", "scores"),
+        [
+            ("camvid", "swinv2,swinv2-new", ["mIoU"]),
+            ("camvid", "resnet18,resnet50", ["mIoU"]),
+            ("bccd", "swinv2,resnet18", ["AP50", "AP"]),
+        ],
+    )
+    def test_a_trial_writes_a_row_for_each_method(self, data: Path, name: str, methods: str, scores: list[str]) -> None:
+        options = [f"--{name}", str(data / name), "--methods", methods, "--seeds", "0", "--steps", "2"]
+        script = str(BENCHMARK.with_name("dense_training.py"))
+        command = [sys.executable, script, *options, "--output", str(data / "out")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+        assert done.returncode == 0, done.stderr
+        rows = list(csv.DictReader((data / "out.csv").read_text().splitlines()))
+        assert [row["method"] for row in rows] == methods.split(",")
+        for row in rows:
+            assert (row["note"], row["steps"]) == ("", "2")
+            assert [score for score in ("mIoU", "AP50", "AP") if row[score]] == scores
+            assert all(0 <= float(row[score]) <= 1 for score in scores)
+            assert float(row["processor_seconds"]) > 0
+            assert str(data) not in row["command"]
+        assert done.stdout.strip() in (data / "out.md").read_text()
