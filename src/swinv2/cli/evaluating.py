@@ -17,7 +17,7 @@ from swinv2.cli.options import Device, Dtype, Model, read_dtype
 from swinv2.cli.running import SKIPPED, model_or_shipped, quiet_transformers, writing
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
-from swinv2.sizes import read_size
+from swinv2.sizes import read_size, read_windows
 
 
 def evaluate(
@@ -65,6 +65,23 @@ def evaluate(
         str | None, typer.Option(metavar="LIST", help="Segment with the mean over sizes, such as 0.75,1,1.25.")
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Segment with the mean over the mirror image.")] = False,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Adapt a segmenter to this image size, for --window-size.", show_default="its own"
+        ),
+    ] = None,
+    window_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Adapt a segmenter to these windows; the position bias is extrapolated.",
+            show_default="its own",
+        ),
+    ] = None,
+    stretch_bias: Annotated[
+        bool, typer.Option("--stretch-bias", help="Stretch the position bias over the windows instead.")
+    ] = False,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -95,6 +112,9 @@ def evaluate(
         "stride": read_size(stride, "--stride"),
         "scales": scales and read_scales(scales),
         "flip": flip or None,
+        "image_size": read_size(image_size, "--image-size"),
+        "window_size": read_windows(window_size, "--window-size"),
+        "stretch_bias": stretch_bias or None,
     }
     given = {name: value for name, value in of_segmenters.items() if value is not None}
     quiet_transformers()

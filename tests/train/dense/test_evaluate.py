@@ -94,6 +94,23 @@ def test_windows_and_scales_reach_the_segmenter(folder: Path) -> None:
     assert len({json.dumps(each["iou"]) for each in (whole, windows, scales)}) == 3
 
 
+def test_other_windows_extrapolate_or_stretch_the_bias(folder: Path) -> None:
+    """Sizes and windows of the training change nothing; larger windows do, and in another way if the bias is
+    stretched."""
+    own, same, larger, stretched = (
+        evaluate_dense(str(folder / "upernet"), str(folder / "masks"), device="cpu", workers=0, **options)[0].state()
+        for options in (
+            {},
+            {"image_size": 64, "window_size": 4},
+            {"image_size": 128, "window_size": 8},
+            {"image_size": 128, "window_size": 8, "stretch_bias": True},
+        )
+    )
+    assert np.array_equal(own["confusion"], same["confusion"])
+    assert not np.array_equal(own["confusion"], larger["confusion"])
+    assert not np.array_equal(stretched["confusion"], larger["confusion"])
+
+
 def test_what_does_not_fit_has_a_sentence(folder: Path, tmp_path: Path) -> None:
     masks, objects = str(folder / "masks"), str(folder / "objects")
     with pytest.raises(UsageError, match="is no segmenter or detector with a Swin V2 backbone"):

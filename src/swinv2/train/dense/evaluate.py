@@ -13,6 +13,7 @@ import torch
 
 from swinv2.dense.answers import Detector, Segmenter
 from swinv2.dense.average_precision import DetectionScores
+from swinv2.dense.backbone import backbone_of, set_image_size
 from swinv2.dense.saved import INSTANCES, SEGMENTATION, read_dense_config, task_of
 from swinv2.dense.scores import SegmentationScores
 from swinv2.errors import UsageError
@@ -124,7 +125,8 @@ def evaluate_dense(
         output: Folder for the figures; None for none.
         advance: Called with the number of images done and the number of all images.
         options: Of segmenters: `ignore_index`, `reduce_labels`, `names`, `mask_column`, `image_column` of `open_masks`;
-            `window`, `stride`, `scales` and `flip` of `Segmenter`.
+            `window`, `stride`, `scales` and `flip` of `Segmenter`; `image_size`, `window_size` and `stretch_bias` of
+            `set_image_size`.
 
     Returns:
         Scores, data set, unreadable images with reasons, and the files of the figures.
@@ -137,11 +139,16 @@ def evaluate_dense(
         raise UsageError(f"{model!r} is no segmenter or detector with a Swin V2 backbone.")
     task = task_of(config)
     views = {name: options.pop(name) for name in ("window", "stride", "scales", "flip") if name in options}
-    if task != SEGMENTATION and (views or options):
-        raise UsageError(f"{model!r} is a detector; {', '.join([*views, *options])} are for segmenters.")
+    sizes = {name: options.pop(name) for name in ("image_size", "window_size", "stretch_bias") if name in options}
+    if task != SEGMENTATION and (views or sizes or options):
+        raise UsageError(f"{model!r} is a detector; {', '.join([*views, *sizes, *options])} are for segmenters.")
     answer: Any = (Segmenter if task == SEGMENTATION else Detector).load(model, choose_device(device), dtype)
     for name, value in views.items():
         setattr(answer, name, value)
+    if sizes:
+        image_size = sizes.get("image_size") or backbone_of(answer.model).config.image_size
+        stretch = sizes.get("stretch_bias", False)
+        set_image_size(answer.model, image_size, sizes.get("window_size"), stretch=stretch)
     dataset = open_to_evaluate(task, data, split, answer.names, **options)
     done = 0
 
