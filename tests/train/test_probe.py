@@ -1,12 +1,12 @@
 """The linear probe: its fit is the optimum, it is saved as other classifiers, and the features serve again."""
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from transformers import pipeline
@@ -16,152 +16,17 @@ import swinv2
 from colours import draw_colours
 from swinv2.cli import training
 from swinv2.errors import UsageError
-from swinv2.train import probe
-from swinv2.train.choices import with_chosen_settings
+from swinv2.predict.shipped import shipped_model
+from swinv2.train import linear, probe
+from swinv2.train.choices import settings_of, with_chosen_settings
 from swinv2.train.data.sources import open_dataset
 from swinv2.train.evaluate import evaluate
 from swinv2.train.features import Features
-from swinv2.train.probe import (
-    FOLDS,
-    PENALTIES,
-    USUAL_PENALTY,
-    Classifier,
-    Probe,
-    choose_penalty,
-    divide_into_folds,
-    fit_classifier,
-    fit_to_features,
-    make_probe,
-)
+from swinv2.train.finetune import FinetuneParts, open_finetuning
+from swinv2.train.linear import PENALTIES
+from swinv2.train.probe import SUFFICIENT_LOSS, Probe, make_probe, may_suffice, sufficient_probe
 from swinv2.train.settings import FinetuneSettings, parse_settings
 from trainings import CONFIG, weights
-
-
-def draw_features(count: int, channels: int = 5, classes: int = 3, noise: float = 1.5) -> Features:
-    """Noisy features around a centre for each class; one channel has a large mean and scale, one is constant."""
-    draw = np.random.default_rng(0)
-    labels = draw.integers(0, classes, count)
-    values = draw.normal(size=(classes, channels))[labels] + noise * draw.normal(size=(count, channels))
-    values[:, 0] = 300 + 50 * values[:, 0]
-    values[:, 1] = 0.1
-    return Features(torch.tensor(values, dtype=torch.float32), torch.tensor(labels), [])
-
-
-def gradient(
-    classifier: Classifier, inputs: np.ndarray, labels: np.ndarray, weights: np.ndarray, penalty: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The gradient of the mean cross entropy + penalty / 2 * sum(weight ** 2), as in a textbook."""
-    weight, bias = classifier.weight.numpy(), classifier.bias.numpy()
-    logits = inputs @ weight.T + bias
-    probabilities = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities /= probabilities.sum(1, keepdims=True)
-    errors = (probabilities - np.eye(len(bias))[labels]) * (weights / weights.sum())[:, None]
-    return errors.T @ inputs + penalty * weight, errors.sum(0)
-
-
-@pytest.mark.parametrize("logits_at_once", [2**24, 100])
-@pytest.mark.parametrize("penalty", [1.0, 1e-3])
-def test_the_fit_is_the_optimum(penalty: float, logits_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_LOGITS_AT_ONCE", logits_at_once)
-    monkeypatch.setattr(probe, "TOLERANCE", 1e-7)
-    draw = np.random.default_rng(0)
-    inputs, labels = draw.normal(size=(200, 5)), draw.integers(0, 3, 200)
-    counts = draw.random(200)
-    start = Classifier(torch.ones(3, 5, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
-    found = fit_classifier(torch.tensor(inputs), torch.tensor(labels), torch.tensor(counts), penalty, start)
-    assert found.weight.abs().max() > 0.01
-    # The loss is convex, so where its gradient is zero is the optimum.
-    for part in gradient(found, inputs, labels, counts, penalty):
-        assert np.abs(part).max() < 2e-6
-    # The start is not changed.
-    assert torch.equal(start.weight, torch.ones(3, 5, dtype=torch.float64))
-
-
-def test_standardisation_is_folded_into_the_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "TOLERANCE", 1e-7)
-    features = draw_features(300)
-    found, penalty, _ = fit_to_features(features, 3)
-    values = features.values.double().numpy()
-    deviations = values.std(0)
-    deviations[1] = 1.0
-    inputs = (values - values.mean(0)) / deviations
-    standardised = Classifier(
-        found.weight * torch.tensor(deviations), found.bias + found.weight @ torch.tensor(values.mean(0))
-    )
-    for part in gradient(standardised, inputs, features.labels.numpy(), np.ones(300), penalty):
-        assert np.abs(part).max() < 1e-5
-    # The channel that never changes says nothing.
-    assert found.weight[:, 1].abs().max() < 1e-6
-
-
-def test_weights_count_as_copies_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "TOLERANCE", 1e-7)
-    features = draw_features(60)
-    counts = torch.tensor([1, 2, 3])[features.labels]
-    inputs = features.values.double()[:, 2:]
-    start = Classifier(torch.zeros(3, 3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
-    weighted = fit_classifier(inputs, features.labels, counts.double(), 0.01, start)
-    copies = inputs.repeat_interleave(counts, 0), features.labels.repeat_interleave(counts)
-    copied = fit_classifier(*copies, torch.ones(len(copies[0]), dtype=torch.float64), 0.01, start)
-    torch.testing.assert_close(weighted.weight, copied.weight, atol=1e-4, rtol=1e-4)
-
-
-def test_folds_divide_every_class() -> None:
-    labels = np.array([0] * 40 + [1] * 25 + [2] * 3 + [3])
-    folds = divide_into_folds(labels, 0)
-    for label, least, most in ((0, 4, 4), (1, 2, 3), (2, 0, 1)):
-        counts = np.bincount(folds[labels == label], minlength=FOLDS)
-        assert (counts.min(), counts.max()) == (least, most)
-    # Without its only image, a class could not be learned.
-    assert folds[-1] == -1
-    assert (divide_into_folds(labels, 0) == folds).all()
-    assert (divide_into_folds(labels, 1) != folds).any()
-
-
-@pytest.mark.parametrize(("noise", "weakest", "strongest"), [(0.1, 1e-5, 1e-4), (30.0, 0.1, 10.0)])
-def test_noise_needs_a_strong_penalty(noise: float, weakest: float, strongest: float) -> None:
-    features = draw_features(120, noise=noise)
-    chosen, losses = fit_to_features(features, 3)[1:]
-    assert weakest * 0.99 <= chosen <= strongest
-    assert losses[chosen] == min(losses.values())
-    # The search ends after two that are worse.
-    assert list(losses) == list(PENALTIES[: len(losses)])
-    assert len(losses) in (len(PENALTIES), PENALTIES.index(chosen) + 3)
-
-
-@pytest.mark.parametrize(("enough", "folds"), [(1000, 10), (25, 3), (1, 1)])
-def test_many_images_need_few_folds(enough: int, folds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    features = draw_features(100)
-    monkeypatch.setattr(probe, "ENOUGH_HELD_OUT", enough)
-    sizes: list[int] = []
-
-    def note(inputs: torch.Tensor, *rest: Any) -> Classifier:
-        sizes.append(len(inputs))
-        return fit_classifier(inputs, *rest)
-
-    monkeypatch.setattr(probe, "fit_classifier", note)
-    told: list[None] = []
-    inputs = features.values.double()[:, 2:]
-    _, losses = choose_penalty(inputs, features.labels, torch.ones(100).double(), 3, 0, lambda: told.append(None))
-    assert len(sizes) == folds * len(losses)
-    assert all(87 <= size <= 93 for size in sizes)
-    assert len(told) == len(losses)
-
-
-def test_a_single_image_of_each_class(caplog: pytest.LogCaptureFixture) -> None:
-    features = Features(torch.eye(3), torch.arange(3), [])
-    found, penalty, losses = fit_to_features(features, 3)
-    assert (penalty, losses) == (USUAL_PENALTY, {})
-    assert "every class has a single image" in caplog.text
-    assert (torch.eye(3).double() @ found.weight.T + found.bias).argmax(1).tolist() == [0, 1, 2]
-
-
-def test_features_that_say_nothing() -> None:
-    found, _, _ = fit_to_features(Features(torch.ones(20, 4), torch.arange(20) % 2, []), 2)
-    assert found.weight.abs().max() == 0.0
-
-
-# The whole way
 
 
 @pytest.fixture
@@ -176,7 +41,7 @@ def base(tmp_path: Path) -> str:
 def few_folds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """One fold, for speed."""
     if "tmp_path" in request.fixturenames:
-        monkeypatch.setattr(probe, "ENOUGH_HELD_OUT", 1)
+        monkeypatch.setattr(linear, "ENOUGH_HELD_OUT", 1)
 
 
 def flags_of(data: Path, model: str, run: Path, *flags: str) -> list[str]:
@@ -364,3 +229,54 @@ def test_several_labels_are_for_a_whole_training(base: str, colours: Path, tmp_p
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(UsageError, match=r"--linear-probe is for images of one label, and .* has lists"):
         prepare(tmp_path / "train.parquet", base, tmp_path / "run", "--eval-data", str(tmp_path / "train.parquet"))
+
+
+def open_parts(colours: Path, tmp_path: Path, **told: Any) -> FinetuneParts:
+    """A fine-tuning of the model that ships, with chosen settings."""
+    usual = {"data": str(colours), "model": str(shipped_model()), "output_dir": str(tmp_path), "choose_settings": True}
+    return open_finetuning(settings_of({**usual, "use_cpu": True, **told}))
+
+
+def test_a_probe_that_is_right_makes_a_training_needless(
+    colours: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red, green and blue are told apart by the features; random labels are not."""
+    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
+    found = sufficient_probe(open_parts(colours, tmp_path))
+    assert found is not None
+    assert "a linear probe of the backbone's features is right about images that it has not seen" in caplog.text
+    results = found.run()
+    assert min(results["held_out_losses"].values()) <= SUFFICIENT_LOSS
+    assert results["eval_top1"] == 1.0
+    assert (tmp_path / "final" / "model.safetensors").is_file()
+    parts = open_parts(colours, tmp_path / "other")
+    before = {name: tensor.clone() for name, tensor in parts.model.state_dict().items()}
+    monkeypatch.setattr(probe, "SUFFICIENT_LOSS", 0.0)
+    assert sufficient_probe(parts) is None
+    # The training begins as if no probe had been tried.
+    assert all(torch.equal(tensor, before[name]) for name, tensor in parts.model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in parts.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"num_train_epochs": 2}, {"linear_probe": False}, {"model": "new"}, {"learning_rate": 1e-3}, {"mixup": 0.0}],
+    ids=str,
+)
+def test_no_probe_is_tried_if_a_training_is_asked_for(told: dict[str, Any], colours: Path, tmp_path: Path) -> None:
+    assert not may_suffice(open_parts(colours, tmp_path, **told))
+    assert may_suffice(open_parts(colours, tmp_path, seed=3, image_size=[64]))
+
+
+def test_many_images_are_not_tried(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "MOST_TO_TRY", 10)
+    assert not may_suffice(open_parts(colours, tmp_path))
+
+
+def test_a_dry_run_says_that_a_probe_is_tried(
+    colours: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("swinv2"), "propagate", True)
+    assert sufficient_probe(open_parts(colours, tmp_path / "run", dry_run=True)) is None
+    assert "first, a linear probe is fitted" in caplog.text
+    assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard, cast
 
 import typer
 from rich.console import Console
@@ -27,6 +27,7 @@ from swinv2.errors import UsageError
 from swinv2.train.signals import StoppedError, noting_signals
 
 if TYPE_CHECKING:
+    from swinv2.train.probe import Probe
     from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings
     from swinv2.train.trainer import SwinTrainer
 
@@ -60,7 +61,8 @@ def train(command: str, flags: Sequence[str]) -> int:
             if getattr(settings, "linear_probe", False):
                 what_is_kept = "the same command reuses the features that are stored"
                 return _preview_or_probe(cast("FinetuneSettings", settings))
-            return _preview_or_train(_build_trainer(settings))
+            ready = _build_trainer(settings)
+            return _run_probe(ready) if _is_probe(ready) else _preview_or_train(cast("SwinTrainer", ready))
     except StoppedError as error:
         message_console().print(f"{error}: stopped at once; {what_is_kept}", style="yellow")
         return 128 + error.number
@@ -93,33 +95,50 @@ def _read_settings(command: str, flags: Sequence[str]) -> "RunSettings":
     return make_settings(PretrainSettings, told) if is_pretraining else settings_of(told)
 
 
-def _build_trainer(settings: "RunSettings") -> "SwinTrainer":
-    """Builds the trainer of a pre-training, of a fine-tuning, or of a segmenter or detector."""
+def _is_probe(ready: Any) -> "TypeGuard[Probe]":
+    """Whether what is ready to run is a linear probe."""
+    from swinv2.train.probe import Probe
+
+    return isinstance(ready, Probe)
+
+
+def _build_trainer(settings: "RunSettings") -> "SwinTrainer | Probe":
+    """Builds the trainer of a pre-training, of a fine-tuning, or of a segmenter or detector; or a linear probe that
+    makes a fine-tuning needless."""
     if hasattr(settings, "task"):
         from swinv2.train.dense.settings import DenseSettings
         from swinv2.train.dense.trainer import make_dense_training
 
         return make_dense_training(cast("DenseSettings", settings))
-    from swinv2.train.finetune import make_finetuning
+    from swinv2.train.finetune import make_trainer, open_finetuning
     from swinv2.train.pretrain import make_pretraining
+    from swinv2.train.probe import sufficient_probe
     from swinv2.train.settings import FinetuneSettings
 
     if isinstance(settings, FinetuneSettings):
-        return make_finetuning(settings)
+        parts = open_finetuning(settings)
+        return sufficient_probe(parts) or make_trainer(parts)
     return make_pretraining(cast("PretrainSettings", settings))
 
 
 def _preview_or_probe(settings: "FinetuneSettings") -> int:
     """Prints the preview of a linear probe, or runs it and prints the results; returns the exit status."""
-    import torch
-
-    from swinv2.cli.training_report import print_results
     from swinv2.train.probe import make_probe
 
     probe = make_probe(settings)
     if settings.dry_run:
         _show_preview(probe.preview(), settings.as_json)
         return 0
+    return _run_probe(probe)
+
+
+def _run_probe(probe: "Probe") -> int:
+    """Runs a linear probe and prints the results; returns the exit status."""
+    import torch
+
+    from swinv2.cli.training_report import print_results
+
+    settings = probe.args
     try:
         results = probe.run()
     except torch.OutOfMemoryError as error:

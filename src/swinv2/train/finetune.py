@@ -222,7 +222,11 @@ def open_finetuning(settings: FinetuneSettings) -> FinetuneParts:
 
 def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
     """Builds the trainer of a fine-tuning, with its model and its data; see `open_finetuning`."""
-    parts = open_finetuning(settings)
+    return make_trainer(open_finetuning(settings))
+
+
+def make_trainer(parts: FinetuneParts) -> FinetuneTrainer:
+    """Builds the trainer of a fine-tuning of its parts."""
     settings = parts.settings
     augment = for_finetuning(
         parts.pixels,

@@ -1,23 +1,17 @@
 """A linear probe: the model is frozen, and only a linear classifier learns, on features that are computed once.
 
-In: settings, images and a model. Out: the folder of the classifier, and its results. The classifier is a multinomial
-logistic regression, fitted by L-BFGS in fp64 on standardised features of images without augmentation. Images that were
-held out from the training images choose its L2 penalty, so the images to evaluate decide nothing. Nothing is random but
-the division into folds, which the seed decides.
-
-Source: Kornblith et al., Do Better ImageNet Models Transfer Better?, 2019, appendix A.5.
+In: settings, images and a model. Out: the folder of the classifier, and its results. The classifier is fitted by
+`linear.py` to standardised features of images without augmentation. Images that were held out from the training images
+choose its L2 penalty, so the images to evaluate decide nothing.
 """
 
 import copy
 import json
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from swinv2.console import progress_bar
@@ -30,190 +24,47 @@ from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.features import BATCH_SIZE, Features, FeatureStore
 from swinv2.train.finetune import FinetuneParts, cross_entropy, open_finetuning
 from swinv2.train.health import HealthCheck
+from swinv2.train.linear import PENALTIES, Classifier, fit_to_features
 from swinv2.train.memory import FULL_BYTES, MIB, count_parameters
 from swinv2.train.preview import describe_parts
 from swinv2.train.running import FINAL, RESULTS_NAME
 from swinv2.train.scores import Evaluation, best_classes
-from swinv2.train.settings import FinetuneSettings
+from swinv2.train.settings import PROBE_SETTINGS, FinetuneSettings
+from swinv2.train.start import is_new_model
 
 logger = logging.getLogger(__name__)
 
 FEATURES = "features"
 """Folder of the stored features, in the folder of the run."""
 
-PENALTIES = tuple(10.0 ** (half / 2) for half in range(2, -11, -1))
-"""L2 penalties to choose from, the strongest first: 10, 3.2, 1 ... 1e-5."""
+SUFFICIENT_LOSS = 0.02
+"""If the cross entropy of held-out images is at most this, a fine-tuning that chooses its settings keeps the probe."""
 
-USUAL_PENALTY = 1e-2
-"""The penalty if no image can be held out, because each class has a single one."""
-
-FOLDS = 10
-ENOUGH_HELD_OUT = 1000
-"""Folds are held out one after another until so many images were: one fold of many images, all folds of few."""
-
-MOST_STEPS = 1000
-TOLERANCE, LEAST_CHANGE = 1e-5, 1e-12
-"""L-BFGS ends if no entry of the gradient is larger, or if the loss changes less."""
-
-_LOGITS_AT_ONCE = 2**24
+MOST_TO_TRY = 5_000
+"""With more training images, it does not try a probe first: the features of all would take long."""
 
 
-class Classifier(NamedTuple):
-    """A linear classifier in fp64: weight (classes, channels) and bias (classes,)."""
+class Fit(NamedTuple):
+    """A classifier that was fitted to features.
 
-    weight: Tensor
-    bias: Tensor
-
-
-def fit_classifier(inputs: Tensor, labels: Tensor, weights: Tensor, penalty: float, start: Classifier) -> Classifier:
-    """Fits a multinomial logistic regression: minimises the mean cross entropy + penalty / 2 * sum(weight ** 2).
-
-    Args:
-        inputs: (images, channels), fp64.
-        labels: (images,).
-        weights: (images,), fp64: how much each image counts in the mean.
-        penalty: Above 0; the bias has none.
-        start: Where the search begins; the result does not depend on it.
+    Attributes:
+        features: Those of the training images.
+        classifier: The classifier.
+        penalty: The chosen penalty.
+        losses: The mean cross entropy of held-out images for each penalty that was tried; empty if none was held out.
     """
-    weights = weights / weights.sum()
-    # About the square root of the Hessian's diagonal. Divided by it, weights of all scales are found in few steps.
-    scale = (inputs.square().mean(0) / len(start.bias) + penalty).sqrt()
-    learning = Classifier((start.weight * scale).requires_grad_(), start.bias.clone().requires_grad_())
-    optimiser = torch.optim.LBFGS(
-        list(learning),
-        max_iter=MOST_STEPS,
-        max_eval=2 * MOST_STEPS,
-        tolerance_grad=TOLERANCE,
-        tolerance_change=LEAST_CHANGE,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-    chunk = max(_LOGITS_AT_ONCE // len(start.bias), 1)
 
-    def compute_loss() -> Tensor:
-        """Loss and gradients, chunk by chunk."""
-        optimiser.zero_grad()
-        whole = penalty / 2 * (learning.weight / scale).square().sum()
-        whole.backward()
-        for part in zip(inputs.split(chunk), labels.split(chunk), weights.split(chunk), strict=True):
-            loss = _weighted_loss(Classifier(learning.weight / scale, learning.bias), *part)
-            loss.backward()
-            whole = whole.detach() + loss.detach()
-        return whole
-
-    optimiser.step(compute_loss)
-    return Classifier(learning.weight.detach() / scale, learning.bias.detach())
-
-
-def _weighted_loss(classifier: Classifier, inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """The sum of the cross entropies of images, each multiplied by its weight."""
-    logits = F.linear(inputs, classifier.weight, classifier.bias)
-    return F.cross_entropy(logits, labels, reduction="none") @ weights
-
-
-def divide_into_folds(labels: np.ndarray, seed: int) -> np.ndarray:
-    """The fold of each image, from 0 to `FOLDS` - 1, drawn at random so that every class is divided evenly. The image
-    of a class that has no other is in none, -1: it is never held out."""
-    draw = np.random.default_rng(seed)
-    folds = np.full(len(labels), -1)
-    for label in np.unique(labels):
-        members = draw.permutation(np.flatnonzero(labels == label))
-        if len(members) > 1:
-            folds[members] = (np.arange(len(members)) + draw.integers(FOLDS)) % FOLDS
-    return folds
-
-
-def choose_penalty(
-    inputs: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    classes: int,
-    seed: int,
-    advance: Callable[[], None] = lambda: None,
-) -> tuple[float, dict[float, float]]:
-    """Chooses the penalty with the smallest cross entropy on images that were held out.
-
-    The penalties become weaker, and each fit begins at the result of the one before it. The search ends after two
-    penalties that were worse than the best.
-
-    Args:
-        inputs, labels, weights: See `fit_classifier`.
-        classes: Number of classes.
-        seed: Decides which images are held out.
-        advance: Called after each penalty.
-
-    Returns:
-        The penalty, and the mean cross entropy for each penalty that was tried.
-    """
-    folds = torch.from_numpy(divide_into_folds(labels.cpu().numpy(), seed)).to(labels.device)
-    held_out: list[Tensor] = []
-    for fold in range(FOLDS):
-        if sum(int(chosen.sum()) for chosen in held_out) < ENOUGH_HELD_OUT and (folds == fold).any():
-            held_out.append(folds == fold)
-    if not held_out:
-        logger.warning(f"every class has a single image, so none chooses the penalty; it is {USUAL_PENALTY:g}")
-        return USUAL_PENALTY, {}
-    fits = [_zeros(inputs, classes)] * len(held_out)
-    losses, best = dict[float, float](), PENALTIES[0]
-    for penalty in PENALTIES:
-        loss = 0.0
-        for index, chosen in enumerate(held_out):
-            fits[index] = fit_classifier(inputs[~chosen], labels[~chosen], weights[~chosen], penalty, fits[index])
-            loss += float(_weighted_loss(fits[index], inputs[chosen], labels[chosen], weights[chosen]))
-        losses[penalty] = loss / float(sum(weights[chosen].sum() for chosen in held_out))
-        advance()
-        best = min(losses, key=lambda tried: losses[tried])
-        if list(losses).index(best) <= len(losses) - 3:
-            break
-    return best, losses
-
-
-def _zeros(inputs: Tensor, classes: int) -> Classifier:
-    """A classifier of zeros for inputs (images, channels)."""
-    return Classifier(inputs.new_zeros(classes, inputs.shape[1]), inputs.new_zeros(classes))
-
-
-def fit_to_features(
-    features: Features,
-    classes: int,
-    weights: Tensor | None = None,
-    *,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    advance: Callable[[], None] = lambda: None,
-) -> tuple[Classifier, float, dict[float, float]]:
-    """Fits a classifier to features: standardises and rotates them, chooses the penalty and fits to all.
-
-    Args:
-        features: Features of readable images.
-        classes: Number of classes.
-        weights: (images,): how much each image counts; None: all the same.
-        seed, advance: See `choose_penalty`.
-        device: Where it is computed; it must have fp64.
-
-    Returns:
-        The classifier of features as they are, on the CPU; the penalty; and the losses of `choose_penalty`.
-    """
-    inputs, labels = features.values.to(device, torch.float64), features.labels.to(device)
-    weights = inputs.new_ones(len(inputs)) if weights is None else weights.to(inputs)
-    mean, deviation = inputs.mean(0), inputs.std(0, correction=0)
-    # A feature that is the same for all images has only rounding errors, which must not grow to 1.
-    deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, 1.0)
-    inputs = (inputs - mean) / deviation
-    # Along the principal axes the penalty is the same, and the search is much faster.
-    axes = torch.linalg.eigh(inputs.T @ inputs).eigenvectors
-    inputs = inputs @ axes
-    penalty, losses = choose_penalty(inputs, labels, weights, classes, seed, advance)
-    fitted = fit_classifier(inputs, labels, weights, penalty, _zeros(inputs, classes))
-    weight = fitted.weight @ axes.T / deviation
-    return Classifier(weight.cpu(), (fitted.bias - weight @ mean).cpu()), penalty, losses
+    features: Features
+    classifier: Classifier
+    penalty: float
+    losses: dict[float, float]
 
 
 class Probe:
     """A linear probe that is ready to run.
 
     Args:
-        parts: Settings with `linear_probe`, images, and the classifier whose encoder is frozen.
+        parts: Settings, images, and the classifier whose encoder is frozen.
 
     Raises:
         UsageError: Several processes run it.
@@ -224,7 +75,7 @@ class Probe:
         self.args = settings
         if settings.world_size > 1:
             raise UsageError(f"--linear-probe runs in one process, not in {settings.world_size}; start it alone.")
-        self.model.swinv2.requires_grad_(False)
+        self.fit: Fit | None = None
         self.processor = make_processor(parts.pixels, settings.crop_ratio)
         dtype = torch.float16 if settings.fp16_full_eval else torch.float32
         dtype = torch.bfloat16 if settings.bf16_full_eval else dtype
@@ -259,18 +110,8 @@ class Probe:
             The results, which are also in `results.json`.
         """
         args, head = self.args, self.model.classifier
-        features = self._features(self.train).readable()
-        weights = None if self.class_weights is None else self.class_weights[features.labels]
-        with progress_bar(len(PENALTIES), "choosing the penalty", not args.disable_tqdm, "penalties") as progress:
-            fitted, penalty, losses = fit_to_features(
-                features,
-                self.model.num_labels,
-                weights,
-                seed=args.seed,
-                # Not every accelerator has fp64.
-                device=args.device if args.device.type == "cuda" else "cpu",
-                advance=progress.advance,
-            )
+        features, fitted, penalty, losses = self.fit or self.fit_classifier()
+        self.model.swinv2.requires_grad_(False)
         head.load_state_dict({"weight": fitted.weight, "bias": fitted.bias})
         results: dict[str, Any] = {
             "images": len(features.labels),
@@ -287,6 +128,30 @@ class Probe:
         with whole_file(args.run / RESULTS_NAME, alone=True) as unfinished:
             unfinished.write_text(json.dumps(results, indent=2) + "\n")
         return results
+
+    def fit_classifier(self) -> Fit:
+        """Computes the features of the training images and fits the classifier; the model is not changed."""
+        args, features = self.args, self._features(self.train).readable()
+        weights = None if self.class_weights is None else self.class_weights[features.labels]
+        with progress_bar(len(PENALTIES), "choosing the penalty", not args.disable_tqdm, "penalties") as progress:
+            fitted = fit_to_features(
+                features,
+                self.model.num_labels,
+                weights,
+                seed=args.seed,
+                # Not every accelerator has fp64.
+                device=args.device if args.device.type == "cuda" else "cpu",
+                advance=progress.advance,
+            )
+        self.fit = Fit(features, *fitted)
+        return self.fit
+
+    @property
+    def suffices(self) -> bool:
+        """Whether the fitted classifier is so sure and right about images that were held out from the fit that learning
+        more can hardly help."""
+        losses = {} if self.fit is None else self.fit.losses
+        return bool(losses) and min(losses.values()) <= SUFFICIENT_LOSS
 
     def _features(self, dataset: ImageDataset) -> Features:
         """The features of a data set, stored in the folder of the run; shows the progress."""
@@ -325,6 +190,37 @@ class Probe:
         }
 
 
+def may_suffice(parts: FinetuneParts) -> bool:
+    """Whether a linear probe is tried before a training: if the settings are chosen, and none is given that only a
+    training has; from trained weights, for few images, in one process."""
+    settings, train = parts.settings, parts.train
+    given = settings.told.keys() - settings.chosen.keys()
+    asked = settings.choose_settings and "linear_probe" not in given and given <= {*PROBE_SETTINGS, "use_cpu"}
+    new_run = not settings.resume_from_checkpoint and not is_new_model(settings) and settings.world_size == 1
+    return bool(asked and new_run and not train.streams and not train.several and len(train) <= MOST_TO_TRY)
+
+
+def sufficient_probe(parts: FinetuneParts) -> Probe | None:
+    """The linear probe, fitted, if it may suffice and does; None if the whole model has to learn."""
+    if not may_suffice(parts):
+        return None
+    if parts.settings.dry_run:
+        logger.warning(
+            f"first, a linear probe is fitted; if its cross entropy of held-out images is at most {SUFFICIENT_LOSS}, "
+            "it is the result (--linear-probe false: never)"
+        )
+        return None
+    probe = Probe(parts)
+    loss = min(probe.fit_classifier().losses.values(), default=None)
+    if probe.suffices:
+        logger.warning(
+            f"a linear probe of the backbone's features is right about images that it has not seen (cross entropy "
+            f"{loss:.2g}), so it is the result; --linear-probe false trains the whole model"
+        )
+        return probe
+    return None
+
+
 def make_probe(settings: FinetuneSettings) -> Probe:
     """Opens the images and the model of a linear probe.
 
@@ -334,4 +230,6 @@ def make_probe(settings: FinetuneSettings) -> Probe:
     """
     if not settings.dry_run and checkpoints(settings.run):
         raise UsageError(f"{settings.run} has checkpoints of another training; give another --output-dir.")
-    return Probe(open_finetuning(settings))
+    probe = Probe(open_finetuning(settings))
+    probe.model.swinv2.requires_grad_(False)
+    return probe

@@ -146,7 +146,7 @@ def evaluate_dense(
     for name, value in views.items():
         setattr(answer, name, value)
     if sizes:
-        image_size = sizes.get("image_size") or backbone_of(answer.model).config.image_size
+        image_size: Any = sizes.get("image_size") or backbone_of(answer.model).config.image_size
         stretch = sizes.get("stretch_bias", False)
         set_image_size(answer.model, image_size, sizes.get("window_size"), stretch=stretch)
     dataset = open_to_evaluate(task, data, split, answer.names, **options)
