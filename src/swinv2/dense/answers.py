@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation, RTDetrV2ForObjectDetection
@@ -18,8 +19,9 @@ from swinv2.dense.average_precision import Detections
 from swinv2.dense.detectors import SwinRCNN
 from swinv2.dense.masks import encode_masks
 from swinv2.dense.saved import DETECTION, INSTANCES, SEGMENTATION, class_names, load_dense, task_of
-from swinv2.dense.sliding import best_classes, pixel_scores, segment, sliding_bands
+from swinv2.dense.sliding import best_classes, pixel_scores, segment, sliding_bands, two_thirds
 from swinv2.errors import UsageError
+from swinv2.images import to_rgb
 from swinv2.lengths import Pair, as_pair
 from swinv2.loading import load_processor
 
@@ -30,6 +32,11 @@ LARGE_WINDOW = 768
 """Side in pixels of these windows."""
 
 MASK_THRESHOLD = 0.5
+
+MOST_OBJECTS = 100
+"""Objects in an image that Mask2Former answers with, as in COCO."""
+
+RGB = 3
 
 
 @dataclass
@@ -84,10 +91,9 @@ class Segmenter:
         and neither `scales` nor `flip` is given.
 
         Args:
-            image: An RGB image, or its pixels (height, width, channels), eight bits.
+            image: An image, or its RGB pixels (height, width, 3), eight bits, which are not copied.
         """
-        # An array is not copied.
-        pixels = torch.from_numpy(np.require(image, np.uint8, "W")).permute(2, 0, 1)
+        pixels = torch.from_numpy(as_rgb_pixels(image)).permute(2, 0, 1)
         _, height, width = pixels.shape
         window, stride = self.window, self.stride
         if window is None and height * width > LARGE_PIXELS:
@@ -96,7 +102,7 @@ class Segmenter:
             found = segment(self.model, self.normalise(pixels), window, stride, scales=self.scales, flip=self.flip)
             return found.cpu().numpy()
         sides = as_pair("window", window)
-        steps = as_pair("stride", stride) if stride is not None else (sides[0] * 2 // 3, sides[1] * 2 // 3)
+        steps = as_pair("stride", stride) if stride is not None else two_thirds(sides)
         score = pixel_scores(self.model)
         bands = sliding_bands(lambda views: score(self.normalise(views)).cpu(), pixels, sides, steps)
         found = torch.empty(height, width, dtype=torch.uint8 if len(self.names) <= 256 else torch.int32)
@@ -112,10 +118,13 @@ class Detector:
     Attributes:
         model: The detector, in evaluation mode.
         processor: Its image processor; None for detectors of torchvision.
+        dtype: Type of the computation. torchvision's detectors keep weights in fp32 and compute by autocast, because
+            some of their operations have no other types.
     """
 
     model: nn.Module
     processor: Any = None
+    dtype: torch.dtype = torch.float32
     names: tuple[str, ...] = field(init=False)
     has_masks: bool = field(init=False)
 
@@ -131,24 +140,31 @@ class Detector:
         Raises:
             UsageError: The model is no detector, or cannot be loaded.
         """
-        model: Any = load_dense(name, device, dtype)
+        model: Any = load_dense(name, device)
         if task_of(model.config.to_dict()) not in (INSTANCES, DETECTION):
             raise UsageError(f"{name!r} finds classes of pixels, not objects; use `swinv2 segment`.")
-        return cls(model, None if isinstance(model, SwinRCNN) else load_processor(name))
+        if isinstance(model, SwinRCNN):
+            return cls(model, None, dtype)
+        return cls(model.to(dtype), load_processor(name), dtype)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image | np.ndarray]) -> list[Detections]:
-        """The objects of each image, the surest first, also unsure ones; labels from 0, boxes in pixels.
+        """The objects of each image, the surest first; labels from 0, boxes in pixels. torchvision's detectors leave
+        out those with a score below their `box_score_thresh`, 0.05.
 
         Args:
-            images: RGB images, or their pixels (height, width, channels), eight bits, of any sizes.
+            images: Images, or RGB pixels (height, width, 3), eight bits, of any sizes.
         """
-        arrays = [np.array(image) for image in images]
+        arrays = [as_rgb_pixels(image) for image in images]
         weight = next(self.model.parameters())
         if isinstance(self.model, SwinRCNN):
-            pixels = [torch.from_numpy(array).permute(2, 0, 1).to(weight.device) for array in arrays]
-            found = self.model([each.to(weight.dtype) / 255 for each in pixels])
-            return [self._of_torchvision(answer) for answer in found]
+            pixels = [torch.from_numpy(array).permute(2, 0, 1).to(weight.device) / 255 for array in arrays]
+            # Of an image that is thinner than a pixel after resizing, nothing is left.
+            usable = [index for index, each in enumerate(pixels) if self.model.keeps_pixels_of(each)]
+            with torch.autocast(weight.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                outputs = self.model([pixels[index] for index in usable]) if usable else []
+            found = dict(zip(usable, map(self._of_torchvision, outputs), strict=True))
+            return [found[index] if index in found else self._nothing(array) for index, array in enumerate(arrays)]
         sizes = [(array.shape[0], array.shape[1]) for array in arrays]
         answers: list[Detections] = []
         # One at a time: a batch of images of several sizes would be padded.
@@ -168,27 +184,48 @@ class Detector:
         masks = answer["masks"][:, 0] > MASK_THRESHOLD if self.has_masks else None
         return _sorted(answer["boxes"], answer["labels"] - 1, answer["scores"], masks)
 
+    def _nothing(self, array: np.ndarray) -> Detections:
+        """No object in an image."""
+        empty, size = torch.zeros(0), array.shape[:2]
+        masks = torch.zeros(0, *size, dtype=torch.bool) if self.has_masks else None
+        return _sorted(torch.zeros(0, 4), empty.long(), empty, masks)
+
     def _of_mask2former(self, outputs: Any, size: Pair) -> Detections:
-        """The objects of an output of Mask2Former; their boxes are those of the masks."""
-        (answer,) = self.processor.post_process_instance_segmentation(
-            outputs, threshold=0.0, target_sizes=[size], return_binary_maps=True
-        )
-        found = [
-            (segment, mask > MASK_THRESHOLD)
-            for segment, mask in zip(answer["segments_info"], answer["segmentation"], strict=True)
-            if (mask > MASK_THRESHOLD).any()
-        ]
-        if not found:
-            empty = torch.zeros(0)
-            return _sorted(torch.zeros(0, 4), empty.long(), empty, torch.zeros(0, *size, dtype=torch.bool))
-        masks = torch.stack([mask for _, mask in found])
-        labels = torch.tensor([segment["label_id"] for segment, _ in found])
-        scores = torch.tensor([segment["score"] for segment, _ in found])
-        return _sorted(_boxes_around(masks), labels, scores, masks)
+        """The objects of an output of Mask2Former for an image of a size; their boxes are those of the masks. Unlike
+        transformers' post-processing, it computes the masks at the size of the image.
+
+        Source: Cheng et al., Mask2Former, 2022: the score is that of the class times the mean probability in the mask.
+        """
+        classes = outputs.class_queries_logits[0].float().softmax(-1)[:, :-1]
+        scores, places = classes.flatten().topk(min(MOST_OBJECTS, classes.numel()))
+        queries, labels = places // classes.shape[1], places % classes.shape[1]
+        logits = outputs.masks_queries_logits[0, queries].float()
+        logits = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+        masks = logits > 0
+        inside = masks.sum((1, 2))
+        scores = scores * (logits.sigmoid() * masks).sum((1, 2)) / inside.clamp(min=1)
+        kept = inside > 0
+        masks = masks[kept]
+        return _sorted(_boxes_around(masks), labels[kept], scores[kept], masks)
+
+
+def as_rgb_pixels(image: Image.Image | np.ndarray) -> np.ndarray:
+    """The RGB pixels (height, width, 3) of an image, eight bits, writable.
+
+    Raises:
+        UsageError: An array has another shape or type.
+    """
+    if isinstance(image, Image.Image):
+        return np.array(to_rgb(image))
+    if image.ndim != 3 or image.shape[2] != RGB or image.dtype != np.uint8:
+        raise UsageError(f"an image is an array {image.shape} of {image.dtype}; expected (height, width, 3) of uint8.")
+    return np.require(image, np.uint8, "W")
 
 
 def _boxes_around(masks: Tensor) -> Tensor:
     """The boxes (objects, 4) around masks (objects, height, width), none of them empty."""
+    if not len(masks):
+        return torch.zeros(0, 4)
     boxes = [
         [columns.nonzero().min(), rows.nonzero().min(), columns.nonzero().max() + 1, rows.nonzero().max() + 1]
         for columns, rows in zip(masks.any(1), masks.any(2), strict=True)

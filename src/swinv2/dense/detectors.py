@@ -220,6 +220,30 @@ class SwinRCNN(PreTrainedModel):
         self.detector = kind(FeaturePyramid(backbone, channels), **{**fields, **config.torchvision})
         self.post_init()
 
+    def keeps_pixels_of(self, image: Tensor) -> bool:
+        """Whether an image still has pixels after torchvision has resized it; a line of a few pixels has not."""
+        transform: Any = self.detector.transform
+        height, width = image.shape[-2:]
+        scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
+        return min(height, width) * scale >= 1.0
+
+    def set_images(
+        self, min_size: int | Sequence[int], max_size: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        """Sets how images are resized and normalised, also in the configuration.
+
+        Args:
+            min_size: The shorter side in pixels, or several to draw from in training.
+            max_size: The longest side in pixels.
+            mean, std: Mean and standard deviation of each channel, for values from 0 to 1.
+        """
+        transform: Any = self.detector.transform
+        sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size)
+        transform.min_size, transform.max_size = sizes, max_size
+        transform.image_mean, transform.image_std = list(mean), list(std)
+        numbers = {"min_size": list(sizes), "max_size": max_size, "image_mean": list(mean), "image_std": list(std)}
+        self.config.torchvision = {**self.config.torchvision, **numbers}
+
     def _init_weights(self, module: nn.Module) -> None:
         """torchvision's modules and the backbone have their initial values already."""
 

@@ -25,12 +25,12 @@ from transformers import (
     RTDetrV2Config,
     RTDetrV2ForObjectDetection,
     UperNetConfig,
-    UperNetForSemanticSegmentation,
 )
 
 from swinv2.auto import register
 from swinv2.dense.backbone import load_backbone
 from swinv2.dense.detectors import SwinRCNN, SwinRCNNConfig
+from swinv2.dense.upernet import UperNetForSemanticSegmentation
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone
 from swinv2.lengths import Pair, Windows, as_pair
@@ -245,6 +245,8 @@ def _of_transformers(
     register()
     config = config_class(backbone_config=copy.deepcopy(backbone.config), **_names(labels), **fields)
     model = model_class(config)
+    # The backbone can, whatever the head says.
+    model.supports_gradient_checkpointing = True
     # It has built a backbone of its own, with random weights.
     (path,) = (name for name, module in model.named_modules() if isinstance(module, Swinv2Backbone))
     parent, _, name = path.rpartition(".")

@@ -16,11 +16,11 @@ from transformers import (
     RTDetrImageProcessor,
     RTDetrV2ForObjectDetection,
     SegformerImageProcessor,
-    UperNetForSemanticSegmentation,
 )
 
 from swinv2.auto import register
 from swinv2.dense.detectors import MODEL_TYPE, SwinRCNN
+from swinv2.dense.upernet import UperNetForSemanticSegmentation
 from swinv2.errors import UsageError, first_sentence
 from swinv2.lengths import Pair
 
@@ -113,6 +113,7 @@ def load_dense(
             f"{name!r} has no fitting weights for {', '.join(wrong[:3])}{' ...' * (len(wrong) > 3)}; its config.json "
             "and its weights do not match."
         )
+    model.supports_gradient_checkpointing = True
     return model.eval().to(device)
 
 
@@ -123,19 +124,21 @@ def class_names(model: Any) -> tuple[str, ...]:
 
 
 def make_dense_processor(model: Any, size: Pair, mean: list[float], std: list[float]) -> Any:
-    """Builds transformers' image processor for a model: segmenters take images of any size, RT-DETR of one size.
-    torchvision's detectors have none: they resize and normalise images themselves.
+    """Builds transformers' image processor for a model: segmenters take images of any size, RT-DETR and Mask2Former for
+    instances of one size. torchvision's detectors have none: they resize and normalise images themselves.
 
     Args:
         model: The segmenter or detector.
-        size: Height and width in pixels for RT-DETR.
+        size: Height and width in pixels of images of one size.
         mean, std: Mean and standard deviation of each channel, for values from 0 to 1.
     """
     numbers: Any = {"image_mean": list(mean), "image_std": list(std), "do_normalize": True}
     if isinstance(model, UperNetForSemanticSegmentation):
         return SegformerImageProcessor(do_resize=False, do_reduce_labels=False, **numbers)
     if isinstance(model, Mask2FormerForUniversalSegmentation):
-        return Mask2FormerImageProcessor(do_resize=False, ignore_index=255, **numbers)
+        sized: Any = {"size": {"height": size[0], "width": size[1]}, "size_divisor": 1}
+        sized = sized if getattr(model.config, "dense_task", "") == INSTANCES else {"do_resize": False}
+        return Mask2FormerImageProcessor(ignore_index=255, **sized, **numbers)
     if isinstance(model, RTDetrV2ForObjectDetection):
         return RTDetrImageProcessor(size={"height": size[0], "width": size[1]}, **numbers)
     return None

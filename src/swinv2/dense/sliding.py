@@ -134,7 +134,7 @@ def segment(
     score, size = pixel_scores(model), (image.shape[1], image.shape[2])
     try:
         sides = None if window is None else as_pair("window", window)
-        steps = sides and (as_pair("stride", stride) if stride is not None else _two_thirds(sides))
+        steps = sides and (as_pair("stride", stride) if stride is not None else two_thirds(sides))
     except ValueError as error:
         raise UsageError(str(error)) from error
     if list(scales) == [1.0] and not flip:
@@ -165,7 +165,7 @@ def _check_image(model: nn.Module, image: Tensor) -> None:
         )
 
 
-def _two_thirds(window: Pair) -> Pair:
+def two_thirds(window: Pair) -> Pair:
     """Two thirds of a window, the usual stride."""
     return max(window[0] * 2 // 3, 1), max(window[1] * 2 // 3, 1)
 

@@ -53,7 +53,7 @@ def read_names(file: str) -> tuple[str, ...]:
     if not file:
         return ()
     try:
-        lines = Path(file).read_text().splitlines()
+        lines = Path(file).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--label-names-file {file!r} cannot be read: {error}") from error
     return tuple(line.strip() for line in lines if line.strip())

@@ -95,7 +95,13 @@ def test_objects_outside_are_left_out() -> None:
     sample = with_boxes()
     boxes = torch.tensor([[-5.0, -5.0, 0.4, 30.0], [50.0, 30.0, 90.0, 70.0]])
     sample["boxes"] = tv_tensors.wrap(boxes, like=sample["boxes"])
+    masks = sample.pop("masks")
     kept = without_empty_boxes(sample)
     assert kept["boxes"].tolist() == [[50.0, 30.0, 60.0, 40.0]]
     assert kept["labels"].tolist() == [7]
+    # With masks, the boxes are around what is left of them.
+    masks[0] = 0
+    masks[1, 10:] = 0
+    kept = without_empty_boxes({**sample, "masks": masks})
+    assert kept["boxes"].tolist() == [[40.0, 4.0, 50.0, 10.0]]
     assert kept["masks"].shape == (1, 40, 60)

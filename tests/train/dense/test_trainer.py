@@ -60,6 +60,14 @@ def flags_of(task: str, head: str, data: dict[str, Path], checkpoint: Path | str
     return flags
 
 
+def without(flags: list[str], *names: str) -> list[str]:
+    """The flags without some, and their values."""
+    for name in names:
+        place = flags.index(name)
+        flags = [*flags[:place], *flags[place + 2 :]]
+    return flags
+
+
 def make(flags: list[str], **beneath: Any) -> DenseTrainer:
     """A trainer that is ready."""
     return make_dense_training(dense_settings_of(read_flags(DenseOptions, flags, "finetune", without_recipe=beneath)))
@@ -139,14 +147,14 @@ def test_weights_of_the_classes_reach_the_loss(data: dict[str, Path], checkpoint
         make(flags_of("segmentation", "upernet", data, checkpoint, tmp_path, **rest))
         for rest in ({}, {"class_weights": "balanced"})
     )
-    assert balanced.class_weights is not None
+    assert balanced.model.class_weights is not None
     batch = next(iter(plain.get_train_dataloader()))
     batch.pop("broken")
     with torch.no_grad():
         expected = plain.compute_loss(plain.model.eval(), dict(batch))
         balanced.model.load_state_dict(plain.model.state_dict())
         weighted = balanced.compute_loss(balanced.model.eval(), dict(batch))
-        balanced.class_weights = torch.ones(3)
+        balanced.model.class_weights = torch.ones(3)
         equal = balanced.compute_loss(balanced.model, dict(batch))
     assert torch.allclose(equal, expected, rtol=1e-5)
     assert not torch.allclose(weighted, expected, rtol=1e-4)
@@ -174,8 +182,7 @@ def test_a_saved_segmenter_goes_on_or_gives_its_backbone(
     run_training(make(flags_of("segmentation", "upernet", data, checkpoint, tmp_path / "first", max_steps=1)))
     first = load_dense(str(tmp_path / "first" / "final"))
     flags = flags_of("segmentation", "upernet", data, tmp_path / "first" / "final", tmp_path / "second")
-    place = flags.index("--head_fields")
-    same: Any = make([*flags[:place], *flags[place + 2 :]]).model
+    same: Any = make(without(flags, "--head_fields", "--drop_path_rate")).model
     assert all(torch.equal(tensor, first.state_dict()[name]) for name, tensor in same.state_dict().items())
     other = flags_of("detection", "faster_rcnn", data, tmp_path / "first" / "final", tmp_path / "third")
     detector: Any = make(other).model
@@ -223,3 +230,77 @@ def test_impossible_settings(
             text for name, value in given.items()
             for text in (f"--{name}", *map(str, value if isinstance(value, tuple) else (value,)))
         )])  # fmt: skip
+
+
+def test_a_batch_without_a_labelled_pixel_has_no_loss(data: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
+    """Not NaN; and each parameter has a gradient, for which other processes wait."""
+    trainer: Any = make(flags_of("segmentation", "upernet", data, checkpoint, tmp_path))
+    images, labels = torch.randn(2, 3, 64, 64), torch.full((2, 64, 64), 255)
+    loss = trainer.compute_loss(trainer.model, {"pixel_values": images, "labels": labels})
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert all(parameter.grad is not None for parameter in trainer.model.parameters())
+
+
+def test_class_weights_keep_mixed_precision(data: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
+    flags = flags_of("segmentation", "upernet", data, checkpoint, tmp_path, bf16=True, class_weights="balanced")
+    trainer: Any = make([*flags, "--max_steps", "1"])
+    kinds: list[torch.dtype] = []
+    head = trainer.model.decode_head
+    head.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
+    run_training(trainer)
+    assert kinds == [torch.bfloat16]
+
+
+def test_a_detector_goes_on_with_other_image_sizes(data: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
+    run_training(make(flags_of("detection", "faster_rcnn", data, checkpoint, tmp_path / "first", max_steps=1)))
+    flags = flags_of("detection", "faster_rcnn", data, tmp_path / "first" / "final", tmp_path / "second")
+    flags = without(flags, "--head_fields")
+    with pytest.raises(UsageError, match="so --drop-path-rate has no effect; leave it out"):
+        make(flags)
+    flags = without(flags, "--drop_path_rate")
+    flags[flags.index("--image_size") + 1 : flags.index("--image_size") + 2] = ["96", "160"]
+    given = [*flags, "--image-mean", "0.1", "0.2", "0.3", "--image-std", "0.5", "0.5", "0.5"]
+    detector: Any = make(given).model
+    transform = detector.detector.transform
+    assert (list(transform.min_size), transform.max_size, transform.image_mean) == ([96], 160, [0.1, 0.2, 0.3])
+    assert detector.config.torchvision["min_size"] == [96]
+    detector.save_pretrained(tmp_path / "saved")
+    loaded: Any = load_dense(str(tmp_path / "saved"))
+    assert list(loaded.detector.transform.min_size) == [96]
+
+
+def test_a_run_resumes_with_its_head_only(data: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
+    flags = flags_of("segmentation", "upernet", data, checkpoint, tmp_path, save_steps=2)
+    run_training(make(flags))
+    with pytest.raises(UsageError, match="is upernet for segmentation; expected mask2former for segmentation"):
+        make([*flags, "--head_fields", json.dumps(SMALL_HEADS["mask2former"]), "--head", "mask2former", "--resume"])
+    wider = json.dumps(SMALL_HEADS["upernet"] | {"hidden_size": 24})
+    with pytest.raises(UsageError, match="has another head than these settings make"):
+        run_training(make([*flags, "--head_fields", wider, "--resume"]))
+
+
+def test_images_to_evaluate_must_have_an_object(data: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
+    empty = write_objects(tmp_path / "objects")
+    file = empty / "validation/_annotations.coco.json"
+    found = json.loads(file.read_text())
+    # A crowd does not count.
+    found["annotations"] = [found["annotations"][0] | {"iscrowd": 1}]
+    file.write_text(json.dumps(found))
+    flags = flags_of(
+        "detection", "faster_rcnn", {"detection": empty}, checkpoint, tmp_path, eval_strategy="steps", eval_steps=2
+    )
+    with pytest.raises(UsageError, match="none of the 6 images to evaluate has an object"):
+        make(flags)
+
+
+@pytest.mark.parametrize("head", ["mask2former", "rt_detr", "upernet", "mask_rcnn"])
+def test_blocks_are_checkpointed_in_each_head(
+    head: str, data: dict[str, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    """Equal losses, whatever is computed again."""
+    task = {"mask2former": "segmentation", "upernet": "segmentation", "rt_detr": "detection"}.get(head, "instances")
+    for name, rest in (("plain", {}), ("again", {"activation_checkpointing": True})):
+        run_training(make(flags_of(task, head, data, checkpoint, tmp_path / name, max_steps=2, **rest)))
+    plain, again = ([loss for _, loss in losses(tmp_path / name)] for name in ("plain", "again"))
+    assert plain == pytest.approx(again, rel=1e-4)

@@ -277,8 +277,8 @@ class ShuffledBatches(Sampler[list[SampleIndex]]):
         whole = self.batch_size * self.world_size
         if self.drop_last and self.length < whole:
             raise UsageError(
-                f"there are {self.length} images, but a batch of all processes has {whole}; with "
-                "--dataloader-drop-last there is no batch."
+                f"there are {self.length} images, but a batch of all processes has {whole}, and the last batch is "
+                "dropped if it is not full; give a smaller --per-device-train-batch-size."
             )
         self.steps = self.length // whole if self.drop_last else -(-self.length // whole)
 

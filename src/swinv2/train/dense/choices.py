@@ -132,6 +132,9 @@ def _usual_sides(train: MaskDataset | ObjectDataset) -> tuple[int, float]:
 def _about_size(settings: DenseSettings, side: int, longer: float) -> list[Candidate]:
     """Image size, window and head."""
     images = f"the images have {side} pixels along the shorter side"
+    if not is_new_model(settings) and read_dense_config(settings.model) is not None:
+        # A saved segmenter or detector keeps its sizes.
+        return []
     found: list[Candidate] = []
     if settings.model == NEW:
         found.append(Candidate("model_fields", SMALL_NETWORK, "the network of the model that ships"))
@@ -191,7 +194,7 @@ def _about_length(settings: DenseSettings, images: int) -> list[Candidate]:
     rate = {"mask2former": 3e-4, "rt_detr": 3e-4}.get(settings.head, 1e-3)
     found = [
         Candidate("num_train_epochs", length, why, ("max_steps",)),
-        Candidate("per_device_train_batch_size", max(row.batch // devices, 2), counted),
+        Candidate("per_device_train_batch_size", max(min(row.batch, images) // devices, 2), counted),
         Candidate("per_device_eval_batch_size", 1, "images of any size"),
         Candidate("dataloader_persistent_workers", True, "for short epochs", ("dataloader_num_workers",)),
         Candidate("warmup_steps", 0.1, "a tenth of the steps"),

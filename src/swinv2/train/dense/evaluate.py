@@ -97,7 +97,12 @@ def open_to_evaluate(
     """
     if task == SEGMENTATION:
         return open_masks(data, split, **options).with_names(of_model, "the model")
-    return open_objects(data, split, needs_masks=task == INSTANCES).with_names(of_model, "the model")
+    needs_masks, names = task == INSTANCES, options.get("names", ())
+    dataset = open_objects(data, split, names=names, needs_masks=needs_masks)
+    if not names and len(dataset.names) == len(of_model) and all(name.isdigit() for name in dataset.names):
+        # The data has numbers only; the model has the names that its training was given for them.
+        dataset = open_objects(data, split, names=of_model, needs_masks=needs_masks)
+    return dataset.with_names(of_model, "the model")
 
 
 def evaluate_dense(
@@ -140,8 +145,9 @@ def evaluate_dense(
     task = task_of(config)
     views = {name: options.pop(name) for name in ("window", "stride", "scales", "flip") if name in options}
     sizes = {name: options.pop(name) for name in ("image_size", "window_size", "stretch_bias") if name in options}
-    if task != SEGMENTATION and (views or sizes or options):
-        raise UsageError(f"{model!r} is a detector; {', '.join([*views, *sizes, *options])} are for segmenters.")
+    others = options.keys() - {"names"}
+    if task != SEGMENTATION and (views or sizes or others):
+        raise UsageError(f"{model!r} is a detector; {', '.join([*views, *sizes, *others])} are for segmenters.")
     answer: Any = (Segmenter if task == SEGMENTATION else Detector).load(model, choose_device(device), dtype)
     for name, value in views.items():
         setattr(answer, name, value)

@@ -12,8 +12,19 @@ from swinv2.train.flags import as_flag
 from swinv2.train.options import DenseOptions, RunOptions
 from swinv2.train.settings import RunSettings, refuse_early_stopping_alone
 
-WITHOUT_EFFECT = ("streaming", "label_column", "label_smoothing_factor")
+WITHOUT_EFFECT = ("streaming", "label_column", "label_smoothing_factor", "shuffle_buffer")
 """Settings of other trainings that these ones do not have."""
+
+OF_MASKS = (
+    "class_weights",
+    "evaluation_window",
+    "ignore_index",
+    "image_column",
+    "mask_column",
+    "most_of_a_class",
+    "reduce_labels",
+)
+"""Settings of --task segmentation alone."""
 
 
 @dataclass
@@ -35,13 +46,14 @@ class DenseSettings(DenseOptions, RunSettings):
         for name in WITHOUT_EFFECT:
             if getattr(self, name) != defaults[name]:
                 raise UsageError(f"{as_flag(name)} has no effect with --task; leave it out.")
+        for name in OF_MASKS:
+            if self.task != "segmentation" and getattr(self, name) != defaults[name]:
+                raise UsageError(f"{as_flag(name)} is for --task segmentation; leave it out.")
         self._check_numbers()
         if self.class_weights not in ("", "balanced"):
             raise UsageError(f"--class-weights is {self.class_weights!r}; expected balanced, or nothing.")
         if self.class_weights and self.head != "upernet":
             raise UsageError(f"--class-weights is for --head upernet; {self.head} has a loss of its own. Leave it out.")
-        if self.evaluation_window and self.task != "segmentation":
-            raise UsageError("--evaluation-window is for --task segmentation; leave it out.")
         if self.head == "upernet" and self.per_device_train_batch_size < 2:
             raise UsageError(
                 "--per-device-train-batch-size is 1, and UperNet normalises over the batch; give at least 2."
@@ -51,6 +63,11 @@ class DenseSettings(DenseOptions, RunSettings):
             self.dataloader_drop_last = True
         refuse_early_stopping_alone(self.early_stopping, self.load_best_model_at_end)
         super().__post_init__()
+        if self.n_gpu > 1:
+            raise UsageError(
+                f"this process sees {self.n_gpu} GPUs, and one process uses one for a segmenter or detector; start "
+                "`torchrun --nproc-per-node N -m swinv2 finetune ...`, or choose one GPU with CUDA_VISIBLE_DEVICES."
+            )
 
     def _check_numbers(self) -> None:
         """Raises an error for a number that is out of its range."""

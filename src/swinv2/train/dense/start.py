@@ -13,6 +13,7 @@ from torch import nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from swinv2.dense.backbone import backbone_of, load_backbone, set_image_size
+from swinv2.dense.detectors import SwinRCNN
 from swinv2.dense.heads import add_head, maps_of
 from swinv2.dense.saved import class_names, load_dense, read_dense_config, task_of
 from swinv2.errors import UsageError, few
@@ -20,6 +21,7 @@ from swinv2.heads import Swinv2Backbone
 from swinv2.lengths import Pair
 from swinv2.loading import load_processor
 from swinv2.train.dense.settings import DenseSettings
+from swinv2.train.flags import as_flag
 from swinv2.train.optim.groups import freeze_stages
 from swinv2.train.start import choose_normalisation, is_new_model, new_config
 
@@ -82,9 +84,6 @@ def model_to_train(settings: DenseSettings, names: tuple[str, ...]) -> Any:
     if backbone_of(model).config.num_channels != RGB:
         raise UsageError(f"--model {settings.model!r} has not three channels, which segmenters and detectors need.")
     model.config.dense_task = settings.task
-    if settings.head == "upernet":
-        # transformers' class has nothing to compute again, and says so; our backbone has its blocks.
-        model.supports_gradient_checkpointing = True
     freeze_stages(model, settings.frozen_stages)
     return model
 
@@ -109,9 +108,25 @@ def _saved_model(settings: DenseSettings, names: tuple[str, ...]) -> nn.Module |
             "is new"
         )
         return None
-    if settings.image_size or settings.window_size is not None:
-        _resize(settings, model)
+    for name in ("drop_path_rate", "norm_feature_maps"):
+        if name in settings.given:
+            raise UsageError(
+                f"{settings.model} goes on with its head and backbone as they are, so {as_flag(name)} has no effect; "
+                "leave it out."
+            )
+    _resize(settings, model)
+    if isinstance(model, SwinRCNN):
+        transform: Any = model.detector.transform
+        sizes = _side_lengths(settings) or (transform.min_size, transform.max_size)
+        model.set_images(*sizes, settings.image_mean, settings.image_std)
     return model.train()
+
+
+def _side_lengths(settings: DenseSettings) -> tuple[int, int] | None:
+    """The shorter and the longest side of the images of an R-CNN; None if they are not given. The longest of one length
+    is that of torchvision's default, 800 and 1333."""
+    given = settings.image_size
+    return (given[0], given[-1] if len(given) > 1 else given[0] * 5 // 3) if given else None
 
 
 def _head_of(config: dict[str, Any]) -> str:
@@ -139,8 +154,8 @@ def _with_new_head(settings: DenseSettings, names: tuple[str, ...]) -> nn.Module
         _resize(settings, backbone)
     fields = head_fields(settings)
     if settings.head in ("faster_rcnn", "mask_rcnn"):
-        given = settings.image_size
-        sizes = {"min_size": given[0], "max_size": given[-1] if len(given) > 1 else given[0] * 5 // 3} if given else {}
+        sides = _side_lengths(settings)
+        sizes = {"min_size": sides[0], "max_size": sides[1]} if sides else {}
         normalisation = {"image_mean": list(settings.image_mean), "image_std": list(settings.image_std)}
         fields = {**normalisation, **sizes, **fields}
     return add_head(backbone, settings.head, names, **fields)
@@ -156,10 +171,18 @@ def _resize(settings: DenseSettings, model: nn.Module) -> None:
     set_image_size(model, wanted, windows, stretch=settings.stretch_bias)
 
 
-def check_resumed(checkpoint: str, names: tuple[str, ...]) -> None:
-    """Raises an error unless a checkpoint of a segmenter or detector has exactly these classes."""
+def check_resumed(settings: DenseSettings, names: tuple[str, ...]) -> None:
+    """Raises an error unless the checkpoint that a run resumes from has exactly these classes, this task and this
+    head."""
+    checkpoint = str(settings.resume_from_checkpoint)
     config = read_dense_config(checkpoint)
     stored = () if config is None else _names_in(config)
+    if config is None or (task_of(config), _head_of(config)) != (settings.task, settings.head):
+        what = "another model" if config is None else f"{_head_of(config)} for {task_of(config)}"
+        raise UsageError(
+            f"{checkpoint} is {what}; expected {settings.head} for {settings.task}. Resume with the --task and --head "
+            "of the checkpoint, or begin in another --output-dir."
+        )
     if stored != names:
         raise UsageError(
             f"{checkpoint} was trained with the classes {few(stored)}, the data has {few(names)} now. Restore the "

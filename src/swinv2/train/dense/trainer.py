@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import UperNetForSemanticSegmentation
 
 from swinv2.dense.answers import Detector, Segmenter
 from swinv2.dense.backbone import backbone_of
@@ -19,7 +17,7 @@ from swinv2.dense.detectors import SwinRCNN
 from swinv2.dense.saved import INSTANCES, SEGMENTATION, class_names, load_dense, make_dense_processor
 from swinv2.errors import UsageError
 from swinv2.lengths import Pair, as_pair
-from swinv2.train.data.masks.dataset import IGNORED_PIXEL, MaskDataset
+from swinv2.train.data.masks.dataset import MaskDataset
 from swinv2.train.data.masks.opening import open_masks
 from swinv2.train.data.objects.dataset import ObjectDataset
 from swinv2.train.data.objects.opening import open_objects
@@ -45,7 +43,7 @@ class DenseTrainer(SwinTrainer):
 
     Args:
         settings: Settings of `swinv2 finetune --task ...`.
-        class_weights: Weight of each class in the loss of the pixels; None for the loss of the head's library.
+        class_weights: Weight of each class in the loss of UperNet; None for equal weights.
         rest: See `SwinTrainer`; `eval_dataset` is a `MaskDataset` or `ObjectDataset`.
     """
 
@@ -55,7 +53,8 @@ class DenseTrainer(SwinTrainer):
         super().__init__(settings, collate_dense, **rest)
         # The losses are means; the Trainer would take them for sums if a model accepts any argument.
         self.model_accepts_loss_kwargs = False
-        self.class_weights = class_weights
+        if class_weights is not None:
+            self.accelerator.unwrap_model(self.model).class_weights = class_weights
         # The last evaluation, for `report`.
         self._scores: Scores | None = None
         self._watched: Watched | None = None
@@ -72,8 +71,6 @@ class DenseTrainer(SwinTrainer):
         if isinstance(plain, SwinRCNN):
             losses = model(list(images), list(rest["labels"]))
             return torch.stack([loss.float() for loss in losses.values()]).sum()
-        if self.class_weights is not None:
-            return _weighted_loss(plain, images, rest["labels"], self.class_weights)
         return model(pixel_values=images, **rest).loss.sum()
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
@@ -89,6 +86,10 @@ class DenseTrainer(SwinTrainer):
         def advance(images: int) -> None:
             self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
 
+        if args.world_size > 1:
+            # Each process has its own statistics of batch norms; those of the first one are saved.
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
         with self.not_counted(), self.averaged(), self.compute_loss_context_manager():
             was_training = model.training
             model.eval()
@@ -105,7 +106,7 @@ class DenseTrainer(SwinTrainer):
             finally:
                 model.train(was_training)
         self._health.name_broken(unreadable)
-        scores = self._of_all_processes(scores)
+        scores, unreadable = self._of_all_processes(scores, unreadable)
         self._scores, self._watched = scores, watched
         found = {name: value for name, value in scores.summary().items() if isinstance(value, (int, float))}
         metrics: dict[str, float] = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
@@ -119,7 +120,13 @@ class DenseTrainer(SwinTrainer):
         """Loads the weights of a checkpoint. The Trainer would not rename tensors as `from_pretrained` does, and would
         leave those of RT-DETR as they are."""
         model = self.model if model is None else model
-        model.load_state_dict(load_dense(resume_from_checkpoint).state_dict())
+        try:
+            model.load_state_dict(load_dense(resume_from_checkpoint).state_dict())
+        except RuntimeError as error:
+            raise UsageError(
+                f"{resume_from_checkpoint} has another head than these settings make; resume with the --head-fields "
+                "and the network of the checkpoint, or begin in another --output-dir."
+            ) from error
 
     def load_best_weights(self) -> None:
         """Loads the weights of the best checkpoint."""
@@ -133,13 +140,13 @@ class DenseTrainer(SwinTrainer):
         window: Any = args.evaluation_window and (args.evaluation_window[0], args.evaluation_window[-1])
         return Segmenter(model, args.image_mean, args.image_std, window or None)
 
-    def _of_all_processes(self, scores: Scores) -> Scores:
-        """The scores of all images, in all processes."""
+    def _of_all_processes(self, scores: Scores, unreadable: list[str]) -> tuple[Scores, list[str]]:
+        """The scores of all images, and all unreadable ones, in all processes."""
         if self.args.world_size == 1:
-            return scores
-        states: list[Any] = [None] * self.args.world_size
-        torch.distributed.all_gather_object(states, scores.state())
-        return scores.join(states)
+            return scores, unreadable
+        found: list[Any] = [None] * self.args.world_size
+        torch.distributed.all_gather_object(found, (scores.state(), unreadable))
+        return scores.join([state for state, _ in found]), [name for _, names in found for name in names]
 
     def report(self) -> dict[str, Any]:
         """Draws the figures of the last evaluation; returns the numbers of each class and the files."""
@@ -148,19 +155,6 @@ class DenseTrainer(SwinTrainer):
         files = self._watched.draw(self._scores, self.run)
         of_classes = {name: value for name, value in self._scores.summary().items() if isinstance(value, dict)}
         return {**of_classes, "figures": list(map(str, files))}
-
-
-def _weighted_loss(model: UperNetForSemanticSegmentation, images: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """The loss of UperNet, with a weight for each class: main head, and auxiliary head with its own weight."""
-    maps = model.backbone(images).feature_maps
-    heads: list[tuple[Any, float]] = [(model.decode_head, 1.0)]
-    if model.auxiliary_head is not None:
-        heads.append((model.auxiliary_head, model.config.auxiliary_loss_weight))
-    loss: Any = 0.0
-    for head, factor in heads:
-        logits = F.interpolate(head(maps).float(), images.shape[2:], mode="bilinear", align_corners=False)
-        loss = loss + factor * F.cross_entropy(logits, labels, weights.to(logits.device), ignore_index=IGNORED_PIXEL)
-    return loss
 
 
 def pixel_weights(counts: np.ndarray) -> Tensor:
@@ -213,6 +207,11 @@ def open_dense_training(settings: DenseSettings) -> tuple[Any, Any]:
             f"{train.source} has no split to evaluate: {len(evaluation):,} of its images are set aside for it "
             "(--held-out-share)"
         )
+    if isinstance(evaluation, ObjectDataset) and not evaluation.counts().sum():
+        raise UsageError(
+            f"none of the {len(evaluation):,} images to evaluate has an object, so there is no average precision; give "
+            "--eval-data, a larger --held-out-share, or --eval-strategy no."
+        )
     if not len(train) or (evaluation is not None and not len(evaluation)):
         raise UsageError(f"--data {settings.data!r} has too few images; expected one to train and one to evaluate.")
     return train.share(settings.train_fraction, settings.seed), evaluation
@@ -236,7 +235,7 @@ def make_dense_training(
     prepare_run(settings)
     train, evaluation = open_dense_training(settings)
     if settings.resume_from_checkpoint:
-        check_resumed(settings.resume_from_checkpoint, train.names)
+        check_resumed(settings, train.names)
     choose_dense_normalisation(settings)
     if settings.choose_settings:
         settings = with_chosen_dense_settings(settings, train, evaluation)
