@@ -190,7 +190,7 @@ def read_image(source: str | Path | bytes, channels: int = 3) -> Image.Image:
         )
     with open_image(source) as image:
         image.load()
-        rgb = to_rgb(_upright(image))
+        rgb = to_rgb(upright(image))
         return rgb.convert("L") if channels == 1 else rgb
 
 
@@ -230,7 +230,7 @@ def _why_unreadable(file: Path | io.BytesIO, error: Exception) -> str:
     return f"damaged: {str(error).strip() or type(error).__name__}"
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """Turns an image as its EXIF data says."""
     # If the EXIF data is damaged, the pixels may still be intact: the image is then returned as it is stored.
     with contextlib.suppress(*_DECODING_ERRORS):

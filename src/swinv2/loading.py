@@ -81,7 +81,12 @@ def read_config(name: str) -> Swinv2Config:
             f"{hint} Check the name and the network, or give a folder. Without --model, classify uses the model in "
             "this package, which needs no network."
         ) from error
-    model_type = fields.get("model_type")
+    model_type, inside = fields.get("model_type"), fields.get("backbone_config")
+    if isinstance(inside, dict) and inside.get("model_type") == "swinv2":
+        raise UsageError(
+            f"the model {name!r} is a segmenter or detector ({model_type}); use it with `swinv2 segment`, `detect` or "
+            "`evaluate`."
+        )
     if model_type != "swinv2":
         raise UsageError(
             f"the model {name!r} has the model type {model_type!r}; this package supports 'swinv2' only. Expected "

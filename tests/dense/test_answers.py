@@ -46,6 +46,22 @@ def test_images_of_every_mode(mode: str, models: Path) -> None:
     assert found.boxes.shape[1] == 4
 
 
+def test_a_photograph_is_upright_however_it_is_given(models: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise).save(tmp_path / "turned.png", exif=exif)
+    segmenter, detector = Segmenter.load(str(models / "upernet")), Detector.load(str(models / "faster_rcnn"))
+    opened = Image.open(tmp_path / "turned.png")
+    answers = [segmenter(given) for given in (opened, tmp_path / "turned.png", np.rot90(noise, -1))]
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
+    assert answers[0].shape == (60, 40)
+    assert opened.size == (60, 40)
+    assert detector([opened])[0].boxes.tolist() == detector([str(tmp_path / "turned.png")])[0].boxes.tolist()
+    with pytest.raises(UsageError, match="a detector takes a list of images"):
+        detector(opened)  # type: ignore[arg-type]
+
+
 def test_arrays_of_another_shape_are_named(models: Path) -> None:
     for array in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3))):
         with pytest.raises(UsageError, match=r"expected \(height, width, 3\) of uint8"):

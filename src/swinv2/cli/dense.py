@@ -107,8 +107,17 @@ def detect(
         ),
     ] = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", "-t", metavar="SCORE", min=0.0, max=1.0, help="Lowest score of an object.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            "--threshold",
+            "-t",
+            metavar="SCORE",
+            min=0.0,
+            max=1.0,
+            help="Lowest score of an object.",
+            show_default="0.5; with --coco, 0",
+        ),
+    ] = None,
     batch_size: BatchSize = 4,
     device: Device = "auto",
     precision: Dtype = "float32",
@@ -118,7 +127,7 @@ def detect(
     ] = False,
     coco: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write COCO results (JSON). To compute average precision, add -t 0."),
+        typer.Option(metavar="FILE", help="Write COCO results (JSON), of all scores unless -t is given."),
     ] = None,
     annotations: Annotated[
         Path | None,
@@ -139,6 +148,9 @@ def detect(
         raise UsageError("--annotations was given without --coco, the file for which it has ids; give both.")
     if coco is not None and (coco.is_dir() or not coco.absolute().parent.is_dir()):
         raise UsageError(f"--coco is {str(coco)!r}; expected the name of a file, in a folder that exists.")
+    if threshold is None:
+        # Average precision needs the unsure ones too.
+        threshold = 0.5 if coco is None else 0.0
     folder = _folder(output, as_json or as_csv or coco is not None, "detected")
     paths, missing = _find(images, model, as_json and as_csv, "detect", "detection")
     quiet_transformers()

@@ -6,6 +6,7 @@ module reads and writes no file.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -21,7 +22,7 @@ from swinv2.dense.masks import encode_masks
 from swinv2.dense.saved import DETECTION, INSTANCES, SEGMENTATION, class_names, load_dense, task_of
 from swinv2.dense.sliding import best_classes, pixel_scores, segment, sliding_bands, two_thirds
 from swinv2.errors import UsageError
-from swinv2.images import to_rgb
+from swinv2.images import read_image, to_rgb, upright
 from swinv2.lengths import Pair, as_pair
 from swinv2.loading import load_processor
 
@@ -37,6 +38,10 @@ MOST_OBJECTS = 100
 """Objects in an image that Mask2Former answers with, as in COCO."""
 
 RGB = 3
+
+Picture = Image.Image | np.ndarray | str | Path
+"""An image of PIL in any mode, which is turned as its EXIF data says; RGB pixels (height, width, 3), eight bits; or the
+name of a file."""
 
 
 @dataclass
@@ -84,14 +89,14 @@ class Segmenter:
         return ((pixels.float() / 255 - mean) / std).to(weight.device, weight.dtype)
 
     @torch.inference_mode()
-    def __call__(self, image: Image.Image | np.ndarray) -> np.ndarray:
+    def __call__(self, image: Picture) -> np.ndarray:
         """The class of each pixel (height, width).
 
         Besides the image and the answer, the memory depends on the width of the image at most, if windows slide over it
         and neither `scales` nor `flip` is given.
 
         Args:
-            image: An image, or its RGB pixels (height, width, 3), eight bits, which are not copied.
+            image: See `Picture`; an array is not copied.
         """
         pixels = torch.from_numpy(as_rgb_pixels(image)).permute(2, 0, 1)
         _, height, width = pixels.shape
@@ -148,13 +153,15 @@ class Detector:
         return cls(model.to(dtype), load_processor(name), dtype)
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[Image.Image | np.ndarray]) -> list[Detections]:
+    def __call__(self, images: Sequence[Picture]) -> list[Detections]:
         """The objects of each image, the surest first; labels from 0, boxes in pixels. torchvision's detectors leave
         out those with a score below their `box_score_thresh`, 0.05.
 
         Args:
-            images: Images, or RGB pixels (height, width, 3), eight bits, of any sizes.
+            images: See `Picture`; of any sizes.
         """
+        if isinstance(images, (str, Path, Image.Image, np.ndarray)):
+            raise UsageError("a detector takes a list of images; write detector([image]).")
         arrays = [as_rgb_pixels(image) for image in images]
         weight = next(self.model.parameters())
         if isinstance(self.model, SwinRCNN):
@@ -209,17 +216,23 @@ class Detector:
         return _sorted(_boxes_around(masks), labels[kept], scores[kept], masks)
 
 
-def as_rgb_pixels(image: Image.Image | np.ndarray) -> np.ndarray:
-    """The RGB pixels (height, width, 3) of an image, eight bits, writable.
+def as_rgb_pixels(image: Picture) -> np.ndarray:
+    """The RGB pixels (height, width, 3) of an image, upright, eight bits, writable.
 
     Raises:
+        BrokenImageError: A file cannot be read.
         UsageError: An array has another shape or type.
     """
+    if isinstance(image, (str, Path)):
+        return np.array(read_image(image))
     if isinstance(image, Image.Image):
-        return np.array(to_rgb(image))
+        # A copy: the image of the caller stays as it is.
+        return np.array(to_rgb(upright(image.copy())))
+    if not isinstance(image, np.ndarray):
+        raise UsageError(f"an image is {type(image).__name__}; expected a file's name, an image of PIL, or an array.")
     if image.ndim != 3 or image.shape[2] != RGB or image.dtype != np.uint8:
         raise UsageError(f"an image is an array {image.shape} of {image.dtype}; expected (height, width, 3) of uint8.")
-    return np.require(image, np.uint8, "W")
+    return np.require(image, np.uint8, ["C", "W"])
 
 
 def _boxes_around(masks: Tensor) -> Tensor:

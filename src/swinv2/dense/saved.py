@@ -93,7 +93,11 @@ def load_dense(
     Raises:
         UsageError: It is no such model, or weights are missing or damaged.
     """
-    config = read_dense_config(name)
+    config, path = read_dense_config(name), Path(name).expanduser()
+    if config is None and read_dense_config(str(path / "final")) is not None:
+        raise UsageError(f"{name!r} is the folder of a training; its model is {str(path / 'final')!r}.")
+    if config is None and not path.exists():
+        raise UsageError(f"there is no folder {name!r}, and no segmenter or detector of this name on the hub.")
     if config is None:
         raise UsageError(
             f"{name!r} is no segmenter or detector with a Swin V2 backbone; expected a folder that "

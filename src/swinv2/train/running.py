@@ -24,6 +24,7 @@ from swinv2.train.data.augment import Pixels, Transform, for_evaluation, make_pr
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import EvaluationExamples, Masks, SampleTransform, StreamedExamples, TrainingExamples
 from swinv2.train.data.sources import open_dataset
+from swinv2.train.data.tasks import refuse_masks_and_objects
 from swinv2.train.settings import RunSettings
 from swinv2.train.signals import noting_signals
 from swinv2.train.trainer import SwinTrainer
@@ -65,6 +66,8 @@ def open_training(
     """Opens the images to train on and, if evaluation is wanted, those to evaluate. If the data has no split for
     evaluation, a share of the training images of each class is set aside, whatever --seed is, so that no later run
     trains on them."""
+    if needs_labels and Path(settings.data).is_dir():
+        refuse_masks_and_objects(Path(settings.data))
     columns: Any = {"image_column": settings.image_column, "label_column": settings.label_column, "names": names}
     columns["needs_labels"] = needs_labels
     train = open_dataset(settings.data, settings.train_split, streaming=settings.streaming, **columns)

@@ -38,6 +38,8 @@ class ProgressBar(ProgressCallback):
             "eval_loss": "eval",
             "eval_top1": "top-1",
             "eval_mAP": "mAP",
+            "eval_mIoU": "mIoU",
+            "eval_AP": "AP",
         }
         shown = {title: f"{logs[name]:.4g}" for name, title in names.items() if name in logs}
         if shown:

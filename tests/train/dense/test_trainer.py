@@ -12,6 +12,7 @@ from PIL import Image
 from scenes import CLASSES, SMALL, SMALL_HEADS, write_checkpoint, write_masks, write_objects
 from swinv2.dense import Detector, Segmenter, load_dense
 from swinv2.errors import UsageError
+from swinv2.loading import read_config
 from swinv2.train.dense.choices import dense_settings_of
 from swinv2.train.dense.evaluate import evaluate_dense
 from swinv2.train.dense.trainer import DenseTrainer, make_dense_training, pixel_weights
@@ -304,3 +305,32 @@ def test_blocks_are_checkpointed_in_each_head(
         run_training(make(flags_of(task, head, data, checkpoint, tmp_path / name, max_steps=2, **rest)))
     plain, again = ([loss for _, loss in losses(tmp_path / name)] for name in ("plain", "again"))
     assert plain == pytest.approx(again, rel=1e-4)
+
+
+def test_one_class_is_too_few_for_upernet(checkpoint: Path, tmp_path: Path) -> None:
+    masks = write_masks(tmp_path / "masks")
+    (masks / "classes.txt").write_text("floor\n")
+    for path in masks.glob("masks/*/*.png"):
+        Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, 255, 0).astype(np.uint8)).save(path)
+    with pytest.raises(UsageError, match="the masks have one class, floor, and UperNet needs two"):
+        make(flags_of("segmentation", "upernet", {"segmentation": masks}, checkpoint, tmp_path / "run"))
+
+
+def test_a_damaged_mask_is_named(
+    data: dict[str, Path], checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    masks = write_masks(tmp_path / "masks")
+    damaged = masks / "masks/train/003.png"
+    damaged.write_bytes(damaged.read_bytes()[:80])
+    run_training(make(flags_of("segmentation", "upernet", {"segmentation": masks}, checkpoint, tmp_path / "run")))
+    assert f"its mask {damaged} is " in caplog.text
+
+
+def test_a_folder_that_is_no_model_is_told_apart(data: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
+    run_training(make(flags_of("segmentation", "upernet", data, checkpoint, tmp_path / "run", max_steps=1)))
+    with pytest.raises(UsageError, match=r"is the folder of a training; its model is '.*final'"):
+        load_dense(str(tmp_path / "run"))
+    with pytest.raises(UsageError, match="there is no folder"):
+        load_dense(str(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match="is a segmenter or detector"):
+        read_config(str(tmp_path / "run" / "final"))

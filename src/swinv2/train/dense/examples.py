@@ -23,7 +23,7 @@ from swinv2.images import BrokenImageError
 from swinv2.lengths import Pair
 from swinv2.train.data.augment import decode
 from swinv2.train.data.examples import MOST_BROKEN_IN_A_ROW, SampleIndex, broken_images_error, make_seed, seeded
-from swinv2.train.data.masks.dataset import IGNORED_PIXEL, MaskDataset, check_size
+from swinv2.train.data.masks.dataset import IGNORED_PIXEL, MaskDataset, MaskedImage, check_size
 from swinv2.train.data.objects.dataset import AnnotatedImage, ObjectDataset
 from swinv2.train.dense.augment import without_empty_boxes
 
@@ -37,6 +37,18 @@ def read_pixels(stored: str | bytes | np.ndarray) -> np.ndarray:
         BrokenImageError: It cannot be read.
     """
     return np.array(decode(stored, RGB))
+
+
+def read_mask(dataset: MaskDataset, sample: MaskedImage) -> np.ndarray:
+    """The class of each pixel of an image's mask.
+
+    Raises:
+        BrokenImageError: The mask cannot be read; the message names it.
+    """
+    try:
+        return dataset.read_mask(sample)
+    except BrokenImageError as error:
+        raise BrokenImageError(f"its mask {sample.mask_name} is {error}") from error
 
 
 def _check_annotated_size(sample: AnnotatedImage, size: Pair) -> None:
@@ -86,7 +98,7 @@ class MaskExample:
 
     def __call__(self, index: int) -> dict[str, Any]:
         sample = self.dataset[index]
-        pixels, classes = read_pixels(sample.image), self.dataset.read_mask(sample)
+        pixels, classes = read_pixels(sample.image), read_mask(self.dataset, sample)
         check_size((pixels.shape[0], pixels.shape[1]), (classes.shape[0], classes.shape[1]), sample)
         image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
         changed = self.augment({"image": image, "mask": tv_tensors.Mask(torch.from_numpy(classes))})
@@ -210,7 +222,7 @@ class EvaluatedImages:
             if isinstance(self.dataset, ObjectDataset):
                 _check_annotated_size(sample, size)
                 return index, pixels, sample.objects
-            classes = self.dataset.read_mask(sample)
+            classes = read_mask(self.dataset, sample)
             check_size(size, (classes.shape[0], classes.shape[1]), sample)
         except BrokenImageError as error:
             return f"{sample.name}: {error}"

@@ -37,7 +37,9 @@ class DenseSettings(DenseOptions, RunSettings):
 
     def __post_init__(self) -> None:
         if self.task not in HEADS_OF:
-            raise UsageError(f"--task is {self.task!r}; expected {' or '.join(HEADS_OF)}.")
+            raise UsageError(
+                f"--task is {self.task!r}; expected {' or '.join(HEADS_OF)}. Without --task, a classifier is trained."
+            )
         heads = HEADS_OF[self.task]
         self.head = self.head or heads[0]
         if self.head not in heads:

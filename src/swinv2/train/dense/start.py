@@ -80,6 +80,11 @@ def model_to_train(settings: DenseSettings, names: tuple[str, ...]) -> Any:
     Raises:
         UsageError: The checkpoint cannot be loaded or has not three channels, or a setting is impossible.
     """
+    if settings.head == "upernet" and len(names) < 2:
+        raise UsageError(
+            f"the masks have one class, {few(names)}, and UperNet needs two; give the pixels around it a number of "
+            "their own and a name, such as background."
+        )
     model: Any = _saved_model(settings, names) or _with_new_head(settings, names)
     if backbone_of(model).config.num_channels != RGB:
         raise UsageError(f"--model {settings.model!r} has not three channels, which segmenters and detectors need.")
@@ -145,12 +150,19 @@ def _with_new_head(settings: DenseSettings, names: tuple[str, ...]) -> nn.Module
         config.set_output_features_output_indices(list(maps), None)
         backbone = Swinv2Backbone(config)
     else:
-        backbone = load_backbone(
-            settings.model,
-            out_features=maps,
-            norm_feature_maps=settings.norm_feature_maps,
-            drop_path_rate=settings.drop_path_rate,
-        )
+        try:
+            backbone = load_backbone(
+                settings.model,
+                out_features=maps,
+                norm_feature_maps=settings.norm_feature_maps,
+                drop_path_rate=settings.drop_path_rate,
+            )
+        except UsageError as error:
+            if "--trained-" not in str(error):
+                raise
+            raise UsageError(
+                f"{error} Give it to `swinv2 convert {settings.model} FOLDER`, and FOLDER to --model."
+            ) from error
         _resize(settings, backbone)
     fields = head_fields(settings)
     if settings.head in ("faster_rcnn", "mask_rcnn"):

@@ -15,7 +15,15 @@ _TRAINING, _EVALUATION = "#2166ac", "#d6604d"
 
 _PANELS: dict[str, dict[str, str]] = {
     "loss": {"loss": "training", "eval_loss": "evaluation"},
-    "accuracy in %": {"eval_top1": "top-1", "eval_top5": "top-5", "eval_mAP": "mAP", "eval_f1": "F1"},
+    "accuracy in %": {
+        "eval_top1": "top-1",
+        "eval_top5": "top-5",
+        "eval_mAP": "mAP",
+        "eval_f1": "F1",
+        "eval_mIoU": "mIoU",
+        "eval_AP": "AP",
+        "eval_AP50": "AP50",
+    },
     "learning rate": {"learning_rate": "learning rate"},
     "gradient norm": {"grad_norm": "gradient norm"},
 }

@@ -83,6 +83,14 @@ def recognise(folder: Path, depth: int = 2) -> Layout | None:
     return layout
 
 
+def has_mask_folders(folder: Path) -> bool:
+    """Whether a folder has CamVid's layout, or folders of images and of masks beside each other."""
+    places = [folder, *_split_folders(folder).values()]
+    called = ({path.name.lower() for path in folders_in(place)} for place in places)
+    is_parallel = any(not names.isdisjoint(IMAGE_FOLDERS) and not names.isdisjoint(MASK_FOLDERS) for names in called)
+    return is_parallel or _with_annot(folder) is not None
+
+
 def _with_annot(folder: Path) -> Layout | None:
     """CamVid as SegNet has it: each split has a folder of images, and one with "annot" at its end."""
     splits = _split_folders(folder).items()
