@@ -324,3 +324,19 @@ def test_a_classifier_of_a_configuration_with_norms(checkpoint: Path, tmp_path: 
     Swinv2ForImageClassification(config).save_pretrained(tmp_path)
     assert list(load_backbone(tmp_path).hidden_states_norms) == ["stage1", "stage2", "stage3", "stage4"]
     assert not hasattr(load_backbone(tmp_path, norm_feature_maps=False), "hidden_states_norms")
+
+
+@pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn"])
+def test_a_small_box_has_an_area_under_autocast(head: str, checkpoint: Path) -> None:
+    """bf16 has eight bits: from 256 on, corners a pixel apart would be the same number, and the loss not a number."""
+    fields = SMALL_HEADS[head] | {"min_size": 300, "max_size": 400}
+    model = from_backbone(checkpoint, head, LABELS, **fields)
+    masks = torch.zeros(1, 300, 400, dtype=torch.uint8)
+    masks[0, 270:290, 301:303] = 1
+    target = {"boxes": torch.tensor([[301.3, 270.0, 302.7, 290.0]]), "labels": torch.tensor([1]), "masks": masks}
+    for seed in range(2):
+        torch.manual_seed(seed)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = model([peers.images((300, 400))[0].sigmoid()], [target])
+        assert all(torch.isfinite(loss) for loss in losses.values()), losses
+        assert {loss.dtype for loss in losses.values()} == {torch.float32}

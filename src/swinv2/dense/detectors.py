@@ -95,13 +95,16 @@ class _Detector(GeneralizedRCNN):
         return [found[index] for index in range(len(images))]
 
     def _run(self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None) -> Any:
-        """torchvision's steps, with the sizes of the images for the pyramid."""
+        """torchvision's steps, with the sizes of the images for the pyramid. Autocast is for backbone and pyramid alone:
+        after them, torchvision would round the corners of boxes to 16 bits, and a small box would have no area."""
         before = [(image.shape[-2], image.shape[-1]) for image in images]
         transform: Any = self.transform
         batch, targets = transform(list(images), targets)
-        maps = self.backbone(batch.tensors, batch.image_sizes)
-        proposals, proposal_losses = self.rpn(batch, maps, targets)
-        found, losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)
+        pixels = batch.tensors
+        maps = {name: each.to(pixels.dtype) for name, each in self.backbone(pixels, batch.image_sizes).items()}
+        with torch.autocast(pixels.device.type, enabled=False):
+            proposals, proposal_losses = self.rpn(batch, maps, targets)
+            found, losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)
         if self.training:
             return {**losses, **proposal_losses}
         return transform.postprocess(found, batch.image_sizes, before)
