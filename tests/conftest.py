@@ -4,7 +4,6 @@ Annotations of shapes cost nothing in use; here each call of a function of the p
 SWINV2_TYPECHECK=0 to run without.
 """
 
-import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -13,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from colours import MODEL, draw_colours
+from signatures import CHECKS_SIGNATURES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-CHECKS_SIGNATURES = os.environ.get("SWINV2_TYPECHECK", "1") != "0" and importlib.util.find_spec("beartype") is not None
 
 # torch.compile cannot trace through the checks; test_ecosystem.py runs these in a process of their own.
 collect_ignore = ["tracing"] if CHECKS_SIGNATURES else []

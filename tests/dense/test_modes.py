@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers.models.swinv2.modeling_swinv2 import Swinv2Backbone as TheirBackbone
 
 import peers
-from conftest import CHECKS_SIGNATURES
 from scenes import SMALL, SMALL_HEADS
+from signatures import CHECKS_SIGNATURES
 from swinv2 import Swinv2Backbone, Swinv2Config
 from swinv2.dense import add_head
 from swinv2.dense.backbone import backbone_of
