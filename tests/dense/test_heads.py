@@ -5,7 +5,6 @@ import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from transformers.models.swinv2.modeling_swinv2 import Swinv2Backbone as TheirBa
 
 import peers
 import swinv2
+from scenes import SMALL, SMALL_HEADS
 from swinv2 import Swinv2Backbone, Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.dense import HEADS, add_head, from_backbone, load_backbone
 from swinv2.dense.backbone import set_image_size
@@ -23,25 +23,6 @@ from swinv2.dense.heads import maps_of
 from swinv2.errors import UsageError
 from swinv2.train.optim.groups import Role, parameter_roles
 
-SMALL: dict[str, Any] = {
-    "image_size": 64, "embed_dim": 16, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4,
-}  # fmt: skip
-
-SMALL_HEADS: dict[str, dict[str, Any]] = {
-    "upernet": {"hidden_size": 16, "auxiliary_channels": 8},
-    "mask2former": {
-        "hidden_dim": 32, "feature_size": 32, "mask_feature_size": 32, "encoder_layers": 1, "decoder_layers": 2,
-        "num_attention_heads": 2, "num_queries": 6, "dim_feedforward": 32, "encoder_feedforward_dim": 32,
-        "train_num_points": 64,
-    },
-    "rt_detr": {
-        "d_model": 32, "encoder_hidden_dim": 32, "decoder_in_channels": [32, 32, 32], "encoder_ffn_dim": 32,
-        "decoder_ffn_dim": 32, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-        "num_queries": 20, "num_denoising": 0,
-    },
-    "faster_rcnn": {"min_size": 64, "max_size": 128, "pyramid_channels": 16, "box_channels": 32},
-    "mask_rcnn": {"min_size": 64, "max_size": 128, "pyramid_channels": 16, "box_channels": 32},
-}  # fmt: skip
 LABELS = ["road", "sky", "tree"]
 
 pytestmark = pytest.mark.usefixtures("registered")

@@ -119,14 +119,27 @@ def given_fields(settings: RunSettings) -> dict[str, Any]:
     Raises:
         UsageError: They are no JSON object.
     """
-    given = settings.model_fields or {}
+    return read_object(settings.model_fields, "--model-fields", '{"embed_dim": 96}')
+
+
+def read_object(said: dict[str, Any] | str | None, flag: str, example: str) -> dict[str, Any]:
+    """Reads a setting that is a JSON object, as text or already read; nothing is an empty one.
+
+    Args:
+        said: The value.
+        flag, example: The flag, and a value of it, for errors.
+
+    Raises:
+        UsageError: It is no JSON object.
+    """
+    given: Any = said or {}
     if isinstance(given, str):
         try:
             given = json.loads(given)
         except ValueError as error:
-            raise UsageError(f"--model-fields is no JSON: {error}") from error
+            raise UsageError(f"{flag} is no JSON: {error}") from error
     if not isinstance(given, dict):
-        raise UsageError(f"--model-fields is {given!r}; expected an object such as '{{\"embed_dim\": 96}}'.")
+        raise UsageError(f"{flag} is {given!r}; expected an object such as '{example}'.")
     return given
 
 

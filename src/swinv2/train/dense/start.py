@@ -4,7 +4,6 @@ In: settings and the names of the classes. Out: a model in fp32 on the CPU: the 
 one, with a new head; or a saved segmenter or detector, whose head is kept if its classes are those of the data.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from swinv2.loading import load_processor
 from swinv2.train.dense.settings import DenseSettings
 from swinv2.train.flags import as_flag
 from swinv2.train.optim.groups import freeze_stages
-from swinv2.train.start import choose_normalisation, is_new_model, new_config
+from swinv2.train.start import choose_normalisation, is_new_model, new_config, read_object
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +35,7 @@ def head_fields(settings: DenseSettings) -> dict[str, Any]:
     Raises:
         UsageError: They are no JSON object.
     """
-    given = settings.head_fields or {}
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError as error:
-            raise UsageError(f"--head-fields is no JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise UsageError(f"--head-fields is {given!r}; expected an object such as '{{\"hidden_size\": 256}}'.")
-    return given
+    return read_object(settings.head_fields, "--head-fields", '{"hidden_size": 256}')
 
 
 def choose_dense_normalisation(settings: DenseSettings) -> None:
