@@ -95,7 +95,7 @@ class _Detector(GeneralizedRCNN):
         return [found[index] for index in range(len(images))]
 
     def _run(self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None) -> Any:
-        """torchvision's steps, with the sizes of the images for the pyramid. Autocast is for backbone and pyramid alone:
+        """torchvision's steps, with the sizes of the images for the pyramid. Autocast is for backbone and pyramid only:
         after them, torchvision would round the corners of boxes to 16 bits, and a small box would have no area."""
         before = [(image.shape[-2], image.shape[-1]) for image in images]
         transform: Any = self.transform
