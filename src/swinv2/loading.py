@@ -166,7 +166,7 @@ def has_several_labels(config: Swinv2Config) -> bool:
     return config.problem_type == "multi_label_classification" or config.num_labels == 1
 
 
-def label_names(config: Swinv2Config) -> list[str]:
-    """Names of a classifier's classes, in the order of its scores."""
+def label_names(config: PreTrainedConfig) -> list[str]:
+    """Names of a model's classes, in the order of its scores."""
     names: dict[Any, str] = dict(config.id2label or {})
     return [names[index] for index in sorted(names)]

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from swinv2.cli.dense_report import for_classes, for_objects, run_and_print
-from swinv2.cli.options import BatchSize, Device, Dtype, Images, read_dtype
+from swinv2.cli.options import (
+    BatchSize,
+    Device,
+    Dtype,
+    Flip,
+    Images,
+    Scales,
+    Stride,
+    Window,
+    read_dtype,
+    read_scales,
+)
 from swinv2.cli.running import find_or_refuse, quiet_transformers
 from swinv2.errors import UsageError
 from swinv2.sizes import read_size
@@ -46,22 +57,10 @@ def segment(
         ),
     ] = None,
     no_overlay: Annotated[bool, typer.Option("--no-overlay", help="Write the class maps only.")] = False,
-    window: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Compute by windows of this size: 512, or 512x768 (height first).",
-            show_default="768 above one megapixel, else none",
-        ),
-    ] = None,
-    stride: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Distance of the windows.", show_default="two thirds of the window"),
-    ] = None,
-    scales: Annotated[
-        str, typer.Option(metavar="LIST", help="Take the mean over these sizes of the image, such as 0.5,0.75,1.")
-    ] = "1",
-    flip: Annotated[bool, typer.Option("--flip", help="Take the mean with the mirror image.")] = False,
+    window: Window = None,
+    stride: Stride = None,
+    scales: Scales = None,
+    flip: Flip = False,
     device: Device = "auto",
     precision: Dtype = "float32",
     as_json: AsJson = False,
@@ -77,7 +76,8 @@ def segment(
     """
     if rle and not as_json:
         raise UsageError("--rle was given without --json, to which it adds the masks; give both.")
-    sides, steps, factors = read_size(window, "--window"), read_size(stride, "--stride"), read_scales(scales)
+    sides, steps = read_size(window, "--window"), read_size(stride, "--stride")
+    factors = (1.0,) if scales is None else read_scales(scales)
     if steps is not None and sides is None:
         raise UsageError("--stride was given without --window; give both.")
     folder = _folder(output, as_json or as_csv, "segmented")
@@ -172,17 +172,6 @@ def detect(
             answers = write_ids(answers, written[1], image_ids, dict(zip(names, numbers, strict=True)))
     printed = for_objects(names, threshold)
     run_and_print("detecting", answers, len(paths), missing, printed, folder, as_json, as_csv, written)
-
-
-def read_scales(text: str) -> tuple[float, ...]:
-    """Reads `--scales`."""
-    try:
-        scales = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        scales = ()
-    if not scales or not all(0 < scale < 100 for scale in scales):
-        raise UsageError(f"--scales is {text!r}; expected factors above 0 with commas between them, as in 0.5,0.75,1.")
-    return scales
 
 
 def _folder(output: Path | None, is_data: bool, usual: str) -> Path | None:

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from swinv2.cli.dense import read_scales
-from swinv2.cli.options import Device, Dtype, Model, read_dtype
+from swinv2.cli.options import Device, Dtype, Flip, Model, Scales, Stride, Window, read_dtype, read_scales
 from swinv2.cli.running import SKIPPED, model_or_shipped, quiet_transformers, writing
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
@@ -54,17 +53,10 @@ def evaluate(
     reduce_labels: Annotated[
         bool | None, typer.Option(help="Whether 0 in a mask is no class.", show_default="by the layout")
     ] = None,
-    window: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Segment by windows of this size: 512, or 512x768.")
-    ] = None,
-    stride: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Distance of the windows.", show_default="two thirds of the window"),
-    ] = None,
-    scales: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Segment with the mean over sizes, such as 0.75,1,1.25.")
-    ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Segment with the mean over the mirror image.")] = False,
+    window: Window = None,
+    stride: Stride = None,
+    scales: Scales = None,
+    flip: Flip = False,
     image_size: Annotated[
         str | None,
         typer.Option(

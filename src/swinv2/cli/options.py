@@ -45,6 +45,21 @@ def read_point(text: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
+def read_scales(text: str) -> tuple[float, ...]:
+    """Reads `--scales`.
+
+    Raises:
+        UsageError: The text is no list of factors.
+    """
+    try:
+        scales = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        scales = ()
+    if not scales or not all(0 < scale < 100 for scale in scales):
+        raise UsageError(f"--scales is {text!r}; expected factors above 0 with commas between them, as in 0.5,0.75,1.")
+    return scales
+
+
 Images = Annotated[
     list[str] | None,
     typer.Argument(metavar="IMAGES", help="Files, folders (with all their subfolders) and globs.", show_default=False),
@@ -64,3 +79,23 @@ Model = Annotated[
         show_default="the shipped one",
     ),
 ]
+Window = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Segment by windows of this size: 512, or 512x768 (height first).",
+        show_default="768 above one megapixel, else none",
+    ),
+]
+Stride = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Distance of the windows.", show_default="two thirds of the window")
+]
+Scales = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Segment with the mean over these sizes of the image, such as 0.5,0.75,1.",
+        show_default="1",
+    ),
+]
+Flip = Annotated[bool, typer.Option("--flip", help="Segment with the mean over the mirror image.")]

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeGuard, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -62,7 +62,9 @@ def train(command: str, flags: Sequence[str]) -> int:
                 what_is_kept = "the same command reuses the features that are stored"
                 return _preview_or_probe(cast("FinetuneSettings", settings))
             ready = _build_trainer(settings)
-            return _run_probe(ready) if _is_probe(ready) else _preview_or_train(cast("SwinTrainer", ready))
+            from swinv2.train.probe import Probe
+
+            return _run_probe(ready) if isinstance(ready, Probe) else _preview_or_train(ready)
     except StoppedError as error:
         message_console().print(f"{error}: stopped at once; {what_is_kept}", style="yellow")
         return 128 + error.number
@@ -95,17 +97,13 @@ def _read_settings(command: str, flags: Sequence[str]) -> "RunSettings":
     return make_settings(PretrainSettings, told) if is_pretraining else settings_of(told)
 
 
-def _is_probe(ready: Any) -> "TypeGuard[Probe]":
-    """Whether what is ready to run is a linear probe."""
-    from swinv2.train.probe import Probe
-
-    return isinstance(ready, Probe)
-
-
 def _build_trainer(settings: "RunSettings") -> "SwinTrainer | Probe":
     """Builds the trainer of a pre-training, of a fine-tuning, or of a segmenter or detector; or a linear probe that
     makes a fine-tuning needless."""
-    if hasattr(settings, "task"):
+    from swinv2.train.options import DenseOptions
+
+    # Not its subclass with the checks, which imports all heads.
+    if isinstance(settings, DenseOptions):
         from swinv2.train.dense.settings import DenseSettings
         from swinv2.train.dense.trainer import make_dense_training
 

@@ -18,13 +18,13 @@ from transformers import Mask2FormerForUniversalSegmentation, RTDetrV2ForObjectD
 
 from swinv2.dense.average_precision import Detections
 from swinv2.dense.detectors import SwinRCNN
-from swinv2.dense.masks import encode_masks
-from swinv2.dense.saved import DETECTION, INSTANCES, SEGMENTATION, class_names, load_dense, task_of
-from swinv2.dense.sliding import best_classes, pixel_scores, segment, sliding_bands, two_thirds
+from swinv2.dense.masks import boxes_around, encode_masks
+from swinv2.dense.saved import INSTANCES, SEGMENTATION, load_dense, task_of
+from swinv2.dense.sliding import segment
 from swinv2.errors import UsageError
 from swinv2.images import read_image, to_rgb, upright
-from swinv2.lengths import Pair, as_pair
-from swinv2.loading import load_processor
+from swinv2.lengths import Pair
+from swinv2.loading import label_names, load_processor
 
 LARGE_PIXELS = 1024 * 1024
 """Images of more pixels are segmented by windows, unless others are given."""
@@ -66,7 +66,8 @@ class Segmenter:
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.names = class_names(self.model)
+        config: Any = self.model.config
+        self.names = tuple(label_names(config))
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
@@ -88,7 +89,6 @@ class Segmenter:
         mean, std = (torch.tensor(list(each)).view(-1, 1, 1) for each in (self.mean, self.std))
         return ((pixels.float() / 255 - mean) / std).to(weight.device, weight.dtype)
 
-    @torch.inference_mode()
     def __call__(self, image: Picture) -> np.ndarray:
         """The class of each pixel (height, width).
 
@@ -99,21 +99,12 @@ class Segmenter:
             image: See `Picture`; an array is not copied.
         """
         pixels = torch.from_numpy(as_rgb_pixels(image)).permute(2, 0, 1)
-        _, height, width = pixels.shape
-        window, stride = self.window, self.stride
-        if window is None and height * width > LARGE_PIXELS:
-            window = LARGE_WINDOW
-        if list(self.scales) != [1.0] or self.flip or window is None:
-            found = segment(self.model, self.normalise(pixels), window, stride, scales=self.scales, flip=self.flip)
-            return found.cpu().numpy()
-        sides = as_pair("window", window)
-        steps = as_pair("stride", stride) if stride is not None else two_thirds(sides)
-        score = pixel_scores(self.model)
-        bands = sliding_bands(lambda views: score(self.normalise(views)).cpu(), pixels, sides, steps)
-        found = torch.empty(height, width, dtype=torch.uint8 if len(self.names) <= 256 else torch.int32)
-        for top, band in bands:
-            found[top : top + band.shape[1]] = best_classes(band)
-        return found.numpy()
+        is_large = pixels.shape[1] * pixels.shape[2] > LARGE_PIXELS
+        window = LARGE_WINDOW if self.window is None and is_large else self.window
+        found = segment(
+            self.model, pixels, window, self.stride, scales=self.scales, flip=self.flip, prepare=self.normalise
+        )
+        return found.cpu().numpy()
 
 
 @dataclass
@@ -135,7 +126,7 @@ class Detector:
 
     def __post_init__(self) -> None:
         config: Any = self.model.config
-        self.names = class_names(self.model)
+        self.names = tuple(label_names(config))
         self.has_masks = task_of(config.to_dict()) == INSTANCES
 
     @classmethod
@@ -146,7 +137,7 @@ class Detector:
             UsageError: The model is no detector, or cannot be loaded.
         """
         model: Any = load_dense(name, device)
-        if task_of(model.config.to_dict()) not in (INSTANCES, DETECTION):
+        if task_of(model.config.to_dict()) == SEGMENTATION:
             raise UsageError(f"{name!r} finds classes of pixels, not objects; use `swinv2 segment`.")
         if isinstance(model, SwinRCNN):
             return cls(model, None, dtype)
@@ -213,7 +204,7 @@ class Detector:
         scores = scores * (logits.sigmoid() * masks).sum((1, 2)) / inside.clamp(min=1)
         kept = inside > 0
         masks = masks[kept]
-        return _sorted(_boxes_around(masks), labels[kept], scores[kept], masks)
+        return _sorted(boxes_around(masks), labels[kept], scores[kept], masks)
 
 
 def as_rgb_pixels(image: Picture) -> np.ndarray:
@@ -233,17 +224,6 @@ def as_rgb_pixels(image: Picture) -> np.ndarray:
     if image.ndim != 3 or image.shape[2] != RGB or image.dtype != np.uint8:
         raise UsageError(f"an image is an array {image.shape} of {image.dtype}; expected (height, width, 3) of uint8.")
     return np.require(image, np.uint8, ["C", "W"])
-
-
-def _boxes_around(masks: Tensor) -> Tensor:
-    """The boxes (objects, 4) around masks (objects, height, width), none of them empty."""
-    if not len(masks):
-        return torch.zeros(0, 4)
-    boxes = [
-        [columns.nonzero().min(), rows.nonzero().min(), columns.nonzero().max() + 1, rows.nonzero().max() + 1]
-        for columns, rows in zip(masks.any(1), masks.any(2), strict=True)
-    ]
-    return torch.tensor(boxes, dtype=torch.float32)
 
 
 def _sorted(boxes: Tensor, labels: Tensor, scores: Tensor, masks: Tensor | None) -> Detections:

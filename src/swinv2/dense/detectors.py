@@ -26,6 +26,7 @@ from swinv2.batches import run_by_size
 from swinv2.config import Swinv2Config
 from swinv2.heads import Swinv2Backbone
 from swinv2.lengths import Pair
+from swinv2.loading import label_names
 
 MODEL_TYPE = "swinv2_rcnn"
 """The name of `SwinRCNN` in the configurations of saved models."""
@@ -204,8 +205,7 @@ class SwinRCNN(PreTrainedModel):
     def __init__(self, config: SwinRCNNConfig, backbone: Swinv2Backbone | None = None) -> None:
         super().__init__(config)
         backbone = backbone or Swinv2Backbone(copy.deepcopy(config.backbone_config))
-        names: Any = config.id2label
-        self.labels: tuple[str, ...] = tuple(names[index] for index in range(len(names)))
+        self.labels: tuple[str, ...] = tuple(label_names(config))
         channels, classes = config.pyramid_channels, len(self.labels) + 1
         # Not on the device "meta", where `from_pretrained` builds models: anchors are no weights.
         with torch.device("cpu"):

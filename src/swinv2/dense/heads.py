@@ -30,6 +30,7 @@ from transformers import (
 from swinv2.auto import register
 from swinv2.dense.backbone import load_backbone
 from swinv2.dense.detectors import SwinRCNN, SwinRCNNConfig
+from swinv2.dense.saved import DETECTION, INSTANCES, SEGMENTATION
 from swinv2.dense.upernet import UperNetForSemanticSegmentation
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone
@@ -215,9 +216,9 @@ HEADS: dict[str, Callable[[Swinv2Backbone, Sequence[str], dict[str, Any]], nn.Mo
 
 
 HEADS_OF = {
-    "segmentation": ("upernet", "mask2former"),
-    "instances": ("mask_rcnn", "mask2former"),
-    "detection": ("faster_rcnn", "rt_detr"),
+    SEGMENTATION: ("upernet", "mask2former"),
+    INSTANCES: ("mask_rcnn", "mask2former"),
+    DETECTION: ("faster_rcnn", "rt_detr"),
 }
 """The heads of each task, the usual one first."""
 

@@ -1,7 +1,7 @@
 """Masks in COCO's notations.
 
-In: masks as booleans; or polygons or RLE, the lengths of runs. Out: RLE for JSON, or booleans. pycocotools encodes and
-decodes. This module knows no image, no class and no score.
+In: masks as booleans; or polygons or RLE, the lengths of runs. Out: RLE for JSON, or booleans; and the boxes around
+masks. pycocotools encodes and decodes. This module knows no image, no class and no score.
 """
 
 import importlib
@@ -10,9 +10,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 from swinv2.errors import UsageError
 from swinv2.lengths import Pair
+
+
+def boxes_around(masks: Tensor) -> Tensor:
+    """The boxes around masks.
+
+    Args:
+        masks: Booleans (masks, height, width).
+
+    Returns:
+        Left, top, right and bottom (masks, 4) in pixels; zeros for an empty mask.
+    """
+    boxes, is_there = masks.new_zeros(len(masks), 4, dtype=torch.float32), masks.any(2).any(1)
+    if is_there.any():
+        # torchvision's right and bottom are those of the last pixels.
+        boxes[is_there] = masks_to_boxes(masks[is_there]) + boxes.new_tensor([0, 0, 1, 1])
+    return boxes
 
 
 def encode_masks(masks: Any) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ In: a folder, or a name on the hub. Out: a model with our backbone. This module 
 
 import pickle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,25 +29,13 @@ TASKS = (SEGMENTATION, INSTANCES, DETECTION)
 """Classes of pixels; objects with masks; objects with boxes."""
 
 
-class Head(NamedTuple):
-    """What is known about the models of a head.
-
-    Attributes:
-        model_class: Its class.
-        tasks: The tasks that it can learn; the first one, if the configuration names none.
-    """
-
-    model_class: Any
-    tasks: tuple[str, ...]
-
-
-SAVED = {
-    "upernet": Head(UperNetForSemanticSegmentation, (SEGMENTATION,)),
-    "mask2former": Head(Mask2FormerForUniversalSegmentation, (SEGMENTATION, INSTANCES)),
-    "rt_detr_v2": Head(RTDetrV2ForObjectDetection, (DETECTION,)),
-    MODEL_TYPE: Head(SwinRCNN, (DETECTION,)),
+MODEL_CLASSES: dict[str, Any] = {
+    "upernet": UperNetForSemanticSegmentation,
+    "mask2former": Mask2FormerForUniversalSegmentation,
+    "rt_detr_v2": RTDetrV2ForObjectDetection,
+    MODEL_TYPE: SwinRCNN,
 }
-"""The heads by the model type of their configurations."""
+"""The classes of saved models, by the model type of their configurations."""
 
 
 def read_dense_config(name: str) -> dict[str, Any] | None:
@@ -66,7 +54,7 @@ def read_dense_config(name: str) -> dict[str, Any] | None:
         return None
     backbone = fields.get("backbone_config")
     is_ours = isinstance(backbone, dict) and backbone.get("model_type") == "swinv2"
-    return fields if is_ours and fields.get("model_type") in SAVED else None
+    return fields if is_ours and fields.get("model_type") in MODEL_CLASSES else None
 
 
 def task_of(config: dict[str, Any]) -> str:
@@ -75,9 +63,26 @@ def task_of(config: dict[str, Any]) -> str:
     Args:
         config: The fields of its configuration.
     """
-    if config["model_type"] == MODEL_TYPE and config.get("with_masks"):
-        return INSTANCES
-    return config.get("dense_task") or SAVED[config["model_type"]].tasks[0]
+    usual = {
+        "upernet": SEGMENTATION,
+        "mask2former": SEGMENTATION,
+        "rt_detr": DETECTION,
+        "faster_rcnn": DETECTION,
+        "mask_rcnn": INSTANCES,
+    }
+    # Mask2Former can learn two tasks, and a training writes down which one.
+    return config.get("dense_task") or usual[head_of(config)]
+
+
+def head_of(config: dict[str, Any]) -> str:
+    """The head of a saved model: one of `heads.HEADS`.
+
+    Args:
+        config: The fields of its configuration.
+    """
+    if config["model_type"] == MODEL_TYPE:
+        return "mask_rcnn" if config.get("with_masks") else "faster_rcnn"
+    return "rt_detr" if config["model_type"] == "rt_detr_v2" else config["model_type"]
 
 
 def load_dense(
@@ -106,7 +111,7 @@ def load_dense(
     register()
     folder = Path(name).expanduser()
     try:
-        model, report = SAVED[config["model_type"]].model_class.from_pretrained(
+        model, report = MODEL_CLASSES[config["model_type"]].from_pretrained(
             str(folder) if folder.is_dir() else name, dtype=dtype, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError, pickle.UnpicklingError) as error:
@@ -119,12 +124,6 @@ def load_dense(
         )
     model.supports_gradient_checkpointing = True
     return model.eval().to(device)
-
-
-def class_names(model: Any) -> tuple[str, ...]:
-    """Names of the classes of a segmenter or detector, from 0."""
-    names = {int(index): name for index, name in model.config.id2label.items()}
-    return tuple(names[index] for index in sorted(names))
 
 
 def make_dense_processor(model: Any, size: Pair, mean: list[float], std: list[float]) -> Any:

@@ -105,40 +105,56 @@ def segment(
     *,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    prepare: Callable[[Tensor], Tensor] | None = None,
 ) -> Integer[Tensor, "height width"]:
     """Finds the class of each pixel of an image.
 
     Args:
         model: See `pixel_scores`.
-        image: The image, normalised, on the model's device.
+        image: The image, normalised, on the model's device; with `prepare`, an image as that takes it.
         window: Size in pixels of the windows that slide over the image; None for the whole image at once.
         stride: Distance of the windows in pixels; None for two thirds of the window.
         scales: Sizes of the image, as factors; with several, or with `flip`, the class has the highest mean
             probability. Each needs memory for the probabilities of all pixels, which one size alone does not.
         flip: Whether to add the mirror image at each size.
+        prepare: Makes what the model takes of images (B, channels, height, width), part by part: an image of eight bits
+            needs a quarter of the memory. None if the image is normalised already.
 
     Returns:
-        The class of each pixel: eight bits up to 256 classes, otherwise 32.
+        The class of each pixel, on the device of the image: eight bits up to 256 classes, otherwise 32.
 
     Raises:
         UsageError: The image, the windows or the scales are impossible, or the model is no segmenter or in training
             mode.
     """
-    _check_image(model, image)
+    if prepare is None:
+        _check_image(model, image)
     if window is None and stride is not None:
         raise UsageError(f"the stride is {stride}, but no window is given that could slide; give both.")
     if not scales or not all(scale > 0 for scale in scales):
         raise UsageError(f"the scales are {list(scales)}; expected at least one, each above 0.")
     if model.training:
         raise UsageError(f"{type(model).__name__} is in training mode; call its eval() first.")
-    score, size = pixel_scores(model), (image.shape[1], image.shape[2])
+    of_prepared, size = pixel_scores(model), (image.shape[1], image.shape[2])
+    if list(scales) != [1.0] or flip:
+        # Pixels are resized after they are normalised.
+        image, prepare = (image if prepare is None else prepare(image)), None
+
+    def score(views: Tensor) -> Tensor:
+        return of_prepared(views if prepare is None else prepare(views)).to(image.device)
+
     try:
         sides = None if window is None else as_pair("window", window)
-        steps = sides and (as_pair("stride", stride) if stride is not None else two_thirds(sides))
+        steps = sides and (as_pair("stride", stride) if stride is not None else _two_thirds(sides))
     except ValueError as error:
         raise UsageError(str(error)) from error
     if list(scales) == [1.0] and not flip:
-        return torch.cat([best_classes(band) for _, band in sliding_bands(score, image, sides or size, steps or size)])
+        found: Any = None
+        for top, band in sliding_bands(score, image, sides or size, steps or size):
+            classes = best_classes(band)
+            found = classes.new_empty(size) if found is None else found
+            found[top : top + len(classes)] = classes
+        return found
     views = [(scale, flips) for scale in scales for flips in ((False, True) if flip else (False,))]
     total: Any = 0.0
     for scale, flips in views:
@@ -165,7 +181,7 @@ def _check_image(model: nn.Module, image: Tensor) -> None:
         )
 
 
-def two_thirds(window: Pair) -> Pair:
+def _two_thirds(window: Pair) -> Pair:
     """Two thirds of a window, the usual stride."""
     return max(window[0] * 2 // 3, 1), max(window[1] * 2 // 3, 1)
 

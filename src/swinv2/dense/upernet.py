@@ -22,7 +22,6 @@ class UperNetForSemanticSegmentation(transformers.UperNetForSemanticSegmentation
         Xiao et al., Unified Perceptual Parsing for Scene Understanding, 2018.
     """
 
-    supports_gradient_checkpointing = True
     class_weights: Tensor | None = None
 
     def forward(self, pixel_values: Any = None, *args: Any, labels: Any = None, **rest: Any) -> Any:

@@ -21,7 +21,7 @@ from swinv2.lengths import as_pair
 from swinv2.loading import read_config
 from swinv2.train.data.augment import decode
 from swinv2.train.data.dataset import ImageDataset
-from swinv2.train.settings import ADAMW_ALONE, PROBE_SETTINGS, FinetuneSettings, RunSettings, make_settings
+from swinv2.train.settings import ADAMW_ALONE, PROBE_SETTINGS, FinetuneSettings, RunSettings, Settings, make_settings
 from swinv2.train.start import NEW, choose_normalisation, given_fields, is_new_model
 from swinv2.zoo import PRESETS
 
@@ -197,7 +197,7 @@ def with_chosen_settings(
     elif train.several and "metric_for_best_model" in settings.chosen:
         best = f"{several}: the epoch of the highest mAP is kept"
         found += [Candidate("load_best_model_at_end", True, best), Candidate("metric_for_best_model", "mAP", best)]
-    return _with(settings, found, withdrawn)
+    return with_choices(settings, found, withdrawn, settings.linear_probe)
 
 
 def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[Candidate]:
@@ -222,7 +222,7 @@ def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[Candidate
         nearest = min(own, *SIZES, key=lambda size: (abs(max(size, SIZES[0]) - wanted), size != own))
         if settings.model == NEW or nearest != own:
             found.append(Candidate("image_size", [nearest], images))
-        size = tuple(settings.image_size * 2)[:2] if "image_size" in _given(settings) else (nearest, nearest)
+        size = tuple(settings.image_size * 2)[:2] if "image_size" in given_settings(settings) else (nearest, nearest)
         if isinstance(config.window_size, int) and (settings.model == NEW or size != (own, own)):
             window = window_for(config, size)
             found.append(Candidate("window_size", window, "pads the maps least", ("model_fields",)))
@@ -320,17 +320,19 @@ def _about_images(facts: DataFacts) -> list[Candidate]:
     ]
 
 
-def _given(settings: FinetuneSettings) -> set[str]:
+def given_settings(settings: RunSettings) -> set[str]:
     """The names of the settings that somebody gave."""
     return settings.told.keys() - settings.chosen.keys()
 
 
-def _with(settings: FinetuneSettings, candidates: list[Candidate], withdrawn: Set[str]) -> FinetuneSettings:
+def with_choices(
+    settings: Settings, candidates: list[Candidate], withdrawn: Set[str] = frozenset(), is_probe: bool = False
+) -> Settings:
     """The settings with the choices for those that are not given, without earlier choices that are withdrawn."""
-    chosen = keep_not_given(_given(settings), candidates, settings.linear_probe)
+    chosen = keep_not_given(given_settings(settings), candidates, is_probe)
     earlier = {name: choice for name, choice in settings.chosen.items() if name not in withdrawn}
     told = {name: value for name, value in settings.told.items() if name in earlier or name not in settings.chosen}
-    changed = make_settings(FinetuneSettings, told | values_of(chosen))
+    changed = make_settings(type(settings), told | values_of(chosen))
     changed.resume_from_checkpoint = settings.resume_from_checkpoint
     changed.image_mean, changed.image_std = settings.image_mean, settings.image_std
     changed.chosen = earlier | chosen

@@ -89,7 +89,7 @@ Data = ImageDataset | MaskDataset | ObjectDataset
 
 def describe_parts(args: RunSettings, train: Data, evaluation: Data | None, model: Any) -> dict[str, Any]:
     """The part of a preview that all trainings have: settings, data and model, as JSON values."""
-    chosen: dict[str, Any] = getattr(args, "chosen", {})
+    chosen = args.chosen
     config = network_config(model)
     return {
         "settings": {name: value for name, value in args.given.items() if name not in {"dry_run", "as_json", *chosen}},

@@ -19,6 +19,7 @@ from swinv2.disk import whole_file
 from swinv2.errors import UsageError
 from swinv2.loading import label_names
 from swinv2.train.checkpoints import checkpoints, whole_checkpoint
+from swinv2.train.choices import given_settings
 from swinv2.train.data.augment import make_processor, process_image
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.features import BATCH_SIZE, Features, FeatureStore
@@ -194,7 +195,7 @@ def may_suffice(parts: FinetuneParts) -> bool:
     """Whether a linear probe is tried before a training: if the settings are chosen, and none is given that only a
     training has; from trained weights, for few images, in one process."""
     settings, train = parts.settings, parts.train
-    given = settings.told.keys() - settings.chosen.keys()
+    given = given_settings(settings)
     asked = settings.choose_settings and "linear_probe" not in given and given <= {*PROBE_SETTINGS, "use_cpu"}
     new_run = not settings.resume_from_checkpoint and not is_new_model(settings) and settings.world_size == 1
     return bool(asked and new_run and not train.streams and not train.several and len(train) <= MOST_TO_TRY)

@@ -7,11 +7,11 @@ status. `preview.py` makes the preview of a run.
 import json
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from transformers import PrinterCallback, ProgressCallback
@@ -71,13 +71,43 @@ def open_training(
     columns: Any = {"image_column": settings.image_column, "label_column": settings.label_column, "names": names}
     columns["needs_labels"] = needs_labels
     train = open_dataset(settings.data, settings.train_split, streaming=settings.streaming, **columns)
+    how = f", about {settings.held_out_share:.0%} of each class,"
+    return with_evaluation(settings, train, lambda source, split: open_dataset(source, split, **columns), how)
+
+
+class Divisible(Sized, Protocol):
+    """What `with_evaluation` needs of a data set; see `ImageDataset`."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def has_evaluation_split(self) -> bool: ...
+    def set_aside(self, share: float, /) -> tuple[Self, Self]: ...
+    def share(self, fraction: float, seed: int, /) -> Self: ...
+
+
+Data = TypeVar("Data", bound=Divisible)
+
+
+def with_evaluation(
+    settings: RunSettings, train: Data, open_split: Callable[[str, str], Data], how: str = ""
+) -> tuple[Data, Data | None]:
+    """The wanted share of the images to train on and, if evaluation is wanted, those to evaluate: of a split, or set
+    aside.
+
+    Args:
+        settings: The settings.
+        train: All images to train on.
+        open_split: Opens a split of a source.
+        how: What the message says about images that are set aside, behind their number.
+    """
     wanted = settings.eval_strategy != "no" or settings.do_eval
     evaluation = None
     lacks_split = settings.eval_split == "evaluation" and not train.has_evaluation_split
     if wanted and (settings.eval_data or not lacks_split):
-        evaluation = open_dataset(settings.eval_data or settings.data, settings.eval_split, **columns)
+        evaluation = open_split(settings.eval_data or settings.data, settings.eval_split)
     elif wanted:
-        if train.streams:
+        if settings.streaming:
             raise UsageError(
                 f"--data {settings.data!r} has no split to evaluate, and none can be set aside from a stream; give "
                 "--eval-data, or use --eval-strategy no."
@@ -89,8 +119,8 @@ def open_training(
                 f"some aside; give --eval-data, a larger --held-out-share, or use --eval-strategy no."
             )
         logger.warning(
-            f"{train.source} has no split to evaluate: {len(evaluation):,} of its images, about "
-            f"{settings.held_out_share:.0%} of each class, are set aside for it (--held-out-share)"
+            f"{train.source} has no split to evaluate: {len(evaluation):,} of its images{how} are set aside for it "
+            "(--held-out-share)"
         )
     return train.share(settings.train_fraction, settings.seed), evaluation
 

@@ -75,6 +75,8 @@ class RunSettings(RunOptions, TrainingArguments):
     # The values from recipe and flags; those of them that differ from their defaults.
     told: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
     given: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
+    # The chosen values and reasons of settings that are not given; see choices.py.
+    chosen: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
     def __post_init__(self) -> None:
         refuse_missing(vars(self))
@@ -208,8 +210,6 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
     """The settings of `swinv2 finetune`."""
 
     options: ClassVar[type[RunOptions]] = FinetuneOptions
-    # The chosen values and reasons of settings that are not given; see choices.py.
-    chosen: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
     def __post_init__(self) -> None:
         without_effect = (name for name in self.defaults() if name not in (*PROBE_SETTINGS, "use_cpu"))

@@ -21,8 +21,7 @@ def chosen(task: str, data: Path, model: str, **told: Any) -> Any:
     given = {"task": task, "data": str(data), "model": model, "output_dir": "run", "choose_settings": True, **told}
     settings = dense_settings_of(given)
     choose_dense_normalisation(settings)
-    train, evaluation = open_dense_training(settings)
-    return with_chosen_dense_settings(settings, train, evaluation)
+    return with_chosen_dense_settings(settings, open_dense_training(settings)[0])
 
 
 def test_of_a_segmenter(checkpoint: str, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torchvision import tv_tensors
-from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from swinv2.dense.masks import boxes_around
 from swinv2.lengths import Pair
 from swinv2.train.data.masks.dataset import IGNORED_PIXEL
 
@@ -165,23 +165,13 @@ def for_objects(
     return v2.Compose(steps)
 
 
-def _boxes_around(masks: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """The boxes (objects, 4) around masks (objects, height, width), of an empty mask an empty one."""
-    found, inside = torch.zeros_like(boxes.as_subclass(torch.Tensor)), masks.as_subclass(torch.Tensor).bool()
-    is_there = inside.any(2).any(1)
-    if is_there.any():
-        edges = masks_to_boxes(inside[is_there])
-        found[is_there] = edges + edges.new_tensor([0, 0, 1, 1])
-    return found
-
-
 def without_empty_boxes(sample: Mapping[str, Any]) -> dict[str, Any]:
     """Boxes inside the image only, and the objects that still have at least a pixel in each direction."""
     boxes: Any = F.clamp_bounding_boxes(sample["boxes"])
     if "masks" in sample:
         # A crop cuts off parts of an object, and its box is around the rest.
         boxes = tv_tensors.BoundingBoxes(  # type: ignore[call-overload]
-            _boxes_around(sample["masks"], boxes), format="XYXY", canvas_size=boxes.canvas_size
+            boxes_around(sample["masks"].as_subclass(torch.Tensor).bool()), format="XYXY", canvas_size=boxes.canvas_size
         )
     boxes, is_kept = F.sanitize_bounding_boxes(boxes, min_size=1.0)
     objects = {name: sample[name][is_kept] for name in ("labels", "masks") if name in sample}

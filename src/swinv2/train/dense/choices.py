@@ -5,6 +5,7 @@ that matters. `docs/guides/segment.md` and `detect.md` explain the table `LENGTH
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +14,19 @@ from swinv2.config import Swinv2Config
 from swinv2.dense.saved import DETECTION, SEGMENTATION, read_dense_config
 from swinv2.images import BrokenImageError
 from swinv2.loading import read_config
-from swinv2.train.choices import SMALL_NETWORK, Candidate, about_precision, keep_not_given, values_of, window_for
+from swinv2.train.choices import (
+    SMALL_NETWORK,
+    Candidate,
+    about_precision,
+    keep_not_given,
+    values_of,
+    window_for,
+    with_choices,
+)
 from swinv2.train.data.masks.dataset import MaskDataset
 from swinv2.train.data.objects.dataset import ObjectDataset
 from swinv2.train.dense.examples import read_pixels
-from swinv2.train.dense.settings import DenseSettings
+from swinv2.train.dense.settings import DenseSettings, crop_size
 from swinv2.train.settings import make_settings
 from swinv2.train.start import NEW, given_fields, is_new_model
 
@@ -80,37 +89,25 @@ def dense_settings_of(told: Mapping[str, Any]) -> DenseSettings:
 
 
 def _about_evaluation(told: Mapping[str, Any]) -> list[Candidate]:
-    """Evaluation, checkpoints and the best model; nothing if one of them is given in part."""
-    names = ("eval_strategy", "save_strategy", "eval_steps", "save_steps")
+    """Evaluation, checkpoints and the best model; nothing if when to evaluate or to save is given."""
+    if {"eval_strategy", "save_strategy", "eval_steps", "save_steps"} & told.keys():
+        return []
     metric = "mIoU" if told.get("task") == SEGMENTATION else "AP"
     why, best = "ten evaluations", f"the evaluation of the highest {metric} is kept"
-    if told.get("eval_strategy") == "no":
-        return []
-    found = [
-        Candidate("eval_strategy", "steps", why, names),
-        Candidate("save_strategy", "steps", why, names),
-        Candidate("eval_steps", CHECKS, why, names),
-        Candidate("save_steps", CHECKS, why, names),
+    return [
+        Candidate("eval_strategy", "steps", why),
+        Candidate("save_strategy", "steps", why),
+        Candidate("eval_steps", CHECKS, why),
+        Candidate("save_steps", CHECKS, why),
+        Candidate("load_best_model_at_end", True, best),
+        Candidate("metric_for_best_model", metric, best),
     ]
-    matching = told.get("eval_strategy", "steps") == told.get("save_strategy", told.get("eval_strategy", "steps"))
-    if matching and not set(names) & told.keys():
-        found += [Candidate("load_best_model_at_end", True, best), Candidate("metric_for_best_model", metric, best)]
-    return found
 
 
-def with_chosen_dense_settings(
-    settings: DenseSettings, train: MaskDataset | ObjectDataset, evaluation: Any
-) -> DenseSettings:
+def with_chosen_dense_settings(settings: DenseSettings, train: MaskDataset | ObjectDataset) -> DenseSettings:
     """Chooses each setting that is not given, from the images and the model."""
     candidates = [*_about_size(settings, *_usual_sides(train)), *_about_length(settings, len(train))]
-    candidates += [*_about_images(settings), *about_precision(settings)]
-    given = settings.told.keys() - settings.chosen.keys()
-    chosen = keep_not_given(given, candidates)
-    changed = make_settings(DenseSettings, settings.told | values_of(chosen))
-    changed.resume_from_checkpoint = settings.resume_from_checkpoint
-    changed.image_mean, changed.image_std = settings.image_mean, settings.image_std
-    changed.chosen = settings.chosen | chosen
-    return changed
+    return with_choices(settings, [*candidates, *_about_images(settings), *about_precision(settings)])
 
 
 def _usual_sides(train: MaskDataset | ObjectDataset) -> tuple[int, float]:
@@ -148,10 +145,9 @@ def _about_size(settings: DenseSettings, side: int, longer: float) -> list[Candi
         found.append(Candidate("image_size", [min(QUERY_SIZES, key=lambda size: abs(size - side))], images))
     config = _config_of(settings)
     if config is not None:
-        size = tuple(settings.image_size * 2)[:2] if "image_size" not in settings.chosen else ()
-        wanted = size or (found[-1].value[0],) * 2
+        wanted = crop_size(settings) or (found[-1].value[0],) * 2
         if isinstance(config.window_size, int) and settings.task == SEGMENTATION:
-            window = window_for(config, (wanted[0], wanted[1]))
+            window = window_for(config, wanted)
             found.append(Candidate("window_size", window, "pads the maps least", ("model_fields",)))
         found += _about_head(settings, config)
     return found
@@ -170,15 +166,12 @@ def _about_head(settings: DenseSettings, config: Swinv2Config) -> list[Candidate
 
 
 def _config_of(settings: DenseSettings) -> Swinv2Config | None:
-    """The configuration of the backbone to start from; None if it is not known before the model is loaded, and if a
-    saved segmenter or detector keeps its head."""
+    """The configuration of the backbone to start from; None for presets, and for files of other libraries, which are
+    known after they are loaded."""
     if settings.model == NEW:
         return Swinv2Config(**{**SMALL_NETWORK, **given_fields(settings)})
-    if is_new_model(settings) or read_dense_config(settings.model) is not None:
-        return None
-    from pathlib import Path
-
-    return None if Path(settings.model).expanduser().is_file() else read_config(settings.model)
+    is_unknown = is_new_model(settings) or Path(settings.model).expanduser().is_file()
+    return None if is_unknown else read_config(settings.model)
 
 
 def _about_length(settings: DenseSettings, images: int) -> list[Candidate]:

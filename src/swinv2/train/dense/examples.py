@@ -17,6 +17,7 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
+from swinv2.dense.answers import RGB
 from swinv2.dense.masks import decode_mask
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImageError
@@ -26,8 +27,6 @@ from swinv2.train.data.examples import MOST_BROKEN_IN_A_ROW, SampleIndex, broken
 from swinv2.train.data.masks.dataset import IGNORED_PIXEL, MaskDataset, MaskedImage, check_size
 from swinv2.train.data.objects.dataset import AnnotatedImage, ObjectDataset
 from swinv2.train.dense.augment import without_empty_boxes
-
-RGB = 3
 
 
 def read_pixels(stored: str | bytes | np.ndarray) -> np.ndarray:

@@ -3,11 +3,12 @@
 In: the given values. Out: settings, or a `UsageError`. This module opens no data and builds no model.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from swinv2.dense.heads import HEADS_OF
 from swinv2.errors import UsageError
+from swinv2.lengths import Pair
 from swinv2.train.flags import as_flag
 from swinv2.train.options import DenseOptions, RunOptions
 from swinv2.train.settings import RunSettings, refuse_early_stopping_alone
@@ -32,8 +33,6 @@ class DenseSettings(DenseOptions, RunSettings):
     """The settings of `swinv2 finetune --task ...`."""
 
     options: ClassVar[type[RunOptions]] = DenseOptions
-    # The chosen values and reasons of settings that are not given; see choices.py.
-    chosen: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.task not in HEADS_OF:
@@ -86,3 +85,9 @@ class DenseSettings(DenseOptions, RunSettings):
             raise UsageError(f"--color-jitter is {self.color_jitter}; expected at least 0.")
         if self.backbone_rate <= 0:
             raise UsageError(f"--backbone-rate is {self.backbone_rate}; expected a factor above 0.")
+
+
+def crop_size(settings: DenseSettings) -> Pair | None:
+    """--image-size as (height, width); None if it is not given."""
+    given = settings.image_size
+    return (given[0], given[-1]) if given else None

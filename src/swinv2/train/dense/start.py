@@ -9,24 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from swinv2.dense.answers import RGB
 from swinv2.dense.backbone import backbone_of, load_backbone, set_image_size
-from swinv2.dense.detectors import SwinRCNN
+from swinv2.dense.detectors import MODEL_TYPE, SwinRCNN
 from swinv2.dense.heads import add_head, maps_of
-from swinv2.dense.saved import class_names, load_dense, read_dense_config, task_of
+from swinv2.dense.saved import head_of, load_dense, read_dense_config, task_of
 from swinv2.errors import UsageError, few
 from swinv2.heads import Swinv2Backbone
-from swinv2.lengths import Pair
-from swinv2.loading import load_processor
-from swinv2.train.dense.settings import DenseSettings
+from swinv2.loading import label_names, load_processor
+from swinv2.train.dense.settings import DenseSettings, crop_size
 from swinv2.train.flags import as_flag
 from swinv2.train.optim.groups import freeze_stages
 from swinv2.train.start import choose_normalisation, is_new_model, new_config, read_object
 
 logger = logging.getLogger(__name__)
-
-RGB = 3
 
 
 def head_fields(settings: DenseSettings) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def choose_dense_normalisation(settings: DenseSettings) -> None:
     """Sets mean and deviation of each channel if they are not given: those of the model to start from, whatever its
     head; ImageNet's for a new one, and for files of other libraries, which have none."""
     config = None if settings.image_mean or is_new_model(settings) else read_dense_config(settings.model)
-    if config is not None and config["model_type"] == "swinv2_rcnn":
+    if config is not None and config["model_type"] == MODEL_TYPE:
         stored = config["torchvision"]
         settings.image_mean, settings.image_std = list(stored["image_mean"]), list(stored["image_std"])
     elif config is not None:
@@ -53,12 +52,6 @@ def choose_dense_normalisation(settings: DenseSettings) -> None:
         logger.warning(f"{settings.model} names no normalisation; ImageNet's is used (--image-mean, --image-std)")
     else:
         choose_normalisation(settings)
-
-
-def crop_size(settings: DenseSettings) -> Pair | None:
-    """--image-size as (height, width); None if it is not given."""
-    given = settings.image_size
-    return (given[0], given[-1]) if given else None
 
 
 def model_to_train(settings: DenseSettings, names: tuple[str, ...]) -> Any:
@@ -93,8 +86,8 @@ def _saved_model(settings: DenseSettings, names: tuple[str, ...]) -> nn.Module |
     if config is None:
         return None
     model: Any = load_dense(settings.model)
-    stored = class_names(model)
-    head = _head_of(config)
+    stored = tuple(label_names(model.config))
+    head = head_of(config)
     if (task_of(config), head) != (settings.task, settings.head) or head_fields(settings):
         logger.warning(f"{settings.model} is a {head}; its backbone is taken, the head is new")
         return None
@@ -123,13 +116,6 @@ def _side_lengths(settings: DenseSettings) -> tuple[int, int] | None:
     is that of torchvision's default, 800 and 1333."""
     given = settings.image_size
     return (given[0], given[-1] if len(given) > 1 else given[0] * 5 // 3) if given else None
-
-
-def _head_of(config: dict[str, Any]) -> str:
-    """The head of a saved model; see `dense.HEADS`."""
-    if config["model_type"] == "swinv2_rcnn":
-        return "mask_rcnn" if config.get("with_masks") else "faster_rcnn"
-    return "rt_detr" if config["model_type"] == "rt_detr_v2" else config["model_type"]
 
 
 def _with_new_head(settings: DenseSettings, names: tuple[str, ...]) -> nn.Module:
@@ -179,21 +165,15 @@ def check_resumed(settings: DenseSettings, names: tuple[str, ...]) -> None:
     head."""
     checkpoint = str(settings.resume_from_checkpoint)
     config = read_dense_config(checkpoint)
-    stored = () if config is None else _names_in(config)
-    if config is None or (task_of(config), _head_of(config)) != (settings.task, settings.head):
-        what = "another model" if config is None else f"{_head_of(config)} for {task_of(config)}"
+    if config is None or (task_of(config), head_of(config)) != (settings.task, settings.head):
+        what = "another model" if config is None else f"{head_of(config)} for {task_of(config)}"
         raise UsageError(
             f"{checkpoint} is {what}; expected {settings.head} for {settings.task}. Resume with the --task and --head "
             "of the checkpoint, or begin in another --output-dir."
         )
+    stored = tuple(label_names(PreTrainedConfig.from_dict(config)))
     if stored != names:
         raise UsageError(
             f"{checkpoint} was trained with the classes {few(stored)}, the data has {few(names)} now. Restore the "
             "data, or begin a new run in another --output-dir with --model and this folder."
         )
-
-
-def _names_in(config: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the classes in a saved configuration."""
-    names = {int(index): name for index, name in config["id2label"].items()}
-    return tuple(names[index] for index in sorted(names))

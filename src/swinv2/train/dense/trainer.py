@@ -3,7 +3,6 @@
 In: settings. Out: a trainer, ready to run. Losses and matching are those of the heads' libraries.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from swinv2.dense.answers import Detector, Segmenter
 from swinv2.dense.backbone import backbone_of
 from swinv2.dense.detectors import SwinRCNN
-from swinv2.dense.saved import INSTANCES, SEGMENTATION, class_names, load_dense, make_dense_processor
+from swinv2.dense.saved import DETECTION, INSTANCES, SEGMENTATION, load_dense, make_dense_processor
 from swinv2.errors import UsageError
 from swinv2.lengths import Pair, as_pair
+from swinv2.loading import label_names
 from swinv2.train.data.masks.dataset import MaskDataset
 from swinv2.train.data.masks.opening import open_masks
 from swinv2.train.data.objects.dataset import ObjectDataset
@@ -26,16 +26,19 @@ from swinv2.train.dense.choices import with_chosen_dense_settings
 from swinv2.train.dense.drawing import Watched
 from swinv2.train.dense.evaluate import Scores, evaluate_images
 from swinv2.train.dense.examples import DenseExamples, MaskExample, Normalise, ObjectExample, collate_dense
-from swinv2.train.dense.settings import DenseSettings
-from swinv2.train.dense.start import check_resumed, choose_dense_normalisation, crop_size, model_to_train
+from swinv2.train.dense.settings import DenseSettings, crop_size
+from swinv2.train.dense.start import check_resumed, choose_dense_normalisation, model_to_train
 from swinv2.train.finetune import EarlyStopping
-from swinv2.train.running import prepare_run, read_names, refuse_metric
+from swinv2.train.running import prepare_run, read_names, refuse_metric, with_evaluation
 from swinv2.train.trainer import SwinTrainer
 
-logger = logging.getLogger(__name__)
-
-METRICS = {SEGMENTATION: ("mIoU", "pixel_accuracy", "mean_recall")}
-METRICS_OF_OBJECTS = ("AP", "AP50", "AP75", "AR100")
+_OF_OBJECTS = ("AP", "AP50", "AP75", "AR100")
+METRICS = {
+    SEGMENTATION: ("mIoU", "pixel_accuracy", "mean_recall"),
+    INSTANCES: _OF_OBJECTS,
+    DETECTION: _OF_OBJECTS,
+}
+"""The metrics by which each task can choose its best model."""
 
 
 class DenseTrainer(SwinTrainer):
@@ -79,7 +82,7 @@ class DenseTrainer(SwinTrainer):
         dataset: Any = eval_dataset or self.eval_dataset
         args, model = self.args, self.accelerator.unwrap_model(self.model)
         chosen = range(args.process_index, len(dataset), args.world_size)
-        watched = Watched(class_names(model))
+        watched = Watched(label_names(model.config))
         batches = range(-(-len(chosen) // args.per_device_eval_batch_size))
         self.callback_handler.eval_dataloader = batches  # type: ignore[assignment]
 
@@ -194,27 +197,16 @@ def open_dense_training(settings: DenseSettings) -> tuple[Any, Any]:
             mask_column=settings.mask_column,
         )
 
-    train = opened(settings.data, settings.train_split)
-    wanted = settings.eval_strategy != "no" or settings.do_eval
-    evaluation = None
-    lacks_split = settings.eval_split == "evaluation" and not train.has_evaluation_split
-    if wanted and (settings.eval_data or not lacks_split):
-        evaluation = opened(settings.eval_data or settings.data, settings.eval_split)
+    everything = opened(settings.data, settings.train_split)
+    train, evaluation = with_evaluation(settings, everything, opened)
+    if evaluation is not None:
         evaluation = evaluation.with_names(train.names, "the training data")
-    elif wanted:
-        train, evaluation = train.set_aside(settings.held_out_share)
-        logger.warning(
-            f"{train.source} has no split to evaluate: {len(evaluation):,} of its images are set aside for it "
-            "(--held-out-share)"
-        )
     if isinstance(evaluation, ObjectDataset) and not evaluation.counts().sum():
         raise UsageError(
             f"none of the {len(evaluation):,} images to evaluate has an object, so there is no average precision; give "
             "--eval-data, a larger --held-out-share, or --eval-strategy no."
         )
-    if not len(train) or (evaluation is not None and not len(evaluation)):
-        raise UsageError(f"--data {settings.data!r} has too few images; expected one to train and one to evaluate.")
-    return train.share(settings.train_fraction, settings.seed), evaluation
+    return train, evaluation
 
 
 def make_dense_training(
@@ -238,9 +230,8 @@ def make_dense_training(
         check_resumed(settings, train.names)
     choose_dense_normalisation(settings)
     if settings.choose_settings:
-        settings = with_chosen_dense_settings(settings, train, evaluation)
-    known = METRICS.get(settings.task, METRICS_OF_OBJECTS)
-    refuse_metric(settings, known)
+        settings = with_chosen_dense_settings(settings, train)
+    refuse_metric(settings, METRICS[settings.task])
     model = build(settings, train.names)
     size = crop_size(settings) or as_pair("image_size", backbone_of(model).config.image_size)
     resizing: Any = model.detector.transform if isinstance(model, SwinRCNN) else None
