@@ -10,13 +10,9 @@ Progress goes to stderr, the tables to stdout. README.md explains the method.
 """
 
 import itertools
-import json
-import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +31,9 @@ from torch import Tensor, nn
 from swinv2 import Swinv2Backbone, Swinv2Config
 from swinv2.lengths import Pair
 from swinv2.zoo import find_preset
+
+SERVE = "serve"
+"""The first argument of this file for the process of a library; see `worker.main`."""
 
 LIBRARIES = (OURS, "transformers", "timm")
 UPERNET, MASK_RCNN, NONE = "upernet", "mask_rcnn", "none"
@@ -296,26 +295,7 @@ def disagreement(library: str, setting: DenseSetting) -> float:
 class DenseWorker(worker.Worker):
     """A process that runs one library at one `DenseSetting`; see `worker.Worker`."""
 
-    def __init__(self, library: str, setting: DenseSetting, environment: Mapping[str, str] | None = None) -> None:
-        command = [sys.executable, "-c", "import dense; dense.serve()", library, json.dumps(asdict(setting))]
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
-            command,
-            cwd=Path(__file__).resolve().parent,
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
-        self.parameters = int(self._answer()["parameters"])
-
-
-def serve() -> None:
-    """The program of the process of `DenseWorker`: that of worker.py, with the settings and steps of this file."""
-    names: Any = worker
-    names.Setting, names.make_step = DenseSetting, make_step
-    worker.main()
+    program = (str(Path(__file__).resolve()), SERVE)
 
 
 def _memory(library: str, setting: DenseSetting) -> Memory:
@@ -555,4 +535,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    if sys.argv[1:2] == [SERVE]:
+        worker.main(sys.argv[2:], DenseSetting, make_step)
+    else:
+        typer.run(main)

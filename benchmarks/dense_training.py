@@ -12,11 +12,9 @@ import itertools
 import json
 import resource
 import shlex
-import shutil
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,10 +26,23 @@ import report
 import torch
 import torchvision
 import typer
-from finetune import SWINV2, MethodError, _cell, _find, _known, _number, _percent, _rounded, _run
+from methods import (
+    OURS,
+    SWINV2,
+    MethodError,
+    known,
+    measure_rows,
+    millions,
+    number,
+    percent,
+    rounded,
+    run_program,
+    steps_of,
+    table_of,
+)
 from PIL import Image
 from safetensors.torch import load_file
-from terminal import progress, select
+from terminal import select
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -60,7 +71,7 @@ from swinv2.train.flags import read_flags
 from swinv2.train.options import DenseOptions
 from swinv2.train.running import read_names, run_training
 
-OURS, NEW = "swinv2", "swinv2-new"
+NEW = "swinv2-new"
 
 SHORT = 50
 """Steps of the short run that measures a step of a peer."""
@@ -159,30 +170,18 @@ def main(
         *(f"--{name}={value}" for name, value in options.items() if value),
     ]
     facts["command"] = shlex.join(["python", f"benchmarks/{Path(__file__).name}", *told])
-    table = stem.with_name(stem.name + ".csv")
-    rows = report.read_csv(table, facts, SAME_FACTS) if table.is_file() else []
-    # What failed is measured again.
-    rows = [row for row in rows if not row["note"]]
-    for name, seed, method in itertools.product(folders, map(int, seeds.split(",")), names):
-        if _find(rows, name, method, seed):
-            continue
-        progress(f"{name}, seed {seed}: {method}")
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = keep / f"{name}_{method}_{seed}" if keep else Path(temporary)
-            if keep:
-                # Of a measurement that was interrupted.
-                shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            result = measure(SETS[name], folders[name], method, seed, folder, _find(rows, name, OURS, seed), steps)
-        progress(", ".join(f"{key} {value}" for key, value in result.items() if value != ""))
-        rows.append({"set": name, "method": method, "seed": seed, **result, **facts})
-        rows.sort(key=_place)
-        report.write_csv(table, rows)
-        title = f"Segmenters and detectors on {facts['machine']}"
-        report.write_markdown(stem.with_name(stem.name + ".md"), title, _tables(rows), report.facts_of(rows, facts))
-    print("\n\n".join(_tables(rows)))
-    if any(row["note"] for row in rows):
-        raise typer.Exit(1)
+    order = itertools.product(folders, map(int, seeds.split(",")), names)
+    measure_rows(
+        order,
+        lambda name, seed, method, folder, ours: measure(SETS[name], folders[name], method, seed, folder, ours, steps),
+        stem=stem,
+        title=f"Segmenters and detectors on {facts['machine']}",
+        facts=facts,
+        same_facts=SAME_FACTS,
+        order=(list(SETS), METHODS),
+        tables=_tables,
+        keep=keep,
+    )
 
 
 def measure(
@@ -208,28 +207,29 @@ def measure(
         if method in PEERS:
             found = _train_peer(method, flags, output, ours, steps)
         else:
-            length = _length_of_new(ours) if method == NEW else [f"--max-steps={steps}"] if steps else []
+            length = (
+                ["--model=new", f"--max-steps={steps_of(ours)}"]
+                if method == NEW
+                else [f"--max-steps={steps}"]
+                if steps
+                else []
+            )
             found = _train_ours([*flags, *length], data, of_set.flags(output), output)
     except MethodError as error:
         return {**dict.fromkeys(COLUMNS, ""), "note": str(error)[:200]}
     found["clock_seconds"] = time.perf_counter() - started
     # A score that has no value is an empty cell, as those of another task.
     found |= dict.fromkeys(SCORES, "") | {score: found[score] for score in of_set.scores}
-    return {**{name: "" if found[name] is None else _rounded(found[name]) for name in COLUMNS}, "note": ""}
-
-
-def _length_of_new(ours: report.Row | None) -> list[str]:
-    """The flags of our network with new weights, which needs the same processor time for a step."""
-    return ["--model=new", f"--max-steps={_known(ours)['steps']}"]
+    return {**{name: "" if found[name] is None else rounded(found[name]) for name in COLUMNS}, "note": ""}
 
 
 def _train_ours(flags: Sequence[str], data: Path, of_classes: Sequence[str], output: Path) -> dict[str, Any]:
     """Runs swinv2 finetune and swinv2 evaluate."""
     run = output / "run"
-    _, seconds = _run([*SWINV2, "finetune", *flags, "--output-dir", str(run)], output / "training.log")
+    _, seconds = run_program([*SWINV2, "finetune", *flags, "--output-dir", str(run)], output / "training.log")
     model = str(run / "final")
     test = ["evaluate", str(data), "--model", model, "--split", "test", "--json", *of_classes]
-    answer, _ = _run([*SWINV2, *test], output / "test.log")
+    answer, _ = run_program([*SWINV2, *test], output / "test.log")
     return json.loads(answer) | {
         "processor_seconds": seconds,
         "steps": json.loads((run / "results.json").read_text())["step"],
@@ -245,10 +245,10 @@ def _train_peer(
     def run(name: str, split: str, length: int) -> dict[str, Any]:
         rest = ["--max-steps", str(length), "--output-dir", str(output / name)]
         command = [sys.executable, str(Path(__file__)), PEER, method, split, *flags, *rest]
-        return json.loads(_run(command, output / f"{name}.log")[0])
+        return json.loads(run_program(command, output / f"{name}.log")[0])
 
     if steps is None:
-        budget = float(str(_known(ours)["processor_seconds"]))
+        budget = float(str(known(ours)["processor_seconds"]))
         steps = steps_within(budget, run("short", "", SHORT))
     return run("run", "test", steps)
 
@@ -437,31 +437,20 @@ def _used(who: int) -> float:
 # Tables.
 
 
-def _place(row: report.Row) -> tuple[int, int, int]:
-    """The sort key of a row."""
-    return list(SETS).index(str(row["set"])), METHODS.index(str(row["method"])), int(str(row["seed"]))
-
-
 def _tables(rows: Sequence[report.Row]) -> list[str]:
     """The results, one line for each set and one column for each method."""
-    methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
 
     def build(caption: str, cell: Callable[[list[float]], str], measure: str) -> str:
-        lines = []
-        for name, group in itertools.groupby(rows, lambda row: str(row["set"])):
-            of_set = list(group)
-            is_of_another = measure in SCORES and measure not in SETS[name].scores
-            values = ([row for row in of_set if row["method"] == method] for method in methods)
-            lines += [[name, *(_cell(those, measure, cell) for those in values)]] * (not is_of_another)
-        return report.table(caption, ["set", *methods], lines) if lines else ""
+        own = [row for row in rows if measure not in SCORES or measure in SETS[str(row["set"])].scores]
+        return table_of(own, METHODS, caption, cell, measure)
 
     tables = [
-        build("Mean IoU in %: mean of the seeds (least to most); more is better.", _percent, "mIoU"),
-        build("AP50 in %.", _percent, "AP50"),
-        build("AP in %.", _percent, "AP"),
-        build("Processor time of the training in seconds: mean of the seeds.", _number, "processor_seconds"),
-        build("Training steps: mean of the seeds.", _number, "steps"),
-        build("Parameters in millions.", lambda values: f"{statistics.mean(values) / 1e6:.1f}", "parameters"),
+        build("Mean IoU in %: mean of the seeds (least to most); more is better.", percent, "mIoU"),
+        build("AP50 in %.", percent, "AP50"),
+        build("AP in %.", percent, "AP"),
+        build("Processor time of the training in seconds: mean of the seeds.", number, "processor_seconds"),
+        build("Training steps: mean of the seeds.", number, "steps"),
+        build("Parameters in millions.", millions, "parameters"),
     ]
     return [table for table in tables if table]
 

@@ -11,14 +11,9 @@ README.md explains the method.
 
 import itertools
 import json
-import os
-import resource
-import shutil
 import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,13 +23,27 @@ import report
 import torch
 import typer
 from image_sets import SETS
+from methods import (
+    OURS,
+    SWINV2,
+    MethodError,
+    known,
+    measure_rows,
+    millions,
+    number,
+    percent,
+    rounded,
+    run_program,
+    steps_of,
+    table_of,
+)
 from peer_training import PEERS
-from terminal import progress, select
+from terminal import select
 
 from swinv2.loading import read_config
 from swinv2.predict.describe import describe
 
-OURS, PROBE, NEW = "swinv2", "swinv2-probe", "swinv2-new"
+PROBE, NEW = "swinv2-probe", "swinv2-new"
 METHODS = (OURS, PROBE, NEW, *PEERS)
 """Our command; a linear probe of our backbone; our network from new weights; the peers."""
 
@@ -49,12 +58,6 @@ LEAST_SIZE = 64
 
 SAME_FACTS = ("machine", "torch", "torchvision", "timm")
 """Rows of other commits are kept: a benchmark of hours resumes after a commit. Each row names its commit."""
-
-SWINV2 = (sys.executable, "-c", "from swinv2.cli import app; app()")
-
-
-class MethodError(RuntimeError):
-    """A method failed; the message is the last line that it wrote."""
 
 
 def main(
@@ -82,31 +85,18 @@ def main(
     # A part must not replace the complete results.
     stem = output or report.default_stem("finetune-part" if sets or methods or seconds else "finetune", "cpu")
     facts = report.describe_run("cpu")
-    table = stem.with_name(stem.name + ".csv")
-    rows = report.read_csv(table, facts, SAME_FACTS) if table.is_file() else []
-    # What failed is measured again.
-    rows = [row for row in rows if not row["note"]]
-    for name, seed, method in itertools.product(chosen, map(int, seeds.split(",")), names):
-        if _find(rows, name, method, seed):
-            continue
-        ours = _find(rows, name, OURS, seed)
-        progress(f"{name}, seed {seed}: {method}")
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = keep / f"{name}_{method}_{seed}" if keep else Path(temporary)
-            if keep:
-                # Of a measurement that was interrupted.
-                shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            result = measure(data / name, method, seed, folder, ours, seconds)
-        progress(", ".join(f"{key} {value}" for key, value in result.items() if value != ""))
-        rows.append({"set": name, "method": method, "seed": seed, **result, **facts})
-        rows.sort(key=_place)
-        report.write_csv(table, rows)
-        title = f"Fine-tuning on {facts['machine']}"
-        report.write_markdown(stem.with_name(stem.name + ".md"), title, _tables(rows), report.facts_of(rows, facts))
-    print("\n\n".join(_tables(rows)))
-    if any(row["note"] for row in rows):
-        raise typer.Exit(1)
+    order = itertools.product(chosen, map(int, seeds.split(",")), names)
+    measure_rows(
+        order,
+        lambda name, seed, method, folder, ours: measure(data / name, method, seed, folder, ours, seconds),
+        stem=stem,
+        title=f"Fine-tuning on {facts['machine']}",
+        facts=facts,
+        same_facts=SAME_FACTS,
+        order=(list(SETS), METHODS),
+        tables=_tables,
+        keep=keep,
+    )
 
 
 def measure(
@@ -135,7 +125,7 @@ def measure(
     except MethodError as error:
         return dict.fromkeys(columns, "") | {"note": str(error)[:200]}
     found["clock_seconds"] = time.perf_counter() - started
-    return {name: _rounded(found[name]) for name in columns} | {"note": ""}
+    return {name: rounded(found[name]) for name in columns} | {"note": ""}
 
 
 def _train_ours(folder: Path, method: str, seed: int, output: Path, ours: report.Row | None) -> dict[str, Any]:
@@ -146,11 +136,13 @@ def _train_ours(folder: Path, method: str, seed: int, output: Path, ours: report
         command += ["--linear-probe"]
     if method == NEW:
         # The same network needs the same processor time for a step.
-        length = {"model": "new", "image_size": _known(ours)["image_size"], "max_steps": _known(ours)["steps"]}
+        length = {"model": "new", "image_size": known(ours)["image_size"], "max_steps": steps_of(ours)}
         command += [f"--{name}={value}" for name, value in length.items()]
-    _, seconds = _run([*SWINV2, *command], output / "training.log")
+    _, seconds = run_program([*SWINV2, *command], output / "training.log")
     model = str(run / "final")
-    answer, _ = _run([*SWINV2, "evaluate", str(folder / "test"), "--model", model, "--json"], output / "test.log")
+    answer, _ = run_program(
+        [*SWINV2, "evaluate", str(folder / "test"), "--model", model, "--json"], output / "test.log"
+    )
     tested = json.loads(answer)
     return {
         "top1": tested["top1"],
@@ -168,104 +160,30 @@ def _train_peer(
 ) -> dict[str, Any]:
     """Runs peer_training.py."""
     size = LEAST_SIZE if ours is None else max(LEAST_SIZE, int(str(ours["image_size"])))
-    budget = seconds or float(str(_known(ours)["processor_seconds"]))
+    budget = seconds or float(str(known(ours)["processor_seconds"]))
     flips = "--no-flips" if folder.name in UPRIGHT else "--flips"
     options = {"peer": method, "data": folder, "seconds": budget, "size": size, "seed": seed}
     command = [sys.executable, str(Path(__file__).with_name("peer_training.py")), flips]
-    answer, _ = _run([*command, *(f"--{name}={value}" for name, value in options.items())], output / "training.log")
+    answer, _ = run_program(
+        [*command, *(f"--{name}={value}" for name, value in options.items())], output / "training.log"
+    )
     return json.loads(answer)
-
-
-def _known(ours: report.Row | None) -> report.Row:
-    """Our command's result, which the others need."""
-    if ours is None:
-        raise MethodError(f"needs the processor time of {OURS} with this seed; measure that first, or give --seconds")
-    return ours
-
-
-def _run(command: Sequence[str], log: Path) -> tuple[str, float]:
-    """Runs a program with one thread.
-
-    Args:
-        command: Program and arguments.
-        log: A file for what it writes to stderr.
-
-    Returns:
-        What it wrote to stdout, and the processor time of it and of its processes, in seconds.
-
-    Raises:
-        MethodError: Its exit status is not 0.
-    """
-    before = _children_seconds()
-    with log.open("w") as errors:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, check=False, env=environment)
-    if done.returncode:
-        lines = log.read_text().strip().splitlines() or [f"exit status {done.returncode}"]
-        raise MethodError(lines[-1].strip())
-    return done.stdout, _children_seconds() - before
-
-
-def _children_seconds() -> float:
-    """Processor time of all processes that this one has started and that have ended, and of theirs."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _find(rows: Sequence[report.Row], name: str, method: str, seed: int) -> report.Row | None:
-    """The result of a method, if there is one without a note."""
-    key = (name, method, seed)
-    return next((row for row in rows if (row["set"], row["method"], row["seed"]) == key and not row["note"]), None)
-
-
-def _place(row: report.Row) -> tuple[int, int, int]:
-    """The sort key of a row."""
-    return list(SETS).index(str(row["set"])), METHODS.index(str(row["method"])), int(str(row["seed"]))
-
-
-def _rounded(value: float | str) -> float | str:
-    """Five digits of a number with a fraction; the rest as it is."""
-    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _tables(rows: Sequence[report.Row]) -> list[str]:
     """The results, one line for each set and one column for each method."""
-    methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
 
     def build(caption: str, cell: Callable[[list[float]], str], measure: str) -> str:
-        lines = []
-        for name, group in itertools.groupby(rows, lambda row: str(row["set"])):
-            of_set = list(group)
-            values = ([row for row in of_set if row["method"] == method] for method in methods)
-            lines.append([name, *(_cell(those, measure, cell) for those in values)])
-        return report.table(caption, ["set", *methods], lines)
+        return table_of(rows, METHODS, caption, cell, measure)
 
     return [
-        build("Top-1 accuracy in %: mean of the seeds (least to most); more is better.", _percent, "top1"),
-        build("Mean of the classes' recalls in %, in which all classes count alike.", _percent, "mean_recall"),
-        build("Processor time in seconds: mean of the seeds.", _number, "processor_seconds"),
-        build("Training steps: mean of the seeds; a linear probe takes none.", _number, "steps"),
-        build("Image size in pixels.", _number, "image_size"),
-        build("Parameters in millions.", lambda values: f"{statistics.mean(values) / 1e6:.1f}", "parameters"),
+        build("Top-1 accuracy in %: mean of the seeds (least to most); more is better.", percent, "top1"),
+        build("Mean of the classes' recalls in %, in which all classes count alike.", percent, "mean_recall"),
+        build("Processor time in seconds: mean of the seeds.", number, "processor_seconds"),
+        build("Training steps: mean of the seeds; a linear probe takes none.", number, "steps"),
+        build("Image size in pixels.", number, "image_size"),
+        build("Parameters in millions.", millions, "parameters"),
     ]
-
-
-def _cell(rows: Sequence[report.Row], measure: str, cell: Callable[[list[float]], str]) -> str:
-    """The cell of a method: empty if it was not measured, or if it has no such number."""
-    done = [row for row in rows if not row["note"]]
-    if rows and not done:
-        return "failed"
-    values = [float(str(row[measure])) for row in done if row[measure] != ""]
-    return cell(values) if values else ""
-
-
-def _percent(values: list[float]) -> str:
-    mean, least, most = (100 * each for each in (statistics.mean(values), min(values), max(values)))
-    return f"{mean:.1f} ({least:.1f} to {most:.1f})"
-
-
-def _number(values: list[float]) -> str:
-    return f"{statistics.mean(values):.0f}"
 
 
 if __name__ == "__main__":

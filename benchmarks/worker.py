@@ -15,14 +15,17 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import memory
 import torch
 from cases import Setting, make_step
 from memory import Memory
+
+MakeStep = Callable[[str, Any], tuple[Callable[[], None], int]]
 
 WARM_STEPS = 2
 """The first step compiles and creates the optimizer's state; the second one fills the libraries' caches."""
@@ -63,8 +66,11 @@ class Worker:
         RuntimeError: The process failed; the message is its error, its signal, or its last line of output.
     """
 
+    program: ClassVar[Sequence[str]] = (str(Path(__file__).resolve()),)
+    """The file that is the program, and its first arguments."""
+
     def __init__(self, library: str, setting: Setting, environment: Mapping[str, str] | None = None) -> None:
-        command = [sys.executable, str(Path(__file__).resolve()), library, json.dumps(asdict(setting))]
+        command = [sys.executable, *self.program, library, json.dumps(asdict(setting))]
         # A file, because a pipe that is not read fills up and blocks the process.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
@@ -121,8 +127,14 @@ class Worker:
         raise RuntimeError(said.splitlines()[-1] if said else "ended without a message")
 
 
-def main() -> None:
-    """Runs the command line and the requests on stdin; see the top of this file."""
+def main(arguments: Sequence[str], setting_class: type[Setting] = Setting, make: MakeStep = make_step) -> None:
+    """Answers the requests on stdin; see the top of this file.
+
+    Args:
+        arguments: The library, and the setting as JSON.
+        setting_class: The class of the setting.
+        make: Makes the step of a library at a setting, and says its number of parameters.
+    """
     # Output of libraries, also of C libraries, must not be mixed with answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -131,7 +143,7 @@ def main() -> None:
         print(json.dumps(values), file=answers, flush=True)
 
     try:
-        work(sys.argv[1], Setting(**json.loads(sys.argv[2])), answer)
+        work(arguments[0], setting_class(**json.loads(arguments[1])), make, answer)
     # A library may fail in any way, and the failure is a result.
     except Exception as error:
         traceback.print_exc()
@@ -140,7 +152,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def work(library: str, setting: Setting, answer: Callable[..., None]) -> None:
+def work(library: str, setting: Setting, make: MakeStep, answer: Callable[..., None]) -> None:
     """Prepares the library's step and answers requests until stdin ends."""
     on_cuda = setting.device == "cuda"
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
@@ -149,7 +161,7 @@ def work(library: str, setting: Setting, answer: Callable[..., None]) -> None:
     synchronize = torch.cuda.synchronize if on_cuda else torch.cpu.synchronize
     torch.manual_seed(0)
     before = torch.cuda.memory_allocated() if on_cuda else 0
-    step, parameters = make_step(library, setting)
+    step, parameters = make(library, setting)
     for _ in range(WARM_STEPS):
         _step_when_there_is_memory(step)
     synchronize()
@@ -195,4 +207,4 @@ def _step_when_there_is_memory(step: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

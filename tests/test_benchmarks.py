@@ -392,16 +392,16 @@ class TestFinetune:
         return tmp_path
 
     def test_processor_time_includes_that_of_grandchildren(self, tmp_path: Path) -> None:
-        from finetune import MethodError, _run
+        from methods import MethodError, run_program
 
         burn = "import time\nwhile time.process_time() < {}: pass"
         inner = burn.format(0.5)
         outer = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {inner!r}])\nprint('done')"
-        answer, seconds = _run([sys.executable, "-c", outer], tmp_path / "log")
+        answer, seconds = run_program([sys.executable, "-c", outer], tmp_path / "log")
         assert answer == "done\n"
         assert 0.5 <= seconds < 2
         with pytest.raises(MethodError, match="no such thing"):
-            _run([sys.executable, "-c", "raise SystemExit('a line\\nno such thing')"], tmp_path / "log")
+            run_program([sys.executable, "-c", "raise SystemExit('a line\\nno such thing')"], tmp_path / "log")
 
     def test_commands_and_results(
         self, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -424,7 +424,7 @@ class TestFinetune:
             peer = {"top1": 0.5, "mean_recall": 0.5, "processor_seconds": 12.2, "steps": 9, "image_size": 64}
             return json.dumps(found if "evaluate" in command else peer | {"parameters": 9}), 12.0
 
-        monkeypatch.setattr(finetune, "_run", run)
+        monkeypatch.setattr(finetune, "run_program", run)
         options: Any = {"data": data, "output": data / "out", "sets": "", "seconds": None, "keep": None}
         finetune.main(methods="swinv2,swinv2-probe,swinv2-new,resnet18", seeds="3", **options)
         rows = list(csv.DictReader((data / "out.csv").read_text().splitlines()))
@@ -571,7 +571,7 @@ class TestDenseTraining:
             steps = [int(command[index + 1]) for index, flag in enumerate(command) if flag == "--max-steps"]
             return json.dumps(peer | {"steps": steps[-1] if steps else 0}), 140.0
 
-        monkeypatch.setattr(dense_training, "_run", run)
+        monkeypatch.setattr(dense_training, "run_program", run)
         monkeypatch.setattr(dense_training, "load_dense", lambda name: torch.nn.Linear(2, 1))
         return commands
 

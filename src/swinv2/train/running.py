@@ -23,6 +23,7 @@ from swinv2.train.checkpoints import checkpoint_to_resume
 from swinv2.train.data.augment import Pixels, Transform, for_evaluation, make_processor
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import EvaluationExamples, Masks, SampleTransform, StreamedExamples, TrainingExamples
+from swinv2.train.data.masks.names import read_lines
 from swinv2.train.data.sources import open_dataset
 from swinv2.train.data.tasks import refuse_masks_and_objects
 from swinv2.train.settings import RunSettings
@@ -51,13 +52,7 @@ def read_names(file: str) -> tuple[str, ...]:
     Raises:
         UsageError: The file cannot be read.
     """
-    if not file:
-        return ()
-    try:
-        lines = Path(file).read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--label-names-file {file!r} cannot be read: {error}") from error
-    return tuple(line.strip() for line in lines if line.strip())
+    return tuple(read_lines(Path(file))) if file else ()
 
 
 def open_training(
