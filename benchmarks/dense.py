@@ -4,8 +4,9 @@
     python benchmarks/dense.py --backbone-only
     python benchmarks/dense.py --scaling
 
-It puts the backbones of this package, transformers and timm, with the same weights, into the same head: transformers'
-UperNet and torchvision's Mask R-CNN. Before it measures, it compares their maps; if they differ, it measures nothing.
+It puts the backbones of this package, transformers and timm, with the same weights, into the same head: UperNet, this
+package's and for the others transformers', and torchvision's Mask R-CNN. Before it measures, it compares their maps; if
+they differ, it measures nothing.
 Progress goes to stderr, the tables to stdout. README.md explains the method.
 """
 
@@ -37,7 +38,10 @@ SERVE = "serve"
 
 LIBRARIES = (OURS, "transformers", "timm")
 UPERNET, MASK_RCNN, NONE = "upernet", "mask_rcnn", "none"
-HEADS = (UPERNET, MASK_RCNN)
+SHARED = "upernet_shared"
+"""This package's UperNet around every backbone."""
+HEADS = (UPERNET, SHARED, MASK_RCNN)
+WHEN_NAMED = (SHARED,)
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 PRESETS = {"T": "tiny", "B": "base"}
@@ -49,21 +53,23 @@ QUICK = "quick"
 QUICK_FIELDS = {"embed_dim": 16, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 4]}
 QUICK_WINDOW = 4
 
-SIZES: dict[str, Pair] = {UPERNET: (512, 512), MASK_RCNN: (800, 1333)}
+SIZES: dict[str, Pair] = {UPERNET: (512, 512), SHARED: (512, 512), MASK_RCNN: (800, 1333)}
 """Size (height, width) in pixels of the images of each head: of ADE20K's crops, and the largest of COCO's."""
 SCALING = (512, 1024, 1536, 2048)
-QUICK_SIZES: dict[str, Pair] = {UPERNET: (64, 64), MASK_RCNN: (128, 178)}
+QUICK_SIZES: dict[str, Pair] = {UPERNET: (64, 64), SHARED: (64, 64), MASK_RCNN: (128, 178)}
 QUICK_SCALING = (64, 128)
 
-CLASSES = {UPERNET: 150, MASK_RCNN: 80}
+CLASSES = {UPERNET: 150, SHARED: 150, MASK_RCNN: 80}
 """Those of ADE20K and COCO."""
 OBJECTS = 8
 """Objects in a training image, about as many as in one of COCO."""
 
 BATCH_SIZES = {
     ("cpu", UPERNET): {"inference": 1, "training": 2},
+    ("cpu", SHARED): {"inference": 1, "training": 2},
     ("cpu", MASK_RCNN): {"inference": 1, "training": 1},
     ("cuda", UPERNET): {"inference": 8, "training": 8},
+    ("cuda", SHARED): {"inference": 8, "training": 8},
     ("cuda", MASK_RCNN): {"inference": 4, "training": 4},
 }
 """Images of a step. UperNet's batch norm over one pixel, in its pooling, needs two images in training."""
@@ -199,7 +205,14 @@ def build_model(library: str, setting: DenseSetting) -> nn.Module:
         fields = {"min_size": setting.height, "max_size": setting.width, "box_score_thresh": 0.03}
     labels = [str(index) for index in range(CLASSES[setting.head])]
     torch.manual_seed(SEED)
-    model = add_head(ours, setting.head, labels, **fields)
+    model: Any = add_head(ours, UPERNET if setting.head == SHARED else setting.head, labels, **fields)
+    if setting.head == UPERNET and library != OURS:
+        from transformers import UperNetForSemanticSegmentation
+
+        theirs = UperNetForSemanticSegmentation(model.config)
+        theirs.backbone = model.backbone
+        theirs.load_state_dict(model.state_dict())
+        model = theirs
     (path,) = (name for name, module in model.named_modules() if module is ours)
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, backbone_of(library, ours))
@@ -444,7 +457,7 @@ def _check_maps(settings: Sequence[DenseSetting], libraries: Sequence[str]) -> N
 def main(
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.CPU,
     models: Annotated[str, typer.Option(help=f"Of {', '.join(PRESETS)}.")] = "",
-    heads: Annotated[str, typer.Option(help=f"Of {', '.join(HEADS)}.")] = "",
+    heads: Annotated[str, typer.Option(help=f"Of {', '.join(HEADS)}; {SHARED} only when named.")] = "",
     windows: Annotated[str, typer.Option(help=f"Of {', '.join(WINDOWS)}; 16 only when named.")] = "",
     libraries: Annotated[str, typer.Option(help=f"Of {', '.join(LIBRARIES)}.")] = "",
     modes: Annotated[str, typer.Option(help=f"Of {', '.join(MODES)}.")] = "",
@@ -480,7 +493,7 @@ def main(
         raise typer.BadParameter("it has its own network; leave out --models and --windows", param_hint="--quick")
     if device == Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
-    chosen_heads = select("heads", heads, HEADS)
+    chosen_heads = select("heads", heads, HEADS, WHEN_NAMED)
     names = select("libraries", libraries, LIBRARIES)
     of_head = QUICK_SIZES if quick else SIZES
     images: list[tuple[str, Pair, dict[str, int]]] = [

@@ -53,15 +53,15 @@ from transformers import (
     ResNetConfig,
     TrainerCallback,
     UperNetConfig,
-    UperNetForSemanticSegmentation,
 )
 from transformers.utils.generic import ModelOutput
 
 from swinv2.dense.answers import Detector, Segmenter
 from swinv2.dense.average_precision import Detections
-from swinv2.dense.detectors import ROI_SIDE
+from swinv2.dense.detectors import ROI_SIDE, _FasterRCNN
 from swinv2.dense.heads import STAGES
 from swinv2.dense.saved import DETECTION, SEGMENTATION, load_dense
+from swinv2.dense.upernet import UperNetForSemanticSegmentation
 from swinv2.train.dense.choices import dense_settings_of
 from swinv2.train.dense.evaluate import evaluate_images, open_to_evaluate
 from swinv2.train.dense.settings import DenseSettings
@@ -277,6 +277,14 @@ PEER = "peer"
 """The first argument of this file for a peer's process; then follow method, split to test, flags of the training."""
 
 
+class PeerPyramid(BackboneWithFPN):
+    """torchvision's ResNet with a feature pyramid, called as ours."""
+
+    def forward(self, images: Tensor, sizes: object = None) -> dict[str, Tensor]:
+        """The levels; it does not use the sizes of the images."""
+        return super().forward(images)
+
+
 class PeerRCNN(PreTrainedModel):
     """torchvision's Faster R-CNN, as trainers and savers take models.
 
@@ -392,7 +400,7 @@ def _test(trainer: DenseTrainer, split: str) -> dict[str, Any]:
 
 
 def _segmenter(peer: ResNet, settings: DenseSettings, names: Sequence[str]) -> nn.Module:
-    """transformers' UperNet, with the settings of our command's head."""
+    """This package's UperNet, with the settings of our command's head: it answers as transformers', in less time."""
     shape: dict[str, Any] = {"layer_type": peer.kind, "depths": peer.depths, "hidden_sizes": peer.widths}
     shape["out_features"] = list(STAGES)
     fields: dict[str, Any] = {"auxiliary_in_channels": peer.widths[2], **head_fields(settings)}
@@ -407,8 +415,9 @@ def _detector(peer: ResNet, settings: DenseSettings, names: Sequence[str]) -> nn
     channels, of_boxes = fields.pop("pyramid_channels", 256), fields.pop("box_channels", 1024)
     layers = {f"layer{index + 1}": str(index) for index in range(4)}
     network = peer.build(weights=None, norm_layer=nn.BatchNorm2d)
-    detector = FasterRCNN(
-        BackboneWithFPN(network, layers, list(peer.widths), channels),
+    # Autocast is for backbone and pyramid only, as in our command: elsewhere it may give a loss that is not a number.
+    detector = _FasterRCNN(
+        PeerPyramid(network, layers, list(peer.widths), channels),
         box_head=TwoMLPHead(channels * ROI_SIDE**2, of_boxes),
         box_predictor=FastRCNNPredictor(of_boxes, len(names) + 1),
         image_mean=list(settings.image_mean),

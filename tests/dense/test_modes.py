@@ -75,7 +75,8 @@ def draw_pair(head: str, drop_path_rate: float = 0.0, seed: int = 1) -> tuple[nn
         ours, theirs, name = ours.train(), copy.deepcopy(ours), "body"
     else:
         ours = add_head(backbone, head, LABELS, **SMALL_HEADS[head])
-        theirs, name = copy.deepcopy(ours), "backbone"
+        theirs, name = transformers.UperNetForSemanticSegmentation(copy.deepcopy(ours.config)).train(), "backbone"
+        theirs.load_state_dict(ours.state_dict())
     setattr(theirs, name, theirs_of(backbone))
     return ours, theirs
 

@@ -46,7 +46,7 @@ def test_of_a_detector(checkpoint: str, tmp_path: Path) -> None:
     settings = chosen("detection", data, checkpoint)
     # Two thirds of 300 pixels, and their aspect ratio.
     assert (settings.head, settings.image_size, settings.window_size) == ("faster_rcnn", [200, 267], None)
-    assert settings.head_fields == {"pyramid_channels": 32, "box_channels": 128}
+    assert settings.head_fields == {"pyramid_channels": 32, "box_channels": 128, "box_batch_size_per_image": 128}
     assert settings.num_train_epochs == LENGTHS[0].epochs_of_objects
     assert settings.metric_for_best_model == "AP"
 
