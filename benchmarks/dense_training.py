@@ -46,7 +46,6 @@ from terminal import select
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
@@ -58,7 +57,7 @@ from transformers.utils.generic import ModelOutput
 
 from swinv2.dense.answers import Detector, Segmenter
 from swinv2.dense.average_precision import Detections
-from swinv2.dense.detectors import ROI_SIDE, _FasterRCNN
+from swinv2.dense.detectors import _FasterRCNN, heads_of_boxes
 from swinv2.dense.heads import STAGES
 from swinv2.dense.saved import DETECTION, SEGMENTATION, load_dense
 from swinv2.dense.upernet import UperNetForSemanticSegmentation
@@ -140,6 +139,10 @@ PEERS = {
     "resnet50": ResNet("bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048), torchvision.models.resnet50),
 }
 METHODS = (OURS, NEW, *PEERS)
+
+ANCHORS = 3
+"""torchvision's anchors at a position: one size, three aspect ratios."""
+
 SCORES = ("mIoU", "AP50", "AP")
 COLUMNS = (*SCORES, "processor_seconds", "clock_seconds", "steps", "parameters")
 
@@ -415,11 +418,10 @@ def _detector(peer: ResNet, settings: DenseSettings, names: Sequence[str]) -> nn
     channels, of_boxes = fields.pop("pyramid_channels", 256), fields.pop("box_channels", 1024)
     layers = {f"layer{index + 1}": str(index) for index in range(4)}
     network = peer.build(weights=None, norm_layer=nn.BatchNorm2d)
-    # Autocast is for backbone and pyramid only, as in our command: elsewhere it may give a loss that is not a number.
+    # torchvision's own round boxes to 16 bits under autocast, and the loss may be no number.
     detector = _FasterRCNN(
         PeerPyramid(network, layers, list(peer.widths), channels),
-        box_head=TwoMLPHead(channels * ROI_SIDE**2, of_boxes),
-        box_predictor=FastRCNNPredictor(of_boxes, len(names) + 1),
+        **heads_of_boxes(channels, of_boxes, len(names) + 1, ANCHORS),
         image_mean=list(settings.image_mean),
         image_std=list(settings.image_std),
         **{"min_size": settings.image_size[0], "max_size": settings.image_size[0] * 5 // 3, **fields},

@@ -321,3 +321,19 @@ def test_a_small_box_has_an_area_under_autocast(head: str, checkpoint: Path) -> 
             losses = model([peers.images((300, 400))[0].sigmoid()], [target])
         assert all(torch.isfinite(loss) for loss in losses.values()), losses
         assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn"])
+def test_boxes_are_not_rounded_under_autocast(head: str, checkpoint: Path) -> None:
+    """The layers of all heads compute in bf16, as the backbone does; boxes, scores and masks are in fp32."""
+    fields = SMALL_HEADS[head] | {"min_size": 300, "max_size": 400, "box_score_thresh": 0.0}
+    model = from_backbone(checkpoint, head, LABELS, **fields).eval()
+    dtypes: set[torch.dtype] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and name.split(".")[1] in ("rpn", "roi_heads"):
+            module.register_forward_hook(lambda module, inputs, answer: dtypes.add(answer.dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (found,) = model([peers.images((300, 400))[0].sigmoid()])
+    assert dtypes == {torch.bfloat16}
+    assert all(each.dtype == torch.float32 for name, each in found.items() if name != "labels")
+    assert (found["boxes"] != found["boxes"].bfloat16()).float().mean() > 0.5

@@ -18,6 +18,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -77,6 +78,57 @@ class FeaturePyramid(nn.Module):
         return list(self.fpn(OrderedDict((str(level), each) for level, each in enumerate(maps))).values())
 
 
+class _InputPrecision(nn.Module):
+    """A head that answers in the precision of its input, also under autocast. Otherwise torchvision would compute with
+    boxes of 16 bits: corners would be rounded, and a small box would have no area."""
+
+    def forward(self, x: Any) -> Any:
+        """See torchvision."""
+        dtype = x.dtype if isinstance(x, Tensor) else x[0].dtype
+        return _convert(super().forward(x), dtype)
+
+
+def _convert(answer: Any, dtype: torch.dtype) -> Any:
+    """A tensor in another precision, or a list or a tuple of such answers."""
+    return answer.to(dtype) if isinstance(answer, Tensor) else type(answer)(_convert(each, dtype) for each in answer)
+
+
+class _ProposalHead(_InputPrecision, RPNHead):
+    pass
+
+
+class _BoxHead(_InputPrecision, TwoMLPHead):
+    pass
+
+
+class _BoxPredictor(_InputPrecision, FastRCNNPredictor):
+    pass
+
+
+class _MaskHead(_InputPrecision, MaskRCNNHeads):
+    pass
+
+
+class _MaskPredictor(_InputPrecision, MaskRCNNPredictor):
+    pass
+
+
+def heads_of_boxes(channels: int, box_channels: int, classes: int, anchors: int) -> dict[str, nn.Module]:
+    """torchvision's heads for proposals and boxes, as arguments of its R-CNNs. They are safe under autocast.
+
+    Args:
+        channels: Channels of each level of the pyramid.
+        box_channels: Channels of the two hidden layers.
+        classes: Number of classes, with the background.
+        anchors: Number of anchors at a position.
+    """
+    return {
+        "rpn_head": _ProposalHead(channels, anchors),
+        "box_head": _BoxHead(channels * ROI_SIDE**2, box_channels),
+        "box_predictor": _BoxPredictor(box_channels, classes),
+    }
+
+
 class _Detector(GeneralizedRCNN):
     """What both detectors share: the pyramid knows the sizes of the images in a batch, and in evaluation, images of one
     size run together."""
@@ -96,16 +148,15 @@ class _Detector(GeneralizedRCNN):
         return [found[index] for index in range(len(images))]
 
     def _run(self, images: Sequence[Tensor], targets: list[dict[str, Tensor]] | None) -> Any:
-        """torchvision's steps, with the sizes of the images for the pyramid. Autocast is for backbone and pyramid only:
-        after them, torchvision would round the corners of boxes to 16 bits, and a small box would have no area."""
+        """torchvision's steps, with the sizes of the images for the pyramid. Anchors and boxes have the precision of
+        the maps; it is that of the images."""
         before = [(image.shape[-2], image.shape[-1]) for image in images]
         transform: Any = self.transform
         batch, targets = transform(list(images), targets)
         pixels = batch.tensors
         maps = {name: each.to(pixels.dtype) for name, each in self.backbone(pixels, batch.image_sizes).items()}
-        with torch.autocast(pixels.device.type, enabled=False):
-            proposals, proposal_losses = self.rpn(batch, maps, targets)
-            found, losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)
+        proposals, proposal_losses = self.rpn(batch, maps, targets)
+        found, losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)
         if self.training:
             return {**losses, **proposal_losses}
         return transform.postprocess(found, batch.image_sizes, before)
@@ -213,12 +264,11 @@ class SwinRCNN(PreTrainedModel):
             anchors = AnchorGenerator(sizes, (tuple(config.aspect_ratios),) * len(sizes))
         fields: dict[str, Any] = {
             "rpn_anchor_generator": anchors,
-            "box_head": TwoMLPHead(channels * ROI_SIDE**2, config.box_channels),
-            "box_predictor": FastRCNNPredictor(config.box_channels, classes),
+            **heads_of_boxes(channels, config.box_channels, classes, anchors.num_anchors_per_location()[0]),
         }
         if config.with_masks:
-            fields["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1)
-            fields["mask_predictor"] = MaskRCNNPredictor(channels, channels, classes)
+            fields["mask_head"] = _MaskHead(channels, (channels,) * 4, 1)
+            fields["mask_predictor"] = _MaskPredictor(channels, channels, classes)
         kind = _MaskRCNN if config.with_masks else _FasterRCNN
         self.detector = kind(FeaturePyramid(backbone, channels), **{**fields, **config.torchvision})
         self.post_init()
