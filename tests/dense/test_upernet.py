@@ -81,7 +81,7 @@ def test_it_takes_fewer_multiplications(sizes: list[tuple[int, int]], largest_sh
 def pair() -> tuple[nn.Module, nn.Module]:
     """Our UperNet and transformers', with the same weights and the same backbone."""
     torch.manual_seed(0)
-    fields: dict[str, Any] = {**SMALL, "out_features": list(STAGES)}
+    fields: dict[str, Any] = {**SMALL, "out_features": list(STAGES), "drop_path_rate": 0.0}
     backbone = Swinv2Backbone(Swinv2Config(**fields))
     peers.draw_weights(backbone, 1)
     ours: Any = add_head(backbone, "upernet", LABELS, **SMALL_HEADS["upernet"])
@@ -148,3 +148,31 @@ def test_lora_on_the_convolution() -> None:
     found = answers(ours_adapted, images)
     assert peers.difference(found, answers(adapted, images)) < 1e-5
     assert peers.difference(found, before) > 1e-3
+
+
+@pytest.mark.parametrize("has_labels", [False, True])
+@pytest.mark.parametrize("is_training", [False, True])
+def test_outputs(has_labels: bool, is_training: bool) -> None:
+    """Everything that transformers' model returns, and the same statistics of its batch norms."""
+    models = [model.train(is_training) for model in pair()]
+    images = peers.images((64, 96), count=2)
+    labels = {"labels": torch.arange(2 * 64 * 96).reshape(2, 64, 96) // 100 % 3} if has_labels else {}
+    found, expected = (
+        model(images, output_hidden_states=True, output_attentions=True, **labels).to_tuple() for model in models
+    )
+    # The loss, the logits, and of the stages the maps and the attention.
+    assert len(found) == len(expected) == 3 + has_labels
+    flat = [[*answer[:-2], *answer[-2], *answer[-1]] for answer in (found, expected)]
+    for one, other in zip(*flat, strict=True):
+        assert torch.allclose(one, other, atol=1e-5, rtol=1e-5)
+    for one, other in zip(*(model.buffers() for model in models), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    without = [model(images, return_dict=False)[0] for model in models]
+    assert peers.difference(*without) < 1e-5
+
+
+def test_an_answer_alone_needs_no_auxiliary_head() -> None:
+    ours: Any = pair()[0]
+    ours.auxiliary_head = None
+    images = peers.images((64, 96))
+    assert peers.difference(answers(ours, images), answers(pair()[0], images)) == 0

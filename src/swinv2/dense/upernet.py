@@ -72,18 +72,32 @@ class UperNetForSemanticSegmentation(transformers.UperNetForSemanticSegmentation
         self.decode_head = UperNetHead(config, self.backbone.channels)
         self.post_init()
 
-    def forward(self, pixel_values: Any = None, *args: Any, labels: Any = None, **rest: Any) -> Any:
-        """See transformers; with `labels` (B, height, width) it returns the loss and the logits."""
-        if labels is None:
-            return super().forward(pixel_values, *args, **rest)
-        maps = self.backbone.forward_with_filtered_kwargs(pixel_values).feature_maps
+    def forward(
+        self,
+        pixel_values: Any = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **rest: Any,
+    ) -> Any:
+        """See transformers; with `labels` (B, height, width) there is a loss. For an answer alone, the auxiliary head
+        computes nothing."""
+        if labels is not None and self.config.num_labels == 1:
+            raise ValueError("UperNet has one label; a loss needs at least two.")
+        wanted = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        wanted = {name: getattr(self.config, name) if each is None else each for name, each in wanted.items()}
+        seen = self.backbone.forward_with_filtered_kwargs(pixel_values, **wanted)
         size = pixel_values.shape[2:]
-        logits = resize(self.decode_head(maps), size)
-        loss = self._loss_of(logits, labels)
-        if self.auxiliary_head is not None:
-            auxiliary = resize(self.auxiliary_head(maps), size)
-            loss = loss + self.config.auxiliary_loss_weight * self._loss_of(auxiliary, labels)
-        return SemanticSegmenterOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+        logits = resize(self.decode_head(seen.feature_maps), size)
+        loss = None if labels is None else self._loss_of(logits, labels)
+        # Its batch norm learns from all images in training.
+        if self.auxiliary_head is not None and (self.training or loss is not None):
+            auxiliary = self.auxiliary_head(seen.feature_maps)
+            if loss is not None and labels is not None:
+                loss = loss + self.config.auxiliary_loss_weight * self._loss_of(resize(auxiliary, size), labels)
+        answer: Any = SemanticSegmenterOutput(loss, logits, seen.hidden_states, seen.attentions)  # type: ignore[arg-type]
+        return answer if (self.config.return_dict if return_dict is None else return_dict) else answer.to_tuple()
 
     def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The cross entropy of labelled pixels."""
