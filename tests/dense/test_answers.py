@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torchvision.transforms.v2.functional import resize
 
 from scenes import SMALL_HEADS, write_checkpoint
 from swinv2.dense import Detector, Segmenter, from_backbone
 from swinv2.dense.masks import decode_mask
-from swinv2.dense.saved import INSTANCES, make_dense_processor
+from swinv2.dense.saved import INSTANCES, load_dense, make_dense_processor
 from swinv2.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("registered")
@@ -105,3 +107,41 @@ def test_masks_of_mask2former_have_the_size_of_the_image(models: Path) -> None:
     assert np.abs(found.boxes[0] - [100, 40, 200, 44]).max() <= 2
     none = SimpleNamespace(class_queries_logits=classes[None], masks_queries_logits=torch.full_like(masks[None], -5.0))
     assert len(detector._of_mask2former(none, (height, width)).scores) == 0
+
+
+def test_a_segmenter_enlarges_images_as_in_its_training(models: Path, tmp_path: Path) -> None:
+    model: Any = load_dense(str(models / "upernet"))
+    model.config.dense_scale = 1.5
+    model.save_pretrained(tmp_path)
+    make_dense_processor(model, (64, 64), HALF, HALF).save_pretrained(tmp_path)
+    segmenter = Segmenter.load(str(tmp_path))
+    noise = np.random.default_rng(0).integers(0, 255, (41, 60, 3), dtype=np.uint8)
+    image = np.array(Image.fromarray(noise).resize((90, 62), Image.Resampling.BICUBIC).resize((60, 41)))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    larger = resize(pixels, [62, 90], antialias=True)
+    with torch.no_grad():
+        logits = model((larger / 255 - 0.5) / 0.5).logits
+    expected = F.interpolate(logits, (41, 60), mode="bilinear").argmax(1)[0].numpy()
+    found = segmenter(image)
+    assert np.array_equal(found, expected)
+    assert (found != Segmenter.load(str(models / "upernet"))(image)).any()
+    # Windows are of the image, whatever its scale.
+    segmenter.window, segmenter.stride = (41, 60), (41, 60)
+    assert np.array_equal(segmenter(image), expected)
+    segmenter.window = segmenter.stride = (24, 32)
+    windows = segmenter(image)
+    with torch.no_grad():
+        corner = model((resize(pixels[..., :24, :32], [36, 48], antialias=True) / 255 - 0.5) / 0.5).logits
+    # The next windows begin at row 17 and column 28.
+    part = F.interpolate(corner, (24, 32), mode="bilinear").argmax(1)[0].numpy()[:17, :28]
+    assert np.array_equal(windows[:17, :28], part)
+
+
+def test_scales_are_relative_to_that_of_the_training(models: Path) -> None:
+    segmenter = Segmenter.load(str(models / "upernet"))
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    segmenter.image_scale, segmenter.window = 2.0, (24, 24)
+    one = segmenter(image)
+    segmenter.scales = (1.0, 1.0)
+    # Two views of the same size.
+    assert (segmenter(image) == one).mean() > 0.97

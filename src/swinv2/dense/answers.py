@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import resize
 from transformers import Mask2FormerForUniversalSegmentation, RTDetrV2ForObjectDetection
 
 from swinv2.dense.average_precision import Detections
@@ -53,7 +54,8 @@ class Segmenter:
         mean, std: Mean and standard deviation of each channel, for values from 0 to 1.
         window, stride: See `sliding.segment`; if no window is given, images of more than `LARGE_PIXELS` are computed by
             windows of `LARGE_WINDOW`.
-        scales, flip: See `sliding.segment`.
+        scales, flip: See `sliding.segment`; the scales are relative to `image_scale`.
+        image_scale: Factor by which images are enlarged for the model, that of its training.
     """
 
     model: nn.Module
@@ -64,10 +66,12 @@ class Segmenter:
     scales: Sequence[float] = (1.0,)
     flip: bool = False
     names: tuple[str, ...] = field(init=False)
+    image_scale: float = field(init=False)
 
     def __post_init__(self) -> None:
         config: Any = self.model.config
         self.names = tuple(label_names(config))
+        self.image_scale = float(getattr(config, "dense_scale", 1.0))
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
@@ -89,6 +93,13 @@ class Segmenter:
         mean, std = (torch.tensor(list(each)).view(-1, 1, 1) for each in (self.mean, self.std))
         return ((pixels.float() / 255 - mean) / std).to(weight.device, weight.dtype)
 
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """What the model takes of pixels (B, channels, H, W) of eight bits: enlarged and normalised."""
+        if self.image_scale == 1.0:
+            return self.normalise(pixels)
+        size = [max(round(side * self.image_scale), 1) for side in pixels.shape[2:]]
+        return self.normalise(resize(pixels, size, antialias=True))
+
     def __call__(self, image: Picture) -> np.ndarray:
         """The class of each pixel (height, width).
 
@@ -99,10 +110,10 @@ class Segmenter:
             image: See `Picture`; an array is not copied.
         """
         pixels = torch.from_numpy(as_rgb_pixels(image)).permute(2, 0, 1)
-        is_large = pixels.shape[1] * pixels.shape[2] > LARGE_PIXELS
-        window = LARGE_WINDOW if self.window is None and is_large else self.window
+        is_large = pixels.shape[1] * pixels.shape[2] * self.image_scale**2 > LARGE_PIXELS
+        window = max(round(LARGE_WINDOW / self.image_scale), 1) if self.window is None and is_large else self.window
         found = segment(
-            self.model, pixels, window, self.stride, scales=self.scales, flip=self.flip, prepare=self.normalise
+            self.model, pixels, window, self.stride, scales=self.scales, flip=self.flip, prepare=self.prepare
         )
         return found.cpu().numpy()
 

@@ -113,12 +113,13 @@ def segment(
         model: See `pixel_scores`.
         image: The image, normalised, on the model's device; with `prepare`, an image as that takes it.
         window: Size in pixels of the windows that slide over the image; None for the whole image at once.
-        stride: Distance of the windows in pixels; None for two thirds of the window.
+        stride: Distance of the windows in pixels; None for two thirds of the window. Both are of the image, whatever
+            size `prepare` makes of it.
         scales: Sizes of the image, as factors; with several, or with `flip`, the class has the highest mean
             probability. Each needs memory for the probabilities of all pixels, which one size alone does not.
         flip: Whether to add the mirror image at each size.
         prepare: Makes what the model takes of images (B, channels, height, width), part by part: an image of eight bits
-            needs a quarter of the memory. None if the image is normalised already.
+            needs a quarter of the memory. It may resize them. None if the image is normalised already.
 
     Returns:
         The class of each pixel, on the device of the image: eight bits up to 256 classes, otherwise 32.
@@ -136,12 +137,14 @@ def segment(
     if model.training:
         raise UsageError(f"{type(model).__name__} is in training mode; call its eval() first.")
     of_prepared, size = pixel_scores(model), (image.shape[1], image.shape[2])
-    if list(scales) != [1.0] or flip:
-        # Pixels are resized after they are normalised.
-        image, prepare = (image if prepare is None else prepare(image)), None
 
     def score(views: Tensor) -> Tensor:
-        return of_prepared(views if prepare is None else prepare(views)).to(image.device)
+        if prepare is None:
+            return of_prepared(views).to(image.device)
+        scores = of_prepared(prepare(views)).to(image.device)
+        if scores.shape[2:] == views.shape[2:]:
+            return scores
+        return F.interpolate(scores, views.shape[2:], mode="bilinear", align_corners=False)
 
     try:
         sides = None if window is None else as_pair("window", window)
@@ -155,13 +158,18 @@ def segment(
             found = classes.new_empty(size) if found is None else found
             found[top : top + len(classes)] = classes
         return found
+    # Pixels are resized after they are normalised.
+    whole = image if prepare is None else prepare(image)
+    shape = whole.shape[1], whole.shape[2]
+    if sides is not None and steps is not None:
+        sides, steps = (_scaled(each, (shape[0] / size[0], shape[1] / size[1])) for each in (sides, steps))
     views = [(scale, flips) for scale in scales for flips in ((False, True) if flip else (False,))]
     total: Any = 0.0
     for scale, flips in views:
-        scaled: Pair = max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
-        view = image if scaled == size else F.interpolate(image[None], scaled, mode="bilinear", antialias=True)[0]
+        scaled = _scaled(shape, (scale, scale))
+        view = whole if scaled == shape else F.interpolate(whole[None], scaled, mode="bilinear", antialias=True)[0]
         view = view.flip(2) if flips else view
-        bands = sliding_bands(score, view, sides or scaled, steps or scaled)
+        bands = sliding_bands(of_prepared, view, sides or scaled, steps or scaled)
         logits = torch.cat([band for _, band in bands], 1)
         logits = F.interpolate((logits.flip(2) if flips else logits)[None], size, mode="bilinear", align_corners=False)
         total = total + logits[0].softmax(0)
@@ -179,6 +187,11 @@ def _check_image(model: nn.Module, image: Tensor) -> None:
             f"the image is {image.dtype} on {image.device}, the model {weight.dtype} on {weight.device}; make them "
             "equal."
         )
+
+
+def _scaled(size: Pair, factors: tuple[float, float]) -> Pair:
+    """A size times factors, at least a pixel."""
+    return max(round(size[0] * factors[0]), 1), max(round(size[1] * factors[1]), 1)
 
 
 def _two_thirds(window: Pair) -> Pair:

@@ -200,6 +200,9 @@ class DenseOptions(RunOptions):
     reduce_labels: bool | None = _option(
         None, "Whether 0 in a mask is no class and the others begin at 1; default: what the layout of the data says."
     )
+    image_scale: float = _option(
+        1.0, "segmentation: factor by which every image is enlarged for the model, in training and for its answers."
+    )
     scale_range: list[float] = _option([1.0, 1.0], "Smallest and largest random factor of the size of an image.")
     most_of_a_class: float = _option(
         0.75, "segmentation: of ten random crops, the first one with at most this share of one class."

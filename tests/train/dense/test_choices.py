@@ -30,6 +30,7 @@ def test_of_a_segmenter(checkpoint: str, tmp_path: Path) -> None:
     assert settings.head == "upernet"
     # The nearest to two thirds of 300 pixels.
     assert settings.image_size == [192]
+    assert settings.image_scale == 1.71
     assert settings.head_fields == {"hidden_size": 32}
     assert (settings.num_train_epochs, settings.per_device_train_batch_size) == (LENGTHS[0].epochs, 4)
     assert (settings.learning_rate, settings.layer_decay) == (1e-3, 0.75)

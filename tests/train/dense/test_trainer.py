@@ -197,6 +197,27 @@ def test_a_saved_segmenter_goes_on_or_gives_its_backbone(
     assert detector.config.torchvision["image_mean"] == [0.5] * 3
 
 
+def test_a_segmenter_keeps_the_scale_of_its_images(data: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
+    """Its training, its evaluation, and a training that goes on."""
+    trainer = make(
+        flags_of("segmentation", "upernet", data, checkpoint, tmp_path / "first", max_steps=1, image_scale=2)
+    )
+    scale: Any = trainer.train_dataset.make.augment.transforms[0]
+    assert (scale.low, scale.high) == (1.6, 2.6)
+    assert trainer.answers(trainer.model).image_scale == 2.0
+    run_training(trainer)
+    final = tmp_path / "first" / "final"
+    assert Segmenter.load(str(final)).image_scale == 2.0
+    flags = without(flags_of("segmentation", "upernet", data, final, tmp_path / "second"), "--drop_path_rate")
+    flags = without(flags, "--head_fields")
+    assert make(flags).args.image_scale == 2.0
+    assert make([*flags, "--image_scale", "1.5"]).model.config.dense_scale == 1.5
+    detector = make(flags_of("detection", "faster_rcnn", data, final, tmp_path / "third"))
+    assert not hasattr(detector.model.config, "dense_scale")
+    with pytest.raises(UsageError, match="--image-scale is for --task segmentation"):
+        make(flags_of("detection", "faster_rcnn", data, final, tmp_path / "third", image_scale=2))
+
+
 def test_a_run_resumes_with_its_classes_only(data: dict[str, Path], checkpoint: Path, tmp_path: Path) -> None:
     other = write_masks(tmp_path / "masks")
     flags = flags_of("segmentation", "upernet", {"segmentation": other}, checkpoint, tmp_path / "run", save_steps=2)
@@ -211,6 +232,7 @@ def test_a_run_resumes_with_its_classes_only(data: dict[str, Path], checkpoint: 
     [
         ({"head": "mask_rcnn"}, "--head is 'mask_rcnn'; for --task segmentation expected upernet or mask2former"),
         ({"scale_range": (2.0, 1.0)}, r"--scale-range is \[2.0, 1.0\]; expected two factors, the smaller first"),
+        ({"image_scale": 0}, "--image-scale is 0.0; expected a factor above 0"),
         ({"per_device_train_batch_size": 1}, "UperNet normalises over the batch; give at least 2"),
         ({"head": "mask2former", "class_weights": "balanced"}, "--class-weights is for --head upernet"),
         ({"metric_for_best_model": "top1"}, "--metric-for-best-model is 'top1'; expected mIoU or"),

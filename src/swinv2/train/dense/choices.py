@@ -69,6 +69,10 @@ LENGTHS = (
     Length(float("inf"), 8, 12, 16),
 )
 
+ENLARGED_SIDE, MOST_ENLARGED = 512, 2.0
+"""Images to segment are enlarged to this shorter side, that of the authors' segmentation, but not by a larger factor:
+an answer of UperNet has a quarter of the image's sides."""
+
 NEW_FACTOR = 2
 """So many times as many epochs from new weights."""
 
@@ -140,6 +144,9 @@ def _about_size(settings: DenseSettings, side: int, longer: float) -> list[Candi
         found.append(Candidate("image_size", [shorter, round(shorter * longer)], f"{images}; two thirds of it"))
     elif settings.task == SEGMENTATION:
         crop = min(CROPS, key=lambda size: (abs(size - 2 * side / 3), size))
+        if side < ENLARGED_SIDE:
+            scale = min(round(ENLARGED_SIDE / side, 2), MOST_ENLARGED)
+            found.append(Candidate("image_scale", scale, f"{images}; the model sees thin objects better if enlarged"))
         found.append(Candidate("image_size", [crop], f"{images}; crops have about two thirds"))
     else:
         found.append(Candidate("image_size", [min(QUERY_SIZES, key=lambda size: abs(size - side))], images))
@@ -204,10 +211,8 @@ def _about_length(settings: DenseSettings, images: int) -> list[Candidate]:
 
 def _about_images(settings: DenseSettings) -> list[Candidate]:
     """Augmentation."""
-    is_segmentation = settings.task == SEGMENTATION
-    # As strong as contrast and saturation in the authors' segmentation.
-    found = [Candidate("color_jitter", 0.5 if is_segmentation else 0.3, "light and cameras differ")]
-    if is_segmentation:
+    found = [Candidate("color_jitter", 0.3, "light and cameras differ")]
+    if settings.task == SEGMENTATION:
         found.append(Candidate("scale_range", [0.5, 2.0], "the authors' range"))
     elif settings.task == DETECTION and settings.head == "faster_rcnn":
         found.append(Candidate("scale_range", [0.7, 1.4], "near and far objects"))

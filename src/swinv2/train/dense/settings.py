@@ -21,6 +21,7 @@ OF_MASKS = (
     "evaluation_window",
     "ignore_index",
     "image_column",
+    "image_scale",
     "mask_column",
     "most_of_a_class",
     "reduce_labels",
@@ -77,6 +78,8 @@ class DenseSettings(DenseOptions, RunSettings):
             raise UsageError(
                 f"--scale-range is {list(low_high)}; expected two factors, the smaller first, such as 0.5 2.0."
             )
+        if not self.image_scale > 0.0:
+            raise UsageError(f"--image-scale is {self.image_scale}; expected a factor above 0.")
         if not 0.0 < self.most_of_a_class <= 1.0:
             raise UsageError(f"--most-of-a-class is {self.most_of_a_class}; expected above 0 and at most 1.")
         if not 0.0 <= self.flip <= 1.0:

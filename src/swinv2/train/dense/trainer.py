@@ -27,7 +27,7 @@ from swinv2.train.dense.drawing import Watched
 from swinv2.train.dense.evaluate import Scores, evaluate_images
 from swinv2.train.dense.examples import DenseExamples, MaskExample, Normalise, ObjectExample, collate_dense
 from swinv2.train.dense.settings import DenseSettings, crop_size
-from swinv2.train.dense.start import check_resumed, choose_dense_normalisation, model_to_train
+from swinv2.train.dense.start import check_resumed, choose_dense_normalisation, choose_image_scale, model_to_train
 from swinv2.train.finetune import EarlyStopping
 from swinv2.train.running import prepare_run, read_names, refuse_metric, with_evaluation
 from swinv2.train.trainer import SwinTrainer
@@ -229,10 +229,13 @@ def make_dense_training(
     if settings.resume_from_checkpoint:
         check_resumed(settings, train.names)
     choose_dense_normalisation(settings)
+    choose_image_scale(settings)
     if settings.choose_settings:
         settings = with_chosen_dense_settings(settings, train)
     refuse_metric(settings, METRICS[settings.task])
     model = build(settings, train.names)
+    if settings.task == SEGMENTATION:
+        model.config.dense_scale = settings.image_scale
     size = crop_size(settings) or as_pair("image_size", backbone_of(model).config.image_size)
     resizing: Any = model.detector.transform if isinstance(model, SwinRCNN) else None
     sides = None if resizing is None else (resizing.min_size[-1], resizing.max_size)
@@ -260,7 +263,8 @@ def _example(settings: DenseSettings, train: MaskDataset | ObjectDataset, size: 
         sides: Shorter and longest side to which a detector resizes images itself; None if it does not.
     """
     mean, std = tuple(settings.image_mean), tuple(settings.image_std)
-    usual: Any = {"flip": settings.flip, "color_jitter": settings.color_jitter, "scale_range": settings.scale_range}
+    scales = [settings.image_scale * scale for scale in settings.scale_range]
+    usual: Any = {"flip": settings.flip, "color_jitter": settings.color_jitter, "scale_range": scales}
     if isinstance(train, MaskDataset):
         augment = for_masks(size, mean, most_of_a_class=settings.most_of_a_class, **usual)
         return MaskExample(train, augment, Normalise(mean, std), settings.head == "mask2former")
