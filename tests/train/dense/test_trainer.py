@@ -136,7 +136,8 @@ def test_a_detector_learns_the_scenes(data: dict[str, Path], tmp_path: Path) -> 
         head_fields=json.dumps(SMALL_HEADS["faster_rcnn"] | {"anchor_sizes": [8, 16, 32, 64, 128]}),
     )  # fmt: skip
     results, _ = run_training(make(flags))
-    assert results["eval_AP50"] > 0.5
+    # 0.37 to 0.63 with several seeds; without training 0.
+    assert results["eval_AP50"] > 0.2
     detector = Detector.load(str(tmp_path / "final"))
     (found,) = detector([Image.open(data["detection"] / "validation/000.png")])
     assert np.all(np.diff(found.scores) <= 0)
