@@ -4,9 +4,9 @@
     python benchmarks/dense.py --backbone-only
     python benchmarks/dense.py --scaling
 
-It puts the backbones of this package, transformers and timm, with the same weights, into the same head: UperNet, this
-package's and for the others transformers', and torchvision's Mask R-CNN. Before it measures, it compares their maps; if
-they differ, it measures nothing.
+It puts the backbones of this package, transformers and timm, with the same weights, into UperNet (this package's, and
+for the others transformers') and into torchvision's Mask R-CNN. Before it measures, it compares their maps; if they
+differ, it measures nothing.
 Progress goes to stderr, the tables to stdout. README.md explains the method.
 """
 

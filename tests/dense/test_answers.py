@@ -111,7 +111,7 @@ def test_masks_of_mask2former_have_the_size_of_the_image(models: Path) -> None:
 
 def test_a_segmenter_enlarges_images_as_in_its_training(models: Path, tmp_path: Path) -> None:
     model: Any = load_dense(str(models / "upernet"))
-    model.config.dense_scale = 1.5
+    model.config.image_scale = 1.5
     model.save_pretrained(tmp_path)
     make_dense_processor(model, (64, 64), HALF, HALF).save_pretrained(tmp_path)
     segmenter = Segmenter.load(str(tmp_path))
@@ -137,11 +137,17 @@ def test_a_segmenter_enlarges_images_as_in_its_training(models: Path, tmp_path: 
     assert np.array_equal(windows[:17, :28], part)
 
 
-def test_scales_are_relative_to_that_of_the_training(models: Path) -> None:
-    segmenter = Segmenter.load(str(models / "upernet"))
-    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
-    segmenter.image_scale, segmenter.window = 2.0, (24, 24)
-    one = segmenter(image)
-    segmenter.scales = (1.0, 1.0)
-    # Two views of the same size.
-    assert (segmenter(image) == one).mean() > 0.97
+@pytest.mark.parametrize("size", [(40, 60), (60, 40)])
+def test_scales_are_relative_to_that_of_the_training(size: tuple[int, int], models: Path) -> None:
+    """The model sees the image at these sizes, as it is and mirrored, or windows of it."""
+    segmenter: Any = Segmenter.load(str(models / "upernet"))
+    segmenter.image_scale, segmenter.scales, segmenter.flip = 2.0, (1.0, 0.5), True
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    seen: list[tuple[int, ...]] = []
+    segmenter.model.register_forward_pre_hook(lambda model, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    assert segmenter(image).shape == size
+    assert seen == [(2 * size[0], 2 * size[1])] * 2 + [size] * 2
+    seen.clear()
+    segmenter.window, segmenter.scales, segmenter.flip = (20, 30), (1.0, 1.0), False
+    assert segmenter(image).shape == size
+    assert set(seen) == {(40, 60)}

@@ -58,24 +58,29 @@ def test_a_convolution_of_resized_maps(sizes: list[tuple[int, int]], is_channels
         assert (one - other).abs().max() < 1e-11
 
 
-@pytest.mark.parametrize(
-    ("sizes", "largest_share"),
-    [
-        ([(64, 64), (32, 32), (16, 16), (8, 8)], 0.5),
-        # As nothing is saved, nothing is lost.
-        ([(8, 8), (8, 8), (16, 16)], 1.0),
-    ],
-)
-def test_it_takes_fewer_multiplications(sizes: list[tuple[int, int]], largest_share: float) -> None:
-    torch.manual_seed(0)
-    conv = nn.Conv2d(64 * len(sizes), 64, 3, padding=1)
-    maps = [torch.randn(1, 64, *size) for size in sizes]
+def operations(sizes: list[tuple[int, int]], channels: int) -> tuple[int, int]:
+    """Those of a convolution of maps of these sizes, and those after the maps are resized."""
+    conv = nn.Conv2d(channels * len(sizes), channels, 3, padding=1)
+    maps = [torch.randn(1, channels, *size) for size in sizes]
     counts: list[int] = []
     for function in (convolve_resized, expected_of):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             function(conv, maps)
         counts.append(counter.get_total_flops())
-    assert counts[0] <= largest_share * counts[1]
+    return counts[0], counts[1]
+
+
+def test_it_takes_fewer_multiplications() -> None:
+    """For maps of four stages. Without the matrices that resize, a third would be left."""
+    ours, theirs = operations([(64, 64), (32, 32), (16, 16), (8, 8)], 256)
+    assert 0.33 < ours / theirs < 0.38
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4), st.integers(1, 80))
+def test_it_never_takes_more_multiplications(sizes: list[tuple[int, int]], channels: int) -> None:
+    ours, theirs = operations(sizes, channels)
+    assert ours <= theirs
 
 
 def pair() -> tuple[nn.Module, nn.Module]:
@@ -167,8 +172,10 @@ def test_outputs(has_labels: bool, is_training: bool) -> None:
         assert torch.allclose(one, other, atol=1e-5, rtol=1e-5)
     for one, other in zip(*(model.buffers() for model in models), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
-    without = [model(images, return_dict=False)[0] for model in models]
-    assert peers.difference(*without) < 1e-5
+    tuples = [model(images, return_dict=False, output_attentions=True) for model in models]
+    assert peers.difference(tuples[0][0], tuples[1][0]) < 1e-5
+    # transformers leaves them out.
+    assert [len(each) for each in tuples] == [2, 1]
 
 
 def test_an_answer_alone_needs_no_auxiliary_head() -> None:
@@ -176,3 +183,19 @@ def test_an_answer_alone_needs_no_auxiliary_head() -> None:
     ours.auxiliary_head = None
     images = peers.images((64, 96))
     assert peers.difference(answers(ours, images), answers(pair()[0], images)) == 0
+
+
+def test_blocks_of_another_kind_are_called() -> None:
+    ours: Any = pair()[0]
+    ours.decode_head.bottleneck = nn.Conv2d(ours.decode_head.bottleneck.conv.in_channels, 16, 1)
+    ours.decode_head.fpn_bottleneck = nn.Sequential(ours.decode_head.fpn_bottleneck)
+    assert answers(ours, peers.images((64, 96))).shape == (2, 3, 64, 96)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits(dtype: torch.dtype) -> None:
+    ours, theirs = pair()
+    images = peers.images((64, 96), count=2)
+    exact = answers(theirs, images)
+    found, expected = (answers(model.to(dtype), images.to(dtype)).float() for model in (ours, theirs))
+    assert peers.difference(found, exact) < 1.5 * peers.difference(expected, exact) + 1e-3

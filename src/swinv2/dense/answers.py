@@ -28,10 +28,10 @@ from swinv2.lengths import Pair
 from swinv2.loading import label_names, load_processor
 
 LARGE_PIXELS = 1024 * 1024
-"""Images of more pixels are segmented by windows, unless others are given."""
+"""Images of more pixels, after they are enlarged, are segmented by windows, unless others are given."""
 
 LARGE_WINDOW = 768
-"""Side in pixels of these windows."""
+"""Side in pixels of these windows, as the model sees them."""
 
 MASK_THRESHOLD = 0.5
 
@@ -52,8 +52,8 @@ class Segmenter:
     Attributes:
         model: The segmenter, in evaluation mode.
         mean, std: Mean and standard deviation of each channel, for values from 0 to 1.
-        window, stride: See `sliding.segment`; if no window is given, images of more than `LARGE_PIXELS` are computed by
-            windows of `LARGE_WINDOW`.
+        window, stride: See `sliding.segment`, in pixels of the image; if no window is given, images that have more than
+            `LARGE_PIXELS` when they are enlarged are computed by windows of `LARGE_WINDOW`.
         scales, flip: See `sliding.segment`; the scales are relative to `image_scale`.
         image_scale: Factor by which images are enlarged for the model, that of its training.
     """
@@ -71,7 +71,7 @@ class Segmenter:
     def __post_init__(self) -> None:
         config: Any = self.model.config
         self.names = tuple(label_names(config))
-        self.image_scale = float(getattr(config, "dense_scale", 1.0))
+        self.image_scale = float(getattr(config, "image_scale", 1.0))
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
@@ -94,10 +94,10 @@ class Segmenter:
         return ((pixels.float() / 255 - mean) / std).to(weight.device, weight.dtype)
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """What the model takes of pixels (B, channels, H, W) of eight bits: enlarged and normalised."""
+        """What the model takes of pixels (..., channels, H, W) of eight bits: enlarged and normalised."""
         if self.image_scale == 1.0:
             return self.normalise(pixels)
-        size = [max(round(side * self.image_scale), 1) for side in pixels.shape[2:]]
+        size = [max(round(side * self.image_scale), 1) for side in pixels.shape[-2:]]
         return self.normalise(resize(pixels, size, antialias=True))
 
     def __call__(self, image: Picture) -> np.ndarray:

@@ -78,38 +78,31 @@ class FeaturePyramid(nn.Module):
         return list(self.fpn(OrderedDict((str(level), each) for level, each in enumerate(maps))).values())
 
 
-class _InputPrecision(nn.Module):
-    """A head that answers in the precision of its input, also under autocast. Otherwise torchvision would compute with
-    boxes of 16 bits: corners would be rounded, and a small box would have no area."""
+class _NotRounded(nn.Module):
+    """A layer that answers in at least 32 bits, also under autocast. Otherwise torchvision would compute with boxes of
+    16 bits: corners would be rounded, and a small box would have no area."""
 
     def forward(self, x: Any) -> Any:
         """See torchvision."""
-        dtype = x.dtype if isinstance(x, Tensor) else x[0].dtype
-        return _convert(super().forward(x), dtype)
+        return _in_32_bits(super().forward(x))
 
 
-def _convert(answer: Any, dtype: torch.dtype) -> Any:
-    """A tensor in another precision, or a list or a tuple of such answers."""
-    return answer.to(dtype) if isinstance(answer, Tensor) else type(answer)(_convert(each, dtype) for each in answer)
+def _in_32_bits(answer: Any) -> Any:
+    """A tensor in at least 32 bits, or a list or a tuple of such answers."""
+    if isinstance(answer, Tensor):
+        return answer.to(torch.promote_types(answer.dtype, torch.float32))
+    return type(answer)(map(_in_32_bits, answer))
 
 
-class _ProposalHead(_InputPrecision, RPNHead):
+class _ProposalHead(_NotRounded, RPNHead):
     pass
 
 
-class _BoxHead(_InputPrecision, TwoMLPHead):
+class _BoxPredictor(_NotRounded, FastRCNNPredictor):
     pass
 
 
-class _BoxPredictor(_InputPrecision, FastRCNNPredictor):
-    pass
-
-
-class _MaskHead(_InputPrecision, MaskRCNNHeads):
-    pass
-
-
-class _MaskPredictor(_InputPrecision, MaskRCNNPredictor):
+class _MaskPredictor(_NotRounded, MaskRCNNPredictor):
     pass
 
 
@@ -124,7 +117,7 @@ def heads_of_boxes(channels: int, box_channels: int, classes: int, anchors: int)
     """
     return {
         "rpn_head": _ProposalHead(channels, anchors),
-        "box_head": _BoxHead(channels * ROI_SIDE**2, box_channels),
+        "box_head": TwoMLPHead(channels * ROI_SIDE**2, box_channels),
         "box_predictor": _BoxPredictor(box_channels, classes),
     }
 
@@ -267,7 +260,7 @@ class SwinRCNN(PreTrainedModel):
             **heads_of_boxes(channels, config.box_channels, classes, anchors.num_anchors_per_location()[0]),
         }
         if config.with_masks:
-            fields["mask_head"] = _MaskHead(channels, (channels,) * 4, 1)
+            fields["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1)
             fields["mask_predictor"] = _MaskPredictor(channels, channels, classes)
         kind = _MaskRCNN if config.with_masks else _FasterRCNN
         self.detector = kind(FeaturePyramid(backbone, channels), **{**fields, **config.torchvision})

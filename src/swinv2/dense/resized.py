@@ -37,8 +37,11 @@ def convolve_resized(
     # Those that are not worth it are resized and concatenated.
     saves = [_saves(each.shape[2:], size, conv.out_channels) for each in maps]
     plain = [index for index, saved in enumerate(saves) if not saved]
-    joined = torch.cat([maps[0], *(resize(maps[index], size) for index in plain[1:])], 1)
-    out = F.conv2d(joined, torch.cat([weights[index] for index in plain], 1), conv.bias, padding=SIDE // 2)
+    joined, weight = maps[0], weights[0]
+    if len(plain) > 1:
+        joined = torch.cat([maps[0], *(resize(maps[index], size) for index in plain[1:])], 1)
+        weight = torch.cat([weights[index] for index in plain], 1)
+    out = F.conv2d(joined, weight, conv.bias, padding=SIDE // 2)
     for each, weight, saved in zip(maps, weights, saves, strict=True):
         if saved:
             out = out + _resize_products(each, weight, size)
@@ -49,8 +52,8 @@ def _saves(size: Sequence[int], wanted: Sequence[int], channels: int) -> bool:
     """Whether it takes fewer multiplications for each pixel and input channel to multiply the map first."""
     (height, width), (tall, wide) = size, wanted
     share = height * width / (tall * wide)
-    # The two matrices, for each output channel, which has about as many input channels.
-    matrices = SIDE * (height * width / wide + width) / channels
+    # The matrices of rows, for each position in the kernel across, and of columns; a map has about as many channels.
+    matrices = SIDE * (SIDE * height * width / wide + width) / channels
     return SIDE**2 * share + matrices < SIDE**2
 
 

@@ -139,12 +139,10 @@ def segment(
     of_prepared, size = pixel_scores(model), (image.shape[1], image.shape[2])
 
     def score(views: Tensor) -> Tensor:
-        if prepare is None:
-            return of_prepared(views).to(image.device)
-        scores = of_prepared(prepare(views)).to(image.device)
-        if scores.shape[2:] == views.shape[2:]:
-            return scores
-        return F.interpolate(scores, views.shape[2:], mode="bilinear", align_corners=False)
+        scores = of_prepared(views if prepare is None else prepare(views))
+        if scores.shape[2:] != views.shape[2:]:
+            scores = F.interpolate(scores, views.shape[2:], mode="bilinear", align_corners=False)
+        return scores.to(image.device)
 
     try:
         sides = None if window is None else as_pair("window", window)

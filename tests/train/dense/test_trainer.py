@@ -212,9 +212,11 @@ def test_a_segmenter_keeps_the_scale_of_its_images(data: dict[str, Path], checkp
     flags = without(flags_of("segmentation", "upernet", data, final, tmp_path / "second"), "--drop_path_rate")
     flags = without(flags, "--head_fields")
     assert make(flags).args.image_scale == 2.0
-    assert make([*flags, "--image_scale", "1.5"]).model.config.dense_scale == 1.5
+    assert make(flags, choose_settings=True).model.config.image_scale == 2.0
+    for given in (1.0, 1.5):
+        assert make([*flags, "--image_scale", str(given)]).model.config.image_scale == given
     detector = make(flags_of("detection", "faster_rcnn", data, final, tmp_path / "third"))
-    assert not hasattr(detector.model.config, "dense_scale")
+    assert not hasattr(detector.model.config, "image_scale")
     with pytest.raises(UsageError, match="--image-scale is for --task segmentation"):
         make(flags_of("detection", "faster_rcnn", data, final, tmp_path / "third", image_scale=2))
 

@@ -147,7 +147,7 @@ def _about_size(settings: DenseSettings, side: int, longer: float) -> list[Candi
         if side < ENLARGED_SIDE:
             scale = min(round(ENLARGED_SIDE / side, 2), MOST_ENLARGED)
             found.append(Candidate("image_scale", scale, f"{images}; the model sees thin objects better if enlarged"))
-        found.append(Candidate("image_size", [crop], f"{images}; crops have about two thirds"))
+        found.append(Candidate("image_size", [crop], f"{images}; two thirds of it, of enlarged images less"))
     else:
         found.append(Candidate("image_size", [min(QUERY_SIZES, key=lambda size: abs(size - side))], images))
     config = _config_of(settings)

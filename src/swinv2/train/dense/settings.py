@@ -3,6 +3,7 @@
 In: the given values. Out: settings, or a `UsageError`. This module opens no data and builds no model.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -78,7 +79,7 @@ class DenseSettings(DenseOptions, RunSettings):
             raise UsageError(
                 f"--scale-range is {list(low_high)}; expected two factors, the smaller first, such as 0.5 2.0."
             )
-        if not self.image_scale > 0.0:
+        if not 0.0 < self.image_scale < math.inf:
             raise UsageError(f"--image-scale is {self.image_scale}; expected a factor above 0.")
         if not 0.0 < self.most_of_a_class <= 1.0:
             raise UsageError(f"--most-of-a-class is {self.most_of_a_class}; expected above 0 and at most 1.")

@@ -55,10 +55,10 @@ def choose_dense_normalisation(settings: DenseSettings) -> None:
 
 
 def choose_image_scale(settings: DenseSettings) -> None:
-    """Sets the scale of the images, if it is not given, to that of the saved segmenter to start from."""
+    """Sets the scale of the images, if it is neither given nor chosen, to that of the saved segmenter to start from."""
     config = None if is_new_model(settings) else read_dense_config(settings.model)
-    if settings.task == SEGMENTATION and config is not None and "image_scale" not in settings.given:
-        settings.image_scale = float(config.get("dense_scale", 1.0))
+    if settings.task == SEGMENTATION and config is not None and "image_scale" not in settings.told:
+        settings.image_scale = float(config.get("image_scale", 1.0))
 
 
 def model_to_train(settings: DenseSettings, names: tuple[str, ...]) -> Any:

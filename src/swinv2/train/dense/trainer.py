@@ -229,13 +229,13 @@ def make_dense_training(
     if settings.resume_from_checkpoint:
         check_resumed(settings, train.names)
     choose_dense_normalisation(settings)
-    choose_image_scale(settings)
     if settings.choose_settings:
         settings = with_chosen_dense_settings(settings, train)
+    choose_image_scale(settings)
     refuse_metric(settings, METRICS[settings.task])
     model = build(settings, train.names)
     if settings.task == SEGMENTATION:
-        model.config.dense_scale = settings.image_scale
+        model.config.image_scale = settings.image_scale
     size = crop_size(settings) or as_pair("image_size", backbone_of(model).config.image_size)
     resizing: Any = model.detector.transform if isinstance(model, SwinRCNN) else None
     sides = None if resizing is None else (resizing.min_size[-1], resizing.max_size)
