@@ -109,7 +109,7 @@ def test_masks_of_mask2former_have_the_size_of_the_image(models: Path) -> None:
     assert len(detector._of_mask2former(none, (height, width)).scores) == 0
 
 
-def test_a_segmenter_enlarges_images_as_in_its_training(models: Path, tmp_path: Path) -> None:
+def test_a_segmenter_enlarges_images(models: Path, tmp_path: Path) -> None:
     model: Any = load_dense(str(models / "upernet"))
     model.config.image_scale = 1.5
     model.save_pretrained(tmp_path)
@@ -138,7 +138,7 @@ def test_a_segmenter_enlarges_images_as_in_its_training(models: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("size", [(40, 60), (60, 40)])
-def test_scales_are_relative_to_that_of_the_training(size: tuple[int, int], models: Path) -> None:
+def test_scales_are_relative_to_that_of_the_segmenter(size: tuple[int, int], models: Path) -> None:
     """The model sees the image at these sizes, as it is and mirrored, or windows of it."""
     segmenter: Any = Segmenter.load(str(models / "upernet"))
     segmenter.image_scale, segmenter.scales, segmenter.flip = 2.0, (1.0, 0.5), True

@@ -55,7 +55,7 @@ class Segmenter:
         window, stride: See `sliding.segment`, in pixels of the image; if no window is given, images that have more than
             `LARGE_PIXELS` when they are enlarged are computed by windows of `LARGE_WINDOW`.
         scales, flip: See `sliding.segment`; the scales are relative to `image_scale`.
-        image_scale: Factor by which images are enlarged for the model, that of its training.
+        image_scale: Factor by which images are enlarged for the model, that of its configuration.
     """
 
     model: nn.Module

@@ -30,11 +30,11 @@ def test_of_a_segmenter(checkpoint: str, tmp_path: Path) -> None:
     assert settings.head == "upernet"
     # The nearest to two thirds of 300 pixels.
     assert settings.image_size == [192]
-    assert settings.image_scale == 1.71
+    assert settings.image_scale == 1.5
     assert settings.head_fields == {"hidden_size": 32}
     assert (settings.num_train_epochs, settings.per_device_train_batch_size) == (LENGTHS[0].epochs, 4)
     assert (settings.learning_rate, settings.layer_decay) == (1e-3, 0.75)
-    assert (settings.eval_strategy, settings.save_strategy, settings.eval_steps) == ("steps", "steps", 0.1)
+    assert (settings.eval_strategy, settings.save_strategy, settings.eval_steps) == ("steps", "steps", 0.2)
     assert (settings.metric_for_best_model, settings.load_best_model_at_end) == ("mIoU", True)
     assert settings.scale_range == [0.5, 2.0]
     # 48, 24, 12 and 6 tokens: windows of 4 fit, and of 3.

@@ -263,8 +263,7 @@ def _example(settings: DenseSettings, train: MaskDataset | ObjectDataset, size: 
         sides: Shorter and longest side to which a detector resizes images itself; None if it does not.
     """
     mean, std = tuple(settings.image_mean), tuple(settings.image_std)
-    scales = [settings.image_scale * scale for scale in settings.scale_range]
-    usual: Any = {"flip": settings.flip, "color_jitter": settings.color_jitter, "scale_range": scales}
+    usual: Any = {"flip": settings.flip, "color_jitter": settings.color_jitter, "scale_range": settings.scale_range}
     if isinstance(train, MaskDataset):
         augment = for_masks(size, mean, most_of_a_class=settings.most_of_a_class, **usual)
         return MaskExample(train, augment, Normalise(mean, std), settings.head == "mask2former")
