@@ -201,7 +201,7 @@ class DenseOptions(RunOptions):
         None, "Whether 0 in a mask is no class and the others begin at 1; default: what the layout of the data says."
     )
     image_scale: float = _option(
-        1.0, "segmentation: factor by which the segmenter enlarges an image that it answers for; see --scale-range."
+        1.0, "segmentation: factor of the size of the images that the segmenter answers for; see --scale-range."
     )
     scale_range: list[float] = _option([1.0, 1.0], "Smallest and largest random factor of the size of an image.")
     most_of_a_class: float = _option(

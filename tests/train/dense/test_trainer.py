@@ -210,7 +210,9 @@ def test_a_segmenter_keeps_the_scale_of_its_images(data: dict[str, Path], checkp
     flags = without(flags_of("segmentation", "upernet", data, final, tmp_path / "second"), "--drop_path_rate")
     flags = without(flags, "--head_fields")
     assert make(flags).args.image_scale == 2.0
-    assert make(flags, choose_settings=True).model.config.image_scale == 2.0
+    chosen = make(flags, choose_settings=True)
+    assert chosen.model.config.image_scale == 2.0
+    assert chosen.args.chosen["image_scale"].reason == "that of the model to start from"
     for given in (1.0, 1.5):
         assert make([*flags, "--image_scale", str(given)]).model.config.image_scale == given
     detector = make(flags_of("detection", "faster_rcnn", data, final, tmp_path / "third"))
@@ -233,7 +235,7 @@ def test_a_run_resumes_with_its_classes_only(data: dict[str, Path], checkpoint: 
     [
         ({"head": "mask_rcnn"}, "--head is 'mask_rcnn'; for --task segmentation expected upernet or mask2former"),
         ({"scale_range": (2.0, 1.0)}, r"--scale-range is \[2.0, 1.0\]; expected two factors, the smaller first"),
-        ({"image_scale": 0}, "--image-scale is 0.0; expected a factor above 0"),
+        ({"image_scale": 1e9}, "--image-scale is 1000000000.0; expected a factor from 0.1 to 10"),
         ({"per_device_train_batch_size": 1}, "UperNet normalises over the batch; give at least 2"),
         ({"head": "mask2former", "class_weights": "balanced"}, "--class-weights is for --head upernet"),
         ({"metric_for_best_model": "top1"}, "--metric-for-best-model is 'top1'; expected mIoU or"),

@@ -133,9 +133,11 @@ def _usual_sides(train: MaskDataset | ObjectDataset) -> tuple[int, float]:
 def _about_size(settings: DenseSettings, side: int, longer: float) -> list[Candidate]:
     """Image size, window and head."""
     images = f"the images have {side} pixels along the shorter side"
-    if not is_new_model(settings) and read_dense_config(settings.model) is not None:
+    saved = None if is_new_model(settings) else read_dense_config(settings.model)
+    if saved is not None:
         # A saved segmenter or detector keeps its sizes.
-        return []
+        scale = Candidate("image_scale", float(saved.get("image_scale", 1.0)), "that of the model to start from")
+        return [scale] if settings.task == SEGMENTATION else []
     found: list[Candidate] = []
     if settings.model == NEW:
         found.append(Candidate("model_fields", SMALL_NETWORK, "the network of the model that ships"))
@@ -163,7 +165,7 @@ def _about_size(settings: DenseSettings, side: int, longer: float) -> list[Candi
 def _about_head(settings: DenseSettings, config: Swinv2Config) -> list[Candidate]:
     """Channels of the head: of small networks fewer."""
     channels = min(2 * config.embed_dim, 256)
-    why = "a head as wide as the network"
+    why = "twice as wide as the first stage of the network"
     fields: dict[str, Any] = {}
     if settings.head == "upernet" and config.embed_dim < 96:
         fields = {"hidden_size": channels}
@@ -191,7 +193,7 @@ def _about_length(settings: DenseSettings, images: int) -> list[Candidate]:
     counted = f"{images:,} training images"
     why = f"{counted}, {'new' if is_new else 'trained'} weights"
     length = epochs * NEW_FACTOR if is_new else epochs
-    steps = length * images // row.batch
+    steps = settings.max_steps if settings.max_steps > 0 else length * images // row.batch
     rate = {"mask2former": 3e-4, "rt_detr": 3e-4}.get(settings.head, 1e-3)
     found = [
         Candidate("num_train_epochs", length, why, ("max_steps",)),

@@ -3,7 +3,6 @@
 In: the given values. Out: settings, or a `UsageError`. This module opens no data and builds no model.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -79,8 +78,8 @@ class DenseSettings(DenseOptions, RunSettings):
             raise UsageError(
                 f"--scale-range is {list(low_high)}; expected two factors, the smaller first, such as 0.5 2.0."
             )
-        if not 0.0 < self.image_scale < math.inf:
-            raise UsageError(f"--image-scale is {self.image_scale}; expected a factor above 0.")
+        if not 0.1 <= self.image_scale <= 10.0:
+            raise UsageError(f"--image-scale is {self.image_scale}; expected a factor from 0.1 to 10, such as 1.5.")
         if not 0.0 < self.most_of_a_class <= 1.0:
             raise UsageError(f"--most-of-a-class is {self.most_of_a_class}; expected above 0 and at most 1.")
         if not 0.0 <= self.flip <= 1.0:

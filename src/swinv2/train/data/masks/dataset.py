@@ -202,7 +202,7 @@ class MaskDataset:
         if wrong:
             raise UsageError(
                 f"{' and '.join(wrong)}; {self.source} has {len(self.names)} classes, {whose} has {len(names)}. Both "
-                "must be the same, so give both the same --label-names-file."
+                "must be the same, so give both the same --label-names-file, and the same --ignore-index."
             )
         return replace(self, names=names, values=tuple(self.values[self.names.index(name)] for name in names))
 
