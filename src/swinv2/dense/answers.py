@@ -20,7 +20,7 @@ from transformers import Mask2FormerForUniversalSegmentation, RTDetrV2ForObjectD
 from swinv2.dense.average_precision import Detections
 from swinv2.dense.detectors import SwinRCNN
 from swinv2.dense.masks import boxes_around, encode_masks
-from swinv2.dense.saved import INSTANCES, SEGMENTATION, load_dense, task_of
+from swinv2.dense.saved import INSTANCES, SEGMENTATION, image_scale_of, load_dense, task_of
 from swinv2.dense.sliding import segment
 from swinv2.errors import UsageError
 from swinv2.images import read_image, to_rgb, upright
@@ -71,7 +71,7 @@ class Segmenter:
     def __post_init__(self) -> None:
         config: Any = self.model.config
         self.names = tuple(label_names(config))
-        self.image_scale = float(getattr(config, "image_scale", 1.0))
+        self.image_scale = image_scale_of(vars(config))
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:

@@ -4,6 +4,7 @@ In: a folder, or a name on the hub. Out: a model with our backbone. This module 
 """
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,11 @@ def head_of(config: dict[str, Any]) -> str:
     if config["model_type"] == MODEL_TYPE:
         return "mask_rcnn" if config.get("with_masks") else "faster_rcnn"
     return "rt_detr" if config["model_type"] == "rt_detr_v2" else config["model_type"]
+
+
+def image_scale_of(config: Mapping[str, Any]) -> float:
+    """The factor by which a saved segmenter enlarges images before it answers, from its configuration."""
+    return float(config.get("image_scale", 1.0))
 
 
 def load_dense(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from swinv2.config import Swinv2Config
-from swinv2.dense.saved import DETECTION, SEGMENTATION, read_dense_config
+from swinv2.dense.saved import DETECTION, SEGMENTATION, image_scale_of, read_dense_config
 from swinv2.images import BrokenImageError
 from swinv2.loading import read_config
 from swinv2.train.choices import (
@@ -136,7 +136,7 @@ def _about_size(settings: DenseSettings, side: int, longer: float) -> list[Candi
     saved = None if is_new_model(settings) else read_dense_config(settings.model)
     if saved is not None:
         # A saved segmenter or detector keeps its sizes.
-        scale = Candidate("image_scale", float(saved.get("image_scale", 1.0)), "that of the model to start from")
+        scale = Candidate("image_scale", image_scale_of(saved), "that of the model to start from")
         return [scale] if settings.task == SEGMENTATION else []
     found: list[Candidate] = []
     if settings.model == NEW:

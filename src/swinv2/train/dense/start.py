@@ -16,7 +16,7 @@ from swinv2.dense.answers import RGB
 from swinv2.dense.backbone import backbone_of, load_backbone, set_image_size
 from swinv2.dense.detectors import MODEL_TYPE, SwinRCNN
 from swinv2.dense.heads import add_head, maps_of
-from swinv2.dense.saved import SEGMENTATION, head_of, load_dense, read_dense_config, task_of
+from swinv2.dense.saved import SEGMENTATION, head_of, image_scale_of, load_dense, read_dense_config, task_of
 from swinv2.errors import UsageError, few
 from swinv2.heads import Swinv2Backbone
 from swinv2.loading import label_names, load_processor
@@ -58,7 +58,7 @@ def choose_image_scale(settings: DenseSettings) -> None:
     """Sets the scale of the images, if it is neither given nor chosen, to that of the saved segmenter to start from."""
     config = None if is_new_model(settings) else read_dense_config(settings.model)
     if settings.task == SEGMENTATION and config is not None and "image_scale" not in settings.told:
-        settings.image_scale = float(config.get("image_scale", 1.0))
+        settings.image_scale = image_scale_of(config)
 
 
 def model_to_train(settings: DenseSettings, names: tuple[str, ...]) -> Any:
