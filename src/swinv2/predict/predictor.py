@@ -1,7 +1,7 @@
-"""Runs a model over image files, batch by batch, and returns labels or features.
+"""Runs a model over images, batch by batch, and returns labels or features.
 
-In: paths. Out, for each path, in order: predictions or features, or a `BrokenImage`. This module writes nothing and
-prints nothing.
+In: images, or paths. Out, for each of them, in order: predictions or features, or a `BrokenImage`. This module writes
+nothing and prints nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from swinv2.errors import UsageError
@@ -52,50 +53,72 @@ class Prediction:
 class _Prepared:
     """For each file, the pixels that enter the model, or a `BrokenImage`."""
 
-    def __init__(self, paths: Sequence[Path], processor: Any, channels: int) -> None:
-        self.paths, self.processor, self.channels = paths, processor, channels
+    def __init__(self, paths: Sequence[Path], predictor: "Predictor") -> None:
+        self.paths, self.predictor = paths, predictor
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray | BrokenImage:
-        image = read_or_skip(self.paths[index], self.channels)
-        if isinstance(image, BrokenImage):
-            return image
-        return self.processor(images=image, return_tensors="pt")["pixel_values"][0].numpy()
+        image = read_or_skip(self.paths[index], self.predictor.channels)
+        return image if isinstance(image, BrokenImage) else self.predictor.prepare(image)
 
 
-def _run_on_files(
-    model: Swinv2PreTrainedModel,
-    processor: Any,
-    paths: Iterable[Path],
-    batch_size: int,
-    read: Callable[[Any], list[Answer]],
-) -> Iterator[tuple[Path, Answer | BrokenImage]]:
-    """Runs a model over image files, and yields an answer for each file, in order.
+class Predictor:
+    """A model with its image processor.
 
     Args:
-        model, processor: The model, on its device, and its image processor.
-        paths: The files.
-        batch_size: Largest number of images in a batch. If the processor does not resize, images have different sizes;
-            a batch then ends before an image of another size.
-        read: Makes an answer for each image of the model's output for a batch.
+        model: The model, on its device.
+        processor: Its image processor.
     """
-    paths = list(paths)
-    following = iter(paths)
-    for batch in read_batches(_Prepared(paths, processor, model.config.num_channels), batch_size):
+
+    def __init__(self, model: Swinv2PreTrainedModel, processor: Any) -> None:
+        self.model, self.processor = model, processor
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images that it takes, see `images.read_image`."""
+        return self.model.config.num_channels
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """The pixels (channels, height, width) that enter the model, of an image as `images.read_image` returns it."""
+        return self.processor(images=image, return_tensors="pt")["pixel_values"][0].numpy()
+
+    def _run(self, pixels: Iterable[np.ndarray], read: Callable[[Any], Iterable[Answer]]) -> list[Answer]:
+        """Runs the model over prepared pixels, and returns an answer for each image.
+
+        Args:
+            pixels: See `prepare`; they are one batch. If the processor does not resize, images have different sizes; a
+                batch is then divided before an image of another size.
+            read: Makes an answer for each image of the model's output for a batch.
+        """
         answers: list[Answer] = []
-        valid = (item for item in batch if not isinstance(item, BrokenImage))
-        for _, same_size in groupby(valid, lambda item: item.shape):
-            pixel_values = torch.from_numpy(np.stack(list(same_size))).to(model.device, model.dtype)
+        for _, same_size in groupby(pixels, lambda item: item.shape):
+            pixel_values = torch.from_numpy(np.stack(list(same_size))).to(self.model.device, self.model.dtype)
             with torch.inference_mode():
-                answers += read(model(pixel_values))
-        for item in batch:
-            yield next(following), item if isinstance(item, BrokenImage) else answers.pop(0)
+                answers += read(self.model(pixel_values))
+        return answers
+
+    def _run_on_files(
+        self, paths: Iterable[Path], batch_size: int, answer: Callable[[list[np.ndarray]], list[Answer]]
+    ) -> Iterator[tuple[Path, Answer | BrokenImage]]:
+        """Runs the model over image files, and yields an answer for each file, in order.
+
+        Args:
+            paths: The files.
+            batch_size: Largest number of images in a batch.
+            answer: Makes an answer for each image of a batch of prepared pixels.
+        """
+        paths = list(paths)
+        following = iter(paths)
+        for batch in read_batches(_Prepared(paths, self), batch_size):
+            answers = answer([item for item in batch if not isinstance(item, BrokenImage)])
+            for item in batch:
+                yield next(following), item if isinstance(item, BrokenImage) else answers.pop(0)
 
 
-class Classifier:
-    """Labels for image files.
+class Classifier(Predictor):
+    """Labels for images.
 
     Args:
         model: The model, on its device.
@@ -108,7 +131,7 @@ class Classifier:
     def __init__(self, model: Swinv2ForImageClassification, processor: Any) -> None:
         if model.config.problem_type == "regression":
             raise UsageError("the model is a regression (problem_type in its config.json): it has no labels.")
-        self.model, self.processor = model, processor
+        super().__init__(model, processor)
         self.labels = label_names(model.config)
 
     @classmethod
@@ -139,23 +162,25 @@ class Classifier:
         Returns:
             For each file, in order, the labels or the reason why the file was skipped.
         """
+        return self._run_on_files(paths, batch_size, lambda pixels: self.label(pixels, top_k))
+
+    def label(self, pixels: Sequence[np.ndarray], top_k: int = 5) -> list[list[Prediction]]:
+        """Labels for a batch of prepared pixels, see `prepare`; `top_k` as in `classify`."""
         several = has_several_labels(self.model.config)
 
-        def read(outputs: Any) -> list[list[Prediction]]:
+        def read(outputs: Any) -> Iterator[list[Prediction]]:
             """The most probable labels of each image of a batch."""
             logits = outputs.logits.float()
             probabilities = logits.sigmoid() if several else logits.softmax(-1)
             values, indices = probabilities.cpu().topk(min(top_k, len(self.labels)))
-            return [
-                [Prediction(index, self.labels[index], value) for value, index in zip(*row, strict=True)]
-                for row in zip(values.tolist(), indices.tolist(), strict=True)
-            ]
+            for row in zip(values.tolist(), indices.tolist(), strict=True):
+                yield [Prediction(index, self.labels[index], value) for value, index in zip(*row, strict=True)]
 
-        return _run_on_files(self.model, self.processor, paths, batch_size, read)
+        return self._run(pixels, read)
 
 
-class FeatureExtractor:
-    """Features of image files.
+class FeatureExtractor(Predictor):
+    """Features of images.
 
     Args:
         model: `Swinv2Model` for pooled features, or `Swinv2Backbone` that returns one map; on its device.
@@ -163,7 +188,7 @@ class FeatureExtractor:
     """
 
     def __init__(self, model: Swinv2Model | Swinv2Backbone, processor: Any) -> None:
-        self.model, self.processor = model, processor
+        super().__init__(model, processor)
 
     @classmethod
     def load(cls, name: str, stage: str = POOLED, device: str = "auto", dtype: torch.dtype = torch.float32) -> Self:
@@ -187,10 +212,13 @@ class FeatureExtractor:
 
     def extract(self, paths: Iterable[Path], batch_size: int = 16) -> Iterator[tuple[Path, Tensor | BrokenImage]]:
         """For each file, in order, the features on the CPU or the reason why the file was skipped."""
+        return self._run_on_files(paths, batch_size, self.features)
 
-        def read(outputs: Any) -> list[Tensor]:
+    def features(self, pixels: Sequence[np.ndarray]) -> list[Tensor]:
+        """The features, on the CPU, of each image of a batch of prepared pixels, see `prepare`."""
+
+        def read(outputs: Any) -> Iterator[Tensor]:
             """The features of each image of a batch."""
-            features = outputs.pooler_output if isinstance(self.model, Swinv2Model) else outputs.feature_maps[0]
-            return list(features.cpu())
+            yield from (outputs.feature_maps[0] if "feature_maps" in outputs else outputs.pooler_output).cpu()
 
-        return _run_on_files(self.model, self.processor, paths, batch_size, read)
+        return self._run(pixels, read)
