@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from colours import MODEL, draw_colours
 from signatures import CHECKS_SIGNATURES
@@ -33,6 +34,20 @@ def pytest_configure(config: pytest.Config) -> None:
     """Has kernels run on the CPU, before anything imports them, unless the tests are those for a GPU."""
     if config.getoption("markexpr") != "gpu":
         os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup() -> Iterator[None]:
+    """Random numbers of a fixture do not depend on which tests ran before it in this process."""
+    torch.manual_seed(0)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Nor do those of a test."""
+    torch.manual_seed(0)
+    return (yield)
 
 
 @pytest.fixture
