@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 
 from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError, first_sentence
+from swinv2.exported import ExportedNetwork, read_manifest
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.zoo import CHECKPOINTS, PRESETS
 
@@ -101,6 +102,8 @@ def read_config(name: str) -> Swinv2Config:
 def load_model(model_class: type[Model], name: str, device: torch.device, dtype: torch.dtype, **fields: Any) -> Model:
     """Loads a model for inference.
 
+    An exported model is loaded as an `ExportedNetwork`, which is called as its source.
+
     Args:
         model_class: Class of the model.
         name: A folder, or a name on the hub.
@@ -109,9 +112,11 @@ def load_model(model_class: type[Model], name: str, device: torch.device, dtype:
         fields: Fields of the configuration to change.
 
     Raises:
-        UsageError: The weights are missing, damaged or incomplete.
+        UsageError: The weights are missing, damaged or incomplete; or an exported model has another class.
     """
-    read_config(name)
+    config = read_config(name)
+    if read_manifest(name) is not None:
+        return _load_exported(model_class, name, config, device, dtype, fields)
     try:
         loaded: Any = model_class.from_pretrained(_expand_home(name), dtype=dtype, output_loading_info=True, **fields)
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
@@ -124,6 +129,20 @@ def load_model(model_class: type[Model], name: str, device: torch.device, dtype:
             f"outputs would be random. Expected a model that {model_class.__name__} saved."
         )
     return model.eval().to(device)
+
+
+def _load_exported(
+    model_class: Any, name: str, config: Swinv2Config, device: torch.device, dtype: torch.dtype, fields: dict[str, Any]
+) -> Any:
+    """Loads an exported model, see `load_model`."""
+    network = ExportedNetwork(name, config, device, dtype)
+    wanted = model_class.__name__
+    if network.architecture != wanted or any(getattr(config, field) != value for field, value in fields.items()):
+        raise UsageError(
+            f"{name!r} is an export of {network.architecture}, and this needs {wanted}"
+            f"{f' with {fields}' if fields else ''}; export the model again, see `swinv2 export --help` (--answers)."
+        )
+    return network
 
 
 def load_processor(name: str, channels: int = 3) -> Any:

@@ -12,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 import swinv2
 from swinv2.cli.dense import detect, segment
 from swinv2.cli.evaluating import evaluate
+from swinv2.cli.exporting import export
 from swinv2.cli.images import classify, demo, features, inspect
 from swinv2.cli.models import convert, info
 from swinv2.cli.running import sentences
@@ -45,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Swin Transformer V2: describe models, classify and segment images, detect objects, extract features, train, "
-    "convert weights.",
+    "convert and export weights.",
 )
 
 
@@ -70,6 +71,6 @@ _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": 
 
 _ON_IMAGES = (info, classify, features, segment, detect)
 _TRAININGS = (pretrain, finetune, evaluate, reconstruct)
-for command in (*_ON_IMAGES, *_TRAININGS, convert, inspect, demo):
+for command in (*_ON_IMAGES, *_TRAININGS, convert, export, inspect, demo):
     passes_on = command in (pretrain, finetune)
     app.command(cls=_Command, context_settings=_PASS_ON if passes_on else None)(sentences()(command))

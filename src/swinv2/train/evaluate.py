@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,21 +61,45 @@ def evaluate(
     Raises:
         UsageError: The model or the data cannot be opened, or their classes do not match.
     """
-    chosen = choose_device(device)
-    classifier = load_model(Swinv2ForImageClassification, model, chosen, dtype)
+    classifier = load_model(Swinv2ForImageClassification, model, choose_device(device), dtype)
     if classifier.config.problem_type == "regression":
         raise UsageError(f"the model {model!r} is a regression (problem_type in its config.json): it has no labels.")
-    several = has_several_labels(classifier.config)
-    channels = classifier.config.num_channels
-    processor = load_processor(model, channels)
+    processor = load_processor(model, classifier.config.num_channels)
     dataset = open_dataset(data, split, image_column=image_column, label_column=label_column)
-    if dataset.several and not several:
+    if dataset.several and not has_several_labels(classifier.config):
         raise UsageError(
             f"{data} has several labels for an image, and the model {model!r} gives exactly one; evaluate a model that "
             "was trained on lists of labels."
         )
+    return evaluate_classifier(classifier, processor, dataset, batch_size=batch_size, workers=workers, advance=advance)
+
+
+def evaluate_classifier(
+    classifier: Any,
+    processor: Any,
+    dataset: ImageDataset,
+    *,
+    batch_size: int = 64,
+    workers: int | None = None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Evaluation | MultilabelEvaluation, ImageDataset]:
+    """Evaluates a classifier that is loaded, or an exported one.
+
+    Args:
+        classifier: The classifier: called with pixels, it returns logits; it has `config`, `device` and `dtype`.
+        processor: Its image processor.
+        dataset: The images.
+        batch_size, workers, advance: See `evaluate`.
+
+    Returns:
+        The results, and the data set with the classes of the model.
+
+    Raises:
+        UsageError: The classes of model and data do not match, or no image is readable.
+    """
+    several, channels = has_several_labels(classifier.config), classifier.config.num_channels
     names = tuple(label_names(classifier.config))
-    dataset = _match_classes(dataset, names)
+    dataset = match_dataset(dataset, names)
 
     transform, classes = partial(process_image, processor), len(names) * several
     unreadable: list[str] = []
@@ -83,7 +108,7 @@ def evaluate(
     for pixels, truths, broken in read_images(dataset, transform, channels, batch_size, workers, classes):
         unreadable += broken
         with torch.inference_mode():
-            logits = classifier(pixels.to(chosen, dtype)).logits.float().cpu()
+            logits = classifier(pixels.to(classifier.device, classifier.dtype)).logits.float().cpu()
         if several:
             columns.append((truths, logits))
         else:
@@ -93,7 +118,7 @@ def evaluate(
         advance(done, len(dataset))
     truths, *answers = (torch.cat(column).numpy() for column in zip(*columns, strict=True))
     if (truths == IGNORED_LABEL).all():
-        raise UsageError(f"{data} has no readable image.")
+        raise UsageError(f"{dataset.source} has no readable image.")
     if several:
         loss = float(binary_cross_entropy(torch.from_numpy(answers[0]), torch.from_numpy(truths)))
         return MultilabelEvaluation.of(truths, answers[0], loss, names, unreadable), dataset
@@ -102,7 +127,7 @@ def evaluate(
     return Evaluation.of(truths, best, probabilities, loss, names, unreadable), dataset
 
 
-def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> ImageDataset:
+def match_dataset(dataset: ImageDataset, names: tuple[str, ...]) -> ImageDataset:
     """Matches the classes of the data with the model's, see `classes.match_classes`. If they are equally many and
     none has the same name, and one side has codes instead of names, as the folders of ImageNet do, they are matched by
     their order, with a warning."""

@@ -1,0 +1,211 @@
+"""Exports a model: from its folder to a folder with graphs, labels, the numbers of its image processor, and a report.
+
+In: a model's folder or name, and settings. Out: a folder, which is there only if the exported model answers as its
+source.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swinv2.disk import whole_folder
+from swinv2.errors import UsageError
+from swinv2.export.calibration import images_for_int8, refuse_int8
+from swinv2.export.comparison import Difference, compare, images_per_second
+from swinv2.export.folder import REPORT, graphs_folder, save, write_repository
+from swinv2.export.formats import FORMATS, Format, export_graph, make_exporter
+from swinv2.export.network import prepare
+from swinv2.export.quantise import quantise
+from swinv2.export.report import BATCH, ExportSettings, Report
+from swinv2.export.sources import Source, TakesBytes, batches_of, open_source, prepare_images
+from swinv2.export.triton import refuse_triton
+from swinv2.exported import ExportedNetwork
+from swinv2.lengths import Pair
+from swinv2.loading import label_names
+from swinv2.predict.shipped import shipped_photographs
+from swinv2.train.data.sources import open_dataset
+from swinv2.train.evaluate import evaluate_classifier
+
+LARGEST_SHARE = 1e-4
+"""Largest difference of outputs in fp32, as a share of the distance between two images' outputs."""
+
+MOST_LOST = 0.005
+"""Largest loss of accuracy by int8, as a share of the images."""
+
+LEAST_IMAGES = 2
+"""Images that a comparison needs: the difference between two of them is its unit."""
+
+
+def export_model(
+    name: str, output: Path, settings: ExportSettings, advance: Callable[[str], None] = lambda step: None
+) -> Report:
+    """Exports a model to a folder, which must be new or empty.
+
+    Args:
+        name: A folder, or a name on the hub.
+        output: The folder to write.
+        settings: The settings.
+        advance: Called with a name at the beginning of each step.
+
+    Returns:
+        The report, which is in the folder too.
+
+    Raises:
+        UsageError: The model cannot be exported, a package is missing, or the exported model answers otherwise than its
+            source; then nothing is written.
+    """
+    format = FORMATS[settings.format]
+    if settings.int8 and not format.runs_int8:
+        raise UsageError(f"--int8 is not possible with --to {format.name}; use --to openvino or --to onnx.")
+    if settings.target is not None:
+        refuse_triton(format.name)
+    exporter = make_exporter(format)
+    advance("loading the model")
+    source = open_source(name, settings.answers)
+    if settings.evaluation is not None and not hasattr(source.model, "classifier"):
+        raise UsageError(f"--evaluate measures the accuracy of a classifier, and {name!r} is none; leave it out.")
+    sizes = [*settings.sizes] or [source.usual_size()]
+    if settings.int8:
+        refuse_int8(source)
+    with whole_folder(output) as published, graphs_folder(published, settings.target) as folder:
+        report = Report(
+            str(name),
+            format.name,
+            "int8" if settings.int8 else "float32",
+            {
+                "name": "pixel_values",
+                "layout": "NHWC" if settings.takes_bytes else "NCHW",
+                "dtype": "uint8" if settings.takes_bytes else "float32",
+            },
+            machine=_machine(),
+            versions={each: version(each) for each in ("swinv2", "torch", "transformers")},
+        )
+        components: dict[str, Any] = {}
+        seconds: list[float] = []
+        for size in sizes:
+            label = f"{size[0]} x {size[1]}"
+            advance(f"exporting for {label} pixels")
+            started = time.perf_counter()
+            component = _export_size(source, exporter, format, size, settings)
+            if settings.int8:
+                advance(f"computing ranges for int8 at {label} pixels")
+                calibration, judged = images_for_int8(source, size, settings)
+                component.program = quantise(component.program, format.name, calibration, judged, MOST_LOST)
+            components["model" if len(sizes) == 1 else f"{size[0]}x{size[1]}"] = component
+            seconds.append(time.perf_counter() - started)
+        save(source, exporter, components, sizes, settings, folder)
+        report.bytes = sum(file.stat().st_size for file in folder.iterdir() if file.suffix not in (".json", ".txt"))
+        exported = ExportedNetwork(folder, source.model.config, torch.device("cpu"), trusted=True)
+        problems: list[str] = []
+        for size, taken in zip(sizes, seconds, strict=True):
+            advance(f"comparing at {size[0]} x {size[1]} pixels")
+            difference, speeds = _compare(source, exported, size, settings)
+            report.sizes.append(
+                {
+                    "image_size": list(size),
+                    **asdict(difference),
+                    "images_a_second": dict(zip(("source", "exported"), speeds, strict=True)),
+                    "seconds_to_export": round(taken, 1),
+                }
+            )
+            problems += _problems(difference, size, settings)
+        if settings.evaluation is not None:
+            advance("measuring the accuracy")
+            report.accuracy = _accuracy(source, exported, sizes[0], settings)
+            lost = report.accuracy["source"] - report.accuracy["exported"]
+            if lost > MOST_LOST:
+                problems.append(
+                    f"the accuracy on {settings.evaluation} fell from {report.accuracy['source']:.2%} to "
+                    f"{report.accuracy['exported']:.2%}, by more than {100 * MOST_LOST:g} points"
+                )
+        if problems and not settings.accepts:
+            raise UsageError(
+                f"the exported model differs from {name!r}: {'; '.join(problems)}. Nothing was written; "
+                "--accept keeps it."
+            )
+        report.accepted = problems
+        (folder / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+        if settings.target is not None:
+            write_repository(folder, published, output.name, components, format, label_names(source.model.config))
+    return report
+
+
+def _export_size(source: Source, exporter: Any, format: Format, size: Pair, settings: ExportSettings) -> Any:
+    """The graph for one image size, as transformers' `ExportedComponent`."""
+    network: Any = prepare(source.model, size, format.fuses_attention)
+    images = torch.zeros(LEAST_IMAGES, source.channels, *size)
+    inputs = source.inputs(images)
+    if settings.takes_bytes:
+        network = TakesBytes(network, source.processor)
+        inputs["pixel_values"] = images.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+    component = export_graph(exporter, format, network, inputs)
+    component.metadata.architecture = type(source.model).__name__
+    return component
+
+
+def _compare(
+    source: Source, exported: ExportedNetwork, size: Pair, settings: ExportSettings
+) -> tuple[Difference, list[float]]:
+    """Compares the export with its source on real images, and measures the speed of both."""
+    paths = [*settings.images] or [each.path for each in shipped_photographs()]
+    mine = prepare_images(paths, source.processor_for(size), source.channels)
+    theirs = prepare_images(paths, source.processor_for(size, settings.takes_bytes), source.channels)
+    if len(mine) < LEAST_IMAGES:
+        raise UsageError(f"--images has {len(mine)} readable images; expected {LEAST_IMAGES} at least.")
+    pairs = list(zip(batches_of(mine, BATCH), batches_of(theirs, BATCH), strict=True))
+
+    def run_source(pixel_values: Tensor) -> Any:
+        with torch.inference_mode():
+            return source.model(**source.inputs(pixel_values))
+
+    def run_exported(pixel_values: Tensor) -> Any:
+        return exported(**source.inputs(pixel_values))
+
+    difference = compare(run_source, run_exported, pairs)
+    return difference, images_per_second([run_source, run_exported], list(pairs[0]))
+
+
+def _problems(difference: Difference, size: Pair, settings: ExportSettings) -> list[str]:
+    """What is too different, as parts of a sentence. In int8, the accuracy on labelled images decides if there are any;
+    otherwise, its estimate does."""
+    place = f"at {size[0]} x {size[1]} pixels"
+    if not settings.int8:
+        if difference.share <= LARGEST_SHARE:
+            return []
+        return [
+            f"{place}, outputs differ by up to {difference.largest:.2g}, {difference.share:.2g} of the distance "
+            f"between two images ({difference.distance:.2g}); at most {LARGEST_SHARE:g} is allowed"
+        ]
+    lost, agreement = difference.lost, difference.agreement
+    if settings.evaluation is not None or lost is None or agreement is None or lost <= MOST_LOST:
+        return []
+    return [
+        f"{place}, {1 - agreement:.1%} of {difference.images} images have another answer, by which an "
+        f"estimated {100 * lost:.2g} points of accuracy are lost; at most {100 * MOST_LOST:g} may be. Labelled images "
+        "(--evaluate) would tell for certain"
+    ]
+
+
+def _accuracy(source: Source, exported: ExportedNetwork, size: Pair, settings: ExportSettings) -> dict[str, Any]:
+    """The accuracy of source and export on labelled images."""
+    dataset = open_dataset(str(settings.evaluation), settings.split)
+    found: dict[str, Any] = {"data": settings.evaluation}
+    for name, model, takes_bytes in (("source", source.model, False), ("exported", exported, settings.takes_bytes)):
+        result, _ = evaluate_classifier(model, source.processor_for(size, takes_bytes), dataset)
+        summary = result.summary()
+        found |= {"images": summary["images"], name: summary["top1"]}
+    return found
+
+
+def _machine() -> str:
+    """The processor and its cores, for the report."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return f"{capabilities.get('cpu_name') or platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,201 @@
+"""The models that can be exported, and the images that they take.
+
+In: a model's folder or name. Out: the model, its image processor for the images of an export, and samples.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from swinv2.dense.detectors import SwinRCNN
+from swinv2.dense.saved import load_dense, read_dense_config
+from swinv2.errors import UsageError
+from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.images import BrokenImage, read_or_skip
+from swinv2.lengths import Pair, as_pair
+from swinv2.loading import load_model, load_processor, read_config
+from swinv2.model import Swinv2Model
+from swinv2.simmim import patch_grid_of
+
+LABELS, FEATURES, MAPS, PIXELS = "labels", "features", "maps", "pixels"
+
+_CLASSES: dict[str, Any] = {
+    LABELS: Swinv2ForImageClassification,
+    FEATURES: Swinv2Model,
+    MAPS: Swinv2Backbone,
+    PIXELS: Swinv2ForMaskedImageModeling,
+}
+"""What a model answers with, and the class that does."""
+
+ANSWERS = tuple(_CLASSES)
+
+_PROBE = ((40, 60), (60, 40))
+"""Sizes of two images that show whether a processor makes all images alike."""
+
+
+@dataclass
+class Source:
+    """A model to export.
+
+    Attributes:
+        name: Its folder or name.
+        model: The model, on the CPU, in fp32.
+        processor: Its image processor, which is not changed.
+        is_dense: Whether it is a segmenter or a detector.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    is_dense: bool
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return 3 if self.is_dense else self.model.config.num_channels
+
+    def usual_size(self) -> Pair:
+        """The size (height, width) of the images that the processor makes; if their size depends on the image, that of
+        the configuration."""
+        if not self.is_dense:
+            made = {self._made_by(self.processor, size) for size in _PROBE}
+            if len(made) == 1:
+                return made.pop()
+        backbone = next(each for each in self.model.modules() if isinstance(each, (Swinv2Model, Swinv2Backbone)))
+        return as_pair("image_size", backbone.config.image_size)
+
+    def _made_by(self, processor: Any, size: Pair) -> Pair:
+        """The size that a processor makes of an image of a size."""
+        mode = "L" if self.channels == 1 else "RGB"
+        pixels: Any = Image.new(mode, (size[1], size[0]))
+        if self.channels not in (1, 3):
+            pixels = np.zeros((*size, self.channels), np.uint8)
+        made = processor(images=pixels, return_tensors="pt")["pixel_values"]
+        return made.shape[2], made.shape[3]
+
+    def processor_for(self, size: Pair, takes_bytes: bool = False) -> Any:
+        """The processor, changed so that every image gets a size (height, width).
+
+        Args:
+            size: The size.
+            takes_bytes: Whether a graph normalises the images, so that the processor does not.
+
+        Raises:
+            UsageError: It cannot be changed so.
+        """
+        processor = self._resized_processor(size)
+        if takes_bytes:
+            processor.do_rescale = processor.do_normalize = False
+        return processor
+
+    def _resized_processor(self, size: Pair) -> Any:
+        """The processor for images of a size."""
+        processor = copy.deepcopy(self.processor)
+        if {self._made_by(processor, each) for each in _PROBE} == {size}:
+            return processor
+        height, width = size
+        crop = getattr(processor, "crop_size", None)
+        edge = dict(processor.size or {}).get("shortest_edge") if getattr(processor, "do_resize", False) else None
+        if getattr(processor, "do_center_crop", False) and crop and edge:
+            # The same part of the image, with more or fewer pixels.
+            processor.size = {"shortest_edge": round(edge * max(height / crop["height"], width / crop["width"]))}
+            processor.crop_size = {"height": height, "width": width}
+        else:
+            processor.do_resize, processor.size = True, {"height": height, "width": width}
+            if hasattr(processor, "do_center_crop"):
+                processor.do_center_crop = False
+        if {self._made_by(processor, each) for each in _PROBE} != {size}:
+            raise UsageError(
+                f"the image processor of {self.name!r} ({type(processor).__name__}) cannot be set to images of "
+                f"{height} x {width} pixels; give --image-size as in its preprocessor_config.json."
+            )
+        return processor
+
+    def inputs(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """All inputs of the graph for a batch of images."""
+        if not isinstance(self.model, Swinv2ForMaskedImageModeling):
+            return {"pixel_values": pixel_values}
+        patch = as_pair("patch_size", self.model.config.patch_size)
+        height, width = patch_grid_of((pixel_values.shape[2], pixel_values.shape[3]), patch)
+        mask = torch.arange(height * width).expand(len(pixel_values), -1) % 3 == 0
+        return {"pixel_values": pixel_values, "bool_masked_pos": mask}
+
+
+def open_source(name: str, answers: str | None = None) -> Source:
+    """Loads a model to export.
+
+    Args:
+        name: A folder, or a name on the hub.
+        answers: One of `ANSWERS`; None for what the model was saved for.
+
+    Raises:
+        UsageError: The model cannot be loaded, or cannot be exported; the message says why.
+    """
+    if (Path(name).expanduser() / "export.json").is_file():
+        raise UsageError(f"{name!r} is an exported model; export the model that it came from.")
+    if read_dense_config(name) is not None:
+        if answers is not None:
+            raise UsageError(f"--answers is for models without a dense head, and {name!r} has one; leave it out.")
+        model: Any = load_dense(name)
+        if isinstance(model, SwinRCNN):
+            raise UsageError(
+                f"{name!r} is an R-CNN of torchvision: the number of its objects depends on the image, which a "
+                "graph of fixed shapes cannot have. Train --head rt_detr to export a detector."
+            )
+        return Source(name, model, load_processor(name), True)
+    config = read_config(name)
+    saved = {each.__name__: answer for answer, each in _CLASSES.items()}
+    chosen = answers or saved.get((config.architectures or [""])[0], LABELS)
+    fields = {}
+    if chosen == MAPS and saved.get((config.architectures or [""])[0]) != MAPS:
+        fields = {"out_features": config.stage_names[1:]}
+    model = load_model(_CLASSES[chosen], name, torch.device("cpu"), torch.float32, **fields)
+    return Source(name, model, load_processor(name, model.config.num_channels), False)
+
+
+def prepare_images(paths: Iterable[Path], processor: Any, channels: int) -> list[np.ndarray]:
+    """The pixels (channels, height, width) of the readable images among some files, as a processor makes them."""
+    read = (read_or_skip(path, channels) for path in paths)
+    return [
+        np.asarray(processor(images=image, return_tensors="pt")["pixel_values"][0], np.float32)
+        for image in read
+        if not isinstance(image, BrokenImage)
+    ]
+
+
+class TakesBytes(nn.Module):
+    """A network that takes pixels of eight bits, as image libraries give them, and normalises them itself.
+
+    Args:
+        network: The network.
+        processor: The image processor, whose numbers are used.
+    """
+
+    factor: Tensor
+    offset: Tensor
+
+    def __init__(self, network: nn.Module, processor: Any) -> None:
+        super().__init__()
+        self.network = network
+        factor = processor.rescale_factor if processor.do_rescale else 1.0
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+        deviation = torch.as_tensor(std, dtype=torch.float64)
+        self.register_buffer("factor", (factor / deviation).float().view(-1, 1, 1))
+        self.register_buffer("offset", (torch.as_tensor(mean, dtype=torch.float64) / deviation).float().view(-1, 1, 1))
+
+    def forward(self, pixel_values: Tensor, **kwargs: Tensor) -> Any:
+        """Runs the network on images (batch, height, width, channels) of eight bits."""
+        pixels = pixel_values.permute(0, 3, 1, 2).float()
+        return self.network(pixel_values=pixels * self.factor - self.offset, **kwargs)
+
+
+def batches_of(pixels: Sequence[np.ndarray], batch_size: int) -> list[Tensor]:
+    """Prepared images as batches."""
+    return [torch.from_numpy(np.stack(pixels[at : at + batch_size])) for at in range(0, len(pixels), batch_size)]
