@@ -73,10 +73,10 @@ def _resize_products(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
     products = products.view(batch, height, width, SIDE, SIDE, out).permute(0, 3, 4, 1, 2, 5)
     rows, columns = (_matrix(length, wanted, products) for length, wanted in zip((height, width), size, strict=True))
     tall = products.reshape(batch * SIDE, SIDE * height, width * out)
-    tall = torch.bmm(rows.expand(len(tall), -1, -1), tall)
+    tall = torch.bmm(rows.expand(tall.shape[0], -1, -1), tall)
     wide = tall.view(batch, SIDE, size[0], width, out).transpose(1, 2)
     wide = wide.reshape(batch * size[0], SIDE * width, out)
-    wide = torch.bmm(columns.expand(len(wide), -1, -1), wide)
+    wide = torch.bmm(columns.expand(wide.shape[0], -1, -1), wide)
     return wide.view(batch, size[0], size[1], out).permute(0, 3, 1, 2)
 
 

@@ -55,7 +55,7 @@ def compare(source: Run, exported: Run, batches: Sequence[tuple[Tensor, Tensor]]
     Raises:
         ValueError: The two have other outputs, or outputs of other shapes.
     """
-    pairs = [(_outputs(source(mine)), _outputs(exported(theirs))) for mine, theirs in batches]
+    pairs = [_matched(_outputs(source(mine)), _outputs(exported(theirs))) for mine, theirs in batches]
     names = [*pairs[0][0]]
     found: dict[str, tuple[float, float]] = {}
     for name in names:
@@ -77,6 +77,33 @@ def compare(source: Run, exported: Run, batches: Sequence[tuple[Tensor, Tensor]]
         lost = float((probabilities.amax(1) - chosen).mean())
     images = sum(len(mine) for mine, _ in batches)
     return Difference(images, largest, distance, _share(largest, distance), agreement, lost)
+
+
+def _matched(expected: dict[str, Tensor], given: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The outputs of a batch; those of a detector by boxes are put into the same order.
+
+    It takes the best of many proposals as its queries, so the smallest difference changes their order, or which one is
+    the last. So each query is compared with the one that is most like it, and the worse half does not count.
+    """
+    if "pred_boxes" not in expected:
+        return expected, given
+    from scipy.optimize import linear_sum_assignment
+
+    names = ("logits", "pred_boxes")
+    mine, theirs = (torch.cat([each[name] for name in names], -1) for each in (expected, given))
+    kept: list[list[dict[str, Tensor]]] = []
+    for image, (one, other) in enumerate(zip(mine, theirs, strict=True)):
+        order = linear_sum_assignment(torch.cdist(one, other, p=1).numpy())[1]
+        best = expected["logits"][image].amax(-1).argsort(descending=True)[: (len(one) + 1) // 2]
+        rows = (best, torch.from_numpy(order)[best])
+        kept.append(
+            [
+                {name: each[name][image, row] for name in names}
+                for each, row in zip((expected, given), rows, strict=True)
+            ]
+        )
+    first, second = ({name: torch.stack([each[side][name] for each in kept]) for name in names} for side in (0, 1))
+    return first, second
 
 
 def _share(difference: float, distance: float) -> float:

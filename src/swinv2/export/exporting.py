@@ -25,7 +25,7 @@ from swinv2.export.formats import FORMATS, Format, export_graph, make_exporter
 from swinv2.export.network import prepare
 from swinv2.export.quantise import quantise
 from swinv2.export.report import BATCH, ExportSettings, Report
-from swinv2.export.sources import Source, TakesBytes, batches_of, open_source, prepare_images
+from swinv2.export.sources import ObjectsOnly, Source, TakesBytes, batches_of, open_source, prepare_images
 from swinv2.export.triton import refuse_triton
 from swinv2.exported import ExportedNetwork
 from swinv2.lengths import Pair
@@ -140,13 +140,15 @@ def export_model(
 
 def _export_size(source: Source, exporter: Any, format: Format, size: Pair, settings: ExportSettings) -> Any:
     """The graph for one image size, as transformers' `ExportedComponent`."""
-    network: Any = prepare(source.model, size, format.fuses_attention)
-    images = torch.zeros(LEAST_IMAGES, source.channels, *size)
+    network: Any = prepare(source.model, size, format.fuses)
+    if source.finds_objects:
+        network = ObjectsOnly(network)
+    images = torch.zeros(source.batch_size or LEAST_IMAGES, source.channels, *size)
     inputs = source.inputs(images)
     if settings.takes_bytes:
         network = TakesBytes(network, source.processor)
         inputs["pixel_values"] = images.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
-    component = export_graph(exporter, format, network, inputs)
+    component = export_graph(exporter, format, network, inputs, source.batch_size is None)
     component.metadata.architecture = type(source.model).__name__
     return component
 
@@ -160,11 +162,13 @@ def _compare(
     theirs = prepare_images(paths, source.processor_for(size, settings.takes_bytes), source.channels)
     if len(mine) < LEAST_IMAGES:
         raise UsageError(f"--images has {len(mine)} readable images; expected {LEAST_IMAGES} at least.")
-    pairs = list(zip(batches_of(mine, BATCH), batches_of(theirs, BATCH), strict=True))
+    together = source.batch_size or BATCH
+    pairs = list(zip(batches_of(mine, together), batches_of(theirs, together), strict=True))
+    answer: Any = ObjectsOnly(source.model) if source.finds_objects else source.model
 
     def run_source(pixel_values: Tensor) -> Any:
         with torch.inference_mode():
-            return source.model(**source.inputs(pixel_values))
+            return answer(**source.inputs(pixel_values))
 
     def run_exported(pixel_values: Tensor) -> Any:
         return exported(**source.inputs(pixel_values))

@@ -30,7 +30,7 @@ class Format:
         name: Its name in `--to`.
         exporter, config: Names of transformers' classes.
         settings: Fields of the configuration.
-        fuses_attention: Whether attention is one operation of the format.
+        fuses: See `network.prepare`.
         runs_int8: Whether NNCF can reduce it to int8.
     """
 
@@ -38,7 +38,7 @@ class Format:
     exporter: str
     config: str
     settings: dict[str, Any]
-    fuses_attention: bool
+    fuses: bool
     runs_int8: bool
 
 
@@ -60,9 +60,9 @@ class Port:
 FORMATS = {
     each.name: each
     for each in (
-        Format(OPENVINO, "OpenVINOExporter", "OpenVINOConfig", {}, fuses_attention=True, runs_int8=True),
-        Format(ONNX, "OnnxExporter", "OnnxConfig", {"opset_version": OPSET}, fuses_attention=False, runs_int8=True),
-        Format(TORCH, "DynamoExporter", "DynamoConfig", {}, fuses_attention=True, runs_int8=False),
+        Format(OPENVINO, "OpenVINOExporter", "OpenVINOConfig", {}, fuses=True, runs_int8=True),
+        Format(ONNX, "OnnxExporter", "OnnxConfig", {"opset_version": OPSET}, fuses=False, runs_int8=True),
+        Format(TORCH, "DynamoExporter", "DynamoConfig", {}, fuses=True, runs_int8=False),
     )
 }
 
@@ -86,21 +86,24 @@ def make_exporter(format: Format) -> Any:
         ) from error
 
 
-def export_graph(exporter: Any, format: Format, network: nn.Module, inputs: dict[str, Tensor]) -> Any:
+def export_graph(
+    exporter: Any, format: Format, network: nn.Module, inputs: dict[str, Tensor], free_batch: bool = True
+) -> Any:
     """Exports a network.
 
     Args:
         exporter: Of `make_exporter`.
         format: The format.
         network: The network.
-        inputs: Inputs of two images or more; the first axis of each is free in the graph, the others are fixed.
+        inputs: Inputs to trace with; of two images or more for a free batch.
+        free_batch: Whether the first axis of each input is free in the graph; the others are fixed.
 
     Returns:
         transformers' `ExportedComponent`: the graph, and what is known about it.
     """
     from transformers import exporters
 
-    free = {name: {0: torch.export.Dim.AUTO} for name in inputs}
+    free = {name: {0: torch.export.Dim.AUTO} for name in inputs} if free_batch else None
     config = getattr(exporters, format.config)(dynamic_shapes=free, **format.settings)
     with _quietly(), torch.no_grad():
         exported = exporter.export(network, inputs, config)

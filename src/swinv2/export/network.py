@@ -46,13 +46,14 @@ MOST_BIASES = 2**22
 computed together, and the constant has a bias for each kind of window."""
 
 
-def prepare(model: Model, image_size: Pair, fuses_attention: bool = True) -> Model:
+def prepare(model: Model, image_size: Pair, fuses: bool = True) -> Model:
     """Copies a model in the form for export.
 
     Args:
         model: A model of this package, or one of another library around `Swinv2Backbone`.
         image_size: Size (height, width) in pixels of the images that the copy takes.
-        fuses_attention: Whether attention is one operation; otherwise it is two products and a softmax.
+        fuses: Whether the runtime has a fast kernel for attention and for root mean square norms, and finds the norms;
+            otherwise attention is two products and a softmax.
 
     Returns:
         The copy, in evaluation mode, on the CPU, in fp32 or, if the model is, in fp64.
@@ -72,7 +73,7 @@ def prepare(model: Model, image_size: Pair, fuses_attention: bool = True) -> Mod
         layers = module.encoder.layers
         for index, grid in enumerate(module.config.map_sizes(image_size)):
             stage: Any = layers[index]
-            layers[index] = ExportedStage(stage, grid, fuses_attention)
+            layers[index] = ExportedStage(stage, grid, fuses)
     return copied
 
 
@@ -135,14 +136,14 @@ class ExportedAttention(nn.Module):
     Args:
         block: The block.
         plan: The windows of its map.
-        fuses_attention: See `prepare`.
+        fuses: See `prepare`.
     """
 
     scale: Tensor
 
-    def __init__(self, block: SwinTransformerBlock, plan: WindowPlan, fuses_attention: bool) -> None:
+    def __init__(self, block: SwinTransformerBlock, plan: WindowPlan, fuses: bool) -> None:
         super().__init__()
-        self.fuses_attention = fuses_attention
+        self.fuses = fuses
         attention = block.attention.self
         self.query, self.key, self.value = attention.query, attention.key, attention.value
         self.output = block.attention.output
@@ -194,12 +195,15 @@ class ExportedAttention(nn.Module):
 
     def _normalise(self, vectors: Tensor) -> Tensor:
         """Scales vectors along the last axis to the length sqrt(head_dim); a zero vector stays zero."""
-        mean_square = vectors.square().mean(-1, keepdim=True)
-        return vectors * torch.rsqrt(mean_square + SMALLEST_NORM**2 / self.head_dim)
+        mean_square, smallest = vectors.square().mean(-1, keepdim=True), SMALLEST_NORM**2 / self.head_dim
+        # A sum is what runtimes recognise as a norm. The optimiser of ONNX graphs takes so small a summand for zero and
+        # removes it.
+        at_least = mean_square + smallest if self.fuses else mean_square.clamp(min=smallest)
+        return vectors * torch.rsqrt(at_least)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """Attention of vectors (..., heads, T, head_dim)."""
-        if self.fuses_attention:
+        if self.fuses:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
         return (query @ key.transpose(-2, -1) + bias).softmax(-1) @ value
 
@@ -217,10 +221,10 @@ class ExportedBlock(nn.Module):
     Args:
         block: The block.
         grid: Size (height, width) of the map in tokens.
-        fuses_attention: See `prepare`.
+        fuses: See `prepare`.
     """
 
-    def __init__(self, block: SwinTransformerBlock, grid: Pair, fuses_attention: bool) -> None:
+    def __init__(self, block: SwinTransformerBlock, grid: Pair, fuses: bool) -> None:
         super().__init__()
         plan = block.attention.self.geometry.plan(grid)
         by_rows = torch.arange(grid[0] * grid[1])
@@ -233,7 +237,7 @@ class ExportedBlock(nn.Module):
             places = torch.empty_like(by_rows)
             places[in_windows[in_windows >= 0]] = (in_windows >= 0).nonzero()[:, 0]
             self.from_windows = Order(places, torch.arange(len(in_windows)))
-        self.attention = ExportedAttention(block, plan, fuses_attention)
+        self.attention = ExportedAttention(block, plan, fuses)
         self.layernorm_before, self.layernorm_after = block.layernorm_before, block.layernorm_after
         self.intermediate, self.output = block.intermediate, block.output
         self.layernorm_extra = block.layernorm_extra
@@ -261,14 +265,14 @@ class ExportedStage(nn.Module):
     Args:
         stage: The stage.
         grid: Size (height, width) of its map in tokens.
-        fuses_attention: See `prepare`.
+        fuses: See `prepare`.
     """
 
-    def __init__(self, stage: Stage, grid: Pair, fuses_attention: bool) -> None:
+    def __init__(self, stage: Stage, grid: Pair, fuses: bool) -> None:
         super().__init__()
         self.grid = grid
         own: list[Any] = list(stage.blocks)
-        blocks = [ExportedBlock(block, grid, fuses_attention) for block in own]
+        blocks = [ExportedBlock(block, grid, fuses) for block in own]
         by_rows = torch.arange(grid[0] * grid[1])
         orders = [by_rows, *(block.order for block in blocks)]
         self.blocks = nn.ModuleList(blocks)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import Mask2FormerForUniversalSegmentation, RTDetrV2ForObjectDetection
 
 from swinv2.dense.detectors import SwinRCNN
 from swinv2.dense.saved import load_dense, read_dense_config
@@ -35,6 +36,9 @@ _CLASSES: dict[str, Any] = {
 """What a model answers with, and the class that does."""
 
 ANSWERS = tuple(_CLASSES)
+
+OBJECTS = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")
+"""The outputs of detectors that describe objects."""
 
 _PROBE = ((40, 60), (60, 40))
 """Sizes of two images that show whether a processor makes all images alike."""
@@ -118,6 +122,17 @@ class Source:
             )
         return processor
 
+    @property
+    def finds_objects(self) -> bool:
+        """Whether it is a detector, whose queries are in no particular order."""
+        return isinstance(self.model, (RTDetrV2ForObjectDetection, Mask2FormerForUniversalSegmentation))
+
+    @property
+    def batch_size(self) -> int | None:
+        """The batch that its graph takes; None for any."""
+        # transformers' model makes its number of images a constant when it is traced.
+        return 1 if isinstance(self.model, RTDetrV2ForObjectDetection) else None
+
     def inputs(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """All inputs of the graph for a batch of images."""
         if not isinstance(self.model, Swinv2ForMaskedImageModeling):
@@ -168,6 +183,23 @@ def prepare_images(paths: Iterable[Path], processor: Any, channels: int) -> list
         for image in read
         if not isinstance(image, BrokenImage)
     ]
+
+
+class ObjectsOnly(nn.Module):
+    """A detector without the outputs of its layers, which nobody needs who wants objects.
+
+    Args:
+        network: The detector.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Classes and boxes, or classes and masks, of every query."""
+        outputs = self.network(pixel_values=pixel_values)
+        return {name: outputs[name] for name in OBJECTS if name in outputs}
 
 
 class TakesBytes(nn.Module):
