@@ -2,7 +2,8 @@
 
 It makes one library for each kind of processor, so a package that was built on one machine runs on another. The
 libraries call neither Python nor torch, so a new version of either needs no new library. Without a C compiler the
-package is installed without kernels and runs on torch alone; `swinv2 info` says so.
+package is installed without kernels and runs on torch alone; `swinv2 info` says so. Hatchling does not call this at all
+if the environment has `HATCH_BUILD_NO_HOOKS=true`: the wheel is then pure Python, for every system.
 """
 
 import os
@@ -11,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+import tomllib
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,17 +21,6 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("src/swinv2/ops/cpu")
-LEVELS = {
-    "x86_64": {
-        "avx2": ["-mavx2", "-mfma", "-mf16c"],
-        "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
-    },
-    "aarch64": {"neon": []},
-}
-"""Flags of the compiler, by architecture and by torch's name of the instruction set."""
-
-FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-FLAGS += ["-fopenmp", "-fPIC", "-shared"]
 
 
 class KernelsHook(BuildHookInterface):
@@ -60,28 +52,40 @@ def compile_kernels(folder: Path) -> list[Path]:
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         return _give_up("there is no C compiler; install gcc and then this package again")
-    libraries, mark = [], fingerprint(folder / "sources")
-    for level, flags in LEVELS.get(platform.machine(), {}).items():
+    sources = folder / "sources"
+    flags, mark = tomllib.loads((sources / "flags.toml").read_text(encoding="utf-8")), fingerprint(sources)
+    libraries: list[Path] = []
+    for level, more in flags["levels"].get(platform.machine(), {}).items():
         library = folder / f"kernels-{level}.so"
         libraries.append(library)
         if library.exists() and mark.encode() in library.read_bytes():
             continue
-        source = [f'-DSOURCES="{mark}"', str(folder / "sources/kernels.c"), "-lm", "-o"]
         # First under another name: a running program may have the library open.
         made = library.with_suffix(".new")
-        run = subprocess.run([*compiler.split(), *FLAGS, *flags, *source, str(made)], capture_output=True, text=True)
-        if run.returncode:
-            for each in libraries:
+        with tempfile.TemporaryDirectory() as temporary:
+            program = Path(temporary) / "kernels.o"
+            wanted = [f'-DSOURCES="{mark}"', "-c", str(sources / "kernels.c"), "-o", str(program)]
+            compiling = [*flags["compile"], *more, *wanted]
+            linking = [*flags["link"], str(program), *flags["libraries"], "-o", str(made)]
+            problem = _call(compiler, compiling) or _call(compiler, linking)
+        if problem is not None:
+            for each in [*libraries, made]:
                 each.unlink(missing_ok=True)
-            return _give_up(
-                f"{compiler} failed: {run.stderr.strip() or run.stdout.strip()}; it must understand gcc's C"
-            )
+            return _give_up(f"{compiler} failed: {problem}; it must understand gcc's C")
         made.replace(library)
     return libraries or _give_up(f"they do not support {platform.machine()}")
 
 
+def _call(compiler: str, arguments: list[str]) -> str | None:
+    """Runs the compiler, which may have arguments itself. Returns what it says if it fails."""
+    run = subprocess.run([*compiler.split(), *arguments], capture_output=True, text=True)
+    said = run.stderr.strip() or run.stdout.strip()
+    return (said or f"it ended with status {run.returncode}") if run.returncode else None
+
+
 def fingerprint(sources: Path) -> str:
-    """A digest of the sources. The library contains it, and is not used if the sources beside it have another one."""
+    """A digest of the sources and flags. The library contains it, and is not used if the sources beside it have another
+    one."""
     digest = sha256()
     for source in sorted(sources.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")

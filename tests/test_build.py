@@ -4,6 +4,7 @@ import platform
 import shutil
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from swinv2.ops.cpu import library
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import hatch_build
 
-LEVELS = hatch_build.LEVELS.get(platform.machine(), {})
+FLAGS = library.FOLDER / "sources" / "flags.toml"
+LEVELS = tomllib.loads(FLAGS.read_text())["levels"].get(platform.machine(), {})
 needs_compiler = pytest.mark.skipif(
     sys.platform != "linux" or not LEVELS or not (shutil.which("gcc") or shutil.which("cc")),
     reason="there is no compiler that makes kernels for this machine",
@@ -23,8 +25,9 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A package with a tiny source."""
+    """A package with a tiny source, and the flags of the real one."""
     (tmp_path / "sources").mkdir()
+    shutil.copy(FLAGS, tmp_path / "sources")
     (tmp_path / "sources/kernels.c").write_text("const char swinv2_sources[] = SOURCES;\n")
     return tmp_path
 
@@ -34,7 +37,9 @@ def test_both_sides_have_one_fingerprint_of_the_sources(folder: Path) -> None:
         assert hatch_build.fingerprint(sources) == library._fingerprint_of_sources(sources)
     before = hatch_build.fingerprint(folder / "sources")
     (folder / "sources/more.h").touch()
-    assert hatch_build.fingerprint(folder / "sources") != before
+    more = hatch_build.fingerprint(folder / "sources")
+    (folder / "sources/flags.toml").write_text(FLAGS.read_text().replace('"-shared"', '"-shared", "-lgomp"'))
+    assert len({before, more, hatch_build.fingerprint(folder / "sources")}) == 3
 
 
 @needs_compiler
@@ -121,3 +126,32 @@ def test_the_compiler_may_be_chosen(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CC", f"{compiler} --mine")
     assert hatch_build.compile_kernels(folder)
     assert (folder / "called").exists()
+
+
+@needs_compiler
+def test_clang_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It calls functions of LLVM's OpenMP runtime. A compiler that calls itself clang is enough to see it."""
+    shutil.copytree(library.FOLDER / "sources", tmp_path / "sources")
+    monkeypatch.setenv("CC", "gcc -D__clang__ -Wfatal-errors")
+    assert hatch_build.compile_kernels(tmp_path) == []
+    assert "compile the kernels with gcc: clang calls functions of OpenMP" in capsys.readouterr().err
+
+
+TEAM = """
+#include <omp.h>
+const char swinv2_sources[] = SOURCES;
+void count(long *team) {
+#pragma omp parallel
+    *team = omp_get_num_threads();
+}
+"""
+
+
+@needs_compiler
+def test_a_library_names_no_openmp_runtime(folder: Path) -> None:
+    """Although it calls one: the process that loads it offers torch's."""
+    (folder / "sources/kernels.c").write_text(TEAM)
+    for path in hatch_build.compile_kernels(folder):
+        compiled = path.read_bytes()
+        assert b"GOMP_parallel" in compiled
+        assert b"libgomp" not in compiled

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import peers
 from swinv2 import Swinv2Config, Swinv2ForImageClassification
-from swinv2.ops.cpu import library
+from swinv2.ops.cpu import library, openmp
 from swinv2.ops.cpu.linear import uses_kernels
 
 needs_kernels = pytest.mark.skipif(library.refuse() is not None, reason=str(library.refuse()))
@@ -64,11 +64,17 @@ def damaged(folder: Path, patch: pytest.MonkeyPatch) -> None:
         path.write_bytes(library._fingerprint_of_sources(folder / "sources").encode())
 
 
+def without_openmp(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(openmp, "ENTRY", "a_function_of_no_library")
+    patch.setattr(openmp, "SYSTEM", "libmissing.so.9")
+
+
 REASONS = {
     of_another_processor: r"are not for this processor",
     of_an_old_processor: r"are not for this processor \(DEFAULT\)",
     without_libraries: r"was installed without its compiled kernels; install a C compiler and the package again",
     of_other_sources: r"were compiled from other sources; install it again",
+    without_openmp: r"find no OpenMP runtime: torch has none, .*; install libmissing\.so\.9",
     damaged: r"cannot be loaded: .*kernels",
 }
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from swinv2.ops.cpu import openmp
+
 FOLDER = Path(__file__).parent
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -142,6 +144,9 @@ def _why_unusable() -> str | None:
         return "this package was installed without its compiled kernels; install a C compiler and the package again"
     if _fingerprint_of_sources(FOLDER / "sources").encode() not in path.read_bytes():
         return "this package's compiled kernels were compiled from other sources; install it again"
+    reason = openmp.offer()
+    if reason is not None:
+        return f"this package's compiled kernels find no OpenMP runtime: {reason}"
     try:
         ctypes.CDLL(str(path))
     except OSError as error:
@@ -160,7 +165,7 @@ def _library_path() -> Path | None:
 
 
 def _fingerprint_of_sources(sources: Path) -> str:
-    """A digest of the C sources, as in `hatch_build.py`, which this package cannot import."""
+    """A digest of the C sources and their flags, as in `hatch_build.py`, which this package cannot import."""
     digest = sha256()
     for source in sorted(sources.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")

@@ -9,6 +9,18 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __clang__
+#error "compile the kernels with gcc: clang calls functions of OpenMP that the runtime of torch does not have"
+#endif
+
+/* The first version of the C library's exp. It gives the same numbers as that of glibc 2.29, which older systems do not
+   have: a library that asks for it cannot be loaded there. */
+#if defined(__GLIBC__) && defined(__x86_64__)
+__asm__(".symver exp, exp@GLIBC_2.2.5");
+#elif defined(__GLIBC__) && defined(__aarch64__)
+__asm__(".symver exp, exp@GLIBC_2.17");
+#endif
+
 #include "numbers.h"
 #include "windows.h"
 
