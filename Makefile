@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: demo test oldest slow hub check bench bench-gpu docs format clean
+.PHONY: demo test oldest slow hub check bench bench-gpu dist docs format clean
 
 $(VENV)/installed: $(wildcard $(PIP_CONSTRAINT)) pyproject.toml hatch_build.py $(wildcard src/swinv2/ops/cpu/sources/*)
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,9 @@ bench: $(VENV)/installed-dev  ## speed and memory beside transformers, timm, tor
 bench-gpu: $(VENV)/installed-dev  ## the kernels' tests and the speeds at batches that fill a GPU
 	$(BIN)/python benchmarks/attention.py --device cuda --rounds 3
 	$(BIN)/python benchmarks/model.py --device cuda --precisions bf16 --executions compiled,graphs --together 16 --rounds 3 --batch-sizes best
+
+dist: $(VENV)/installed-dev  ## sdist and wheels, each checked in an empty environment (CHECK=manylinux: only this one; CHECK=none: none)
+	$(BIN)/python scripts/dist.py $(if $(CHECK),--check $(CHECK))
 
 docs: $(VENV)/installed-dev  ## the documentation, served on this machine
 	$(BIN)/mkdocs serve
