@@ -96,6 +96,20 @@ def whole_folder(
         raise
 
 
+def refuse_taken(output: Path) -> None:
+    """Checks that a new folder can be written, before any work is done for it.
+
+    Raises:
+        WriteError: There is a file or a folder with files of that name, or no folder that it would be in.
+    """
+    if output.is_dir() and any(output.iterdir()):
+        raise WriteError(f"the folder {str(output)!r} is not empty; give the name of a new folder.")
+    if output.exists() and not output.is_dir():
+        raise WriteError(f"{str(output)!r} is a file; give the name of a new folder.")
+    if not output.absolute().parent.is_dir():
+        raise WriteError(f"there is no folder {str(output.absolute().parent)!r} for {output.name!r}; make it first.")
+
+
 def _publish(folder: Path, output: Path, replace: bool) -> None:
     """Flushes a folder to the disk and moves it to `output`."""
     mode = folder.stat().st_mode & 0o666

@@ -6,6 +6,7 @@ In: a folder that `swinv2 export` wrote, and prepared images. Out: the outputs o
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,10 @@ def _load(folder: Path, format: str, device: torch.device, dtype: torch.dtype, t
             session = onnxruntime.SessionOptions()
             session.intra_op_num_threads, session.log_severity_level = torch.get_num_threads(), 3
             options["session_options"] = session
-        return ExportedModel.from_pretrained(folder, device=device, local_files_only=True, **options)
+        with warnings.catch_warnings():
+            # transformers reads its manifest by a function of torch that is deprecated.
+            warnings.simplefilter("ignore", FutureWarning)
+            return ExportedModel.from_pretrained(folder, device=device, local_files_only=True, **options)
     except ImportError as error:
         raise UsageError(
             f"{str(folder)!r} is a model exported to {format}, and its runtime is not installed "

@@ -107,13 +107,22 @@ def export_graph(
     config = getattr(exporters, format.config)(dynamic_shapes=free, **format.settings)
     with _quietly(), torch.no_grad():
         exported = exporter.export(network, inputs, config)
-    return next(iter(exported.components.values()))
+    component = next(iter(exported.components.values()))
+    if format.name == OPENVINO:
+        # OpenVINO's converter leaves all axes free.
+        batch = [-1] if free_batch else [1]
+        shapes = {each.any_name: [*batch, *inputs[each.any_name].shape[1:]] for each in component.program.inputs}
+        component.program.reshape(shapes)
+    return component
 
 
 def ports_of(component: Any, format: Format) -> tuple[list[Port], list[Port]]:
     """The inputs and the outputs of a graph, with their shapes without the batch."""
     graph = component.program
     if format.name == OPENVINO:
+        # Some of its shapes are known only for a fixed batch.
+        graph = graph.clone()
+        graph.reshape({each: [1, *list(each.partial_shape)[1:]] for each in graph.inputs})
         sides = (graph.inputs, graph.outputs)
         names = {"f32": "float32", "u8": "uint8", "boolean": "bool"}
         found = [

@@ -158,10 +158,11 @@ class ExportedAttention(nn.Module):
         counts = [(kind.rows.stop - kind.rows.start) * (kind.columns.stop - kind.columns.start) for kind in plan.kinds]
         self.is_masked = any(mask is not None for mask in masks)
         biases = [bias if mask is None else bias.masked_fill(mask, HIDDEN) for mask in masks]
-        if self.is_masked and self.windows * bias.numel() <= MOST_BIASES:
+        self.by_kind = self.is_masked and self.windows * bias.numel() > MOST_BIASES
+        if self.is_masked and not self.by_kind:
             biases = [torch.cat([each.repeat(count, 1, 1) for each, count in zip(biases, counts, strict=True)])]
             counts = [self.windows]
-        self.counts = counts if self.is_masked else [self.windows]
+        self.counts = counts if self.by_kind else [self.windows]
         for index in range(len(self.counts)):
             self.register_buffer(f"bias{index}", biases[index][None].contiguous())
 
@@ -172,7 +173,7 @@ class ExportedAttention(nn.Module):
         key, value = self._normalise(key).transpose(-3, -2), value.transpose(-3, -2)
         if not self.is_masked:
             attended = self._attend(query, key, value, self._bias(0))
-        elif len(self.counts) == 1:
+        elif not self.by_kind:
             # Every window has its own bias: as heads, they are an axis of the constant.
             query, key, value = (each.flatten(1, 2) for each in (query, key, value))
             attended = self._attend(query, key, value, self._bias(0))

@@ -1,0 +1,387 @@
+"""Exports: what is in the folder, that it answers as its source, by hand and as --model, and that a wrong one is not
+written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import export_models
+import peers
+from commands import swinv2_command
+from export_models import draw_photos, needs_exporters, save_model
+from scenes import SMALL, SMALL_HEADS
+from swinv2 import (
+    Swinv2Backbone,
+    Swinv2Config,
+    Swinv2ForImageClassification,
+    Swinv2ForMaskedImageModeling,
+    Swinv2Model,
+)
+from swinv2.dense import from_backbone
+from swinv2.dense.saved import make_dense_processor
+from swinv2.errors import UsageError
+from swinv2.export import exporting
+from swinv2.export.exporting import export_model
+from swinv2.export.report import ExportSettings, Report
+from swinv2.exported import TRUST, ExportedNetwork
+
+pytestmark = needs_exporters
+
+CPU = torch.device("cpu")
+SIZES = [(64, 64), (40, 72)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier, ten photographs, and exports of the classifier."""
+    folder = tmp_path_factory.mktemp("exports")
+    save_model(folder / "model", Swinv2ForImageClassification, id2label=dict(enumerate("abcde")))
+    draw_photos(folder / "photos", 10)
+    return folder
+
+
+def run_export(folder: Path, name: str, **settings: Any) -> Report:
+    photos = sorted((folder / "photos").iterdir())
+    return export_model(str(folder / "model"), folder / name, ExportSettings(**({"images": photos} | settings)))
+
+
+@pytest.fixture(scope="module")
+def openvino(folder: Path) -> Path:
+    run_export(folder, "openvino", format="openvino")
+    return folder / "openvino"
+
+
+@pytest.fixture(scope="module")
+def onnx(folder: Path) -> Path:
+    """Takes bytes, of two sizes."""
+    run_export(folder, "onnx", format="onnx", sizes=SIZES, takes_bytes=True)
+    return folder / "onnx"
+
+
+@pytest.fixture(scope="module")
+def pt2(folder: Path) -> Path:
+    run_export(folder, "torch", format="torch")
+    return folder / "torch"
+
+
+def logits_of(folder: Path, images: Tensor) -> Tensor:
+    model = Swinv2ForImageClassification.from_pretrained(folder / "model")
+    with torch.no_grad():
+        return model(images).logits
+
+
+def test_the_folder_says_all_that_a_program_needs(openvino: Path) -> None:
+    assert {file.name for file in openvino.iterdir()} == {
+        "config.json", "export.json", "labels.json", "openvino_model.bin", "openvino_model.xml", "preprocessing.json",
+        "preprocessor_config.json", "report.json",
+    }  # fmt: skip
+    assert json.loads((openvino / "labels.json").read_text()) == [*"abcde"]
+    assert json.loads((openvino / "preprocessing.json").read_text()) == {
+        "image_sizes": [[64, 64]],
+        "colours": "RGB",
+        "layout": "NCHW",
+        "dtype": "float32",
+        "resize": {"height": 64, "width": 64},
+        "resample": 2,
+        "centre_crop": None,
+        "rescale_factor": 1 / 255,
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.3, 0.25],
+        "normalised_in_the_graph": False,
+    }
+    report = json.loads((openvino / "report.json").read_text())
+    (row,) = report["sizes"]
+    assert (row["image_size"], row["images"], row["agreement"]) == ([64, 64], 10, 1.0)
+    assert 0 < row["share"] < 1e-4
+    assert row["share"] == pytest.approx(row["largest"] / row["distance"])
+    assert min(row["images_a_second"].values()) > 0
+    assert report["bytes"] == sum((openvino / f"openvino_model.{end}").stat().st_size for end in ("bin", "xml"))
+    assert (report["precision"], report["accuracy"], report["accepted"]) == ("float32", None, [])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("name", ["openvino", "pt2"])
+def test_any_batch(name: str, batch: int, folder: Path, request: pytest.FixtureRequest) -> None:
+    network = ExportedNetwork(request.getfixturevalue(name), None, CPU, trusted=True)
+    images = torch.randn(batch, 3, 64, 64)
+    torch.testing.assert_close(network(images).logits, logits_of(folder, images), rtol=0, atol=2e-5)
+    assert network.architecture == "Swinv2ForImageClassification"
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("size", SIZES)
+def test_bytes_by_hand_in_onnx_runtime(onnx: Path, folder: Path, size: tuple[int, int], batch: int) -> None:
+    """The reference resizes nothing: the pixels are what a program has."""
+    import onnxruntime
+
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, *size, 3), np.uint8)
+    session = onnxruntime.InferenceSession(onnx / f"{size[0]}x{size[1]}.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"pixel_values": pixels})
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25])
+    images = ((torch.from_numpy(pixels).float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    torch.testing.assert_close(torch.from_numpy(found), logits_of(folder, images), rtol=0, atol=2e-5)
+
+
+def test_the_graph_has_no_position_network_and_one_opset(onnx: Path) -> None:
+    import onnx as onnx_package
+
+    model = onnx_package.load(onnx / "64x64.onnx")
+    onnx_package.checker.check_model(model)
+    kinds = [node.op_type for node in model.graph.node]
+    assert not {"Sigmoid", "Relu", "Log", "Sign", "Range", "Where"} & {*kinds}
+    # Three blocks: query, key, value, two of attention, output, and two of the MLP; merging. The classifier is a Gemm.
+    assert (kinds.count("MatMul"), kinds.count("Gemm"), kinds.count("Softmax")) == (3 * 8 + 1, 1, 3)
+    # To the windows, to the shifted ones, and to the merging; to the windows of the third block, and back.
+    assert kinds.count("Gather") == 5
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", 20)]
+
+
+def test_openvino_has_one_operation_for_attention(openvino: Path) -> None:
+    import openvino as runtime
+
+    kinds = [each.get_type_name() for each in runtime.Core().read_model(openvino / "openvino_model.xml").get_ops()]
+    assert not {"Sigmoid", "Relu", "Log", "Sign", "Roll", "Softmax"} & {*kinds}
+    assert (kinds.count("ScaledDotProductAttention"), kinds.count("Gather")) == (3, 5)
+    assert kinds.count("MatMul") == 3 * 6 + 1 + 1
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnx", "pt2"])
+def test_classify_and_evaluate_run_it(
+    name: str, folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRUST, "1")
+    exported, photos = request.getfixturevalue(name), folder / "photos"
+    found = [
+        swinv2_command("classify", photos, "--model", model, "--json", "--top-k", 5)
+        for model in (folder / "model", exported)
+    ]
+    assert [each.exit_code for each in found] == [0, 0], found[1].output
+    mine, theirs = ([json.loads(line) for line in each.stdout.splitlines()] for each in found)
+    for one, other in zip(mine, theirs, strict=True):
+        assert [each["label"] for each in one["predictions"]] == [each["label"] for each in other["predictions"]]
+        assert [each["probability"] for each in one["predictions"]] == pytest.approx(
+            [each["probability"] for each in other["predictions"]], abs=1e-4
+        )
+    labelled = folder / f"labelled-{name}"
+    for label in "ab":
+        draw_photos(labelled, 4, label)
+    scores = [
+        json.loads(swinv2_command("evaluate", labelled, "--model", model, "--split", "train", "--json").stdout)
+        for model in (folder / "model", exported)
+    ]
+    assert scores[0]["top1"] == scores[1]["top1"]
+    assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], abs=1e-4)
+
+
+def test_what_an_export_cannot_do_is_a_sentence(
+    openvino: Path, pt2: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = next((folder / "photos").iterdir())
+    monkeypatch.delenv(TRUST, raising=False)
+    for arguments, sentence in [
+        (["features", photo, "-m", openvino, "-o", folder / "f.safetensors"], "is an export of Swinv2ForImageClass"),
+        (["classify", photo, "-m", pt2], f"can run any code when it is loaded. If you trust it, set {TRUST}=1."),
+        (["classify", photo, "-m", openvino, "--dtype", "float16"], "does not run in float16 here; use float32 or bf"),
+        (["export", openvino, folder / "again"], "is an exported model; export the model that it came from"),
+        (["export", folder / "model", openvino], "is not empty; give the name of a new folder"),
+    ]:
+        result = swinv2_command(*arguments)
+        assert (result.exit_code, result.stdout) == (2, ""), result.output
+        assert sentence in result.stderr
+    with pytest.raises(ValueError, match=r"the images are 32 x 64 pixels; this export takes 64 x 64"):
+        ExportedNetwork(openvino, None, CPU)(torch.zeros(1, 3, 32, 64))
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "export.json").write_text("{")
+    (folder / "damaged" / "config.json").write_text((openvino / "config.json").read_text())
+    assert "is damaged" in swinv2_command("classify", photo, "-m", folder / "damaged").stderr
+
+
+def test_bfloat16_in_openvino(openvino: Path, folder: Path) -> None:
+    photos = folder / "photos"
+    result = swinv2_command("classify", photos, "-m", openvino, "--dtype", "bfloat16", "--csv")
+    assert result.exit_code == 0, result.output
+
+
+def test_other_answers_are_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of the export is spoiled: one weight of the classifier is another."""
+    prepare = exporting.prepare
+
+    def spoil(*arguments: Any) -> Any:
+        network = prepare(*arguments)
+        network.classifier.weight[0, 0] += 0.01
+        return network
+
+    monkeypatch.setattr(exporting, "prepare", spoil)
+    with pytest.raises(UsageError, match=r"outputs differ by up to .* Nothing was written; --accept keeps it\."):
+        run_export(folder, "spoiled", format="torch")
+    assert not list(folder.glob("*spoiled*"))
+    report = run_export(folder, "spoiled", format="torch", accepts=True)
+    assert report.accepted == json.loads((folder / "spoiled/report.json").read_text())["accepted"] != []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--to", "tflite"], "--to is 'tflite'; expected openvino, onnx, torch."),
+        (["--for", "torchserve"], "--for is 'torchserve'; expected triton."),
+        (["--for", "triton", "--to", "torch"], "--for triton is for --to onnx and --to openvino"),
+        (["--int8"], "--int8 was given without --calibrate IMAGES"),
+        (["--calibrate", "photos"], "--calibrate was given without --int8"),
+        (["--int8", "--calibrate", "photos", "--to", "torch"], "--int8 is not possible with --to torch"),
+        (["--answers", "boxes"], "--answers is 'boxes'; expected labels, features, maps, pixels."),
+        (["--image-size", "64", "--image-size", "64x64"], "--image-size was given twice for the same size"),
+        (["--image-size", "0"], "--image-size"),
+        (["--answers", "maps", "--evaluate", "photos"], "--evaluate measures the accuracy of a classifier"),
+        (["--int8", "--calibrate", "photos", "--answers", "maps"], "--int8 is for classifiers with one label"),
+        (["--int8", "--calibrate", "photos"], "--calibrate has 10 readable images; expected 16 at least"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_impossible_settings(
+    arguments: list[str], sentence: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    result = swinv2_command("export", "model", "impossible", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert sentence in result.stderr
+    assert not list(folder.glob("*impossible*"))
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_a_model_repository_for_triton(format: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's own schema reads it, and the graph answers with the names that it says."""
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import TYPE_FP32, TYPE_UINT8, ModelConfig
+
+    monkeypatch.chdir(folder)
+    name = f"triton-{format}"
+    result = swinv2_command(
+        "export", "model", name, "--for", "triton", "--to", format, "--uint8", "--images", "photos", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["format"] == format
+    config = text_format.Parse((folder / name / name / "config.pbtxt").read_text(), ModelConfig())
+    assert (config.name, config.max_batch_size > 1) == (name, True)
+    assert config.backend == {"onnx": "onnxruntime", "openvino": "openvino"}[format]
+    assert [(each.name, each.data_type, [*each.dims]) for each in config.input] == [
+        ("pixel_values", TYPE_UINT8, [64, 64, 3])
+    ]
+    assert [(each.name, each.data_type, [*each.dims], each.label_filename) for each in config.output] == [
+        ("logits", TYPE_FP32, [5], "labels.txt")
+    ]
+    assert config.HasField("dynamic_batching")
+    assert (folder / name / name / "labels.txt").read_text().split() == [*"abcde"]
+    pixels = np.zeros((3, 64, 64, 3), np.uint8)
+    version = folder / name / name / "1"
+    if format == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(version / "model.onnx", providers=["CPUExecutionProvider"])
+        (logits,) = session.run(["logits"], {"pixel_values": pixels})
+    else:
+        import openvino as runtime
+
+        compiled = runtime.Core().compile_model(version / "model.xml", "CPU")
+        logits = compiled({"pixel_values": pixels})["logits"]
+    assert logits.shape == (3, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["openvino", "onnx", "torch"])
+@pytest.mark.parametrize(
+    ("model_class", "answers"),
+    [
+        (Swinv2ForImageClassification, "features"),
+        (Swinv2ForImageClassification, "maps"),
+        (Swinv2ForMaskedImageModeling, None),
+        (Swinv2Model, None),
+        (Swinv2Backbone, None),
+    ],
+    ids=str,
+)
+def test_every_class_in_every_format(model_class: Any, answers: str | None, format: str, tmp_path: Path) -> None:
+    model, photos = save_model(tmp_path / "model", model_class), draw_photos(tmp_path / "photos", 6)
+    report = export_model(
+        str(model), tmp_path / "out", ExportSettings(format, [(40, 72)], answers=answers, images=photos)
+    )
+    assert report.sizes[0]["share"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["openvino", "onnx", "torch"])
+@pytest.mark.parametrize("head", ["upernet", "mask2former", "rt_detr"])
+@pytest.mark.usefixtures("registered")
+def test_every_dense_model_in_every_format(head: str, format: str, tmp_path: Path) -> None:
+    peers.draw_weights(Swinv2ForImageClassification(Swinv2Config(**SMALL))).save_pretrained(tmp_path / "checkpoint")
+    model: Any = from_backbone(tmp_path / "checkpoint", head, ["a", "b", "c"], **SMALL_HEADS[head])
+    if head == "mask2former":
+        model.config.dense_task = "instances"
+    model.save_pretrained(tmp_path / "model")
+    make_dense_processor(model, (64, 64), [0.5] * 3, [0.5] * 3).save_pretrained(tmp_path / "model")
+    report = export_model(
+        str(tmp_path / "model"),
+        tmp_path / "out",
+        ExportSettings(format, images=draw_photos(tmp_path / "photos", 6)),
+    )
+    assert report.sizes[0]["share"] < (1e-4 if head == "upernet" else 1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["openvino", "onnx"])
+def test_int8_keeps_the_accuracy(format: str, tmp_path: Path) -> None:
+    """With labels and without; a classifier of drawn weights is as hard as one that has learned."""
+    model = save_model(tmp_path / "model", Swinv2ForImageClassification, id2label=dict(enumerate("abcde")))
+    photos = draw_photos(tmp_path / "calibrate", 40)
+    for label in "abc":
+        draw_photos(tmp_path / "labelled", 10, label)
+    report = export_model(
+        str(model),
+        tmp_path / "labelled-out",
+        ExportSettings(
+            format, images=photos, int8=True, calibration=photos, evaluation=str(tmp_path / "labelled"), split="train"
+        ),
+    )
+    found = report.accuracy
+    assert found is not None
+    assert found["images"] == 30
+    assert found["source"] - found["exported"] <= exporting.MOST_LOST
+    whole = export_model(str(model), tmp_path / "whole", ExportSettings(format, images=photos))
+    assert report.bytes < 0.6 * whole.bytes
+    estimated = export_model(
+        str(model), tmp_path / "out", ExportSettings(format, images=photos, int8=True, calibration=photos)
+    )
+    assert estimated.sizes[0]["lost"] <= exporting.MOST_LOST
+    result = swinv2_command("classify", photos[0], "--model", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.slow
+def test_converters_by_hand_take_the_model_as_it_is() -> None:
+    """Without our form: what a user does who knows only torch and OpenVINO."""
+    import openvino as runtime
+
+    model = peers.draw_weights(Swinv2ForImageClassification(Swinv2Config(**export_models.FIELDS))).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images).logits
+    compiled = runtime.compile_model(
+        runtime.convert_model(model, example_input=images), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    torch.testing.assert_close(torch.from_numpy(compiled(images)[0]), expected, rtol=0, atol=2e-5)
+    program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
+    assert program is not None
+    found = program(images)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def test_photographs_of_the_package_are_used_by_default() -> None:
+    from swinv2.predict.shipped import shipped_photographs
+
+    with Image.open(shipped_photographs()[0].path) as image:
+        assert image.size[0] > 64
