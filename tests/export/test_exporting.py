@@ -2,13 +2,15 @@
 written."""
 
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 import export_models
@@ -293,6 +295,31 @@ def test_a_model_repository_for_triton(format: str, folder: Path, monkeypatch: p
 
 
 @pytest.mark.slow
+def test_the_guide(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Its commands and its program, on a small model and ten photographs."""
+    text = (Path(__file__).parents[2] / "docs/guides/export.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "model", "my-model")
+    draw_photos(Path("photos"), 20)
+    for label in "ab":
+        draw_photos(Path("labelled/validation"), 4, label)
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines() if line.startswith("swinv2 ")]
+    assert len(commands) == 6
+    for command in commands:
+        # Both models are of drawn weights, and eight images are few: the accuracy is not what is tested here.
+        result = swinv2_command(*shlex.split(command)[1:], *["--accept"] * ("--int8" in command))
+        assert result.exit_code == 0, (command, result.output)
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    capsys.readouterr()
+    exec(compile(program, "export.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in [*"abcde"]
+    for file in re.findall(r"`(\w+\.json)`", text):
+        assert Path("exported", file).is_file()
+    assert Path("repository/repository/config.pbtxt").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["openvino", "onnx", "torch"])
 @pytest.mark.parametrize(
     ("model_class", "answers"),
@@ -378,10 +405,3 @@ def test_converters_by_hand_take_the_model_as_it_is() -> None:
     assert program is not None
     found = program(images)[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
-
-
-def test_photographs_of_the_package_are_used_by_default() -> None:
-    from swinv2.predict.shipped import shipped_photographs
-
-    with Image.open(shipped_photographs()[0].path) as image:
-        assert image.size[0] > 64

@@ -103,6 +103,7 @@ def export(
     sizes = _read_sizes(image_size)
     quiet_transformers()
     from swinv2.export.exporting import export_model
+    from swinv2.export.quantise import has_int8_instructions
     from swinv2.export.report import ExportSettings
     from swinv2.images import find_images
 
@@ -118,6 +119,11 @@ def export(
         _print_report(report)
     for problem in report.accepted:
         console.print(Text.assemble(("accepted ", "yellow"), problem))
+    if int8 and not has_int8_instructions():
+        console.print(
+            "this processor has no instructions for int8 (VNNI or AMX): on it, int8 is slower than fp32",
+            style="yellow",
+        )
     console.print(f"written: {shown(output)}")
 
 

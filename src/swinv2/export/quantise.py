@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from swinv2.errors import UsageError
 from swinv2.exported import OPENVINO
@@ -49,6 +50,11 @@ def require_nncf() -> Any:
         raise UsageError("--int8 needs nncf, which is not installed; install swinv2[export].") from error
     nncf.set_log_level(logging.ERROR)
     return nncf
+
+
+def has_int8_instructions() -> bool:
+    """Whether this processor multiplies numbers of eight bits faster than those of 32."""
+    return torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def quantise(
