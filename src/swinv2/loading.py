@@ -99,23 +99,33 @@ def read_config(name: str) -> Swinv2Config:
         raise UsageError(f"the model in the config.json of {name!r} is impossible: {error}") from error
 
 
-def load_model(model_class: type[Model], name: str, device: torch.device, dtype: torch.dtype, **fields: Any) -> Model:
+def load_model(
+    model_class: type[Model],
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    may_be_exported: bool = False,
+    **fields: Any,
+) -> Model:
     """Loads a model for inference.
-
-    An exported model is loaded as an `ExportedNetwork`, which is called as its source.
 
     Args:
         model_class: Class of the model.
         name: A folder, or a name on the hub.
         device: Device of the weights.
         dtype: Type of the weights.
+        may_be_exported: Whether an exported model will do. It is an `ExportedNetwork`, which is called as its source.
         fields: Fields of the configuration to change.
 
     Raises:
-        UsageError: The weights are missing, damaged or incomplete; or an exported model has another class.
+        UsageError: The weights are missing, damaged or incomplete; or the model is exported and must not be, or is of
+            another class.
     """
     config = read_config(name)
     if read_manifest(name) is not None:
+        if not may_be_exported:
+            raise UsageError(f"{name!r} is an exported model; this needs the model that it came from.")
         return _load_exported(model_class, name, config, device, dtype, fields)
     try:
         loaded: Any = model_class.from_pretrained(_expand_home(name), dtype=dtype, output_loading_info=True, **fields)

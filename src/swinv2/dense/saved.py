@@ -23,6 +23,7 @@ from swinv2.auto import register
 from swinv2.dense.detectors import MODEL_TYPE, SwinRCNN
 from swinv2.dense.upernet import UperNetForSemanticSegmentation
 from swinv2.errors import UsageError, first_sentence
+from swinv2.exported import read_manifest
 from swinv2.lengths import Pair
 
 SEGMENTATION, INSTANCES, DETECTION = "segmentation", "instances", "detection"
@@ -105,6 +106,11 @@ def load_dense(
         UsageError: It is no such model, or weights are missing or damaged.
     """
     config, path = read_dense_config(name), Path(name).expanduser()
+    if config is not None and read_manifest(name) is not None:
+        raise UsageError(
+            f"{name!r} is an exported model, whose graph takes images of one size (preprocessing.json); run it in its "
+            "runtime, or use the model that it came from."
+        )
     if config is None and read_dense_config(str(path / "final")) is not None:
         raise UsageError(f"{name!r} is the folder of a training; its model is {str(path / 'final')!r}.")
     if config is None and not path.exists():

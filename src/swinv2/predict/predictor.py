@@ -146,7 +146,8 @@ class Classifier(Predictor):
         Raises:
             UsageError: The model, the device or the processor cannot be used; the message says why.
         """
-        model = load_model(Swinv2ForImageClassification, name, choose_device(device), dtype)
+        chosen = choose_device(device)
+        model = load_model(Swinv2ForImageClassification, name, chosen, dtype, may_be_exported=True)
         return cls(model, load_processor(name, model.config.num_channels))
 
     def classify(
@@ -207,7 +208,7 @@ class FeatureExtractor(Predictor):
         if stage not in stages:
             raise UsageError(f"--stage is {stage!r}; the model {name!r} has {', '.join(stages)}.")
         model_class, fields = (Swinv2Model, {}) if stage == POOLED else (Swinv2Backbone, {"out_features": [stage]})
-        model = load_model(model_class, name, choose_device(device), dtype, **fields)
+        model = load_model(model_class, name, choose_device(device), dtype, may_be_exported=True, **fields)
         return cls(model, load_processor(name, model.config.num_channels))
 
     def extract(self, paths: Iterable[Path], batch_size: int = 16) -> Iterator[tuple[Path, Tensor | BrokenImage]]:

@@ -61,7 +61,8 @@ def evaluate(
     Raises:
         UsageError: The model or the data cannot be opened, or their classes do not match.
     """
-    classifier = load_model(Swinv2ForImageClassification, model, choose_device(device), dtype)
+    chosen = choose_device(device)
+    classifier = load_model(Swinv2ForImageClassification, model, chosen, dtype, may_be_exported=True)
     if classifier.config.problem_type == "regression":
         raise UsageError(f"the model {model!r} is a regression (problem_type in its config.json): it has no labels.")
     processor = load_processor(model, classifier.config.num_channels)
