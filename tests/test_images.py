@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from swinv2.errors import UsageError
-from swinv2.images import SUFFIXES, BrokenImageError, find_images, grey_to_rgb, read_image
+from swinv2.images import SUFFIXES, BrokenImageError, ImageLimits, find_images, grey_to_rgb, read_image
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -359,3 +359,69 @@ def test_nothing_at_all_is_refused(tmp_path: Path) -> None:
         find_images([tmp_path])
     with pytest.raises(UsageError, match="no image was given"):
         find_images([])
+
+
+def as_file(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+class TestUntrustedImages:
+    """Limits that are checked before pixels are decoded."""
+
+    LIMITS = ImageLimits(10_000)
+
+    @pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG", "PNG", "WEBP"])
+    def test_formats_of_the_web_give_the_same_pixels(self, kind: str) -> None:
+        data = as_file(halves(), kind)
+        assert read_image(data, limits=self.LIMITS).tobytes() == read_image(data).tobytes()
+
+    @pytest.mark.parametrize("kind", ["TIFF", "EPS", "PPM", "TGA", "ICO", "PCX", "JPEG2000"])
+    def test_other_formats_are_refused(self, kind: str) -> None:
+        with pytest.raises(BrokenImageError, match="not an image in a format that is read here: BMP, GIF"):
+            read_image(as_file(halves(), kind), limits=self.LIMITS)
+
+    def test_pixels_are_counted_before_they_are_decoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+        with pytest.raises(BrokenImageError, match="it has 10,100 pixels; the limit is 10,000"):
+            read_image(as_file(Image.new("RGB", (101, 100)), "PNG"), limits=self.LIMITS)
+
+    def test_above_the_limit_of_pil_the_message_has_ours(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = as_file(Image.new("RGB", (300, 300)), "PNG")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+        with pytest.raises(BrokenImageError, match="more than 10,000 pixels"):
+            read_image(data, limits=self.LIMITS)
+
+    def test_sides_may_differ_by_a_factor_of_a_hundred(self) -> None:
+        assert read_image(as_file(Image.new("RGB", (1, 100)), "PNG"), limits=self.LIMITS).size == (1, 100)
+        with pytest.raises(BrokenImageError, match="it has 1 x 101 pixels"):
+            read_image(as_file(Image.new("RGB", (1, 101)), "PNG"), limits=self.LIMITS)
+
+    def test_scans_of_a_jpeg(self, tmp_path: Path) -> None:
+        """Each scan takes time; their bytes in a comment, or behind the image as in a motion photo, do not count."""
+        data = as_file(Image.effect_noise((64, 64), 60), "JPEG", progressive=True)
+        last = data.rindex(b"\xff\xda")
+        few, many = (data[:last] + data[last:-2] * count + b"\xff\xd9" for count in (50, 150))
+        comment = b"\xff\xfe" + (2 + 400).to_bytes(2, "big") + b"\xff\xda" * 200
+        for file in (few, few + b"\xff\xda\0\2" * 500, few[:2] + comment + few[2:]):
+            assert read_image(file, limits=self.LIMITS).size == (64, 64)
+        (tmp_path / "many.jpg").write_bytes(many)
+        for source in (many, tmp_path / "many.jpg"):
+            with pytest.raises(BrokenImageError, match="more than 100 scans"):
+                read_image(source, limits=self.LIMITS)
+
+    def test_run_lengths_of_a_bmp(self) -> None:
+        head = b"BM" + (1078).to_bytes(4, "little") + bytes(4) + (1078).to_bytes(4, "little")
+        fields = (40, 20, 10), (1, 8), (1, 4, 0, 0, 256, 0)
+        sizes = (4, 4, 4), (2, 2), (4,) * 6
+        for values, widths in zip(fields, sizes, strict=True):
+            head += b"".join(value.to_bytes(width, "little") for value, width in zip(values, widths, strict=True))
+        file = head + bytes(1024) + b"\x14\0\0\0" * 10 + b"\0\1"
+        assert read_image(file).size == (20, 10)
+        with pytest.raises(BrokenImageError, match="a BMP with run lengths"):
+            read_image(file, limits=self.LIMITS)
+
+    def test_an_empty_file_is_said_to_be_empty(self) -> None:
+        with pytest.raises(BrokenImageError, match="the file is empty"):
+            read_image(b"", limits=self.LIMITS)

@@ -9,6 +9,7 @@ Colour profiles are not applied, as in transformers and torchvision. An animatio
 """
 
 import contextlib
+import functools
 import glob
 import io
 import os
@@ -49,8 +50,40 @@ _DECODING_ERRORS = (
 )
 
 
+_SAFE_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "WEBP")
+"""PIL's names of the formats that are read of untrusted images. What is decoded of them has the size in the header. In
+a TIFF, a tile may be larger than the image (870 KB took 870 MB, for an image of 10 x 10 pixels), and in an AVIF the
+frame (2 KB took 300 MB). EPS starts another program."""
+
+_MOST_SCANS = 100
+"""Scans of a JPEG. Encoders write about ten; each needs few bytes, and the time of a pass over all pixels."""
+
+_JPEG_MARKER, _START_OF_SCAN, _END_OF_IMAGE = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), 0xDA, 0xD9
+"""The markers of a JPEG that a length follows, and the last one."""
+
+_BMP_RUN_LENGTHS = (1, 2)
+"""Compressions of a BMP whose decoder is in Python: it would keep other threads waiting."""
+
+_MOST_ELONGATED = 100
+"""Longer side over shorter side. Some image processors give the shorter side a length and keep the shape."""
+
+
 class BrokenImageError(ValueError):
     """A file has no image that can be read; the message is the reason, without the file's name."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Limits for untrusted images, which are checked before pixels are decoded.
+
+    Only the formats of the web are read: BMP, GIF, JPEG, PNG and WebP. Images whose decoding takes far more time than
+    their size says are refused, and those with a side that is more than 100 times the other one.
+
+    Attributes:
+        pixels: The largest number of pixels of an image, at most PIL's hard limit, see `read_image`.
+    """
+
+    pixels: int
 
 
 @dataclass(frozen=True)
@@ -167,7 +200,7 @@ def is_image_name(name: str) -> bool:
     return not is_hidden(name) and Path(name).suffix.lower() in SUFFIXES
 
 
-def read_image(source: str | Path | bytes, channels: int = 3) -> Image.Image:
+def read_image(source: str | Path | bytes, channels: int = 3, limits: ImageLimits | None = None) -> Image.Image:
     """Reads a file as an upright image of eight bits.
 
     Transparent parts become white. Grey of more than eight bits is scaled so that white stays white, see `grey_to_rgb`.
@@ -177,10 +210,11 @@ def read_image(source: str | Path | bytes, channels: int = 3) -> Image.Image:
     Args:
         source: The file, or its bytes.
         channels: 3 for RGB; 1 for grey (PIL's mode "L"), to which colours are converted.
+        limits: Limits for an untrusted image.
 
     Raises:
         BrokenImageError: The file is missing, may not be read, is not an image, is damaged or incomplete, or the image
-            is too large.
+            is too large or beyond `limits`.
         UsageError: Files are not read with so many channels.
     """
     if channels not in (1, 3):
@@ -188,39 +222,88 @@ def read_image(source: str | Path | bytes, channels: int = 3) -> Image.Image:
             f"the model takes {channels} channels, but an image file has 3, or 1 as grey. Give it arrays (H, W, "
             f"{channels}): as tensors in Python or, to train and evaluate, in a data set."
         )
-    with open_image(source) as image:
+    with open_image(source, limits) as image:
         image.load()
         rgb = to_rgb(upright(image))
         return rgb.convert("L") if channels == 1 else rgb
 
 
 @contextlib.contextmanager
-def open_image(source: str | Path | bytes) -> Iterator[Image.Image]:
+def open_image(source: str | Path | bytes, limits: ImageLimits | None = None) -> Iterator[Image.Image]:
     """Opens a file as PIL's image, without PIL's warnings, and closes it behind the block.
 
     Args:
         source: The file, or its bytes.
+        limits: Limits for an untrusted image.
 
     Raises:
-        BrokenImageError: The file cannot be opened; or the block raises an error as PIL's decoders do.
+        BrokenImageError: The file cannot be opened, or its image is beyond `limits`; or the block raises an error as
+            PIL's decoders do.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
     # PIL warns about metadata that is not used here, and about sizes between its soft and its hard limit.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=None if limits is None else _safe_formats()) as image:
+                if limits is not None:
+                    _refuse_bomb(image, source, limits)
                 yield image
+        except BrokenImageError:
+            raise
         except _DECODING_ERRORS as error:
-            raise BrokenImageError(_why_unreadable(file, error)) from error
+            raise BrokenImageError(_why_unreadable(file, error, limits)) from error
 
 
-def _why_unreadable(file: Path | io.BytesIO, error: Exception) -> str:
+@functools.cache
+def _safe_formats() -> list[str]:
+    """Those of `_SAFE_FORMATS` that the installed PIL has."""
+    Image.init()
+    return [name for name in _SAFE_FORMATS if name in Image.OPEN]
+
+
+def _refuse_bomb(image: Image.Image, source: str | Path | bytes, limits: ImageLimits) -> None:
+    """Raises an error if an image, of which only the header was read, is beyond the limits.
+
+    Raises:
+        BrokenImageError: The reason.
+    """
+    width, height = image.size
+    if width * height > limits.pixels:
+        raise BrokenImageError(f"it has {width * height:,} pixels; the limit is {limits.pixels:,}; make it smaller")
+    if max(width, height) > _MOST_ELONGATED * min(width, height):
+        raise BrokenImageError(
+            f"it has {width} x {height} pixels; a side may be {_MOST_ELONGATED} times the other one at most"
+        )
+    if image.format in ("JPEG", "MPO"):
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if _has_many_scans(data):
+            raise BrokenImageError(f"a JPEG of more than {_MOST_SCANS} scans; save it again")
+    if image.format == "BMP" and image.info.get("compression") in _BMP_RUN_LENGTHS:
+        raise BrokenImageError("a BMP with run lengths, which is not read here; save it as PNG")
+
+
+def _has_many_scans(data: bytes) -> bool:
+    """Whether a JPEG has more than `_MOST_SCANS`."""
+    scans, position = 0, 2
+    while scans <= _MOST_SCANS and (found := _JPEG_MARKER.search(data, position)):
+        marker, position = data[found.end() - 1], found.end()
+        if marker == _END_OF_IMAGE:
+            return False
+        scans += marker == _START_OF_SCAN
+        position += int.from_bytes(data[position : position + 2], "big")
+    return scans > _MOST_SCANS
+
+
+def _why_unreadable(file: Path | io.BytesIO, error: Exception, limits: ImageLimits | None = None) -> str:
     """A sentence that says why an image cannot be read."""
     if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, the limit; make it smaller"
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) if limits is None else limits.pixels
+        return f"it has more than {most:,} pixels, the limit; make it smaller"
     if isinstance(error, UnidentifiedImageError):
         is_path = isinstance(file, Path)
+        if limits is not None and (is_path or file.getvalue()):
+            return "not an image in a format that is read here: BMP, GIF, JPEG, PNG or WebP"
         if (file.is_file() and file.stat().st_size == 0) if is_path else not file.getvalue():
             return "the file is empty"
         plugin = _NEEDS_PLUGIN.get(file.suffix.lower()) if is_path else None
