@@ -47,13 +47,11 @@ class Printed(NamedTuple):
 def for_classes() -> Printed:
     """How the answers of `segment` are printed."""
 
+    from swinv2.predict.segmenting import as_records
+
     def record(answer: "Segmented") -> dict[str, Any]:
-        classes: list[dict[str, Any]] = [
-            {"label": each.label, "index": each.index, "pixels": each.pixels, "share": each.share}
-            | ({} if each.mask is None else {"mask": each.mask})
-            for each in answer.classes
-        ]
-        return {"size": answer.size, "classes": classes, "files": [str(file) for file in answer.files]}
+        files = [str(file) for file in answer.files]
+        return {"size": answer.size, "classes": as_records(answer.classes), "files": files}
 
     return Printed(
         record,

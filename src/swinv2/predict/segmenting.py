@@ -179,6 +179,16 @@ def count_classes(classes: np.ndarray, names: Sequence[str], with_masks: bool = 
     ]
 
 
+def as_records(classes: Sequence[ClassShare]) -> list[dict[str, Any]]:
+    """The classes in an image as plain values, for JSON: "label", "index", "pixels", "share", and "mask" if there are
+    masks."""
+    return [
+        {"label": each.label, "index": each.index, "pixels": each.pixels, "share": each.share}
+        | ({} if each.mask is None else {"mask": each.mask})
+        for each in classes
+    ]
+
+
 def write_classes(classes: np.ndarray, file: Path) -> None:
     """Writes a class map as a PNG file, atomically. Folders are made.
 
