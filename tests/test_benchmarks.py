@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -705,3 +706,44 @@ class TestDenseTraining:
             assert float(row["processor_seconds"]) > 0
             assert str(data) not in row["command"]
         assert done.stdout.strip() in (data / "out.md").read_text()
+
+
+class TestService:
+    """A service with too much to do."""
+
+    LABELS = [("ant", 0.75), ("bee", 0.25)]
+
+    @pytest.mark.parametrize(
+        ("found", "is_right"),
+        [
+            ([("ant", 0.75), ("bee", 0.25)], True),
+            ([("ant", 0.750001), ("bee", 0.249999)], True),
+            ([("ant", 0.7501), ("bee", 0.2499)], False),
+            ([("bee", 0.75), ("ant", 0.25)], False),
+            ([("ant", 0.75)], False),
+        ],
+    )
+    def test_answers_are_compared(self, found: list[tuple[str, float]], is_right: bool) -> None:
+        import service
+
+        predictions = [{"index": 0, "label": label, "probability": value} for label, value in found]
+        assert service._is_right({"images": [{"predictions": predictions}]}, self.LABELS) == is_right
+
+    def test_accepted_requests_are_those_that_were_not_refused(self) -> None:
+        import service
+
+        phase = service.Phase(Counter({200: 9, 429: 50, 504: 1}), [float(value) for value in range(1, 10)])
+        assert phase.share_in_time(20.0) == 0.9
+        assert phase.share_in_time(5.0) == 0.5
+        assert (phase.quantile(0.5), phase.quantile(1.0)) == (5.0, 9.0)
+
+    @pytest.mark.slow
+    def test_it_checks_a_real_service(self) -> None:
+        command = [sys.executable, str(BENCHMARK.with_name("service.py")), "--seconds", "2", "--json", "--timeout", "5"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+        found = json.loads(done.stdout)
+        assert found["wrong_answers"] == found["exit_status"] == 0
+        assert found["carried_per_second"] > 0
+        assert set(found["responses"]) <= {"200", "429", "504"}
+        assert found["checks"]["the process lives"]
+        assert done.returncode == int(not all(found["checks"].values()))

@@ -16,6 +16,7 @@ from swinv2.cli.exporting import export
 from swinv2.cli.images import classify, demo, features, inspect
 from swinv2.cli.models import convert, info
 from swinv2.cli.running import sentences
+from swinv2.cli.serving import serve
 from swinv2.cli.training import finetune, pretrain, reconstruct
 
 
@@ -46,7 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Swin Transformer V2: describe models, classify and segment images, detect objects, extract features, train, "
-    "convert and export weights.",
+    "convert and export weights, serve models over HTTP.",
 )
 
 
@@ -71,6 +72,6 @@ _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": 
 
 _ON_IMAGES = (info, classify, features, segment, detect)
 _TRAININGS = (pretrain, finetune, evaluate, reconstruct)
-for command in (*_ON_IMAGES, *_TRAININGS, convert, export, inspect, demo):
+for command in (*_ON_IMAGES, *_TRAININGS, convert, export, serve, inspect, demo):
     passes_on = command in (pretrain, finetune)
     app.command(cls=_Command, context_settings=_PASS_ON if passes_on else None)(sentences()(command))
