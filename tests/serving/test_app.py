@@ -1,11 +1,13 @@
 """The endpoints: which there are, how they are described, probes, metrics, and the sentences of errors."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -162,6 +164,24 @@ def test_probes() -> None:
         return found
 
     assert talk(ask) == [(200, 200, 200), (200, 503, 503)]
+
+
+def test_a_service_that_computes_no_more_says_so() -> None:
+    """An error of the service itself: Kubernetes then starts another process."""
+
+    def answer(images: Any, **_: Any) -> list[dict[str, Any]]:
+        return [{} for _ in images]
+
+    async def run() -> list[int]:
+        served = Served("a fake", {"features": Endpoint("features", 4, lambda data: np.zeros(1), answer)}, print, 1)
+        async with inside(served) as (client, _, metrics):
+            metrics.batches = None  # type: ignore[assignment]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await client.post("/features", content=b"x", headers=PNG)
+            return [(await client.get(path)).status_code for path in ("/healthz", "/readyz")]
+
+    assert asyncio.run(run()) == [503, 503]
 
 
 class TestKey:

@@ -132,6 +132,19 @@ def test_an_image_that_breaks_the_model_breaks_no_other() -> None:
     assert model.batches == [[0], [1, -2, 3], [1], [-2], [3], [5]]
 
 
+def test_a_model_that_gives_too_few_answers_stops_nothing() -> None:
+    model = Model()
+    short = Endpoint("classify", 4, model.endpoint.prepare, lambda images: model.answer(images)[1:])
+
+    async def run() -> None:
+        async with batching() as batcher:
+            with pytest.raises(RuntimeError, match="the model gave 0 answers for 1 images"):
+                await batcher.compute(Call(short, ()), image(1))
+            assert await batcher.compute(model.call(), image(2)) == {"value": 2}
+
+    asyncio.run(run())
+
+
 def test_what_nobody_waits_for_is_not_computed() -> None:
     model = Model()
 

@@ -67,6 +67,16 @@ def test_files_of_a_form() -> None:
     assert refused.value.status == 413
 
 
+def test_headers_of_a_part_are_bounded() -> None:
+    """Their names and values together; a name of a file may be long."""
+    name = "n" * 4000
+    assert images_in(FORM, HEADER, form((f'name="a"; filename="{name}"', b"")), 1) == [SentImage(name[:255], b"")]
+    headers = "\r\n".join(f"X-{index}: {'y' * 4000}" for index in range(5))
+    with pytest.raises(Refusal) as refused:
+        images_in(FORM, HEADER, form((f'name="a"; filename="b"\r\n{headers}', b"")), 1)
+    assert refused.value.status == 400
+
+
 def test_json() -> None:
     """base64 as text or with a name; in lines, or as browsers write it."""
     text = base64.b64encode(bytes(range(100))).decode()

@@ -17,12 +17,10 @@ from starlette.requests import ClientDisconnect
 import swinv2
 from swinv2.serving import metrics
 from swinv2.serving.endpoints import DOES
-from swinv2.serving.gate import OPEN, PROBES, Gate
+from swinv2.serving.gate import METRICS, OPEN, PROBES, Gate
 from swinv2.serving.refusals import Refusal
 from swinv2.serving.service import Service
 from swinv2.serving.settings import ServiceSettings
-
-METRICS = "/metrics"
 
 _LOST = 499
 """Counted for a client that closed its connection; nobody gets it."""
@@ -147,7 +145,7 @@ def build_app(service: Service, settings: ServiceSettings, counters: metrics.Met
                 responses=_responses(example),
                 openapi_extra=described,
             )
-    _add_probes(app, gate, counters)
+    _add_probes(app, gate, service, counters)
     _add_errors(app, service)
     if settings.api_key is not None:
         _describe_key(app)
@@ -181,15 +179,15 @@ def _handlers(service: Service) -> dict[str, Callable[..., Any]]:
     return {"classify": classify, "features": features, "segment": segment, "detect": detect}
 
 
-def _add_probes(app: FastAPI, gate: Gate, counters: metrics.Metrics) -> None:
+def _add_probes(app: FastAPI, gate: Gate, service: Service, counters: metrics.Metrics) -> None:
     """Adds what other programs watch a service by."""
 
     async def healthz() -> Json:
-        return Json({"status": "alive"})
+        return Json({"status": "alive"}) if service.is_running else Json({"status": "computes no more"}, 503)
 
     async def readyz() -> Json:
-        if gate.is_draining:
-            return Json({"status": "about to stop"}, 503)
+        if gate.is_draining or not service.is_running:
+            return Json({"status": "about to stop" if gate.is_draining else "computes no more"}, 503)
         return Json({"status": "ready"})
 
     async def numbers() -> PlainTextResponse:

@@ -203,6 +203,8 @@ class Batcher:
             answers = await asyncio.get_running_loop().run_in_executor(
                 self._thread, lambda: call.endpoint.answer(images, **dict(call.parameters))
             )
+            if len(answers) != len(batch):
+                raise RuntimeError(f"the model gave {len(answers)} answers for {len(batch)} images")
         except Exception as error:
             if len(batch) == 1 and batch[0].is_wanted:
                 batch[0].answer.set_exception(error)

@@ -28,6 +28,9 @@ _LONGEST_NAME = 255
 _MOST_VALUES = 1000
 """Brackets and commas of JSON for each image; more than ten are in its name only."""
 
+_MOST_HEADER_BYTES = 16 * 1024
+"""Bytes of the headers of a part of a form."""
+
 _DATA_ADDRESS = re.compile(r"data:[\w./+-]*;base64,")
 """What browsers put before base64."""
 
@@ -120,6 +123,7 @@ class _Part:
     headers: dict[bytes, bytes] = field(default_factory=dict)
     header: bytes = b""
     value: bytes = b""
+    header_bytes: int = 0
     name: str = ""
     data: list[bytes] = field(default_factory=list)
 
@@ -177,10 +181,18 @@ class _Form:
         self._part = _Part()
 
     def _add_header(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
         self._part.header += data[start:end]
 
     def _add_value(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
         self._part.value += data[start:end]
+
+    def _count_header(self, length: int) -> None:
+        """Counts bytes of headers. Some versions of the parser have no limit for them."""
+        self._part.header_bytes += length
+        if self._part.header_bytes > _MOST_HEADER_BYTES:
+            raise Refusal(400, f"a part of the form has more than {_MOST_HEADER_BYTES:,} bytes of headers.")
 
     def _end_header(self) -> None:
         self._part.headers[self._part.header.lower()] = self._part.value

@@ -16,7 +16,7 @@ from swinv2.serving.metrics import Metrics
 from swinv2.serving.refusals import Refusal
 from swinv2.serving.settings import ServiceSettings, is_loopback
 
-PROBES = ("/healthz", "/readyz")
+PROBES, METRICS = ("/healthz", "/readyz"), "/metrics"
 OPEN = (*PROBES, "/docs", "/openapi.json")
 """Paths that need no key: they tell nothing about the model or the requests."""
 
@@ -79,7 +79,7 @@ class Gate:
                 401, "the request has no valid key; send the header Authorization: Bearer KEY.",
                 {"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
-        if path not in PROBES and self.is_draining:
+        if path not in (*PROBES, METRICS) and self.is_draining:
             return Refusal(503, "the service is about to stop.", {"Retry-After": "1", "Connection": "close"})
         return None
 

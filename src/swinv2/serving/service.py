@@ -80,6 +80,11 @@ class Service:
                 self._readers.release(prepared)
         return self._batcher.seconds_per_image
 
+    @property
+    def is_running(self) -> bool:
+        """Whether batches are computed. If not, only another process helps."""
+        return self._running is not None and not self._running.done()
+
     def stop(self) -> None:
         """Ends the threads."""
         if self._running is not None:
