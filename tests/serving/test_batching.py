@@ -200,16 +200,32 @@ def test_places_are_counted_and_given_back() -> None:
 
 def test_places_that_would_be_reached_too_late_are_not_given() -> None:
     async def run() -> None:
-        async with batching(seconds=5.0) as batcher:
-            batcher._seconds_of_images.extend([2.0, 2.0, 100.0])
+        # Of ten seconds, seven may be spent in the queue.
+        async with batching(seconds=10.0) as batcher:
+            batcher._seconds_of_images.extend([3.0, 3.0, 100.0])
             with batcher.enter(0), batcher.enter(0), pytest.raises(QueueFullError) as refused, batcher.enter(0):
                 pass
-            assert refused.value.seconds == 4.0
+            assert refused.value.seconds == 6.0
             # If one image takes longer than the time, one is tried all the same.
             batcher.forget_times()
             batcher._seconds_of_images.append(9.0)
             with batcher.enter(0), pytest.raises(QueueFullError), batcher.enter(0):
                 pass
+
+    asyncio.run(run())
+
+
+def test_the_time_of_an_image_has_what_it_waits_for_besides_the_model() -> None:
+    """If files are read more slowly than the model computes, the reading counts; a pause without images does not."""
+    model = Model()
+
+    async def run() -> None:
+        async with batching() as batcher:
+            for pause, known, expected in ((0.0, 0.0, 0.0), (0.3, 0.3, 0.3), (0.3, 0.1, 0.1), (0.1, 0.4, 0.1)):
+                await asyncio.sleep(pause)
+                batcher.forget_times()
+                await batcher.compute(model.call(), image(1), time.monotonic() - known)
+                assert expected <= batcher.seconds_per_image < expected + 0.1
 
     asyncio.run(run())
 

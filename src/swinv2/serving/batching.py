@@ -22,6 +22,9 @@ from swinv2.serving.endpoints import Endpoint
 _BATCHES = 9
 """Batches whose median is the time of an image: a single large image does not count."""
 
+_SHARE_OF_TIME = 0.7
+"""Share of the time limit that the way through the queue may take, by the last batches; the next ones may be slower."""
+
 
 class QueueFullError(Exception):
     """There is no room in the queue.
@@ -55,6 +58,7 @@ class _Job:
     call: Call
     image: np.ndarray
     answer: asyncio.Future[dict[str, Any]]
+    known: float
     arrived: float = field(default_factory=time.monotonic)
 
     @property
@@ -86,7 +90,7 @@ class Batcher:
         most_images: Places in the queue, with those of the batch that is computed.
         most_bytes: Bytes of requests that are held at once.
         batch_wait: Seconds that an image waits for others, while the model has nothing to do.
-        seconds: Seconds in which an answer must be there. If it takes longer until a place is reached, none is given.
+        seconds: Seconds in which an answer must be there. If the images in front need most of them, there is no place.
         on_batch: Called with the name of the endpoint and the number of images of each batch.
         on_queue: Called with the number of places that are taken, when it changes.
         begin_thread: Called in the thread of the model when it begins.
@@ -109,11 +113,12 @@ class Batcher:
         self._jobs: deque[_Job] = deque()
         self._arrived = asyncio.Event()
         self._taken, self._held_bytes = 0, 0
-        self._seconds_of_images = deque[float](maxlen=_BATCHES)
+        self._seconds_of_images, self._last_end = deque[float](maxlen=_BATCHES), 0.0
 
     @property
     def seconds_per_image(self) -> float:
-        """Time of an image, by the last batches; 0 before the first one."""
+        """Seconds from one image to the next while the service is busy, by the last batches; 0 before the first one. They
+        include what an image waits for besides the model, such as threads that read."""
         return median(self._seconds_of_images) if self._seconds_of_images else 0.0
 
     def forget_times(self) -> None:
@@ -144,19 +149,25 @@ class Batcher:
         expected = after * self.seconds_per_image
         is_more = images > 0 or held_bytes > 0
         # The first one is always taken, even if a single image needs more than the time.
-        is_late = expected > self._seconds and self._taken > 0
+        is_late = expected > _SHARE_OF_TIME * self._seconds and self._taken > 0
         if is_more and (after > self._most_images or bytes_after > self._most_bytes or is_late):
             raise QueueFullError(self._taken * self.seconds_per_image)
         self._taken, self._held_bytes = after, bytes_after
         self._on_queue(after)
 
-    async def compute(self, call: Call, image: np.ndarray) -> dict[str, Any]:
+    async def compute(self, call: Call, image: np.ndarray, known: float | None = None) -> dict[str, Any]:
         """The answer for an image. If the caller is cancelled, the image is not computed, unless it already is.
+
+        Args:
+            call: The question.
+            image: The prepared image.
+            known: When its file was there (`time.monotonic`), before it was prepared; None for now.
 
         Raises:
             Exception: What the model raised for this image.
         """
-        job = _Job(call, image, asyncio.get_running_loop().create_future())
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        job = _Job(call, image, future, time.monotonic() if known is None else known)
         self._jobs.append(job)
         self._arrived.set()
         return await job.answer
@@ -198,7 +209,6 @@ class Batcher:
         """Computes a batch in the thread of the model, and hands out the answers. Returns whether the model answered;
         if not, and the batch is one image, its caller gets the error."""
         call, images = batch[0].call, [job.image for job in batch]
-        begun = time.monotonic()
         try:
             answers = await asyncio.get_running_loop().run_in_executor(
                 self._thread, lambda: call.endpoint.answer(images, **dict(call.parameters))
@@ -209,7 +219,11 @@ class Batcher:
             if len(batch) == 1 and batch[0].is_wanted:
                 batch[0].answer.set_exception(error)
             return False
-        self._seconds_of_images.append((time.monotonic() - begun) / len(batch))
+        now = time.monotonic()
+        # While it is busy, from batch to batch; otherwise the way of an image.
+        since = max(self._last_end, min(job.known for job in batch))
+        self._seconds_of_images.append((now - since) / len(batch))
+        self._last_end = now
         self._on_batch(call.endpoint.name, len(batch))
         for job, answer in zip(batch, answers, strict=True):
             if job.is_wanted:

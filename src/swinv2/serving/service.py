@@ -176,6 +176,7 @@ class Service:
 
     async def _answer_one(self, call: Call, image: SentImage) -> dict[str, Any]:
         """The record of an image: the answer, or the reason why there is none."""
+        known = time.monotonic()
         try:
             prepared = await self._readers.prepare(partial(_prepare, call.endpoint), image.data)
         except BrokenImageError as error:
@@ -183,7 +184,7 @@ class Service:
         except MemoryError as error:
             raise _too_little_memory() from error
         try:
-            return {"image": image.name, **await self._batcher.compute(call, prepared)}
+            return {"image": image.name, **await self._batcher.compute(call, prepared, known)}
         except (TooLittleMemoryError, MemoryError) as error:
             raise _too_little_memory() from error
         finally:
