@@ -80,7 +80,7 @@ def main(
     times: Annotated[
         float, typer.Option(min=1.0, max=10.0, help="The load, as a multiple of what it can carry.")
     ] = 2.0,
-    timeout: Annotated[float, typer.Option(min=0.1, help="The service's time limit for a request, in seconds.")] = 2.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="The service's time limit for a request, in seconds.")] = 5.0,
     queue: Annotated[int, typer.Option(min=32, help="The service's queue.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="The service's processes.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,

@@ -117,8 +117,8 @@ class Batcher:
 
     @property
     def seconds_per_image(self) -> float:
-        """Seconds from one image to the next while the service is busy, by the last batches; 0 before the first one. They
-        include what an image waits for besides the model, such as threads that read."""
+        """Seconds from one image to the next while the service is busy, by the last batches; 0 before the first one.
+        They include what an image waits for besides the model, such as threads that read."""
         return median(self._seconds_of_images) if self._seconds_of_images else 0.0
 
     def forget_times(self) -> None:
