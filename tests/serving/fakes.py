@@ -52,10 +52,10 @@ def fake_served(settings: ServiceSettings, seconds: float = 0.0, batch_size: int
 
 
 def load_fake(settings: ServiceSettings) -> Served:
-    """The model of `main`; its name is the time of a batch, or says how it fails."""
+    """The model of `main`; its name is the time of a batch, or says how it fails, as a file "dies" does."""
     if settings.model == "impossible":
         raise UsageError("there is no such fake.")
-    if settings.model == "dies":
+    if settings.model == "dies" or os.path.exists("dies"):
         os._exit(7)
     return fake_served(settings, float(settings.model))
 

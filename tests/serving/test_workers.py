@@ -83,6 +83,20 @@ def test_a_process_that_dies_is_replaced(service: Running) -> None:
     assert len(set(processes(service)) - {first}) == 2
 
 
+@pytest.mark.slow
+def test_if_a_replacement_cannot_start_the_others_answer(service: Running, folder: Path) -> None:
+    """Until it can."""
+    first, second = sorted(set(processes(service)))
+    before = service.log.read_text().count("is ready (2 of 2)")
+    (folder / "work" / "dies").touch()
+    os.kill(first, signal.SIGKILL)
+    until(lambda: service.log.read_text().count("ended with 7; another one replaces it") >= 2)
+    assert set(processes(service)) == {second}
+    (folder / "work" / "dies").unlink()
+    until(lambda: service.log.read_text().count("is ready (2 of 2)") == before + 1)
+    assert len(set(processes(service)) - {first}) == 2
+
+
 def test_it_stops_and_leaves_nothing(service: Running, folder: Path) -> None:
     """The last of these tests: accepted requests are answered, all processes end, and their folder is gone."""
     seen = set(processes(service))

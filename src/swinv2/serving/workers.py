@@ -1,7 +1,8 @@
 """Several processes that serve the same address, each with a model and a queue.
 
 In: settings, a socket, and a function that loads the model. Out: the exit status, when all processes have stopped. A
-process accepts requests when its model is ready. One that dies is replaced; if one cannot start, all stop.
+process accepts requests when its model is ready. If one cannot start at the beginning, all stop; later, one that dies
+is replaced.
 """
 
 import asyncio
@@ -91,26 +92,26 @@ def serve_with_workers(
 
         workers = [_Worker(settings, bound, load) for _ in range(settings.workers)]
         try:
-            listening = 0
+            was_complete = False
             while not told:
                 wait([each.connection for each in workers] + [each.process.sentinel for each in workers], _PATIENCE)
                 for index, worker in enumerate(workers):
-                    if (news := worker.news()) is not None:
-                        listening += 1
-                        if listening == 1:
+                    news, process = worker.news(), worker.process
+                    if news is not None:
+                        ready = sum(each.is_ready for each in workers)
+                        if ready == 1:
                             on_listening(*news)
-                        say(f"process {worker.process.pid} is ready ({min(listening, len(workers))} of {len(workers)})")
-                    if worker.process.is_alive() or told:
+                        say(f"process {process.pid} is ready ({ready} of {len(workers)})")
+                        was_complete = was_complete or ready == len(workers)
+                    if process.is_alive() or told:
                         continue
+                    # What it said last.
                     worker.news()
-                    if not worker.is_ready:
-                        raise UsageError(
-                            worker.error or f"a process ended with {worker.process.exitcode} at its start."
-                        )
-                    say(f"process {worker.process.pid} ended with {worker.process.exitcode}; another one replaces it")
-                    mark_process_dead(worker.process.pid)
+                    if not was_complete:
+                        raise UsageError(worker.error or f"a process ended with {process.exitcode} at its start.")
+                    say(f"process {process.pid} ended with {process.exitcode}; another one replaces it")
+                    mark_process_dead(process.pid)
                     time.sleep(_SECONDS_BEFORE_ANOTHER)
-                    listening -= 1
                     workers[index] = _Worker(settings, bound, load)
         finally:
             _stop(workers, settings.timeout + _SECONDS_TO_STOP)
