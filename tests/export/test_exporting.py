@@ -182,6 +182,22 @@ def test_classify_and_evaluate_run_it(
     assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], abs=1e-4)
 
 
+def test_a_service_runs_it(openvino: Path, folder: Path) -> None:
+    from swinv2.predict import Classifier
+    from swinv2.serving.models import load_served
+    from swinv2.serving.settings import ServiceSettings
+
+    served = load_served(ServiceSettings(model=str(openvino)))
+    assert (served.about, [*served.endpoints]) == (
+        "a classifier of 5 labels, exported to openvino on cpu",
+        ["classify"],
+    )
+    endpoint, photo = served.endpoints["classify"], next((folder / "photos").iterdir())
+    (found,) = endpoint.answer([endpoint.prepare(photo.read_bytes())], top_k=2)
+    ((_, expected),) = Classifier.load(str(folder / "model")).classify([photo], top_k=2)
+    assert [each["label"] for each in found["predictions"]] == [each.label for each in expected]
+
+
 def test_what_an_export_cannot_do_is_a_sentence(
     openvino: Path, pt2: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 In: graphs, a model with its image processor, and settings. Out: files.
 """
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,10 @@ def save(
     """Writes the graphs, and beside them what a program without this package needs to run them."""
     from transformers.exporters import ExportedModel
 
-    ExportedModel(components, exporter.export_format, config=source.model.config).save_pretrained(folder)
+    config = copy.deepcopy(source.model.config)
+    # Another part than the checkpoint was saved for may have been exported.
+    config.architectures = [type(source.model).__name__]
+    ExportedModel(components, exporter.export_format, config=config).save_pretrained(folder)
     processor = source.processor_for(sizes[0], settings.takes_bytes)
     processor.save_pretrained(folder)
     labels = label_names(source.model.config)

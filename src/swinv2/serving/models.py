@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from swinv2.dense.saved import SEGMENTATION, read_dense_config, task_of
+from swinv2.exported import ExportedNetwork
 from swinv2.images import read_image
 from swinv2.loading import choose_device, read_config
-from swinv2.model import Swinv2Model
 from swinv2.predict.predictor import Classifier, FeatureExtractor
 from swinv2.serving.endpoints import Endpoint, Served, TooLittleMemoryError
 from swinv2.serving.settings import ServiceSettings
@@ -56,10 +56,12 @@ def _of_images(settings: ServiceSettings, dtype: torch.dtype) -> tuple[str, list
             return [{"predictions": [asdict(prediction) for prediction in each]} for each in found]
 
         endpoints.append(_endpoint("classify", size, _preparing(classifier, settings), labels))
-        inside = getattr(classifier.model, "swinv2", None)
-        if isinstance(inside, Swinv2Model):
-            # The weights are in memory once.
-            extractor = FeatureExtractor(inside, classifier.processor)
+        if isinstance(classifier.model, ExportedNetwork):
+            # Its graph has labels alone.
+            return f"{about}, exported to {classifier.model.format}", endpoints
+        # The weights are in memory once.
+        inside: Any = classifier.model.swinv2
+        extractor = FeatureExtractor(inside, classifier.processor)
     features = extractor or FeatureExtractor.load(name, device=device, dtype=dtype)
 
     def vectors(pixels: Sequence[np.ndarray]) -> list[dict[str, Any]]:
