@@ -14,7 +14,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,13 +27,12 @@ from torch import Tensor
 
 from swinv2.export.formats import FORMATS, export_graph, make_exporter
 from swinv2.export.network import prepare
-from swinv2.export.quantise import Judged, quantise
+from swinv2.export.quantise import Rated, has_int8_instructions, quantise
 
 PEER, EAGER = "transformers", "eager"
 SIZES = ("shipped-w12-96", "tiny-w8-256", "tiny-w16-256", "base-w24-384")
 QUICK = ("mini-w4-64",)
 PRECISIONS = ("fp32", "bf16", "int8")
-BATCHES = (1, 8)
 PAUSE = 0.05
 """Seconds between two measurements, in which the threads of the last runtime go to sleep."""
 
@@ -46,16 +44,6 @@ LIMITS = {"fp32": 1e-4, "bf16": 0.1, "int8": 1.0}
 and int8 are approximations by design; their limits find what is wrong, not what is inexact."""
 
 Run = Callable[[Tensor], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the results."""
-
-    runtime: str
-    case: str
-    precision: str
-    batch_size: int
 
 
 def export(library: str, case: str, runtime: str) -> tuple[Any, float]:
@@ -72,8 +60,8 @@ def export(library: str, case: str, runtime: str) -> tuple[Any, float]:
 def in_int8(program: Any, case: str, runtime: str) -> Any:
     """The graph in int8."""
     images = [image[None].numpy() for image in draw_images(CASES[case], CALIBRATION)]
-    judged = [Judged(each, np.ones(CASES[case].classes)) for each in images[:1]]
-    return quantise(program, runtime, images, judged, 1.0)
+    rated = [Rated(each, np.ones(CASES[case].classes)) for each in images[:1]]
+    return quantise(program, runtime, images, rated, 1.0)
 
 
 def compiled(program: Any, runtime: str, precision: str) -> Run:
@@ -211,7 +199,7 @@ def main(
     chosen = select("runtimes", runtimes, ("openvino", "onnx"))
     fast = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     usual = ["fp32", *(["bf16"] if fast.get("avx512_bf16") or fast.get("amx_bf16") else [])]
-    usual += ["int8"] if fast.get("avx512_vnni") or fast.get("avx_vnni") or fast.get("amx_int8") else []
+    usual += ["int8"] if has_int8_instructions() else []
     wanted = select("precisions", precisions, PRECISIONS) if precisions else usual
     stem = output or report.default_stem("serving", "cpu")
     facts = report.describe_run("cpu")

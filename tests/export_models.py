@@ -31,8 +31,9 @@ def save_model(folder: Path, model_class: Any, **fields: Any) -> Path:
     return folder
 
 
-def make_processor() -> ViTImageProcessor:
-    return ViTImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25])
+def make_processor(**fields: Any) -> ViTImageProcessor:
+    usual: dict[str, Any] = {"size": {"height": 64, "width": 64}, "image_mean": [0.4, 0.5, 0.6]}
+    return ViTImageProcessor(**(usual | {"image_std": [0.2, 0.3, 0.25]} | fields))
 
 
 def draw_photos(folder: Path, count: int, label: str = "") -> list[Path]:

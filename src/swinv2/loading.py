@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 
 from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError, first_sentence
-from swinv2.exported import ExportedNetwork, read_manifest
+from swinv2.exported import ExportedNetwork, device_of_export, read_manifest
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.zoo import CHECKPOINTS, PRESETS
 
@@ -47,6 +47,11 @@ def choose_device(name: str) -> torch.device:
     if device.type == "meta":
         raise UsageError("device 'meta' stores no numbers. Use --device auto or --device cpu.")
     return device
+
+
+def choose_device_of(model: str, name: str) -> torch.device:
+    """The device for a model: see `choose_device`; of an exported one `exported.device_of_export`."""
+    return choose_device(name) if read_manifest(model) is None else device_of_export(model, name)
 
 
 def read_config(name: str) -> Swinv2Config:
@@ -145,14 +150,19 @@ def _load_exported(
     model_class: Any, name: str, config: Swinv2Config, device: torch.device, dtype: torch.dtype, fields: dict[str, Any]
 ) -> Any:
     """Loads an exported model, see `load_model`."""
-    network = ExportedNetwork(name, config, device, dtype)
-    wanted = model_class.__name__
-    if network.architecture != wanted or any(getattr(config, field) != value for field, value in fields.items()):
+    entries = (read_manifest(name) or {})["components"].values()
+    found, wanted = next(iter(entries))["metadata"]["architecture"], model_class.__name__
+    if found != wanted:
         raise UsageError(
-            f"{name!r} is an export of {network.architecture}, and this needs {wanted}"
-            f"{f' with {fields}' if fields else ''}; export the model again, see `swinv2 export --help` (--answers)."
+            f"{name!r} is an export of {found}, and this needs {wanted}; export the model again, see `swinv2 export "
+            "--help` (--answers)."
         )
-    return network
+    missing = [each for each in fields.get("out_features", []) if each not in (config.out_features or [])]
+    if missing:
+        raise UsageError(
+            f"{name!r} is an export with the maps {', '.join(config.out_features or [])}, not {missing[0]}."
+        )
+    return ExportedNetwork(name, config, device, dtype)
 
 
 def load_processor(name: str, channels: int = 3) -> Any:

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from swinv2.cli.running import quiet_transformers
+from swinv2.cli.running import print_broken, quiet_transformers
 from swinv2.console import data_console, message_console, shown
 from swinv2.errors import UsageError
 from swinv2.lengths import Pair, as_pair
@@ -100,18 +100,41 @@ def export(
     if int8 != bool(calibrate):
         given, missing = ("--int8", "--calibrate IMAGES") if int8 else ("--calibrate", "--int8")
         raise UsageError(f"{given} was given without {missing}; give both.")
+    if split != "evaluation" and evaluation is None:
+        raise UsageError("--split was given without --evaluate, whose split it is; give both.")
     sizes = _read_sizes(image_size)
     quiet_transformers()
-    from swinv2.export.exporting import export_model
+    try:
+        from swinv2.export.exporting import export_model
+    except ModuleNotFoundError as error:
+        raise UsageError(f"export needs {error.name}, which is not installed; install swinv2[export].") from error
     from swinv2.export.quantise import has_int8_instructions
     from swinv2.export.report import ExportSettings
     from swinv2.images import find_images
 
-    found = {name: find_images(given)[0] if given else [] for name, given in (("i", images), ("c", calibrate))}
-    settings = ExportSettings(
-        format, sizes, answers, takes_bytes, found["i"], evaluation, split, int8, found["c"], accept, target
-    )
     console = message_console()
+    if int8 and not has_int8_instructions():
+        console.print(
+            "this processor has no instructions for int8 (VNNI or AMX): on it, int8 is slower than fp32", style="yellow"
+        )
+    files: dict[str, list[Path]] = {"images": [], "calibration": []}
+    for name, given in (("images", images), ("calibration", calibrate)):
+        if given:
+            files[name], missing = find_images(given)
+            for image in missing:
+                print_broken(image, console)
+    settings = ExportSettings(
+        format=format,
+        sizes=sizes,
+        answers=answers,
+        takes_bytes=takes_bytes,
+        evaluation=evaluation,
+        split=split,
+        int8=int8,
+        accepts=accept,
+        target=target,
+        **files,
+    )
     report = export_model(model, output, settings, lambda step: console.print(Text(f"{step} ...", "dim")))
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
@@ -119,11 +142,6 @@ def export(
         _print_report(report)
     for problem in report.accepted:
         console.print(Text.assemble(("accepted ", "yellow"), problem))
-    if int8 and not has_int8_instructions():
-        console.print(
-            "this processor has no instructions for int8 (VNNI or AMX): on it, int8 is slower than fp32",
-            style="yellow",
-        )
     console.print(f"written: {shown(output)}")
 
 
@@ -154,10 +172,12 @@ def _print_report(report: "Report") -> None:
         )
     console = data_console()
     console.print(table)
-    if report.accuracy is not None:
-        found = report.accuracy
-        console.print(
-            f"accuracy on {found['images']:,} images: {found['exported']:.2%}, source {found['source']:.2%}",
-            style="bold",
-        )
+    for row in report.sizes:
+        if found := row.get("accuracy"):
+            place = f" at {'x'.join(map(str, row['image_size']))}" if len(report.sizes) > 1 else ""
+            console.print(
+                f"{found['score']} of {found['images']:,} images{place}: {found['exported']:.2%}, source "
+                f"{found['source']:.2%}",
+                style="bold",
+            )
     console.print(f"{report.bytes / 1e6:,.1f} MB, {report.format}, {report.precision}")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from swinv2.disk import refuse_taken, whole_folder
-from swinv2.errors import UsageError, first_sentence
-from swinv2.export.calibration import images_for_int8, refuse_int8
+from swinv2.errors import UsageError
+from swinv2.export.calibration import divide, evenly, images_for_int8, refuse_int8
 from swinv2.export.comparison import Difference, compare, images_per_second
 from swinv2.export.folder import REPORT, graphs_folder, save, write_repository
 from swinv2.export.formats import FORMATS, Format, export_graph, make_exporter
@@ -27,25 +27,28 @@ from swinv2.export.quantise import quantise
 from swinv2.export.report import BATCH, ExportSettings, Report
 from swinv2.export.sources import ObjectsOnly, Source, TakesBytes, batches_of, open_source, prepare_images
 from swinv2.export.triton import refuse_triton
-from swinv2.exported import ExportedNetwork
+from swinv2.exported import PACKAGES, ExportedNetwork
 from swinv2.lengths import Pair
-from swinv2.loading import label_names
 from swinv2.predict.shipped import shipped_photographs
+from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.sources import open_dataset
-from swinv2.train.evaluate import evaluate_classifier
+from swinv2.train.evaluate import evaluate_classifier, match_dataset
 
 LARGEST_SHARE = 1e-4
 """Largest difference of outputs in fp32, as a share of the distance between two images' outputs."""
 
-LARGEST_SHARE_OF_OBJECTS = 1e-2
-"""The same for detectors, which choose the best of many proposals: the last digit may change a choice and so, a little,
+LARGEST_SHARE_OF_CHOICES = 1e-2
+"""The same for a detector that chooses the best of many proposals: the last digit may change a choice and so, a little,
 all objects."""
 
 MOST_LOST = 0.005
 """Largest loss of accuracy by int8, as a share of the images."""
 
-LEAST_IMAGES = 2
-"""Images that a comparison needs: the difference between two of them is its unit."""
+LEAST_IMAGES, MOST_IMAGES = 2, 100
+"""Images that a comparison needs, because the difference between two of them is its unit; and those that it takes."""
+
+TRACED = 2
+"""Images that a graph is traced with: with one, torch takes the batch for a constant."""
 
 
 def export_model(
@@ -75,16 +78,18 @@ def export_model(
     exporter = make_exporter(format)
     advance("loading the model")
     source = open_source(name, settings.answers)
-    if settings.evaluation is not None and not hasattr(source.model, "classifier"):
-        raise UsageError(f"--evaluate measures the accuracy of a classifier, and {name!r} is none; leave it out.")
-    sizes = [*settings.sizes] or [source.usual_size()]
+    source.refuse_format(format.name)
     if settings.int8:
         refuse_int8(source)
+        divide(settings.calibration)
+    dataset = _open_labelled(source, settings)
+    sizes = [*settings.sizes] or [source.usual_size()]
     components: dict[str, Any] = {}
     seconds: list[float] = []
     for size in sizes:
         label = f"{size[0]} x {size[1]}"
-        for_int8 = images_for_int8(source, size, settings) if settings.int8 else None
+        source.processor_for(size)
+        for_int8 = images_for_int8(source, size, settings, dataset) if settings.int8 else None
         advance(f"exporting for {label} pixels")
         started = time.perf_counter()
         component = _export_size(source, exporter, format, size, settings)
@@ -95,7 +100,7 @@ def export_model(
         seconds.append(time.perf_counter() - started)
     with whole_folder(output) as published, graphs_folder(published, settings.target) as folder:
         save(source, exporter, components, sizes, settings, folder)
-        report = _check(source, folder, list(zip(sizes, seconds, strict=True)), settings, advance)
+        report = _check(source, folder, list(zip(sizes, seconds, strict=True)), settings, dataset, advance)
         if report.accepted and not settings.accepts:
             raise UsageError(
                 f"the exported model differs from {name!r}: {'; '.join(report.accepted)}. Nothing was written; "
@@ -103,8 +108,19 @@ def export_model(
             )
         (folder / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
         if settings.target is not None:
-            write_repository(folder, published, output.name, components, format, label_names(source.model.config))
+            write_repository(source, folder, published, output.name, components, format)
     return report
+
+
+def _open_labelled(source: Source, settings: ExportSettings) -> ImageDataset | None:
+    """The labelled images of the settings, with the classes of the model."""
+    if settings.evaluation is None:
+        return None
+    if not hasattr(source.model, "classifier"):
+        raise UsageError(
+            f"--evaluate measures the accuracy of a classifier, and {source.name!r} is none; leave it out."
+        )
+    return match_dataset(open_dataset(settings.evaluation, settings.split), source.model.config)
 
 
 def _check(
@@ -112,6 +128,7 @@ def _check(
     folder: Path,
     sizes: Sequence[tuple[Pair, float]],
     settings: ExportSettings,
+    dataset: ImageDataset | None,
     advance: Callable[[str], None],
 ) -> Report:
     """Compares the export in a folder with its source. What is too different is in the report, as `accepted`.
@@ -121,8 +138,10 @@ def _check(
         folder: The folder.
         sizes: The image sizes, and the seconds that each export took.
         settings, advance: See `export_model`.
+        dataset: Labelled images, if there are any.
     """
     exported = ExportedNetwork(folder, source.model.config, torch.device("cpu"), trusted=True)
+    packages = ("swinv2", "torch", "transformers", *PACKAGES[settings.format], *(["nncf"] if settings.int8 else []))
     report = Report(
         source.name,
         settings.format,
@@ -134,34 +153,29 @@ def _check(
         },
         bytes=sum(file.stat().st_size for file in folder.iterdir() if file.suffix != ".json"),
         machine=_machine(),
-        versions={each: version(each) for each in ("swinv2", "torch", "transformers")},
+        versions={each: version(each) for each in packages},
     )
     for size, taken in sizes:
         advance(f"comparing at {size[0]} x {size[1]} pixels")
         try:
             difference, speeds = _compare(source, exported, size, settings)
-        except RuntimeError as error:
-            raise UsageError(
-                f"the exported model does not run: {first_sentence(error)}. Nothing was written."
-            ) from error
-        report.sizes.append(
-            {
-                "image_size": list(size),
-                **asdict(difference),
-                "images_a_second": dict(zip(("source", "exported"), speeds, strict=True)),
-                "seconds_to_export": round(taken, 1),
-            }
-        )
+        except (KeyError, ValueError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"the exported model has other outputs than its source: {error}.") from error
+        row: dict[str, Any] = {"image_size": list(size), "file": exported.file(size), **asdict(difference)}
+        row["images_a_second"] = dict(zip(("source", "exported"), speeds, strict=True))
+        row["seconds_to_export"] = round(taken, 1)
         report.accepted += _problems(difference, size, source, settings)
-    if settings.evaluation is not None:
-        advance("measuring the accuracy")
-        report.accuracy = _accuracy(source, exported, sizes[0][0], settings)
-        lost = report.accuracy["source"] - report.accuracy["exported"]
-        if lost > MOST_LOST:
-            report.accepted.append(
-                f"the accuracy on {settings.evaluation} fell from {report.accuracy['source']:.2%} to "
-                f"{report.accuracy['exported']:.2%}, by more than {100 * MOST_LOST:g} points"
-            )
+        if dataset is not None:
+            advance(f"measuring the accuracy at {size[0]} x {size[1]} pixels")
+            row["accuracy"] = found = _accuracy(source, exported, size, settings, dataset)
+            if not found["source"] - found["exported"] <= MOST_LOST:
+                report.accepted.append(
+                    f"at {size[0]} x {size[1]} pixels, the accuracy on {settings.evaluation} ({found['score']}) fell "
+                    f"from {found['source']:.2%} to {found['exported']:.2%}, by more than {100 * MOST_LOST:g} points"
+                )
+        report.sizes.append(row)
     return report
 
 
@@ -170,10 +184,10 @@ def _export_size(source: Source, exporter: Any, format: Format, size: Pair, sett
     network: Any = prepare(source.model, size, format.fuses)
     if source.finds_objects:
         network = ObjectsOnly(network)
-    images = torch.zeros(source.batch_size or LEAST_IMAGES, source.channels, *size)
+    images = torch.zeros(source.batch_size or TRACED, source.channels, *size)
     inputs = source.inputs(images)
     if settings.takes_bytes:
-        network = TakesBytes(network, source.processor)
+        network = TakesBytes(network, *source.normalisation())
         inputs["pixel_values"] = images.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
     component = export_graph(exporter, format, network, inputs, source.batch_size is None)
     component.metadata.architecture = type(source.model).__name__
@@ -184,7 +198,10 @@ def _compare(
     source: Source, exported: ExportedNetwork, size: Pair, settings: ExportSettings
 ) -> tuple[Difference, list[float]]:
     """Compares the export with its source on real images, and measures the speed of both."""
-    paths = [*settings.images] or [each.path for each in shipped_photographs()]
+    paths = evenly(settings.images, MOST_IMAGES) or [each.path for each in shipped_photographs()]
+    if settings.int8 and not settings.images:
+        # Not other subjects than those that the ranges are for.
+        paths = evenly(divide(settings.calibration)[1], MOST_IMAGES)
     mine = prepare_images(paths, source.processor_for(size), source.channels)
     theirs = prepare_images(paths, source.processor_for(size, settings.takes_bytes), source.channels)
     if len(mine) < LEAST_IMAGES:
@@ -209,7 +226,7 @@ def _problems(difference: Difference, size: Pair, source: Source, settings: Expo
     otherwise, its estimate does."""
     place = f"at {size[0]} x {size[1]} pixels"
     if not settings.int8:
-        limit = LARGEST_SHARE_OF_OBJECTS if source.finds_objects else LARGEST_SHARE
+        limit = LARGEST_SHARE_OF_CHOICES if source.chooses else LARGEST_SHARE
         if difference.share <= limit:
             return []
         return [
@@ -226,14 +243,16 @@ def _problems(difference: Difference, size: Pair, source: Source, settings: Expo
     ]
 
 
-def _accuracy(source: Source, exported: ExportedNetwork, size: Pair, settings: ExportSettings) -> dict[str, Any]:
-    """The accuracy of source and export on labelled images."""
-    dataset = open_dataset(str(settings.evaluation), settings.split)
+def _accuracy(
+    source: Source, exported: ExportedNetwork, size: Pair, settings: ExportSettings, dataset: ImageDataset
+) -> dict[str, Any]:
+    """The accuracy of source and export on labelled images; with several labels for an image, the mean average
+    precision."""
     found: dict[str, Any] = {"data": settings.evaluation}
     for name, model, takes_bytes in (("source", source.model, False), ("exported", exported, settings.takes_bytes)):
-        result, _ = evaluate_classifier(model, source.processor_for(size, takes_bytes), dataset)
-        summary = result.summary()
-        found |= {"images": summary["images"], name: summary["top1"]}
+        summary = evaluate_classifier(model, source.processor_for(size, takes_bytes), dataset).summary()
+        score = "top1" if "top1" in summary else "mAP"
+        found |= {"score": score, "images": summary["images"], name: summary[score]}
     return found
 
 

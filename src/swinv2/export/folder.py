@@ -14,7 +14,7 @@ from typing import Any
 
 from swinv2.export.formats import Format, ports_of
 from swinv2.export.report import ExportSettings
-from swinv2.export.sources import Source
+from swinv2.export.sources import RGB, Source
 from swinv2.export.triton import write_model
 from swinv2.exported import MANIFEST
 from swinv2.lengths import Pair
@@ -49,34 +49,51 @@ def save(
     # Another part than the checkpoint was saved for may have been exported.
     config.architectures = [type(source.model).__name__]
     ExportedModel(components, exporter.export_format, config=config).save_pretrained(folder)
-    processor = source.processor_for(sizes[0], settings.takes_bytes)
-    processor.save_pretrained(folder)
-    labels = label_names(source.model.config)
-    (folder / LABELS).write_text(json.dumps(labels, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-    original = source.processor
+    source.processor_for(sizes[0], settings.takes_bytes).save_pretrained(folder)
+    if labels := labels_of(source):
+        (folder / LABELS).write_text(json.dumps(labels, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    factor, mean, std = source.normalisation()
     numbers = {
-        "image_sizes": [list(size) for size in sizes],
-        "colours": "RGB" if source.channels == 3 else f"{source.channels} channels",
+        "images": [_resizing(source.processor_for(size), size) for size in sizes],
+        "colours": "RGB" if source.channels == RGB else "grey",
         "layout": "NHWC" if settings.takes_bytes else "NCHW",
         "dtype": "uint8" if settings.takes_bytes else "float32",
-        "resize": dict(processor.size) if processor.do_resize and processor.size else None,
-        "resample": int(processor.resample) if processor.do_resize else None,
-        "centre_crop": dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else None,
-        "rescale_factor": original.rescale_factor if original.do_rescale else 1.0,
-        "mean": list(original.image_mean) if original.do_normalize else None,
-        "std": list(original.image_std) if original.do_normalize else None,
+        "rescale_factor": factor,
+        "mean": mean,
+        "std": std,
         "normalised_in_the_graph": settings.takes_bytes,
+        **({"image_scale": source.image_scale} if source.image_scale != 1 else {}),
     }
     (folder / PREPROCESSING).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
 
+def labels_of(source: Source) -> list[str]:
+    """The names of the model's classes; none if it has no classes."""
+    return label_names(source.model.config) if source.has_classes else []
+
+
+def _resizing(processor: Any, size: Pair) -> dict[str, Any]:
+    """How a processor brings an image to a size."""
+    resample = getattr(processor, "resample", None)
+    crops = getattr(processor, "do_center_crop", False)
+    return {
+        "size": list(size),
+        "resize": dict(processor.size) if processor.do_resize and processor.size else None,
+        "resample": int(resample) if processor.do_resize and resample is not None else None,
+        "centre_crop": dict(processor.crop_size) if crops else None,
+    }
+
+
 def write_repository(
-    folder: Path, repository: Path, name: str, components: dict[str, Any], format: Format, labels: list[str]
+    source: Source, folder: Path, repository: Path, name: str, components: dict[str, Any], format: Format
 ) -> None:
     """Writes Triton's model repository from the folder of the graphs, a model for each of them."""
     files = {key: entry["file"] for key, entry in json.loads((folder / MANIFEST).read_text())["components"].items()}
     for key, component in components.items():
         model = name if len(components) == 1 else f"{name}-{key}"
-        written = write_model(repository, model, folder / files[key], format.name, ports_of(component, format), labels)
+        ports, graph = ports_of(component, format), folder / files[key]
+        written = write_model(
+            repository, model, graph, format.name, ports, labels_of(source), free_batch=source.batch_size is None
+        )
         for about in (REPORT, PREPROCESSING):
             shutil.copyfile(folder / about, written / about)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from swinv2.errors import UsageError, first_sentence
-from swinv2.exported import ONNX, OPENVINO, TORCH
+from swinv2.exported import ONNX, OPENVINO, TORCH, require_packages
 
 OPSET = 20
 """Version of ONNX's operations: the first with GELU, which every runtime of the last years reads."""
@@ -73,17 +73,14 @@ def make_exporter(format: Format) -> Any:
     Raises:
         UsageError: transformers is too old, or a package is missing.
     """
-    try:
-        from transformers import exporters
+    require_packages(format.name)
+    from transformers import exporters
 
-        exporters.ExportedModel  # noqa: B018  (transformers imports it only now)
+    try:
         with _quietly():
             return getattr(exporters, format.exporter)()
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"--to {format.name} needs packages that are not installed ({first_sentence(error)}); install "
-            "swinv2[export], which asks for transformers 5.23 or newer."
-        ) from error
+    except ImportError as error:
+        raise UsageError(f"--to {format.name}: {first_sentence(error)}; install swinv2[export].") from error
 
 
 def export_graph(

@@ -86,8 +86,8 @@ def _refuse_other_layers(network: nn.Module, place: str) -> None:
                 if kind is not nn.Linear:
                     path = ".".join(part for part in (place, name, layer) if part)
                     raise UsageError(
-                        f"{path} is {kind.__name__}, not a plain linear layer, and cannot be exported; merge adapters "
-                        "first: model.merge_and_unload()."
+                        f"{path} is {kind.__module__}.{kind.__name__}, not torch.nn.Linear, and cannot be exported; "
+                        "merge adapters first: model.merge_and_unload()."
                     )
 
 

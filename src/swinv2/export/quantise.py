@@ -1,6 +1,6 @@
 """Computes the products of an exported classifier in int8, by NNCF.
 
-In: a graph of OpenVINO or ONNX, images to calibrate its ranges, and images to judge its answers. Out: the graph in
+In: a graph of OpenVINO or ONNX, images to calibrate its ranges, and images to rate its answers on. Out: the graph in
 int8. Attention stays in 32 bits, because cosines with a scale of up to 100 before a softmax need more than eight; so
 does the classifier, which is small. NNCF gives further products back to 32 bits until the answers hold.
 
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,22 +21,19 @@ import torch
 from swinv2.errors import UsageError
 from swinv2.exported import OPENVINO
 
-_PRODUCTS = {"MatMul", "Gemm", "FullyConnected"}
-"""Operations that may be a linear layer."""
-
 
 @dataclass(frozen=True)
-class Judged:
-    """An image, and what an answer for it is worth.
+class Rated:
+    """An image, and the value of each answer for it.
 
     Attributes:
         pixels: The graph's input for it, a batch of one.
-        worth: For each class, 1 if it is the image's label and 0 otherwise; without labels, the probability that the
+        values: For each class, 1 if it is the image's label and 0 otherwise; without labels, the probability that the
             source gives to it.
     """
 
     pixels: np.ndarray
-    worth: np.ndarray
+    values: np.ndarray
 
 
 def require_nncf() -> Any:
@@ -48,17 +46,23 @@ def require_nncf() -> Any:
         import nncf
     except ImportError as error:
         raise UsageError("--int8 needs nncf, which is not installed; install swinv2[export].") from error
-    nncf.set_log_level(logging.ERROR)
+    # Its own function would set the level of every handler of the process.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf
 
 
 def has_int8_instructions() -> bool:
-    """Whether this processor multiplies numbers of eight bits faster than those of 32."""
-    return torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()
+    """Whether this processor has instructions for int8: AVX-512 VNNI, AVX-VNNI, AMX, or those of Arm."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        # Another system than Linux; torch asks for AVX-512 VNNI alone.
+        return torch.cpu._is_vnni_supported()
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & {*flags})
 
 
 def quantise(
-    program: Any, format: str, calibration: Sequence[np.ndarray], judged: Sequence[Judged], most_lost: float
+    program: Any, format: str, calibration: Sequence[np.ndarray], rated: Sequence[Rated], most_lost: float
 ) -> Any:
     """Quantises a graph.
 
@@ -66,29 +70,29 @@ def quantise(
         program: A model of OpenVINO or of `onnx_ir`, with one input and the output "logits".
         format: Its format.
         calibration: Inputs, batches of one.
-        judged: Images on which the answers of the result are judged.
-        most_lost: The largest loss of worth of the answers, for each image in the mean.
+        rated: Images on which the answers of the result are rated.
+        most_lost: The largest loss of the mean value of the answers.
     """
     nncf = require_nncf()
     in_openvino = format == OPENVINO
     model = program if in_openvino else _as_proto(program)
     name = next(iter(program.inputs)).any_name if in_openvino else model.graph.input[0].name
-    last = _last_product_of_openvino(model) if in_openvino else _last_product_of_onnx(model)
+    kept = _kept_in_openvino(model) if in_openvino else _kept_in_onnx(model)
     run = _run_openvino if in_openvino else _run_onnx
 
-    def worth_of_answers(compiled: Any, images: Iterable[Judged]) -> tuple[float, list[float]]:
-        """What the answers of a model are worth in the mean, and for each image."""
+    def value_of_answers(compiled: Any, images: Iterable[Rated]) -> tuple[float, list[float]]:
+        """The value of a model's answers: the mean, and that of each image."""
         session = run(compiled, name)
-        worths = [float(each.worth[int(session(each.pixels).argmax())]) for each in images]
-        return float(np.mean(worths)), worths
+        values = [float(each.values[int(session(each.pixels).argmax())]) for each in images]
+        return float(np.mean(values)), values
 
     # NNCF draws its progress on stdout, which is for data.
     with redirect_stdout(sys.stderr):
         quantised = nncf.quantize_with_accuracy_control(
             model,
             nncf.Dataset(list(calibration), lambda pixels: {name: pixels}),
-            nncf.Dataset(list(judged), lambda each: {name: each.pixels}),
-            worth_of_answers,
+            nncf.Dataset(list(rated), lambda each: {name: each.pixels}),
+            value_of_answers,
             max_drop=most_lost,
             drop_type=nncf.DropType.ABSOLUTE,
             model_type=nncf.ModelType.TRANSFORMER,
@@ -96,9 +100,7 @@ def quantise(
             advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(
                 smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)
             ),
-            ignored_scope=nncf.IgnoredScope(
-                names=[last], types=["ScaledDotProductAttention", "Softmax"], validate=False
-            ),
+            ignored_scope=nncf.IgnoredScope(names=kept),
         )
     if in_openvino:
         return quantised
@@ -107,14 +109,20 @@ def quantise(
     return onnx_ir.from_proto(quantised)
 
 
-def _last_product_of_openvino(model: Any) -> str:
-    """Name of the classifier's product."""
-    return [each.get_friendly_name() for each in model.get_ordered_ops() if each.get_type_name() in _PRODUCTS][-1]
+def _kept_in_openvino(model: Any) -> list[str]:
+    """Names of the operations that stay in 32 bits: attention, and the classifier's product."""
+    operations = [(each.get_type_name(), each.get_friendly_name()) for each in model.get_ordered_ops()]
+    products = [name for kind, name in operations if kind == "MatMul"]
+    return [*(name for kind, name in operations if kind == "ScaledDotProductAttention"), products[-1]]
 
 
-def _last_product_of_onnx(model: Any) -> str:
-    """Name of the classifier's product."""
-    return [node.name for node in model.graph.node if node.op_type in _PRODUCTS][-1]
+def _kept_in_onnx(model: Any) -> list[str]:
+    """Names of the operations that stay in 32 bits: attention, whose products have no constant, and the classifier's
+    product."""
+    constants = {each.name for each in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
+    softmaxes = [node.name for node in model.graph.node if node.op_type == "Softmax"]
+    return [*softmaxes, *(node.name for node in products if not constants & {*node.input}), products[-1].name]
 
 
 def _run_openvino(compiled: Any, name: str) -> Any:

@@ -52,8 +52,8 @@ class Report:
         format, precision: The format; "float32" or "int8".
         input: Name, layout and type of the images.
         sizes: For each image size its graph's file, the difference from the source, the speed in images a second of
-            source and export with batches of `BATCH` images, and the seconds of its export.
-        accuracy: The accuracy of source and export on labelled images; None without them.
+            source and export with batches of `BATCH` images, the seconds of its export and, with labelled images, the
+            accuracy of source and export.
         bytes: Size of the folder's graphs.
         machine, versions: Where the speed was measured, and the packages.
         accepted: What was too different, if it was accepted.
@@ -64,7 +64,6 @@ class Report:
     precision: str
     input: dict[str, Any]
     sizes: list[dict[str, Any]] = field(default_factory=list)
-    accuracy: dict[str, Any] | None = None
     bytes: int = 0
     machine: str = ""
     versions: dict[str, str] = field(default_factory=dict)

@@ -4,6 +4,7 @@ In: a model's folder or name. Out: the model, its image processor for the images
 """
 
 import copy
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,19 @@ from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation, RTDetrV2ForObjectDetection
 
 from swinv2.dense.detectors import SwinRCNN
-from swinv2.dense.saved import load_dense, read_dense_config
+from swinv2.dense.saved import image_scale_of, load_dense, read_dense_config
 from swinv2.errors import UsageError
+from swinv2.exported import OPENVINO
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.images import BrokenImage, read_or_skip
 from swinv2.lengths import Pair, as_pair
 from swinv2.loading import load_model, load_processor, read_config
-from swinv2.model import Swinv2Model
+from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.simmim import patch_grid_of
+
+logger = logging.getLogger(__name__)
+
+RGB = 3
 
 LABELS, FEATURES, MAPS, PIXELS = "labels", "features", "maps", "pixels"
 
@@ -52,35 +58,29 @@ class Source:
         name: Its folder or name.
         model: The model, on the CPU, in fp32.
         processor: Its image processor, which is not changed.
-        is_dense: Whether it is a segmenter or a detector.
     """
 
     name: str
     model: Any
     processor: Any
-    is_dense: bool
 
     @property
     def channels(self) -> int:
         """Channels of the images."""
-        return 3 if self.is_dense else self.model.config.num_channels
+        return getattr(self.model.config, "num_channels", None) or RGB
 
     def usual_size(self) -> Pair:
         """The size (height, width) of the images that the processor makes; if their size depends on the image, that of
         the configuration."""
-        if not self.is_dense:
-            made = {self._made_by(self.processor, size) for size in _PROBE}
-            if len(made) == 1:
-                return made.pop()
+        made = {self._made_by(self.processor, size) for size in _PROBE}
+        if len(made) == 1:
+            return made.pop()
         backbone = next(each for each in self.model.modules() if isinstance(each, (Swinv2Model, Swinv2Backbone)))
         return as_pair("image_size", backbone.config.image_size)
 
     def _made_by(self, processor: Any, size: Pair) -> Pair:
         """The size that a processor makes of an image of a size."""
-        mode = "L" if self.channels == 1 else "RGB"
-        pixels: Any = Image.new(mode, (size[1], size[0]))
-        if self.channels not in (1, 3):
-            pixels = np.zeros((*size, self.channels), np.uint8)
+        pixels = Image.new("L" if self.channels == 1 else "RGB", (size[1], size[0]))
         made = processor(images=pixels, return_tensors="pt")["pixel_values"]
         return made.shape[2], made.shape[3]
 
@@ -108,8 +108,9 @@ class Source:
         crop = getattr(processor, "crop_size", None)
         edge = dict(processor.size or {}).get("shortest_edge") if getattr(processor, "do_resize", False) else None
         if getattr(processor, "do_center_crop", False) and crop and edge:
-            # The same part of the image, with more or fewer pixels.
-            processor.size = {"shortest_edge": round(edge * max(height / crop["height"], width / crop["width"]))}
+            # The same share of the shorter side, with more or fewer pixels.
+            share = max(height / crop["height"], width / crop["width"])
+            processor.size = {"shortest_edge": max(round(edge * share), height, width)}
             processor.crop_size = {"height": height, "width": width}
         else:
             processor.do_resize, processor.size = True, {"height": height, "width": width}
@@ -122,10 +123,44 @@ class Source:
             )
         return processor
 
+    def normalisation(self) -> tuple[float, list[float] | None, list[float] | None]:
+        """The processor's factor for pixels of eight bits, and mean and deviation of each channel, or None."""
+        processor = self.processor
+        factor = float(processor.rescale_factor) if processor.do_rescale else 1.0
+        if not processor.do_normalize:
+            return factor, None, None
+        mean, std = (
+            [float(each)] * self.channels if isinstance(each, (int, float)) else [float(one) for one in each]
+            for each in (processor.image_mean, processor.image_std)
+        )
+        return factor, mean, std
+
     @property
     def finds_objects(self) -> bool:
-        """Whether it is a detector, whose queries are in no particular order."""
+        """Whether it is a detector, which has outputs beside its objects."""
         return isinstance(self.model, (RTDetrV2ForObjectDetection, Mask2FormerForUniversalSegmentation))
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether it answers with classes."""
+        return not isinstance(self.model, Swinv2PreTrainedModel) or hasattr(self.model, "classifier")
+
+    @property
+    def image_scale(self) -> float:
+        """The factor by which a segmenter enlarges images before they enter it; see `dense.answers.Segmenter`."""
+        return image_scale_of(self.model.config.to_dict())
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it is a detector that chooses its queries among the proposals of an image."""
+        return isinstance(self.model, RTDetrV2ForObjectDetection)
+
+    def refuse_format(self, format: str) -> None:
+        """Raises an error if a runtime is known to compute the model otherwise."""
+        if self.chooses and format == OPENVINO:
+            raise UsageError(
+                f"{self.name!r} is RT-DETR v2, whose decoder OpenVINO computes otherwise than torch; use --to onnx."
+            )
 
     @property
     def batch_size(self) -> int | None:
@@ -164,25 +199,33 @@ def open_source(name: str, answers: str | None = None) -> Source:
                 f"{name!r} is an R-CNN of torchvision: the number of its objects depends on the image, which a "
                 "graph of fixed shapes cannot have. Train --head rt_detr to export a detector."
             )
-        return Source(name, model, load_processor(name), True)
+        return Source(name, model, load_processor(name))
     config = read_config(name)
+    if config.num_channels not in (1, 3):
+        raise UsageError(
+            f"{name!r} takes images of {config.num_channels} channels; files of images, with which an export is "
+            "compared, have 1 or 3."
+        )
     saved = {each.__name__: answer for answer, each in _CLASSES.items()}
     chosen = answers or saved.get((config.architectures or [""])[0], LABELS)
-    fields = {}
+    fields: dict[str, Any] = {}
     if chosen == MAPS and saved.get((config.architectures or [""])[0]) != MAPS:
         fields = {"out_features": config.stage_names[1:]}
     model = load_model(_CLASSES[chosen], name, torch.device("cpu"), torch.float32, **fields)
-    return Source(name, model, load_processor(name, model.config.num_channels), False)
+    return Source(name, model, load_processor(name, model.config.num_channels))
 
 
 def prepare_images(paths: Iterable[Path], processor: Any, channels: int) -> list[np.ndarray]:
-    """The pixels (channels, height, width) of the readable images among some files, as a processor makes them."""
-    read = (read_or_skip(path, channels) for path in paths)
-    return [
-        np.asarray(processor(images=image, return_tensors="pt")["pixel_values"][0], np.float32)
-        for image in read
-        if not isinstance(image, BrokenImage)
-    ]
+    """The pixels (channels, height, width) of the readable images among some files, as a processor makes them.
+    Unreadable ones are left out, with a warning."""
+    prepared: list[np.ndarray] = []
+    for path in paths:
+        image = read_or_skip(path, channels)
+        if isinstance(image, BrokenImage):
+            logger.warning("skipped %s: %s", image.path, image.reason)
+            continue
+        prepared.append(np.asarray(processor(images=image, return_tensors="pt")["pixel_values"][0], np.float32))
+    return prepared
 
 
 class ObjectsOnly(nn.Module):
@@ -207,20 +250,19 @@ class TakesBytes(nn.Module):
 
     Args:
         network: The network.
-        processor: The image processor, whose numbers are used.
+        factor, mean, std: See `Source.normalisation`.
     """
 
     factor: Tensor
     offset: Tensor
 
-    def __init__(self, network: nn.Module, processor: Any) -> None:
+    def __init__(self, network: nn.Module, factor: float, mean: list[float] | None, std: list[float] | None) -> None:
         super().__init__()
         self.network = network
-        factor = processor.rescale_factor if processor.do_rescale else 1.0
-        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-        deviation = torch.as_tensor(std, dtype=torch.float64)
+        deviation = torch.tensor(std or [1.0], dtype=torch.float64)
+        offset = torch.tensor(mean or [0.0], dtype=torch.float64) / deviation
         self.register_buffer("factor", (factor / deviation).float().view(-1, 1, 1))
-        self.register_buffer("offset", (torch.as_tensor(mean, dtype=torch.float64) / deviation).float().view(-1, 1, 1))
+        self.register_buffer("offset", offset.float().view(-1, 1, 1))
 
     def forward(self, pixel_values: Tensor, **kwargs: Tensor) -> Any:
         """Runs the network on images (batch, height, width, channels) of eight bits."""

@@ -38,6 +38,7 @@ def write_model(
     format: str,
     ports: tuple[Sequence[Port], Sequence[Port]],
     labels: Sequence[str],
+    free_batch: bool,
 ) -> Path:
     """Writes one model of the repository.
 
@@ -48,6 +49,7 @@ def write_model(
         format: The format of the export.
         ports: What the graph takes, and what it gives.
         labels: Names of the classes, for the output "logits".
+        free_batch: Whether the first axis of inputs and outputs is free; otherwise it is 1.
 
     Returns:
         The folder of the model.
@@ -66,23 +68,29 @@ def write_model(
     lines = [
         f"name: {json.dumps(name)}",
         f"backend: {json.dumps(backend)}",
-        f"max_batch_size: {LARGEST_BATCH}",
-        *(line for port in inputs for line in _block("input", port)),
-        *(line for port in outputs for line in _block("output", port, has_labels and port.name == "logits")),
-        f"dynamic_batching {{ max_queue_delay_microseconds: {MOST_DELAY} }}",
+        # 0: the shapes are whole, with the batch, and the server joins no requests.
+        f"max_batch_size: {LARGEST_BATCH if free_batch else 0}",
+        *(line for port in inputs for line in _block("input", port, free_batch)),
+        *(
+            line
+            for port in outputs
+            for line in _block("output", port, free_batch, has_labels and port.name == "logits")
+        ),
     ]
+    if free_batch:
+        lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {MOST_DELAY} }}")
     (folder / "config.pbtxt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return folder
 
 
-def _block(kind: str, port: Port, has_labels: bool = False) -> list[str]:
+def _block(kind: str, port: Port, free_batch: bool, has_labels: bool = False) -> list[str]:
     """The lines of an input or an output."""
     labels = ['  label_filename: "labels.txt"'] if has_labels else []
     return [
         f"{kind} {{",
         f"  name: {json.dumps(port.name)}",
         f"  data_type: {TYPES[port.dtype]}",
-        f"  dims: [ {', '.join(map(str, port.shape))} ]",
+        f"  dims: [ {', '.join(map(str, port.shape if free_batch else (1, *port.shape)))} ]",
         *labels,
         "}",
     ]

@@ -19,7 +19,7 @@ from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification
 from swinv2.images import BrokenImage, read_or_skip
 from swinv2.loading import (
-    choose_device,
+    choose_device_of,
     has_several_labels,
     label_names,
     load_model,
@@ -146,7 +146,7 @@ class Classifier(Predictor):
         Raises:
             UsageError: The model, the device or the processor cannot be used; the message says why.
         """
-        chosen = choose_device(device)
+        chosen = choose_device_of(name, device)
         model = load_model(Swinv2ForImageClassification, name, chosen, dtype, may_be_exported=True)
         return cls(model, load_processor(name, model.config.num_channels))
 
@@ -190,6 +190,7 @@ class FeatureExtractor(Predictor):
 
     def __init__(self, model: Swinv2Model | Swinv2Backbone, processor: Any) -> None:
         super().__init__(model, processor)
+        self.map_index = 0
 
     @classmethod
     def load(cls, name: str, stage: str = POOLED, device: str = "auto", dtype: torch.dtype = torch.float32) -> Self:
@@ -208,8 +209,13 @@ class FeatureExtractor(Predictor):
         if stage not in stages:
             raise UsageError(f"--stage is {stage!r}; the model {name!r} has {', '.join(stages)}.")
         model_class, fields = (Swinv2Model, {}) if stage == POOLED else (Swinv2Backbone, {"out_features": [stage]})
-        model = load_model(model_class, name, choose_device(device), dtype, may_be_exported=True, **fields)
-        return cls(model, load_processor(name, model.config.num_channels))
+        chosen = choose_device_of(name, device)
+        model = load_model(model_class, name, chosen, dtype, may_be_exported=True, **fields)
+        extractor = cls(model, load_processor(name, model.config.num_channels))
+        if stage != POOLED:
+            # An exported model has the maps that it was exported with.
+            extractor.map_index = list(model.config.out_features or []).index(stage)
+        return extractor
 
     def extract(self, paths: Iterable[Path], batch_size: int = 16) -> Iterator[tuple[Path, Tensor | BrokenImage]]:
         """For each file, in order, the features on the CPU or the reason why the file was skipped."""
@@ -220,6 +226,8 @@ class FeatureExtractor(Predictor):
 
         def read(outputs: Any) -> Iterator[Tensor]:
             """The features of each image of a batch."""
-            yield from (outputs.feature_maps[0] if "feature_maps" in outputs else outputs.pooler_output).cpu()
+            yield from (
+                outputs.feature_maps[self.map_index] if "feature_maps" in outputs else outputs.pooler_output
+            ).cpu()
 
         return self._run(pixels, read)

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification
-from swinv2.loading import choose_device, has_several_labels, label_names, load_model, load_processor
+from swinv2.loading import choose_device_of, has_several_labels, label_names, load_model, load_processor
 from swinv2.train.data.augment import process_image
 from swinv2.train.data.classes import match_classes
 from swinv2.train.data.dataset import ImageDataset
@@ -61,18 +62,13 @@ def evaluate(
     Raises:
         UsageError: The model or the data cannot be opened, or their classes do not match.
     """
-    chosen = choose_device(device)
+    chosen = choose_device_of(model, device)
     classifier = load_model(Swinv2ForImageClassification, model, chosen, dtype, may_be_exported=True)
-    if classifier.config.problem_type == "regression":
-        raise UsageError(f"the model {model!r} is a regression (problem_type in its config.json): it has no labels.")
     processor = load_processor(model, classifier.config.num_channels)
     dataset = open_dataset(data, split, image_column=image_column, label_column=label_column)
-    if dataset.several and not has_several_labels(classifier.config):
-        raise UsageError(
-            f"{data} has several labels for an image, and the model {model!r} gives exactly one; evaluate a model that "
-            "was trained on lists of labels."
-        )
-    return evaluate_classifier(classifier, processor, dataset, batch_size=batch_size, workers=workers, advance=advance)
+    dataset = match_dataset(dataset, classifier.config)
+    found = evaluate_classifier(classifier, processor, dataset, batch_size=batch_size, workers=workers, advance=advance)
+    return found, dataset
 
 
 def evaluate_classifier(
@@ -83,25 +79,20 @@ def evaluate_classifier(
     batch_size: int = 64,
     workers: int | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Evaluation | MultilabelEvaluation, ImageDataset]:
+) -> Evaluation | MultilabelEvaluation:
     """Evaluates a classifier that is loaded, or an exported one.
 
     Args:
         classifier: The classifier: called with pixels, it returns logits; it has `config`, `device` and `dtype`.
         processor: Its image processor.
-        dataset: The images.
+        dataset: The images, with the classes of the model, see `match_dataset`.
         batch_size, workers, advance: See `evaluate`.
 
-    Returns:
-        The results, and the data set with the classes of the model.
-
     Raises:
-        UsageError: The classes of model and data do not match, or no image is readable.
+        UsageError: No image is readable.
     """
     several, channels = has_several_labels(classifier.config), classifier.config.num_channels
     names = tuple(label_names(classifier.config))
-    dataset = match_dataset(dataset, names)
-
     transform, classes = partial(process_image, processor), len(names) * several
     unreadable: list[str] = []
     columns: list[tuple[Tensor, ...]] = []
@@ -122,13 +113,34 @@ def evaluate_classifier(
         raise UsageError(f"{dataset.source} has no readable image.")
     if several:
         loss = float(binary_cross_entropy(torch.from_numpy(answers[0]), torch.from_numpy(truths)))
-        return MultilabelEvaluation.of(truths, answers[0], loss, names, unreadable), dataset
+        return MultilabelEvaluation.of(truths, answers[0], loss, names, unreadable)
     best, probabilities, losses = answers
     loss = float(losses[truths != IGNORED_LABEL].mean())
-    return Evaluation.of(truths, best, probabilities, loss, names, unreadable), dataset
+    return Evaluation.of(truths, best, probabilities, loss, names, unreadable)
 
 
-def match_dataset(dataset: ImageDataset, names: tuple[str, ...]) -> ImageDataset:
+def match_dataset(dataset: ImageDataset, config: Swinv2Config) -> ImageDataset:
+    """Matches a data set with a classifier: its classes with the model's, by their names.
+
+    Args:
+        dataset: The images.
+        config: The configuration of the classifier.
+
+    Raises:
+        UsageError: The model is a regression; the data have several labels for an image and the model one; or their
+            classes do not match.
+    """
+    if config.problem_type == "regression":
+        raise UsageError("the model is a regression (problem_type in its config.json): it has no labels.")
+    if dataset.several and not has_several_labels(config):
+        raise UsageError(
+            f"{dataset.source} has several labels for an image, and the model gives exactly one; evaluate a model that "
+            "was trained on lists of labels."
+        )
+    return _match_classes(dataset, tuple(label_names(config)))
+
+
+def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> ImageDataset:
     """Matches the classes of the data with the model's, see `classes.match_classes`. If they are equally many and
     none has the same name, and one side has codes instead of names, as the folders of ImageNet do, they are matched by
     their order, with a warning."""

@@ -10,7 +10,7 @@ the reason are part of the batch, so that the trainer can count unreadable image
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, Sampler, Subset, default_collate, get_worker_info
 
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImageError
@@ -173,7 +173,13 @@ class ImageBatch(NamedTuple):
 
 
 def read_images(
-    dataset: ImageDataset, transform: Transform, channels: int, batch_size: int, workers: int | None, classes: int = 0
+    dataset: ImageDataset,
+    transform: Transform,
+    channels: int,
+    batch_size: int,
+    workers: int | None,
+    classes: int = 0,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[ImageBatch]:
     """Reads images with labels in batches, in the order of the data set.
 
@@ -182,9 +188,11 @@ def read_images(
         transform: Makes pixels of a decoded image.
         channels, classes: See `SampleTransform`.
         batch_size, workers: See `reading.read_batches`.
+        indices: The samples to read; None for all.
     """
     prepare = SampleTransform(partial(_as_array, transform), channels, classes=classes)
-    for examples in read_batches(EvaluationExamples(dataset, prepare), batch_size, workers):
+    examples_of = EvaluationExamples(dataset, prepare)
+    for examples in read_batches(examples_of if indices is None else Subset(examples_of, indices), batch_size, workers):
         pixels, labels = (
             torch.from_numpy(np.stack([example[name] for example in examples])) for name in ("pixel_values", "labels")
         )
