@@ -2,12 +2,23 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
-from swinv2.disk import UNFINISHED, WriteError, delete_unfinished, force_to_disk, unique_name, whole_file, whole_folder
+from swinv2.disk import (
+    UNFINISHED,
+    WriteError,
+    delete_abandoned,
+    delete_unfinished,
+    force_to_disk,
+    unique_name,
+    whole_file,
+    whole_folder,
+)
 
 
 @pytest.fixture
@@ -59,6 +70,24 @@ def test_what_a_killed_process_left_is_gone_with_the_next_write(file: Path, monk
         partial.write_text("new")
     assert file.read_text() == "new"
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_what_killed_processes_left_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of this machine, and not that of processes that run."""
+    kept = ["file", ".file.part", ".other.part"]
+    with whole_file(tmp_path / "a") as running:
+        running.touch()
+        ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+        left = running.with_name(running.name.replace(f".{os.getpid()}.", f".{int(ended.stdout)}."))
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr("platform.node", lambda: "another.machine")
+            with whole_file(tmp_path / "a") as other:
+                kept.append(other.name.replace(f".{os.getpid()}.", f".{int(ended.stdout)}."))
+        for name in [left.name, *kept]:
+            (tmp_path / name).touch()
+        delete_abandoned(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {running.name, *kept}
+    assert (tmp_path / "a").exists()
 
 
 def test_nothing_written_changes_nothing(file: Path) -> None:

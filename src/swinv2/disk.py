@@ -4,6 +4,8 @@ In: the path of a file or a folder. Out: the complete file or folder, or none. T
 """
 
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,14 +34,15 @@ def whole_file(output: Path, alone: bool = False) -> Iterator[Path]:
     Args:
         output: The file. An existing file is replaced, unless nothing was written.
         alone: Whether no other process writes this file at the same time. The temporary name is then fixed, so that
-            the next process overwrites the temporary file of a killed one.
+            the next process overwrites the temporary file of a killed one. Otherwise it has the names of the machine
+            and of the process, see `delete_abandoned`.
 
     Raises:
         WriteError: There is something else of that name, such as a folder or a device.
     """
     if output.exists() and not output.is_file():
         raise WriteError(f"{str(output)!r} is not a regular file; give the name of a new file.")
-    writer = "" if alone else f".{os.getpid()}"
+    writer = "" if alone else f".{_machine()}.{os.getpid()}"
     partial = output.with_name(f".{output.name}{writer}.part")
     partial.unlink(missing_ok=True)
     # safetensors creates files that only the owner can read; the result gets the permissions of any new file.
@@ -53,6 +56,33 @@ def whole_file(output: Path, alone: bool = False) -> Iterator[Path]:
             partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def delete_abandoned(folder: Path) -> None:
+    """Deletes the temporary files that killed processes of this machine left in a folder (`whole_file`)."""
+    pattern = re.compile(rf"\..+\.{re.escape(_machine())}\.([0-9]+)\.part")
+    for name in os.listdir(folder):
+        found = pattern.fullmatch(name)
+        if found and not _is_running(int(found[1])):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _machine() -> str:
+    """The name of this machine, as a part of the name of a file."""
+    return platform.node().replace("/", "_") or "machine"
+
+
+def _is_running(process: int) -> bool:
+    """Whether this machine has a process of this number; True if the system cannot be asked."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager
