@@ -1,15 +1,18 @@
 """Batches that other processes read: the same as those that are read here."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from swinv2.errors import UsageError
-from swinv2.reading import FEW, read_batches
+from swinv2.reading import FEW, Passed, ReaderKilledError, Readers, read_batches
 
 
 class Computed:
@@ -109,3 +112,109 @@ def test_where_no_process_may_be_started_this_one_reads() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+class Mark(Passed):
+    """Stands between items."""
+
+
+class TestReaders:
+    """A function over a stream."""
+
+    @pytest.mark.parametrize("workers", [0, 1, 3])
+    def test_values_are_in_order_and_marks_between_them(self, workers: int) -> None:
+        marks = [Mark(), Mark()]
+        with Readers(squares, workers) as readers:
+            for count in (0, 1, 50):
+                items = [marks[0], *range(count), marks[1]]
+                first, *values, last = readers.map(items)
+                assert [first, last] == marks
+                assert len(values) == count
+                assert all(np.array_equal(value, squares(index)) for index, value in enumerate(values))
+
+    def test_processes_stay(self) -> None:
+        with Readers(process, 2) as readers:
+            used = {each for _ in range(3) for each in readers.map(range(20))}
+            assert os.getpid() not in used
+            assert len(used) <= 2
+        assert set(Readers(process, 0).map(range(3))) == {os.getpid()}
+
+    @pytest.mark.parametrize("workers", [1, 3])
+    def test_items_are_taken_a_little_ahead(self, workers: int) -> None:
+        taken: list[int] = []
+
+        def items() -> Iterator[int]:
+            for index in range(1_000):
+                taken.append(index)
+                yield index
+
+        with Readers(squares, workers) as readers:
+            values = readers.map(items())
+            for _ in range(5):
+                next(values)
+            time.sleep(0.3)
+            assert 5 <= len(taken) <= 5 + 2 * workers + 2
+            values.close()
+            taken_then = len(taken)
+            time.sleep(0.2)
+            assert len(taken) == taken_then
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_errors_come_through(self, workers: int) -> None:
+        def items() -> Iterator[int]:
+            yield from range(4)
+            raise ConnectionResetError("the network")
+
+        with Readers(refuse_the_sixth, workers) as readers:
+            values = readers.map(range(9))
+            assert [next(values) for _ in range(5)] == [0, 1, 2, 3, 4]
+            with pytest.raises(UsageError, match=r"^the sixth one$"):
+                next(values)
+            values = readers.map(items())
+            assert [next(values) for _ in range(4)] == [0, 1, 2, 3]
+            with pytest.raises(ConnectionResetError, match="the network"):
+                next(values)
+
+    def test_a_process_that_is_killed_is_an_error_and_the_next_call_works(self) -> None:
+        with Readers(process, 2) as readers:
+            for _ in range(3):
+                values = readers.map(range(1_000))
+                os.kill(next(values), signal.SIGKILL)
+                with pytest.raises(ReaderKilledError):
+                    list(values)
+            assert len(list(readers.map(range(10)))) == 10
+
+    def test_processes_end_with_a_parent_that_is_killed(self) -> None:
+        script = (
+            "import os, signal\n"
+            "from swinv2.reading import Readers\n"
+            "values = Readers(lambda item: os.getpid(), 2).map(iter(int, 1))\n"
+            "print(*sorted({next(values) for _ in range(200)}), flush=True)\n"
+            "os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        # stdout is inherited, so it ends when the last process has ended.
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+        assert done.returncode == -signal.SIGKILL
+        for number in done.stdout.split():
+            # A process that has ended may not have been waited for; it has no command any more.
+            command = Path("/proc", number, "cmdline")
+            assert not command.exists() or b"python" not in command.read_bytes()
+
+    @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+    def test_ctrl_c_is_answered_by_the_first_process_alone(self) -> None:
+        script = (
+            "import os, signal\n"
+            "from swinv2.reading import Readers\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "try:\n"
+            "    with Readers(lambda item: item, 2) as readers:\n"
+            "        for value in readers.map(range(10_000)):\n"
+            "            if value == 40:\n"
+            "                os.killpg(0, signal.SIGINT)\n"
+            "except KeyboardInterrupt:\n"
+            "    print('stopped')\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, start_new_session=True
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "stopped\n", "")
