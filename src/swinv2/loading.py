@@ -5,6 +5,7 @@ image.
 """
 
 import difflib
+import hashlib
 import pickle
 import re
 from pathlib import Path
@@ -209,3 +210,12 @@ def label_names(config: PreTrainedConfig) -> list[str]:
     """Names of a model's classes, in the order of its scores."""
     names: dict[Any, str] = dict(config.id2label or {})
     return [names[index] for index in sorted(names)]
+
+
+def hash_weights(model: torch.nn.Module) -> str:
+    """A hash of all tensors of a model: their names, types, shapes and values."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()

@@ -96,6 +96,42 @@ def test_several_labels_an_image_take_the_sigmoid(tmp_path: Path, images: list[P
         assert prediction.probability == pytest.approx(logits.sigmoid()[prediction.index].item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_labels_with_features_are_those_of_each_alone(model: Path, images: list[Path], batch_size: int) -> None:
+    """From one run of the model, bit for bit."""
+    classifier = Classifier.load(str(model), "cpu")
+    extractor = FeatureExtractor.load(str(model), device="cpu")
+    pixels = [classifier.prepare(read_image(path)) for path in images[:3]]
+    for begin in range(0, 3, batch_size):
+        batch = pixels[begin : begin + batch_size]
+        both = classifier.label_with_features(batch, 2)
+        assert [labels for labels, _ in both] == classifier.label(batch, 2)
+        for (_, found), expected in zip(both, extractor.features(batch), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_what_decides_the_answers(tmp_path: Path) -> None:
+    """Weights, labels, processor; not the name, nor what other programs wrote into the configuration."""
+    about = Classifier.load(str(make_model(tmp_path / "a")), "cpu").about()
+    same = make_model(tmp_path / "b")
+    fields = json.loads((same / "config.json").read_text())
+    (same / "config.json").write_text(json.dumps(fields | {"transformers_version": "99", "architectures": ["X"]}))
+    assert Classifier.load(str(same), "cpu").about() == about
+    assert json.loads(json.dumps(about)) == about
+    others = [
+        make_model(tmp_path / "labels", id2label=dict(enumerate("abcd"))),
+        make_model(tmp_path / "size", image_size=32),
+        make_model(tmp_path / "several", problem_type="multi_label_classification"),
+    ]
+    found = [Classifier.load(str(other), "cpu").about() for other in others]
+    assert [{name for name in about if each[name] != about[name]} for each in found] == [{"config"}] * 3
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(same)
+    changed = Classifier.load(str(same), "cpu").about()
+    assert {name for name in about if changed[name] != about[name]} == {"processor"}
+    half = Classifier.load(str(tmp_path / "a"), "cpu", torch.bfloat16).about()
+    assert half["weights"] != about["weights"]
+
+
 def test_regression_is_refused(tmp_path: Path) -> None:
     folder = make_model(tmp_path, problem_type="regression")
     with pytest.raises(UsageError, match="regression"):

@@ -18,7 +18,7 @@ from swinv2.train import features as features_module
 from swinv2.train.data.augment import Pixels, for_evaluation
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.sources import open_dataset
-from swinv2.train.features import Features, FeatureStore, collect_features, hash_weights, read_features
+from swinv2.train.features import Features, FeatureStore, collect_features, read_features
 
 PREPARE = for_evaluation(Pixels((32, 32), (0.5,) * 3, (0.5,) * 3))
 

@@ -4,6 +4,7 @@ In: images, or paths. Out, for each of them, in order: predictions or features, 
 nothing and prints nothing.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,6 +22,7 @@ from swinv2.images import BrokenImage, read_or_skip
 from swinv2.loading import (
     choose_device_of,
     has_several_labels,
+    hash_weights,
     label_names,
     load_model,
     load_processor,
@@ -32,6 +34,9 @@ from swinv2.reading import read_batches
 Answer = TypeVar("Answer")
 
 POOLED = "pooled"
+
+_WITHOUT_EFFECT = ("architectures", "dtype", "label2id", "transformers_version", "_name_or_path")
+"""Fields of a configuration that change no answer."""
 
 
 @dataclass(frozen=True)
@@ -80,23 +85,39 @@ class Predictor:
         """Channels of the images that it takes, see `images.read_image`."""
         return self.model.config.num_channels
 
+    def about(self) -> dict[str, Any]:
+        """All that decides what is answered for an image, as JSON values: a hash of the weights, the configuration with
+        its labels, the image processor."""
+        config = {name: value for name, value in self.model.config.to_dict().items() if name not in _WITHOUT_EFFECT}
+        found = {"weights": hash_weights(self.model), "config": config, "processor": self.processor.to_dict()}
+        return json.loads(json.dumps(found, sort_keys=True, default=str))
+
     def prepare(self, image: Image.Image) -> np.ndarray:
         """The pixels (channels, height, width) that enter the model, of an image as `images.read_image` returns it."""
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0].numpy()
 
-    def _run(self, pixels: Iterable[np.ndarray], read: Callable[[Any], Iterable[Answer]]) -> list[Answer]:
+    def _run(
+        self,
+        pixels: Iterable[np.ndarray],
+        read: Callable[[Any], Iterable[Answer]],
+        forward: Callable[[Tensor], Any] | None = None,
+    ) -> list[Answer]:
         """Runs the model over prepared pixels, and returns an answer for each image.
 
         Args:
             pixels: See `prepare`; they are one batch. If the processor does not resize, images have different sizes; a
                 batch is then divided before an image of another size.
             read: Makes an answer for each image of the model's output for a batch.
+            forward: Runs the model over a batch; None to call it.
         """
+        forward = forward or self.model
         answers: list[Answer] = []
         for _, same_size in groupby(pixels, lambda item: item.shape):
-            pixel_values = torch.from_numpy(np.stack(list(same_size))).to(self.model.device, self.model.dtype)
+            # A tensor of torch begins at the same place of a cache line each time, so sums are always the same.
+            pixel_values = torch.stack([torch.from_numpy(item) for item in same_size])
+            pixel_values = pixel_values.to(self.model.device, self.model.dtype)
             with torch.inference_mode():
-                answers += read(self.model(pixel_values))
+                answers += read(forward(pixel_values))
         return answers
 
     def _run_on_files(
@@ -127,6 +148,8 @@ class Classifier(Predictor):
     Raises:
         UsageError: The model is a regression.
     """
+
+    model: Swinv2ForImageClassification
 
     def __init__(self, model: Swinv2ForImageClassification, processor: Any) -> None:
         if model.config.problem_type == "regression":
@@ -167,17 +190,33 @@ class Classifier(Predictor):
 
     def label(self, pixels: Sequence[np.ndarray], top_k: int = 5) -> list[list[Prediction]]:
         """Labels for a batch of prepared pixels, see `prepare`; `top_k` as in `classify`."""
-        several = has_several_labels(self.model.config)
+        return self._run(pixels, lambda outputs: self._best(outputs.logits, top_k))
 
-        def read(outputs: Any) -> Iterator[list[Prediction]]:
-            """The most probable labels of each image of a batch."""
-            logits = outputs.logits.float()
-            probabilities = logits.sigmoid() if several else logits.softmax(-1)
-            values, indices = probabilities.cpu().topk(min(top_k, len(self.labels)))
-            for row in zip(values.tolist(), indices.tolist(), strict=True):
-                yield [Prediction(index, self.labels[index], value) for value, index in zip(*row, strict=True)]
+    def label_with_features(
+        self, pixels: Sequence[np.ndarray], top_k: int = 5
+    ) -> list[tuple[list[Prediction], Tensor]]:
+        """Labels as `label` returns them, and the features (hidden_size,) that they are computed from, on the CPU:
+        those of `FeatureExtractor`, from the same run of the model."""
 
-        return self._run(pixels, read)
+        def forward(pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+            """The logits and the pooled features of a batch."""
+            pooled = self.model.swinv2(pixel_values).pooler_output
+            return self.model.classifier(pooled), pooled
+
+        def read(outputs: tuple[Tensor, Tensor]) -> Iterator[tuple[list[Prediction], Tensor]]:
+            """The labels and the features of each image of a batch."""
+            logits, pooled = outputs
+            return zip(self._best(logits, top_k), pooled.cpu(), strict=True)
+
+        return self._run(pixels, read, forward)
+
+    def _best(self, logits: Tensor, top_k: int) -> Iterator[list[Prediction]]:
+        """The most probable labels of each image of a batch."""
+        logits = logits.float()
+        probabilities = logits.sigmoid() if has_several_labels(self.model.config) else logits.softmax(-1)
+        values, indices = probabilities.cpu().topk(min(top_k, len(self.labels)))
+        for row in zip(values.tolist(), indices.tolist(), strict=True):
+            yield [Prediction(index, self.labels[index], value) for value, index in zip(*row, strict=True)]
 
 
 class FeatureExtractor(Predictor):

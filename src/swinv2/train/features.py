@@ -27,6 +27,7 @@ from torch import Tensor
 
 from swinv2.disk import whole_file
 from swinv2.errors import UsageError
+from swinv2.loading import hash_weights
 from swinv2.model import Swinv2Model
 from swinv2.train.data.augment import Transform
 from swinv2.train.data.dataset import ImageDataset
@@ -215,12 +216,3 @@ def _without(dataset: ImageDataset, stored: Tensor) -> ImageDataset:
     """The part of a data set whose rows are not among the stored ones."""
     rows = _rows_of(dataset)
     return replace(dataset, chosen=rows[~np.isin(rows, stored.numpy())])
-
-
-def hash_weights(model: torch.nn.Module) -> str:
-    """A hash of all tensors of a model: their names, types, shapes and values."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()
