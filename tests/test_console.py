@@ -32,6 +32,9 @@ def test_a_line_says_how_far_and_how_long(monkeypatch: pytest.MonkeyPatch) -> No
     lines.update(45, 100)
     assert lines.line() == "training: step 45/100, loss 2.5, rate 0.001, 8 images/s, 1:50 left"
     assert Lines(9, Console(stderr=True), "choosing", "penalties").line() == "choosing 0/9, unknown time left"
+    told = Lines(9, Console(stderr=True), "predicting", "shards")
+    told.tell("1,234 images, 56/s")
+    assert told.line() == "predicting 0/9, 1,234 images, 56/s, unknown time left"
     lines.begin("converting", 0, 0)
     now = 195.0
     assert lines.line() == "converting: 1:05 so far"
@@ -67,6 +70,10 @@ def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     shown = capsys.readouterr().err
     assert "1/3" in shown
     assert "images/s" not in shown
+    with progress_bar(3, "predicting", unit="shards") as progress:
+        progress.tell("1,234 images, 56/s")
+        time.sleep(0.2)
+    assert "1,234 images, 56/s" in capsys.readouterr().err
     with progress_bar(3, "classifying", is_shown=False) as progress:
         progress.advance()
         time.sleep(0.05)

@@ -51,6 +51,7 @@ class Progress:
 
     def __init__(self, total: int, console: Console, bar: RichProgress | None = None) -> None:
         self.done, self.total, self.console, self._bar = 0, total, console, bar
+        self.fact = ""
         if bar is not None:
             self._task = bar.add_task("", total=total)
 
@@ -63,6 +64,12 @@ class Progress:
         self.done, self.total = done, total
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total)
+
+    def tell(self, fact: str) -> None:
+        """Sets a text that is shown beside the number done."""
+        self.fact = fact
+        if self._bar is not None:
+            self._bar.update(self._task, description=fact)
 
 
 class Lines(Progress):
@@ -106,7 +113,7 @@ class Lines(Progress):
         step, seconds = (done - marked, now - before) if done > marked else (done - begun, now - since)
         speed = f", {step * self._images / max(seconds, 1e-9):.4g} {self._unit}/s" if step else ""
         left = _time_in_words((now - since) / (done - begun) * (total - done)) if done > begun else "unknown time"
-        facts = self._facts()
+        facts = self._facts() or self.fact
         return f"{self.verb} {done:,}/{total:,}{facts and f', {facts}'}{speed}, {left} left"
 
     def _print_lines(self) -> None:
@@ -152,7 +159,13 @@ def progress_bar(total: int, verb: str, is_shown: bool = True, unit: str = "imag
         with Lines(total, console, verb, unit) as lines:
             yield lines
         return
-    columns = TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn(verb),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     bar = RichProgress(*columns, console=console, transient=True, redirect_stdout=False, disable=not is_shown)
     with bar:
         yield Progress(total, console, bar)
