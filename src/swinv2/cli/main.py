@@ -1,7 +1,8 @@
 """The program `swinv2`: its commands, in the order of its help.
 
 In: command-line arguments. Out: data on stdout, messages on stderr, and an exit status. `swinv2.predict`,
-`swinv2.train`, `swinv2.inspect` and `swinv2.convert` compute; `swinv2.cli` reads arguments and prints results.
+`swinv2.shards`, `swinv2.train`, `swinv2.inspect` and `swinv2.convert` compute; `swinv2.cli` reads arguments and prints
+results.
 """
 
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from swinv2.cli.evaluating import evaluate
 from swinv2.cli.exporting import export
 from swinv2.cli.images import classify, demo, features, inspect
 from swinv2.cli.models import convert, info
+from swinv2.cli.predicting import predict
 from swinv2.cli.running import sentences
 from swinv2.cli.serving import serve
 from swinv2.cli.training import finetune, pretrain, reconstruct
@@ -70,7 +72,7 @@ def _main(
 _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """`swinv2.train.flags` reads the flags of trainings, also `--help`."""
 
-_ON_IMAGES = (info, classify, features, segment, detect)
+_ON_IMAGES = (info, classify, features, predict, segment, detect)
 _TRAININGS = (pretrain, finetune, evaluate, reconstruct)
 for command in (*_ON_IMAGES, *_TRAININGS, convert, export, serve, inspect, demo):
     passes_on = command in (pretrain, finetune)
