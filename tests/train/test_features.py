@@ -14,6 +14,7 @@ from colours import MODEL, draw_colours
 from swinv2 import Swinv2Config, Swinv2Model
 from swinv2.errors import UsageError
 from swinv2.images import read_image
+from swinv2.loading import hash_weights
 from swinv2.train import features as features_module
 from swinv2.train.data.augment import Pixels, for_evaluation
 from swinv2.train.data.dataset import ImageDataset
