@@ -24,7 +24,7 @@ PACKAGES = ("torch", "transformers", "timm", "torchvision", "openvino")
 SAME_CODE = ("machine", "threads", "commit", *PACKAGES)
 """Facts that are equal in all rows of a file of speeds."""
 
-PRIVATE = ("--output", "--data", "--keep")
+PRIVATE = ("--output", "--data", "--keep", "--root")
 """Options whose values are folders of this machine; they change no number."""
 
 Row = dict[str, object]

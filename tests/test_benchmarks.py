@@ -1,6 +1,7 @@
 """The benchmark runs and writes what its README says. No number is judged: no test measures time."""
 
 import csv
+import io
 import json
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -277,6 +280,56 @@ class TestOpenVino:
         with pytest.raises(ValueError, match="the error of its logits is nan"):
             cases.convert(model, case, images)
         assert found[0] < cases.TOLERANCE
+
+
+class TestPredict:
+    """Many images for `swinv2 predict`."""
+
+    def test_generated_images_are_different_and_always_the_same(self, tmp_path: Path) -> None:
+        from predict import draw, draw_tars
+
+        images = [draw(number) for number in (*range(5), 96, 960, 1_000)]
+        assert images == [draw(number) for number in (*range(5), 96, 960, 1_000)]
+        pixels = [np.asarray(Image.open(io.BytesIO(image))).tobytes() for image in images]
+        assert len(set(pixels)) == len(images)
+        assert draw_tars(tmp_path, 1_500) == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.tar", "00001.tar"]
+
+    def test_rows_are_checked(self, tmp_path: Path) -> None:
+        from predict import check_rows
+
+        (tmp_path / "shards").mkdir()
+        rows = {"source": ["a"] * 3, "row": [0, 1, 2], "error": [None, "broken", None]}
+        pq.write_table(pa.table(rows), tmp_path / "shards" / "a.parquet")
+        assert check_rows(tmp_path, 3, 1).num_rows == 3
+        for images, errors, message in ((4, 1, "expected 4"), (3, 0, "1 rows with an error; expected 0")):
+            with pytest.raises(SystemExit, match=message):
+                check_rows(tmp_path, images, errors)
+        pq.write_table(pa.table(rows), tmp_path / "shards" / "b.parquet")
+        with pytest.raises(SystemExit, match="6 rows, 3 different ones; expected 6"):
+            check_rows(tmp_path, 6, 2)
+
+    @pytest.mark.slow
+    def test_each_command_runs(self, tmp_path: Path) -> None:
+        image = io.BytesIO()
+        Image.new("RGB", (20, 20)).save(image, "PNG")
+        images = [{"bytes": image.getvalue(), "path": None}] * 3
+        pq.write_table(pa.table({"image": images, "label": [0, 1, 2]}), tmp_path / "data.parquet")
+        for arguments, expected in (
+            (["generated", "--root", tmp_path, "--images", 1_010], "1,010"),
+            (["real", "--root", tmp_path, "--data", tmp_path / "data.parquet"], "top-1"),
+            (["engine", "--root", tmp_path, "--images", 80, "--rounds", 1, "--output", tmp_path / "engine"], "engine"),
+            (["reading", "--images", 3, "--rounds", 1], "500 x 500"),
+            (["planning", "--root", tmp_path, "--shards", 50], "50 shards"),
+        ):
+            command = [sys.executable, str(BENCHMARK.with_name("predict.py")), *map(str, arguments)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+            assert done.returncode == 0, done.stderr
+            assert expected in done.stdout
+            assert str(tmp_path) not in done.stdout
+        rows = csv.DictReader(io.StringIO((tmp_path / "engine.csv").read_text()))
+        assert [row["loop"] for row in rows] == ["plain loop", "engine"]
+        assert str(tmp_path) not in (tmp_path / "engine.md").read_text()
 
 
 class TestImageSets:

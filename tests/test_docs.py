@@ -1,6 +1,7 @@
 """The documents against the code: what they name exists, their tables agree, their examples run."""
 
 import ast
+import contextlib
 import io
 import re
 import shlex
@@ -18,8 +19,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import scenes
+from shard_files import images_of, read_answers, write_folder, write_parquet, write_tar
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2Model
 from swinv2.cli import app
+from swinv2.shards.answers import Columns
 from swinv2.zoo import CHECKPOINTS, PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -274,6 +277,40 @@ def test_examples_that_need_the_hub_run_without_it(
     model = names["pipeline"].model if "pipeline" in names else names["model"]
     assert type(model).__module__ == "swinv2.heads"
     assert "answer" not in names or len(names["answer"]) == 5
+
+
+def test_commands_of_the_guide_to_many_images_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each `swinv2 predict` command that needs no store and no cluster, and the lines of Python that read answers."""
+    write_folder(tmp_path / "photos", images_of(3))
+    for number in range(4):
+        write_tar(tmp_path / "train" / f"{number:04d}.tar", images_of(2, first=10 * number))
+    write_tar(tmp_path / "more" / "a.tar", images_of(1))
+    (tmp_path / "list.txt").write_text("photos/0000.png\n")
+    write_parquet(tmp_path / "data.parquet", {"image": list(images_of(2).values()), "id": ["one", "two"]})
+    monkeypatch.chdir(tmp_path)
+    guide = read(ROOT / "docs" / "guides" / "predict.md")
+    blocks = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
+    commands = [line for block in blocks if "# needs" not in block for line in block.splitlines()]
+    commands = [command for command in commands if "--ray" not in command]
+    assert len(commands) == 7
+    for command in commands:
+        name, *arguments = shlex.split(command.partition(" > ")[0])
+        result = CliRunner().invoke(app, [*arguments, "--readers", "0"])
+        assert (name, result.exit_code) == ("swinv2", 0), (command, result.output)
+    written = {str(path.relative_to(tmp_path)) for path in (tmp_path / "answers").iterdir()}
+    assert written == {f"answers/{name}" for name in ("predict.json", "lists", "shards")}
+    assert len(read_answers(tmp_path / "labelled")) == 9
+    assert [row["key"] for row in read_answers(tmp_path / "vectors")] == ["one", "two", "photos/0000.png"]
+    assert len(read_answers(tmp_path / "parts")) == 8
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
+            exec(compile(code, "predict.md", "exec"), {})
+    assert [line.split()[0] for line in printed.getvalue().splitlines()] == list(images_of(3))
+    # The table of columns is the schema's.
+    table = guide.partition("| column | value |")[2].partition("\n\n")[0]
+    listed = [name for row in table.splitlines() if row.startswith("| `") for name in in_backticks(row.split("|")[1])]
+    assert listed == Columns(True, True, shape=True).schema().names
 
 
 @pytest.mark.parametrize("guide", ["segment", "detect"])
