@@ -56,8 +56,12 @@ def read_batches(examples: Examples, batch_size: int, workers: int | None = None
 def usual_workers() -> int:
     """The number of processes to read many examples with: one for each core, at most `MOST_WORKERS`; 0 where this
     process cannot fork."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_WORKERS) if may_fork() else 0
+    return min(usable_cores(), MOST_WORKERS) if may_fork() else 0
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def may_fork() -> bool:

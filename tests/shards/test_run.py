@@ -222,6 +222,8 @@ def test_workers_on_other_machines(model: Path, photos: Path, tmp_path: Path) ->
         prepare(device="cpu")
     on_cpus = prepare_run([str(photos)], str(tmp_path / "b"), str(model), Options(device="auto"), workers_have="cpu")
     assert (on_cpus.task.options.device, on_cpus.task.options.threads) == ("cpu", 1)
+    with pytest.raises(UsageError, match="in the memory of this process"):
+        prepare_run([str(photos)], "memory://workers", str(model), Options(), workers_have="cpu")
     with pytest.raises(UsageError, match="the workers have 'cpu'"):
         prepare_run([str(photos)], str(tmp_path / "c"), str(model), Options(device="cuda:1"), workers_have="cpu")
 
@@ -261,6 +263,18 @@ def test_answers_of_other_settings(run: Runner, photos: Path) -> None:
     (run.output / "shards" / f"x-{'0' * 12}-000000.{'1' * 12}.{'2' * 16}.parquet").touch()
     with pytest.raises(UsageError, match="has answers of other settings"):
         run(photos)
+
+
+def test_the_output_may_be_among_the_sources(model: Path, tmp_path: Path) -> None:
+    write_folder(tmp_path / "all" / "photos", images_of(3))
+    runner = Runner(model, tmp_path / "all" / "out")
+    assert [outcome.images for outcome in runner(tmp_path / "all")] == [3]
+    assert runner(tmp_path / "all") == []
+    archives = tmp_path / "archives"
+    write_parquet(archives / "a.parquet", {"image": list(images_of(2).values())})
+    runner = Runner(model, archives / "out")
+    assert [outcome.images for outcome in runner(archives / "**" / "*.parquet")] == [2]
+    assert runner(archives / "**" / "*.parquet", archives) == []
 
 
 def test_output_in_a_store(model: Path, photos: Path, tmp_path: Path) -> None:

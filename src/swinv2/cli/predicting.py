@@ -122,12 +122,13 @@ def predict(
 ) -> None:
     """Write labels or features of very many images, shard by shard.
 
-    A shard is an archive, a parquet file, or --shard-size images of a folder or list. Its answers are one parquet file
-    in FOLDER/shards, written atomically. The same command again computes what is missing. FOLDER/predict.json says
-    what was computed; another model or option in the same folder is an error.
+    A shard is an archive, a parquet file, or --shard-size images of a folder or list.
+    Its answers are one parquet file in FOLDER/shards, written atomically.
+    The same command again computes what is missing.
+    Another model or option in the same FOLDER is an error: predict.json there says what was computed.
 
-    Images that cannot be read are rows with an error. The exit status is 1 if there were such images, or shards that
-    could not be read.
+    Images that cannot be read are rows with an error.
+    The exit status is then 1, and also if a shard is damaged or cannot be read.
     """
     if not sources:
         raise UsageError("no source was given; for example: swinv2 predict photos --output answers.")
@@ -201,8 +202,9 @@ def _predict_on_ray(asked: _Asked, report: "_Report", address: str, workers: int
     from swinv2.shards.cluster import compute_on, connected, usual_readers
     from swinv2.shards.run import prepare_run
 
+    needs = (workers or 1) * ((asked.options.threads or 1) + (asked.readers or 0))
     # Ray prints messages about workers on stdout.
-    with redirect_stdout(sys.stderr), connected(address) as cluster:
+    with redirect_stdout(sys.stderr), connected(address, needs) as cluster:
         readers = usual_readers(cluster, asked.options.device) if asked.readers is None else asked.readers
         run = prepare_run(
             asked.sources,

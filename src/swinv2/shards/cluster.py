@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from swinv2.errors import UsageError, first_sentence
+from swinv2.reading import usable_cores
 from swinv2.shards.run import Run
 from swinv2.shards.shard import Shard
 from swinv2.shards.worker import Outcome, ShardWorker, Task
@@ -53,11 +54,12 @@ class Cluster:
 
 
 @contextmanager
-def connected(address: str) -> Iterator[Cluster]:
+def connected(address: str, least_cpus: int = 1) -> Iterator[Cluster]:
     """Connects to a cluster, and disconnects behind the block; a local one ends then.
 
     Args:
         address: "local" to start one on this machine; "auto", "host:port" or "ray://host:port" for one that runs.
+        least_cpus: CPUs that a local one counts at least, so that it starts as many workers as the user wants.
 
     Raises:
         UsageError: Ray is not installed, or there is no such cluster.
@@ -73,7 +75,11 @@ def connected(address: str) -> Iterator[Cluster]:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     mine = not ray.is_initialized()
     if mine:
-        local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+        local: dict[str, Any] = {
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE,
+            "num_cpus": max(usable_cores(), least_cpus),
+        }
         try:
             _check_port(address)
             ray.init(address, **quiet, **(local if address == LOCAL else {}))

@@ -253,6 +253,11 @@ def _walk_store(folder: str) -> Iterator[str]:
         pending += reversed(folders)
 
 
+def is_inside(place: str, folder: str) -> bool:
+    """Whether a place is in a folder, or in a folder inside it."""
+    return place.startswith(f"{folder.rstrip('/')}/")
+
+
 def is_in_memory(place: str) -> bool:
     """Whether a place is in the memory of this process, which no other process sees."""
     return place.lower().startswith("memory://")

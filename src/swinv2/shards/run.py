@@ -19,7 +19,7 @@ from swinv2.shards.answers import count_answers
 from swinv2.shards.lists import FOLDER as LISTS
 from swinv2.shards.manifest import ANSWERS
 from swinv2.shards.output import Output
-from swinv2.shards.places import open_binary
+from swinv2.shards.places import is_in_memory, is_inside, open_binary
 from swinv2.shards.rows import check_columns
 from swinv2.shards.shard import AnswersName, Shard, source_id
 from swinv2.shards.sources import Source, divide, find_sources
@@ -76,7 +76,11 @@ def prepare_run(
     """
     check_options(options)
     place = Output(output)
+    if workers_have and is_in_memory(place.place):
+        raise UsageError(f"--output is {output!r}, in the memory of this process; the workers are others.")
     sources, missing = find_sources(named)
+    # A glob may match the answers of an earlier run.
+    sources = [source for source in sources if not is_inside(source.place, place.place)]
     _check_columns(sources, options)
     place.prepare("", ANSWERS, LISTS)
     options, device = _settle(options, manifest.read(place), workers_have)

@@ -23,6 +23,7 @@ from swinv2.shards.places import (
     expand_braces,
     folder_of,
     is_address,
+    is_inside,
     joined,
     last_part,
     matching,
@@ -158,7 +159,8 @@ def divide(source: Source, output: Output, shard_size: int) -> list[Shard]:
         shard_size: Images of a shard, of folders, globs and lists.
 
     Returns:
-        The shards. A folder without images gives those of its archives or parquet files.
+        The shards. A folder without images gives those of its archives or parquet files. The output, which may be in
+        the folder, is left out.
 
     Raises:
         UsageError: A list, or the list of a parquet file's row groups, cannot be read; a folder has images as well as
@@ -183,6 +185,8 @@ def _divide_folder(source: Source, output: Output, shard_size: int) -> list[Shar
 
     def images() -> Iterator[str]:
         for name in walk(source.place):
+            if is_inside(joined(source.place, name), output.place):
+                continue
             if is_image_name(name.rpartition("/")[2]):
                 yield name
             elif kind_of_file(name) in ("tar", "parquet"):
