@@ -250,8 +250,9 @@ def test_processes_that_read_may_be_killed(predictor: Predictor, tmp_path: Path)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
 
 
+@pytest.mark.parametrize("readers", [1, 3])
 def test_an_image_that_kills_who_reads_it_costs_its_shard(
-    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readers: int
 ) -> None:
     named = [write_tar(tmp_path / f"{number}.tar", images_of(3, first=10 * number)) for number in range(3)]
     original, deadly = Predictor.prepare, read_image(image_bytes(11)).tobytes()
@@ -262,10 +263,10 @@ def test_an_image_that_kills_who_reads_it_costs_its_shard(
         return original(self, image)
 
     monkeypatch.setattr(Predictor, "prepare", prepare)
-    outcomes = compute(predictor, tmp_path / "out", shards_of(tmp_path / "out", *named), readers=1)
+    outcomes = compute(predictor, tmp_path / "out", shards_of(tmp_path / "out", *named), readers=readers)
     assert [outcome.images for outcome in outcomes] == [3, 0, 3]
     assert outcomes[1].failed == (
-        f"a process that reads images was killed, {ATTEMPTS} times; has the machine too little memory?"
+        f"a process that reads images was killed {ATTEMPTS} times; has the machine too little memory?"
     )
     assert [row["key"] for row in read_answers(tmp_path / "out")] == [
         f"{number:04d}.png" for number in (0, 1, 2, 20, 21, 22)

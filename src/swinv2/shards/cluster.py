@@ -22,12 +22,9 @@ from swinv2.errors import UsageError, first_sentence
 from swinv2.reading import usable_cores
 from swinv2.shards.run import Run
 from swinv2.shards.shard import Shard
-from swinv2.shards.worker import Outcome, ShardWorker, Task
+from swinv2.shards.worker import ATTEMPTS, Outcome, ShardWorker, Task
 
 LOCAL = "local"
-
-ATTEMPTS = 5
-"""A shard is begun so often alone, if the worker that computes it is killed each time."""
 
 _MOST_AT_ONCE, _CALLS = 16, 8
 """A worker gets at most so many shards at once, and is called at least so many times: it reads ahead within a call."""

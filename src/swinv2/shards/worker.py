@@ -26,8 +26,8 @@ from swinv2.shards.places import is_address, open_binary, read_many
 from swinv2.shards.rows import DamagedError, Row, read_rows
 from swinv2.shards.shard import Shard
 
-ATTEMPTS = 3
-"""A shard is begun so often, if processes that read its images are killed."""
+ATTEMPTS = 5
+"""A shard is begun so often alone, if processes that read its images, or the worker, are killed each time."""
 
 
 @dataclass(frozen=True)
@@ -255,20 +255,22 @@ class ShardWorker:
         """
         pending, killed = deque(shards), 0
         while pending:
+            # After a kill, the next shard is computed alone, so that one that kills who reads it costs no other.
+            given = [pending[0]] if killed else list(pending)
             try:
-                for outcome in self._compute(list(pending), advance):
+                for outcome in self._compute(given, advance):
                     pending.popleft()
                     killed = 0
                     yield outcome
             except ReaderKilledError as error:
                 killed += 1
-                if killed == ATTEMPTS:
-                    reason = f"{error}, {ATTEMPTS} times; has the machine too little memory?"
+                if killed > ATTEMPTS:
+                    reason = f"{error} {ATTEMPTS} times; has the machine too little memory?"
                     yield Outcome.of(pending.popleft(), failed=reason)
                     killed = 0
 
     def _compute(self, shards: Sequence[Shard], advance: Callable[[int], None]) -> Iterator[Outcome]:
-        """Computes shards until all are done, or a process that reads is killed."""
+        """Computes shards until all are done, or a process that reads is killed (`ReaderKilledError`)."""
         with closing(_as_generator(self.readers.map(self._batches(shards)))) as items:
             for item in items:
                 if item.existing is not None:
