@@ -3,6 +3,7 @@
     python benchmarks/predict.py generated --root ROOT --images 100000     # draws the images, and computes them
     python benchmarks/predict.py real --root ROOT --data tiny-imagenet/validation.parquet
     python benchmarks/predict.py engine --root ROOT                        # beside a plain loop, in turns
+    python benchmarks/predict.py ray --root ROOT --workers 2               # the same on Ray, beside as many processes
     python benchmarks/predict.py reading                                   # images that a core can read
     python benchmarks/predict.py planning --root ROOT --shards 100000      # what shards cost before the first one
 
@@ -86,6 +87,17 @@ def draw_tars(folder: Path, images: int) -> int:
                 archive.addfile(about, io.BytesIO(content))
         file.with_suffix(".part").rename(file)
     return sum(_is_broken(number) for number in range(images))
+
+
+def draw_files(root: Path, images: int) -> Path:
+    """Writes generated images as files of a folder, and returns it."""
+    folder = root / f"files-{images}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(images):
+        file = folder / f"{number:06d}.jpg"
+        if not file.exists():
+            file.write_bytes(draw(number))
+    return folder
 
 
 def _is_broken(number: int) -> bool:
@@ -214,12 +226,7 @@ def engine(
     output: Annotated[Path | None, typer.Option(help="A path; .csv and .md are added.")] = None,
 ) -> None:
     """Measures the engine and a plain loop in turns, and prints the ratio of their medians."""
-    folder = root / f"files-{images}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(images):
-        file = folder / f"{number:06d}.jpg"
-        if not file.exists():
-            file.write_bytes(draw(number))
+    folder = draw_files(root, images)
     options = Options(device="cpu", shard_size=shard_size)
     classifier = Classifier.load(str(shipped_model()), "cpu")
     paths = sorted(folder.iterdir())
@@ -241,8 +248,14 @@ def engine(
             progress(f"round {number + 1}, {name}: {seconds[name][-1]:.2f} s, {time.process_time() - used:.2f} s here")
         check_rows(answers, images, 0)
     shutil.rmtree(root / "answers-engine")
-    plain, ours = (statistics.median(seconds[name]) for name in seconds)
-    facts = report.describe_run("cpu")
+    write_results(seconds, images, shard_size, output or report.default_stem("predict", "cpu"))
+
+
+def write_results(seconds: dict[str, list[float]], images: int, shard_size: int, stem: Path) -> None:
+    """Prints and writes the medians of the rounds; the second loop is the engine, the first one what it is compared
+    with."""
+    plain, ours = (statistics.median(each) for each in seconds.values())
+    rounds, facts = len(next(iter(seconds.values()))), report.describe_run("cpu")
     rows: list[report.Row] = [
         {
             "loop": name,
@@ -265,9 +278,80 @@ def engine(
         lines,
     )
     print(table)
-    stem = output or report.default_stem("predict", "cpu")
     report.write_csv(stem.with_name(f"{stem.name}.csv"), rows)
     report.write_markdown(stem.with_name(f"{stem.name}.md"), "What the engine of swinv2 predict costs", [table], facts)
+
+
+@app.command()
+def ray(
+    root: Root,
+    workers: Annotated[int, typer.Option(min=1, help="Workers of Ray, and processes that they are compared with.")] = 2,
+    images: Annotated[int, typer.Option(min=1, help="Number of images, as files in a folder.")] = 8_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 5,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images of a shard.")] = 200,
+    output: Annotated[Path | None, typer.Option(help="A path; .csv and .md are added.")] = None,
+) -> None:
+    """Measures workers of Ray and as many processes with the plain loop in turns, one thread and no reader each."""
+    from swinv2.shards.cluster import compute_on, connected
+
+    folder, options = draw_files(root, images), Options(shard_size=shard_size, threads=1)
+    answers = root / "answers-ray"
+
+    def of_processes() -> float:
+        """Seconds of processes that share the images, without their start."""
+        command = [sys.executable, __file__, "share", "--folder", str(folder), "--of", str(workers)]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        processes = [subprocess.Popen([*command, "--part", str(part)], **pipes) for part in range(workers)]
+        for process in processes:
+            process.stdout.readline()
+        begun = time.perf_counter()
+        for process in processes:
+            process.stdin.write("begin\n")
+            process.stdin.flush()
+        for process in processes:
+            process.stdout.readline()
+        seconds = time.perf_counter() - begun
+        for process in processes:
+            process.communicate()
+        return seconds
+
+    def of_ray() -> float:
+        """Seconds of Ray for all images, from its rate after the first quarter of the shards: then all workers run."""
+        shutil.rmtree(answers, ignore_errors=True)
+        with connected("local", workers) as cluster:
+            run = prepare_run([str(folder)], str(answers), str(shipped_model()), options, readers=0, workers_have="cpu")
+            if sum(outcome.images for outcome in compute_on(cluster, run, workers)) != images:
+                raise SystemExit("Ray: not all images have an answer.")
+        # Outcomes come later than the files.
+        times = sorted(file.stat().st_mtime for file in (answers / "shards").iterdir())
+        first = len(times) // 4
+        return (times[-1] - times[first]) * len(times) / (len(times) - 1 - first)
+
+    loops: dict[str, Callable[[], float]] = {f"{workers} processes": of_processes, f"{workers} workers of Ray": of_ray}
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for number in range(rounds):
+        for name in _turn(list(loops), number):
+            seconds[name].append(loops[name]())
+            progress(f"round {number + 1}, {name}: {seconds[name][-1]:.2f} s")
+        check_rows(answers, images, 0)
+    shutil.rmtree(answers)
+    write_results(seconds, images, shard_size, output or report.default_stem("predict-ray", "cpu"))
+
+
+@app.command(hidden=True)
+def share(
+    folder: Annotated[Path, typer.Option()], part: Annotated[int, typer.Option()], of: Annotated[int, typer.Option()]
+) -> None:
+    """A process of `ray`: the plain loop over its share of the images, when a line comes on stdin."""
+    torch.set_num_threads(1)
+    classifier, options = Classifier.load(str(shipped_model()), "cpu"), Options()
+    paths = sorted(folder.iterdir())[part::of]
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for first in range(0, len(paths), options.batch_size):
+        batch = paths[first : first + options.batch_size]
+        classifier.label([classifier.prepare(read_image(path)) for path in batch], options.top_k)
+    print("done", flush=True)
 
 
 @app.command()

@@ -319,6 +319,22 @@ class TestPredict:
             (["generated", "--root", tmp_path, "--images", 1_010], "1,010"),
             (["real", "--root", tmp_path, "--data", tmp_path / "data.parquet"], "top-1"),
             (["engine", "--root", tmp_path, "--images", 80, "--rounds", 1, "--output", tmp_path / "engine"], "engine"),
+            (
+                [
+                    "ray",
+                    "--root",
+                    tmp_path,
+                    "--images",
+                    80,
+                    "--rounds",
+                    1,
+                    "--shard-size",
+                    8,
+                    "--output",
+                    tmp_path / "ray",
+                ],
+                "2 workers of Ray",
+            ),
             (["reading", "--images", 3, "--rounds", 1], "500 x 500"),
             (["planning", "--root", tmp_path, "--shards", 50], "50 shards"),
         ):

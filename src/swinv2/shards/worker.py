@@ -211,7 +211,7 @@ class _ShardError(Exception):
 
 
 class ShardWorker:
-    """A model, and the processes that read for it.
+    """A model, and the processes that read for it. On a CPU, it sets torch's number of threads in this process.
 
     Args:
         task: See `Task`.
