@@ -4,6 +4,7 @@ In: a folder that `swinv2 export` wrote, and prepared images. Out: the outputs o
 and runners load a graph and run it in OpenVINO, ONNX Runtime or torch; this module knows no image file.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -182,6 +183,17 @@ class ExportedNetwork:
             pixel_values = pixel_values.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         with _sentences(f"the exported model {str(self._folder)!r} does not run"):
             return self._runners[size](pixel_values=pixel_values.contiguous(), **kwargs)
+
+    def fingerprint(self) -> str:
+        """A hash of the files of its graphs."""
+        found = hashlib.blake2b(digest_size=16)
+        stems = {Path(self.file(size)).stem for size in self.sizes}
+        for file in sorted(each for each in self._folder.iterdir() if each.name.split(".")[0] in stems):
+            found.update(file.name.encode())
+            with file.open("rb") as content:
+                while block := content.read(2**24):
+                    found.update(block)
+        return found.hexdigest()
 
     def file(self, size: Pair) -> str:
         """The name of the file of the graph for a size."""

@@ -201,6 +201,18 @@ def test_a_service_runs_it(openvino: Path, folder: Path) -> None:
     assert [each["label"] for each in found["predictions"]] == [each.label for each in expected]
 
 
+def test_predict_runs_it(openvino: Path, folder: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    answers: list[list[str]] = []
+    for name, model in (("mine", folder / "model"), ("theirs", openvino)):
+        result = swinv2_command("predict", folder / "photos", "--model", model, "--output", tmp_path / name)
+        assert result.exit_code == 0, result.output
+        files = sorted((tmp_path / name).rglob("*.parquet"))
+        answers.append([row["labels"] for file in files for row in pyarrow.parquet.read_table(file).to_pylist()])
+    assert answers[0] == answers[1] != []
+
+
 def test_what_an_export_cannot_do_is_a_sentence(
     openvino: Path, pt2: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from swinv2.errors import UsageError
+from swinv2.exported import ExportedNetwork
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification
 from swinv2.images import BrokenImage, read_or_skip
 from swinv2.loading import (
@@ -89,7 +90,9 @@ class Predictor:
         """All that decides what is answered for an image, as JSON values: a hash of the weights, the configuration with
         its labels, the image processor."""
         config = {name: value for name, value in self.model.config.to_dict().items() if name not in _WITHOUT_EFFECT}
-        found = {"weights": hash_weights(self.model), "config": config, "processor": self.processor.to_dict()}
+        model: Any = self.model
+        weights = model.fingerprint() if isinstance(model, ExportedNetwork) else hash_weights(model)
+        found = {"weights": weights, "config": config, "processor": self.processor.to_dict()}
         return json.loads(json.dumps(found, sort_keys=True, default=str))
 
     def prepare(self, image: Image.Image) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from swinv2.errors import UsageError, first_sentence
+from swinv2.exported import ExportedNetwork
 from swinv2.images import BrokenImageError, read_image
 from swinv2.predict.predictor import POOLED, Classifier, FeatureExtractor, Predictor
 from swinv2.reading import Passed, ReaderKilledError, Readers
@@ -137,6 +138,11 @@ def load_predictor(model: str, options: Options, device: str) -> Predictor:
     dtype: torch.dtype = getattr(torch, options.dtype)
     if options.has_labels:
         predictor = Classifier.load(model, device, dtype)
+        if options.has_features and isinstance(predictor.model, ExportedNetwork):
+            raise UsageError(
+                f"{model!r} is an exported classifier, whose graph has labels alone. Leave the features out, or use "
+                "the model that it came from."
+            )
     else:
         predictor = FeatureExtractor.load(model, options.stage, device, dtype)
     if predictor.channels not in (1, 3):
