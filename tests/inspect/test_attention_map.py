@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swinv2.inspect.attention_map import _area_around, _mask_outline, draw_attention, overlay, token_attention
+from swinv2.inspect.attention_map import _area_around, draw_attention, mask_outline, overlay, token_attention
 from swinv2.ops.windows import WindowPlan
 
 PLANS = [
@@ -107,7 +107,7 @@ def test_the_overlay_colours_the_pixels_of_the_tokens() -> None:
 def test_outlines_and_what_lies_around() -> None:
     mask = np.zeros((4, 5), bool)
     mask[1, 2:4] = True
-    xs, ys = _mask_outline(mask)
+    xs, ys = mask_outline(mask)
     lines = set(zip(map(tuple, xs.T.tolist()), map(tuple, ys.T.tolist()), strict=True))
     assert xs.shape == (2, 6)
     assert len(lines) == 6

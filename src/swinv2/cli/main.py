@@ -16,6 +16,7 @@ from swinv2.cli.evaluating import evaluate
 from swinv2.cli.exporting import export
 from swinv2.cli.images import classify, demo, features, inspect
 from swinv2.cli.models import convert, info
+from swinv2.cli.page import page
 from swinv2.cli.predicting import predict
 from swinv2.cli.running import sentences
 from swinv2.cli.serving import serve
@@ -74,6 +75,6 @@ _PASS_ON: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": 
 
 _ON_IMAGES = (info, classify, features, predict, segment, detect)
 _TRAININGS = (pretrain, finetune, evaluate, reconstruct)
-for command in (*_ON_IMAGES, *_TRAININGS, convert, export, serve, inspect, demo):
+for command in (*_ON_IMAGES, *_TRAININGS, convert, export, serve, inspect, page, demo):
     passes_on = command in (pretrain, finetune)
     app.command(cls=_Command, context_settings=_PASS_ON if passes_on else None)(sentences()(command))

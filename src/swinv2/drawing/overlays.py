@@ -84,6 +84,11 @@ def draw_classes(pixels: np.ndarray, classes: np.ndarray, legend: Sequence[Entry
         classes: The class of each pixel (height, width).
         legend: The classes, from top to bottom.
     """
+    return _beside(mix_classes(pixels, classes), legend)
+
+
+def mix_classes(pixels: np.ndarray, classes: np.ndarray) -> Image.Image:
+    """Draws classes over an image as `draw_classes` does, without a legend."""
     height, width = classes.shape
     reduction, enlargement = _zoom(height, width)
     rows = max(_BAND_PIXELS // width // reduction, 1) * reduction
@@ -93,8 +98,7 @@ def draw_classes(pixels: np.ndarray, classes: np.ndarray, legend: Sequence[Entry
         mixed = (pixels[here].astype(np.uint16) + colours_of(classes[here])) // 2
         bands.append(np.asarray(Image.fromarray(mixed.astype(np.uint8)).reduce(reduction)))
     drawn = Image.fromarray(np.concatenate(bands))
-    drawn = drawn.resize((drawn.width * enlargement, drawn.height * enlargement), Image.Resampling.NEAREST)
-    return _beside(drawn, legend)
+    return drawn.resize((drawn.width * enlargement, drawn.height * enlargement), Image.Resampling.NEAREST)
 
 
 def _zoom(height: int, width: int) -> tuple[int, int]:

@@ -27,7 +27,7 @@ Region = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
 
 _COLOURS = "viridis"
-_TOKEN, _WINDOW = "#ff2d2d", "#ffd400"
+TOKEN_COLOUR, WINDOW_COLOUR = "#ff2d2d", "#ffd400"
 
 
 @dataclass(frozen=True)
@@ -164,16 +164,16 @@ def _show_with_window(
     (height, width), (down, across) = shown.shape[:2], token_size
     axes.imshow(shown, extent=(0, width, height, 0), interpolation="nearest")
     for mask, style in ((attention.window & ~attention.visible, (0, (1, 1.5))), (attention.visible, "-")):
-        xs, ys = _mask_outline(mask)
-        axes.plot(xs * across, ys * down, color=_WINDOW, linewidth=1.3, linestyle=style)
+        xs, ys = mask_outline(mask)
+        axes.plot(xs * across, ys * down, color=WINDOW_COLOUR, linewidth=1.3, linestyle=style)
     y, x = attention.token
-    axes.add_patch(Rectangle((x * across, y * down), across, down, fill=False, edgecolor=_TOKEN, linewidth=1.4))
+    axes.add_patch(Rectangle((x * across, y * down), across, down, fill=False, edgecolor=TOKEN_COLOUR, linewidth=1.4))
     left, top, right, bottom = region or (0, 0, width, height)
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
     axes.spines[:].set_color("#bbbbbb")
 
 
-def _mask_outline(mask: Bool[np.ndarray, "H W"]) -> tuple[Int[np.ndarray, "2 lines"], Int[np.ndarray, "2 lines"]]:
+def mask_outline(mask: Bool[np.ndarray, "H W"]) -> tuple[Int[np.ndarray, "2 lines"], Int[np.ndarray, "2 lines"]]:
     """The outline of a window: edges between tokens inside and outside a mask, x and y of both ends, in tokens."""
     padded = np.pad(mask, 1)
     below_y, below_x = np.nonzero(padded[:-1] != padded[1:])

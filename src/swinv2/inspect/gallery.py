@@ -18,9 +18,8 @@ from swinv2.inspect.amplitudes import Amplitudes, draw_amplitudes
 from swinv2.inspect.attention_map import TokenAttention, draw_attention, token_attention
 from swinv2.inspect.bias_field import BiasField, draw_bias, field_of
 from swinv2.inspect.components import draw_components, principal_components
-from swinv2.inspect.observation import BlockTrace, Observation, blocks_of, observe
+from swinv2.inspect.observation import BlockTrace, Observation, blocks_of, observe, token_size_of
 from swinv2.inspect.view import View, look
-from swinv2.lengths import as_pair
 from swinv2.loading import choose_device, load_model, load_processor, read_config
 from swinv2.model import Swinv2Model
 from swinv2.ops.windows import Pair
@@ -125,11 +124,6 @@ class Inspector:
             "files": [str(file) for file in files],
         }
 
-    def _token_size(self, stage: int) -> Pair:
-        """Size (height, width) of a stage's token in pixels."""
-        down, across = as_pair("patch_size", self.model.config.patch_size)
-        return down << (stage - 1), across << (stage - 1)
-
     def _draw_image(self, path: Path, view: View, pixel: Pair, seen: Observation, output: Path) -> dict[str, Any]:
         """Draws attention and feature maps of one image, and returns their numbers and the figures' names."""
         attentions: dict[str, TokenAttention] = {}
@@ -138,7 +132,7 @@ class Inspector:
         for trace in seen.blocks:
             if trace.weights is None or self.stage not in (None, f"stage{trace.stage}"):
                 continue
-            height, width = self._token_size(trace.stage)
+            height, width = token_size_of(self.model.config, trace.stage)
             token = row, column = pixel[0] // height, pixel[1] // width
             name, attention = _block_in_words(trace), token_attention(trace.weights, trace.plan, token)
             attentions[name], token_sizes[name] = attention, (height, width)
@@ -156,7 +150,9 @@ class Inspector:
         maps = {name: tokens for name, tokens in seen.stage_maps().items() if self.stage in (None, name)}
         components = {name: principal_components(tokens[0]) for name, tokens in maps.items()}
         # The map of the stem has the tokens of stage 1.
-        token_sizes |= {name: self._token_size(1 if name == "stem" else int(name[len("stage") :])) for name in maps}
+        token_sizes |= {
+            name: token_size_of(self.model.config, 1 if name == "stem" else int(name[len("stage") :])) for name in maps
+        }
         name = self._name_of(path)
         files = [output / f"attention-{name}.png", output / f"features-{name}.png"]
         about = f"{path.name} seen by {self.name}"

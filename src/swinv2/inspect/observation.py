@@ -1,8 +1,8 @@
 """Records one forward pass.
 
 In: a model and pixels. Out: the map after the patch embedding and after every block, the values that the two branches
-of each block add, and the attention weights of the last block of each stage. Hooks record them and are removed; nothing
-else in the model is changed.
+of each block add, and the attention weights of the last block of each stage. Hooks record them and are removed, and the
+attention backend is "eager" meanwhile, the only one that returns weights; nothing else in the model is changed.
 """
 
 from contextlib import ExitStack
@@ -14,8 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from swinv2.config import Swinv2Config
+from swinv2.heads import Swinv2Backbone
 from swinv2.layers.block import SwinTransformerBlock
+from swinv2.lengths import Pair, as_pair
 from swinv2.model import Swinv2Model
+from swinv2.ops.backends import EAGER
 from swinv2.ops.windows import WindowPlan
 
 
@@ -62,7 +66,13 @@ class Observation:
         return {"stem": self.embedded} | {f"stage{trace.stage}": trace.after for trace in self.blocks}
 
 
-def blocks_of(model: Swinv2Model) -> list[tuple[int, int, SwinTransformerBlock]]:
+def token_size_of(config: Swinv2Config, stage: int) -> Pair:
+    """Size (height, width) in pixels of a token of a stage, which is counted from 1."""
+    down, across = as_pair("patch_size", config.patch_size)
+    return down << (stage - 1), across << (stage - 1)
+
+
+def blocks_of(model: Swinv2Model | Swinv2Backbone) -> list[tuple[int, int, SwinTransformerBlock]]:
     """All blocks to observe in order, as (stage, number in the stage, block); both numbers count from 1."""
     found: list[tuple[int, int, SwinTransformerBlock]] = []
     for stage_number, stage in enumerate(model.encoder.layers, 1):
@@ -73,15 +83,14 @@ def blocks_of(model: Swinv2Model) -> list[tuple[int, int, SwinTransformerBlock]]
 
 @torch.no_grad()
 def observe(
-    model: Swinv2Model,
+    model: Swinv2Model | Swinv2Backbone,
     pixel_values: Float[Tensor, "B channels height width"],
     ends: tuple[str, str] = ("layernorm_before", "layernorm_after"),
 ) -> Observation:
     """Runs a model once and records it.
 
     Args:
-        model: The network, in evaluation mode, with `attn_implementation="eager"`: only that backend returns attention
-            weights.
+        model: The network, in evaluation mode.
         pixel_values: Images, on the model's device and of its type.
         ends: The modules of a block whose outputs are the values that attention and MLP add (without drop path).
     """
@@ -93,6 +102,8 @@ def observe(
         outputs[module] = (output[0] if isinstance(output, tuple) else output).detach().float().cpu()
 
     with ExitStack() as hooks:
+        hooks.callback(setattr, model.config, "_attn_implementation", model.config._attn_implementation)
+        model.config._attn_implementation = EAGER
         for module in (model.embeddings, *ends_of, *chain.from_iterable(ends_of.values())):
             hooks.enter_context(module.register_forward_hook(record))
         attentions = model(pixel_values, output_attentions=True, return_dict=True).attentions

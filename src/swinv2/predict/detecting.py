@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from swinv2.dense.average_precision import Detections
 from swinv2.dense.masks import decode_mask
@@ -118,8 +119,8 @@ def as_records(found: Detections, names: Sequence[str]) -> list[dict[str, Any]]:
     return records
 
 
-def _draw(pixels: np.ndarray, found: Detections, names: Sequence[str], file: Path) -> None:
-    """Draws the objects of an image, those with the highest scores last, and writes a PNG file, atomically."""
+def draw_found(pixels: np.ndarray, found: Detections, names: Sequence[str]) -> Image.Image:
+    """Draws the objects of an image (height, width, 3), those with the highest scores last."""
     masks = [None] * len(found.scores) if found.masks is None else found.masks
     size = pixels.shape[0], pixels.shape[1]
     objects = (
@@ -131,7 +132,12 @@ def _draw(pixels: np.ndarray, found: Detections, names: Sequence[str], file: Pat
         )
         for record, mask in reversed(list(zip(as_records(found, names), masks, strict=True)))
     )
-    drawn = draw_objects(pixels, objects)
+    return draw_objects(pixels, objects)
+
+
+def _draw(pixels: np.ndarray, found: Detections, names: Sequence[str], file: Path) -> None:
+    """Draws the objects of an image, and writes a PNG file, atomically."""
+    drawn = draw_found(pixels, found, names)
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as partial:
         drawn.save(partial, "PNG")
