@@ -3,8 +3,10 @@
 In: what `model` computed. Out: images of PIL, sentences, and the legends as HTML. matplotlib gives the colours.
 """
 
+from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
+from io import BytesIO
 
 import numpy as np
 from matplotlib import colormaps
@@ -115,6 +117,18 @@ def draw_maps(seen: Seen, name: str | None = None) -> list[tuple[Image.Image, st
         colours = colormaps["RdBu_r"](scores / limit / 2 + 0.5)[..., :3]
         drawn.append((_tokens(seen, name, colours), f"component {index + 1}: {share:.0%} of the variance"))
     return drawn
+
+
+def maps_as_html(drawn: Sequence[tuple[Image.Image, str]]) -> str:
+    """Figures with their captions as HTML, the images inside of it."""
+    parts: list[str] = []
+    for image, caption in drawn:
+        file = BytesIO()
+        image.save(file, "PNG")
+        source = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
+        text = escape(caption)
+        parts.append(f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>')
+    return f'<div class="maps">{"".join(parts)}</div>'
 
 
 def _size_of(name: str, components: Components) -> str:

@@ -23,6 +23,7 @@ from swinv2.page.figures import (
     draw_objects_of,
     head_names,
     in_words,
+    maps_as_html,
 )
 from swinv2.page.model import STEM, TOP_K, PageModel, Shown, pixel_at
 
@@ -38,18 +39,24 @@ KEPT_SECONDS = 3600
 """Uploaded images are deleted after this time."""
 
 CSS = """
+.gradio-container { width: 100% !important; min-width: 0 !important; }
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 #message p { color: #b42318; font-weight: 600; }
-#examples .grid-container { display: flex !important; overflow-x: auto; gap: 6px; padding-bottom: 6px; height: auto; }
-#examples .grid-container > * { flex: 0 0 76px; width: 76px; height: 76px; }
-#examples .grid-wrap { max-height: none; height: auto; }
-#drop { min-height: 0; }
+.dark #message p { color: #fda29b; }
+#examples { contain: inline-size; }
+#examples .grid-wrap { height: auto !important; max-height: none !important; min-height: 0 !important; padding: 8px; }
+#examples .grid-container { display: flex !important; overflow-x: auto; gap: 6px; padding-bottom: 8px; }
+#examples .grid-container > * { flex: 0 0 76px; width: 76px !important; height: 76px !important; }
 #shown img, #attention img { cursor: crosshair; }
 #found-text ul.legend { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: 4px 16px; }
 #found-text ul.legend li { display: flex; align-items: center; gap: 6px; overflow-wrap: anywhere; }
 #found-text .swatch { flex: none; width: 14px; height: 14px; border: 1px solid #0006; border-radius: 3px; }
+#maps .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 12px; }
+#maps figure { margin: 0; }
+#maps img { width: 100%; border-radius: 4px; }
+#maps figcaption { font-size: 0.85em; line-height: 1.3; margin-top: 4px; }
 """
-"""Style: a strip of examples that scrolls sideways; a legend whose lines wrap."""
+"""Style: examples in a row that scrolls sideways; legends and figures that wrap."""
 
 
 class Page:
@@ -76,7 +83,12 @@ class Page:
             gr.Markdown(f"## {self.model.name}\n\n{describe(self.model)}")
             with gr.Row():
                 with gr.Column(min_width=320):
-                    drop = gr.File(label="Drop an image here", file_types=["image"], height=130, elem_id="drop")
+                    drop = gr.File(
+                        label="Drop an image, or choose an example below",
+                        file_types=["image"],
+                        height=130,
+                        elem_id="drop",
+                    )
                     strip = self._examples()
                     message = gr.Markdown(visible=False, elem_id="message")
                     shown = gr.Image(
@@ -117,7 +129,8 @@ class Page:
         """The strip of examples."""
         return gr.Gallery(
             [_thumbnail(path) for path, _ in self.examples],
-            label="Or choose an example",
+            label="Examples",
+            show_label=False,
             columns=max(len(self.examples), 1),
             allow_preview=False,
             object_fit="cover",
@@ -144,30 +157,35 @@ class Page:
         # Of the last stages, whose windows cover more of the image.
         usual = stages[-2] if len(stages) > 1 else (stages or [None])[0]
         visible = self.looks
-        with gr.Group(visible=visible):
+        with gr.Row(visible=visible):
             stage = gr.Radio(
-                [(in_words(name), name) for name in stages], value=usual, label="Attention in", elem_id="stage"
+                [(in_words(name), name) for name in stages],
+                value=usual,
+                label="Attention in",
+                scale=3,
+                min_width=300,
+                elem_id="stage",
             )
             heads = head_names(self.model.heads(usual)) if usual else [MEAN]
-            head = gr.Dropdown(heads, value=MEAN, label="Head", elem_id="head")
-            attention = gr.Image(
-                label="Attention of the token at the clicked point",
-                interactive=False,
-                buttons=["fullscreen", "download"],
-                elem_id="attention",
-            )
+            head = gr.Dropdown(heads, value=MEAN, label="Head", scale=1, elem_id="head")
+        attention = gr.Image(
+            label="Attention of the token that was clicked",
+            interactive=False,
+            visible=visible,
+            buttons=["fullscreen", "download"],
+            elem_id="attention",
+        )
         numbers = gr.Markdown(visible=visible, elem_id="numbers")
         choices = [("all", ALL_MAPS), *((in_words(name), name) for name in [STEM, *stages])]
-        with gr.Group(visible=visible):
-            chosen_map = gr.Radio(choices, value=ALL_MAPS, label="Feature maps", elem_id="map")
-            maps = gr.Gallery(
-                label="Principal components as red, green and blue: tokens of one colour are alike",
-                columns=2,
-                object_fit="contain",
-                height="auto",
-                buttons=["fullscreen", "download"],
-                elem_id="maps",
-            )
+        chosen_map = gr.Radio(
+            choices,
+            value=ALL_MAPS,
+            label="Feature maps",
+            info="Principal components as red, green and blue: tokens of one colour are alike.",
+            visible=visible,
+            elem_id="map",
+        )
+        maps = gr.HTML(visible=visible, elem_id="maps")
         return stage, head, attention, numbers, chosen_map, maps
 
     def open_file(self, file: str | None, *choices: Any) -> list[Any]:
@@ -208,7 +226,7 @@ class Page:
 
     def _nothing(self, sentence: str) -> list[Any]:
         """All outputs if there is no image: the sentence."""
-        return [None, None, _say(sentence), *[None] * 3, "", None, "", None]
+        return [None, None, _say(sentence), *[None] * 3, "", None, "", ""]
 
     def _again(self, path: Path | None) -> Shown | None:
         """What is shown of the image of a session; None if it has none, or its file was deleted meanwhile."""
@@ -254,10 +272,10 @@ class Page:
         shown = self._again(path)
         return (None, "") if shown is None else self._draw_attention(shown, pixel, stage, head)
 
-    def draw_maps(self, path: Path | None, chosen: str) -> Any:
+    def draw_maps(self, path: Path | None, chosen: str) -> str:
         """Draws feature maps."""
         shown = self._again(path)
-        return None if shown is None else self._draw_maps(shown, chosen)
+        return "" if shown is None else self._draw_maps(shown, chosen)
 
     def draw_found(self, path: Path | None, threshold: float) -> Sequence[Any]:
         """Draws the objects of another lowest score."""
@@ -268,9 +286,9 @@ class Page:
         """The figure of attention and its sentence; nothing for an exported model."""
         return (None, "") if shown.seen is None else draw_attention_of(shown.seen, stage, head, pixel)
 
-    def _draw_maps(self, shown: Shown, chosen: str) -> Any:
+    def _draw_maps(self, shown: Shown, chosen: str) -> str:
         """The feature maps; nothing for an exported model."""
-        return None if shown.seen is None else draw_maps(shown.seen, None if chosen == ALL_MAPS else chosen)
+        return "" if shown.seen is None else maps_as_html(draw_maps(shown.seen, None if chosen == ALL_MAPS else chosen))
 
     def _draw_found(self, shown: Shown, threshold: float) -> tuple[Any, str]:
         """What a segmenter or detector found; nothing for other models."""

@@ -160,7 +160,8 @@ class PageModel:
             model = load_model(Swinv2Model, name, choose_device(device), torch.float32)
             return cls(title, None, model, load_processor(name, model.config.num_channels))
         classifier = Classifier.load(name, device)
-        return cls(title, classifier, classifier.model.swinv2, classifier.processor)
+        model: Any = classifier.model
+        return cls(title, classifier, model.swinv2, classifier.processor)
 
     @property
     def stages(self) -> list[str]:

@@ -52,7 +52,7 @@ def serve(
             mcp_server=False,
             pwa=False,
             enable_monitoring=False,
-            theme=gr.themes.Soft(),
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=CSS,
         )
     except (OSError, ValueError) as error:
