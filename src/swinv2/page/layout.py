@@ -84,9 +84,9 @@ class Page:
             with gr.Row():
                 with gr.Column(min_width=320):
                     drop = gr.File(
-                        label="Drop an image, or choose an example below",
+                        label="Image file",
                         file_types=["image"],
-                        height=130,
+                        height=140,
                         elem_id="drop",
                     )
                     strip = self._examples()
@@ -162,12 +162,12 @@ class Page:
                 [(in_words(name), name) for name in stages],
                 value=usual,
                 label="Attention in",
-                scale=3,
+                scale=2,
                 min_width=300,
                 elem_id="stage",
             )
             heads = head_names(self.model.heads(usual)) if usual else [MEAN]
-            head = gr.Dropdown(heads, value=MEAN, label="Head", scale=1, elem_id="head")
+            head = gr.Dropdown(heads, value=MEAN, label="Head", scale=1, min_width=190, elem_id="head")
         attention = gr.Image(
             label="Attention of the token that was clicked",
             interactive=False,
