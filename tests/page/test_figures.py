@@ -20,6 +20,8 @@ from swinv2.page.figures import (
     draw_classes_of,
     draw_maps,
     draw_objects_of,
+    enlarge,
+    factor_of,
     head_names,
     legend_of,
     maps_as_html,
@@ -67,6 +69,12 @@ def test_attention_marks_token_window_and_the_brightest(seen: Seen) -> None:
 def test_a_head_that_the_stage_does_not_have_is_the_mean(seen: Seen) -> None:
     assert head_names(2) == [MEAN, "head 1", "head 2"]
     assert draw_attention_of(seen, "stage1", "head 3", None)[1] == draw_attention_of(seen, "stage1", MEAN, None)[1]
+
+
+@pytest.mark.parametrize(("size", "factor"), [((768, 10), 1), ((20, 384), 2), ((1600, 900), 1), ((1, 1), 768)])
+def test_small_images_are_enlarged_by_an_integer(size: tuple[int, int], factor: int) -> None:
+    assert factor_of(size) == factor
+    assert enlarge(Image.new("RGB", size)).size == (size[0] * factor, size[1] * factor)
 
 
 def test_feature_maps_have_captions_that_are_not_markup(seen: Seen) -> None:

@@ -51,7 +51,8 @@ def draw_attention_of(seen: Seen, stage: str, head: str, pixel: Pair | None) -> 
     head = head if head in names else MEAN
     weights = attention.weights.mean(0) if head == MEAN else attention.weights[names.index(head) - 1]
     most = float(weights.max())
-    mixed = _enlarge(overlay(seen.view.rgb, weights, attention.visible, here.token_size, most))
+    colours = overlay(seen.view.rgb, weights, attention.visible, here.token_size, most)
+    mixed = enlarge(Image.fromarray(colours), Image.Resampling.NEAREST)
     scale = mixed.width / seen.view.rgb.shape[1]
     _draw_window(mixed, attention, here.token_size, scale)
     return mixed, _describe(attention, here, stage, head, weights)
@@ -148,11 +149,15 @@ def _tokens(seen: Seen, name: str, colours: np.ndarray) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST, (0, 0, width / across, height / down))
 
 
-def _enlarge(pixels: np.ndarray) -> Image.Image:
-    """An image (height, width, 3), enlarged by an integer, see `SIDE`."""
-    factor = max(SIDE // max(pixels.shape[:2]), 1)
-    image = Image.fromarray(pixels)
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+def factor_of(size: tuple[int, int]) -> int:
+    """The integer by which an image (width, height) is enlarged, see `SIDE`."""
+    return max(SIDE // max(size), 1)
+
+
+def enlarge(image: Image.Image, how: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+    """An image enlarged by `factor_of` it: Gradio shows no image larger than it is, and counts clicks in its pixels."""
+    factor = factor_of(image.size)
+    return image if factor == 1 else image.resize((image.width * factor, image.height * factor), how)
 
 
 def draw_classes_of(shown: Shown) -> tuple[Image.Image, str]:

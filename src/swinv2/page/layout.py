@@ -21,8 +21,9 @@ from swinv2.page.figures import (
     draw_classes_of,
     draw_maps,
     draw_objects_of,
+    enlarge,
+    factor_of,
     head_names,
-    in_words,
     maps_as_html,
 )
 from swinv2.page.model import STEM, TOP_K, PageModel, Shown, pixel_at
@@ -48,6 +49,7 @@ CSS = """
 #examples .grid-container { display: flex !important; overflow-x: auto; gap: 6px; padding-bottom: 8px; }
 #examples .grid-container > * { flex: 0 0 76px; width: 76px !important; height: 76px !important; }
 #shown img, #attention img { cursor: crosshair; }
+#shown label, #attention label { pointer-events: none; }
 #found-text ul.legend { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: 4px 16px; }
 #found-text ul.legend li { display: flex; align-items: center; gap: 6px; overflow-wrap: anywhere; }
 #found-text .swatch { flex: none; width: 14px; height: 14px; border: 1px solid #0006; border-radius: 3px; }
@@ -159,9 +161,9 @@ class Page:
         visible = self.looks
         with gr.Row(visible=visible):
             stage = gr.Radio(
-                [(in_words(name), name) for name in stages],
+                [(name.removeprefix("stage"), name) for name in stages],
                 value=usual,
-                label="Attention in",
+                label="Attention in stage",
                 scale=2,
                 min_width=300,
                 elem_id="stage",
@@ -176,12 +178,12 @@ class Page:
             elem_id="attention",
         )
         numbers = gr.Markdown(visible=visible, elem_id="numbers")
-        choices = [("all", ALL_MAPS), *((in_words(name), name) for name in [STEM, *stages])]
+        choices = [("all", ALL_MAPS), ("patches", STEM), *((name.removeprefix("stage"), name) for name in stages)]
         chosen_map = gr.Radio(
             choices,
             value=ALL_MAPS,
-            label="Feature maps",
-            info="Principal components as red, green and blue: tokens of one colour are alike.",
+            label="Feature maps of stage",
+            info="Principal components as colours: tokens of one colour are alike.",
             visible=visible,
             elem_id="map",
         )
@@ -215,7 +217,7 @@ class Page:
             path,
             None,
             _hide(),
-            shown.image,
+            enlarge(shown.image),
             shown.labels,
             figure,
             legend,
@@ -243,7 +245,8 @@ class Page:
         if shown is None or shown.seen is None:
             return _expired(pixel)
         try:
-            pixel = pixel_at(shown.seen, (int(event.index[0]), int(event.index[1])))
+            factor = factor_of(shown.image.size)
+            pixel = pixel_at(shown.seen, (int(event.index[0] // factor), int(event.index[1] // factor)))
         except UsageError as error:
             return [pixel, _say(str(error)), gr.skip(), gr.skip()]
         return [pixel, _hide(), *self._draw_attention(shown, pixel, stage, head)]
@@ -256,8 +259,7 @@ class Page:
         if shown is None or shown.seen is None:
             return _expired(pixel)
         height, width = shown.seen.view.rgb.shape[:2]
-        factor = self._draw_attention(shown, pixel, stage, head)[0].width / width
-        x, y = (int(position / factor) for position in event.index)
+        x, y = (int(position // factor_of((width, height))) for position in event.index)
         pixel = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
         return [pixel, _hide(), *self._draw_attention(shown, pixel, stage, head)]
 

@@ -11,7 +11,7 @@ os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
-from swinv2.errors import UsageError, first_sentence
+from swinv2.errors import UsageError
 from swinv2.page.layout import CSS, Page
 
 MOST_BYTES = 50 * 2**20
@@ -57,8 +57,9 @@ def serve(
         )
     except (OSError, ValueError) as error:
         blocks.close()
+        where = f"{host}, port {port}" if port else f"{host}, ports from 7860 on"
         raise UsageError(
-            f"the page cannot be served at {host}, port {port or 'from 7860 on'}: {first_sentence(error)}. Choose "
-            "another --port, or another --host."
+            f"the page cannot be served at {where}: the port is in use, or the address is not of this machine. Choose "
+            "another --port or --host."
         ) from error
     return blocks, address, public
