@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PAGE_VENV ?= .venv-page
 export HF_HUB_OFFLINE ?= 1
 export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: demo test oldest slow hub check bench bench-gpu dist docs format clean
+.PHONY: demo test oldest slow hub page-tests check bench bench-gpu dist docs format clean
 
 $(VENV)/installed: $(wildcard $(PIP_CONSTRAINT)) pyproject.toml hatch_build.py $(wildcard src/swinv2/ops/cpu/sources/*)
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +34,15 @@ slow: $(VENV)/installed-dev  ## the long tests
 
 hub: $(VENV)/installed-dev  ## the tests that need the model hub
 	HF_HUB_OFFLINE=0 $(BIN)/python -m pytest -m hub
+
+$(PAGE_VENV)/installed: $(wildcard $(PIP_CONSTRAINT)) pyproject.toml hatch_build.py $(wildcard src/swinv2/ops/cpu/sources/*)
+	$(PYTHON) -m venv $(PAGE_VENV)
+	$(PAGE_VENV)/bin/pip install --quiet --upgrade pip
+	$(PAGE_VENV)/bin/pip install --quiet --editable '.[page-tests]'
+	touch $@
+
+page-tests: $(PAGE_VENV)/installed  ## the tests of `swinv2 page` in a browser, in an environment of their own; they need Chromium
+	OMP_NUM_THREADS=1 $(PAGE_VENV)/bin/python -m pytest tests/page/test_layout.py tests/cli/test_page.py
 
 check: $(VENV)/installed-dev  ## style, types, import ladder, documentation
 	$(BIN)/ruff check .

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 import page_models
-from commands import swinv2_command
 from export_models import draw_photos, needs_exporters
 from export_models import save_model as save_exportable
 from swinv2 import Swinv2ForImageClassification
@@ -174,10 +173,3 @@ def test_a_grey_model(tmp_path: Path) -> None:
 
 def test_names_that_are_not_unique_have_numbers() -> None:
     assert unique_names(("crane", "dog", "crane")) == ["crane (0)", "dog", "crane (2)"]
-
-
-def test_the_command_says_what_is_wrong(classifier: Path, tmp_path: Path) -> None:
-    pytest.importorskip("gradio", reason="gradio is not installed; run `make page-tests`")
-    result = swinv2_command("page", "--model", tmp_path / "nowhere")
-    assert result.exit_code == 2
-    assert "there is no folder" in result.stderr
