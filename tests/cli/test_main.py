@@ -44,6 +44,7 @@ def seconds_of_children() -> float:
         (["--version"], 0),
         (["classify", "--help"], 0),
         (["info", "--help"], 0),
+        (["page", "--help"], 0),
         (["evaluate", "--help"], 0),
         (["clasify"], 2),
         (["--nonsense"], 2),

@@ -21,6 +21,9 @@ import pytest
 from PIL import Image
 
 import page_models
+from export_models import draw_photos, needs_exporters
+from export_models import save_model as save_exportable
+from swinv2 import Swinv2ForImageClassification
 
 BROWSER = os.environ.get("SWINV2_BROWSER") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -185,6 +188,12 @@ def test_an_example_and_clicks(size: tuple[int, int], address: str, visit: Visit
     box = page.locator("#attention img").bounding_box()
     page.click("#attention img", position={"x": 0.95 * box["width"], "y": 0.95 * box["height"]})
     wait_for(page, "#numbers", "row 6 of 6, column 6 of 6")
+    # Stage 4 has more heads than stage 3, which was chosen at first.
+    page.locator("#stage").get_by_text("4", exact=True).click()
+    wait_for(page, "#numbers", "Last block of stage 4, mean of heads")
+    page.click("#head input")
+    page.locator("[role=option]").last.click()
+    wait_for(page, "#numbers", "Last block of stage 4, head 16")
     page.locator("#stage").get_by_text("1", exact=True).click()
     wait_for(page, "#numbers", "Last block of stage 1, mean of heads")
     page.click("#head input")
@@ -220,6 +229,32 @@ def test_an_image_of_too_many_pixels_is_a_sentence(address: str, visit: Visit, t
     message = wait_for(page, "#message", "The image cannot be shown")
     assert "pixels" in message
     assert "make it smaller" in message
+
+
+def test_a_file_of_too_many_bytes_is_a_sentence(address: str, visit: Visit, tmp_path: Path) -> None:
+    (tmp_path / "large.jpg").write_bytes(bytes(51 * 2**20))
+    page = visit(address)
+    wait_for(page, "#labels", "African elephant")
+    page.set_input_files("#drop input[type=file]", tmp_path / "large.jpg")
+    wait_for(page, "body", "exceed the maximum allowed size of 50")
+
+
+@needs_exporters
+def test_an_exported_model_says_that_it_has_labels_only(visit: Visit, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="there is no OpenVINO to export a model to")
+    from swinv2.export.exporting import export_model
+    from swinv2.export.report import ExportSettings
+
+    source = save_exportable(tmp_path / "model", Swinv2ForImageClassification, id2label=dict(enumerate("abcde")))
+    photos = draw_photos(tmp_path / "photos", 4)
+    export_model(str(source), tmp_path / "exported", ExportSettings(format="openvino", images=photos))
+    with served("--model", tmp_path / "exported", "--device", "cpu") as address:
+        page = visit(address, PHONE)
+        wait_for(page, "#labels", "%")
+        assert "exported model, which returns labels only" in page.inner_text("body")
+        assert page.locator("#attention, #stage, #maps, #found").filter(visible=True).count() == 0
+        screenshot(page, tmp_path / "page.png")
+        page.context.close()
 
 
 @pytest.mark.usefixtures("registered")

@@ -96,7 +96,7 @@ class Page:
                     shown = gr.Image(
                         label="Image: click a point to see its attention" if self.looks else "Image",
                         interactive=False,
-                        buttons=["fullscreen"],
+                        buttons=[],
                         elem_id="shown",
                     )
                     labels = gr.Label(
