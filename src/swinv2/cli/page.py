@@ -54,7 +54,7 @@ def page(
         if public:
             console.print(f"and, for everybody, at {public}")
         stop.wait()
-        blocks.close()
+        blocks.close(verbose=False)
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
