@@ -425,3 +425,10 @@ class TestUntrustedImages:
     def test_an_empty_file_is_said_to_be_empty(self) -> None:
         with pytest.raises(BrokenImageError, match="the file is empty"):
             read_image(b"", limits=self.LIMITS)
+
+
+def test_faults_of_decoders_are_sentences(tmp_path: Path) -> None:
+    """PIL writes an ICNS file of a palette image that it cannot convert."""
+    Image.new("P", (32, 32)).save(tmp_path / "icon.icns")
+    with pytest.raises(BrokenImageError, match="damaged"):
+        read_image(tmp_path / "icon.icns")

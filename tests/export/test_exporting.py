@@ -89,7 +89,13 @@ def test_the_folder_says_all_that_a_program_needs(openvino: Path) -> None:
     assert json.loads((openvino / "labels.json").read_text()) == [*"abcde"]
     assert json.loads((openvino / "preprocessing.json").read_text()) == {
         "images": [
-            {"size": [64, 64], "resize": {"height": 64, "width": 64}, "resample": 2, "centre_crop": None},
+            {
+                "file": "openvino_model.xml",
+                "size": [64, 64],
+                "resize": {"height": 64, "width": 64},
+                "resample": 2,
+                "centre_crop": None,
+            },
         ],
         "colours": "RGB",
         "layout": "NCHW",

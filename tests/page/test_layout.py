@@ -146,17 +146,17 @@ def test_the_page_shows_the_first_example(size: tuple[int, int], address: str, v
 
 
 def test_an_upload(address: str, visit: Visit, tmp_path: Path) -> None:
-    """An image that browsers cannot show, in TIFF, with the other answers of the page."""
+    """A file, with the other answers of the page."""
     from swinv2.predict.shipped import shipped_photographs
 
     (lion,) = (each for each in shipped_photographs() if each.path.stem == "lion")
     with Image.open(lion.path) as image:
-        image.save(tmp_path / "photo.tiff")
+        image.save(tmp_path / "photo.bmp")
         # A small image is enlarged by an integer.
         size = [side * (768 // max(image.size)) for side in image.size]
     page = visit(address)
     wait_for(page, "#labels", "African elephant")
-    page.set_input_files("#drop input[type=file]", tmp_path / "photo.tiff")
+    page.set_input_files("#drop input[type=file]", tmp_path / "photo.bmp")
     wait_for(page, "#labels", "lion")
     page.wait_for_function(
         "([width, height]) => { const image = document.querySelector('#shown img');"

@@ -146,8 +146,16 @@ def test_broken_and_large_images_are_refused(classifier: Path, tmp_path: Path, m
     with pytest.raises(BrokenImageError, match="no such file"):
         loaded.show(tmp_path / "gone.jpg")
     monkeypatch.setattr(page_model, "MOST_PIXELS", 1000)
-    with pytest.raises(BrokenImageError, match=r"90 x 60 pixels, and this page takes"):
+    with pytest.raises(BrokenImageError, match=r"5,400 pixels; the limit is 1,000"):
         loaded.show(page_models.save_photo(tmp_path / "large.png"))
+
+
+@pytest.mark.parametrize("format", ["TIFF", "EPS", "ICNS"])
+def test_formats_that_can_cost_more_than_they_say_are_refused(format: str, classifier: Path, tmp_path: Path) -> None:
+    """By their content: a name says nothing."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "photo.jpg", format)
+    with pytest.raises(BrokenImageError):
+        PageModel.load(str(classifier), "cpu").show(tmp_path / "photo.jpg")
 
 
 def test_a_large_image_is_shown_smaller(classifier: Path, tmp_path: Path) -> None:

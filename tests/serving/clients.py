@@ -168,4 +168,6 @@ def status_of(received: bytes) -> int:
 
 def error_of(received: bytes) -> str:
     """The sentence of a refusal."""
-    return json.loads(received.partition(b"\r\n\r\n")[2])["error"]
+    # Behind it may be the answer to what the server took for the next request.
+    found, _ = json.JSONDecoder().raw_decode(received.partition(b"\r\n\r\n")[2].decode())
+    return found["error"]

@@ -257,7 +257,8 @@ class _Report:
             self._fail(place, "there is no such file or folder")
         before = run.shards - len(run.pending)
         if before:
-            self.console.print(f"{before:,} of {run.shards:,} shards were done before", style="dim")
+            text = f"{before:,} of {run.shards:,} shards were done before; their errors are not counted again"
+            self.console.print(text, style="dim")
 
     def advance(self, progress: Progress, images: int) -> None:
         """Counts the images of a batch."""
@@ -339,7 +340,8 @@ class _Report:
         console = message_console()
         rate = f", {self.images / max(seconds, 1e-9):.4g} images/s" if self.images else ""
         console.print(
-            f"{self.images:,} images in {len(run.pending) - failed:,} shards{rate}: {_shown(run.task.output)}"
+            f"{self.images:,} images in {len(run.pending) - failed:,} shards{rate}: {_shown(run.task.output)}",
+            markup=False,
         )
         wrong = {
             "images with an error instead of an answer": self.errors,

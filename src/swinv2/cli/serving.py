@@ -164,7 +164,8 @@ def serve(
     def on_listening(about: str, names: list[str], seconds: float) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         paths = " and ".join(f"POST /{name}" for name in names)
-        say(f"listening on http://{host}:{bound.getsockname()[1]}: {paths}, described on /docs; the model is {about}")
+        address = f"http://{host}:{bound.getsockname()[1]}"
+        say(f"listening on {address}: {paths}, described on /docs; the model is {about}", markup=False)
         if seconds > settings.timeout:
             say(f"a small image takes {seconds:.0f} s here, longer than --timeout {settings.timeout:g}", style="yellow")
 

@@ -52,9 +52,13 @@ def save(
     source.processor_for(sizes[0], settings.takes_bytes).save_pretrained(folder)
     if labels := labels_of(source):
         (folder / LABELS).write_text(json.dumps(labels, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    files = graph_files(folder)
     factor, mean, std = source.normalisation()
     numbers = {
-        "images": [_resizing(source.processor_for(size), size) for size in sizes],
+        "images": [
+            {"file": files[key], **_resizing(source.processor_for(size), size)}
+            for key, size in zip(components, sizes, strict=True)
+        ],
         "colours": "RGB" if source.channels == RGB else "grey",
         "layout": "NHWC" if settings.takes_bytes else "NCHW",
         "dtype": "uint8" if settings.takes_bytes else "float32",
@@ -65,6 +69,12 @@ def save(
         **({"image_scale": source.image_scale} if source.image_scale != 1 else {}),
     }
     (folder / PREPROCESSING).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+
+
+def graph_files(folder: Path) -> dict[str, str]:
+    """The names of the files of the graphs, by the names of the graphs."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return {key: entry["file"] for key, entry in manifest["components"].items()}
 
 
 def labels_of(source: Source) -> list[str]:
@@ -88,7 +98,7 @@ def write_repository(
     source: Source, folder: Path, repository: Path, name: str, components: dict[str, Any], format: Format
 ) -> None:
     """Writes Triton's model repository from the folder of the graphs, a model for each of them."""
-    files = {key: entry["file"] for key, entry in json.loads((folder / MANIFEST).read_text())["components"].items()}
+    files = graph_files(folder)
     for key, component in components.items():
         model = name if len(components) == 1 else f"{name}-{key}"
         ports, graph = ports_of(component, format), folder / files[key]

@@ -25,7 +25,7 @@ from swinv2.dense.saved import SEGMENTATION, read_dense_config, task_of
 from swinv2.errors import UsageError
 from swinv2.exported import read_manifest
 from swinv2.heads import Swinv2Backbone
-from swinv2.images import BrokenImageError, open_image, read_image
+from swinv2.images import ImageLimits, read_image
 from swinv2.inspect.attention_map import TokenAttention, token_attention
 from swinv2.inspect.components import Components, principal_components
 from swinv2.inspect.observation import BlockTrace, observe, token_size_of
@@ -184,7 +184,7 @@ class PageModel:
         Raises:
             BrokenImageError: The file cannot be read, or the image is too large.
         """
-        image = read_limited(path, self.channels)
+        image = read_image(path, self.channels, ImageLimits(MOST_PIXELS))
         small = reduced(image)
         labels = classes = objects = None
         shares: Sequence[ClassShare] = ()
@@ -260,22 +260,6 @@ def unique_names(names: Sequence[str]) -> list[str]:
     """
     names = list(names)
     return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)]
-
-
-def read_limited(path: Path, channels: int = 3) -> Image.Image:
-    """Reads an image file, see `images.read_image`.
-
-    Raises:
-        BrokenImageError: The file cannot be read, or the image has more than `MOST_PIXELS`.
-    """
-    with open_image(path) as image:
-        width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise BrokenImageError(
-            f"it has {width:,} x {height:,} pixels, and this page takes {MOST_PIXELS // 1_000_000} million; make it "
-            "smaller"
-        )
-    return read_image(path, channels)
 
 
 def reduced(image: Image.Image) -> Image.Image:

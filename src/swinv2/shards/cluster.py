@@ -249,6 +249,8 @@ def compute_on(cluster: Cluster, run: Run, workers: int | None = None) -> Iterat
         if values["shard"] in waiting:
             waiting.remove(values["shard"])
             yield Outcome(**values)
+    if waiting:
+        raise WorkerError(f"Ray ended without an outcome for {len(waiting):,} shards; the same command computes them.")
 
 
 def resources(task: Task) -> dict[str, int]:

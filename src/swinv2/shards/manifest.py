@@ -68,9 +68,8 @@ def begin(output: Output, described: Mapping[str, Any], model: str) -> None:
     if old is None:
         if any(AnswersName.read(name) for name in output.names(ANSWERS)):
             raise UsageError(f"--output {output.place!r} has answers but no {FILE}; give another folder.")
-        with output.publish(FILE) as path:
-            path.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
-        # Another run may have begun at the same moment.
+        output.publish_first(FILE, json.dumps(new, indent=2) + "\n")
+        # Another run may have begun at the same moment, and was first.
         old = read(output) or new
     if old["fingerprint"] != new["fingerprint"]:
         changes = few(_changes({name: old[name] for name in old if name not in ("fingerprint", "model")}, described), 4)

@@ -8,7 +8,7 @@ is complete. This module knows no image.
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from swinv2.disk import WriteError, delete_abandoned, force_to_disk, whole_file
@@ -83,6 +83,22 @@ class Output:
             except FileNotFoundError:
                 return None
 
+    def publish_first(self, name: str, text: str) -> None:
+        """Writes a file, unless it exists. In a folder of this machine, the first of several processes writes it; in a
+        store, the last one that began before the first had written."""
+        place = self.file(name)
+        if is_address(place):
+            with self.publish(name) as path:
+                path.write_text(text, encoding="utf-8")
+            return
+        final = Path(place)
+        with tempfile.TemporaryDirectory(dir=final.parent, prefix=".swinv2-") as folder:
+            whole = Path(folder, final.name)
+            whole.write_text(text, encoding="utf-8")
+            force_to_disk(whole)
+            with suppress(FileExistsError):
+                os.link(whole, final)
+
     @contextmanager
     def publish(self, name: str) -> Iterator[Path]:
         """Yields a path of this machine; what is written there becomes the file, unless an error occurs.
@@ -97,7 +113,8 @@ class Output:
                 path = Path(folder, last_part(name))
                 yield path
                 store, target = store_of(place)
-                store.put_file(str(path), target)
+                with reaching(place):
+                    store.put_file(str(path), target)
             return
         final = Path(place)
         with whole_file(final) as partial:

@@ -19,8 +19,11 @@ from swinv2.images import BrokenImageError, is_image_name
 from swinv2.shards.places import joined, last_part, open_binary, reaching
 from swinv2.shards.shard import Shard
 
-MOST_BYTES = 1 << 30
-"""An image in an archive may have this many bytes."""
+MOST_BYTES = 1 << 26
+"""The file of an image may have this many bytes."""
+
+MOST_HEADER = 1 << 20
+"""The name of a member of an archive, and what else its headers say, may have this many bytes."""
 
 MOST_PADDING = 1 << 20
 """An archive may have this many zeros behind its last member; one that was not downloaded to its end has more."""
@@ -89,6 +92,8 @@ def line_as_name(line: bytes) -> str:
     return line.decode("utf-8", "surrogateescape").strip("\r\n").strip(" \t")
 
 
+_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+
 _headers: Any = tarfile
 """The types of Python leave its errors about headers out."""
 
@@ -96,6 +101,13 @@ _headers: Any = tarfile
 class _Member(tarfile.TarInfo):
     """A member of an archive. Behind the first member, tarfile takes a damaged or missing header for the end of the
     archive."""
+
+    def _proc_member(self, archive: Any) -> Any:
+        """Reads the content of a header that is not a member: a long name, for example."""
+        is_header = self.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_EXTENDED)
+        if is_header and self.size > MOST_HEADER:
+            raise DamagedError(f"a header has {self.size:,} bytes; at most {MOST_HEADER:,} are read")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
     @classmethod
     def fromtarfile(cls, archive: Any) -> "_Member":

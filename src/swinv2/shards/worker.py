@@ -24,8 +24,11 @@ from swinv2.shards.answers import LOST, MOST_EXAMPLES, Answer, AnswersWriter, Co
 from swinv2.shards.manifest import ANSWERS, describe, fingerprint_of
 from swinv2.shards.output import Output
 from swinv2.shards.places import is_address, open_binary, read_many
-from swinv2.shards.rows import DamagedError, Row, read_rows
+from swinv2.shards.rows import MOST_BYTES, DamagedError, Row, read_rows
 from swinv2.shards.shard import Shard
+
+_MOST_HELD = 1 << 28
+"""Bytes of image files of a batch; one that has more ends earlier."""
 
 ATTEMPTS = 5
 """A shard is begun so often alone, if processes that read its images, or the worker, are killed each time."""
@@ -192,6 +195,8 @@ class _Prepare:
                 return _why(image)
         if isinstance(image, BrokenImageError):
             return str(image)
+        if isinstance(image, bytes) and len(image) > MOST_BYTES:
+            return f"it has {len(image):,} bytes; at most {MOST_BYTES:,} are read"
         try:
             decoded = read_image(image, self.predictor.channels)
         except BrokenImageError as error:
@@ -311,12 +316,15 @@ class ShardWorker:
             rows: list[Row] = []
             end, count = _End(), 0
             try:
+                held = 0
                 for row in read_rows(shard, options.image_column, options.key_column):
                     rows.append(row)
                     count += 1
-                    if len(rows) == options.batch_size:
+                    held += len(row.image) if isinstance(row.image, bytes) else 0
+                    # Where a batch ends depends on the content of the shard alone.
+                    if len(rows) == options.batch_size or held > _MOST_HELD:
                         yield rows
-                        rows = []
+                        rows, held = [], 0
             except DamagedError as error:
                 end = _End(damage=str(error)) if count else _End(failed=str(error))
             except UsageError as error:
@@ -368,30 +376,31 @@ class ShardWorker:
                 yield Answer(number, key, error=pixels)
                 continue
             labels, features = next(answers)
+            options = self.task.options
             is_finite = (labels is None or math.isfinite(labels[0].probability)) and (
                 features is None or bool(np.isfinite(features).all())
             )
-            if is_finite:
-                yield Answer(number, key, labels, features)
+            if not is_finite:
+                yield Answer(number, key, error=f"the answer is NaN or infinite in {options.dtype}")
+            elif features is not None and np.abs(features).max(initial=0) > np.finfo(options.feature_type).max:
+                reason = f"the features do not fit into {options.feature_type}; give --feature-type float32"
+                yield Answer(number, key, error=reason)
             else:
-                yield Answer(number, key, error=f"the answer is NaN or infinite in {self.task.options.dtype}")
+                stored = None if features is None else features.astype(options.feature_type)
+                yield Answer(number, key, labels, stored)
 
     def _run(self, pixels: Sequence[np.ndarray]) -> Iterator[tuple[Any, np.ndarray | None]]:
         """The labels and the features of a batch of prepared pixels."""
         options, predictor = self.task.options, self.predictor
         if isinstance(predictor, Classifier) and options.has_features:
             for labels, features in predictor.label_with_features(pixels, options.top_k):
-                yield labels, self._stored(features)
+                yield labels, features.float().numpy()
         elif isinstance(predictor, Classifier):
             for labels in predictor.label(pixels, options.top_k):
                 yield labels, None
         elif isinstance(predictor, FeatureExtractor):
             for features in predictor.features(pixels):
-                yield None, self._stored(features)
-
-    def _stored(self, features: torch.Tensor) -> np.ndarray:
-        """Features in the type in which they are stored."""
-        return features.float().numpy().astype(self.task.options.feature_type)
+                yield None, features.float().numpy()
 
 
 def _counted(counts: Counts, answer: Answer) -> Counts:
