@@ -816,3 +816,32 @@ class TestService:
         assert set(found["responses"]) <= {"200", "429", "504"}
         assert found["checks"]["the process lives"]
         assert done.returncode == int(not all(found["checks"].values()))
+
+
+class TestServing:
+    """Exported models side by side."""
+
+    def test_tables_have_ratios_and_notes(self) -> None:
+        import serving
+
+        row = {"runtime": "onnx", "case": "a", "precision": "fp32", "batch_size": 1, "note": "", "rounds": 3}
+        row |= {"ms_swinv2": 2.0, "ms_transformers": 4.0, "ms_eager": 6.0, "export_seconds_swinv2": 9.0}
+        other = row | {"precision": "int8", "ms_transformers": 1.0}
+        (table,) = serving.tables_of([row, other, row | {"note": "the logits of swinv2 differ"}])
+        assert "geometric mean 1.00, least 0.50" in table
+        assert "| a    | fp32      | 1     | 2.0    | 4.0          | 2.00           | 3.00    | 9.0      |" in table
+        assert "the logits of swinv2 differ" in table
+
+    @pytest.mark.slow
+    def test_a_trial(self, tmp_path: Path) -> None:
+        pytest.importorskip("transformers.exporters")
+        options = ["--cases", "mini-w4-64", "--runtimes", "openvino", "--precisions", "fp32", "--rounds", "1"]
+        command = [sys.executable, str(BENCHMARK.with_name("serving.py")), *options, "--batch-sizes", "1"]
+        done = subprocess.run(
+            [*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, check=False, timeout=280
+        )
+        assert done.returncode == 0, done.stderr
+        (row,) = csv.DictReader((tmp_path / "out.csv").read_text().splitlines())
+        assert row["note"] == ""
+        assert min(float(row[f"ms_{name}"]) for name in ("swinv2", "transformers", "eager")) > 0
+        assert max(float(row[f"difference_{name}"]) for name in ("swinv2", "transformers")) < 1e-4
