@@ -25,6 +25,7 @@ from cases import CASES, OURS, build_model, draw_images
 from terminal import progress, select
 from torch import Tensor
 
+from swinv2.errors import first_sentence
 from swinv2.export.formats import FORMATS, export_graph, make_exporter
 from swinv2.export.network import prepare
 from swinv2.export.quantise import Rated, has_int8_instructions, quantise
@@ -128,17 +129,21 @@ def rows_of(runtime: str, case: str, precisions: list[str], batches: list[int], 
     reference = eager(case, "fp32")
     for precision in precisions:
         progress(f"{case}, {runtime}, {precision}")
-        own = {
-            library: in_int8(program, case, runtime) if precision == "int8" else program
-            for library, program in programs.items()
-        }
-        runs = {library: compiled(program, runtime, precision) for library, program in own.items()}
-        shares = {library: difference(run, reference, case) for library, run in runs.items()}
+        runs: dict[str, Run] = {}
+        shares, notes = {OURS: math.nan, PEER: math.nan}, list[str]()
+        for library, program in programs.items():
+            # A library may fail in any way, and the failure is a result.
+            try:
+                own = in_int8(program, case, runtime) if precision == "int8" else program
+                runs[library] = compiled(own, runtime, precision)
+                shares[library] = difference(runs[library], reference, case)
+            except Exception as error:
+                notes.append(f"{library} failed: {type(error).__name__} {first_sentence(error)}")
         runs[EAGER] = eager(case, "bf16" if precision == "bf16" else "fp32")
         for batch_size in batches:
-            wrong = [name for name, share in shares.items() if not share <= LIMITS[precision]]
-            note = f"the logits of {', '.join(wrong)} differ" if wrong else ""
-            times = {} if wrong else measure(runs, draw_images(CASES[case], batch_size), rounds)
+            wrong = [name for name, share in shares.items() if name in runs and not share <= LIMITS[precision]]
+            note = "; ".join([*notes, *([f"the logits of {', '.join(wrong)} differ"] if wrong else [])])
+            times = {} if note else measure(runs, draw_images(CASES[case], batch_size), rounds)
             yield {
                 "runtime": runtime,
                 "case": case,
@@ -150,7 +155,7 @@ def rows_of(runtime: str, case: str, precisions: list[str], batches: list[int], 
                 "rounds": rounds,
                 "note": note,
             }
-        del own, runs
+        del runs
         gc.collect()
 
 
