@@ -581,3 +581,12 @@ def test_converters_by_hand_take_the_model_as_it_is() -> None:
     tests = Path(__file__).parents[1]
     run = subprocess.run([sys.executable, "-c", BY_HAND], cwd=tests, capture_output=True, text=True, check=False)
     assert run.stdout.splitlines()[-1:] == ["both agree"], run.stderr
+
+
+def test_the_command_knows_what_can_be_exported() -> None:
+    """It names them itself, because importing the exporters takes seconds."""
+    from swinv2.cli import exporting as command
+    from swinv2.export.formats import FORMATS
+    from swinv2.export.sources import ANSWERS
+
+    assert (tuple(FORMATS), ANSWERS) == (command.FORMATS, command.ANSWERS)
