@@ -16,14 +16,19 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def read_dtype(name: str) -> "torch.dtype":
-    """Reads `--dtype`.
+def check_dtype(name: str) -> None:
+    """Checks `--dtype`, without importing torch.
 
     Raises:
         UsageError: The name is not in `DTYPES`.
     """
     if name not in DTYPES:
         raise UsageError(f"--dtype is {name!r}; expected {', '.join(DTYPES)}.")
+
+
+def read_dtype(name: str) -> "torch.dtype":
+    """Reads `--dtype`; see `check_dtype` for errors."""
+    check_dtype(name)
     import torch
 
     return getattr(torch, name)

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from swinv2.cli.options import BatchSize, Device, Dtype, Model, read_dtype
+from swinv2.cli.options import BatchSize, Device, Dtype, Model, check_dtype
 from swinv2.cli.running import SKIPPED, model_or_shipped, quiet_transformers
 from swinv2.console import Progress, message_console, progress_bar
 from swinv2.errors import UsageError
@@ -140,7 +140,7 @@ def predict(
         raise UsageError("predict writes parquet, for which pyarrow is not installed; install swinv2[parquet].")
     if ray is not None and importlib.util.find_spec("ray") is None:
         raise UsageError("--ray needs ray, which is not installed; install swinv2[ray].")
-    read_dtype(precision)
+    check_dtype(precision)
     quiet_transformers()
     from swinv2.shards.run import check_options
     from swinv2.shards.worker import Options

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swinv2.cli.options import DTYPES, Device, Dtype, Model
+from swinv2.cli.options import Device, Dtype, Model, check_dtype
 from swinv2.cli.running import model_or_shipped, quiet_transformers
 from swinv2.console import message_console
 from swinv2.errors import UsageError
@@ -133,8 +133,7 @@ def serve(
 
     Told to stop, it answers the requests that it has accepted, and exits with status 0.
     """
-    if precision not in DTYPES:
-        raise UsageError(f"--dtype is {precision!r}; expected {', '.join(DTYPES)}.")
+    check_dtype(precision)
     try:
         from swinv2.serving.server import bind, serve
         from swinv2.serving.settings import MEBIBYTE, ServiceSettings
