@@ -14,7 +14,7 @@ from torch import Tensor
 from swinv2.ops import reference, sdpa
 from swinv2.ops.cpu import attention, library
 from swinv2.ops.reference import AttentionInputs
-from swinv2.ops.windows import WindowPlan
+from swinv2.ops.windows import Lengths, WindowPlan
 
 Implementation = Callable[..., Tensor]
 
@@ -44,9 +44,9 @@ class Case:
     """One row of the table."""
 
     name: str
-    grid: tuple[int, int]
-    window: tuple[int, int]
-    shift: tuple[int, int] = (0, 0)
+    grid: Lengths
+    window: Lengths
+    shift: Lengths = ()
     mask_padding: bool = False
     head_dim: int = 16
     heads: int = 2
@@ -57,6 +57,10 @@ class Case:
     def plan(self) -> WindowPlan:
         """How the case's map is cut."""
         return WindowPlan(self.grid, self.window, self.shift, self.mask_padding)
+
+    def suits(self, backend: str) -> bool:
+        """Whether a backend takes maps with so many axes."""
+        return backend != "triton" or len(self.grid) == 2
 
 
 CASES = [
@@ -86,18 +90,28 @@ CASES = [
     Case("heads of 32", (5, 5), (3, 3), (1, 1), head_dim=32, heads=3),
     Case("heads of 64", (5, 5), (3, 3), (1, 1), head_dim=64, heads=1),
     Case("sharpest scale", (4, 4), (3, 3), (1, 1), largest_scale=100.0),
+    Case("frames", (2, 4, 3), (2, 2, 3), batch=2),
+    Case("frames, shift", (4, 4, 4), (2, 2, 2), (1, 1, 1), batch=2),
+    Case("frames, shift of frames only", (4, 2, 3), (2, 2, 3), (1, 0, 0)),
+    Case("frames, odd size, shift", (3, 5, 4), (2, 3, 3), (1, 1, 1)),
+    Case("frames, odd size, shift, padding hidden", (3, 5, 4), (2, 3, 3), (1, 1, 1), mask_padding=True),
+    Case("frames, windows of one frame", (3, 3, 5), (1, 3, 3), (0, 1, 1)),
+    Case("frames, windows of one column", (3, 2, 3), (2, 2, 1), (1, 1, 0)),
+    Case("fewer frames than a window has", (1, 3, 4), (3, 2, 2), (1, 1, 1)),
 ]
 
 
 @st.composite
-def random_cases(draw_value: st.DrawFn) -> Case:
-    """Any small case."""
-    window = (draw_value(st.integers(1, 5)), draw_value(st.integers(1, 5)))
+def random_cases(draw_value: st.DrawFn, most_axes: int = 3) -> Case:
+    """Any small case, of images or videos."""
+    axes = draw_value(st.integers(2, most_axes))
+    longest_side, longest = (5, 11) if axes == 2 else (3, 5)
+    window = tuple(draw_value(st.integers(1, longest_side)) for _ in range(axes))
     return Case(
         "random",
-        grid=(draw_value(st.integers(1, 11)), draw_value(st.integers(1, 11))),
+        grid=tuple(draw_value(st.integers(1, longest)) for _ in range(axes)),
         window=window,
-        shift=(draw_value(st.integers(0, window[0] - 1)), draw_value(st.integers(0, window[1] - 1))),
+        shift=tuple(draw_value(st.integers(0, length - 1)) for length in window),
         mask_padding=draw_value(st.booleans()),
         head_dim=draw_value(st.sampled_from([4, 16])),
         heads=draw_value(st.integers(1, 3)),
@@ -141,7 +155,7 @@ def draw(case: Case, seed: int = 0) -> Inputs:
         return torch.randn(*shape, generator=generator).bfloat16().double()
 
     shape = (case.batch, *case.grid, case.heads, case.head_dim)
-    table = (case.heads, 2 * case.window[0] - 1, 2 * case.window[1] - 1)
+    table = (case.heads, *(2 * length - 1 for length in case.window))
     scale = torch.linspace(5.0, case.largest_scale, case.heads).bfloat16().double()
     tensors = (
         normal(*shape),

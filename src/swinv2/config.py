@@ -18,8 +18,10 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import logging
 
 from swinv2.lengths import (
+    Lengths,
     Pair,
     Windows,
+    as_axes,
     as_length,
     as_lengths,
     as_pair,
@@ -57,15 +59,17 @@ def is_exact_gelu(module: nn.Module) -> bool:
 class StageSpec:
     """The numbers of one stage, derived from a `Swinv2Config`.
 
+    Lengths along axes are (height, width) for images, and (frames, height, width) for videos.
+
     Attributes:
         index: Position of the stage, 0 for the first.
         dim: Channels C of the stage's map.
         num_heads: Attention heads; `dim` is a multiple of it.
-        grid: Size (height, width) in tokens of the stage's map for an image of the configured size.
-        window: Size (height, width) in tokens of the attention windows.
-        shift: Cyclic shift (height, width) in tokens of every second block.
+        grid: Size in tokens of the stage's map for an image or a video of the configured size.
+        window: Size in tokens of the attention windows.
+        shift: Cyclic shift in tokens of every second block.
         pretrained_window: Window in which the position bias was learned; the coordinates are normalised by it.
-            (0, 0) means `window` itself.
+            0 on an axis means `window` itself.
         drop_path_rates: For each block, the probability that its branches are left out.
         extra_norms: For each block, whether an extra layer norm on the main path ends it.
         merges: Whether patch merging (2 x 2) ends the stage.
@@ -74,10 +78,10 @@ class StageSpec:
     index: int
     dim: int
     num_heads: int
-    grid: Pair
-    window: Pair
-    shift: Pair
-    pretrained_window: Pair
+    grid: Lengths
+    window: Lengths
+    shift: Lengths
+    pretrained_window: Lengths
     drop_path_rates: tuple[float, ...]
     extra_norms: tuple[bool, ...]
     merges: bool
@@ -93,12 +97,12 @@ class StageSpec:
         return len(self.drop_path_rates)
 
     @property
-    def learned_window(self) -> Pair:
+    def learned_window(self) -> Lengths:
         """The window in which the position bias was learned: `pretrained_window`, or `window` on an axis that is 0."""
-        return self.pretrained_window[0] or self.window[0], self.pretrained_window[1] or self.window[1]
+        return tuple(learned or own for learned, own in zip(self.pretrained_window, self.window, strict=True))
 
 
-_OTHER_WEIGHTS = frozenset({"depths", "embed_dim", "num_heads", "patch_size"})
+_OTHER_WEIGHTS = frozenset({"depths", "embed_dim", "num_heads", "patch_size", "tubelet_size"})
 """If one of these fields is changed, the weights of the file do not fit."""
 
 
@@ -183,6 +187,8 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
 
     model_type = "swinv2"
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+    axes = 2
+    size_fields = frozenset({"image_size", "window_size"})
 
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int | list[int] | tuple[int, int] = 4
@@ -260,7 +266,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         config = built[0] if isinstance(built, tuple) else built
         if "window_size" in kwargs:
             config._shorten_windows()
-        is_resized = kwargs.keys() & {"image_size", "window_size"} and not kwargs.keys() & _OTHER_WEIGHTS
+        is_resized = kwargs.keys() & cls.size_fields and not kwargs.keys() & _OTHER_WEIGHTS
         if is_resized and "pretrained_window_sizes" not in kwargs:
             config._keep_learned_windows(cls(**own))
             others = [spec for spec in config.stages() if spec.window != spec.learned_window]
@@ -279,7 +285,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             logger.warning(f"{cls.__name__} keeps these unknown keys of the file; they have no effect: {sorted(extra)}")
         return built
 
-    def resized(self, image_size: Any, window_size: Windows | None = None, stretch: bool = False) -> "Swinv2Config":
+    def resized(self, image_size: Any, window_size: Windows | None = None, stretch: bool = False) -> Self:
         """The same network for another image size, and for another window if one is given.
 
         If a stage's window changes, `pretrained_window_sizes` keeps the window in which its position bias was learned:
@@ -296,10 +302,16 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         Source:
             Liu et al., Swin Transformer V2, section 3.3 and table 1.
         """
+        return self._with_sizes({"image_size": image_size}, window_size, stretch)
+
+    def _with_sizes(self, sizes: dict[str, Any], window_size: Windows | None, stretch: bool) -> Self:
+        """`resized`, with the fields of the size as a dictionary."""
         other = copy.deepcopy(self)
-        other.image_size = image_size
+        for name, value in sizes.items():
+            setattr(other, name, value)
         if window_size is not None:
-            other.window_size = plain_windows(as_windows("window_size", window_size, len(self.depths)))
+            windows = as_windows("window_size", window_size, len(self.depths), axes=self.axes)
+            other.window_size = plain_windows(windows)
         if stretch:
             other.pretrained_window_sizes = [0] * len(self.depths)
         else:
@@ -355,7 +367,7 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
 
     def _shorten_windows(self) -> None:
         """Sets `window_size` to its shortest notation."""
-        windows = as_windows("window_size", self.window_size, len(self.depths), any_number=True)
+        windows = as_windows("window_size", self.window_size, len(self.depths), any_number=True, axes=self.axes)
         # A list whose length is not the number of stages stays unchanged; building a model raises an error for it.
         is_valid = len(windows) == len(self.depths)
         self.window_size = plain_windows(windows) if is_valid else copy.deepcopy(self.window_size)
@@ -366,8 +378,8 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         for old, new in zip(before.stages(), self.stages(), strict=True):
             unchanged = new.window == old.window and not any(old.pretrained_window)
             # A length of 1 is written as 2: the coordinates are the same, and transformers divides by the length - 1.
-            learned = max(old.learned_window[0], 2), max(old.learned_window[1], 2)
-            kept.append((0, 0) if unchanged else learned)
+            learned = tuple(max(length, 2) for length in old.learned_window)
+            kept.append((0,) * self.axes if unchanged else learned)
         self.pretrained_window_sizes = [plain_pair(pair) for pair in kept]
 
     @classmethod
@@ -392,16 +404,24 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         return ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
 
     @property
-    def stage_windows(self) -> tuple[Pair, ...]:
-        """Size (height, width) in tokens of each stage's windows, before its map clips them."""
-        return as_windows("window_size", self.window_size, len(self.depths))
+    def stage_windows(self) -> tuple[Lengths, ...]:
+        """Size in tokens of each stage's windows, before its map clips them."""
+        return as_windows("window_size", self.window_size, len(self.depths), axes=self.axes)
 
     @property
-    def patch_grid(self) -> Pair:
-        """Size (height, width) in tokens of the first map for an image of the configured size."""
-        height, width = as_pair("image_size", self.image_size)
-        patch_height, patch_width = as_pair("patch_size", self.patch_size)
-        return height // patch_height, width // patch_width
+    def input_lengths(self) -> Lengths:
+        """Size of the configured input along each axis: (height, width) in pixels."""
+        return as_pair("image_size", self.image_size)
+
+    @property
+    def patch_lengths(self) -> Lengths:
+        """Size of a patch along each axis: (height, width) in pixels."""
+        return as_pair("patch_size", self.patch_size)
+
+    @property
+    def patch_grid(self) -> Lengths:
+        """Size in tokens of the first map for an input of the configured size."""
+        return tuple(length // patch for length, patch in zip(self.input_lengths, self.patch_lengths, strict=True))
 
     def stages(self) -> tuple[StageSpec, ...]:
         """Derives every stage's sizes from the fields as they are now.
@@ -420,20 +440,21 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         num_blocks, period = sum(self.depths), self.extra_norm_period
         rates = [self.drop_path_rate * block / max(num_blocks - 1, 1) for block in range(num_blocks)]
         specs: list[StageSpec] = []
-        for index, (depth, (window_height, window_width)) in enumerate(
-            zip(self.depths, self.stage_windows, strict=True)
-        ):
-            height, width = (max(1, length >> index) for length in self.patch_grid)
-            window = (min(height, window_height), min(width, window_width))
-            shift = (0 if height <= window[0] else window[0] // 2, 0 if width <= window[1] else window[1] // 2)
-            learned = as_pair(f"pretrained_window_sizes[{index}]", self.pretrained_window_sizes[index], 0)
+        for index, (depth, configured) in enumerate(zip(self.depths, self.stage_windows, strict=True)):
+            # Merging halves height and width, and keeps the frames of a video.
+            *frames, height, width = self.patch_grid
+            grid = (*frames, max(1, height >> index), max(1, width >> index))
+            window = tuple(map(min, grid, configured))
+            shift = tuple(0 if length <= side else side // 2 for length, side in zip(grid, window, strict=True))
+            name = f"pretrained_window_sizes[{index}]"
+            learned = as_axes(name, self.pretrained_window_sizes[index], 0, self.axes)
             first = sum(self.depths[:index])
             specs.append(
                 StageSpec(
                     index=index,
                     dim=self.embed_dim << index,
                     num_heads=self.num_heads[index],
-                    grid=(height, width),
+                    grid=grid,
                     window=window,
                     shift=shift,
                     pretrained_window=learned,
@@ -463,14 +484,11 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
                 f"norm_targets is {self.norm_targets}; expected 0, or an odd number of at least 3: the side of a "
                 "square around each pixel."
             )
-        as_windows("window_size", self.window_size, len(self.depths), any_number=True)
+        as_windows("window_size", self.window_size, len(self.depths), any_number=True, axes=self.axes)
         for index, window in enumerate(self.pretrained_window_sizes):
-            as_pair(f"pretrained_window_sizes[{index}]", window, 0)
+            as_axes(f"pretrained_window_sizes[{index}]", window, 0, self.axes)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
-            if not _is_number(getattr(self, name)) or not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; expected a probability: at least 0 and less than 1."
-                )
+            self._check_probability(name)
         for name in ("mlp_ratio", "initializer_range", "layer_norm_eps"):
             if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected a number above 0.")
@@ -479,6 +497,11 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected True or False.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {sorted(ACT2FN)}.")
+
+    def _check_probability(self, name: str) -> None:
+        """Raises an error unless a field is a probability."""
+        if not _is_number(getattr(self, name)) or not 0.0 <= getattr(self, name) < 1.0:
+            raise ValueError(f"{name} is {getattr(self, name)!r}; expected a probability: at least 0 and less than 1.")
 
     def _check_together(self) -> None:
         """Raises an error if fields contradict each other. Called when a model is built: until then they may change."""

@@ -1,7 +1,8 @@
 """Lengths, pairs and windows as values of fields.
 
-In: a field's value, and its name for the message. Out: integers and pairs (height, width). In the other direction, the
-shortest notation of the same value. This module knows no field; `sizes.py` reads sizes that users type.
+In: a field's value, and its name for the message. Out: integers, pairs (height, width) for images, and triples (frames,
+height, width) for videos. In the other direction, the shortest notation of the same value. This module knows no field;
+`sizes.py` reads sizes that users type.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,11 @@ from typing import Any
 
 Pair = tuple[int, int]
 """Two lengths, height first."""
+
+Lengths = tuple[int, ...]
+"""A length for each axis: (height, width), or (frames, height, width)."""
+
+NAMES_OF_AXES = {2: "a pair (height, width)", 3: "three lengths (frames, height, width)"}
 
 Windows = int | Sequence[int | Sequence[int]]
 """Windows in tokens in any notation, one for all stages or one for each stage: see `as_windows`."""
@@ -48,23 +54,40 @@ def as_pair(name: str, value: Any, smallest: int = 1) -> Pair:
     Raises:
         ValueError: `value` is neither.
     """
+    height, width = as_axes(name, value, smallest)
+    return height, width
+
+
+def as_axes(name: str, value: Any, smallest: int = 1, axes: int = 2) -> Lengths:
+    """Reads a length for each axis.
+
+    Args:
+        name: The field's name, for the message.
+        value: An integer for all axes, or as many integers as there are axes.
+        smallest: The smallest length that is accepted.
+        axes: 2 for (height, width), 3 for (frames, height, width).
+
+    Raises:
+        ValueError: `value` is neither.
+    """
     if is_integer(value):
-        length = as_length(name, value, smallest)
-        return length, length
-    if isinstance(value, (list, tuple)) and len(value) == 2:
-        return as_length(f"{name}[0]", value[0], smallest), as_length(f"{name}[1]", value[1], smallest)
-    raise ValueError(f"{name} is {value!r}; expected an integer or a pair (height, width).")
+        return (as_length(name, value, smallest),) * axes
+    if isinstance(value, (list, tuple)) and len(value) == axes:
+        return tuple(as_length(f"{name}[{axis}]", length, smallest) for axis, length in enumerate(value))
+    raise ValueError(f"{name} is {value!r}; expected an integer or {NAMES_OF_AXES[axes]}.")
 
 
-def as_windows(name: str, value: Any, num_stages: int, any_number: bool = False) -> tuple[Pair, ...]:
+def as_windows(name: str, value: Any, num_stages: int, any_number: bool = False, axes: int = 2) -> tuple[Lengths, ...]:
     """Reads the windows of all stages.
 
     Args:
         name: The field's name, for the message.
         value: In tokens: one window for all stages, an integer or a pair (height, width); or a list with such a window
-            for each stage. Two integers are always a pair, even in a network of two stages.
+            for each stage. Two integers are always a pair, even in a network of two stages. For videos, a window has
+            three lengths.
         num_stages: Number of stages.
         any_number: Whether the list may have another length; the result then has the same length.
+        axes: 2 for (height, width), 3 for (frames, height, width).
 
     Raises:
         ValueError: `value` is neither.
@@ -80,26 +103,28 @@ def as_windows(name: str, value: Any, num_stages: int, any_number: bool = False)
         ((4, 4), (8, 8))
     """
     is_list = isinstance(value, (list, tuple))
-    if is_integer(value) or (is_list and len(value) == 2 and not any(isinstance(one, (list, tuple)) for one in value)):
-        return (as_pair(name, value),) * num_stages
+    if is_integer(value) or (
+        is_list and len(value) == axes and not any(isinstance(one, (list, tuple)) for one in value)
+    ):
+        return (as_axes(name, value, axes=axes),) * num_stages
     if is_list and (len(value) == num_stages or (any_number and value)):
-        return tuple(as_pair(f"{name}[{index}]", one) for index, one in enumerate(value))
+        return tuple(as_axes(f"{name}[{index}]", one, axes=axes) for index, one in enumerate(value))
     raise ValueError(
-        f"{name} is {value!r}; expected an integer or a pair (height, width) for all stages, or a list of such "
+        f"{name} is {value!r}; expected an integer or {NAMES_OF_AXES[axes]} for all stages, or a list of such "
         f"windows, one for each of the {num_stages} stages."
     )
 
 
-def plain_pair(lengths: Pair) -> int | list[int]:
-    """The shortest notation that `as_pair` reads: an integer if height and width are equal."""
-    return lengths[0] if lengths[0] == lengths[1] else list(lengths)
+def plain_pair(lengths: Lengths) -> int | list[int]:
+    """The shortest notation that `as_axes` reads: an integer if all lengths are equal."""
+    return lengths[0] if len(set(lengths)) == 1 else list(lengths)
 
 
-def plain_windows(windows: Sequence[Pair]) -> int | list[Any]:
+def plain_windows(windows: Sequence[Lengths]) -> int | list[Any]:
     """The shortest notation that `as_windows` reads: an integer if all stages have the same square window.
 
     Args:
-        windows: Size (height, width) in tokens of each stage's window.
+        windows: Size in tokens of each stage's window.
 
     Example:
 
@@ -108,10 +133,10 @@ def plain_windows(windows: Sequence[Pair]) -> int | list[Any]:
     """
     if len(set(windows)) == 1:
         return plain_pair(windows[0])
-    # Two integers would be read as a pair.
-    return [list(window) if len(windows) == 2 else plain_pair(window) for window in windows]
+    # As many integers as there are axes would be read as one window.
+    return [list(window) if len(windows) == len(window) else plain_pair(window) for window in windows]
 
 
-def in_words(lengths: Pair) -> str:
-    """Height and width in a message: "8 x 16"."""
-    return f"{lengths[0]} x {lengths[1]}"
+def in_words(lengths: Lengths) -> str:
+    """Lengths in a message: "8 x 16"."""
+    return " x ".join(map(str, lengths))

@@ -13,6 +13,7 @@ This module knows no format and no runtime.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -149,13 +150,13 @@ class ExportedAttention(nn.Module):
         self.output = block.attention.output
         self.heads = attention.num_heads
         self.head_dim = attention.query.out_features // attention.num_heads
-        self.tokens, self.windows = plan.tokens, plan.counts[0] * plan.counts[1]
+        self.tokens, self.windows = plan.tokens, math.prod(plan.counts)
         # The norm scales to the length sqrt(head_dim).
         self.register_buffer("scale", attention.scale().view(-1, 1, 1) / self.head_dim)
         device = self.scale.device
         bias = expand_bias(attention.bias_table(torch.zeros(1, device=device), EAGER), plan.window)
         masks = [None if kind.is_single_region else kind.hidden_pairs(device) for kind in plan.kinds]
-        counts = [(kind.rows.stop - kind.rows.start) * (kind.columns.stop - kind.columns.start) for kind in plan.kinds]
+        counts = [kind.count for kind in plan.kinds]
         self.is_masked = any(mask is not None for mask in masks)
         biases = [bias if mask is None else bias.masked_fill(mask, HIDDEN) for mask in masks]
         self.by_kind = self.is_masked and self.windows * bias.numel() > MOST_BIASES
@@ -256,8 +257,7 @@ def order_of_windows(plan: WindowPlan) -> Tensor:
     numbers = torch.arange(height * width).view(1, height, width, 1) + 1
     shifted = windows.shift(windows.pad(numbers, plan), plan) - 1
     tiles = windows.partition(shifted, plan.window).view(*plan.counts, plan.tokens)
-    kinds = [tiles[kind.rows.start : kind.rows.stop, kind.columns.start : kind.columns.stop] for kind in plan.kinds]
-    return torch.cat([kind.flatten() for kind in kinds])
+    return torch.cat([tiles[kind.place].flatten() for kind in plan.kinds])
 
 
 class ExportedStage(nn.Module):

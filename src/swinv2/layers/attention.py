@@ -1,7 +1,7 @@
 """Scaled cosine attention in shifted windows: the modules with its parameters.
 
-In and out: a map (B, H, W, C). These modules project to queries, keys and values, and back; `ops` does padding, shift,
-windows, mask, normalisation and softmax.
+In and out: a map (B, *grid, C), where the grid is (H, W) for images and (frames, H, W) for videos. These modules
+project to queries, keys and values, and back; `ops` does padding, shift, windows, mask, normalisation and softmax.
 
 Source: Liu et al., Swin Transformer V2, section 3.3, equation 2; names of the parameters: transformers' swinv2.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from swinv2.layers.position import ContinuousPositionBias
 from swinv2.ops.backends import window_attention
 from swinv2.ops.precision import at_least_fp32
-from swinv2.ops.windows import Pair, WindowPlan
+from swinv2.ops.windows import Lengths, WindowPlan
 
 MAX_LOG_SCALE = math.log(100)
 """The temperature tau is at least 0.01, so the scale is at most 100."""
@@ -27,18 +27,18 @@ class WindowGeometry:
     """The windows of one block.
 
     Attributes:
-        window: Size (height, width) in tokens.
-        shift: Cyclic shift (height, width) in tokens.
+        window: Size in tokens along each axis: (height, width), or (frames, height, width).
+        shift: Cyclic shift in tokens.
         pretrained_window: Window in which the position bias was learned; 0 means `window`.
         mask_padding: Whether padding tokens are hidden.
     """
 
-    window: Pair
-    shift: Pair
-    pretrained_window: Pair
+    window: Lengths
+    shift: Lengths
+    pretrained_window: Lengths
     mask_padding: bool
 
-    def plan(self, grid: Pair) -> WindowPlan:
+    def plan(self, grid: Lengths) -> WindowPlan:
         """The plan of the block's windows for maps of a size."""
         return WindowPlan(grid, self.window, self.shift, self.mask_padding)
 
@@ -60,12 +60,12 @@ class CosineWindowAttention(nn.Module):
         self.geometry = geometry
         self.dropout = dropout
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
-        self.continuous_position_bias_mlp = ContinuousPositionBias(num_heads)
+        self.continuous_position_bias_mlp = ContinuousPositionBias(num_heads, len(geometry.window))
         self.query = nn.Linear(dim, dim, bias=qkv_bias)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=qkv_bias)
 
-    def bias_table(self, x: Tensor, backend: str) -> Float[Tensor, "heads table_height table_width"]:
+    def bias_table(self, x: Tensor, backend: str) -> Float[Tensor, "heads *table"]:
         """The position bias of every relative position; the same for all images.
 
         Args:
@@ -80,7 +80,7 @@ class CosineWindowAttention(nn.Module):
         return at_least_fp32(self.logit_scale).clamp(max=MAX_LOG_SCALE).exp().flatten()
 
     def forward(
-        self, feature_map: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False
+        self, feature_map: Float[Tensor, "B *grid C"], backend: str, output_attentions: bool = False
     ) -> tuple[Tensor, ...]:
         """Attends inside every window.
 
@@ -90,17 +90,17 @@ class CosineWindowAttention(nn.Module):
             output_attentions: Whether to return the attention weights too; only the backend "eager" has them.
 
         Returns:
-            The attended map (B, H, W, C) before the output projection, and the attention weights (N, heads, T, T) if
+            The attended map (B, *grid, C) before the output projection, and the attention weights (N, heads, T, T) if
             `output_attentions`.
         """
-        plan = self.geometry.plan((feature_map.shape[1], feature_map.shape[2]))
+        plan = self.geometry.plan(tuple(feature_map.shape[1:-1]))
         heads = (self.num_heads, -1)
         padded_query = padded_value = None
         if plan.padded_grid != plan.grid:
             # A padding token is a token of zeros; the modules project it, because they may be LoRA or quantised.
-            padding = feature_map.new_zeros(1, 1, 1, feature_map.shape[-1])
-            padded_query = self.query(padding)[0, 0, 0].unflatten(-1, heads)
-            padded_value = self.value(padding)[0, 0, 0].unflatten(-1, heads)
+            padding = feature_map.new_zeros(*[1] * (feature_map.ndim - 1), feature_map.shape[-1])
+            padded_query = self.query(padding).flatten().unflatten(-1, heads)
+            padded_value = self.value(padding).flatten().unflatten(-1, heads)
         attended, weights = window_attention(
             self.query(feature_map).unflatten(-1, heads),
             self.key(feature_map).unflatten(-1, heads),
@@ -144,7 +144,7 @@ class Attention(nn.Module):
         self.output = Projection(dim, dim, dropout)
 
     def forward(
-        self, feature_map: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False
+        self, feature_map: Float[Tensor, "B *grid C"], backend: str, output_attentions: bool = False
     ) -> tuple[Tensor, ...]:
         """See `CosineWindowAttention.forward`."""
         attended, *weights = self.self(feature_map, backend, output_attentions)

@@ -1,6 +1,6 @@
 """The Swin Transformer V2 block: two residual branches with post-norm.
 
-In and out: a map (B, H, W, C).
+In and out: a map (B, *grid, C); the grid is (H, W) for images, and (frames, H, W) for videos.
 
 Source: Liu et al., Swin Transformer V2, section 3.2 (res-post-norm) and figure 1; section 3.6 for the extra norm.
 """
@@ -105,8 +105,8 @@ class SwinTransformerBlock(GradientCheckpointingLayer):
         remember_structure(self)
 
     def forward(
-        self, x: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False
-    ) -> Float[Tensor, "B H W C"] | tuple[Float[Tensor, "B H W C"], Float[Tensor, "N heads tokens tokens"]]:
+        self, x: Float[Tensor, "B *grid C"], backend: str, output_attentions: bool = False
+    ) -> Float[Tensor, "B *grid C"] | tuple[Float[Tensor, "B *grid C"], Float[Tensor, "N heads tokens tokens"]]:
         """Runs the block.
 
         Args:
@@ -132,5 +132,5 @@ class SwinTransformerBlock(GradientCheckpointingLayer):
 
 def block_geometry(config: Swinv2Config, spec: StageSpec, index: int) -> WindowGeometry:
     """The windows of block `index` of a stage; every second block is shifted."""
-    shift = spec.shift if index % 2 else (0, 0)
+    shift = spec.shift if index % 2 else (0,) * len(spec.shift)
     return WindowGeometry(spec.window, shift, spec.pretrained_window, config.mask_padding)

@@ -29,7 +29,7 @@ from swinv2.ops.cpu.linear import in_fp32, is_slow
 from swinv2.ops.cpu.position import bias_table
 from swinv2.ops.execution import Execution, execution
 from swinv2.ops.precision import at_least_fp32
-from swinv2.ops.windows import Pair
+from swinv2.ops.windows import Lengths
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _branch_epilogue(block: Any, x: Tensor, norm: nn.LayerNorm) -> Epilogue:
 def _attention_on_cpu(block: Any, x: Tensor, output_attentions: bool) -> tuple[Tensor]:
     """Fused: the attention branch in compiled kernels."""
     attention = block.attention.self
-    table, plan = attention.bias_table(x, CPU), attention.geometry.plan((x.shape[1], x.shape[2]))
+    table, plan = attention.bias_table(x, CPU), attention.geometry.plan(tuple(x.shape[1:-1]))
     epilogue = _branch_epilogue(block, x, block.layernorm_before)
     out_proj = _layer_weights(block.attention.output.dense)
     return (add_attention(x, _qkv_layers(attention), out_proj, table, attention.scale(), plan, epilogue),)
@@ -259,7 +259,7 @@ def _refuse_embeddings(embeddings: Any) -> str | None:
     patches: Any = embeddings.patch_embeddings
     convolution = patches.projection
     sizes = {tuple(patches.patch_size), tuple(convolution.kernel_size), tuple(convolution.stride)}
-    if len(sizes) > 1 or (convolution.padding, convolution.dilation, convolution.groups) != ((0, 0), (1, 1), 1):
+    if len(sizes) > 1 or {*convolution.padding} != {0} or {*convolution.dilation} != {1} or convolution.groups != 1:
         return "the projection is not a convolution of patches side by side"
     return _refuse_weights(embeddings.patch_embeddings, embeddings.norm)
 
@@ -273,12 +273,12 @@ def _prepare_embeddings(embeddings: Any) -> PreparedProjection:
 def _refuse_pixels(embeddings: Any, pixels: Tensor) -> str | None:
     """The reason why the fused patch embedding cannot take these images, or None."""
     weight = embeddings.patch_embeddings.projection.weight
-    if 0 in pixels.shape or pixels.shape[1] != weight.shape[1]:
+    if 0 in pixels.shape or pixels.shape[-3] != weight.shape[1]:
         return "the batch is empty, or the images have another number of channels"
     return _refuse_autocast() or _refuse_call(weight, pixels)
 
 
-def _position_bias_on_cpu(bias: Any, x: Tensor, window: Pair, pretrained_window: Pair) -> Tensor:
+def _position_bias_on_cpu(bias: Any, x: Tensor, window: Lengths, pretrained_window: Lengths) -> Tensor:
     """Fused: the network of the position bias in compiled kernels."""
     first, _, second = bias
     weights = (at_least_fp32(each) for each in (first.weight, first.bias, second.weight))

@@ -1,7 +1,7 @@
 """Log-spaced continuous position bias: from relative positions to a learned bias for each head.
 
-In: the window and the pre-training window, as integers. Out: the bias table (heads, 2 Wh - 1, 2 Ww - 1). A small
-network computes the table, so any window is possible.
+In: the window and the pre-training window, as integers. Out: the bias table, (heads, 2 Wh - 1, 2 Ww - 1) for images. A
+small network computes the table, so any window is possible.
 
 Source: Liu et al., Swin Transformer V2, section 3.3 ("Continuous relative position bias", "Log-spaced coordinates").
 The factors 8, 3 = log2(8) and 16 * sigmoid are from microsoft/Swin-Transformer, swin_transformer_v2.py.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from swinv2.layers.fusion import fusible, remember_structure
 from swinv2.ops.coordinates import LARGEST_BIAS, relative_coordinates
 from swinv2.ops.precision import at_least_fp32
-from swinv2.ops.windows import Pair
+from swinv2.ops.windows import Lengths
 
 HIDDEN_FEATURES = 512
 
@@ -42,28 +42,29 @@ class ContinuousPositionBias(nn.Sequential):
 
     Args:
         num_heads: Number of heads.
+        axes: Axes of the windows: 2 for images, 3 for videos.
     """
 
-    def __init__(self, num_heads: int) -> None:
+    def __init__(self, num_heads: int, axes: int = 2) -> None:
         super().__init__(
-            PreciseLinear(2, HIDDEN_FEATURES), nn.ReLU(), PreciseLinear(HIDDEN_FEATURES, num_heads, bias=False)
+            PreciseLinear(axes, HIDDEN_FEATURES), nn.ReLU(), PreciseLinear(HIDDEN_FEATURES, num_heads, bias=False)
         )
         remember_structure(self)
 
     @fusible
     def forward(
-        self, x: Tensor, backend: str, window: Pair, pretrained_window: Pair
-    ) -> Float[Tensor, "heads table_height table_width"]:
+        self, x: Tensor, backend: str, window: Lengths, pretrained_window: Lengths
+    ) -> Float[Tensor, "heads *table"]:
         """The bias of every relative position.
 
         Args:
             x: The map, or any tensor on its device; the weights may be offloaded, so their device does not count.
             backend: A backend of `ops.backends`.
-            window: Size (height, width) of the windows.
+            window: Size of the windows: (height, width), or (frames, height, width).
             pretrained_window: Window in which the bias was learned; see `relative_coordinates`.
 
         Returns:
             The bias, between 0 and 16, which is added to the logits; in fp64 if the weights are, otherwise in fp32.
         """
         field = super().forward(relative_coordinates(window, pretrained_window, x.device))
-        return LARGEST_BIAS * torch.sigmoid(field).permute(2, 0, 1)
+        return LARGEST_BIAS * torch.sigmoid(field).movedim(-1, 0)

@@ -1,7 +1,8 @@
 """A stage (blocks at one resolution and the merging after them), and the encoder, which is all stages.
 
-In: the embedded map (B, H, W, C). Out: the map of every stage, before and after its merging. Each map that callers get
-is also the input of the next layer, so the output has a gradient with respect to it.
+In: the embedded map (B, *grid, C); the grid is (H, W) for images, and (frames, H, W) for videos. Out: the map of every
+stage, before and after its merging. Each map that callers get is also the input of the next layer, so the output has a
+gradient with respect to it.
 """
 
 from collections.abc import Iterable
@@ -38,7 +39,7 @@ class Stage(nn.Module):
         remember_structure(self)
 
     @fusible
-    def forward(self, x: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False) -> tuple[Any, ...]:
+    def forward(self, x: Float[Tensor, "B *grid C"], backend: str, output_attentions: bool = False) -> tuple[Any, ...]:
         """Runs the stage.
 
         Args:
@@ -74,7 +75,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Stage(config, spec) for spec in config.stages())
 
     def forward(
-        self, x: Float[Tensor, "B H W C"], backend: str, output_attentions: bool = False
+        self, x: Float[Tensor, "B *grid C"], backend: str, output_attentions: bool = False
     ) -> tuple[tuple[Any, ...], ...]:
         """Runs all stages; see `Stage.forward`."""
         outputs: list[tuple[Any, ...]] = []

@@ -19,7 +19,7 @@ from swinv2.ops import reference, sdpa
 from swinv2.ops.cpu import attention, library
 from swinv2.ops.execution import ORDINARY, Execution, execution, is_transformed
 from swinv2.ops.reference import AttentionInputs
-from swinv2.ops.windows import Pair, WindowPlan
+from swinv2.ops.windows import Lengths, WindowPlan
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Call:
     Attributes:
         wants_weights: Whether the call returns the attention weights.
         device, dtype: Device and dtype of the maps.
-        shape: Shape of the maps, (B, H, W, heads, head_dim).
+        shape: Shape of the maps, (B, *grid, heads, head_dim).
         window: Size of the windows.
         dropout: Probability of dropping an attention weight.
         execution: How the call is run.
@@ -49,7 +49,7 @@ class Call:
     device: torch.device | None = None
     dtype: torch.dtype | None = None
     shape: tuple[int | torch.SymInt, ...] | None = None
-    window: Pair | None = None
+    window: Lengths | None = None
     dropout: float = 0.0
     execution: Execution = Execution.EAGER
 
@@ -101,6 +101,8 @@ def _refuse_triton(call: Call) -> str | None:
         return f"the maps are {str(call.dtype).removeprefix('torch.')}; it takes bfloat16, float16 and float32"
     if call.shape is not None and call.shape[-1] > LARGEST_HEAD_DIM:
         return f"heads have {call.shape[-1]} channels; it takes {LARGEST_HEAD_DIM} at most"
+    if call.window is not None and len(call.window) != 2:
+        return f"windows have {len(call.window)} axes; it takes those of images, which have 2"
     if call.window is not None and max(call.window) > LARGEST_WINDOW:
         return f"windows are {call.window[0]} x {call.window[1]}; it takes {LARGEST_WINDOW} x {LARGEST_WINDOW} at most"
     if call.shape is not None and 3 * call.shape[1] * call.shape[2] * call.shape[3] * call.shape[4] >= MOST_NUMBERS:
@@ -242,17 +244,17 @@ def _warn_once(message: str) -> None:
 
 
 def window_attention(
-    q: Float[Tensor, "B H W heads head_dim"],
-    k: Float[Tensor, "B H W heads head_dim"],
-    v: Float[Tensor, "B H W heads head_dim"],
-    bias_table: Float[Tensor, "heads table_height table_width"],
+    q: Float[Tensor, "B *grid heads head_dim"],
+    k: Float[Tensor, "B *grid heads head_dim"],
+    v: Float[Tensor, "B *grid heads head_dim"],
+    bias_table: Float[Tensor, "heads *table"],
     scale: Float[Tensor, " heads"],
     plan: WindowPlan,
     padded_value: Float[Tensor, "heads head_dim"] | None = None,
     dropout: float = 0.0,
     backend: str = SDPA,
     padded_query: Float[Tensor, "heads head_dim"] | None = None,
-) -> tuple[Float[Tensor, "B H W heads head_dim"], Float[Tensor, "N heads tokens tokens"] | None]:
+) -> tuple[Float[Tensor, "B *grid heads head_dim"], Float[Tensor, "N heads tokens tokens"] | None]:
     """Runs cosine window attention in a backend; the other arguments are those of `reference.AttentionInputs`.
 
     Args:

@@ -12,27 +12,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swinv2.ops.windows import Pair
+from swinv2.ops.windows import Lengths
 
 LARGEST_BIAS = 16
 """The position bias is this number times a sigmoid."""
 
 
 def relative_coordinates(
-    window: Pair, pretrained_window: Pair, device: torch.device | None = None
-) -> Float[Tensor, "table_height table_width 2"]:
+    window: Lengths, pretrained_window: Lengths, device: torch.device | None = None
+) -> Float[Tensor, "*table axes"]:
     """Log-spaced coordinates of every relative position in a window.
 
     A distance d along an axis becomes sign(d) log2(|8 d / (w - 1)| + 1) / log2(8), where w is the pre-training window
     on that axis. Inside that window, coordinates are at most 1.06 in absolute value; a larger window extrapolates.
 
     Args:
-        window: Size (height, width) of the windows.
+        window: Size of the windows: (height, width), or (frames, height, width).
         pretrained_window: Window in which the bias was learned; 0 on an axis means `window` itself.
         device: The device of the coordinates.
 
     Returns:
-        fp32 coordinates (down, across), relative positions in increasing order.
+        fp32 coordinates, one for each axis; relative positions in increasing order.
     """
     axes = []
     for size, pretrained in zip(window, pretrained_window, strict=True):

@@ -7,6 +7,7 @@ cuts the maps, and builds the mask of every window and the T x T weights of ever
 Source: Liu et al., Swin Transformer V2, section 3.3, equation 2: Sim(q, k) = cos(q, k) / tau + B.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from swinv2.ops import windows
 from swinv2.ops.precision import at_least_fp32
-from swinv2.ops.windows import Pair, WindowPlan
+from swinv2.ops.windows import Lengths, WindowPlan
 
 
 @dataclass  # not frozen: that takes several times as long, in every call
@@ -24,7 +25,8 @@ class AttentionInputs:
 
     Attributes:
         q, k, v: The maps, not normalised.
-        bias_table: Position bias of each relative position, (heads, 2 Wh - 1, 2 Ww - 1); it is added to the logits.
+        bias_table: Position bias of each relative position, (heads, 2 Wh - 1, 2 Ww - 1) for images; it is added to the
+            logits.
         scale: The factor of the cosine, 1 / tau: positive, at most 100.
         plan: The windows of the map.
         padded_value: The value of a padding token (the value projection of a zero token); zeros if None. The key of a
@@ -34,10 +36,10 @@ class AttentionInputs:
             output of padding tokens is removed from the map.
     """
 
-    q: Float[Tensor, "B H W heads head_dim"]
-    k: Float[Tensor, "B H W heads head_dim"]
-    v: Float[Tensor, "B H W heads head_dim"]
-    bias_table: Float[Tensor, "heads table_height table_width"]
+    q: Float[Tensor, "B *grid heads head_dim"]
+    k: Float[Tensor, "B *grid heads head_dim"]
+    v: Float[Tensor, "B *grid heads head_dim"]
+    bias_table: Float[Tensor, "heads *table"]
     scale: Float[Tensor, " heads"]
     plan: WindowPlan
     padded_value: Float[Tensor, "heads head_dim"] | None = None
@@ -54,21 +56,21 @@ def normalise(vectors: Tensor) -> Tensor:
     return F.normalize(at_least_fp32(vectors), dim=-1, eps=1e-12).to(vectors.dtype)
 
 
-def expand_bias(
-    bias_table: Float[Tensor, "heads table_height table_width"], window: Pair
-) -> Float[Tensor, "heads tokens tokens"]:
+def expand_bias(bias_table: Float[Tensor, "heads *table"], window: Lengths) -> Float[Tensor, "heads tokens tokens"]:
     """Specification: looks up the bias of every pair of tokens of a window.
 
     The bias of query (y, x) and key (v, u) is entry (y - v + Wh - 1, x - u + Ww - 1) of the table. So the biases of one
     query are a Wh x Ww patch of the table in reverse order.
     """
-    patches = bias_table.unfold(1, window[0], 1).unfold(2, window[1], 1)
-    return patches.flip(3, 4).reshape(bias_table.shape[0], window[0] * window[1], window[0] * window[1])
+    axes, tokens, patches = len(window), math.prod(window), bias_table
+    for axis, length in enumerate(window, 1):
+        patches = patches.unfold(axis, length, 1)
+    return patches.flip(list(range(1 + axes, 1 + 2 * axes))).reshape(bias_table.shape[0], tokens, tokens)
 
 
 def window_attention(
     inputs: AttentionInputs,
-) -> tuple[Float[Tensor, "B H W heads head_dim"], Float[Tensor, "N heads tokens tokens"]]:
+) -> tuple[Float[Tensor, "B *grid heads head_dim"], Float[Tensor, "N heads tokens tokens"]]:
     """Cosine attention inside every window of a map: the specification.
 
     Returns:

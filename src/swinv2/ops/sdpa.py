@@ -10,6 +10,7 @@ computed in chunks, and the backward pass computes the weights again. So memory 
 Source: Liu et al., Swin Transformer V2, section 3.5 ("sequential self-attention computation").
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -23,44 +24,60 @@ from swinv2.ops import windows
 from swinv2.ops.execution import Execution, execution
 from swinv2.ops.precision import SMALLEST_NORM, precise
 from swinv2.ops.reference import AttentionInputs
-from swinv2.ops.windows import Pair, Span, WindowKind, WindowPlan
+from swinv2.ops.windows import Lengths, Span, WindowKind, WindowPlan
 
 WEIGHTS_BYTES = 2**27
 """Most memory for attention weights that exist at the same time, for each image."""
 
 
-def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B H W heads head_dim"]:
+def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B *grid heads head_dim"]:
     """Cosine attention inside every window of a map, by torch's attention."""
     plan, bias = inputs.plan, expand_bias(inputs.bias_table, inputs.plan.window)
     query = windows.pad(_scale_to_length(inputs.q, inputs.scale[:, None]), plan)
     key = windows.pad(_scale_to_length(inputs.k, 1.0), plan)
     value = windows.pad(inputs.v, plan, inputs.padded_value)
-    rows_of_windows = []
-    for rows in plan.spans(0):
-        row_of_windows = []
-        for columns in plan.spans(1):
-            kind = WindowKind(rows, columns)
-            areas = [_take(_take(m, plan, 0, rows), plan, 1, columns) for m in (query, key, value)]
-            tiles = Tiles(*(_cut_windows(area, plan.window) for area in areas))
-            attended = _attend(tiles, inputs.v.shape[0], bias, kind, inputs.dropout)
-            row_of_windows.append(_join_windows(attended, plan.window, (areas[0].shape[1], areas[0].shape[2])))
-        rows_of_windows.append(_join_spans(row_of_windows, plan, 1))
-    return windows.crop(_join_spans(rows_of_windows, plan, 0), plan)
+    return windows.crop(_attend_areas([query, key, value], plan, bias, inputs.dropout), plan)
 
 
-def expand_bias(
-    bias_table: Float[Tensor, "heads table_height table_width"], window: Pair
-) -> Float[Tensor, "heads tokens tokens"]:
+def _attend_areas(
+    areas: list[Tensor], plan: WindowPlan, bias: Tensor, dropout: float, spans: tuple[Span, ...] = ()
+) -> Tensor:
+    """Attends in an area of the padded maps, kind of window by kind of window.
+
+    Args:
+        areas: Queries, keys and values: the maps, cut to `spans`.
+        plan: The windows.
+        bias: The bias of every pair of tokens.
+        dropout: See `AttentionInputs`.
+        spans: The windows of the area along the first axes.
+
+    Returns:
+        The attended area; along the axes without a span, in the order of the unshifted map.
+    """
+    axis = len(spans)
+    if axis == len(plan.grid):
+        tiles = Tiles(*(_cut_windows(area, plan.window) for area in areas))
+        attended = _attend(tiles, areas[2].shape[0], bias, WindowKind(spans), dropout)
+        return _join_windows(attended, plan.window, areas[0].shape[1 : 1 + axis])
+    parts = [
+        _attend_areas([_take(area, plan, axis, span) for area in areas], plan, bias, dropout, (*spans, span))
+        for span in plan.spans(axis)
+    ]
+    return _join_spans(parts, plan, axis)
+
+
+def expand_bias(bias_table: Float[Tensor, "heads *table"], window: Lengths) -> Float[Tensor, "heads tokens tokens"]:
     """Looks up the bias of every pair of tokens, as `reference.expand_bias`, by copying slices of the table.
 
     In the reversed table, the biases of a query and a row of keys are a slice. The slice of the next query starts one
-    entry earlier. This is done along the columns first, then along the rows.
+    entry earlier. This is done along the last axis first.
     """
-    height, width = window
-    backwards = bias_table.flip(1, 2)
-    columns = torch.stack([backwards[:, :, width - 1 - x : 2 * width - 1 - x] for x in range(width)], dim=1)
-    rows = torch.stack([columns[:, :, height - 1 - y : 2 * height - 1 - y] for y in range(height)], dim=1)
-    return rows.reshape(bias_table.shape[0], height * width, height * width)
+    axes, tokens = len(window), math.prod(window)
+    biases = bias_table.flip(list(range(1, 1 + axes)))
+    for length in reversed(window):
+        # The next axis of the table follows those of the queries, which are done, and those of the table that are not.
+        biases = torch.stack([biases.narrow(axes, length - 1 - place, length) for place in range(length)], dim=1)
+    return biases.reshape(bias_table.shape[0], tokens, tokens)
 
 
 class Tiles(NamedTuple):
@@ -93,19 +110,23 @@ def _attend_at_once(tiles: Tiles, bias: Tensor, kind: WindowKind, dropout: float
     return F.scaled_dot_product_attention(*tiles, attn_mask=mask[None], dropout_p=dropout, scale=1.0)
 
 
-def _cut_windows(feature_map: Tensor, window: Pair) -> Tensor:
+def _cut_windows(feature_map: Tensor, window: Lengths) -> Tensor:
     """As `windows.partition`, with the heads before the tokens; in one permutation, because each costs a copy."""
-    batch, height, width, heads, head_dim = feature_map.shape
-    split = (batch, height // window[0], window[0], width // window[1], window[1], heads, head_dim)
-    tiles = feature_map.reshape(split).permute(0, 1, 3, 5, 2, 4, 6)
-    return tiles.reshape(-1, heads, window[0] * window[1], head_dim)
+    (batch, *grid, heads, head_dim), axes = feature_map.shape, len(window)
+    split = [part for length, side in zip(grid, window, strict=True) for part in (length // side, side)]
+    counts, sides = range(1, 2 * axes, 2), range(2, 2 * axes + 1, 2)
+    tiles = feature_map.reshape(batch, *split, heads, head_dim)
+    tiles = tiles.permute(0, *counts, 2 * axes + 1, *sides, 2 * axes + 2)
+    return tiles.reshape(-1, heads, math.prod(window), head_dim)
 
 
-def _join_windows(tiles: Tensor, window: Pair, grid: Pair) -> Tensor:
+def _join_windows(tiles: Tensor, window: Lengths, grid: Lengths) -> Tensor:
     """After torch's attention: undoes `_cut_windows`, for maps of size `grid`."""
-    heads, head_dim = tiles.shape[1], tiles.shape[3]
-    split = tiles.reshape(-1, grid[0] // window[0], grid[1] // window[1], heads, *window, head_dim)
-    return split.permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, *grid, heads, head_dim)
+    heads, head_dim, axes = tiles.shape[1], tiles.shape[3], len(window)
+    counts = [length // side for length, side in zip(grid, window, strict=True)]
+    split = tiles.reshape(-1, *counts, heads, *window, head_dim)
+    order = [dim for axis in range(1, 1 + axes) for dim in (axis, axes + 1 + axis)]
+    return split.permute(0, *order, axes + 1, 2 * axes + 2).reshape(-1, *grid, heads, head_dim)
 
 
 def _scale_to_length(vectors: Tensor, length: Tensor | float) -> Tensor:

@@ -1,7 +1,8 @@
 """Windows of a map: their positions and regions, partitioning and merging.
 
-In: maps (B, H, W, ...) and integers. Out: windows (N, T, ...) of T tokens, and maps. Everything here is a pure function
-of the integers of a plan.
+In: maps (B, H, W, ...) of images or (B, frames, H, W, ...) of videos, and integers. Out: windows (N, T, ...) of T
+tokens, and maps. Everything here is a pure function of the integers of a plan, for any number of axes; the text speaks
+of images.
 
 The order is: pad the map to whole windows at its bottom and right, shift it cyclically up and left, cut it. After the
 shift, a window can contain tokens that are not neighbours in the image, because the map's top edge follows its bottom
@@ -9,9 +10,10 @@ edge. A window is divided into regions of neighbours, and attention does not cro
 pair (region of its row, region of its column).
 
 Source: Liu et al., Swin Transformer (arXiv 2103.14030), section 3.2 and figure 4; for padding, transformers'
-`Swinv2Layer.maybe_pad`.
+`Swinv2Layer.maybe_pad`; for videos, Liu et al., Video Swin Transformer (arXiv 2106.13230), section 3.2.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -21,6 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Pair = tuple[int, int]
+
+Lengths = tuple[int, ...]
+"""A length for each axis of a map: (height, width) for images, (frames, height, width) for videos."""
 
 _MAIN, _WRAPPED, _PADDING = 0, 1, 2
 
@@ -46,15 +51,27 @@ class WindowKind:
 
     A shifted map has four kinds: inner windows, right edge, bottom edge, corner. Hidden padding can add one along each
     axis.
+
+    Attributes:
+        spans: The windows along each axis.
     """
 
-    rows: Span
-    columns: Span
+    spans: tuple[Span, ...]
 
     @property
     def is_single_region(self) -> bool:
         """Whether every token of the window may attend to every other token."""
-        return len(set(self.rows.regions)) == 1 and len(set(self.columns.regions)) == 1
+        return all(len(set(span.regions)) == 1 for span in self.spans)
+
+    @property
+    def place(self) -> tuple[slice, ...]:
+        """Where the windows are among those of the map, along each axis."""
+        return tuple(slice(span.start, span.stop) for span in self.spans)
+
+    @property
+    def count(self) -> int:
+        """Number of windows."""
+        return math.prod(span.stop - span.start for span in self.spans)
 
     def hidden_pairs(self, device: torch.device) -> Tensor:
         """The mask of one window.
@@ -62,9 +79,9 @@ class WindowKind:
         Returns:
             Boolean (T, T), True for pairs of tokens in different regions.
         """
-        rows = torch.tensor(self.rows.regions, device=device)
-        columns = torch.tensor(self.columns.regions, device=device)
-        region = (rows[:, None] * 3 + columns[None, :]).flatten()
+        region = torch.zeros(1, dtype=torch.long, device=device)
+        for span in self.spans:
+            region = (region[:, None] * 3 + torch.tensor(span.regions, device=device)).flatten()
         return region[:, None] != region[None, :]
 
 
@@ -73,18 +90,23 @@ class WindowPlan:
     """The windows of a map, as integers.
 
     Args:
-        grid: Size (height, width) of the map in tokens.
-        window: Size (height, width) of a window in tokens. It may be larger than the map.
-        shift: Cyclic shift (height, width) in tokens, less than the window.
-        mask_padding: Whether padding tokens are hidden from the tokens of the map.
+        grid: Size of the map in tokens along each axis: (height, width), or (frames, height, width).
+        window: Size of a window in tokens. It may be larger than the map.
+        shift: Cyclic shift in tokens, less than the window; () means none.
+        mask_padding: Whether padding tokens are hidden from the tokens of the map. Padding frames always are: so a
+            video of equal frames gives the answer of one frame, whatever its length.
     """
 
-    grid: Pair
-    window: Pair
-    shift: Pair = (0, 0)
+    grid: Lengths
+    window: Lengths
+    shift: Lengths = ()
     mask_padding: bool = False
 
     def __post_init__(self) -> None:
+        if not self.shift:
+            object.__setattr__(self, "shift", (0,) * len(self.window))
+        if not len(self.grid) == len(self.window) == len(self.shift):
+            raise ValueError(f"grid {self.grid}, window {self.window} and shift {self.shift} must have as many axes.")
         if any(not 0 <= shift < window for shift, window in zip(self.shift, self.window, strict=True)):
             raise ValueError(f"shift {self.shift} must be at least 0 and less than the window {self.window}.")
 
@@ -96,44 +118,48 @@ class WindowPlan:
     @classmethod
     def of_numbers(cls, numbers: Sequence[int]) -> "WindowPlan":
         """The plan with these `numbers`."""
-        height, width, window_height, window_width, down, across, mask_padding = numbers
-        return cls((height, width), (window_height, window_width), (down, across), bool(mask_padding))
+        axes = len(numbers) // 3
+        grid, window, shift = (tuple(numbers[start : start + axes]) for start in range(0, 3 * axes, axes))
+        return cls(grid, window, shift, bool(numbers[-1]))
 
     @property
     def kinds(self) -> tuple[WindowKind, ...]:
-        """All kinds of window, row by row; together they contain every window once."""
+        """All kinds of window, in the order of their windows; together they contain every window once."""
         # Cached, because every attention needs them. (A cached_property has a lock, which torch.compile cannot trace.)
         if "_kinds" not in self.__dict__:
-            kinds = tuple(WindowKind(rows, columns) for rows, columns in product(self.spans(0), self.spans(1)))
+            kinds = tuple(map(WindowKind, product(*map(self.spans, range(len(self.grid))))))
             object.__setattr__(self, "_kinds", kinds)
         return self.__dict__["_kinds"]
 
     @property
-    def counts(self) -> Pair:
-        """Number of windows (down, across)."""
+    def counts(self) -> Lengths:
+        """Number of windows along each axis."""
         # No negative numbers: some converters of traced graphs round their quotients differently.
-        height, width = self.window
-        return (self.grid[0] + height - 1) // height, (self.grid[1] + width - 1) // width
+        return tuple((length + window - 1) // window for length, window in zip(self.grid, self.window, strict=True))
 
     @property
-    def padded_grid(self) -> Pair:
-        """Size (height, width) of the map padded to whole windows."""
-        return self.counts[0] * self.window[0], self.counts[1] * self.window[1]
+    def padded_grid(self) -> Lengths:
+        """Size of the map padded to whole windows."""
+        return tuple(count * window for count, window in zip(self.counts, self.window, strict=True))
 
     @property
     def tokens(self) -> int:
         """Number T of tokens in a window."""
-        return self.window[0] * self.window[1]
+        return math.prod(self.window)
+
+    def hides_padding(self, axis: int) -> bool:
+        """Whether padding along an axis is hidden; see `mask_padding`. Height and width are the last two axes."""
+        return self.mask_padding or axis < len(self.grid) - 2
 
     def spans(self, axis: int) -> list[Span]:
-        """Groups the windows along an axis (0: rows, 1: columns) into spans of equal regions."""
+        """Groups the windows along an axis into spans of equal regions."""
         size, padded, window, shift = self.grid[axis], self.padded_grid[axis], self.window[axis], self.shift[axis]
-        count = self.counts[axis]
+        count, hides_padding = self.counts[axis], self.hides_padding(axis)
 
         def region(position: int) -> int:
             """The region of a position of the shifted map, along the axis."""
             token = (position + shift) % padded
-            if self.mask_padding and token >= size:
+            if hides_padding and token >= size:
                 return _PADDING
             return _WRAPPED if position >= padded - shift else _MAIN
 
@@ -161,30 +187,32 @@ class WindowPlan:
             return None
         hidden = torch.zeros(*self.counts, self.tokens, self.tokens, dtype=torch.bool, device=device)
         for kind in self.kinds:
-            rows, columns = slice(kind.rows.start, kind.rows.stop), slice(kind.columns.start, kind.columns.stop)
-            hidden[rows, columns] = kind.hidden_pairs(device)
-        return hidden.flatten(0, 1)
+            hidden[kind.place] = kind.hidden_pairs(device)
+        return hidden.flatten(0, -3)
 
 
 def pad(feature_map: Tensor, plan: WindowPlan, value: Tensor | None = None) -> Tensor:
-    """Pads a map (B, H, W, *rest) to whole windows, at its bottom and right.
+    """Pads a map (B, *grid, *rest) to whole windows, at its bottom and right (and its last frames).
 
     Args:
         feature_map: The map.
         plan: Its plan.
         value: The numbers of a padding token, of shape `rest`; zeros if None.
     """
-    (height, width), (padded_height, padded_width) = plan.grid, plan.padded_grid
-    if (height, width) == (padded_height, padded_width):
+    if plan.grid == plan.padded_grid:
         return feature_map
-    rest = feature_map.shape[3:]
-    margins = [0, 0] * len(rest) + [0, padded_width - width, 0, padded_height - height]
+    axes = len(plan.grid)
+    rest = feature_map.shape[1 + axes :]
+    margins = [0, 0] * len(rest)
+    for length, padded_length in zip(reversed(plan.grid), reversed(plan.padded_grid), strict=True):
+        margins += [0, padded_length - length]
     padded = F.pad(feature_map, margins)
     if value is None:
         return padded
-    rows = torch.arange(padded_height, device=feature_map.device)[:, None] >= height
-    columns = torch.arange(padded_width, device=feature_map.device)[None, :] >= width
-    is_padding = (rows | columns).view(1, padded_height, padded_width, *[1] * len(rest))
+    is_padding = torch.zeros(1, *[1] * axes, *[1] * len(rest), dtype=torch.bool, device=feature_map.device)
+    for axis, (length, padded_length) in enumerate(zip(plan.grid, plan.padded_grid, strict=True)):
+        is_beyond = torch.arange(padded_length, device=feature_map.device) >= length
+        is_padding = is_padding | is_beyond.view(-1, *[1] * (axes - 1 - axis), *[1] * len(rest))
     return torch.where(is_padding, value, padded)
 
 
@@ -192,28 +220,41 @@ def crop(feature_map: Tensor, plan: WindowPlan) -> Tensor:
     """Removes the padding of `pad`."""
     if plan.padded_grid == plan.grid:
         return feature_map
-    return feature_map[:, : plan.grid[0], : plan.grid[1]]
+    return feature_map[(slice(None), *map(slice, plan.grid))]
 
 
 def shift(feature_map: Tensor, plan: WindowPlan) -> Tensor:
     """Shifts a padded map cyclically up and left."""
-    return torch.roll(feature_map, (-plan.shift[0], -plan.shift[1]), (1, 2)) if any(plan.shift) else feature_map
+    return _roll(feature_map, [-length for length in plan.shift])
 
 
 def unshift(feature_map: Tensor, plan: WindowPlan) -> Tensor:
     """Undoes `shift`."""
-    return torch.roll(feature_map, plan.shift, (1, 2)) if any(plan.shift) else feature_map
+    return _roll(feature_map, plan.shift)
 
 
-def partition(feature_map: Tensor, window: Pair) -> Tensor:
-    """Cuts a map of whole windows (B, H, W, *rest) into windows (B * windows, T, *rest), row by row."""
-    batch, height, width, *rest = feature_map.shape
-    tiles = feature_map.reshape(batch, height // window[0], window[0], width // window[1], window[1], *rest)
-    return tiles.transpose(2, 3).reshape(-1, window[0] * window[1], *rest)
+def _roll(feature_map: Tensor, shift: Sequence[int]) -> Tensor:
+    """Shifts a map cyclically down and right."""
+    return torch.roll(feature_map, tuple(shift), tuple(range(1, 1 + len(shift)))) if any(shift) else feature_map
 
 
-def merge(windows: Tensor, window: Pair, grid: Pair) -> Tensor:
-    """Joins windows (B * windows, T, *rest) to maps (B, H, W, *rest) of size `grid`; undoes `partition`."""
-    counts, rest = (grid[0] // window[0], grid[1] // window[1]), windows.shape[2:]
-    tiles = windows.reshape(-1, *counts, *window, *rest)
-    return tiles.transpose(2, 3).reshape(-1, *grid, *rest)
+def partition(feature_map: Tensor, window: Lengths) -> Tensor:
+    """Cuts a map of whole windows (B, *grid, *rest) into windows (B * windows, T, *rest), row by row."""
+    axes = len(window)
+    grid, rest = feature_map.shape[1 : 1 + axes], feature_map.shape[1 + axes :]
+    sizes = [part for length, side in zip(grid, window, strict=True) for part in (length // side, side)]
+    tiles = feature_map.reshape(feature_map.shape[0], *sizes, *rest)
+    order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), *range(1 + 2 * axes, tiles.ndim)]
+    return tiles.permute(order).reshape(-1, math.prod(window), *rest)
+
+
+def merge(windows: Tensor, window: Lengths, grid: Lengths) -> Tensor:
+    """Joins windows (B * windows, T, *rest) to maps (B, *grid, *rest); undoes `partition`."""
+    axes, rest = len(window), windows.shape[2:]
+    tiles = windows.reshape(-1, *(length // side for length, side in zip(grid, window, strict=True)), *window, *rest)
+    order = [
+        0,
+        *(axis for each in range(1, 1 + axes) for axis in (each, axes + each)),
+        *range(1 + 2 * axes, tiles.ndim),
+    ]
+    return tiles.permute(order).reshape(-1, *grid, *rest)

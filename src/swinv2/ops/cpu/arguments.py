@@ -15,7 +15,7 @@ from torch import Tensor
 
 from swinv2.ops.cpu import library
 from swinv2.ops.precision import precise
-from swinv2.ops.windows import WindowPlan
+from swinv2.ops.windows import Lengths, WindowPlan
 
 Weights = tuple[Tensor, Tensor | None]
 """Weight (out, in) and bias (or None) of a linear layer."""
@@ -40,7 +40,7 @@ def fit_attention(
     """Checks the arguments of attention, as `fit`, and returns bias table, scale and padded value for kernels."""
     heads, head_dim = v.shape[-2:]
     fit((v.shape[0], *plan.grid, heads, head_dim), **{"the map": v})
-    fit((heads, 2 * plan.window[0] - 1, 2 * plan.window[1] - 1), bias_table=bias_table)
+    fit((heads, *(2 * length - 1 for length in plan.window)), bias_table=bias_table)
     fit((heads,), scale=scale)
     fit((heads, head_dim), padded_value=padded_value)
     return in_precise(bias_table, v.dtype), in_precise(scale, v.dtype), in_precise(padded_value, v.dtype)
@@ -59,15 +59,15 @@ def at(tensor: Tensor | None) -> int | None:
 
 
 def as_tokens(tensor: Tensor, axes: int = 1) -> Tensor:
-    """Tokens of `axes` axes, (..., C) or (B, H, W, heads, head_dim); copied if kernels cannot read them."""
+    """Tokens of `axes` axes, (..., C) or (..., heads, head_dim); copied if kernels cannot read them."""
     return tensor if tensor.is_contiguous() or token_step(tensor, axes) is not None else tensor.contiguous()
 
 
-def as_map(tensor: Tensor | None) -> library.Map:
-    """The kernel argument for tokens (..., C) or vectors (B, H, W, heads, head_dim); without data for None."""
+def as_map(tensor: Tensor | None, axes: int = 1) -> library.Map:
+    """The kernel argument for tokens of `axes` axes, (..., C) or (..., heads, head_dim); without data for None."""
     if tensor is None:
         return library.Map()
-    step = token_step(tensor, 2 if tensor.ndim == 5 else 1)
+    step = token_step(tensor, axes)
     if step is None:
         raise ValueError(f"tokens with strides {tensor.stride()} are not at equal distances in memory.")
     return library.Map(tensor.data_ptr(), step, library.TYPES[tensor.dtype])
@@ -132,9 +132,20 @@ def as_norm(norm: Norm, channels: int) -> library.Norm:
     return library.Norm(as_numbers(weight), as_numbers(bias), eps, factor)
 
 
+MOST_AXES = 3
+"""Axes of the largest maps that kernels take: frames, height and width."""
+
+
 def as_plan(plan: WindowPlan, batch: int, heads: int, head_dim: int) -> library.Plan:
-    """The kernel argument for a plan."""
-    return library.Plan(batch, *plan.grid, *plan.window, *plan.shift, plan.mask_padding, heads, head_dim)
+    """The kernel argument for a plan. A map of images has one frame."""
+    axes = zip(plan.grid, plan.window, plan.shift, strict=True)
+    no_frames = [(1, 1, 0)] * (MOST_AXES - len(plan.grid))
+    return library.Plan(batch, *no_frames, *axes, plan.mask_padding, heads, head_dim)
+
+
+def as_block(shift: Lengths) -> library.Block:
+    """The kernel argument for a block without branches, with its shift."""
+    return library.Block(*(0,) * (MOST_AXES - len(shift)), *shift)
 
 
 class _Memory(threading.local):

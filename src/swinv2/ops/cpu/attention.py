@@ -19,7 +19,7 @@ from swinv2.ops.reference import AttentionInputs
 from swinv2.ops.windows import WindowPlan
 
 
-def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B H W heads head_dim"]:
+def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B *grid heads head_dim"]:
     """Cosine attention inside every window of a map, by the compiled kernels for CPUs."""
     q, k, v = inputs.q.to(inputs.v.dtype), inputs.k.to(inputs.v.dtype), inputs.v
     return _AttendOnCpu.apply(q, k, v, inputs.bias_table, inputs.scale, inputs.padded_value, inputs.plan)
@@ -44,8 +44,8 @@ def _empty_attention_gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For compiled graphs: the shapes of the results of `attend_map_backward`."""
-    batch, height, width, heads, head_dim = v.shape
-    maps = v.new_empty(batch, height, width, 3 * heads * head_dim)
+    heads, head_dim = v.shape[-2:]
+    maps = v.new_empty(*v.shape[:-2], 3 * heads * head_dim)
     table = bias_table.new_empty(bias_table.shape if rest[1] else 0)
     return maps, table, torch.empty_like(scale), scale.new_empty(heads, head_dim)
 
@@ -70,11 +70,11 @@ def attend_map_backward(
         The other arguments are those of `attend_map`.
 
     Returns:
-        The gradients of q, k and v as one map (B, H, W, 3 * heads * head_dim); of the bias table, empty unless
+        The gradients of q, k and v as one map (B, *grid, 3 * heads * head_dim); of the bias table, empty unless
         `wants_table`; of the scale; and of `padded_value`.
     """
     inputs = AttentionInputs(q, k, v, bias_table, scale, plan, padded_value)
-    joined = v.new_empty(*v.shape[:3], 3 * v.shape[3] * v.shape[4])
+    joined = v.new_empty(*v.shape[:-2], 3 * v.shape[-2] * v.shape[-1])
     maps = [part.unflatten(-1, v.shape[-2:]) for part in joined.chunk(3, -1)]
     table, grad_scale, padding = kernels.attend_backward(grad, inputs, maps, wants_table)
     grad_table = bias_table.new_empty(0) if table is None else table.to(bias_table.dtype)

@@ -1,7 +1,7 @@
 """Whole branches and sequences of blocks on a CPU, each by one call of a kernel.
 
-In: maps (B, H, W, C) on a CPU, of any layout, and the tensors of a block. Out: maps, written in place. Weights are read
-in place, without a copy. Nothing here is differentiable.
+In: maps (B, *grid, C) on a CPU, of any layout, and the tensors of a block. Out: maps, written in place. Weights are
+read in place, without a copy. Nothing here is differentiable.
 """
 
 import math
@@ -17,6 +17,7 @@ from swinv2.ops.cpu import library
 from swinv2.ops.cpu.arguments import (
     Norm,
     Weights,
+    as_block,
     as_linear,
     as_map,
     as_norm,
@@ -30,7 +31,7 @@ from swinv2.ops.cpu.arguments import (
     run,
     side_by_side,
 )
-from swinv2.ops.windows import Pair, WindowPlan
+from swinv2.ops.windows import Lengths, Pair, WindowPlan
 
 
 def add_mlp(
@@ -74,19 +75,19 @@ def add_attention(
     """One call of a kernel: x + factor * norm(out_proj(attention(q(x), k(x), v(x)))), with attention in windows.
 
     Args:
-        x: The map (B, H, W, C).
+        x: The map (B, *grid, C).
         qkv, out_proj, norm: The layers, and the norm with its factor; the key layer has no bias.
         bias_table, scale, plan: See `reference.window_attention`.
         out: Receives the result; may be x.
-        saved_qkv: (B, H, W, 3 C), receives queries, keys and values, if given.
-        attended, branch_out: (B, H, W, C), receive the attended map and the norm's input, if given.
+        saved_qkv: (B, *grid, 3 C), receives queries, keys and values, if given.
+        attended, branch_out: (B, *grid, C), receive the attended map and the norm's input, if given.
     """
     batch, *grid, channels = x.shape
     fit(x.shape, x=x, attended=attended, branch_out=branch_out, out=out)
     fit((batch, *grid, 3 * channels), saved_qkv=saved_qkv)
     layers, norm, x = [as_weights(each) for each in (*qkv, out_proj)], side_by_side(norm), as_tokens(x)
-    table, scale, _ = fit_attention(x.unflatten(3, (len(scale), -1)), bias_table, scale, None, plan)
-    block = _add_attention_to(library.Block(*plan.shift), layers, table, scale, norm)
+    table, scale, _ = fit_attention(x.unflatten(-1, (len(scale), -1)), bias_table, scale, None, plan)
+    block = _add_attention_to(as_block(plan.shift), layers, table, scale, norm)
     saved = library.Saved(*(as_map(each) for each in (saved_qkv, attended, branch_out)))
     cut = as_plan(plan, batch, len(scale), channels // len(scale))
     run("run_blocks", x.dtype, (cut, 1, block, as_map(x), as_map(out), saved))
@@ -167,7 +168,7 @@ def attention_backward(
     """One call of a kernel: the gradients of `add_attention`.
 
     Args:
-        grad: The gradient of the result, (B, H, W, C).
+        grad: The gradient of the result, (B, *grid, C).
         x, bias_table, scale, plan, norm: The arguments of `add_attention`; the norm's bias is not used.
         saved: The tensors that `add_attention` saved: `saved_qkv`, `attended` and `branch_out`.
         weights: Those of the layers of queries, keys, values and of the output projection.
@@ -178,12 +179,12 @@ def attention_backward(
     qkv, attended, branch_out = (as_tokens(each) for each in saved)
     fit(x.shape, grad=grad, x=x, attended=attended, branch_out=branch_out, **{"gradient of x": to.x})
     fit((batch, *grid, 3 * channels), qkv=qkv)
-    table, scale, _ = fit_attention(x.unflatten(3, (heads, -1)), bias_table, scale, None, plan)
+    table, scale, _ = fit_attention(x.unflatten(-1, (heads, -1)), bias_table, scale, None, plan)
     fit(table.shape, **{"gradient of the bias table": to.table})
     fit((heads,), **{"gradient of the scale": to.scale})
     grad, x, norm = as_tokens(grad), as_tokens(x), side_by_side(norm)
     layers = [as_weights((weight, value_bias if i == 2 else None)) for i, weight in enumerate(weights)]
-    block = _add_attention_to(library.Block(*plan.shift), layers, table, scale, norm)
+    block = _add_attention_to(as_block(plan.shift), layers, table, scale, norm)
     cut = as_plan(plan, batch, heads, channels // heads)
     gradients = to.fit(channels, channels, 3 * channels)
     maps = library.Saved(as_map(qkv), as_map(attended), as_map(branch_out))
@@ -211,7 +212,7 @@ def _add_mlp_to(block: library.Block, fc1: Weights, fc2: Weights, norm: Norm) ->
 def _plan_of_tokens(x: Tensor) -> library.Plan:
     """A plan for tokens (..., C): each token is a window."""
     *sizes, channels = x.shape
-    return library.Plan(1, 1, math.prod(sizes), window_height=1, window_width=1, heads=1, dim=channels)
+    return library.Plan(1, (1, 1, 0), (1, 1, 0), (math.prod(sizes), 1, 0), heads=1, dim=channels)
 
 
 @dataclass(frozen=True)
@@ -231,8 +232,8 @@ class BlockTensors:
     out_proj: Weights
     bias_table: Tensor
     scale: Tensor
-    window: Pair
-    shift: Pair
+    window: Lengths
+    shift: Lengths
     mask_padding: bool
     attention_norm: Norm
     fc1: Weights
@@ -241,7 +242,7 @@ class BlockTensors:
     extra_norm: Norm | None = None
 
     @property
-    def alike(self) -> tuple[Pair, bool, bool]:
+    def alike(self) -> tuple[Lengths, bool, bool]:
         """What must be the same for all blocks that run together: window, `mask_padding`, and whether it is fp64."""
         return self.window, self.mask_padding, self.scale.dtype == torch.float64
 
@@ -276,15 +277,15 @@ class PreparedBlocks:
     def _prepare_block(self, tensors: BlockTensors) -> library.Block:
         """Checks the tensors of a block, and makes the kernel argument of them."""
         # A plan raises an error for a wrong shift.
-        WindowPlan((1, 1), tensors.window, tensors.shift)
-        fit((self.heads, 2 * self.window[0] - 1, 2 * self.window[1] - 1), bias_table=tensors.bias_table)
+        WindowPlan((1,) * len(tensors.window), tensors.window, tensors.shift)
+        fit((self.heads, *(2 * length - 1 for length in self.window)), bias_table=tensors.bias_table)
         fit((self.heads,), scale=tensors.scale)
         if tensors.scale.dtype != tensors.bias_table.dtype or tensors.scale.dtype not in (torch.float32, torch.float64):
             raise ValueError("bias_table and scale must both be in fp32, or both in fp64.")
         for tensor in tensors.tensors:
             if not tensor.is_contiguous() or tensor.dtype not in library.TYPES:
                 raise ValueError(f"a tensor with strides {tensor.stride()} in {tensor.dtype} cannot be prepared.")
-        block, layers = library.Block(*tensors.shift), (*tensors.qkv, tensors.out_proj)
+        block, layers = as_block(tensors.shift), (*tensors.qkv, tensors.out_proj)
         _add_attention_to(block, layers, tensors.bias_table, tensors.scale, tensors.attention_norm)
         _add_mlp_to(block, tensors.fc1, tensors.fc2, tensors.mlp_norm)
         if tensors.extra_norm is not None:
@@ -293,10 +294,10 @@ class PreparedBlocks:
 
 
 @lru_cache(maxsize=256)
-def _plan_of_map(size: torch.Size, window: Pair, mask_padding: bool, heads: int) -> library.Plan:
-    """The kernel argument for maps of a size (B, H, W, C), without shift: each block has its own."""
-    batch, height, width, channels = size
-    return as_plan(WindowPlan((height, width), window, mask_padding=mask_padding), batch, heads, channels // heads)
+def _plan_of_map(size: torch.Size, window: Lengths, mask_padding: bool, heads: int) -> library.Plan:
+    """The kernel argument for maps of a size (B, *grid, C), without shift: each block has its own."""
+    batch, *grid, channels = size
+    return as_plan(WindowPlan(tuple(grid), window, mask_padding=mask_padding), batch, heads, channels // heads)
 
 
 def run_blocks(prepared: PreparedBlocks, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -304,7 +305,7 @@ def run_blocks(prepared: PreparedBlocks, x: Tensor, out: Tensor | None = None) -
 
     Args:
         prepared: The blocks.
-        x: The map (B, H, W, C), of any layout.
+        x: The map (B, *grid, C), of any layout.
         out: Receives the map; may be x. None for new memory.
 
     Returns:
@@ -342,22 +343,22 @@ def project(prepared: PreparedProjection, x: Tensor) -> Tensor:
 
     Args:
         prepared: The layer and the norm.
-        x: The map (B, H, W, C), of any layout.
+        x: The map (..., H, W, C), of any layout; each frame of a video is projected by itself.
 
     Returns:
-        A map (B, ceil(H / window height), ceil(W / window width), out).
+        A map (..., ceil(H / window height), ceil(W / window width), out).
     """
     _check_map(x, prepared)
-    x, (images, height, width, _), (down, across) = as_tokens(x), x.shape, prepared.window
-    out = x.new_empty(images, -(-height // down), -(-width // across), prepared.wide)
-    plan = _plan_of_map(x.shape, prepared.window, False, 1)
+    x, (*images, height, width, channels), (down, across) = as_tokens(x), x.shape, prepared.window
+    out = x.new_empty(*images, -(-height // down), -(-width // across), prepared.wide)
+    plan = _plan_of_map(torch.Size((math.prod(images), height, width, channels)), prepared.window, False, 1)
     run("project", x.dtype, (plan, prepared.layer, prepared.norm, prepared.wide, as_map(x), as_map(out)))
     return out
 
 
 def _check_map(x: Tensor, prepared: PreparedBlocks | PreparedProjection) -> None:
     """Raises an error for a map that the prepared weights do not fit."""
-    fit((*x.shape[:3], prepared.channels), x=x)
+    fit((*x.shape[:-1], prepared.channels), x=x)
     if not x.is_cpu or (x.dtype == torch.float64) is not prepared.is_double or x.dtype not in library.TYPES:
         needed = "fp64" if prepared.is_double else "fp32, bf16 or fp16"
         raise ValueError(f"the map is on {x.device} in {x.dtype}; expected one on a CPU in {needed} for these weights.")

@@ -1,6 +1,6 @@
 """The two residual branches of a block on a CPU, with their gradients.
 
-In: a map (B, H, W, C) and the weights of a branch. Out: the map plus the branch's normalised output,
+In: a map (B, *grid, C) and the weights of a branch. Out: the map plus the branch's normalised output,
 x + factor * norm(last(middle(first(x)))).
 
     branch       first                                middle       last
@@ -60,7 +60,7 @@ def add_attention(
     """The attention branch, with gradients: x + factor * norm(out_proj(attention(q(x), k(x), v(x)))).
 
     Args:
-        x: The map (B, H, W, C).
+        x: The map (B, *grid, C).
         qkv: The linear layers of queries, keys and values; the key layer has no bias.
         out_proj: The output projection.
         bias_table, scale, plan: See `reference.window_attention`.
@@ -73,7 +73,7 @@ def add_mlp(x: Tensor, fc1: Weights, fc2: Weights, epilogue: Epilogue) -> Tensor
     """The MLP branch, with gradients: x + factor * norm(fc2(GELU(fc1(x)))).
 
     Args:
-        x: The map (B, H, W, C).
+        x: The map (B, *grid, C).
         fc1, fc2: The two linear layers.
         epilogue: The norm and the drop path.
     """
@@ -145,12 +145,12 @@ class _AddMlp(_AddBranch):
 def _empty_branch(x: Tensor, weights: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For compiled graphs: the shapes of the results of `branch`."""
     dtype, _, save_for_backward = rest[-3:]  # the last arguments of `branch`
-    batch, height, width, channels = x.shape
+    batch, *grid, channels = x.shape
     batch = batch if save_for_backward else 0
     first = sum(weight.shape[0] for weight in weights[:-1])
     middle = channels if len(weights) > 2 else 0
     qkv_or_hidden, attended, branch_out = (
-        x.new_empty(batch, height, width, features, dtype=dtype) for features in (first, middle, channels)
+        x.new_empty(batch, *grid, features, dtype=dtype) for features in (first, middle, channels)
     )
     return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype)), qkv_or_hidden, attended, branch_out
 
@@ -182,8 +182,8 @@ def branch(
         save_for_backward: Whether to return them.
 
     Returns:
-        The sum; the output of the first layers (B, H, W, 3 C or hidden); the attended map (B, H, W, C), empty for an
-        MLP; and the norm's input (B, H, W, C). The last three have the kept images first, then undefined numbers. They
+        The sum; the output of the first layers (B, *grid, 3 C or hidden); the attended map (B, *grid, C), empty for an
+        MLP; and the norm's input (B, *grid, C). The last three have the kept images first, then undefined numbers. They
         are empty unless `save_for_backward`.
     """
     out, *saved = results = _empty_branch(x, weights, dtype, plan, save_for_backward)
@@ -208,7 +208,7 @@ def _empty_branch_gradients(
     """For compiled graphs: the shapes of the results of `branch_backward`."""
     # Of the arguments of `branch_backward`, those after the weights.
     bias_table, scale, (wants_x, wants_first, wants_last, wants_table) = rest[1], rest[2], rest[-2]
-    channels, dtype, (last_in, first_out) = x.shape[3], precise(x.dtype), (weights[-1].shape[1], saved[0].shape[3])
+    channels, dtype, (last_in, first_out) = x.shape[-1], precise(x.dtype), (weights[-1].shape[1], saved[0].shape[-1])
     return (
         x.new_empty(x.shape if wants_x else (0,)),
         x.new_empty(first_out if wants_first else 0, channels, dtype=dtype),

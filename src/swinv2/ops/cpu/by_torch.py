@@ -1,6 +1,6 @@
 """The branches of `branches.py` with matrix products by torch: in 16 bits, if the processor has instructions for them.
 
-In: maps (B, H, W, C) and the layers of a branch. Out: maps and gradients, written in place. A branch is computed for a
+In: maps (B, *grid, C) and the layers of a branch. Out: maps and gradients, written in place. A branch is computed for a
 chunk of images or tokens at a time, so that intermediate results stay in the cache. The C kernels compute what is
 between the products. In all functions, a branch without bias table and scale is an MLP.
 """
@@ -35,7 +35,7 @@ def add_branch(
     """A branch by torch's products: x + factor * norm(last(middle(first(x)))).
 
     Args:
-        x: The map (B, H, W, C).
+        x: The map (B, *grid, C).
         layers: The first layers and the last layer.
         bias_table, scale, plan, norm: See `blocks.add_attention`.
         out: Receives the result.
@@ -126,8 +126,8 @@ def _chunks(first_features: int, scale: Any, dtype: torch.dtype, *maps: Tensor |
     """
     x: Any = maps[0]
     if scale is None:
-        maps = tuple(each if each is None else each.flatten(0, 2) for each in maps)
-        slices = chunks(math.prod(x.shape[:3]), 2 * first_features * dtype.itemsize, SMALLEST_CHUNK)
+        maps = tuple(each if each is None else each.flatten(0, -2) for each in maps)
+        slices = chunks(math.prod(x.shape[:-1]), 2 * first_features * dtype.itemsize, SMALLEST_CHUNK)
     else:
         slices = chunks(len(x), 5 * math.prod(x.shape[1:]) * dtype.itemsize)
     for chunk in slices:
@@ -135,7 +135,7 @@ def _chunks(first_features: int, scale: Any, dtype: torch.dtype, *maps: Tensor |
 
 
 def _as_vectors(maps: Sequence[Tensor], scale: Tensor, plan: WindowPlan) -> list[Tensor]:
-    """For a branch by torch's products: maps of tokens (N, C) as maps of vectors (B, H, W, heads, head_dim)."""
+    """For a branch by torch's products: maps of tokens (N, C) as maps of vectors (B, *grid, heads, head_dim)."""
     return [each.view(-1, *plan.grid, len(scale), each.shape[-1] // len(scale)) for each in maps]
 
 

@@ -19,9 +19,10 @@ def attend(inputs: AttentionInputs, out: Tensor) -> None:
     v, plan = inputs.v, inputs.plan
     table, scale, padding = fit_attention(v, inputs.bias_table, inputs.scale, inputs.padded_value, plan)
     fit(v.shape, q=inputs.q, k=inputs.k, out=out)
+    # They are kept until the kernel returns.
     given = [as_tokens(each, 2) for each in (inputs.q, inputs.k, v)]
-    numbers = (at(table), at(scale), at(padding))
-    run("attend", v.dtype, (as_plan(plan, len(v), *v.shape[3:]), *map(as_map, given), *numbers, as_map(out)))
+    maps, numbers = [as_map(each, 2) for each in given], (at(table), at(scale), at(padding))
+    run("attend", v.dtype, (as_plan(plan, len(v), *v.shape[-2:]), *maps, *numbers, as_map(out, 2)))
 
 
 def attend_backward(
@@ -44,9 +45,10 @@ def attend_backward(
     fit(v.shape, grad=grad, q=inputs.q, k=inputs.k, **{f"gradient {i}": each for i, each in enumerate(out)})
     given = [as_tokens(each, 2) for each in (grad, inputs.q, inputs.k, v)]
     grad_table = torch.empty_like(table) if wants_table else None
-    grad_scale, grad_padding = torch.empty_like(scale), scale.new_empty(v.shape[3:])
+    grad_scale, grad_padding = torch.empty_like(scale), scale.new_empty(v.shape[-2:])
     numbers, sums = (at(table), at(scale), at(padding)), (at(grad_table), at(grad_scale), at(grad_padding))
-    arguments = (as_plan(plan, len(v), *v.shape[3:]), *map(as_map, given), *numbers, *map(as_map, out), *sums)
+    maps, out_maps = ([as_map(each, 2) for each in some] for some in (given, out))
+    arguments = (as_plan(plan, len(v), *v.shape[-2:]), *maps, *numbers, *out_maps, *sums)
     run("attend_backward", v.dtype, arguments)
     return grad_table, grad_scale, grad_padding
 

@@ -28,15 +28,19 @@ class Map(ctypes.Structure):
     _fields_ = [("data", c_void_p), ("stride", c_int64), ("type", c_int64)]
 
 
+class Axis(ctypes.Structure):
+    """The windows of maps along one axis: `Axis` of `sources/windows.h`."""
+
+    _fields_ = [(name, c_int64) for name in ("size", "window", "shift")]
+
+
 class Plan(ctypes.Structure):
     """The windows of maps: `Plan` of `sources/windows.h`."""
 
     _fields_ = [
-        (name, c_int64)
-        for name in (
-            *("images", "height", "width", "window_height", "window_width", "shift_height", "shift_width"),
-            *("mask_padding", "heads", "dim"),
-        )
+        ("images", c_int64),
+        *((name, Axis) for name in ("frames", "rows", "columns")),
+        *((name, c_int64) for name in ("mask_padding", "heads", "dim")),
     ]
 
 
@@ -62,7 +66,7 @@ class Block(ctypes.Structure):
     """A block of the network: `Block` of `sources/numbers.h`."""
 
     _fields_ = [
-        *((name, c_int64) for name in ("shift_height", "shift_width", "hidden")),
+        *((name, c_int64) for name in ("shift_frames", "shift_rows", "shift_columns", "hidden")),
         *((name, Linear) for name in ("query", "key", "value", "out_proj")),
         *((name, Numbers) for name in ("table", "scale")),
         ("attention_norm", Norm),

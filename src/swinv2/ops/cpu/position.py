@@ -16,21 +16,21 @@ from torch.autograd.function import once_differentiable
 from swinv2.ops.coordinates import LARGEST_BIAS, relative_coordinates
 from swinv2.ops.custom_op import custom_op
 from swinv2.ops.precision import without_autocast
-from swinv2.ops.windows import Pair
+from swinv2.ops.windows import Lengths
 
 POSITIONS_AT_ONCE = 256
 """Their hidden features take half a MiB in fp32, which fits a core's own cache."""
 
 
-def bias_table(window: Pair, pretrained_window: Pair, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
+def bias_table(window: Lengths, pretrained_window: Lengths, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
     """16 sigmoid(w2 relu(w1 x + b1)), for the coordinates x of every relative position of a window.
 
     Args:
         window, pretrained_window: See `coordinates.relative_coordinates`.
-        w1, b1, w2: (hidden, 2), (hidden), (heads, hidden), in fp32 at least, all in one dtype.
+        w1, b1, w2: (hidden, axes), (hidden), (heads, hidden), in fp32 at least, all in one dtype.
 
     Returns:
-        The table (heads, 2 Wh - 1, 2 Ww - 1), in the weights' dtype.
+        The table, (heads, 2 Wh - 1, 2 Ww - 1) for images, in the weights' dtype.
     """
     return _BiasTable.apply(w1, b1, w2, [*window, *pretrained_window])
 
@@ -56,7 +56,7 @@ class _BiasTable(torch.autograd.Function):
 
 def _empty_bias_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Tensor:
     """For compiled graphs: the shape of the bias table."""
-    return w1.new_empty(len(w2), 2 * sizes[0] - 1, 2 * sizes[1] - 1)
+    return w1.new_empty(len(w2), *(2 * length - 1 for length in sizes[: w1.shape[1]]))
 
 
 @custom_op(_empty_bias_table)
@@ -64,7 +64,9 @@ def _empty_bias_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) 
 def evaluate_table(w1: Tensor, b1: Tensor, w2: Tensor, sizes: Sequence[int]) -> Tensor:
     """`bias_table` without gradients; `sizes` are those of `window` and `pretrained_window`."""
     table = _empty_bias_table(w1, b1, w2, sizes)
-    for chunk, out in zip(_bias_chunks(_positions(*sizes, w1.dtype)), _bias_chunks(table.flatten(1).T), strict=True):
+    for chunk, out in zip(
+        _bias_chunks(_positions(tuple(sizes), w1.dtype)), _bias_chunks(table.flatten(1).T), strict=True
+    ):
         out.copy_(_hidden_features(chunk, w1, b1) @ w2.T)
     return table.sigmoid_().mul_(LARGEST_BIAS)
 
@@ -89,7 +91,9 @@ def evaluate_table_backward(
     grad_w1, grad_b1, grad_w2 = (each.zero_() for each in _empty_gradients(grad, w1, b1, w2))
     # The derivative of t = 16 s, where s is a sigmoid: 16 s (1 - s) = t (1 - t / 16).
     grad_field = (grad * table * (1 - table / LARGEST_BIAS)).to(w1.dtype).flatten(1).T
-    for chunk, chunk_grad in zip(_bias_chunks(_positions(*sizes, w1.dtype)), _bias_chunks(grad_field), strict=True):
+    for chunk, chunk_grad in zip(
+        _bias_chunks(_positions(tuple(sizes), w1.dtype)), _bias_chunks(grad_field), strict=True
+    ):
         hidden = _hidden_features(chunk, w1, b1)
         grad_w2.addmm_(chunk_grad.T, hidden)
         grad_hidden = torch.ops.aten.threshold_backward(chunk_grad @ w2, hidden, 0)
@@ -100,10 +104,11 @@ def evaluate_table_backward(
 
 # Cached: they depend only on the window. A window of 24 has 2209 positions of two coordinates.
 @lru_cache(maxsize=64)
-def _positions(height: int, width: int, pretrained_height: int, pretrained_width: int, dtype: torch.dtype) -> Tensor:
+def _positions(sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Coordinates of every relative position, the inputs of the position bias network."""
+    axes = len(sizes) // 2
     with torch.inference_mode(False):
-        coordinates = relative_coordinates((height, width), (pretrained_height, pretrained_width), torch.device("cpu"))
+        coordinates = relative_coordinates(sizes[:axes], sizes[axes:], torch.device("cpu"))
         return coordinates.flatten(0, -2).to(dtype)
 
 

@@ -12,7 +12,6 @@ typedef struct {
     long row, rows; /* of logits: length of a row, rows of a chunk */
     long table;     /* size of the table of one head */
     Window window;
-    int64_t *window_row, *window_column;
     REAL *reversed_table;                 /* the table of one head in reverse order */
     REAL *panel;                          /* PANEL vectors before they are transposed */
     REAL *transposed_key, *value;         /* keys [dim][PANEL] panel by panel, values [tokens][dim] */
@@ -34,18 +33,17 @@ static long FN(lay_out_workspace)(FN(Workspace) *work, const Plan *plan, int wit
         work->field = memory ? (void *)(memory + used) : NULL;                                                         \
         used = round_up(used + (long)sizeof *work->field * (count) + VECTOR_BYTES * VECTORS, 64);                      \
     } while (0)
-    long tokens = work->tokens = plan->window_height * plan->window_width;
+    long tokens = work->tokens = window_tokens(plan);
     work->keys = round_up(tokens, PANEL);
     work->dim = round_up(plan->dim, PANEL);
     work->row = work->keys + PANEL; /* not a power of two, which would use only a few cache sets */
     work->rows = round_up(tokens <= 512 ? 48 : 24, ROWS);
-    work->table = (2 * plan->window_height - 1) * (2 * plan->window_width - 1);
+    work->table = table_size(plan);
     TAKE(window.position, tokens);
     TAKE(window.query, tokens);
-    TAKE(window.row_region, plan->window_height);
-    TAKE(window.column_region, plan->window_width);
-    TAKE(window_row, plan->window_height);
-    TAKE(window_column, plan->window_width);
+    TAKE(window.region, tokens);
+    TAKE(window.token, window_lines(plan));
+    TAKE(window.along, window_lines(plan));
     TAKE(reversed_table, work->table);
     TAKE(panel, PANEL * work->dim);
     TAKE(transposed_key, work->keys * work->dim);
@@ -78,7 +76,7 @@ static long FN(lay_out_workspace)(FN(Workspace) *work, const Plan *plan, int wit
 /* Prefetches the vector that is read in the next task: that of the next head, or of the next window. */
 INLINE void FN(prefetch_next)(const Map *map, long at, const Plan *plan, long head) {
     long size = (const long[]){4, 2, 2, 8}[map->type];
-    long ahead = head + 1 < plan->heads ? plan->dim : plan->window_width * map->stride - head * plan->dim;
+    long ahead = head + 1 < plan->heads ? plan->dim : plan->columns.window * map->stride - head * plan->dim;
     const char *next = (const char *)map->data + (at + ahead) * size;
     for (long byte = 0; byte < plan->dim * size; byte += 64) __builtin_prefetch(next + byte);
 }
@@ -158,18 +156,18 @@ static void FN(read_transposed)(FN(Workspace) *work, REAL *transposed, const Map
 
 /* Initialises the logits of a query with the bias, and with -infinity for keys that are hidden from it. */
 INLINE void FN(begin_row)(REAL *row, const FN(Workspace) *work, const Plan *plan, long query) {
-    const long height = plan->window_height, width = plan->window_width, y = query / width, x = query % width;
+    const long height = plan->rows.window, width = plan->columns.window, tokens = work->tokens;
     /* In the reversed table, the biases of a row of keys are contiguous; numbers copied beyond them are overwritten. */
-    const REAL *from = work->reversed_table + (height - 1 - y) * (2 * width - 1) + width - 1 - x;
-    for (long down = 0; down < height; down++)
-        for (long i = 0; i < width; i += LANES)
-            FN(store)(row + down * width + i, FN(load)(from + down * (2 * width - 1) + i));
-    for (long token = height * width, keys = work->keys; token < keys; token++) row[token] = -INFINITY;
+    const REAL *from = work->reversed_table + work->table / 2 - table_at_token(plan, query);
+    REAL *to = row;
+    for (long frame = 0; frame < plan->frames.window; frame++, from += table_at(plan, 1, 0, 0))
+        for (long down = 0; down < height; down++, to += width)
+            for (long i = 0; i < width; i += LANES) FN(store)(to + i, FN(load)(from + down * (2 * width - 1) + i));
+    for (long token = tokens, keys = work->keys; token < keys; token++) row[token] = -INFINITY;
     if (!work->window.has_regions) return;
-    const unsigned char *rows = work->window.row_region, *columns = work->window.column_region;
-    for (long down = 0; down < height; down++)
-        for (long across = 0; across < width; across++)
-            if (rows[down] != rows[y] || columns[across] != columns[x]) row[down * width + across] = -INFINITY;
+    const unsigned char *region = work->window.region, own = region[query];
+    for (long token = 0; token < tokens; token++)
+        if (region[token] != own) row[token] = -INFINITY;
 }
 
 /* Scales vectors to a length and writes their factors; the factors of vectors that count as zero are negative. */
@@ -236,7 +234,7 @@ INLINE void FN(reverse_table)(FN(Workspace) *work, const REAL *table, long head)
 
 /* Prepares the window and the head's table, unless they are the same as in the previous task. */
 static void FN(move_to)(FN(Workspace) *work, const Plan *plan, long window, long head, const REAL *table, int moves) {
-    if (moves || head == 0) find_window(&work->window, plan, window, work->window_row, work->window_column);
+    if (moves || head == 0) find_window(&work->window, plan, window);
     if (moves || plan->heads > 1) FN(reverse_table)(work, table, head);
 }
 
@@ -299,12 +297,15 @@ INLINE REAL FN(unscale)(REAL *grad, const REAL *scaled, long dim, REAL factor, R
 
 /* Adds the gradients of a row of logits to the reversed gradient of the table. */
 INLINE void FN(collect_row)(REAL *grad_reversed, const REAL *row, const Plan *plan, long query) {
-    long height = plan->window_height, width = plan->window_width, y = query / width, x = query % width;
-    REAL *to = grad_reversed + (height - 1 - y) * (2 * width - 1) + width - 1 - x;
-    for (long down = 0; down < height; down++, to += 2 * width - 1, row += width) {
-        long i = 0;
-        for (; i + LANES <= width; i += LANES) FN(store)(to + i, FN(load)(to + i) + FN(load)(row + i));
-        for (; i < width; i++) to[i] += row[i];
+    const long height = plan->rows.window, width = plan->columns.window;
+    REAL *frame_to = grad_reversed + table_size(plan) / 2 - table_at_token(plan, query);
+    for (long frame = 0; frame < plan->frames.window; frame++, frame_to += table_at(plan, 1, 0, 0)) {
+        REAL *to = frame_to;
+        for (long down = 0; down < height; down++, to += 2 * width - 1, row += width) {
+            long i = 0;
+            for (; i + LANES <= width; i += LANES) FN(store)(to + i, FN(load)(to + i) + FN(load)(row + i));
+            for (; i < width; i++) to[i] += row[i];
+        }
     }
 }
 
@@ -380,7 +381,7 @@ static long FN(attend_all)(const Plan *plan, const FN(Maps) *maps, const REAL *t
                            const REAL *padded_value, REAL *grad_table, REAL *grad_scale, REAL *grad_padded, long threads,
                            char *memory, long bytes) {
     const int with_gradients = maps->grad != NULL;
-    long windows = windows_down(plan) * windows_across(plan), tasks = plan->images * windows * plan->heads, members = 1;
+    long windows = windows_of(plan), tasks = plan->images * windows * plan->heads, members = 1;
     FN(Workspace) sizes;
     long thread_bytes = FN(lay_out_workspace)(&sizes, plan, with_gradients, NULL);
     threads = smaller(threads, tasks) > 1 ? smaller(threads, tasks) : 1;
@@ -393,7 +394,7 @@ static long FN(attend_all)(const Plan *plan, const FN(Maps) *maps, const REAL *t
         FN(lay_out_workspace)(&work, plan, with_gradients, memory + me * thread_bytes);
         for (long task = share(tasks, me, team), begin = task; task < share(tasks, me + 1, team); task++) {
             long head = task % plan->heads, window = task / plan->heads % windows;
-            long first = task / plan->heads / windows * plan->height * plan->width;
+            long first = task / plan->heads / windows * map_tokens(plan);
             FN(move_to)(&work, plan, window, head, table, task == begin);
             if (with_gradients)
                 FN(attend_window_backward)(&work, plan, maps, scale[head], padded_value, first, head, grad_table != NULL);
@@ -411,7 +412,7 @@ static long FN(attend_all)(const Plan *plan, const FN(Maps) *maps, const REAL *t
 
 /* Attention in all windows; returns as `attend_all`.
 
-   table: (heads, 2 window_height - 1, 2 window_width - 1); scale: (heads); padded_value: (heads, dim), or NULL for zeros;
+   table: (heads, 2 frames - 1, 2 rows - 1, 2 columns - 1) for the sizes of a window; scale: (heads); padded_value: (heads, dim), or NULL for zeros;
    out: a map of the same tokens as q, k and v. */
 long FN(attend)(const Plan *plan, const Map *q, const Map *k, const Map *v, const REAL *table, const REAL *scale,
                const REAL *padded_value, const Map *out, long threads, char *memory, long bytes) {

@@ -147,7 +147,6 @@ typedef struct {
 typedef struct {
     FN(Group) group;
     Window window;
-    int64_t *window_row, *window_column;
     REAL *rows;            /* of a weight, in REAL */
     REAL *norms[3];        /* weight and bias of each norm, times its factor */
     REAL *table;           /* of one head */
@@ -192,13 +191,12 @@ static long FN(lay_out_own)(FN(Own) *own, const FN(Sizes) *sizes, char *memory) 
     TAKE(own->group.has_regions, windows);
     TAKE(own->window.position, size);
     TAKE(own->window.query, size);
-    TAKE(own->window.row_region, plan->window_height);
-    TAKE(own->window.column_region, plan->window_width);
-    TAKE(own->window_row, plan->window_height);
-    TAKE(own->window_column, plan->window_width);
+    TAKE(own->window.region, size);
+    TAKE(own->window.token, window_lines(plan));
+    TAKE(own->window.along, window_lines(plan));
     TAKE(own->rows, HEIGHT * CHUNK);
     for (int i = 0; i < 3; i++) TAKE(own->norms[i], 2 * sizes->channels);
-    TAKE(own->table, (2 * plan->window_height - 1) * (2 * plan->window_width - 1) + LANES);
+    TAKE(own->table, table_size(plan) + LANES);
     TAKE(own->keys, (round_up(size, LANES) + ROWS) * round_up(dim, LANES));
     TAKE(own->query, (dim + LANES) * PANEL);
     TAKE(own->logits, (size + ROWS + 1) * PANEL);
@@ -330,25 +328,26 @@ static void FN(read_norm)(REAL *to, const Norm *norm, long channels) {
 /* Finds the tokens of `count` windows, counted through all images. */
 static void FN(gather_windows)(FN(Own) *own, const Plan *plan, long first, long count) {
     FN(Group) *group = &own->group;
-    const long in_image = windows_down(plan) * windows_across(plan), size = plan->window_height * plan->window_width;
-    const long across = 2 * plan->window_width - 1;
+    const long in_image = windows_of(plan), size = window_tokens(plan);
     group->tokens = 0, group->windows = count;
     for (long w = 0; w < count; w++) {
-        const long number = first + w, image = number / in_image * plan->height * plan->width;
+        const long number = first + w, image = number / in_image * map_tokens(plan);
         const Window *window = &own->window;
-        find_window(&own->window, plan, number % in_image, own->window_row, own->window_column);
+        find_window(&own->window, plan, number % in_image);
         int64_t *at = group->at + w * size;
         REAL *region = group->region + w * size;
         long keys = 0;
         group->start[w] = group->tokens;
         for (int is_padding = 0; is_padding < 2; is_padding++) {
-            for (long y = 0, i = 0; y < plan->window_height; y++)
-                for (long x = 0; x < plan->window_width; x++, i++) {
-                    if ((window->position[i] < 0) != is_padding || (is_padding && plan->mask_padding)) continue;
-                    at[keys] = y * across + x;
-                    region[keys++] = window->row_region[y] * 4 + window->column_region[x];
+            for (long line = 0, i = 0; line < plan->frames.window * plan->rows.window; line++) {
+                const long first_at = table_at(plan, line / plan->rows.window, line % plan->rows.window, 0);
+                for (long x = 0; x < plan->columns.window; x++, i++) {
+                    if ((window->position[i] < 0) != is_padding || (window->region[i] & HIDDEN)) continue;
+                    at[keys] = first_at + x;
+                    region[keys++] = window->region[i];
                     if (!is_padding) group->position[group->tokens++] = image + window->position[i];
                 }
+            }
             if (!is_padding) group->valid[w] = keys;
         }
         group->keys[w] = keys;
@@ -432,9 +431,7 @@ static void FN(attend_head)(FN(Own) *own, const FN(Sizes) *sizes, const FN(Share
     const Plan *plan = sizes->plan;
     const FN(Group) *group = &own->group;
     const long dim = plan->dim, row = shared->row, start = group->start[window], valid = group->valid[window];
-    const long keys = group->keys[window], across = 2 * plan->window_width - 1;
-    const long table = (2 * plan->window_height - 1) * across;
-    const long centre = (plan->window_height - 1) * across + plan->window_width - 1;
+    const long keys = group->keys[window], table = table_size(plan), centre = table / 2;
     const REAL *query = shared->qkv + head * dim * row + start, *key = query + sizes->wide * row;
     const REAL *value = key + sizes->wide * row, *region = group->region + window * sizes->size;
     const int64_t *at = group->at + window * sizes->size;
@@ -565,7 +562,7 @@ static void FN(run_group)(const FN(Task) *task, const FN(Shared) *shared, FN(Own
 long FN(run_blocks)(const Plan *whole, long count, const Block *blocks, const Map *x, const Map *out, const Saved *saved,
                     long threads, char *memory, long bytes) {
     Plan plan = *whole;
-    const long channels = plan.heads * plan.dim, all_tokens = plan.images * plan.height * plan.width;
+    const long channels = plan.heads * plan.dim, all_tokens = plan.images * map_tokens(&plan);
     int attends = 0;
     long hidden = 0, products = 0;
     for (long i = 0; i < count; i++) {
@@ -574,15 +571,12 @@ long FN(run_blocks)(const Plan *whole, long count, const Block *blocks, const Ma
     }
     if (all_tokens < 1 || count < 1) return 0;
     if (!attends)
-        plan.window_height = 1, plan.window_width = GROUP_TOKENS, plan.width = all_tokens, plan.height = plan.images = 1,
-        plan.mask_padding = 1;
+        plan = (Plan){1, {1, 1, 0}, {1, 1, 0}, {all_tokens, GROUP_TOKENS, 0}, 1, plan.heads, plan.dim};
     products = all_tokens * channels * (4 * channels * attends + 2 * hidden);
     threads = smaller(threads, 1 + products / PRODUCTS_A_THREAD);
     FN(Task) task = {.saved = saved};
     FN(Sizes) *sizes = &task.sizes;
-    const long size = plan.window_height * plan.window_width;
-    const long windows = plan.images * windows_down(&plan) * windows_across(&plan);
-    const long valid = smaller(plan.height, plan.window_height) * smaller(plan.width, plan.window_width);
+    const long size = window_tokens(&plan), valid = valid_tokens(&plan), windows = plan.images * windows_of(&plan);
     const long at_once = smaller(windows, valid < GROUP_TOKENS ? GROUP_TOKENS / valid : 1);
     *sizes = (FN(Sizes)){&plan, channels, hidden, round_up(channels, ROWS), round_up(hidden, ROWS), size, at_once, 0, 0};
     /* Each thread computes the same number of groups alone. The remaining groups are computed by all threads together,
@@ -615,7 +609,9 @@ long FN(run_blocks)(const Plan *whole, long count, const Block *blocks, const Ma
         for (long i = 0; i < count; i++) {
             const Block *block = blocks + i;
             Plan cut = plan;
-            cut.shift_height = attends ? block->shift_height : 0, cut.shift_width = attends ? block->shift_width : 0;
+            if (attends)
+                cut.frames.shift = block->shift_frames, cut.rows.shift = block->shift_rows,
+                cut.columns.shift = block->shift_columns;
             FN(Task) some = {*sizes, block, i ? out : x, out, saved};
             some.sizes.plan = &cut;
             FN(read_norm)(own.norms[0], &block->attention_norm, channels);
@@ -640,11 +636,12 @@ long FN(run_blocks)(const Plan *whole, long count, const Block *blocks, const Ma
 /* A linear layer and a norm that merge every window of a map into one token. The input of the layer is the window's tokens,
    joined column by column; tokens beyond the map are zeros. Returns 0, or the bytes it needs if `bytes` is too small.
 
-   plan: the windows of the map x, of a few tokens of `dim` numbers; out: receives the tokens of `wide` numbers. */
+   plan: the windows of the map x of images, of a few tokens of `dim` numbers; out: receives the tokens of `wide` numbers. */
 long FN(project)(const Plan *plan, const Linear *layer, const Norm *norm, long wide, const Map *x, const Map *out,
                  long threads, char *memory, long bytes) {
-    const long down = windows_down(plan), across = windows_across(plan), tokens = plan->images * down * across;
-    const long parts = plan->window_height * plan->window_width, joined = parts * plan->dim;
+    const long down = windows_along(&plan->rows), across = windows_along(&plan->columns);
+    const long tokens = plan->images * down * across, height = plan->rows.size, width = plan->columns.size;
+    const long parts = window_tokens(plan), joined = parts * plan->dim;
     if (tokens < 1) return 0;
     threads = smaller(threads, 1 + tokens * joined * wide / PRODUCTS_A_THREAD);
     const long groups = (tokens + GROUP_TOKENS - 1) / GROUP_TOKENS, team = groups < threads ? threads : 1;
@@ -673,13 +670,13 @@ long FN(project)(const Plan *plan, const Linear *layer, const Norm *norm, long w
             const long begin = share(some, me, members), stop = share(some, me + 1, members);
             int64_t *positions = own.group.position + GROUP_TOKENS;
             for (long i = 0; i < count; i++) {
-                const long token = start + i, row = token / across % down * plan->window_height;
-                const long column = token % across * plan->window_width, image = token / across / down * plan->height;
+                const long token = start + i, row = token / across % down * plan->rows.window;
+                const long column = token % across * plan->columns.window, image = token / across / down * height;
                 own.group.position[i] = token;
                 for (long part = 0; part < parts; part++) {
-                    const long y = row + part % plan->window_height, x = column + part / plan->window_height;
-                    const int is_valid = y < plan->height && x < plan->width;
-                    positions[part * GROUP_TOKENS + i] = is_valid ? (image + y) * plan->width + x : -1;
+                    const long y = row + part % plan->rows.window, x = column + part / plan->rows.window;
+                    const int is_valid = y < height && x < width;
+                    positions[part * GROUP_TOKENS + i] = is_valid ? (image + y) * width + x : -1;
                 }
             }
             for (long panel = begin; panel < stop; panel++)

@@ -199,14 +199,14 @@ typedef struct {
 /* Finds the tokens of `windows` windows, counted through all images. Returns the number of tokens. */
 static long FN(gather_positions)(FN(Tools) *tools, const FN(ChunkSizes) *sizes, long first, long windows) {
     const Plan *plan = sizes->plan;
-    const long in_image = windows_down(plan) * windows_across(plan);
+    const long in_image = windows_of(plan);
     long tokens = 0;
     if (!sizes->attends)
         for (; tokens < windows; tokens++) tools->position[tokens] = first + tokens;
     for (long w = 0; sizes->attends && w < windows; w++) {
-        const long number = first + w, image = number / in_image * plan->height * plan->width;
+        const long number = first + w, image = number / in_image * map_tokens(plan);
         const Window *window = &tools->work.window;
-        find_window(&tools->work.window, plan, number % in_image, tools->work.window_row, tools->work.window_column);
+        find_window(&tools->work.window, plan, number % in_image);
         tools->start[w] = tokens;
         for (long i = 0; i < window->queries; i++) tools->position[tokens++] = image + window->position[window->query[i]];
     }
@@ -253,7 +253,7 @@ static void FN(attend_chunk)(const FN(BackwardTask) *task, const FN(Chunk) *chun
     const Plan *plan = task->sizes.plan;
     const Block *block = task->block;
     const long type = IS_DOUBLE ? F64 : F32, channels = task->sizes.channels, tasks = windows * plan->heads;
-    const long in_image = windows_down(plan) * windows_across(plan);
+    const long in_image = windows_of(plan);
     const Map grad = {chunk->grad_last_in, chunk->last_in_row, type};
     Map from[3], to[3];
     for (long i = 0; i < 3; i++) {
@@ -323,12 +323,11 @@ long FN(run_backward)(const Plan *whole, const Block *block, const Map *grad, co
                       const Gradients *to, long threads, char *memory, long bytes) {
     Plan plan = *whole;
     const int attends = block->query.data != NULL;
-    const long channels = plan.heads * plan.dim, all_tokens = plan.images * plan.height * plan.width;
+    const long channels = plan.heads * plan.dim, all_tokens = plan.images * map_tokens(&plan);
     const long last_in = attends ? channels : block->hidden, first_out = attends ? 3 * channels : block->hidden;
-    if (!attends) plan.window_height = plan.window_width = 1; /* each token is a window */
+    if (!attends) plan.frames.window = plan.rows.window = plan.columns.window = 1; /* each token is a window */
     threads = smaller(threads, 1 + 2 * all_tokens * channels * (last_in + first_out) / PRODUCTS_A_THREAD);
-    const long valid = smaller(plan.height, plan.window_height) * smaller(plan.width, plan.window_width);
-    const long windows = plan.images * windows_down(&plan) * windows_across(&plan);
+    const long valid = valid_tokens(&plan), windows = plan.images * windows_of(&plan);
     const long max_tokens = CHUNK_TOKENS * threads;
     const long at_once = smaller(windows, valid && valid < max_tokens ? max_tokens / valid : 1);
     FN(BackwardTask) task = {{&plan, channels, last_in, first_out, at_once, at_once * valid, attends}, block, grad, x,

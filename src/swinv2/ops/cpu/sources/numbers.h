@@ -36,7 +36,7 @@ typedef struct {
 
 /* A block of the network. Without a query layer it is only an MLP; without fc1 it is only an attention. */
 typedef struct {
-    int64_t shift_height, shift_width, hidden;
+    int64_t shift_frames, shift_rows, shift_columns, hidden;
     Linear query, key, value, out_proj;
     Numbers table, scale; /* see `attend`, in REAL */
     Norm attention_norm;
