@@ -27,7 +27,8 @@ if CHECKS_SIGNATURES:
     # Nor kernels: Triton reads their source.
     ops = [f"swinv2.ops.{name}" for name in ("cpu", "backends", "coordinates", "reference", "sdpa", "windows")]
     ops += [f"swinv2.ops.triton.{name}" for name in ("launch", "programs", "residual", "table")]
-    jaxtyping.install_import_hook([*ops, "swinv2.layers", "swinv2.model", "swinv2.heads"], "beartype.beartype")
+    models = [f"swinv2.{name}" for name in ("layers", "model", "heads", "video.models", "video.inflate")]
+    jaxtyping.install_import_hook([*ops, *models], "beartype.beartype")
 
 
 def pytest_configure(config: pytest.Config) -> None:

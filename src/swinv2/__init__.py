@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from swinv2.convert import load
     from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
     from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
+    from swinv2.video.config import Swinv2VideoConfig
+    from swinv2.video.inflate import inflate
+    from swinv2.video.models import Swinv2ForVideoClassification, Swinv2VideoModel
 
 __version__ = "0.1.0"
 
@@ -18,8 +21,12 @@ __all__ = [
     "Swinv2Config",
     "Swinv2ForImageClassification",
     "Swinv2ForMaskedImageModeling",
+    "Swinv2ForVideoClassification",
     "Swinv2Model",
     "Swinv2PreTrainedModel",
+    "Swinv2VideoConfig",
+    "Swinv2VideoModel",
+    "inflate",
     "load",
     "register",
 ]
@@ -29,8 +36,12 @@ _HOMES = {
     "Swinv2Config": "config",
     "Swinv2ForImageClassification": "heads",
     "Swinv2ForMaskedImageModeling": "heads",
+    "Swinv2ForVideoClassification": "video.models",
     "Swinv2Model": "model",
     "Swinv2PreTrainedModel": "model",
+    "Swinv2VideoConfig": "video.config",
+    "Swinv2VideoModel": "video.models",
+    "inflate": "video.inflate",
     "load": "convert",
     "register": "auto",
 }

@@ -6,16 +6,19 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
+    AutoModelForVideoClassification,
 )
 
 from swinv2.config import Swinv2Config
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.model import Swinv2Model
+from swinv2.video.config import Swinv2VideoConfig
+from swinv2.video.models import Swinv2ForVideoClassification, Swinv2VideoModel
 
 
 def register() -> None:
     """Makes `AutoModel...from_pretrained`, `AutoBackbone` and `pipeline` build this package's models for every
-    checkpoint of the model type "swinv2", until the process ends. A second call does nothing.
+    checkpoint of the model types "swinv2" and "swinv2_video", until the process ends. A second call does nothing.
 
     Example:
 
@@ -33,3 +36,6 @@ def register() -> None:
         (AutoBackbone, Swinv2Backbone),
     ):
         auto_class.register(Swinv2Config, model_class, exist_ok=True)
+    AutoConfig.register("swinv2_video", Swinv2VideoConfig, exist_ok=True)
+    AutoModel.register(Swinv2VideoConfig, Swinv2VideoModel, exist_ok=True)
+    AutoModelForVideoClassification.register(Swinv2VideoConfig, Swinv2ForVideoClassification, exist_ok=True)

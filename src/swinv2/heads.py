@@ -187,7 +187,7 @@ class Swinv2ForMaskedImageModeling(Swinv2PreTrainedModel):
             bool_masked_pos: True for masked patches, row by row; None for no mask and no loss.
             output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
         """
-        pixel_values = self._check_images(pixel_values)
+        pixel_values = self._check_input(pixel_values)
         size, patch_size = (pixel_values.shape[2], pixel_values.shape[3]), as_pair("patch_size", self.config.patch_size)
         merges = self.config.num_layers - 1
         token_size = patch_size[0] << merges, patch_size[1] << merges
@@ -280,7 +280,7 @@ class Swinv2Backbone(BackboneMixin, Swinv2PreTrainedModel):
             ValueError: The images or the mask do not fit; or attention weights or hidden states are wanted beside a
                 mask, of images of several sizes.
         """
-        pixel_values = self._check_images(pixel_values)
+        pixel_values = self._check_input(pixel_values)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states

@@ -99,7 +99,7 @@ class Swinv2PreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, nn.Conv2d | nn.Conv3d):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
                 bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
@@ -138,8 +138,11 @@ class Swinv2PreTrainedModel(PreTrainedModel):
         Source:
             Liu et al., Swin Transformer V2, section 3.3 and table 1.
         """
-        old = self.config
-        candidate = old.resized(image_size, window_size, stretch)
+        self._adopt(self.config.resized(image_size, window_size, stretch))
+
+    def _adopt(self, candidate: Swinv2Config) -> None:
+        """Takes another configuration, of the same weights for inputs of another size."""
+        old, grid = self.config, candidate.patch_grid[-2:]
         # The configuration is replaced, not changed: other models may share the old object.
         for module in self.modules():
             if isinstance(module, PreTrainedModel) and module.config is old:
@@ -148,25 +151,35 @@ class Swinv2PreTrainedModel(PreTrainedModel):
                 module.replan(candidate)
             elif isinstance(module, Embeddings):
                 if module.position_embeddings is not None:
-                    positions = resample_positions(module.position_embeddings.data, module.grid, candidate.patch_grid)
+                    positions = resample_positions(module.position_embeddings.data, module.grid, grid)
                     module.position_embeddings = nn.Parameter(positions, module.position_embeddings.requires_grad)
-                module.grid = candidate.patch_grid
+                module.grid = grid
 
-    def _check_images(self, pixel_values: Tensor | None) -> Tensor:
+    def _check_input(self, pixel_values: Tensor | None) -> Tensor:
         """Raises an error unless the model's input is a tensor of images."""
+        return self._check_pixels(pixel_values, "images", "(batch, channels, height, width)")
+
+    def _check_pixels(self, pixel_values: Tensor | None, what: str, shape: str) -> Tensor:
+        """Raises an error unless the model's input is a tensor of this shape, with the channels of the configuration.
+
+        Args:
+            pixel_values: The input.
+            what: What it is, for the message: "images".
+            shape: Its shape, for the message: "(batch, channels, height, width)".
+        """
         if pixel_values is None:
-            raise ValueError("pixel_values is missing; pass images of shape (batch, channels, height, width).")
+            raise ValueError(f"pixel_values is missing; pass {what} of shape {shape}.")
         is_tensor = isinstance(pixel_values, Tensor)
         if not is_tensor or not pixel_values.is_floating_point():
             kind = pixel_values.dtype if is_tensor else type(pixel_values).__name__
             raise ValueError(
-                f"pixel_values is of type {kind}; expected a tensor of floats (batch, channels, height, width), as the "
-                "model's image processor returns."
+                f"pixel_values is of type {kind}; expected a tensor of floats {shape}, as the model's processor "
+                "returns."
             )
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+        if pixel_values.ndim != 1 + shape.count(",") or pixel_values.shape[-3] != self.config.num_channels:
             raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, {self.config.num_channels}, "
-                "height, width), according to config.num_channels."
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected "
+                f"{shape.replace('channels', str(self.config.num_channels))}, according to config.num_channels."
             )
         return pixel_values
 
@@ -218,7 +231,7 @@ class Swinv2Model(Swinv2PreTrainedModel):
 
     def forward(
         self,
-        pixel_values: Float[Tensor, "B channels height width"] | None = None,
+        pixel_values: Float[Tensor, "B *frames channels height width"] | None = None,
         bool_masked_pos: Bool[Tensor, "B patches"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -240,7 +253,7 @@ class Swinv2Model(Swinv2PreTrainedModel):
         Raises:
             ValueError: The images, the mask or their sizes do not fit the model.
         """
-        pixel_values = self._check_images(pixel_values)
+        pixel_values = self._check_input(pixel_values)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -249,7 +262,7 @@ class Swinv2Model(Swinv2PreTrainedModel):
         embedded = views_of(self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding, backend))
         stages = self.encoder(embedded.feature_map, backend, bool(output_attentions))
         views = [embedded, *(after for _, after, *_ in stages)]
-        tokens = self.layernorm(views[-1].feature_map.flatten(1, 2))
+        tokens = self.layernorm(views[-1].feature_map.flatten(1, -2))
         output = Swinv2ModelOutput(
             last_hidden_state=tokens,
             pooler_output=tokens.mean(dim=1) if self.add_pooling_layer else None,
