@@ -157,23 +157,23 @@ class Swinv2PreTrainedModel(PreTrainedModel):
 
     def _check_input(self, pixel_values: Tensor | None) -> Tensor:
         """Raises an error unless the model's input is a tensor of images."""
-        return self._check_pixels(pixel_values, "images", "(batch, channels, height, width)")
+        return self._check_pixels(pixel_values, "image", "(batch, channels, height, width)")
 
     def _check_pixels(self, pixel_values: Tensor | None, what: str, shape: str) -> Tensor:
         """Raises an error unless the model's input is a tensor of this shape, with the channels of the configuration.
 
         Args:
             pixel_values: The input.
-            what: What it is, for the message: "images".
+            what: What it is a batch of, for the message: "image".
             shape: Its shape, for the message: "(batch, channels, height, width)".
         """
         if pixel_values is None:
-            raise ValueError(f"pixel_values is missing; pass {what} of shape {shape}.")
+            raise ValueError(f"pixel_values is missing; pass {what}s of shape {shape}.")
         is_tensor = isinstance(pixel_values, Tensor)
         if not is_tensor or not pixel_values.is_floating_point():
             kind = pixel_values.dtype if is_tensor else type(pixel_values).__name__
             raise ValueError(
-                f"pixel_values is of type {kind}; expected a tensor of floats {shape}, as the model's processor "
+                f"pixel_values is of type {kind}; expected a tensor of floats {shape}, as the model's {what} processor "
                 "returns."
             )
         if pixel_values.ndim != 1 + shape.count(",") or pixel_values.shape[-3] != self.config.num_channels:

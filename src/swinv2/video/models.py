@@ -46,7 +46,7 @@ class Swinv2VideoPreTrainedModel(Swinv2PreTrainedModel):
 
     def _check_input(self, pixel_values: Tensor | None) -> Tensor:
         """Raises an error unless the model's input is a tensor of videos with at least one frame."""
-        pixel_values = self._check_pixels(pixel_values, "videos", "(batch, frames, channels, height, width)")
+        pixel_values = self._check_pixels(pixel_values, "video", "(batch, frames, channels, height, width)")
         if pixel_values.shape[1] == 0:
             raise ValueError("pixel_values has videos without a frame; expected at least one.")
         return pixel_values
