@@ -3,8 +3,8 @@
     python benchmarks/videos.py
     python benchmarks/videos.py --models T --frames 16 --modes inference
 
-Both networks have the same stages, patches, windows and clips, and nearly the same number of parameters. torchvision's is
-of V1, so the answers differ.
+Both networks have the same stages, patches, windows and clips, and nearly the same number of parameters. torchvision's
+is of V1, so the answers differ.
 Progress goes to stderr, the tables to stdout. README.md explains the method.
 """
 

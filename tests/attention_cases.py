@@ -11,10 +11,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from swinv2.lengths import Lengths
 from swinv2.ops import reference, sdpa
 from swinv2.ops.cpu import attention, library
 from swinv2.ops.reference import AttentionInputs
-from swinv2.ops.windows import Lengths, WindowPlan
+from swinv2.ops.windows import WindowPlan
 
 Implementation = Callable[..., Tensor]
 

@@ -17,9 +17,8 @@ from swinv2.config import Swinv2Config
 from swinv2.layers.patches import Embeddings
 from swinv2.layers.stage import Encoder, stage_attentions, views_of
 from swinv2.layers.views import Views
-from swinv2.lengths import as_pair
+from swinv2.lengths import Pair, as_pair
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
-from swinv2.ops.windows import Pair
 from swinv2.outputs import Swinv2ImageClassifierOutput, Swinv2MaskedImageModelingOutput
 from swinv2.simmim import masked_pixel_loss, normalise_targets, patch_grid_of
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from swinv2.ops.windows import Pair
+from swinv2.lengths import Pair
 
 
 def draw_mask(grid: Pair, block: Pair, ratio: float, generator: torch.Generator | None = None) -> Bool[Tensor, "H W"]:

@@ -7,12 +7,12 @@ network: `swinv2.config` checks whether a size is possible.
 import re
 
 from swinv2.errors import UsageError
-from swinv2.lengths import Pair
+from swinv2.lengths import Lengths, Pair
 
 
-def as_typed(lengths: Pair) -> str:
-    """Height and width in the notation that users type: "8x16"."""
-    return f"{lengths[0]}x{lengths[1]}"
+def as_typed(lengths: Lengths) -> str:
+    """Lengths in the notation that users type: "8x16"."""
+    return "x".join(map(str, lengths))
 
 
 def read_size(text: str | None, option: str) -> int | Pair | None:

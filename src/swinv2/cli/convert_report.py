@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from swinv2.convert.conversion import ConversionReport
-from swinv2.lengths import Pair, Windows, as_windows
+from swinv2.lengths import Lengths, Windows, as_windows
 from swinv2.sizes import as_typed
 
 
@@ -21,7 +21,7 @@ def _typed_windows(window_size: Windows, stages: int) -> str:
     return ",".join(sizes[:1] if len(set(sizes)) == 1 else sizes)
 
 
-def _size_change(before: Pair, after: Pair) -> str:
+def _size_change(before: Lengths, after: Lengths) -> str:
     """A size of the converted model; if it changed, the old and the new size."""
     return as_typed(before) if before == after else f"{as_typed(before)} -> {as_typed(after)}"
 

@@ -25,7 +25,7 @@ from swinv2.convert.recognise import Recognised, recognise
 from swinv2.convert.write import SWINV2, check_format, check_output, write_folder
 from swinv2.errors import UsageError, first_sentence
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
-from swinv2.lengths import Pair, Windows, as_pair, in_words, plain_windows
+from swinv2.lengths import Lengths, Pair, Windows, as_pair, in_words, plain_windows
 from swinv2.loading import EXAMPLE, label_names
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 
@@ -48,13 +48,13 @@ class StageReport:
     blocks: int
     channels: int
     heads: int
-    grid: Pair
-    window: Pair
-    shift: Pair
-    new_grid: Pair
-    new_window: Pair
-    new_shift: Pair
-    learned_window: Pair
+    grid: Lengths
+    window: Lengths
+    shift: Lengths
+    new_grid: Lengths
+    new_window: Lengths
+    new_shift: Lengths
+    learned_window: Lengths
 
 
 @dataclass

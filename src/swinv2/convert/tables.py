@@ -14,7 +14,7 @@ from torch import Tensor
 from swinv2.config import StageSpec
 from swinv2.convert.dialects.rules import Buffer
 from swinv2.convert.hints import SizeHints
-from swinv2.lengths import Pair, plain_pair
+from swinv2.lengths import Lengths, Pair, plain_pair
 
 OUTSIDE = -100.0
 """The authors' mask value: it is added to the logit of two tokens of different regions."""
@@ -53,7 +53,7 @@ def make_table(kind: str, spec: StageSpec, block: int) -> Tensor | None:
     return torch.sign(table) * torch.log2(torch.abs(table) + 1.0) / 3.0
 
 
-def _region_mask(grid: Pair, window: Pair, shift: Pair) -> Float[Tensor, "windows tokens tokens"]:
+def _region_mask(grid: Lengths, window: Lengths, shift: Lengths) -> Float[Tensor, "windows tokens tokens"]:
     """The authors' mask, added to the logits of a shifted block: 0 inside a region, -100 across regions.
 
     The map is padded to a multiple of the window.

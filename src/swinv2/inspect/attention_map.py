@@ -20,8 +20,9 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from swinv2.drawing.paper import Tiles, save, tile_blocks
+from swinv2.lengths import Pair
 from swinv2.ops import windows
-from swinv2.ops.windows import Pair, WindowPlan
+from swinv2.ops.windows import WindowPlan
 
 Region = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""

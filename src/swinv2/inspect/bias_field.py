@@ -20,8 +20,8 @@ from torch import Tensor
 from swinv2.config import StageSpec
 from swinv2.drawing.paper import Tiles, save, tile_blocks
 from swinv2.layers.block import SwinTransformerBlock
+from swinv2.lengths import Lengths
 from swinv2.ops.backends import EAGER
-from swinv2.ops.windows import Pair
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class BiasField:
 
     title: str
     values: Float[np.ndarray, "heads field_height field_width"]
-    window: Pair
-    learned_window: Pair
+    window: Lengths
+    learned_window: Lengths
 
 
 def by_direction(bias_table: Float[Tensor, "heads table_height table_width"]) -> np.ndarray:

@@ -20,9 +20,9 @@ from swinv2.inspect.bias_field import BiasField, draw_bias, field_of
 from swinv2.inspect.components import draw_components, principal_components
 from swinv2.inspect.observation import BlockTrace, Observation, blocks_of, observe, token_size_of
 from swinv2.inspect.view import View, look
+from swinv2.lengths import Pair
 from swinv2.loading import choose_device, load_model, load_processor, read_config
 from swinv2.model import Swinv2Model
-from swinv2.ops.windows import Pair
 
 
 class Inspector:

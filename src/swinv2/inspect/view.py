@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from swinv2.errors import UsageError
-from swinv2.ops.windows import Pair
+from swinv2.lengths import Pair
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from swinv2.layers.position import ContinuousPositionBias
+from swinv2.lengths import Lengths
 from swinv2.ops.backends import window_attention
 from swinv2.ops.precision import at_least_fp32
-from swinv2.ops.windows import Lengths, WindowPlan
+from swinv2.ops.windows import WindowPlan
 
 MAX_LOG_SCALE = math.log(100)
 """The temperature tau is at least 0.01, so the scale is at most 100."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from swinv2.config import is_exact_gelu
 from swinv2.layers.intact import Snapshot, refuse_structure, structure
 from swinv2.layers.views import Views, views_of
+from swinv2.lengths import Lengths
 from swinv2.ops.backends import CPU, TRITON, refuse_machine
 from swinv2.ops.cpu import library
 from swinv2.ops.cpu.arguments import Norm, Weights
@@ -29,7 +30,6 @@ from swinv2.ops.cpu.linear import in_fp32, is_slow
 from swinv2.ops.cpu.position import bias_table
 from swinv2.ops.execution import Execution, execution
 from swinv2.ops.precision import at_least_fp32
-from swinv2.ops.windows import Lengths
 
 
 @dataclass(frozen=True)

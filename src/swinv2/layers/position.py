@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from swinv2.layers.fusion import fusible, remember_structure
+from swinv2.lengths import Lengths
 from swinv2.ops.coordinates import LARGEST_BIAS, relative_coordinates
 from swinv2.ops.precision import at_least_fp32
-from swinv2.ops.windows import Lengths
 
 HIDDEN_FEATURES = 512
 

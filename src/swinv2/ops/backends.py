@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from swinv2.lengths import Lengths
 from swinv2.ops import reference, sdpa
 from swinv2.ops.cpu import attention, library
 from swinv2.ops.execution import ORDINARY, Execution, execution, is_transformed
 from swinv2.ops.reference import AttentionInputs
-from swinv2.ops.windows import Lengths, WindowPlan
+from swinv2.ops.windows import WindowPlan
 
 logger = logging.getLogger(__name__)
 

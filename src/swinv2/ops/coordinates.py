@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swinv2.ops.windows import Lengths
+from swinv2.lengths import Lengths
 
 LARGEST_BIAS = 16
 """The position bias is this number times a sigmoid."""

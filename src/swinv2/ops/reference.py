@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from swinv2.lengths import Lengths
 from swinv2.ops import windows
 from swinv2.ops.precision import at_least_fp32
-from swinv2.ops.windows import Lengths, WindowPlan
+from swinv2.ops.windows import WindowPlan
 
 
 @dataclass  # not frozen: that takes several times as long, in every call

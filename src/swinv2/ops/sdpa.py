@@ -20,11 +20,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from swinv2.lengths import Lengths
 from swinv2.ops import windows
 from swinv2.ops.execution import Execution, execution
 from swinv2.ops.precision import SMALLEST_NORM, precise
 from swinv2.ops.reference import AttentionInputs
-from swinv2.ops.windows import Lengths, Span, WindowKind, WindowPlan
+from swinv2.ops.windows import Span, WindowKind, WindowPlan
 
 WEIGHTS_BYTES = 2**27
 """Most memory for attention weights that exist at the same time, for each image."""

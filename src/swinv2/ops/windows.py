@@ -22,10 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Pair = tuple[int, int]
-
-Lengths = tuple[int, ...]
-"""A length for each axis of a map: (height, width) for images, (frames, height, width) for videos."""
+from swinv2.lengths import Lengths
 
 _MAIN, _WRAPPED, _PADDING = 0, 1, 2
 

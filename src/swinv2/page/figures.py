@@ -16,7 +16,7 @@ from swinv2.dense.average_precision import Detections
 from swinv2.drawing.overlays import colours_of, mix_classes
 from swinv2.inspect.attention_map import TOKEN_COLOUR, WINDOW_COLOUR, TokenAttention, mask_outline, overlay
 from swinv2.inspect.components import COMPONENTS, Components, as_colours
-from swinv2.ops.windows import Pair
+from swinv2.lengths import Pair
 from swinv2.page.model import STEM, Attentions, Seen, Shown, attention_at
 from swinv2.predict.detecting import above, draw_found
 

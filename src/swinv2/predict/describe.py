@@ -15,7 +15,7 @@ from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.layers.stage import Encoder
-from swinv2.lengths import Pair, Windows, as_pair
+from swinv2.lengths import Lengths, Pair, Windows, as_pair
 from swinv2.loading import EXAMPLE, label_names, read_config
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.backends import explain_backend
@@ -43,10 +43,10 @@ class StageDescription:
     blocks: int
     channels: int
     heads: int
-    grid: Pair
-    window: Pair
-    shift: Pair
-    pretrained_window: Pair
+    grid: Lengths
+    window: Lengths
+    shift: Lengths
+    pretrained_window: Lengths
     parameters: int
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swinv2.lengths import Lengths
 from swinv2.ops.cpu import library
 from swinv2.ops.precision import precise
-from swinv2.ops.windows import Lengths, WindowPlan
+from swinv2.ops.windows import WindowPlan
 
 Weights = tuple[Tensor, Tensor | None]
 """Weight (out, in) and bias (or None) of a linear layer."""

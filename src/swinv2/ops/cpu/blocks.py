@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from swinv2.lengths import Lengths, Pair
 from swinv2.ops.cpu import library
 from swinv2.ops.cpu.arguments import (
     Norm,
@@ -31,7 +32,7 @@ from swinv2.ops.cpu.arguments import (
     run,
     side_by_side,
 )
-from swinv2.ops.windows import Lengths, Pair, WindowPlan
+from swinv2.ops.windows import WindowPlan
 
 
 def add_mlp(

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from swinv2.lengths import Lengths
 from swinv2.ops.coordinates import LARGEST_BIAS, relative_coordinates
 from swinv2.ops.custom_op import custom_op
 from swinv2.ops.precision import without_autocast
-from swinv2.ops.windows import Lengths
 
 POSITIONS_AT_ONCE = 256
 """Their hidden features take half a MiB in fp32, which fits a core's own cache."""
