@@ -59,10 +59,6 @@ class Case:
         """How the case's map is cut."""
         return WindowPlan(self.grid, self.window, self.shift, self.mask_padding)
 
-    def suits(self, backend: str) -> bool:
-        """Whether a backend takes maps with so many axes."""
-        return backend != "triton" or len(self.grid) == 2
-
 
 CASES = [
     Case("whole windows", (4, 6), (2, 3), batch=2),
@@ -103,9 +99,9 @@ CASES = [
 
 
 @st.composite
-def random_cases(draw_value: st.DrawFn, most_axes: int = 3) -> Case:
+def random_cases(draw_value: st.DrawFn) -> Case:
     """Any small case, of images or videos."""
-    axes = draw_value(st.integers(2, most_axes))
+    axes = draw_value(st.integers(2, 3))
     longest_side, longest = (5, 11) if axes == 2 else (3, 5)
     window = tuple(draw_value(st.integers(1, longest_side)) for _ in range(axes))
     return Case(

@@ -6,6 +6,7 @@ of preference. Every refusal is a sentence, which `explain_backend` shows.
 
 import importlib.util
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swinv2.lengths import Lengths
+from swinv2.lengths import Lengths, in_words
 from swinv2.ops import reference, sdpa
 from swinv2.ops.cpu import attention, library
 from swinv2.ops.execution import ORDINARY, Execution, execution, is_transformed
@@ -102,12 +103,10 @@ def _refuse_triton(call: Call) -> str | None:
         return f"the maps are {str(call.dtype).removeprefix('torch.')}; it takes bfloat16, float16 and float32"
     if call.shape is not None and call.shape[-1] > LARGEST_HEAD_DIM:
         return f"heads have {call.shape[-1]} channels; it takes {LARGEST_HEAD_DIM} at most"
-    if call.window is not None and len(call.window) != 2:
-        return f"windows have {len(call.window)} axes; it takes those of images, which have 2"
     if call.window is not None and max(call.window) > LARGEST_WINDOW:
-        return f"windows are {call.window[0]} x {call.window[1]}; it takes {LARGEST_WINDOW} x {LARGEST_WINDOW} at most"
-    if call.shape is not None and 3 * call.shape[1] * call.shape[2] * call.shape[3] * call.shape[4] >= MOST_NUMBERS:
-        return f"a map of {call.shape[1]} x {call.shape[2]} tokens is too large for its 32-bit indices"
+        return f"windows are {in_words(call.window)}; it takes {LARGEST_WINDOW} on each axis at most"
+    if call.shape is not None and 3 * math.prod(call.shape[1:]) >= MOST_NUMBERS:
+        return f"a map of {in_words(call.shape[1:-2])} tokens is too large for its 32-bit indices"
     return _refuse_custom_ops(call)
 
 

@@ -8,6 +8,7 @@ attn_implementation="eager".
 Compilers see two operations and the shapes of their results. Activation checkpointing, FSDP and CUDA graphs work too.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -41,13 +42,13 @@ WHOLE_VECTOR_BYTES = 128
 """The largest vector (head_dim) for gradients in one tile: the tiles of all maps must fit the shared memory."""
 
 
-def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B H W heads head_dim"]:
+def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B *grid heads head_dim"]:
     """Cosine attention inside every window of a map, by the kernels for GPUs."""
     q, k, v, padded_value, plan = inputs.q, inputs.k, inputs.v, inputs.padded_value, inputs.plan
     if plan.padded_grid == plan.grid:
         padded_value = None
     elif padded_value is None:
-        padded_value = v.new_zeros(v.shape[3:])
+        padded_value = v.new_zeros(v.shape[-2:])
     else:
         padded_value = padded_value.to(v.dtype)
     return _AttendOnGpu.apply(q.to(v.dtype), k.to(v.dtype), v, inputs.bias_table, inputs.scale, padded_value, plan)
@@ -55,8 +56,8 @@ def window_attention(inputs: AttentionInputs) -> Float[Tensor, "B H W heads head
 
 def _empty_attended(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """For compiled graphs: the shapes of the results of `attend_fused`."""
-    batch, heads, plan = v.shape[0], v.shape[3], rest[-1]
-    softmax_stats = v.new_empty(batch * plan.counts[0] * plan.counts[1], heads, 2, plan.tokens, dtype=precise(v.dtype))
+    batch, heads, plan = v.shape[0], v.shape[-2], rest[-1]
+    softmax_stats = v.new_empty(batch * math.prod(plan.counts), heads, 2, plan.tokens, dtype=precise(v.dtype))
     return v.new_empty(v.shape), softmax_stats
 
 
@@ -72,7 +73,7 @@ def attend_fused(
     inputs, strides = _kernel_inputs(q, k, v, bias_table, scale, padded_value)
     attended, softmax_stats = _empty_attended(*inputs[:3], plan)
     if attended.numel():
-        constants, layout = _constants(plan, v, *_tile_sizes(plan, v)), (strides, attended.stride()[:4], _numbers(plan))
+        constants, layout = _constants(plan, v, *_tile_sizes(plan, v)), (strides, _strides(attended), _numbers(plan))
         start(
             forward.attend,
             len(softmax_stats) * constants.query_tiles * len(scale),
@@ -90,7 +91,7 @@ def _empty_gradients(
     padded_value, _, _, wants_bias, _ = rest
     grad_q, grad_k, grad_v = v.new_empty(v.shape), v.new_empty(v.shape), v.new_empty(v.shape)
     grad_table = bias_table.new_empty(bias_table.shape if wants_bias else 0)
-    grad_padded = v.new_empty(v.shape[3:] if padded_value is not None else 0)
+    grad_padded = v.new_empty(v.shape[-2:] if padded_value is not None else 0)
     return grad_q, grad_k, grad_v, grad_table, scale.new_empty(scale.shape), grad_padded
 
 
@@ -127,9 +128,9 @@ def attend_fused_backward(
             each.zero_()
         return gradients
     grad, attended = grad.contiguous(), attended.contiguous()
-    layout = (strides, attended.stride()[:4], _numbers(plan))
+    layout = (strides, _strides(attended), _numbers(plan))
     backward_pass = _BackwardPass(inputs, attended, softmax_stats, grad, layout, plan, wants_bias)
-    fits = plan.tokens <= WHOLE_WINDOW and v.element_size() * v.shape[4] <= WHOLE_VECTOR_BYTES
+    fits = plan.tokens <= WHOLE_WINDOW and v.element_size() * v.shape[-1] <= WHOLE_VECTOR_BYTES
     compute = backward_pass.whole_windows if fits else backward_pass.by_tiles
     for buffer, sums in zip(gradients[3:], compute(gradients[:3]), strict=True):
         if sums is not None:
@@ -232,32 +233,39 @@ class _BackwardPass:
 def _kernel_inputs(
     q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, scale: Tensor, padded_value: Tensor | None
 ) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-    """The inputs as kernels need them, and the common strides of q, k and v without the last one.
+    """The inputs as kernels need them, and the common `_strides` of q, k and v.
 
     The maps are copied if their strides differ, if vectors are not contiguous, or if offsets inside an image do not fit
     32 bits. The bias table is in the dtype of sums.
     """
     maps = (q, k, v)
-    _, height, width, _, _ = q.shape
-    _, down, across, _, along = q.stride()
-    farthest = (height - 1) * down + (width - 1) * across
-    if k.stride() != q.stride() or v.stride() != q.stride() or along != 1 or farthest >= 2**31:
+    farthest = sum((length - 1) * step for length, step in zip(q.shape[1:-2], q.stride()[1:-2], strict=True))
+    if k.stride() != q.stride() or v.stride() != q.stride() or q.stride(-1) != 1 or farthest >= 2**31:
         maps = (q.contiguous(), k.contiguous(), v.contiguous())
     padding = None if padded_value is None else padded_value.contiguous()
     table = bias_table.to(precise(v.dtype)).contiguous()
-    return (*maps, table, scale.contiguous(), padding), maps[0].stride()[:4]
+    return (*maps, table, scale.contiguous(), padding), _strides(maps[0])
+
+
+def _strides(feature_map: Tensor) -> tuple[int, ...]:
+    """The strides of a map's images, rows, columns, heads and frames; 0 for the frames of images."""
+    images, *frames, rows, columns, heads, _ = feature_map.stride()
+    return (images, rows, columns, heads, *(frames or [0]))
 
 
 def _numbers(plan: WindowPlan) -> tuple[int, ...]:
-    """Grid, number of windows and shift of a plan, as kernels for GPUs take them."""
-    return (*plan.grid, *plan.counts, *plan.shift)
+    """Grid, number of windows and shift of a plan, as kernels for GPUs take them: along height and width, then along
+    frames."""
+    axes = list(zip(plan.grid, plan.counts, plan.shift, strict=True))
+    frames = axes[0] if len(axes) > 2 else (1, 1, 0)
+    return (*plan.grid[-2:], *plan.counts[-2:], *plan.shift[-2:], *frames)
 
 
 def _constants(plan: WindowPlan, v: Tensor, queries: int, keys: int, span: int = 0) -> Constants:
     """What kernels for GPUs with these tiles are compiled for."""
     # Not torch.get_float32_matmul_precision(): it raises an error if the newer setting was used, as by transformers.
     relaxed = v.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return _cached_constants(plan, v.shape[4], v.dtype, queries, keys, span, relaxed)
+    return _cached_constants(plan, v.shape[-1], v.dtype, queries, keys, span, relaxed)
 
 
 # Cached, here and below: with small models, the GPU waits for the CPU, which launches the kernels.
@@ -266,8 +274,10 @@ def _cached_constants(
     plan: WindowPlan, head_dim: int, dtype: torch.dtype, queries: int, keys: int, span: int, relaxed: bool
 ) -> Constants:
     """The constants of kernels for GPUs, cached by what they depend on."""
+    has_frames = len(plan.window) > 2
     return Constants(
-        *plan.window,
+        *(plan.window if has_frames else (1, *plan.window)),
+        has_frames=has_frames,
         mask_padding=plan.mask_padding,
         has_regions=not all(kind.is_single_region for kind in plan.kinds),
         padded=plan.padded_grid != plan.grid,
@@ -290,7 +300,7 @@ def _rows_of_tile(tokens: int, largest: int) -> int:
 
 def _tile_sizes(plan: WindowPlan, v: Tensor) -> tuple[int, int]:
     """Starting kernels: number of queries and of keys in a tile, fewer if vectors take more memory."""
-    largest = 64 if v.element_size() <= 2 and v.shape[4] <= 64 else 32
+    largest = 64 if v.element_size() <= 2 and v.shape[-1] <= 64 else 32
     block = _rows_of_tile(plan.tokens, largest)
     return block, block
 

@@ -62,8 +62,9 @@ class TableGradient:
 
     def _entry_terms(self, tokens: Tensor) -> Tensor:
         """The terms of tokens in the index of a bias table entry."""
-        width = self.plan.window[1]
-        return tokens // width * (2 * width - 1) + tokens % width
+        height, width = self.plan.window[-2:]
+        lines = tokens // width + tokens // (height * width) * (height - 1)
+        return lines * (2 * width - 1) + tokens % width
 
     def _terms_of_tiles(self, block: int) -> tuple[Tensor, Tensor]:
         """The terms of an entry for the first and the last token of every tile."""
@@ -80,5 +81,8 @@ class TableGradient:
 
 def _entries_of_tile(plan: WindowPlan, block: int) -> int:
     """An upper bound of the number of bias table entries between the tokens of a tile."""
-    rows = min(-(-block // plan.window[1]) + 1, plan.window[0])
-    return rows * (2 * plan.window[1] - 1)
+    height, width = plan.window[-2:]
+    rows = min(-(-block // width) + 1, plan.tokens // width)
+    # Between the rows of two frames are entries of no pair of the tile.
+    borders = min(-(-block // (height * width)), plan.tokens // (height * width) - 1)
+    return (rows + borders * (height - 1)) * (2 * width - 1)

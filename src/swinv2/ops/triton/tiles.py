@@ -4,7 +4,8 @@ In: pointers, strides and integers. Out: tiles in registers. A tile is consecuti
 is read from the unshifted map: index arithmetic computes the cyclic shift and the padding.
 
 Arguments in capitals are compile-time constants; CONST is a `Constants`. `plan` is (height and width of the map, number
-of windows down and across, shift down and across). `strides` are those of images, rows, columns and heads.
+of windows down and across, shift down and across; and of the frames of a video the same three). `strides` are those of
+images, rows, columns, heads and frames. What is about frames is compiled only for videos.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ class Constants:
     Kernels use `tl.full` instead of `tl.zeros`, which does not take these attributes as a shape in Triton 3.6.
 
     Attributes:
-        window_height, window_width: Size of the windows.
+        window_frames, window_height, window_width: Size of the windows.
+        has_frames: Whether the map is that of a video.
         mask_padding: Whether padding tokens are hidden.
         has_regions: Whether a window has more than one region.
         padded: Whether the map is padded to whole windows.
@@ -42,8 +44,10 @@ class Constants:
         span: See `backward._add_to_table`.
     """
 
+    window_frames: int
     window_height: int
     window_width: int
+    has_frames: bool
     mask_padding: bool
     has_regions: bool
     padded: bool
@@ -58,12 +62,12 @@ class Constants:
     @property
     def tokens(self) -> int:
         """Number of tokens in a window."""
-        return self.window_height * self.window_width
+        return self.window_frames * self.window_height * self.window_width
 
     @property
     def table(self) -> int:
         """Number of entries in the bias table of one head."""
-        return (2 * self.window_height - 1) * (2 * self.window_width - 1)
+        return (2 * self.window_frames - 1) * (2 * self.window_height - 1) * (2 * self.window_width - 1)
 
     @property
     def query_tiles(self) -> int:
@@ -124,13 +128,20 @@ def locate(tokens, window, head, plan, CONST: tl.constexpr):
         head: Index of the head.
 
     Returns:
-        Image, head, rows, columns, and whether a token is in the map (not padding).
+        Image, head, rows, columns, whether a token is in the map (not padding), and frames.
     """
+    HEIGHT: tl.constexpr = CONST.window_height
     down, across = plan[2], plan[3]
-    rows = _locate_along(window // across % down, tokens // CONST.window_width, down, plan[4], CONST.window_height)
+    lines, image = tokens // CONST.window_width, window // (down * across)
+    own = tokens < CONST.tokens
+    frames = lines * 0
+    if CONST.has_frames:
+        frames = _locate_along(image % plan[7], lines // HEIGHT, plan[7], plan[8], CONST.window_frames)
+        own, lines, image = own & (frames < plan[6]), lines % HEIGHT, image // plan[7]
+    rows = _locate_along(window // across % down, lines, down, plan[4], HEIGHT)
     columns = _locate_along(window % across, tokens % CONST.window_width, across, plan[5], CONST.window_width)
-    own = (tokens < CONST.tokens) & (rows < plan[0]) & (columns < plan[1])
-    return window // (down * across), head, rows, columns, own
+    own = own & (rows < plan[0]) & (columns < plan[1])
+    return image, head, rows, columns, own, frames
 
 
 @triton.jit
@@ -149,9 +160,15 @@ def _regions(tokens, window, plan, CONST: tl.constexpr):
     HEIGHT: tl.constexpr = CONST.window_height
     WIDTH: tl.constexpr = CONST.window_width
     y, x, down, across = tokens // WIDTH, tokens % WIDTH, plan[2], plan[3]
+    frame = y * 0
+    if CONST.has_frames:
+        layer = window // (down * across) % plan[7]
+        # Padding frames are always hidden.
+        frame = _region_along(layer, y // HEIGHT, plan[6], plan[7], plan[8], CONST.window_frames, True)
+        y = y % HEIGHT
     row = _region_along(window // across % down, y, plan[0], down, plan[4], HEIGHT, CONST.mask_padding)
     column = _region_along(window % across, x, plan[1], across, plan[5], WIDTH, CONST.mask_padding)
-    return row * 3 + column
+    return (frame * 3 + row) * 3 + column
 
 
 @triton.jit
@@ -170,6 +187,9 @@ def may_be_mixed(window, plan, CONST: tl.constexpr):
     down, across = plan[2], plan[3]
     row = window // across % down
     is_mixed = _may_be_mixed_along(row, plan[0], down, plan[4], CONST.window_height, MASK_PADDING)
+    if CONST.has_frames:
+        layer = window // (down * across) % plan[7]
+        is_mixed = is_mixed | _may_be_mixed_along(layer, plan[6], plan[7], plan[8], CONST.window_frames, True)
     return is_mixed | _may_be_mixed_along(window % across, plan[1], across, plan[5], CONST.window_width, MASK_PADDING)
 
 
@@ -188,10 +208,13 @@ def hide(logits, queries, keys, window, mixed, plan, CONST: tl.constexpr):
 @triton.jit
 def _point_to(feature_map, strides, locations, CONST: tl.constexpr):
     """Pointers to the vectors of tokens, and the mask of valid pointers."""
-    image, head, rows, columns, own = locations
+    image, head, rows, columns, own, frames = locations
     dims = tl.arange(0, CONST.block_dim)
     start = feature_map + image.to(tl.int64) * strides[0] + head * strides[3]
-    pointers = start + ((rows * strides[1] + columns * strides[2])[:, None] + dims[None, :])
+    offsets = rows * strides[1] + columns * strides[2]
+    if CONST.has_frames:
+        offsets += frames * strides[4]
+    pointers = start + (offsets[:, None] + dims[None, :])
     return pointers, own[:, None] & (dims < CONST.head_dim)[None, :]
 
 
@@ -238,26 +261,33 @@ def reciprocal_norms(vectors, CONST: tl.constexpr):
 
 
 @triton.jit
-def _entries_of(tokens, WINDOW_WIDTH: tl.constexpr):
+def _entries_of(tokens, CONST: tl.constexpr):
     """The terms of tokens in the index of a bias table entry: the entry of a pair is MIDDLE + query term - key term.
 
     A term is a sum of two: the offset in a run of tokens, and the start of the run, which is the same for all threads.
     """
     # In Triton's layout of products, neighbouring columns of a thread are in one run.
     RUN: tl.constexpr = 8
+    WINDOW_WIDTH: tl.constexpr = CONST.window_width
+    # In a table of three axes, the rows of the next frame begin so many entries later than they would in one of two.
+    gaps = tokens * 0
+    if CONST.has_frames:
+        TOKENS: tl.constexpr = CONST.window_height * CONST.window_width
+        GAP: tl.constexpr = (CONST.window_height - 1) * (2 * CONST.window_width - 1)
+        gaps = (tokens.to(tl.uint32) // TOKENS * GAP).to(tl.int32)
     if WINDOW_WIDTH % RUN == 0:
         # runs // RUNS * (2 * WINDOW_WIDTH - 1) + runs % RUNS * RUN, where RUNS = WINDOW_WIDTH // RUN; unsigned numbers
         # are divided faster.
         runs = tokens.to(tl.uint32) // RUN
-        return tokens % RUN, (runs * RUN + runs // (WINDOW_WIDTH // RUN) * (WINDOW_WIDTH - 1)).to(tl.int32)
-    return tokens % WINDOW_WIDTH, tokens // WINDOW_WIDTH * (2 * WINDOW_WIDTH - 1)
+        return tokens % RUN, (runs * RUN + runs // (WINDOW_WIDTH // RUN) * (WINDOW_WIDTH - 1)).to(tl.int32) + gaps
+    return tokens % WINDOW_WIDTH, tokens // WINDOW_WIDTH * (2 * WINDOW_WIDTH - 1) + gaps
 
 
 @triton.jit
 def pair_entries(queries, keys, CONST: tl.constexpr):
     """Index of every pair's entry in the bias table of a head, and whether both tokens are inside the window."""
-    own, shared = _entries_of(queries, CONST.window_width)
-    key_own, key_shared = _entries_of(keys, CONST.window_width)
+    own, shared = _entries_of(queries, CONST)
+    key_own, key_shared = _entries_of(keys, CONST)
     entries = (own + shared + CONST.table // 2)[:, None] - (key_own + key_shared)[None, :]
     return entries, (queries < CONST.tokens)[:, None] & (keys < CONST.tokens)[None, :]
 
@@ -267,9 +297,9 @@ def load_bias(bias_table, head, queries, keys, CONST: tl.constexpr):
     """Loads the bias of every pair of tokens, in the dtype of the table; undefined for tokens beyond the window."""
     if CONST.uneven:
         queries, keys = tl.minimum(queries, CONST.tokens - 1), tl.minimum(keys, CONST.tokens - 1)
-    own, shared = _entries_of(queries, CONST.window_width)
+    own, shared = _entries_of(queries, CONST)
     pointers = (bias_table + head * CONST.table + CONST.table // 2 + (own + shared))[:, None]
-    own, shared = _entries_of(keys, CONST.window_width)
+    own, shared = _entries_of(keys, CONST)
     pointers = pointers - own[None, :] - shared[None, :]
     if INTERPRETED:
         return tl.load(pointers)
