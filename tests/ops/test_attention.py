@@ -173,6 +173,13 @@ def agree(backend: str, case: Case, seed: int) -> None:
         torch.testing.assert_close(fast[name], expected, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", [backend for backend in FAST_IMPLEMENTATIONS if backend != "triton"])
+def test_windows_of_16_along_all_axes(backend: str) -> None:
+    """The largest windows of the paper's video models."""
+    agree(backend, Case("large", (18, 16, 20), (16, 16, 16), (8, 0, 8), heads=1), 0)
+
+
 def test_no_images_at_all() -> None:
     """A batch of nothing comes back as nothing, with gradients of the right shapes."""
     case = replace(CASES[0], batch=0)

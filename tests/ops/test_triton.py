@@ -27,6 +27,7 @@ TILED = [
     Case("window of one column", (19, 2), (18, 1), (9, 0)),
     Case("odd head_dim", (4, 5), (4, 5), head_dim=24),
     Case("even tiles", (8, 4), (8, 4), (4, 0)),
+    Case("frames", (4, 3, 6), (3, 3, 4), (1, 0, 2), heads=1),
 ]
 
 
@@ -66,7 +67,7 @@ class TestTiles:
 
     @pytest.mark.usefixtures("tiles", "deterministic")
     @pytest.mark.parametrize(
-        "case", [pytest.param(TILED[0], marks=pytest.mark.slow), TILED[1]], ids=lambda case: case.name
+        "case", [pytest.param(TILED[0], marks=pytest.mark.slow), TILED[1], TILED[-1]], ids=lambda case: case.name
     )
     def test_sums_in_a_fixed_order(self, case: Case) -> None:
         """The deterministic sum over programs' parts is the same sum."""
@@ -248,6 +249,10 @@ class TestOnGpu:
         Case("one window, one head", (8, 8), (8, 8), head_dim=32, heads=1),
         Case("shift by one", (9, 9), (3, 3), (1, 1), head_dim=32, heads=1),
         Case("one token", (3, 3), (1, 1), head_dim=32),
+        Case("frames 8, window 7", (16, 14, 15), (8, 7, 7), (4, 3, 3), head_dim=32, heads=3),
+        Case("frames 5 of 8", (5, 16, 8), (8, 8, 8), (0, 4, 0), head_dim=32, heads=2, batch=2),
+        Case("frames, windows of one frame", (4, 8, 8), (1, 8, 8), head_dim=32, heads=2),
+        Case("window 16 along all axes", (16, 16, 32), (16, 16, 16), (0, 0, 8), head_dim=32, heads=1),
     ]
 
     @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
