@@ -203,9 +203,9 @@ class TestAttention:
         grad = inputs.direction.to(dtype)
         if is_strided:
             # As they come out of one product.
-            q, k, v, grad = torch.stack([q, k, v, grad], 3).unbind(3)
+            q, k, v, grad = torch.stack([q, k, v, grad], -3).unbind(-3)
         table, scale = table.to(precise(dtype)), scale.to(precise(dtype))
-        out, maps = torch.empty_like(q), torch.empty(*q.shape[:3], 3, *q.shape[3:], dtype=dtype).unbind(3)
+        out, maps = torch.empty_like(q), torch.empty(*q.shape[:-2], 3, *q.shape[-2:], dtype=dtype).unbind(-3)
         attention = AttentionInputs(q, k, v, table, scale, case.plan, padding)
         kernels.attend(attention, out)
         sums = kernels.attend_backward(grad, attention, maps, True)
@@ -267,6 +267,11 @@ def qkv_layers(dtype: torch.dtype, has_bias: bool = True) -> list[Weights]:
     return [layer(CHANNELS, CHANNELS, dtype, seed, has_bias and seed != 11) for seed in (1, 11, 21)]
 
 
+def table_for(plan: WindowPlan, dtype: torch.dtype) -> Tensor:
+    """A bias table of two heads."""
+    return random(2, *(2 * length - 1 for length in plan.window), dtype=dtype, seed=5)
+
+
 def apply(layer: Weights, features: Tensor) -> Tensor:
     weight, bias = layer
     return F.linear(features, weight.double(), None if bias is None else bias.double())
@@ -308,9 +313,9 @@ class TestBranches:
         plan, norm = case.plan, self.norm(dtype)
         x = random(batch, *plan.grid, CHANNELS, dtype=dtype)
         into, last = qkv_layers(dtype, has_bias), layer(CHANNELS, CHANNELS, dtype, 3, has_bias)
-        table = random(2, 2 * plan.window[0] - 1, 2 * plan.window[1] - 1, dtype=precise(dtype), seed=5)
+        table = table_for(plan, precise(dtype))
         scale = torch.tensor([5.0, 20.0], dtype=precise(dtype))
-        qkv, attended, branch_out, out = (x.new_empty(*x.shape[:3], wide * CHANNELS) for wide in (3, 1, 1, 1))
+        qkv, attended, branch_out, out = (x.new_empty(*x.shape[:-1], wide * CHANNELS) for wide in (3, 1, 1, 1))
         blocks.add_attention(x, into, last, table, scale, plan, norm, out, qkv, attended, branch_out)
         joined = torch.cat([apply(each, x.double()) for each in into], -1)
         q, k, v = (part.unflatten(-1, (2, -1)) for part in joined.chunk(3, -1))
@@ -379,7 +384,7 @@ class TestGradients:
         plan, norm, size = case.plan, TestBranches.norm(dtype), (case.batch, *case.grid)
         x, grad = (random(*size, CHANNELS, dtype=dtype, seed=seed) for seed in (0, 9))
         into, last = qkv_layers(dtype), layer(CHANNELS, CHANNELS, dtype, 3)
-        table = random(2, 2 * plan.window[0] - 1, 2 * plan.window[1] - 1, dtype=dtype, seed=5)
+        table = table_for(plan, dtype)
         scale = torch.tensor([5.0, 20.0], dtype=dtype)
         saved = [x.new_empty(*size, wide * CHANNELS) for wide in (3, 1, 1)]
         blocks.add_attention(x, into, last, table, scale, plan, norm, torch.empty_like(x), *saved)
