@@ -1,0 +1,278 @@
+import pickle
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from swinv2.video import reading
+from swinv2.video.reading import VideoError, VideoInfo, is_video_name, iterate_frames, probe, read_frames
+from video_files import counted, indices_of, write_sound, write_video
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "mpeg4"),
+        ("a.mov", "mjpeg"),
+        ("a.avi", "mpeg4"),
+        ("a.mkv", "ffv1"),
+        ("a.webm", "libvpx-vp9"),
+        ("a.mpg", "mpeg2video"),
+        ("a.ts", "mpeg2video"),
+        ("a.flv", "flv1"),
+    ],
+)
+def test_formats(tmp_path: Path, name: str, codec: str) -> None:
+    # MPEG-1 and 2 know few rates.
+    path = write_video(tmp_path / name, counted(10), rate=25, codec=codec)
+    info = probe(path)
+    assert (info.frames, info.size) == (10, (32, 48))
+    assert info.seconds == pytest.approx(0.4, abs=0.002)
+    assert info.rate == pytest.approx(25, rel=0.005)
+    times = [(index + 0.5) / info.rate for index in range(10)]
+    assert indices_of(read_frames(path, times)) == list(range(10))
+
+
+def test_a_raw_stream_states_neither_duration_nor_number(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.m4v", counted(7), format="m4v")
+    with av.open(str(path)) as container:
+        assert (container.streams.video[0].frames, container.streams.video[0].duration) == (0, None)
+    info = probe(path)
+    assert info.frames == 7
+    assert indices_of(read_frames(path, [(index + 0.5) / info.rate for index in range(7)], info)) == list(range(7))
+
+
+def test_times_in_any_order_and_repeated(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", counted(10), key_frames=4)
+    times = [0.55, 0.05, 0.55, -3.0, 100.0, 0.35, 0.3, 0.399]
+    assert indices_of(read_frames(path, times)) == [5, 0, 5, 0, 9, 3, 3, 3]
+    assert read_frames(path, []).shape == (0, 32, 48, 3)
+    with pytest.raises(ValueError, match="finite"):
+        read_frames(path, [float("nan")])
+
+
+def test_bidirectional_frames_come_in_the_order_in_which_they_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.max_b_frames = 2
+        for index, pixels in enumerate(counted(11)):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        packets = [packet.pts for packet in container.demux(video=0) if packet.size]
+    assert packets != sorted(packets)
+    times = [(index + 0.5) / 10 for index in range(11)]
+    assert indices_of(read_frames(path, times)) == list(range(11))
+    assert [indices_of(read_frames(path, [time])) for time in times] == [[index] for index in range(11)]
+
+
+def test_variable_frame_rate(tmp_path: Path) -> None:
+    ticks = [0, 1, 2, 10, 11, 19]
+    for name in ("a.mp4", "a.mkv"):
+        path = write_video(tmp_path / name, counted(6), ticks=ticks)
+        info = probe(path)
+        assert info.frames == 6
+        assert info.seconds == pytest.approx(2.0, abs=0.11)
+        assert info.rate == info.frames / info.seconds
+        times = [0.0, 0.15, 0.25, 0.95, 1.0, 1.1, 1.85, 1.95]
+        assert indices_of(read_frames(path, times)) == [0, 1, 2, 2, 3, 4, 4, 5]
+
+
+def corner(height: int = 32, width: int = 48) -> np.ndarray:
+    """Three frames, black but for a white corner at the top left."""
+    frames = np.zeros((3, height, width, 3), np.uint8)
+    frames[:, : height // 2, : width // 2] = 255
+    return frames
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("angle", [0, 90, 180, 270])
+def test_frames_are_upright(tmp_path: Path, angle: int, flips: bool) -> None:
+    path = write_video(tmp_path / "a.mp4", corner(), rotation=angle, flips=flips)
+    # The matrix turns, and flips afterwards.
+    expected = np.rot90(corner(), angle // 90, axes=(1, 2))
+    expected = expected[:, :, ::-1] if flips else expected
+    info = probe(path)
+    assert info.size == expected.shape[1:3]
+    found = read_frames(path, [0.05, 0.25], info)
+    assert np.abs(found.astype(int) - expected[[0, 2]]).mean() < 8
+
+
+def test_a_rotated_file_beside_unknown_side_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", corner(), rotation=90)
+    expected = read_frames(path, [0.05])
+
+    class Frame:
+        """A frame with an entry that PyAV does not know."""
+
+        def __init__(self, frame: av.VideoFrame) -> None:
+            self.rotation = frame.rotation
+
+        @property
+        def side_data(self) -> None:
+            raise ValueError("99 is not a valid Type")
+
+    orientation = reading._orientation
+    monkeypatch.setattr(reading, "_orientation", lambda frame: orientation(Frame(frame)))
+    assert np.array_equal(read_frames(path, [0.05]), expected)
+
+
+def test_odd_sizes_and_one_frame(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", counted(1, 21, 33))
+    info = probe(path)
+    assert (info.frames, info.size) == (1, (21, 33))
+    assert info.seconds == pytest.approx(0.1, abs=0.001)
+    assert indices_of(read_frames(path, [0.0, 0.05, 9.0], info)) == [0, 0, 0]
+    assert probe(write_video(tmp_path / "b.mkv", counted(1, 21, 33))).seconds == pytest.approx(0.1, abs=0.001)
+
+
+def test_an_animated_image(tmp_path: Path) -> None:
+    shades = [Image.new("RGB", (20, 10), (shade,) * 3) for shade in (10, 30, 50)]
+    shades[0].save(tmp_path / "a.gif", save_all=True, append_images=shades[1:], duration=[100, 300, 100])
+    assert indices_of(read_frames(tmp_path / "a.gif", [0.05, 0.15, 0.35, 0.45])) == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.mp4", {"movflags": "faststart"}), ("a.mkv", None), ("a.avi", None)])
+def test_a_truncated_file_is_used_up_to_the_break(tmp_path: Path, name: str, options: dict[str, str] | None) -> None:
+    noise = np.random.default_rng(0).integers(0, 10, (12, 64, 64, 3), np.uint8)
+    path = write_video(tmp_path / name, counted(12, 64, 64) + noise, codec="mjpeg", options=options)
+    whole = probe(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * 0.6)])
+    info = probe(path)
+    found = indices_of(read_frames(path, [(index + 0.5) / 10 for index in range(12)], info) - 5)
+    last = found[-1]
+    assert 1 <= last <= 9
+    assert found == [min(index, last) for index in range(12)]
+    # From a time behind the break, reading begins at the last frame before it, or at the beginning.
+    assert indices_of(read_frames(path, [1.15], info) - 5) == [last]
+    assert indices_of(read_frames(path, [1.15], whole) - 5) == [last]
+
+
+def test_a_damaged_packet_is_left_out(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", counted(8), codec="mjpeg")
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        third = [packet.pos for packet in container.demux(video=0) if packet.size][3]
+    data[third + 8 : third + 200] = bytes(192)
+    path.write_bytes(data)
+    assert indices_of(read_frames(path, [(index + 0.5) / 10 for index in range(8)])) == [0, 1, 2, 2, 4, 5, 6, 7]
+
+
+def reason(path: Path) -> str:
+    """The reason why a file is refused; its name must be in the message."""
+    with pytest.raises(VideoError, match="cannot be used") as caught:
+        probe(path)
+    assert repr(str(path)) in str(caught.value)
+    return caught.value.reason
+
+
+def test_files_that_are_no_videos(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("not a video\n" * 100)
+    assert reason(tmp_path / "text.mp4").startswith("it is not a video in a format that is read here")
+    (tmp_path / "text.txt").write_text("FFmpeg draws text as a video\n" * 100)
+    assert reason(tmp_path / "text.txt").startswith("it is not a video in a format that is read here")
+    (tmp_path / "empty.mp4").touch()
+    assert reason(tmp_path / "empty.mp4") == "the file is empty"
+    assert reason(tmp_path / "none.mp4") == "there is no such file"
+    assert reason(tmp_path).startswith("it is a folder; expected a video file such as")
+    assert reason(write_sound(tmp_path / "sound.m4a")).startswith("it has no video but sound")
+    Image.new("RGB", (20, 20)).save(tmp_path / "image.png")
+    assert reason(tmp_path / "image.png").startswith("it is not a video in a format that is read here")
+    # Of a playlist, other files would be opened.
+    write_video(tmp_path / "a.ts", counted(3), rate=25, codec="mpeg2video")
+    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.ts\n#EXT-X-ENDLIST\n")
+    assert reason(tmp_path / "list.m3u8").startswith("it is not a video in a format that is read here")
+
+
+def test_a_cover_is_not_a_video(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp3"
+    Image.new("RGB", (16, 16)).save(tmp_path / "cover.png")
+    cover = (tmp_path / "cover.png").read_bytes()
+    text = b"\x03image/png\0\x03\0" + cover
+    frame = b"APIC" + len(text).to_bytes(4, "big") + b"\0\0" + text
+    size = bytes((len(frame) >> shift) & 127 for shift in (21, 14, 7, 0))
+    # Silence: MPEG-1 layer III, 32 kbit/s, 44.1 kHz.
+    sound = (b"\xff\xfb\x10\xc4" + bytes(100)) * 20
+    path.write_bytes(b"ID3\x03\0\0" + size + frame + sound)
+    assert "a format that is read here" in reason(path)
+
+
+def test_a_file_without_a_readable_frame(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", counted(4), codec="mjpeg", options={"movflags": "faststart"})
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"mdat") + 8])
+    assert "no frame of it can be decoded" in reason(path)
+    path.write_bytes(bytes(40) + data[40:])
+    assert "damaged or incomplete" in reason(path)
+    write_video(path, counted(4))
+    data = path.read_bytes()
+    # Its table is at the end.
+    path.write_bytes(data[: len(data) // 2])
+    assert "or the file is damaged" in reason(path)
+
+
+def test_huge_frames_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", counted(2, 256, 320))
+    monkeypatch.setattr(reading, "MOST_PIXELS", 256 * 320 - 1)
+    assert reason(path).startswith("its frames have more than 81,919 pixels, the limit")
+    monkeypatch.setattr(reading, "MOST_PIXELS", 256 * 320)
+    assert probe(path).size == (256, 320)
+
+
+def test_long_gaps_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", np.concatenate([counted(12)] * 20), key_frames=10)
+    info = probe(path)
+    times = [0.55, 12.25, 12.35, 23.95]
+    decoded = 0
+    actual = reading._decoded
+
+    def count(*arguments: object):
+        nonlocal decoded
+        for item in actual(*arguments):
+            decoded += 1
+            yield item
+
+    monkeypatch.setattr(reading, "_decoded", count)
+    assert indices_of(read_frames(path, times, info)) == [5, 2, 3, 11]
+    assert decoded < 60
+    # With one key frame, skipping leads back to the beginning: it is given up.
+    path = write_video(path, np.concatenate([counted(12)] * 20), codec="mpeg2video", key_frames=600, rate=25)
+    monkeypatch.setattr(reading, "_JUMP", 1.0)
+    info, decoded = probe(path), 0
+    assert indices_of(read_frames(path, [0.02, 3.02, 6.02, 9.02], info)) == [0, 3, 6, 9]
+    assert decoded < 600
+
+
+def test_frames_come_one_after_the_other(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", counted(6))
+    found = [(indices_of(frame[None])[0], indices) for frame, indices in iterate_frames(path, [0.25, 0.05, 0.27, 9])]
+    assert found == [(0, [1]), (2, [0, 2]), (5, [3])]
+
+
+def test_a_name_that_looks_like_an_address(tmp_path: Path) -> None:
+    assert probe(write_video(tmp_path / "a.mp4", counted(2)).rename(tmp_path / "http:b.mp4")).frames == 2
+
+
+def test_errors_travel_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(VideoError(Path("a.mp4"), "the file is empty")))
+    assert (str(error), error.path) == ("the video 'a.mp4' cannot be used: the file is empty.", Path("a.mp4"))
+
+
+def test_names_of_videos() -> None:
+    assert [is_video_name(name) for name in ("a.MP4", "b.webm", ".c.mp4", "d.gif", "e.txt", "mp4")] == [
+        *(True, True, False, False, False, False),
+    ]
+
+
+def test_the_information_about_a_video_is_enough_to_read_it(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", counted(4))
+    info = VideoInfo(path, 0.4, 10.0, 4, (32, 48))
+    assert probe(path) == info
+    assert indices_of(read_frames(path, [0.15], info)) == [1]
