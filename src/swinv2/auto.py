@@ -7,6 +7,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
     AutoModelForVideoClassification,
+    AutoVideoProcessor,
 )
 
 from swinv2.config import Swinv2Config
@@ -14,6 +15,7 @@ from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2For
 from swinv2.model import Swinv2Model
 from swinv2.video.config import Swinv2VideoConfig
 from swinv2.video.models import Swinv2ForVideoClassification, Swinv2VideoModel
+from swinv2.video.processing import Swinv2VideoProcessor
 
 
 def register() -> None:
@@ -39,3 +41,4 @@ def register() -> None:
     AutoConfig.register("swinv2_video", Swinv2VideoConfig, exist_ok=True)
     AutoModel.register(Swinv2VideoConfig, Swinv2VideoModel, exist_ok=True)
     AutoModelForVideoClassification.register(Swinv2VideoConfig, Swinv2ForVideoClassification, exist_ok=True)
+    AutoVideoProcessor.register(Swinv2VideoConfig, Swinv2VideoProcessor, exist_ok=True)

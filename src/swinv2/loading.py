@@ -1,7 +1,7 @@
 """Loads models from folders and from the hub; every failure is a `UsageError`.
 
-In: the name that a user types. Out: a configuration, a model on its device, an image processor. This module knows no
-image.
+In: the name that a user types. Out: a configuration, a model on its device, an image or video processor. This module
+knows no image.
 """
 
 import difflib
@@ -19,11 +19,15 @@ from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError, first_sentence
 from swinv2.exported import ExportedNetwork, device_of_export, read_manifest
 from swinv2.model import Swinv2PreTrainedModel
+from swinv2.video.config import Swinv2VideoConfig
+from swinv2.video.models import Swinv2VideoPreTrainedModel
+from swinv2.video.processing import VIDEO_PROCESSOR, Swinv2VideoProcessor
 from swinv2.zoo import CHECKPOINTS, PRESETS
 
 Model = TypeVar("Model", bound=Swinv2PreTrainedModel)
 
 EXAMPLE = "microsoft/swinv2-tiny-patch4-window8-256"
+_CONFIGS: dict[Any, type[Swinv2Config]] = {each.model_type: each for each in (Swinv2Config, Swinv2VideoConfig)}
 _EXPECTED = f"a folder with config.json and model.safetensors, or a name on the Hugging Face hub such as {EXAMPLE}"
 
 
@@ -55,14 +59,19 @@ def choose_device_of(model: str, name: str) -> torch.device:
     return choose_device(name) if read_manifest(model) is None else device_of_export(model, name)
 
 
-def read_config(name: str) -> Swinv2Config:
+def read_config(name: str, videos: bool | None = False) -> Swinv2Config:
     """Reads the configuration of a model.
 
     Args:
         name: A folder, or a name on the hub.
+        videos: Whether the model must be for videos; None if it may be for images or videos.
+
+    Returns:
+        The configuration; of a model for videos, a `Swinv2VideoConfig`.
 
     Raises:
-        UsageError: The model does not exist, cannot be reached, or is not a Swin Transformer V2.
+        UsageError: The model does not exist, cannot be reached, is not a Swin Transformer V2, or not of the kind that
+            is wanted.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -94,13 +103,22 @@ def read_config(name: str) -> Swinv2Config:
             f"the model {name!r} is a segmenter or detector ({model_type}); use it with `swinv2 segment`, `detect` or "
             "`evaluate`."
         )
-    if model_type != "swinv2":
+    config_class = _CONFIGS.get(model_type)
+    if config_class is None:
         raise UsageError(
-            f"the model {name!r} has the model type {model_type!r}; this package supports 'swinv2' only. Expected "
-            f"{_EXPECTED}."
+            f"the model {name!r} has the model type {model_type!r}; this package supports 'swinv2' and 'swinv2_video' "
+            f"only. Expected {_EXPECTED}."
+        )
+    is_for_videos = config_class is Swinv2VideoConfig
+    if is_for_videos and videos is False:
+        raise UsageError(f"the model {name!r} is for videos, and this needs a model for images.")
+    if videos and not is_for_videos:
+        raise UsageError(
+            f"the model {name!r} is for images, and this needs a model for videos. Make one of it: swinv2 convert "
+            f"{name} video-model --inflate."
         )
     try:
-        return Swinv2Config.from_dict(fields).checked()
+        return config_class.from_dict(fields).checked()
     except (ValueError, TypeError) as error:
         raise UsageError(f"the model in the config.json of {name!r} is impossible: {error}") from error
 
@@ -126,9 +144,9 @@ def load_model(
 
     Raises:
         UsageError: The weights are missing, damaged or incomplete; or the model is exported and must not be, or is of
-            another class.
+            another class, or for images instead of videos or the other way round.
     """
-    config = read_config(name)
+    config = read_config(name, issubclass(model_class, Swinv2VideoPreTrainedModel))
     if read_manifest(name) is not None:
         if not may_be_exported:
             raise UsageError(f"{name!r} is an exported model; this needs the model that it came from.")
@@ -191,6 +209,27 @@ def load_processor(name: str, channels: int = 3) -> Any:
         )
     if channels != 3:
         processor.do_convert_rgb = False
+    return processor
+
+
+def load_video_processor(name: str, channels: int = 3) -> Swinv2VideoProcessor:
+    """Loads the video processor that is stored with a model of so many channels.
+
+    Raises:
+        UsageError: The model has none, or does not take three channels, as videos have.
+    """
+    if channels != 3:
+        raise UsageError(
+            f"the model takes {channels} channel{'s' * (channels > 1)}, but a video file has 3; in Python, give the "
+            "model tensors."
+        )
+    try:
+        processor: Any = Swinv2VideoProcessor.from_pretrained(_expand_home(name))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"the model {name!r} has no video processor ({VIDEO_PROCESSOR}), so its image size and normalisation are "
+            "unknown. Save the processor of its training there: processor.save_pretrained(folder)."
+        ) from error
     return processor
 
 

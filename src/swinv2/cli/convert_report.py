@@ -14,10 +14,10 @@ from swinv2.lengths import Lengths, Windows, as_windows
 from swinv2.sizes import as_typed
 
 
-def _typed_windows(window_size: Windows, stages: int) -> str:
-    """Windows of a converted model, in the notation of --window-size."""
-    windows = as_windows("window_size", window_size, stages)
-    sizes = [str(height) if height == width else as_typed((height, width)) for height, width in windows]
+def _typed_windows(window_size: Windows, stages: int, axes: int = 2) -> str:
+    """Windows of a converted model, in the notation of --window-size; of a video model, frames first."""
+    windows = as_windows("window_size", window_size, stages, axes=axes)
+    sizes = [str(window[0]) if axes == 2 and len(set(window)) == 1 else as_typed(window) for window in windows]
     return ",".join(sizes[:1] if len(set(sizes)) == 1 else sizes)
 
 
@@ -30,7 +30,8 @@ def print_conversion(report: ConversionReport, console: Console) -> None:
     """Prints the report of a conversion: the recognised sizes and the changes."""
     window = _typed_windows(report.window_size, len(report.stages))
     if report.new_window_size != report.window_size:
-        window += f" -> {_typed_windows(report.new_window_size, len(report.stages))}"
+        axes = 2 if report.num_frames is None else 3
+        window += f" -> {_typed_windows(report.new_window_size, len(report.stages), axes)}"
     facts = {
         "weights of": report.dialect,
         "class": report.model_class,
@@ -48,6 +49,8 @@ def print_conversion(report: ConversionReport, console: Console) -> None:
         "images": report.processor,
         "left out": f"{report.left_out} tensors that follow from sizes",
     }
+    if report.num_frames is not None:
+        facts["frames"] = f"{report.num_frames} of a clip, {report.tubelet_size} of a patch"
     width = max(map(len, facts)) + 2
     for name, fact in facts.items():
         console.print(Text.assemble((name.ljust(width), "bold"), fact), soft_wrap=True)

@@ -86,15 +86,41 @@ def convert(
         str | None,
         typer.Option(metavar="N,N,..", help="Each stage's window in which its position bias was learned; 0: its own."),
     ] = None,
+    inflate: Annotated[
+        bool, typer.Option("--inflate", help="Make a video model, which gives a still clip the image model's answer.")
+    ] = False,
+    num_frames: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="For --inflate: frames of a clip.", show_default="32"),
+    ] = None,
+    tubelet_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="For --inflate: frames of a patch.", show_default="2"),
+    ] = None,
+    window_frames: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="For --inflate: length of the windows in time, in tokens of one patch's frames.",
+            show_default="8",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the report, and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Convert weights of transformers, timm, torchvision, mmpretrain or the authors; optionally for another image size.
+    """Convert weights of transformers, timm, torchvision, mmpretrain or the authors; optionally for another image size,
+    or for videos.
 
     The folder is written atomically.
     """
     if output is None and not dry_run:
         raise UsageError("no output folder was given; for example: swinv2 convert weights.pth my-model, or --dry-run.")
+    lengths = {"num_frames": num_frames, "tubelet_size": tubelet_size, "window_frames": window_frames}
+    given = {name: length for name, length in lengths.items() if length is not None}
+    if given and not inflate:
+        option = f"--{next(iter(given)).replace('_', '-')}"
+        raise UsageError(f"{option} has no effect without --inflate; leave it out, or add --inflate.")
     size, windows = read_size(image_size, "--image-size"), read_windows(window_size, "--window-size")
     trained_size = read_size(trained_image_size, "--trained-image-size")
     trained_windows = read_windows(trained_window_size, "--trained-window-size")
@@ -102,6 +128,7 @@ def convert(
     quiet_transformers()
     from swinv2.cli.convert_report import print_conversion
     from swinv2.convert import convert as convert_weights
+    from swinv2.convert.conversion import Inflation
 
     with progress_bar(0, "converting", is_shown=False):
         report = convert_weights(
@@ -113,6 +140,7 @@ def convert(
             trained_image_size=trained_size,
             trained_window_size=trained_windows,
             pretrained_window_sizes=learned_windows,
+            inflation=Inflation(**given) if inflate else None,
         )
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))

@@ -28,6 +28,9 @@ from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModel
 from swinv2.lengths import Lengths, Pair, Windows, as_pair, in_words, plain_windows
 from swinv2.loading import EXAMPLE, label_names
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
+from swinv2.video.config import Swinv2VideoConfig
+from swinv2.video.inflate import NUM_FRAMES, TUBELET_SIZE, WINDOW_FRAMES, inflate
+from swinv2.video.processing import make_video_processor
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ class StageReport:
         name: "stage1" and so on.
         blocks, channels, heads: Numbers of blocks, channels and heads.
         grid, window, shift: Size (height, width) in tokens of the map, of the windows and of their shift, in training.
-        new_grid, new_window, new_shift: The same after the change.
+        new_grid, new_window, new_shift: The same after the change; of a video model, (frames, height, width).
         learned_window: The window in which the position bias was learned; it does not change.
     """
 
@@ -55,6 +58,21 @@ class StageReport:
     new_window: Lengths
     new_shift: Lengths
     learned_window: Lengths
+
+
+@dataclass(frozen=True)
+class Inflation:
+    """How an image model becomes a video model; see `swinv2.video.inflate.inflate`.
+
+    Attributes:
+        num_frames: Frames of a clip.
+        tubelet_size: Frames of a patch.
+        window_frames: Length of the windows in time, in tokens of `tubelet_size` frames.
+    """
+
+    num_frames: int = NUM_FRAMES
+    tubelet_size: int = TUBELET_SIZE
+    window_frames: int = WINDOW_FRAMES
 
 
 @dataclass
@@ -75,12 +93,14 @@ class ConversionReport:
         sources: Where image size, window and pre-training windows were found.
         num_labels: Number of classes; None without a classifier.
         labels: Names of the first classes.
-        processor: The image processor, in words.
+        processor: The image or video processor, in words.
         stages: One report for each stage.
         format: Format of the folder.
         output: The folder; None if no folder was asked for.
         files: Names of the files in the folder.
         notes: Further notes, in sentences.
+        num_frames: Of a video model, frames of a clip.
+        tubelet_size: Of a video model, frames of a patch.
     """
 
     source: str
@@ -102,6 +122,8 @@ class ConversionReport:
     output: str | None = None
     files: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
+    num_frames: int | None = None
+    tubelet_size: int | None = None
 
 
 def load(
@@ -161,6 +183,7 @@ def convert(
     trained_image_size: int | Pair | None = None,
     trained_window_size: Windows | None = None,
     pretrained_window_sizes: Sequence[int | Pair] | None = None,
+    inflation: Inflation | None = None,
 ) -> ConversionReport:
     """Converts weights into a folder.
 
@@ -169,19 +192,27 @@ def convert(
         output: The folder to make; None to make only the report.
         format: "swinv2" for this package, "transformers", "timm", "torchvision", "microsoft" or "mmpretrain".
         image_size, window_size, trained_image_size, trained_window_size, pretrained_window_sizes: See `load`.
+        inflation: To make a video model; None for an image model. It is written in the format "swinv2" only.
 
     Raises:
         UsageError: See `load`; or the format cannot express the model, or the folder cannot be written. No folder is
             left then.
     """
+    if inflation is not None and format != SWINV2:
+        raise UsageError(f"the format {format!r} has no video models; leave out --to, or --inflate.")
     folder = None if output is None else Path(output)
     if folder is not None:
         check_output(folder)
     given = SizeHints(trained_image_size, trained_window_size, pretrained_window_sizes)
     model, processor, recognised = _load_source(source, given, image_size, window_size)
-    before, config = recognised.config, model.config
+    before = recognised.config
     check_format(model, format)
+    notes = recognised.notes + _losses(model, format)
     has_labels = isinstance(model, Swinv2ForImageClassification)
+    if inflation is not None:
+        model, processor, added = _inflate(model, processor, inflation)
+        notes += added
+    config = model.config
     report = ConversionReport(
         source=source,
         dialect=recognised.reading.dialect.name,
@@ -205,7 +236,9 @@ def convert(
             for old, new in zip(before.stages(), config.stages(), strict=True)
         ],
         format=format,
-        notes=recognised.notes + _losses(model, format),
+        notes=notes,
+        num_frames=config.num_frames if isinstance(config, Swinv2VideoConfig) else None,
+        tubelet_size=config.tubelet_size if isinstance(config, Swinv2VideoConfig) else None,
     )
     if folder is not None:
         report.files = write_folder(model, processor, folder, format)
@@ -218,6 +251,8 @@ def _load_source(
 ) -> tuple[Swinv2PreTrainedModel, dict[str, Any], Recognised]:
     """Makes the model with the wanted sizes, and its image processor; adds further notes to the recognised network."""
     weights = open_weights(_find_source(source))
+    if (weights.config or {}).get("model_type") == Swinv2VideoConfig.model_type:
+        raise UsageError(f"{source!r} is a video model already; convert reads image models.")
     recognised = recognise(weights, given)
     config, notes, learned = recognised.config, recognised.notes, recognised.reading.tensors
     dtype = check_learned(learned, recognised.reading.their_names)
@@ -311,6 +346,27 @@ def _resize(model: Swinv2PreTrainedModel, image_size: int | Pair, window_size: W
     if before.use_absolute_embeddings and before.patch_grid != model.config.patch_grid:
         notes.append("The absolute position embeddings were resampled to the new map (bicubic).")
     return notes
+
+
+def _inflate(
+    model: Swinv2PreTrainedModel, processor: Mapping[str, Any], inflation: Inflation
+) -> tuple[Swinv2PreTrainedModel, dict[str, Any], list[str]]:
+    """The video model of an image model, its video processor, and notes on the change."""
+    try:
+        inflated = inflate(model, inflation.num_frames, inflation.tubelet_size, inflation.window_frames)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"this video model is impossible: {error}") from error
+    tubelet = inflation.tubelet_size
+    notes = [
+        f"Inflated: the kernel of a patch is repeated for {tubelet} frame{'s' * (tubelet > 1)} and divided by "
+        f"{tubelet}, and the position bias does not depend on time. For a still clip the model gives the image model's answer; it "
+        "learns time when it is trained."
+    ]
+    if isinstance(model, Swinv2ForMaskedImageModeling):
+        notes.append("The decoder and the mask token of masked-image modelling were left out.")
+    return inflated, make_video_processor(processor), notes
 
 
 def _losses(model: Swinv2PreTrainedModel, format: str) -> list[str]:

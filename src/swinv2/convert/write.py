@@ -6,8 +6,9 @@ weights.
 ============  ==========================================================================================
 format        files of the folder
 ============  ==========================================================================================
-swinv2        config.json, model.safetensors, preprocessor_config.json
-transformers  the same, for models that transformers' own classes can compute
+swinv2        config.json, model.safetensors, preprocessor_config.json; of a video model
+              video_preprocessor_config.json instead
+transformers  the first three, for models that transformers' own classes can compute
 timm          config.json with architecture and arguments, model.safetensors: "local-dir:" of create_model
 torchvision   model.pth, a state dict; README.md with the call that builds its network
 microsoft     model.pth, {"model": state dict}; README.md with the settings
@@ -44,6 +45,8 @@ from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModel
 from swinv2.lengths import as_pair, plain_pair
 from swinv2.loading import label_names
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
+from swinv2.video.models import Swinv2VideoPreTrainedModel
+from swinv2.video.processing import VIDEO_PROCESSOR
 
 SWINV2 = "swinv2"
 """The format of this package."""
@@ -112,7 +115,10 @@ def _dialect_of(model: Swinv2PreTrainedModel, format: str) -> Dialect:
 
 
 def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], output: Path, format: str) -> list[str]:
-    """Writes a model and its image processor in a format that `check_format` accepts; returns the names of the files.
+    """Writes a model and its image or video processor in a format that `check_format` accepts.
+
+    Returns:
+        The names of the files.
 
     Raises:
         UsageError: The folder cannot be written; no folder is left then.
@@ -122,7 +128,8 @@ def write_folder(model: Swinv2PreTrainedModel, processor: Mapping[str, Any], out
             model.save_pretrained(folder)
             if format == TRANSFORMERS.name:
                 with_equivalent_square(model.config).save_pretrained(folder)
-            _write_json_file(folder / PROCESSOR, processor)
+            is_for_videos = isinstance(model, Swinv2VideoPreTrainedModel)
+            _write_json_file(folder / (VIDEO_PROCESSOR if is_for_videos else PROCESSOR), processor)
         elif format == TIMM.name:
             save_file(state_dict(model, format), folder / "model.safetensors", {"format": "pt"})
             _write_json_file(folder / CONFIG, _timm_config(model.config, _count_classes(model), processor))

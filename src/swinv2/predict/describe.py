@@ -19,22 +19,31 @@ from swinv2.lengths import Lengths, Pair, Windows, as_pair
 from swinv2.loading import EXAMPLE, label_names, read_config
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
 from swinv2.ops.backends import explain_backend
+from swinv2.video.config import Swinv2VideoConfig
+from swinv2.video.models import Swinv2ForVideoClassification, Swinv2VideoModel, Swinv2VideoPreTrainedModel
 from swinv2.zoo import CHECKPOINTS, PRESETS, find_preset
 
 _CLASSES: dict[str, type[Swinv2PreTrainedModel]] = {
     model_class.__name__: model_class
-    for model_class in (Swinv2Model, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling, Swinv2Backbone)
+    for model_class in (
+        *(Swinv2Model, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling, Swinv2Backbone),
+        *(Swinv2VideoModel, Swinv2ForVideoClassification),
+    )
 }
+
+
+_CLASSIFIERS = (Swinv2ForImageClassification, Swinv2ForVideoClassification)
 
 
 @dataclass(frozen=True)
 class StageDescription:
-    """One stage, for an image of the configured size.
+    """One stage, for an image or a clip of the configured size.
 
     Attributes:
         name: "stage1" and so on.
         blocks, channels, heads: Numbers of blocks, channels and heads.
-        grid, window, shift: Size (height, width) in tokens of the map, its windows and their shift.
+        grid, window, shift: Size (height, width) in tokens of the map, its windows and their shift; of a video model,
+            (frames, height, width).
         pretrained_window: The window in which the position bias was learned.
         parameters: Number of parameters, including merging.
     """
@@ -69,6 +78,8 @@ class Description:
         labels: Names of the classes; None if they are not known without downloading.
         top1: Published top-1 accuracy on ImageNet-1k in percent.
         licence: Licence of published weights.
+        num_frames: Of a video model, frames of a clip.
+        tubelet_size: Of a video model, frames of a patch.
     """
 
     name: str
@@ -85,6 +96,8 @@ class Description:
     labels: list[str] | None = None
     top1: float | None = None
     licence: str | None = None
+    num_frames: int | None = None
+    tubelet_size: int | None = None
 
 
 def describe(name: str, image_size: int | Pair | None = None, window_size: Windows | None = None) -> Description:
@@ -109,7 +122,7 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: Windo
         image_size=as_pair("image_size", config.image_size),
         num_channels=config.num_channels,
         patch_size=as_pair("patch_size", config.patch_size),
-        num_labels=config.num_labels if isinstance(model, Swinv2ForImageClassification) else None,
+        num_labels=config.num_labels if isinstance(model, _CLASSIFIERS) else None,
         attention=explain_backend(config._attn_implementation or "eager"),
         stages=[
             StageDescription(
@@ -142,10 +155,17 @@ def _build_with_fields(
             raise UsageError(f"{error} Or give a model's folder, or a name on the hub such as {EXAMPLE}.") from error
     facts: dict[str, Any]
     if is_folder or (checkpoint is None and name not in PRESETS):
-        config = read_config(name)
-        model_class = _CLASSES.get((config.architectures or [""])[0], Swinv2Model)
-        labels = label_names(config) if model_class is Swinv2ForImageClassification else None
-        facts = {"kind": f"model {'in a folder' if is_folder else 'on the hub'}", "labels": labels}
+        config = read_config(name, None)
+        is_for_videos = isinstance(config, Swinv2VideoConfig)
+        default = Swinv2VideoModel if is_for_videos else Swinv2Model
+        model_class = _CLASSES.get((config.architectures or [""])[0], default)
+        if issubclass(model_class, Swinv2VideoPreTrainedModel) is not is_for_videos:
+            model_class = default
+        labels = label_names(config) if issubclass(model_class, _CLASSIFIERS) else None
+        place = "in a folder" if is_folder else "on the hub"
+        facts = {"kind": f"{'video ' * is_for_videos}model {place}", "labels": labels}
+        if isinstance(config, Swinv2VideoConfig):
+            facts |= {"num_frames": config.num_frames, "tubelet_size": config.tubelet_size}
     elif checkpoint is not None:
         config, model_class = Swinv2Config(**checkpoint.config_fields()), Swinv2ForImageClassification
         kind = f"published checkpoint of {PRESETS[checkpoint.size].paper_name}, trained on {checkpoint.training}"
@@ -161,8 +181,9 @@ def _build_with_fields(
             config = config.resized(config.image_size if image_size is None else image_size, window_size)
         except ValueError as error:
             raise UsageError(f"{name} cannot have these sizes: {error}") from error
+    build: Any = model_class
     with torch.device("meta"):
-        return model_class(config), facts
+        return build(config), facts
 
 
 def _count_parameters(module: nn.Module) -> int:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from swinv2.dense.backbone import backbone_of
 from swinv2.heads import Swinv2ForMaskedImageModeling
 from swinv2.layers.block import SwinTransformerBlock
-from swinv2.lengths import as_pair
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.ops.backends import SDPA
 
@@ -87,8 +86,8 @@ def ways_to_train(model: Swinv2PreTrainedModel, batch_size: int, processes: int)
 
 
 def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool) -> float:
-    """Numbers that are saved for the backward pass, for each image. If blocks are checkpointed: the inputs of the
-    blocks, and the activations of the largest block, which the backward pass computes again."""
+    """Numbers that are saved for the backward pass, for each image or clip. If blocks are checkpointed: the inputs of
+    the blocks, and the activations of the largest block, which the backward pass computes again."""
     config: Any = model.config
     with torch.device("meta"):
         twin = type(model)(copy.deepcopy(config)).train()
@@ -97,8 +96,8 @@ def activations_of_an_image(model: Swinv2PreTrainedModel, checkpointed: bool) ->
 
     def saved(images: int) -> int:
         """Bytes that a forward pass of so many images saves."""
-        height, width = as_pair("image_size", config.image_size)
-        inputs = {"pixel_values": torch.empty(images, config.num_channels, height, width, device="meta")}
+        *frames, height, width = config.input_lengths
+        inputs = {"pixel_values": torch.empty(images, *frames, config.num_channels, height, width, device="meta")}
         if isinstance(model, Swinv2ForMaskedImageModeling):
             patches = config.patch_grid[0] * config.patch_grid[1]
             inputs["bool_masked_pos"] = torch.zeros(images, patches, dtype=torch.bool, device="meta")
