@@ -17,7 +17,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,12 +106,26 @@ class BrokenImage:
     reason: str
 
 
-def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenImage]]:
-    """Finds images.
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, such as macOS's "._photo.jpg"."""
+    return name.startswith(".")
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file found in a folder has the suffix of an image and is not hidden."""
+    return not is_hidden(name) and Path(name).suffix.lower() in SUFFIXES
+
+
+def find_images(
+    inputs: Iterable[str | Path], is_named: Callable[[str], bool] = is_image_name, kind: str = "image"
+) -> tuple[list[Path], list[BrokenImage]]:
+    """Finds images, or files of another kind.
 
     Args:
         inputs: Files, whatever their suffix; folders, which are searched, with their subfolders and the folders that
             links name, for files with the suffix of an image that are not hidden; globs ("**" for any depth).
+        is_named: Whether a file in a folder is wanted, by its name.
+        kind: What the files are, in the singular, for the message.
 
     Returns:
         The images, each file once, in the order of the inputs and by name within each input; and the inputs that do
@@ -126,11 +140,11 @@ def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenIm
     for item in inputs:
         path = Path(item)
         if path.is_dir():
-            matches = images_inside(path)
+            matches = images_inside(path, is_named=is_named)
         elif os.path.lexists(path):
             matches = [path]
         elif glob.has_magic(item):
-            matches = _images_matching(item)
+            matches = _images_matching(item, is_named)
         else:
             is_address = re.match(r"(https?|ftp|s3|gs)://", item)
             reason = "an address, not a file; download it first" if is_address else "no such file or folder"
@@ -140,24 +154,27 @@ def find_images(inputs: Iterable[str | Path]) -> tuple[list[Path], list[BrokenIm
             found.setdefault(os.path.realpath(match), match)
     if not found:
         if not inputs:
-            raise UsageError("no image was given; name files, folders or globs.")
+            raise UsageError(f"no {kind} was given; name files, folders or globs.")
         reasons = {str(image.path): f" ({image.reason})" for image in broken}
         given = ", ".join(repr(item) + reasons.get(str(Path(item)), "") for item in inputs)
         raise UsageError(
-            f"no image was found in {given}. Name image files, folders with images, or globs that match images."
+            f"no {kind} was found in {given}. Name {kind} files, folders with {kind}s, or globs that match {kind}s."
         )
     return list(found.values()), broken
 
 
-def images_inside(folder: Path, already: Iterable[Path] = ()) -> list[Path]:
+def images_inside(
+    folder: Path, already: Iterable[Path] = (), is_named: Callable[[str], bool] = is_image_name
+) -> list[Path]:
     """The images in a folder and its subfolders, without hidden ones, by name.
 
     Args:
         folder: The folder.
         already: Folders that are not searched.
+        is_named: Whether a file is wanted, by its name.
     """
     places = _folders_below(folder, already)
-    found = [Path(place, name) for place, names in places for name in names if is_image_name(name)]
+    found = [Path(place, name) for place, names in places for name in names if is_named(name)]
     # As paths are compared, but ten times as fast.
     return sorted(found, key=lambda path: path.parts)
 
@@ -175,15 +192,15 @@ def _folders_below(folder: str | Path, already: Iterable[Path] = ()) -> Iterator
             yield place, names
 
 
-def _images_matching(pattern: str) -> list[Path]:
+def _images_matching(pattern: str, is_named: Callable[[str], bool]) -> list[Path]:
     """The images that match a glob, and those in matching folders."""
     found = []
     for name in sorted(_names_matching(pattern)):
         path = Path(name)
         if path.is_dir():
             # "**" matches a folder and also its files, so the folder is searched only for other globs.
-            found += [] if "**" in pattern else images_inside(path)
-        elif is_image_name(path.name) or Path(pattern).suffix not in ("", ".*"):
+            found += [] if "**" in pattern else images_inside(path, is_named=is_named)
+        elif is_named(path.name) or Path(pattern).suffix not in ("", ".*"):
             found.append(path)
     return found
 
@@ -195,16 +212,6 @@ def _names_matching(pattern: str) -> list[str]:
         return glob.glob(pattern, recursive=True)
     places = [place for base in (glob.glob(head) if head else ["."]) for place, _ in _folders_below(base)]
     return [name for place in places for name in _names_matching(os.path.join(glob.escape(place), tail[0] or "*"))]
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, such as macOS's "._photo.jpg"."""
-    return name.startswith(".")
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file found in a folder has the suffix of an image and is not hidden."""
-    return not is_hidden(name) and Path(name).suffix.lower() in SUFFIXES
 
 
 def read_image(source: str | Path | bytes, channels: int = 3, limits: ImageLimits | None = None) -> Image.Image:

@@ -13,6 +13,7 @@ import typer
 
 from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, read_dtype, read_point
 from swinv2.cli.running import find_or_refuse, finish, model_or_shipped, quiet_transformers, watch, writing
+from swinv2.cli.videos import classify_videos, is_for_videos, refuse_videos, refuse_view_options
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
 
@@ -34,14 +35,57 @@ def classify(
         bool, typer.Option("--json", help="JSON Lines: an object for each image, with the error if it was skipped.")
     ] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV: image, rank, label, index, probability.")] = False,
+    clips: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Of a video, clips over which to average.", show_default="1"),
+    ] = None,
+    crops: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Of a video, crops of each clip, such as 3.", show_default="1"),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Of a video, frames of a clip.", show_default="the model's"),
+    ] = None,
+    stride: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N", min=0.01, help="Of a video, its frames from one frame of a clip to the next.", show_default="2"
+        ),
+    ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the labels of a video over time: the PNG file to write."),
+    ] = None,
 ) -> None:
-    """Classify images and print their best labels.
+    """Classify images, or with a video model videos, and print their best labels.
 
-    Unreadable images are skipped and named on stderr; the exit status is then 1.
+    Unreadable files are skipped and named on stderr; the exit status is then 1.
     """
     if as_json and as_csv:
         raise UsageError("--json and --csv were both given; choose one.")
+    if images and is_for_videos(model):
+        classify_videos(
+            images,
+            str(model),
+            top_k=top_k,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            as_json=as_json,
+            as_csv=as_csv,
+            clips=clips,
+            crops=crops,
+            frames=frames,
+            stride=stride,
+            timeline=timeline,
+        )
+        return
     paths, missing = find_or_refuse(images, "swinv2 classify photo.jpg. To see it at work: swinv2 demo.")
+    refuse_videos(paths, model)
+    refuse_view_options(
+        {"--clips": clips, "--crops": crops, "--frames": frames, "--stride": stride, "--timeline": timeline}
+    )
     quiet_transformers()
     from swinv2.cli import printing
     from swinv2.predict.predictor import Classifier

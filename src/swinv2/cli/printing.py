@@ -44,9 +44,10 @@ def headed_table(console: Console, **columns: dict[str, Any]) -> Table:
     return table
 
 
-def print_labels(answers: Answers, console: Console) -> None:
-    """Prints the labels of images as a table."""
-    table = headed_table(console, image={"overflow": "fold"}, label={"overflow": "fold"}, probability=_RIGHT)
+def print_labels(answers: Answers, console: Console, kind: str = "image") -> None:
+    """Prints the labels of images, or of files of another kind, as a table."""
+    names = {kind: {"overflow": "fold"}, "label": {"overflow": "fold"}}
+    table = headed_table(console, **names, probability=_RIGHT)
     for path, answer in answers:
         if isinstance(answer, BrokenImage):
             continue
@@ -61,20 +62,21 @@ def print_labels(answers: Answers, console: Console) -> None:
         console.print(table)
 
 
-def print_json_lines(answers: Answers) -> None:
-    """Prints an object for each image as soon as it is ready: its predictions, or the reason why it was skipped."""
+def print_json_lines(answers: Answers, kind: str = "image") -> None:
+    """Prints an object for each image (or `kind` of file) as soon as it is ready: its predictions, or the reason why it
+    was skipped."""
     for path, answer in answers:
         if isinstance(answer, BrokenImage):
-            record: dict[str, Any] = {"image": str(path), "error": answer.reason}
+            record: dict[str, Any] = {kind: str(path), "error": answer.reason}
         else:
-            record = {"image": str(path), "predictions": [asdict(prediction) for prediction in answer]}
+            record = {kind: str(path), "predictions": [asdict(prediction) for prediction in answer]}
         print(json.dumps(record), flush=True)
 
 
-def print_csv(answers: Answers) -> None:
-    """Prints a line for each label of each image as soon as it is ready; skipped images have none."""
+def print_csv(answers: Answers, kind: str = "image") -> None:
+    """Prints a line for each label of each image (or `kind` of file) as soon as it is ready; skipped ones have none."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "rank", "label", "index", "probability"])
+    writer.writerow([kind, "rank", "label", "index", "probability"])
     for path, answer in answers:
         for rank, prediction in enumerate([] if isinstance(answer, BrokenImage) else answer, 1):
             probability = f"{prediction.probability:.6f}"

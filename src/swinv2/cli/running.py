@@ -8,7 +8,7 @@ commands import them only where they need them, so that help and errors come at 
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -87,12 +87,16 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def find_or_refuse(images: list[str] | None, example: str) -> tuple[list[Path], "list[BrokenImage]"]:
+def find_or_refuse(
+    images: list[str] | None, example: str, kind: str = "image", is_named: Callable[[str], bool] | None = None
+) -> tuple[list[Path], "list[BrokenImage]"]:
     """Finds images, and names missing ones on stderr.
 
     Args:
         images: Files, folders and globs from the command line.
         example: An example command that ends with a full stop, for the error message.
+        kind: What the files are, in the singular.
+        is_named: Whether a file in a folder is wanted, by its name; None for images.
 
     Returns:
         The images, and the missing ones.
@@ -101,10 +105,10 @@ def find_or_refuse(images: list[str] | None, example: str) -> tuple[list[Path], 
         UsageError: No image was given.
     """
     if not images:
-        raise UsageError(f"no image was given; for example: {example}")
-    from swinv2.images import find_images
+        raise UsageError(f"no {kind} was given; for example: {example}")
+    from swinv2.images import find_images, is_image_name
 
-    paths, missing = find_images(images)
+    paths, missing = find_images(images, is_named or is_image_name, kind)
     for image in missing:
         print_broken(image, message_console())
     return paths, missing
@@ -129,10 +133,10 @@ def watch(
         yield path, answer
 
 
-def finish(total: int, skipped: "list[BrokenImage]") -> None:
-    """Ends a command: exits with status `SKIPPED` if images were skipped."""
+def finish(total: int, skipped: "list[BrokenImage]", kind: str = "image") -> None:
+    """Ends a command: exits with status `SKIPPED` if images, or files of another kind, were skipped."""
     if skipped:
-        message_console().print(f"{len(skipped)} of {total} images skipped", style="yellow")
+        message_console().print(f"{len(skipped)} of {total} {kind}s skipped", style="yellow")
         raise typer.Exit(SKIPPED)
 
 

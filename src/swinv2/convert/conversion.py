@@ -361,8 +361,8 @@ def _inflate(
     tubelet = inflation.tubelet_size
     notes = [
         f"Inflated: the kernel of a patch is repeated for {tubelet} frame{'s' * (tubelet > 1)} and divided by "
-        f"{tubelet}, and the position bias does not depend on time. For a still clip the model gives the image model's answer; it "
-        "learns time when it is trained."
+        f"{tubelet}, and the position bias does not depend on time. For a still clip the model gives the image model's "
+        "answer; it learns time when it is trained."
     ]
     if isinstance(model, Swinv2ForMaskedImageModeling):
         notes.append("The decoder and the mask token of masked-image modelling were left out.")

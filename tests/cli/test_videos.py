@@ -1,0 +1,125 @@
+"""`swinv2 classify` for videos, `convert --inflate` and `info` of a video model."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from commands import LABELS, swinv2_command
+from video_files import counted, write_video
+
+
+@pytest.fixture(scope="module")
+def video_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inflated") / "video-model"
+    result = swinv2_command(
+        *("convert", model, folder, "--inflate", "--num-frames", 4, "--tubelet-size", 2, "--window-frames", 2)
+    )
+    assert (result.exit_code, result.stderr) == (0, f"written: {folder}\n")
+    assert "Swinv2ForVideoClassification" in result.stdout
+    assert "4 of a clip, 2 of a patch" in result.stdout
+    assert "- Inflated: the kernel of a patch is repeated for 2 frames" in result.stdout
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("config.json", "model.safetensors", "video_preprocessor_config.json"),
+    ]
+    return folder
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """A folder of two valid videos, a broken one, and a file of another kind."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_video(folder / "a.mp4", counted(8))
+    write_video(folder / "b.mkv", np.concatenate([counted(8)] * 3), codec="ffv1")
+    (folder / "c.avi").write_text("broken")
+    (folder / "notes.txt").write_text("notes")
+    return folder
+
+
+def test_videos_in_a_folder(video_model: Path, videos: Path) -> None:
+    result = swinv2_command("classify", videos, "--model", video_model, "-k", 2)
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["video", "label", "probability"]
+    assert [line.split("  ")[0] for line in lines[1:]] == [
+        str(videos / name) for name in ("a.mp4", "b.mkv") for _ in "12"
+    ]
+    first, last = result.stderr.splitlines()
+    assert first.startswith(f"skipped {videos / 'c.avi'}: it is not a video in a format that is read here")
+    assert last == "1 of 3 videos skipped"
+
+
+def test_json_and_csv(video_model: Path, videos: Path) -> None:
+    options = ("--model", video_model, "--clips", 2, "--crops", 3, "--frames", 2, "--stride", 1.5)
+    result = swinv2_command("classify", videos, videos / "gone.mp4", *options, "--json", "-k", 9)
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(Path(record["video"]).name, "error" in record) for record in records] == [
+        *(("gone.mp4", True), ("a.mp4", False), ("b.mkv", False), ("c.avi", True)),
+    ]
+    assert {each["label"] for each in records[1]["predictions"]} == set(LABELS)
+    assert sum(each["probability"] for each in records[1]["predictions"]) == pytest.approx(1)
+    result = swinv2_command("classify", videos / "a.mp4", *options, "--csv", "-k", 9)
+    assert (result.exit_code, result.stderr) == (0, "")
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert list(rows[0]) == ["video", "rank", "label", "index", "probability"]
+    assert [float(row["probability"]) for row in rows] == pytest.approx(
+        [each["probability"] for each in records[1]["predictions"]], abs=1e-5
+    )
+
+
+def test_timeline(video_model: Path, videos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "time.png"
+    result = swinv2_command("classify", videos / "b.mkv", "-m", video_model, "--timeline", output)
+    assert (result.exit_code, result.stderr) == (0, f"drawn: {output}\n")
+    with Image.open(output) as image:
+        assert image.format == "PNG"
+    result = swinv2_command("classify", videos / "c.avi", "-m", video_model, "--timeline", tmp_path / "none.png")
+    assert result.exit_code == 1
+    assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("classify", "{videos}/a.mp4", "-m", "{model}"), "is a video, and the model '{model}' is for images."),
+        (("classify", "{videos}/a.mp4"), "is a video, and the shipped model is for images. Make a video model of it"),
+        (("classify", "{image}", "-m", "{video_model}"), "is an image, and the model '{video_model}' is for videos"),
+        (("classify", "{image}", "-m", "{model}", "--clips", "2"), "--clips is for videos"),
+        (("classify", "{videos}", "-m", "{video_model}", "--timeline", "a.png"), "but 3 were given; give one."),
+        (("classify", "{video_model}", "-m", "{video_model}"), "Name video files, folders with videos, or globs"),
+        (("inspect", "{image}", "-m", "{video_model}"), "is for videos, and this needs a model for images."),
+        (("convert", "{video_model}", "out", "--inflate"), "is a video model already; convert reads image models."),
+        (("convert", "{model}", "out", "--num-frames", "8"), "--num-frames has no effect without --inflate"),
+        (("convert", "{model}", "out", "--inflate", "--to", "timm"), "the format 'timm' has no video models"),
+        (
+            ("convert", "{model}", "out", "--inflate", "--num-frames", "1", "--tubelet-size", "2"),
+            "num_frames 1 is smaller than tubelet_size 2",
+        ),
+    ],
+)
+def test_what_cannot_be_done(
+    model: Path, video_model: Path, videos: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "image.png")
+    places = {"model": model, "video_model": video_model, "videos": videos, "image": tmp_path / "image.png"}
+    result = swinv2_command(*(argument.format(**places) for argument in arguments))
+    assert result.exit_code == 2
+    assert message.format(**places) in result.stderr
+    assert not Path("out").exists()
+
+
+def test_info_of_a_video_model(video_model: Path) -> None:
+    result = swinv2_command("info", video_model, "--memory")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "video model in a folder" in result.stdout
+    assert "4 frames, in patches of 2" in result.stdout
+    assert "2x8x8" in result.stdout
+    described = json.loads(swinv2_command("info", video_model, "--json").stdout)
+    assert (described["num_frames"], described["tubelet_size"]) == (4, 2)
+    assert described["stages"][0]["window"] == [2, 4, 4]
+    assert described["labels"] == LABELS
