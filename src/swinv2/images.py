@@ -140,7 +140,7 @@ def find_images(
     for item in inputs:
         path = Path(item)
         if path.is_dir():
-            matches = images_inside(path, is_named=is_named)
+            matches = files_inside(path, is_named)
         elif os.path.lexists(path):
             matches = [path]
         elif glob.has_magic(item):
@@ -163,18 +163,21 @@ def find_images(
     return list(found.values()), broken
 
 
-def images_inside(
-    folder: Path, already: Iterable[Path] = (), is_named: Callable[[str], bool] = is_image_name
-) -> list[Path]:
-    """The images in a folder and its subfolders, without hidden ones, by name.
+def images_inside(folder: Path, already: Iterable[Path] = ()) -> list[Path]:
+    """The images in a folder and its subfolders, without hidden ones, by name; see `files_inside`."""
+    return files_inside(folder, is_image_name, already)
+
+
+def files_inside(folder: Path, is_wanted: Callable[[str], bool], already: Iterable[Path] = ()) -> list[Path]:
+    """Files in a folder and its subfolders, by name. Hidden folders are not searched; links to folders are followed.
 
     Args:
         folder: The folder.
+        is_wanted: Whether a file with this name is wanted.
         already: Folders that are not searched.
-        is_named: Whether a file is wanted, by its name.
     """
     places = _folders_below(folder, already)
-    found = [Path(place, name) for place, names in places for name in names if is_named(name)]
+    found = [Path(place, name) for place, names in places for name in names if is_wanted(name)]
     # As paths are compared, but ten times as fast.
     return sorted(found, key=lambda path: path.parts)
 
@@ -199,7 +202,7 @@ def _images_matching(pattern: str, is_named: Callable[[str], bool]) -> list[Path
         path = Path(name)
         if path.is_dir():
             # "**" matches a folder and also its files, so the folder is searched only for other globs.
-            found += [] if "**" in pattern else images_inside(path, is_named=is_named)
+            found += [] if "**" in pattern else files_inside(path, is_named)
         elif is_named(path.name) or Path(pattern).suffix not in ("", ".*"):
             found.append(path)
     return found

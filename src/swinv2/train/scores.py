@@ -11,7 +11,6 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
-from swinv2.train.data.augment import drawable
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
 from swinv2.train.drawing.confusion import count_answers, draw_confusion
@@ -123,10 +122,15 @@ class Evaluation:
         draw_confusion(self.truths, self.answers, self.names, files[0])
         if self.worst:
             files.append(folder / "mistakes.png")
-            samples = (dataset[index] for index, *_ in self.worst)
             drawn = [
-                Mistake(drawable(image), self.names[truth], self.names[answer], probability, Path(name).name)
-                for (image, _, name), (_, truth, answer, probability) in zip(samples, self.worst, strict=True)
+                Mistake(
+                    dataset.pixels_of(index),
+                    self.names[truth],
+                    self.names[answer],
+                    probability,
+                    Path(dataset[index].name).name,
+                )
+                for index, truth, answer, probability in self.worst
             ]
             draw_mistakes(drawn, files[1])
         return files

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,8 +17,10 @@ from swinv2.train.data.dataset import ImageDataset
 
 logger = logging.getLogger(__name__)
 
+Data = TypeVar("Data", bound=ImageDataset)
 
-def classes_to_train(train: ImageDataset) -> ImageDataset:
+
+def classes_to_train(train: Data) -> Data:
     """Names the classes of the training data, and leaves out those without an image. A class without a name is called
     by its number.
 
@@ -38,18 +41,18 @@ def classes_to_train(train: ImageDataset) -> ImageDataset:
     without = [name for label, name in names.items() if label not in present]
     if without:
         logger.warning(
-            f"{train.source} has no image to train {_quoted(without)}; the classifier does not get "
+            f"{train.source} has no {train.things[:-1]} to train {_quoted(without)}; the classifier does not get "
             f"{'this class' if len(without) == 1 else 'these classes'}"
         )
     if len(kept) == 1 and not train.several:
         raise UsageError(
-            f"{train.source} has images of only one class, {kept[0]!r}; a classifier needs two. In a folder of images, "
-            "the folders directly below are the classes."
+            f"{train.source} has {train.things} of only one class, {kept[0]!r}; a classifier needs two. In a folder of "
+            f"{train.things}, the folders directly below are the classes."
         )
     return _renumbered(train, names, tuple(kept))
 
 
-def match_classes(dataset: ImageDataset, names: Sequence[str], owner: str) -> ImageDataset:
+def match_classes(dataset: Data, names: Sequence[str], owner: str) -> Data:
     """Gives a data set the classes of a model or of other data, by name.
 
     Images of other classes are left out, with a warning. If the data set has numbers instead of names, and some are no
@@ -83,7 +86,7 @@ def match_classes(dataset: ImageDataset, names: Sequence[str], owner: str) -> Im
         )
     if unknown:
         left_out = few([f"{name!r} ({counts[name]:,})" for name in unknown], 5)
-        what = "these labels" if dataset.several else "their images"
+        what = "these labels" if dataset.several else f"their {dataset.things}"
         logger.warning(
             f"{dataset.source} has classes that {owner} lacks; {what} are left out of the evaluation: {left_out}"
         )
@@ -98,7 +101,7 @@ def _names_of_labels(dataset: ImageDataset) -> dict[int, str]:
     return {label: str(label) for label in np.unique(dataset.labels()).tolist()}
 
 
-def _renumbered(dataset: ImageDataset, own: Mapping[int, str], names: tuple[str, ...]) -> ImageDataset:
+def _renumbered(dataset: Data, own: Mapping[int, str], names: tuple[str, ...]) -> Data:
     """The images whose class is among some names; their labels become the indices of the names. An image that may have
     several labels stays, without those of other classes."""
     place = {name: index for index, name in enumerate(names)}

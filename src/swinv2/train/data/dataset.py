@@ -11,25 +11,27 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 
 from swinv2.errors import UsageError
+from swinv2.train.data.augment import drawable
 from swinv2.train.data.folders import EVAL_SPLITS
 
 
 class Sample(NamedTuple):
-    """An image as it is stored.
+    """An image, or a video, as it is stored.
 
     Attributes:
-        image: Path or contents of an image file, or pixels (H, W) or (H, W, channels), eight bits.
+        image: Path or contents of an image file, or pixels (H, W) or (H, W, channels), eight bits; of a video, a
+            `videos.dataset.Segment`.
         label: Index of its class, or indices if an image may have several labels; None if the data has no labels.
         name: Its name in messages.
     """
 
-    image: str | bytes | np.ndarray
+    image: Any
     label: int | tuple[int, ...] | None
     name: str
 
@@ -50,6 +52,12 @@ class ImageDataset:
             `classes.py` makes it.
         several: Whether an image may have several labels or none: the labels are lists of integers, not integers.
     """
+
+    things: ClassVar[str] = "images"
+    """What the samples are, in messages."""
+
+    table_of_labels: ClassVar[str] = "metadata.csv with the columns file_name and label"
+    """A table that names labels, in messages."""
 
     rows: Any
     image_column: str
@@ -127,6 +135,14 @@ class ImageDataset:
             f"{expected}. Give another --label-column; if the labels are words, leave out --streaming."
         )
 
+    def pixels_of(self, index: int) -> np.ndarray:
+        """A sample for people, (H, W, 3) of eight bits; see `augment.drawable`.
+
+        Raises:
+            BrokenImageError: It cannot be read.
+        """
+        return drawable(self[index].image)
+
     def labels(self) -> np.ndarray:
         """The label of every sample, (samples,); of samples with several labels, all of them, one sample after the
         other. No image is read.
@@ -176,8 +192,8 @@ class ImageDataset:
                 "--label-column."
             )
         return UsageError(
-            f"{self.source} has no labels; sort the images into a folder for each class, or name their labels in a "
-            "metadata.csv with the columns file_name and label. Only pretrain needs none."
+            f"{self.source} has no labels; sort the {self.things} into a folder for each class, or name their labels "
+            f"in a {self.table_of_labels}. Only pretrain needs none."
         )
 
     def check_labels(self, classes: int) -> None:
@@ -194,7 +210,7 @@ class ImageDataset:
             if not 0 <= label < classes:
                 raise UsageError(f"{self.source} has a label {label}, but there are {classes} classes, from 0.")
 
-    def share(self, fraction: float, seed: int) -> "ImageDataset":
+    def share(self, fraction: float, seed: int) -> Self:
         """Draws a share of each class, at least one image, at random; of all images if there are no labels. An image of
         several labels counts for the rarest one; see `strata`.
 
@@ -207,7 +223,7 @@ class ImageDataset:
             raise UsageError(f"the share of the training images is {fraction}; expected above 0 and at most 1.")
         return self if fraction == 1.0 else self.divide(fraction, seed)[0]
 
-    def divide(self, fraction: float, seed: int) -> "tuple[ImageDataset, ImageDataset]":
+    def divide(self, fraction: float, seed: int) -> tuple[Self, Self]:
         """Divides the images at random into a share of each class and the rest; each has at least one image of a class,
         if there are two.
 
@@ -216,16 +232,14 @@ class ImageDataset:
         """
         return self._divide(fraction, np.random.default_rng(seed).permutation)
 
-    def set_aside(self, share: float) -> "tuple[ImageDataset, ImageDataset]":
+    def set_aside(self, share: float) -> tuple[Self, Self]:
         """Divides the images into the rest and a share of each class as `divide` does, but by the names of their files:
         images that are added or removed later, and another order, hardly change which of the others are set aside. The
         data must not stream."""
         keys = np.array([_hash(name) for name in self._file_names()], np.uint64)
         return self._divide(1 - share, lambda members: members[np.argsort(~keys[members], kind="stable")])
 
-    def _divide(
-        self, fraction: float, shuffle: Callable[[np.ndarray], np.ndarray]
-    ) -> "tuple[ImageDataset, ImageDataset]":
+    def _divide(self, fraction: float, shuffle: Callable[[np.ndarray], np.ndarray]) -> tuple[Self, Self]:
         """Divides the images into a share of each class, which is the first part of its shuffled indices, and the
         rest."""
         unlabelled = self.label_column is None and not self.streams

@@ -79,12 +79,13 @@ class SampleTransform:
     """Makes an example of a sample.
 
     Attributes:
-        image_transform: Makes pixels of a decoded image.
+        image_transform: Makes pixels of what `read` returns.
         channels: Channels of the model.
         masks: Draws the mask of an example; None for no mask.
         seed: Seed of the whole run.
         classes: Number of classes, if an image may have several labels, which become 0 or 1 for each class, (classes,);
             otherwise 0.
+        read: Reads the image of a sample for so many channels.
     """
 
     image_transform: Transform
@@ -92,10 +93,11 @@ class SampleTransform:
     masks: Masks | None = None
     seed: int = 0
     classes: int = 0
+    read: Callable[[Any, int], Any] = decode
 
     def __call__(self, sample: Sample, epoch: int, index: int) -> dict[str, Any]:
         """Makes the example, or raises `BrokenImageError`."""
-        image = decode(sample.image, self.channels)
+        image = self.read(sample.image, self.channels)
         with seeded(make_seed(self.seed, epoch, index)):
             example: dict[str, Any] = {"pixel_values": self.image_transform(image)}
             if self.masks is not None:
@@ -132,7 +134,7 @@ class TrainingExamples(_IndexedExamples):
                 return self.transform(sample, drawn.epoch, index) | {"broken": broken}
             except BrokenImageError as error:
                 broken.append(f"{sample.name}: {error}")
-        raise broken_images_error(broken)
+        raise broken_images_error(broken, self.dataset.things)
 
 
 class EvaluationExamples(_IndexedExamples):
@@ -180,17 +182,18 @@ def read_images(
     workers: int | None,
     classes: int = 0,
     indices: Sequence[int] | None = None,
+    read: Callable[[Any, int], Any] = decode,
 ) -> Iterator[ImageBatch]:
     """Reads images with labels in batches, in the order of the data set.
 
     Args:
         dataset: The images.
         transform: Makes pixels of a decoded image.
-        channels, classes: See `SampleTransform`.
+        channels, classes, read: See `SampleTransform`.
         batch_size, workers: See `reading.read_batches`.
         indices: The samples to read; None for all.
     """
-    prepare = SampleTransform(partial(_as_array, transform), channels, classes=classes)
+    prepare = SampleTransform(partial(_as_array, transform), channels, classes=classes, read=read)
     examples_of = EvaluationExamples(dataset, prepare)
     for examples in read_batches(examples_of if indices is None else Subset(examples_of, indices), batch_size, workers):
         pixels, labels = (
@@ -252,9 +255,9 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
                 )
 
 
-def broken_images_error(broken: list[str]) -> UsageError:
+def broken_images_error(broken: list[str], things: str = "images") -> UsageError:
     """The error for a data set of which too many images in a row cannot be read."""
-    return UsageError(f"{len(broken)} images in a row cannot be read, the first one {broken[0]}.")
+    return UsageError(f"{len(broken)} {things} in a row cannot be read, the first one {broken[0]}.")
 
 
 @dataclass(eq=False)

@@ -1,23 +1,24 @@
-"""Folders of images as people have them.
+"""Folders of images, or of videos, as people have them.
 
-In: a folder of class folders or of images, possibly below folders of splits. Out: the rows of a split: files, and the
-classes of the files. As with torchvision's ImageFolder, the class of an image is the folder directly below the split,
-whatever lies between, and links are followed. What is left out is named in a warning. No image is opened.
+In: a folder of class folders or of files, possibly below folders of splits. Out: the rows of a split: files, and the
+classes of the files. As with torchvision's ImageFolder, the class of a file is the folder directly below the split,
+whatever lies between, and links are followed. What is left out is named in a warning. No file is opened.
 """
 
 import glob
 import logging
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 
 from swinv2.console import shown
 from swinv2.errors import UsageError, few
-from swinv2.images import images_inside, is_hidden, is_image_name
+from swinv2.images import files_inside, is_hidden, is_image_name
+from swinv2.video.reading import is_video_name
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +38,41 @@ SPLIT_OF = {called: split for split, names in SPLIT_FOLDERS.items() for called i
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Tables in the folder of a split that name its images and their labels, as `datasets` reads them."""
 
+
+class FileKind(NamedTuple):
+    """The files of a data set.
+
+    Attributes:
+        one: What one is called, in messages and as the name of the column.
+        is_name: Whether a file with this name is one.
+        feature: The type of the column.
+    """
+
+    one: str
+    is_name: Callable[[str], bool]
+    feature: Any
+
+    @property
+    def several(self) -> str:
+        """What several are called."""
+        return f"{self.one}s"
+
+    def inside(self, folder: Path, already: Iterable[Path] = ()) -> list[Path]:
+        """The files in a folder and its subfolders; see `images.files_inside`."""
+        return files_inside(folder, self.is_name, already)
+
+
+IMAGES = FileKind("image", is_image_name, datasets.Image(decode=False))
+VIDEOS = FileKind("video", is_video_name, datasets.Value("string"))
+
 PACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".rar", ".7z", ".parquet")
 """Suffixes of files that hold images, for the message if a folder has none."""
 
 
-def open_folder(folder: Path, split: str, needs_labels: bool) -> tuple[datasets.Dataset, str | None, tuple[str, ...]]:
-    """Lists the images of a split.
+def open_folder(
+    folder: Path, split: str, needs_labels: bool, kind: FileKind = IMAGES
+) -> tuple[datasets.Dataset, str | None, tuple[str, ...]]:
+    """Lists the images, or the videos, of a split.
 
     Args:
         folder: The folder. One without folders of splits counts as the split "train", as the one for evaluation, and as
@@ -50,43 +80,44 @@ def open_folder(folder: Path, split: str, needs_labels: bool) -> tuple[datasets.
         split: Name of the split; "evaluation" for the first of `EVAL_SPLITS` that exists.
         needs_labels: Whether images without a label are left out, with a warning: those beside the class folders, and
             those that a table of `METADATA` does not name. Otherwise no image has a label if there are such images.
+        kind: Images or videos. No table counts for videos; see `videos.opening`.
 
     Returns:
-        Rows with a column "image" and, if there are class folders, "label"; the name of the split, and of all splits;
-        None and () if there are no folders of splits.
+        Rows with a column "image" or "video" and, if there are class folders, "label"; the name of the split, and of
+        all splits; None and () if there are no folders of splits.
 
     Raises:
         UsageError: There is no such split, or it has no images.
     """
-    splits = folders_of_splits(folder)
+    splits = folders_of_splits(folder, kind)
     found = name_of_split(folder, split, splits)
     roots = splits[found] if found else [folder]
     if found == "train":
-        _report_outside(folder, splits)
-    loose = [path for root in roots for path in sorted(root.iterdir()) if is_image_name(path.name)]
+        _report_outside(folder, splits, kind)
+    loose = [path for root in roots for path in sorted(root.iterdir()) if kind.is_name(path.name)]
     classes = _class_folders(roots)
-    files = {name: [file for path in paths for file in images_inside(path, roots)] for name, paths in classes.items()}
+    files = {name: [file for path in paths for file in kind.inside(path, roots)] for name, paths in classes.items()}
     names = sorted(name for name in files if files[name])
     images = [*loose, *(file for name in names for file in files[name])]
-    tables = [root / name for root in roots for name in METADATA if (root / name).is_file()]
+    tables = [root / name for root in roots for name in METADATA if kind is IMAGES and (root / name).is_file()]
     if not images:
-        raise UsageError(_without_images(folder, found))
+        raise UsageError(_without_images(folder, found, kind))
     if tables and needs_labels:
         rows = _rows_of_tables(tables, images, bool(names))
     elif names and not (loose and not needs_labels):
-        _report_classes(roots[0], classes, files)
+        _report_classes(roots[0], classes, files, kind)
         if loose:
             logger.warning(
-                f"images beside the class folders of {shown(roots[0])} are left out: {_names(loose)}. Move each into "
-                "the folder of its class."
+                f"{kind.several} beside the class folders of {shown(roots[0])} are left out: {_names(loose)}. Move "
+                "each into the folder of its class."
             )
         labels = [label for label, name in enumerate(names) for _ in files[name]]
-        columns = {"image": as_texts(images[len(loose) :]), "label": labels}
-        features = {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=names)}
+        columns = {kind.one: as_texts(images[len(loose) :]), "label": labels}
+        features = {kind.one: kind.feature, "label": datasets.ClassLabel(names=names)}
         rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     else:
-        features = {"image": datasets.Image(decode=False)}
-        rows = datasets.Dataset.from_dict({"image": as_texts(sorted(images))}, features=datasets.Features(features))
+        features = datasets.Features({kind.one: kind.feature})
+        rows = datasets.Dataset.from_dict({kind.one: as_texts(sorted(images))}, features=features)
     return rows, found, tuple(splits)
 
 
@@ -106,8 +137,8 @@ def _rows_of_tables(tables: list[Path], images: list[Path], has_folders: bool) -
     return rows
 
 
-def folders_of_splits(folder: Path) -> dict[str, list[Path]]:
-    """The folders of each split, directly in a folder of images.
+def folders_of_splits(folder: Path, kind: FileKind = IMAGES) -> dict[str, list[Path]]:
+    """The folders of each split, directly in a folder of images or videos.
 
     `datasets` alone searches all file and folder names for "train", "test" and similar words. If it finds one, it
     ignores all other images: with the classes "bus" and "train" it ignores "bus"; with "contest-1.png" and
@@ -123,11 +154,12 @@ def folders_of_splits(folder: Path) -> dict[str, list[Path]]:
             splits.setdefault(SPLIT_OF[path.name.lower()], []).append(path)
     if len(splits) == 1:
         (chosen,) = splits.values()
-        others = [path for path in below if path not in chosen and images_inside(path, [folder])]
+        others = [path for path in below if path not in chosen and kind.inside(path, [folder])]
         if others:
             raise UsageError(
                 f"{folder} has the folder {chosen[0].name!r}, which is the name of a split, and other folders of "
-                f"images, {_names(others)}; move all classes into a folder 'train', or move the other folders away."
+                f"{kind.several}, {_names(others)}; move all classes into a folder 'train', or move the other folders "
+                "away."
             )
     return splits
 
@@ -186,22 +218,23 @@ def _class_folders(roots: Sequence[Path]) -> dict[str, list[Path]]:
     return classes
 
 
-def _report_classes(root: Path, classes: dict[str, list[Path]], files: dict[str, list[Path]]) -> None:
-    """Warns of class folders without an image, and of folders of splits inside all class folders."""
+def _report_classes(root: Path, classes: dict[str, list[Path]], files: dict[str, list[Path]], kind: FileKind) -> None:
+    """Warns of class folders without a file, and of folders of splits inside all class folders."""
     without = [path for name, paths in classes.items() for path in paths if not files[name]]
     empty = [f"{shown(Path(path.name))} ({_content(path)})" for path in without]
     if empty:
         logger.warning(
-            f"no image is in these folders of {shown(root)}, so they are no classes: "
-            f"{few(empty)}. Put images there, or delete the folders."
+            f"no {kind.one} is in these folders of {shown(root)}, so they are no classes: "
+            f"{few(empty)}. Put {kind.several} there, or delete the folders."
         )
     filled = [paths[0] for name, paths in classes.items() if files[name]]
     inner = [next((path / name for name in SPLIT_OF if (path / name).is_dir()), None) for path in filled]
     if all(inner) and inner[0] is not None:
         inside = inner[0].relative_to(root)
         logger.warning(
-            f"all class folders of {shown(root)} have folders with names of splits, such as {inside}, whose images are "
-            f"taken together. Folders of splits must be outside, such as {inside.name}/{inside.parent}."
+            f"all class folders of {shown(root)} have folders with names of splits, such as {inside}, whose "
+            f"{kind.several} are taken together. Folders of splits must be outside, such as "
+            f"{inside.name}/{inside.parent}."
         )
 
 
@@ -213,25 +246,27 @@ def _content(folder: Path) -> str:
     return "empty" if file is None else f"it has {shown(file)}"
 
 
-def _report_outside(folder: Path, splits: dict[str, list[Path]]) -> None:
-    """Warns of images that are in no folder of a split."""
+def _report_outside(folder: Path, splits: dict[str, list[Path]], kind: FileKind) -> None:
+    """Warns of files that are in no folder of a split."""
     of_splits = {path for paths in splits.values() for path in paths}
-    outside = [path for path in sorted(folder.iterdir()) if path.is_file() and is_image_name(path.name)]
-    outside += [path for path in folders_in(folder) if path not in of_splits and images_inside(path, [folder])]
+    outside = [path for path in sorted(folder.iterdir()) if path.is_file() and kind.is_name(path.name)]
+    outside += [path for path in folders_in(folder) if path not in of_splits and kind.inside(path, [folder])]
     if outside:
         logger.warning(
-            f"{shown(folder)} has folders of splits, {_names(sorted(of_splits))}; images outside of them are left out: "
-            f"{_names(outside)}"
+            f"{shown(folder)} has folders of splits, {_names(sorted(of_splits))}; {kind.several} outside of them are "
+            f"left out: {_names(outside)}"
         )
 
 
-def _without_images(folder: Path, split: str | None) -> str:
-    """The sentence for a folder without images."""
+def _without_images(folder: Path, split: str | None, kind: FileKind) -> str:
+    """The sentence for a folder without images, or without videos."""
     inside = [Path(root, name) for root, _, names in os.walk(folder) for name in sorted(names)]
     packed = next((file for file in inside if file.name.lower().endswith(PACKED)), None)
     of_split = f" in the split {split!r}" if split else ""
     hint = f" It has {packed}: unpack it, or give the folder of parquet or webdataset files." if packed else ""
-    return f"{str(folder)!r} has no images{of_split}.{hint}"
+    others = next((file for file in inside if kind is IMAGES and is_video_name(file.name)), None)
+    hint = f" It has videos, such as {others}: give --task video." if others else hint
+    return f"{str(folder)!r} has no {kind.several}{of_split}.{hint}"
 
 
 def as_texts(files: Sequence[str | Path]) -> list[str]:

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -68,6 +68,8 @@ class MaskDataset:
     Raises:
         UsageError: There are too many classes, or two have the same name.
     """
+
+    things: ClassVar[str] = "images"
 
     images: ImageDataset
     mask_column: str

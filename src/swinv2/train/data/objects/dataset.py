@@ -7,7 +7,7 @@ size of a model and no augmentation, and draws no masks.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -77,6 +77,8 @@ class ObjectDataset:
         origins: (objects,) index of each object in `store`.
         store: The masks; None if there are none.
     """
+
+    things: ClassVar[str] = "images"
 
     names: tuple[str, ...]
     source: str

@@ -1,0 +1,1 @@
+"""Videos with labels: folders of classes, and lists of files with labels."""

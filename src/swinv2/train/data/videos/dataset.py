@@ -1,0 +1,115 @@
+"""A stored data set of videos.
+
+In: rows with the path of a file, a label and possibly the seconds of a part of the file. Out: samples, each a segment
+of a file that is not yet opened; labels, shares and splits as for images.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from swinv2.images import BrokenImageError
+from swinv2.train.data.dataset import ImageDataset, Sample
+from swinv2.video.reading import VideoError, VideoInfo, probe, read_frames
+
+
+class Segment(NamedTuple):
+    """A part of a video file.
+
+    Attributes:
+        path: The file.
+        start: Where it begins, in seconds.
+        end: Where it ends, in seconds; None for the end of the file.
+    """
+
+    path: str
+    start: float = 0.0
+    end: float | None = None
+
+
+class OpenSegment(NamedTuple):
+    """A segment whose file is readable.
+
+    Attributes:
+        file: Facts about the file.
+        info: Facts about the segment, as if it were a file; its frames are at most those that the file has.
+        start: Where the segment begins in the file, in seconds.
+    """
+
+    file: VideoInfo
+    info: VideoInfo
+    start: float
+
+
+def open_segment(segment: Segment) -> OpenSegment:
+    """Finds out how long a segment is, and how many frames it has.
+
+    Raises:
+        BrokenImageError: The file cannot be read, or ends before the segment begins.
+    """
+    try:
+        file = probe(segment.path)
+    except VideoError as error:
+        raise BrokenImageError(error.reason) from error
+    end = file.seconds if segment.end is None else min(segment.end, file.seconds)
+    if segment.start == 0.0 and end == file.seconds:
+        return OpenSegment(file, file, 0.0)
+    seconds = end - segment.start
+    if seconds <= 0:
+        raise BrokenImageError(f"has {file.seconds:.2f} seconds, and its segment begins at {segment.start:g}")
+    frames = max(min(round(seconds * file.rate), file.frames), 1)
+    return OpenSegment(file, replace(file, seconds=seconds, frames=frames), segment.start)
+
+
+def read_segment(segment: Segment, opened: OpenSegment, times: list[float]) -> np.ndarray:
+    """Reads frames of a segment.
+
+    Args:
+        segment: The segment.
+        opened: What `open_segment` found.
+        times: Seconds from the beginning of the segment.
+
+    Returns:
+        Pixels (times, height, width, 3) of eight bits.
+
+    Raises:
+        BrokenImageError: The file is damaged there.
+    """
+    try:
+        return read_frames(segment.path, [opened.start + time for time in times], opened.file)
+    except VideoError as error:
+        raise BrokenImageError(error.reason) from error
+
+
+@dataclass(frozen=True)
+class VideoDataset(ImageDataset):
+    """All samples of a split; see `ImageDataset`. Its rows have a column with the path of each file and, if the data
+    are segments, the columns "start" and "end" in seconds, of which the end may be None."""
+
+    things: ClassVar[str] = "videos"
+    table_of_labels: ClassVar[str] = "train.csv with the columns path and label"
+
+    def sample(self, row: dict[str, Any], index: int) -> Sample:
+        """Makes a sample from a row of `rows`; no file is opened.
+
+        Raises:
+            UsageError: The label is no class.
+        """
+        path = row[self.image_column]
+        segment = Segment(path, row.get("start") or 0.0, row.get("end"))
+        label = None if self.label_column is None else self._class_of(row[self.label_column])
+        if segment.start == 0.0 and segment.end is None:
+            return Sample(segment, label, path)
+        end = "the end" if segment.end is None else f"{segment.end:g} s"
+        return Sample(segment, label, f"{path} ({segment.start:g} s to {end})")
+
+    def pixels_of(self, index: int) -> np.ndarray:
+        """The frame in the middle of a sample, for people, (height, width, 3) of eight bits.
+
+        Raises:
+            BrokenImageError: It cannot be read.
+        """
+        segment: Segment = self[index].image
+        opened = open_segment(segment)
+        return read_segment(segment, opened, [opened.info.seconds / 2])[0]
