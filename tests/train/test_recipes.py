@@ -34,7 +34,7 @@ from swinv2.train.dense import start as dense_start
 from swinv2.train.dense.augment import for_masks, for_objects, without_empty_boxes
 from swinv2.train.dense.settings import DenseSettings
 from swinv2.train.dense.trainer import make_dense_training
-from swinv2.train.flags import OLDER_NAMES, as_flag, names_task
+from swinv2.train.flags import OLDER_NAMES, as_flag, given_task
 from swinv2.train.optim.groups import parameter_groups
 from swinv2.train.optim.schedule import make_scheduler
 from swinv2.train.pretrain import mask_maker
@@ -205,7 +205,7 @@ def parse(recipe: Path) -> RunSettings:
     flags[config] = str(ROOT / flags[config])
     if recipe.stem in {*PUBLISHED, *DENSE}:
         flags.append("--use_cpu")
-    return parse_settings(DenseSettings if names_task(flags) else KINDS[command], flags, command)
+    return parse_settings(DenseSettings if given_task(flags) else KINDS[command], flags, command)
 
 
 def find(name: str) -> Path:

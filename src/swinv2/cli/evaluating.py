@@ -1,4 +1,4 @@
-"""The command `evaluate`, for classifiers, segmenters and detectors.
+"""The command `evaluate`, for classifiers of images and videos, segmenters and detectors.
 
 `swinv2.train` computes the results; most of it is imported only if the command runs.
 """
@@ -20,7 +20,9 @@ from swinv2.sizes import read_size, read_windows
 
 
 def evaluate(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of class folders, files, a data set's name.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A folder of class folders, files, a list, a data set's name.")
+    ],
     model: Model = None,
     split: Annotated[
         str, typer.Option(metavar="NAME", help="The split; evaluation: the first of validation, val, valid, test.")
@@ -44,7 +46,8 @@ def evaluate(
         str | None, typer.Option(metavar="NAME", help="Column of the masks, for segmenters.")
     ] = None,
     label_names_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Names of the classes of masks, one on each line.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Names of the classes of masks, or of videos whose labels are numbers."),
     ] = None,
     ignore_index: Annotated[
         int | None,
@@ -74,10 +77,22 @@ def evaluate(
     stretch_bias: Annotated[
         bool, typer.Option("--stretch-bias", help="Stretch the position bias over the windows instead.")
     ] = False,
+    clips: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Clips of each video, spread evenly.", show_default="1")
+    ] = None,
+    crops: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Crops of each clip, along its longer side.", show_default="1"),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", "-b", metavar="N", min=1, help="Images of a batch.", show_default="64; segmenters: 1"
+            "--batch-size",
+            "-b",
+            metavar="N",
+            min=1,
+            help="Images or videos of a batch.",
+            show_default="64; videos: 8; segmenters: 1",
         ),
     ] = None,
     workers: Annotated[
@@ -88,8 +103,8 @@ def evaluate(
     precision: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Evaluate a classifier on labelled images; with --knn any model, by its features. A segmenter is evaluated on
-    images with masks (mean IoU), a detector on images with objects (COCO's average precision).
+    """Evaluate a classifier on labelled images or videos; with --knn any model of images, by its features. A segmenter
+    is evaluated on images with masks (mean IoU), a detector on images with objects (COCO's average precision).
 
     Unreadable images are skipped and named on stderr; the exit status is then 1.
     """
@@ -109,6 +124,7 @@ def evaluate(
         "stretch_bias": stretch_bias or None,
     }
     given = {name: value for name, value in of_segmenters.items() if value is not None}
+    views = {name: value for name, value in {"clips": clips, "crops": crops}.items() if value is not None}
     quiet_transformers()
     from swinv2.dense.saved import read_dense_config
 
@@ -118,11 +134,20 @@ def evaluate(
         if label_column is not None:
             raise UsageError(f"--label-column is for classifiers, and {name!r} is none; leave it out.")
         columns = {} if image_column is None else {"image_column": image_column}
+        _refuse_options(views, name, "models of videos")
         unreadable = _evaluate_dense(
             name, data, split, given | columns | common, batch_size=batch_size or 1, output=output, as_json=as_json
         )
+    elif not knn and _takes_videos(name):
+        names_file = str(given.pop("label_names_file", ""))
+        _refuse_options(given, name, "segmenters")
+        columns = {"image_column": image_column, "label_column": label_column}
+        _refuse_options({each: value for each, value in columns.items() if value is not None}, name, "models of images")
+        options = common | views | {"batch_size": batch_size or 8}
+        unreadable = _evaluate_videos(name, data, split, names_file, options, output=output, as_json=as_json)
     else:
-        _refuse_options(given, name)
+        _refuse_options(given, name, "segmenters")
+        _refuse_options(views, name, "models of videos")
         common |= {"image_column": image_column, "label_column": label_column, "batch_size": batch_size or 64}
         unreadable = _evaluate_classifier(
             name, data, split, common, knn=knn, neighbours=neighbours, output=output, as_json=as_json
@@ -133,12 +158,20 @@ def evaluate(
         raise typer.Exit(SKIPPED)
 
 
-def _refuse_options(given: dict[str, Any], model: str) -> None:
-    """Raises an error if options of segmenters are given for another model."""
+def _refuse_options(given: dict[str, Any], model: str, things: str) -> None:
+    """Raises an error if options are given that are for other things than the model."""
     from swinv2.train.flags import as_flag
 
     if given:
-        raise UsageError(f"{', '.join(map(as_flag, given))}: for segmenters, and {model!r} is none; leave it out.")
+        raise UsageError(f"{', '.join(map(as_flag, given))}: for {things}, and {model!r} is none; leave it out.")
+
+
+def _takes_videos(model: str) -> bool:
+    """Whether a model takes videos."""
+    from swinv2.loading import read_config
+    from swinv2.video.config import Swinv2VideoConfig
+
+    return isinstance(read_config(model, None), Swinv2VideoConfig)
 
 
 def _evaluate_classifier(
@@ -154,7 +187,6 @@ def _evaluate_classifier(
 ) -> list[str]:
     """Evaluates a classifier, or any model by its nearest neighbours, and prints the results; returns the unreadable
     images with reasons."""
-    from swinv2.cli.printing import print_evaluation
     from swinv2.train import evaluate as evaluation
     from swinv2.train.neighbours import NEIGHBOURS, evaluate_neighbours
 
@@ -162,6 +194,27 @@ def _evaluate_classifier(
     with progress_bar(0, "evaluating") as progress:
         run = by_neighbours if knn else evaluation.evaluate
         found, dataset = run(name, data, split, advance=progress.update, **common)
+    return _print_found(found, dataset, output, as_json)
+
+
+def _evaluate_videos(
+    name: str, data: str, split: str, names_file: str, options: dict[str, Any], *, output: Path | None, as_json: bool
+) -> list[str]:
+    """Evaluates a classifier of videos and prints the results; returns the unreadable videos with reasons."""
+    from swinv2.train.running import read_names
+    from swinv2.train.video.evaluate import evaluate_videos
+
+    with progress_bar(0, "evaluating") as progress:
+        found, dataset = evaluate_videos(
+            name, data, split, names=read_names(names_file), advance=progress.update, **options
+        )
+    return _print_found(found, dataset, output, as_json)
+
+
+def _print_found(found: Any, dataset: Any, output: Path | None, as_json: bool) -> list[str]:
+    """Prints and draws the results of a classifier; returns what is unreadable, with reasons."""
+    from swinv2.cli.printing import print_evaluation
+
     _say_what(found.images, dataset)
     files: list[Path] = []
     if output is not None:
@@ -210,7 +263,7 @@ def _evaluate_dense(
 def _say_what(images: int, dataset: Any) -> None:
     """Names the images that were evaluated."""
     of_split = "" if dataset.split is None else f", split {dataset.split!r}"
-    message_console().print(Text(f"evaluated: {images:,} images of {dataset.source}{of_split}", "dim"))
+    message_console().print(Text(f"evaluated: {images:,} {dataset.things} of {dataset.source}{of_split}", "dim"))
 
 
 def _say_drawn(files: Sequence[Path]) -> None:

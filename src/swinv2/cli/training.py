@@ -45,7 +45,8 @@ def pretrain(context: typer.Context) -> None:
 
 def finetune(context: typer.Context) -> None:
     """Train a classifier, from pre-trained weights or new; with --task segmentation, instances or detection, a
-    segmenter or detector. --help lists all settings (with --task, its own); --config FILE reads a recipe.
+    segmenter or detector; with --task video, a classifier of videos. --help lists all settings (with --task, its own);
+    --config FILE reads a recipe.
 
     Exit status 3: the training failed after its start. 143: stopped by SIGTERM, after saving a checkpoint.
     """
@@ -72,11 +73,11 @@ def train(command: str, flags: Sequence[str]) -> int:
 
 def _read_settings(command: str, flags: Sequence[str]) -> "RunSettings":
     """Reads flags. Help and most errors come before the slow imports."""
-    from swinv2.train.flags import names_task, read_flags
-    from swinv2.train.options import DenseOptions, FinetuneOptions, PretrainOptions
+    from swinv2.train.flags import given_task, read_flags
+    from swinv2.train.options import DenseOptions, FinetuneOptions, PretrainOptions, VideoOptions
 
     is_pretraining = command == "pretrain"
-    of_finetuning = DenseOptions if names_task(flags) else FinetuneOptions
+    of_finetuning = {None: FinetuneOptions, "video": VideoOptions}.get(given_task(flags), DenseOptions)
     options, help = (PretrainOptions, pretrain.__doc__) if is_pretraining else (of_finetuning, finetune.__doc__)
     chosen = {} if is_pretraining else {"choose_settings": True}
     told = read_flags(options, flags, f"swinv2 {command}", help, without_recipe=chosen)
@@ -94,13 +95,17 @@ def _read_settings(command: str, flags: Sequence[str]) -> "RunSettings":
         from swinv2.train.dense.choices import dense_settings_of
 
         return dense_settings_of(told)
+    if options is VideoOptions:
+        from swinv2.train.video.choices import video_settings_of
+
+        return video_settings_of(told)
     return make_settings(PretrainSettings, told) if is_pretraining else settings_of(told)
 
 
 def _build_trainer(settings: "RunSettings") -> "SwinTrainer | Probe":
-    """Builds the trainer of a pre-training, of a fine-tuning, or of a segmenter or detector; or a linear probe that
+    """Builds the trainer of a pre-training, of a fine-tuning, or of another task; or a linear probe that
     makes a fine-tuning needless."""
-    from swinv2.train.options import DenseOptions
+    from swinv2.train.options import DenseOptions, VideoOptions
 
     # Not its subclass with the checks, which imports all heads.
     if isinstance(settings, DenseOptions):
@@ -108,6 +113,11 @@ def _build_trainer(settings: "RunSettings") -> "SwinTrainer | Probe":
         from swinv2.train.dense.trainer import make_dense_training
 
         return make_dense_training(cast("DenseSettings", settings))
+    if isinstance(settings, VideoOptions):
+        from swinv2.train.video.settings import VideoSettings
+        from swinv2.train.video.trainer import make_video_training
+
+        return make_video_training(cast("VideoSettings", settings))
     from swinv2.train.finetune import make_trainer, open_finetuning
     from swinv2.train.pretrain import make_pretraining
     from swinv2.train.probe import sufficient_probe
@@ -191,7 +201,7 @@ def _preview_or_train(trainer: "SwinTrainer") -> int:
             said = f"{results['stopped_by']}: saved at step {results['step']}; --resume resumes it"
             messages.print(said, style="yellow")
         else:
-            print_results(results, args.run)
+            print_results(results, args.run, trainer.things)
         return status
     messages.print(Text.assemble(("stopped: ", "bold red"), reason))
     return STOPPED

@@ -35,12 +35,18 @@ MOST_MISTAKES = 3
 """So many of the most confident mistakes are printed; `results.json` and the figure have more."""
 
 
-def print_results(results: dict[str, Any], run: Path) -> None:
+def print_results(results: dict[str, Any], run: Path, things: str = "images") -> None:
     """Prints the results of a training in the folder `run`: numbers and the recall of each class on stdout, the rest on
-    stderr."""
+    stderr.
+
+    Args:
+        results: The results.
+        run: The folder.
+        things: What was evaluated: images or videos.
+    """
     messages = message_console()
     numbers = [f"{name} {results[key]:{form}}" for key, name, form in _NUMBERS if results.get(key) is not None]
-    evaluated = f"{results['eval_images']:,} images evaluated: " if "eval_images" in results else ""
+    evaluated = f"{results['eval_images']:,} {things} evaluated: " if "eval_images" in results else ""
     data_console().print(evaluated + ", ".join(numbers))
     if "iou" in results or "ap" in results:
         print_scores_of_classes(results, data_console())
@@ -59,7 +65,8 @@ def print_results(results: dict[str, Any], run: Path) -> None:
     final = shown(run / "final")
     uses = {"eval_top1": "classify", "eval_mIoU": "segment", "eval_AP": "detect"}
     command = next((command for name, command in uses.items() if name in results), None)
-    hint = f" (swinv2 {command} photo.jpg --model {final})" if command else ""
+    file = "photo.jpg" if things == "images" else "video.mp4"
+    hint = f" (swinv2 {command} {file} --model {final})" if command else ""
     messages.print(f"the model: {final}{hint}")
 
 
@@ -67,7 +74,8 @@ def print_start(preview: dict[str, Any], run: Path) -> None:
     """Prints, before the first step, the classes, the steps, the learning rate, the folder `run`, what is chosen."""
     messages, data = message_console(), preview["data"]
     if data["images_by_class"]:
-        messages.print(Text(f"{data['images']:,} images of {_list_classes(data['images_by_class'])}", "dim"))
+        counted = f"{data['images']:,} {preview['things']}"
+        messages.print(Text(f"{counted} of {_list_classes(data['images_by_class'])}", "dim"))
     messages.print(Text(f"{_steps_and_rates(preview)}; {shown(run)}", "dim"))
     chosen = preview["chosen"]
     if chosen:
@@ -85,11 +93,10 @@ def _list_classes(images: dict[str, int]) -> str:
 
 def _steps_and_rates(preview: dict[str, Any]) -> str:
     """Steps, batch size and learning rate of a preview, in words."""
-    steps = (
-        f"{preview['steps']:,} steps of {preview['images_a_step']} images, {preview['warmup_steps']} of them warm-up"
-    )
-    for_512 = preview["learning_rate_for_512_images"]
-    return f"{steps}; learning rate {preview['learning_rate']:g}, which is {for_512:g} for 512 images"
+    things, for_512 = preview["things"], preview["learning_rate_for_512_images"]
+    steps = f"{preview['steps']:,} steps of {preview['images_a_step']} {things}"
+    steps += f", {preview['warmup_steps']} of them warm-up"
+    return f"{steps}; learning rate {preview['learning_rate']:g}, which is {for_512:g} for 512 {things}"
 
 
 def _features_to_compute(preview: dict[str, Any]) -> str:
@@ -102,13 +109,15 @@ def _features_to_compute(preview: dict[str, Any]) -> str:
 def print_preview(preview: dict[str, Any], console: Console) -> None:
     """Prints the preview of `--dry-run` as tables."""
     data, model, memory = preview["data"], preview["model"], preview["memory_mib"]
-    dataset = "streams" if data["images"] is None else f"{data['images']:,} images"
+    things = preview["things"]
+    dataset = "streams" if data["images"] is None else f"{data['images']:,} {things}"
     parts = " + ".join(f"{name} {value:,.0f}" for name, value in memory.items())
     facts = {
         "data": f"{data['source']}: {dataset}, {data['classes'] or 'no'} classes",
         **({"classes": _list_classes(data["images_by_class"])} if data["images_by_class"] else {}),
-        "evaluated": f"{data['evaluated']:,} images" if data["evaluated"] else "nothing",
+        "evaluated": f"{data['evaluated']:,} {things}" if data["evaluated"] else "nothing",
         "model": f"{model['parameters']:,} parameters, {model['learning']:,} of them learn",
+        **({"frames of a clip": model["num_frames"]} if "num_frames" in model else {}),
         "image size, windows": f"{model['image_size']}, {model['windows']}",
         "bias learned in windows": f"{model['pretrained_windows']} (0: the same)",
         "training": _steps_and_rates(preview) if "steps" in preview else _features_to_compute(preview),

@@ -182,26 +182,41 @@ def with_chosen_settings(
     facts = look_at_data(train, len(settings.image_mean))
     classes = 0 if train.several else len(train.names)
     facts = replace(facts, classes=classes, evaluated=0 if evaluation is None else len(evaluation))
-    found = [*_about_model(settings, facts), *about_precision(settings)]
+    found = [*about_model(settings, facts), *about_precision(settings)]
     found += [*_about_length(settings, facts), *_about_images(facts)]
     several = "images have several labels"
     if train.several:
         found.append(Candidate("label_smoothing_factor", 0.0, several))
-    withdrawn: set[str] = set()
-    by_score = {"load_best_model_at_end", "metric_for_best_model"} <= settings.chosen.keys()
-    needs_score = settings.early_stopping or settings.told.get("save_strategy") == "best"
-    if by_score and not needs_score and facts.evaluated < ENOUGH_EVALUATED:
-        last = f"{facts.evaluated} images to evaluate are too few to choose an epoch; the last one is kept"
-        found.append(Candidate("load_best_model_at_end", False, last))
-        withdrawn = {"metric_for_best_model"}
-    elif train.several and "metric_for_best_model" in settings.chosen:
+    last, withdrawn = keep_last(settings, settings.early_stopping, facts.evaluated, train.things)
+    found += last
+    if not withdrawn and train.several and "metric_for_best_model" in settings.chosen:
         best = f"{several}: the epoch of the highest mAP is kept"
         found += [Candidate("load_best_model_at_end", True, best), Candidate("metric_for_best_model", "mAP", best)]
     return with_choices(settings, found, withdrawn, settings.linear_probe)
 
 
-def _about_model(settings: FinetuneSettings, facts: DataFacts) -> list[Candidate]:
-    """Network, image size, window."""
+def keep_last(
+    settings: RunSettings, early_stopping: int, evaluated: int, things: str
+) -> tuple[list[Candidate], set[str]]:
+    """The choice to keep the last model instead of the best one, which was chosen, if there are too few images to
+    evaluate; and the choices that it withdraws.
+
+    Args:
+        settings: The settings.
+        early_stopping: See `FinetuneOptions`.
+        evaluated: Number of images to evaluate.
+        things: What they are.
+    """
+    by_score = {"load_best_model_at_end", "metric_for_best_model"} <= settings.chosen.keys()
+    needs_score = early_stopping or settings.told.get("save_strategy") == "best"
+    if not by_score or needs_score or evaluated >= ENOUGH_EVALUATED:
+        return [], set()
+    last = f"{evaluated} {things} to evaluate are too few to choose an epoch; the last one is kept"
+    return [Candidate("load_best_model_at_end", False, last)], {"metric_for_best_model"}
+
+
+def about_model(settings: RunSettings, facts: DataFacts) -> list[Candidate]:
+    """Network, image size, window; not for models of videos."""
     found: list[Candidate] = []
     fields = given_fields(settings)
     images = f"the nearest to images of {facts.side} pixels" if facts.side else "the size of the images is unknown"

@@ -6,7 +6,7 @@ stored image processor, so the accuracies are those that a user gets.
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,9 +20,9 @@ from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification
 from swinv2.loading import choose_device_of, has_several_labels, label_names, load_model, load_processor
 from swinv2.train.data.augment import process_image
-from swinv2.train.data.classes import match_classes
+from swinv2.train.data.classes import Data, match_classes
 from swinv2.train.data.dataset import ImageDataset
-from swinv2.train.data.examples import IGNORED_LABEL, read_images
+from swinv2.train.data.examples import IGNORED_LABEL, ImageBatch, read_images
 from swinv2.train.data.sources import open_dataset
 from swinv2.train.multilabel import MultilabelEvaluation, binary_cross_entropy
 from swinv2.train.scores import Evaluation, best_classes
@@ -91,16 +91,39 @@ def evaluate_classifier(
     Raises:
         UsageError: No image is readable.
     """
-    several, channels = has_several_labels(classifier.config), classifier.config.num_channels
-    names = tuple(label_names(classifier.config))
-    transform, classes = partial(process_image, processor), len(names) * several
+    channels = classifier.config.num_channels
+    classes = len(label_names(classifier.config)) * has_several_labels(classifier.config)
+    batches = read_images(dataset, partial(process_image, processor), channels, batch_size, workers, classes)
+    return evaluate_batches(lambda pixels: classifier(pixels).logits, classifier, batches, dataset, advance)
+
+
+def evaluate_batches(
+    answer: Callable[[Tensor], Tensor],
+    classifier: Any,
+    batches: Iterable[ImageBatch],
+    dataset: ImageDataset,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation | MultilabelEvaluation:
+    """Evaluates the answers for batches.
+
+    Args:
+        answer: Makes logits (B, classes) of the pixels of a batch.
+        classifier: Has `config`, `device` and `dtype`.
+        batches: All batches of the data set.
+        dataset: The data set.
+        advance: See `evaluate`.
+
+    Raises:
+        UsageError: Nothing is readable.
+    """
+    several, names = has_several_labels(classifier.config), tuple(label_names(classifier.config))
     unreadable: list[str] = []
     columns: list[tuple[Tensor, ...]] = []
     done = 0
-    for pixels, truths, broken in read_images(dataset, transform, channels, batch_size, workers, classes):
+    for pixels, truths, broken in batches:
         unreadable += broken
         with torch.inference_mode():
-            logits = classifier(pixels.to(classifier.device, classifier.dtype)).logits.float().cpu()
+            logits = answer(pixels.to(classifier.device, classifier.dtype)).float().cpu()
         if several:
             columns.append((truths, logits))
         else:
@@ -110,7 +133,7 @@ def evaluate_classifier(
         advance(done, len(dataset))
     truths, *answers = (torch.cat(column).numpy() for column in zip(*columns, strict=True))
     if (truths == IGNORED_LABEL).all():
-        raise UsageError(f"{dataset.source} has no readable image.")
+        raise UsageError(f"{dataset.source} has no readable {dataset.things[:-1]}.")
     if several:
         loss = float(binary_cross_entropy(torch.from_numpy(answers[0]), torch.from_numpy(truths)))
         return MultilabelEvaluation.of(truths, answers[0], loss, names, unreadable)
@@ -119,7 +142,7 @@ def evaluate_classifier(
     return Evaluation.of(truths, best, probabilities, loss, names, unreadable)
 
 
-def match_dataset(dataset: ImageDataset, config: Swinv2Config) -> ImageDataset:
+def match_dataset(dataset: Data, config: Swinv2Config) -> Data:
     """Matches a data set with a classifier: its classes with the model's, by their names.
 
     Args:
@@ -140,7 +163,7 @@ def match_dataset(dataset: ImageDataset, config: Swinv2Config) -> ImageDataset:
     return _match_classes(dataset, tuple(label_names(config)))
 
 
-def _match_classes(dataset: ImageDataset, names: tuple[str, ...]) -> ImageDataset:
+def _match_classes(dataset: Data, names: tuple[str, ...]) -> Data:
     """Matches the classes of the data with the model's, see `classes.match_classes`. If they are equally many and
     none has the same name, and one side has codes instead of names, as the folders of ImageNet do, they are matched by
     their order, with a warning."""

@@ -21,7 +21,7 @@ from swinv2.lengths import as_pair
 from swinv2.loading import label_names
 from swinv2.train.choices import with_chosen_settings
 from swinv2.train.data.augment import Pixels, for_finetuning
-from swinv2.train.data.classes import classes_to_train, match_classes
+from swinv2.train.data.classes import Data, classes_to_train, match_classes
 from swinv2.train.data.dataset import ImageDataset
 from swinv2.train.data.examples import IGNORED_LABEL
 from swinv2.train.flags import as_flag
@@ -82,12 +82,16 @@ class FinetuneTrainer(SwinTrainer):
             images, labels = mix(images, labels)
         elif model.training:
             smoothing = self.args.label_smoothing_factor
-        logits = model(pixel_values=images).logits
+        logits = self.logits_of(model, images)
         if self.several:
             loss = binary_cross_entropy(logits, labels)
         else:
             loss = cross_entropy(logits, labels, smoothing, self.class_weights if model.training else None)
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+    def logits_of(self, model: nn.Module, images: Tensor) -> Tensor:
+        """The logits (B, classes) of a batch of images."""
+        return model(pixel_values=images).logits
 
     def _stored(self, logits: Tensor, labels: Tensor) -> Any:
         """What an evaluation stores of the logits: for several labels all, otherwise the best classes."""
@@ -202,11 +206,7 @@ def open_finetuning(settings: FinetuneSettings) -> FinetuneParts:
             f"{evaluation.source} has several labels for an image, {train.source} has one; give both the same kind."
         )
     if evaluation is not None:
-        evaluation = match_classes(evaluation, names, "the training data")
-        counts = np.bincount(evaluation.labels(), minlength=len(names))
-        without = [repr(names[index]) for index in np.flatnonzero(counts == 0)]
-        if without:
-            logger.warning(f"there is no image to evaluate of {few(without, 5)}")
+        evaluation = match_evaluation(evaluation, names)
     if settings.choose_settings:
         settings = with_chosen_settings(settings, train, evaluation)
     metrics = ["mAP", "f1", "exact"] if train.several else ["top1", *["top5"] * (len(names) > BEST_CLASSES)]
@@ -216,8 +216,18 @@ def open_finetuning(settings: FinetuneSettings) -> FinetuneParts:
             raise UsageError(f"{as_flag(name)} is for images of one label, and {train.source} has lists; leave it out.")
     counts = None if train.streams else np.bincount(train.labels(), minlength=len(names))
     model = model_to_finetune(settings, names, train.several)
-    weights = None if train.several else _class_weights(settings, counts, names)
+    weights = None if train.several else class_weights(settings.class_weights, counts, names, train.things)
     return FinetuneParts(settings, train, evaluation, model, weights)
+
+
+def match_evaluation(evaluation: Data, names: tuple[str, ...]) -> Data:
+    """Gives the images to evaluate the classes of those to train; a message names the classes without any."""
+    evaluation = match_classes(evaluation, names, "the training data")
+    counts = np.bincount(evaluation.labels(), minlength=len(names))
+    without = [repr(names[index]) for index in np.flatnonzero(counts == 0)]
+    if without:
+        logger.warning(f"there is no {evaluation.things[:-1]} to evaluate of {few(without, 5)}")
+    return evaluation
 
 
 def make_finetuning(settings: FinetuneSettings) -> FinetuneTrainer:
@@ -247,22 +257,23 @@ def make_trainer(parts: FinetuneParts) -> FinetuneTrainer:
     )
 
 
-def _class_weights(settings: FinetuneSettings, counts: np.ndarray | None, names: tuple[str, ...]) -> Tensor | None:
+def class_weights(wanted: str, counts: np.ndarray | None, names: tuple[str, ...], things: str) -> Tensor | None:
     """The weights of the classes in the loss, if wanted; a message if classes are unbalanced and have no weights.
 
     Args:
-        settings: The settings.
+        wanted: "balanced", or "" for none.
         counts: Training images of each class; None if they stream.
         names: Names of the classes.
+        things: What is counted, for messages.
     """
-    if settings.class_weights:
+    if wanted:
         if counts is None:
             raise UsageError("--class-weights needs the labels of all images in advance; leave out --streaming.")
         return balanced_weights(counts)
     if counts is not None and counts.max() >= UNBALANCED * counts.min():
         most, least = int(counts.argmax()), int(counts.argmin())
         logger.warning(
-            f"the classes are unbalanced: {names[most]!r} has {counts[most]:,} images, {names[least]!r} has "
+            f"the classes are unbalanced: {names[most]!r} has {counts[most]:,} {things}, {names[least]!r} has "
             f"{counts[least]:,}; with --class-weights balanced, all classes count the same"
         )
     return None

@@ -169,22 +169,32 @@ class _FlagParser(argparse.ArgumentParser):
             raise UsageError(f"the recipe {path}: {error}") from error
 
 
-def names_task(flags: Sequence[str]) -> bool:
-    """Whether flags, or the recipe that they name, have the setting `task`: it decides which settings there are."""
-    if any(re.fullmatch("--task(=.*)?", flag) for flag in flags):
-        return True
-    places = [index for index, flag in enumerate(flags) if re.fullmatch("--config(=.*)?", flag)]
-    for place in places:
-        _, is_same, path = flags[place].partition("=")
-        path = path if is_same else "".join(flags[place + 1 : place + 2])
+def given_task(flags: Sequence[str]) -> str | None:
+    """The setting `task` of flags, or of the recipe that they name, which decides what other settings there are; None
+    if it is not given."""
+    given = _values_of("task", flags)
+    if given:
+        return given[-1]
+    for path in _values_of("config", flags):
         try:
             recipe: Any = yaml.safe_load(Path(path).read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             # `read_recipe` says what is wrong with it.
             continue
         if isinstance(recipe, dict) and "task" in recipe:
-            return True
-    return False
+            return str(recipe["task"])
+    return None
+
+
+def _values_of(name: str, flags: Sequence[str]) -> list[str]:
+    """The values of a flag: "--name value" or "--name=value"; "" without a value."""
+    found: list[str] = []
+    for place, flag in enumerate(flags):
+        if flag == f"--{name}":
+            found.append("".join(flags[place + 1 : place + 2]))
+        elif flag.startswith(f"--{name}="):
+            found.append(flag.partition("=")[2])
+    return found
 
 
 def as_flag(name: str) -> str:

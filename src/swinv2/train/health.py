@@ -32,9 +32,11 @@ class HealthCheck:
         run: Folder of the run; an error message names its newest valid checkpoint.
         device: Device of the losses.
         max_broken_images: Number of unreadable images that a process may meet.
+        things: What they are, for messages.
     """
 
-    def __init__(self, run: Path, device: torch.device, max_broken_images: int) -> None:
+    def __init__(self, run: Path, device: torch.device, max_broken_images: int, things: str = "images") -> None:
+        self._things = things
         self._run, self._max_broken_images = run, max_broken_images
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._broken: set[str] = set()
@@ -95,6 +97,6 @@ class HealthCheck:
         self._broken.update(names)
         if len(self._broken) > self._max_broken_images:
             raise TooManyBrokenError(
-                f"{len(self._broken)} images could not be read, more than --max-broken-images "
+                f"{len(self._broken)} {self._things} could not be read, more than --max-broken-images "
                 f"{self._max_broken_images}; the last one is {names[-1]}."
             )

@@ -220,6 +220,57 @@ class DenseOptions(RunOptions):
     )
 
 
+@dataclass
+class VideoOptions(RunOptions):
+    """The settings of `swinv2 finetune --task video`."""
+
+    task: str = field(default="", metadata={"help": "video: classes of videos.", "choices": ["video"]})
+    data: str = _option(
+        "",
+        "A folder of class folders with videos; a list, which is a CSV file with the columns path and label, and if "
+        "wanted start and end in seconds, or has lines 'path label'; or a folder with such a list for each split.",
+    )
+    model: str = _option(
+        "",
+        f"Model of videos to start from, or of images, which is inflated: {_MODELS}; default: the model that ships.",
+    )
+    choose_settings: bool = _option(
+        False, "Choose each setting that is not given from the data and the model; true without --config."
+    )
+    label_names_file: str = _option("", "A file with the name of a class on each line, if the labels are numbers.")
+    num_frames: int | None = _option(None, "Frames of a clip; default: the model's, 32 for a model of images.")
+    frame_stride: int | None = _option(
+        None,
+        "Frames of a video from one frame of a clip to the next; 0: the frames are spread over the whole video. "
+        "Default: the model's, 2 for a model of images.",
+    )
+    window_frames: int | None = _option(
+        None,
+        "Length of the windows in time, in tokens of --tubelet-size frames; default: the model's, 8 for a model of "
+        "images.",
+    )
+    tubelet_size: int | None = _option(None, "Frames of a patch, for a model of images or a new one; default: 2.")
+    classifier_dropout: float | None = _option(None, "Dropout before the classifier; default: the model's.")
+    crop_scale: list[float] = _option([0.08, 1.0], "Smallest and largest share of the area that a crop takes.")
+    flip: float = _option(0.5, "Probability of a horizontal flip; 0 if the classes tell left from right.")
+    reverse: float = _option(0.0, "Probability of playing a clip backward.")
+    color_jitter: float = _option(0.0, "Strength of random changes of brightness, contrast and saturation.")
+    rand_augment: list[int] = _option(
+        [], "Operations and strength (0 to 30) of torchvision's RandAugment, such as 4 7; default: none."
+    )
+    erase_probability: float = _option(0.0, "Probability of erasing a random rectangle in all frames of a clip.")
+    mixup: float = _option(0.0, "Alpha of mixup.")
+    cutmix: float = _option(0.0, "Alpha of cutmix.")
+    eval_clips: int = _option(1, "Clips of each video in evaluation, spread evenly.")
+    eval_crops: int = _option(1, "Crops of each clip in evaluation, spread along the longer side.")
+    class_weights: str = _option(
+        "", "balanced: a video of a rare class counts more in the loss, so that all classes count the same."
+    )
+    early_stopping: int = _option(
+        0, "Stop after this many evaluations without a better one; needs --load-best-model-at-end. 0: off."
+    )
+
+
 def refuse_missing(told: Mapping[str, Any], may_lack: Sequence[str] = ()) -> None:
     """Raises a `UsageError` if `data`, `model` or `output_dir` is missing, unless it is in `may_lack`."""
     needed = {

@@ -20,6 +20,7 @@ from swinv2.train.optim.muon import hidden_matrices, muon_groups
 from swinv2.train.options import PAPER_BATCH
 from swinv2.train.settings import RunSettings
 from swinv2.train.trainer import SwinTrainer, groups_of
+from swinv2.video.config import Swinv2VideoConfig
 
 
 def estimate_memory(trainer: SwinTrainer) -> dict[str, float]:
@@ -92,6 +93,7 @@ def describe_parts(args: RunSettings, train: Data, evaluation: Data | None, mode
     chosen = args.chosen
     config = network_config(model)
     return {
+        "things": train.things,
         "settings": {name: value for name, value in args.given.items() if name not in {"dry_run", "as_json", *chosen}},
         "chosen": {name: choice._asdict() for name, choice in chosen.items()},
         "data": {
@@ -108,6 +110,7 @@ def describe_parts(args: RunSettings, train: Data, evaluation: Data | None, mode
             "parameters": count_parameters(model),
             "learning": count_parameters(model, learning=True),
             "image_size": config.image_size,
+            **({"num_frames": config.num_frames} if isinstance(config, Swinv2VideoConfig) else {}),
             "windows": [list(stage.window) for stage in config.stages()],
             "pretrained_windows": [list(stage.pretrained_window) for stage in config.stages()],
         },

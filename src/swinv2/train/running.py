@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from transformers import PrinterCallback, ProgressCallback
@@ -73,6 +73,8 @@ def open_training(
 class Divisible(Sized, Protocol):
     """What `with_evaluation` needs of a data set; see `ImageDataset`."""
 
+    things: ClassVar[str]
+
     @property
     def source(self) -> str: ...
     @property
@@ -110,12 +112,12 @@ def with_evaluation(
         train, evaluation = train.set_aside(settings.held_out_share)
         if not len(evaluation):
             raise UsageError(
-                f"--data {settings.data!r} has no split to evaluate, and its {len(train)} images are too few to set "
-                f"some aside; give --eval-data, a larger --held-out-share, or use --eval-strategy no."
+                f"--data {settings.data!r} has no split to evaluate, and its {len(train)} {train.things} are too few "
+                f"to set some aside; give --eval-data, a larger --held-out-share, or use --eval-strategy no."
             )
         logger.warning(
-            f"{train.source} has no split to evaluate: {len(evaluation):,} of its images{how} are set aside for it "
-            "(--held-out-share)"
+            f"{train.source} has no split to evaluate: {len(evaluation):,} of its {train.things}{how} are set aside "
+            "for it (--held-out-share)"
         )
     return train.share(settings.train_fraction, settings.seed), evaluation
 

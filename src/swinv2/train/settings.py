@@ -198,7 +198,7 @@ class PretrainSettings(PretrainOptions, RunSettings):
     options: ClassVar[type[RunOptions]] = PretrainOptions
 
     def __post_init__(self) -> None:
-        _check_crop_scale(self.crop_scale)
+        check_crop_scale(self.crop_scale)
         super().__post_init__()
         # The Trainer computes a loss in evaluation only if the examples have these labels.
         self.label_names = ["bool_masked_pos"]
@@ -214,15 +214,8 @@ class FinetuneSettings(FinetuneOptions, RunSettings):
     def __post_init__(self) -> None:
         without_effect = (name for name in self.defaults() if name not in (*PROBE_SETTINGS, "use_cpu"))
         self._refuse_beside("linear_probe", *without_effect)
-        _check_crop_scale(self.crop_scale)
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{as_flag(name)} is {getattr(self, name)}; expected at least 0.")
-        if (self.mixup or self.cutmix) and (self.per_device_train_batch_size % 2 or not self.dataloader_drop_last):
-            raise UsageError(
-                "--mixup and --cutmix mix pairs of images: --per-device-train-batch-size must be even, and "
-                "--dataloader-drop-last true."
-            )
+        check_crop_scale(self.crop_scale)
+        check_mixing(self.mixup, self.cutmix, self.per_device_train_batch_size, self.dataloader_drop_last)
         self._refuse_beside("crop_padding", "crop_scale")
         if self.class_weights not in ("", "balanced"):
             raise UsageError(f"--class-weights is {self.class_weights!r}; expected balanced, or nothing.")
@@ -247,7 +240,19 @@ def refuse_early_stopping_alone(patience: int, keeps_best: bool) -> None:
         raise UsageError("--early-stopping needs --load-best-model-at-end: the last model is not the best one.")
 
 
-def _check_crop_scale(scale: Sequence[float]) -> None:
+def check_mixing(mixup: float, cutmix: float, batch_size: int, drops_last: bool) -> None:
+    """Raises an error for invalid strengths of mixup and cutmix, and for batches of which no pairs can be made."""
+    for name, value in {"mixup": mixup, "cutmix": cutmix}.items():
+        if value < 0:
+            raise UsageError(f"{as_flag(name)} is {value}; expected at least 0.")
+    if (mixup or cutmix) and (batch_size % 2 or not drops_last):
+        raise UsageError(
+            "--mixup and --cutmix mix pairs of images: --per-device-train-batch-size must be even, and "
+            "--dataloader-drop-last true."
+        )
+
+
+def check_crop_scale(scale: Sequence[float]) -> None:
     """Raises an error for an invalid range of crops."""
     if len(scale) != 2 or not 0.0 < scale[0] <= scale[1] <= 1.0:
         raise UsageError(f"--crop-scale is {list(scale)}; expected two shares, the smaller first, such as 0.08 1.0.")

@@ -1,4 +1,4 @@
-"""The model that a training starts from.
+"""The model that a training of images starts from.
 
 In: settings. Out: a model in fp32 on the CPU. It is new, or it has the weights of another model, possibly with another
 image size, window or head. This module knows no data and no trainer.
@@ -20,11 +20,13 @@ from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.lengths import as_pair, plain_pair
-from swinv2.loading import label_names, load_processor, read_config
+from swinv2.loading import label_names, load_processor, load_video_processor, read_config
 from swinv2.model import Swinv2PreTrainedModel
 from swinv2.train.flags import as_flag
 from swinv2.train.optim.groups import freeze_stages
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings
+from swinv2.video.config import Swinv2VideoConfig
+from swinv2.video.models import Swinv2ForVideoClassification, Swinv2VideoPreTrainedModel
 from swinv2.zoo import PRESETS
 
 logger = logging.getLogger(__name__)
@@ -41,11 +43,11 @@ def model_to_pretrain(settings: PretrainSettings) -> Swinv2ForMaskedImageModelin
     Mean and deviation of the channels become settings, if they are not given.
     """
     choose_normalisation(settings)
-    fields = _model_fields(settings, norm_targets=settings.norm_targets)
+    fields = model_fields(settings, norm_targets=settings.norm_targets)
     config = _new_config(settings, fields) if is_new_model(settings) else read_config(settings.model)
     patch, merges = as_pair("patch_size", config.patch_size), 2 ** (config.num_layers - 1)
     fields["encoder_stride"] = plain_pair((patch[0] * merges, patch[1] * merges))
-    return _build_or_load(Swinv2ForMaskedImageModeling, settings, fields, ("decoder.", "swinv2.embeddings.mask_token"))
+    return build_or_load(Swinv2ForMaskedImageModeling, settings, fields, ("decoder.", "swinv2.embeddings.mask_token"))
 
 
 def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...], several: bool = False) -> nn.Module:
@@ -59,11 +61,11 @@ def model_to_finetune(settings: FinetuneSettings, names: tuple[str, ...], severa
         several: Whether an image may have several labels.
     """
     choose_normalisation(settings)
-    fields = _model_fields(settings)
+    fields = model_fields(settings)
     fields |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     # Also if the model to start from, whose classifier may fit, was made for another problem.
     fields["problem_type"] = f"{'multi' if several else 'single'}_label_classification"
-    model = _build_or_load(Swinv2ForImageClassification, settings, fields, ("classifier.",))
+    model = build_or_load(Swinv2ForImageClassification, settings, fields, ("classifier.",))
     if settings.head_map:
         rows = _classifier_from_rows(settings.model, settings.head_map, names)
         model.classifier.load_state_dict(rows)
@@ -95,9 +97,11 @@ def choose_normalisation(settings: RunSettings) -> None:
     settings.image_mean, settings.image_std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
     if is_new_model(settings):
         return
-    channels = read_config(settings.model).num_channels
+    config = read_config(settings.model, None)
+    channels = config.num_channels
+    load = load_video_processor if isinstance(config, Swinv2VideoConfig) else load_processor
     try:
-        processor = load_processor(settings.model, channels)
+        processor: Any = load(settings.model, channels)
     except UsageError as error:
         # ImageNet's are right for most models of three channels; others need the flags.
         logger.warning(f"{error} Until then, the mean and deviation of ImageNet are used.")
@@ -143,7 +147,7 @@ def read_object(said: dict[str, Any] | str | None, flag: str, example: str) -> d
     return given
 
 
-def _model_fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
+def model_fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
     """The fields of --model-fields, and those that other settings decide."""
     given = given_fields(settings)
     decided["num_channels"] = len(settings.image_mean)
@@ -164,14 +168,14 @@ def _model_fields(settings: RunSettings, **decided: Any) -> dict[str, Any]:
 
 def new_config(settings: RunSettings) -> Swinv2Config:
     """The configuration of a new model without a head of its own."""
-    return _new_config(settings, _model_fields(settings))
+    return _new_config(settings, model_fields(settings))
 
 
 def _new_config(settings: RunSettings, fields: dict[str, Any]) -> Swinv2Config:
     """The configuration of a new model to train."""
     if settings.model in PRESETS:
         fields = PRESETS[settings.model].config_fields() | fields
-    given = {"image_size": _image_size(settings), "window_size": settings.window_size}
+    given = {"image_size": given_image_size(settings), "window_size": settings.window_size}
     fields = fields | {name: value for name, value in given.items() if value is not None}
     try:
         return Swinv2Config(**fields).checked()
@@ -179,18 +183,33 @@ def _new_config(settings: RunSettings, fields: dict[str, Any]) -> Swinv2Config:
         raise UsageError(f"--model-fields are not valid: {error}") from error
 
 
-def _image_size(settings: RunSettings) -> Any:
+def given_image_size(settings: RunSettings) -> Any:
     """The image size of the settings: one length, height and width, or None."""
     return settings.image_size[0] if len(settings.image_size) == 1 else tuple(settings.image_size) or None
 
 
-def _build_or_load(
+def build_or_load(
     kind: type[Model], settings: RunSettings, fields: dict[str, Any], may_be_new: tuple[str, ...]
 ) -> Model:
     """Builds a new model, or loads one; only parameters with a prefix in `may_be_new` may have new weights."""
     if is_new_model(settings):
         return kind(_new_config(settings, fields))
-    config = read_config(settings.model)
+    model = load_to_train(kind, settings, fields, may_be_new)
+    if settings.image_size or settings.window_size is not None:
+        size: Any = given_image_size(settings) or model.config.image_size
+        windows: Any = settings.window_size
+        try:
+            model.set_image_size(size, windows, settings.stretch_bias)
+        except ValueError as error:
+            raise UsageError(f"--image-size or --window-size is impossible: {error}") from error
+    return model
+
+
+def load_to_train(
+    kind: type[Model], settings: RunSettings, fields: dict[str, Any], may_be_new: tuple[str, ...]
+) -> Model:
+    """Loads a model of its own size; see `build_or_load`."""
+    config = read_config(settings.model, issubclass(kind, Swinv2VideoPreTrainedModel))
     if config.num_channels != fields["num_channels"]:
         raise UsageError(
             f"{settings.model!r} takes {config.num_channels} channels; --image-mean has {fields['num_channels']}. Give "
@@ -208,16 +227,9 @@ def _build_or_load(
         is_head = all(name.startswith("classifier.") for name in fresh)
         what = "the classifier, for the classes of the data" if is_head else ", ".join(fresh)
         logger.warning(f"new parameters with random weights: {what}")
-    is_classifier = isinstance(model, Swinv2ForImageClassification)
+    is_classifier = isinstance(model, Swinv2ForImageClassification | Swinv2ForVideoClassification)
     if is_classifier and "classifier.weight" not in fresh and not getattr(settings, "head_map", None):
         _match_classifier(model, label_names(config))
-    if settings.image_size or settings.window_size is not None:
-        size: Any = _image_size(settings) or model.config.image_size
-        windows: Any = settings.window_size
-        try:
-            model.set_image_size(size, windows, settings.stretch_bias)
-        except ValueError as error:
-            raise UsageError(f"--image-size or --window-size is impossible: {error}") from error
     return model
 
 
@@ -238,7 +250,7 @@ def _load_pretrained(kind: type[Model], name: str, **fields: Any) -> tuple[Model
     return model, sorted({*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])})
 
 
-def _match_classifier(model: Swinv2ForImageClassification, old: list[str]) -> None:
+def _match_classifier(model: Swinv2ForImageClassification | Swinv2ForVideoClassification, old: list[str]) -> None:
     """Gives each class the row of the loaded classifier that had its name; classes that were not among the old ones get
     new weights. Warns of new weights, and of old classes that have only numbers, whose rows keep their order."""
     names, classifier = label_names(model.config), model.classifier
@@ -272,7 +284,7 @@ def check_resumed_classes(checkpoint: str, names: tuple[str, ...]) -> None:
     Raises:
         UsageError: It has others, or in another order.
     """
-    trained = label_names(read_config(checkpoint))
+    trained = label_names(read_config(checkpoint, None))
     if trained != list(names):
         differing = sorted(set(trained) ^ set(names))[:5]
         raise UsageError(

@@ -76,6 +76,8 @@ class SwinTrainer(Trainer):
 
     args: RunSettings
     model: Any
+    things = "images"
+    """What the examples are, in messages."""
 
     def __init__(self, settings: RunSettings, data_collator: Any = collate, **rest: Any) -> None:
         try:
@@ -100,7 +102,7 @@ class SwinTrainer(Trainer):
         self.average = WeightAverage(self.model, settings.ema_decay) if settings.ema_decay else None
         self._staging: Path | None = None
         self._batches: ShuffledBatches | None = None
-        self._health = HealthCheck(self.run, settings.device, settings.max_broken_images)
+        self._health = HealthCheck(self.run, settings.device, settings.max_broken_images, self.things)
         # Images since the last log of a training step, and the time from which they count.
         self._seen, self._counted_from = 0, time.perf_counter()
         self._epoch_iterator: Any = None

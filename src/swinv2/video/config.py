@@ -20,6 +20,8 @@ class Swinv2VideoConfig(Swinv2Config):
         num_frames: Frames of a clip. Like `image_size`, it determines windows and shifts; the forward pass takes any
             number.
         tubelet_size: Frames of a patch.
+        frame_stride: Frames of a video from one frame of a clip to the next, at which the model was trained; 0: the
+            frames were spread over the whole video. It does not change the network; who reads videos uses it.
         window_size: Attention windows in tokens: one length, or (frames, height, width); or a list with one of these
             for each stage. A window is clipped, axis by axis, to its stage's map.
         pretrained_window_sizes: For each stage, the window in which its position bias was learned (one length or
@@ -50,6 +52,7 @@ class Swinv2VideoConfig(Swinv2Config):
 
     num_frames: int = 32
     tubelet_size: int = 2
+    frame_stride: int = 2
     window_size: int | list[Any] | tuple[Any, ...] = (8, 7, 7)
     classifier_dropout_prob: float = 0.0
 
@@ -88,6 +91,8 @@ class Swinv2VideoConfig(Swinv2Config):
         """Raises an error for a value that is always wrong."""
         for name in ("num_frames", "tubelet_size"):
             as_length(name, getattr(self, name))
+        if self.frame_stride != 0:
+            as_length("frame_stride", self.frame_stride)
         self._check_probability("classifier_dropout_prob")
         super()._check_each()
 

@@ -38,7 +38,8 @@ class DenseSettings(DenseOptions, RunSettings):
     def __post_init__(self) -> None:
         if self.task not in HEADS_OF:
             raise UsageError(
-                f"--task is {self.task!r}; expected {' or '.join(HEADS_OF)}. Without --task, a classifier is trained."
+                f"--task is {self.task!r}; expected {', '.join(HEADS_OF)} or video. Without --task, a classifier of "
+                "images is trained."
             )
         heads = HEADS_OF[self.task]
         self.head = self.head or heads[0]

@@ -1,0 +1,1 @@
+"""Classifiers of videos on the trainer of `swinv2.train.finetune`."""
