@@ -40,6 +40,11 @@ from swinv2.train.optim.schedule import make_scheduler
 from swinv2.train.pretrain import mask_maker
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings, parse_settings
 from swinv2.train.start import NEW, model_to_finetune, model_to_pretrain
+from swinv2.train.video import start as video_start
+from swinv2.train.video.augment import for_clips
+from swinv2.train.video.settings import VideoSettings
+from swinv2.video.config import Swinv2VideoConfig
+from swinv2.video.inflate import inflate_config
 from swinv2.zoo import CHECKPOINTS, PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -160,6 +165,57 @@ DENSE = {
 }  # fmt: skip
 """The paper's numbers. For COCO, drop path, warm-up and epochs of the drops are those of the authors' code for V1."""
 COCO_IMAGES = 118_287
+KINETICS_400, SOMETHING_V2 = 240_436, 168_913
+
+
+@dataclass(frozen=True)
+class PublishedVideo:
+    """What the authors say of a classifier of videos. The rate is for the whole batch; sizes are frames, pixels, and
+    tokens of a window (frames, height, width); `stride` 0: the frames are spread over the video."""
+
+    start: str
+    batch: int
+    rate: float
+    epochs: int
+    decay: float
+    drop_path: float
+    frames: int
+    image: int
+    windows: tuple[tuple[int, int, int], ...]
+    stride: int = 2
+    warmup_epochs: float = 2.5
+    backbone_rate: float = 0.1
+    dropout: float = 0.5
+    flip: float = 0.5
+    rand_augment: tuple[int, ...] = ()
+    erase: float = 0.0
+    smoothing: float = 0.0
+    clip: float = 0.0
+    dataset: int = KINETICS_400
+
+
+KINETICS_TINY = PublishedVideo(TINY, 64, 1e-3, 30, 0.02, 0.1, 32, 224, ((8, 7, 7),) * 4)
+KINETICS_BASE = dataclasses.replace(KINETICS_TINY, start=BASE, rate=3e-4, decay=0.05, drop_path=0.2)
+KINETICS_GIANT = PublishedVideo(
+    "runs/giant-3b-supervised-w12-192/final", 80, 3.6e-4, 20, 0.1, 0.4, 16, 256,
+    ((8, 16, 16), (8, 16, 16), (8, 16, 16), (8, 8, 8)), backbone_rate=1.0, dropout=0.0, clip=100.0,
+)  # fmt: skip
+VIDEO = {
+    "kinetics400-tiny-w7-224": KINETICS_TINY,
+    "kinetics400-base-w7-224": KINETICS_BASE,
+    "something-v2-base-w7-224": dataclasses.replace(
+        KINETICS_BASE, start="runs/kinetics400-base-w7-224/final", epochs=60, drop_path=0.4,
+        windows=((16, 7, 7),) * 4, stride=0, flip=0.0, rand_augment=(4, 7), erase=0.25, smoothing=0.1,
+        dataset=SOMETHING_V2,
+    ),
+    "kinetics400-giant-3b-w16-256": KINETICS_GIANT,
+    "kinetics400-giant-3b-w20-320": dataclasses.replace(
+        KINETICS_GIANT, start="runs/kinetics400-giant-3b-w16-256/final", batch=64, rate=5e-5, epochs=5, image=320,
+        windows=((8, 20, 20), (8, 20, 20), (8, 20, 20), (8, 10, 10)), warmup_epochs=5 / 8,
+    ),
+}  # fmt: skip
+"""Those of Video Swin for V1, and the paper's for giant. Of giant, drop path, stride, flip, clip and the warm-up of the
+second step are this project's choices, as its recipes say."""
 CIFAR10 = {"cifar10-simmim": 15, "cifar10-finetune": 15, "cifar10-supervised": 28}
 """Epochs of this project's recipes for CIFAR-10."""
 SMALL = {
@@ -203,9 +259,10 @@ def parse(recipe: Path) -> RunSettings:
     _, command, *flags = command_line(recipe)
     config = flags.index("--config") + 1
     flags[config] = str(ROOT / flags[config])
-    if recipe.stem in {*PUBLISHED, *DENSE}:
+    if recipe.stem in {*PUBLISHED, *DENSE, *VIDEO}:
         flags.append("--use_cpu")
-    return parse_settings(DenseSettings if given_task(flags) else KINDS[command], flags, command)
+    kind = {None: KINDS[command], "video": VideoSettings}.get(given_task(flags), DenseSettings)
+    return parse_settings(kind, flags, command)
 
 
 def find(name: str) -> Path:
@@ -219,6 +276,7 @@ def eight_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 each_published = pytest.mark.parametrize("name", PUBLISHED)
+each_video = pytest.mark.parametrize("name", VIDEO)
 each_dense = pytest.mark.parametrize("name", DENSE)
 of_ade20k = pytest.mark.parametrize("name", [name for name in DENSE if name.startswith("ade20k-")])
 of_coco = pytest.mark.parametrize("name", [name for name in DENSE if name.startswith("coco-")])
@@ -226,9 +284,9 @@ of_coco = pytest.mark.parametrize("name", [name for name in DENSE if name.starts
 
 def test_every_recipe_is_known_here() -> None:
     """What is not the authors' is this project's."""
-    others = {recipe.stem for recipe in RECIPES} - set(PUBLISHED) - set(DENSE)
+    others = {recipe.stem for recipe in RECIPES} - set(PUBLISHED) - set(DENSE) - set(VIDEO)
     assert others == set(OWN)
-    assert {*PUBLISHED, *DENSE} <= {recipe.stem for recipe in RECIPES}
+    assert {*PUBLISHED, *DENSE, *VIDEO} <= {recipe.stem for recipe in RECIPES}
 
 
 @each_recipe
@@ -274,6 +332,9 @@ def test_its_pixels_can_be_made(recipe: Path) -> None:
             for_masks((64, 64), [0.5] * 3, most_of_a_class=settings.most_of_a_class, **usual)
         else:
             for_objects((64, 64), [0.5] * 3, **usual)
+    elif isinstance(settings, VideoSettings):
+        given = settings.color_jitter, settings.rand_augment, settings.erase_probability
+        for_clips(pixels, settings.crop_scale, settings.flip, settings.reverse, *given)
     else:
         assert isinstance(settings, PretrainSettings)
         for_pretraining(pixels, settings.crop_scale)
@@ -392,7 +453,9 @@ def made_by(model: str) -> str:
     return found[0]
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.stem not in DENSE], ids=lambda one: one.stem)
+@pytest.mark.parametrize(
+    "recipe", [recipe for recipe in RECIPES if recipe.stem not in {*DENSE, *VIDEO}], ids=lambda one: one.stem
+)
 def test_its_model_is_possible(recipe: Path) -> None:
     """New, the hub's, or what another recipe leaves; at the image size and window that the recipe gives it."""
     config, published = config_of(recipe.stem), PUBLISHED.get(recipe.stem)
@@ -656,3 +719,69 @@ def test_a_random_size_changes_the_objects_that_a_detector_sees(
     assert len(factors) > 15
     assert 0.45 < min(factors) < 0.75
     assert 1.5 < max(factors) < 2.1
+
+
+@each_video
+@pytest.mark.usefixtures("eight_processes")
+def test_the_settings_of_videos_are_the_authors(name: str) -> None:
+    settings, published = parse(find(name)), VIDEO[name]
+    assert isinstance(settings, VideoSettings)
+    assert settings.whole_batch == published.batch
+    stated = re.search(r"A step has (\d+) clips, on 8 devices: (\d+) x (\d+) x 8", " ".join(comment(find(name))))
+    assert stated is not None
+    assert [int(number) for number in stated.groups()] == [
+        published.batch,
+        settings.per_device_train_batch_size,
+        settings.gradient_accumulation_steps,
+    ]
+    steps = published.epochs * (published.dataset // published.batch)
+    warmup = settings.get_warmup_steps(steps)
+    assert warmup == pytest.approx(published.warmup_epochs * (published.dataset // published.batch), abs=1)
+    rate = curve_of(settings, steps)
+    assert [rate(step) for step in (warmup, 0, steps)] == pytest.approx([published.rate, 0.0, 0.0], abs=1e-12)
+    found = (
+        settings.num_train_epochs, settings.weight_decay, settings.drop_path_rate, settings.backbone_rate,
+        settings.classifier_dropout or 0.0, settings.flip, tuple(settings.rand_augment), settings.erase_probability,
+        settings.label_smoothing_factor, settings.max_grad_norm,
+    )  # fmt: skip
+    assert found == (
+        published.epochs, published.decay, published.drop_path, published.backbone_rate, published.dropout,
+        published.flip, published.rand_augment, published.erase, published.smoothing, published.clip,
+    )  # fmt: skip
+    assert (settings.reverse, settings.color_jitter, settings.crop_scale) == (0.0, 0.0, [0.08, 1.0])
+    assert (settings.adam_beta1, settings.adam_beta2, settings.dataloader_drop_last) == (0.9, 0.999, True)
+
+
+@cache
+def video_config_of(name: str) -> Swinv2VideoConfig:
+    """The configuration of the model of videos that a recipe makes, built as `train.video.start` does."""
+    settings: Any = parse(find(name))
+    assert settings.model == VIDEO[name].start
+    if settings.model in CHECKPOINTS or made_by(settings.model) not in VIDEO:
+        is_published = settings.model in CHECKPOINTS
+        fields = CHECKPOINTS[settings.model].config_fields() if is_published else {}
+        images = Swinv2Config(**fields) if is_published else config_of(made_by(settings.model))
+        images = images.resized(settings.image_size[0], settings.window_size)
+        made = inflate_config(images, settings.num_frames, settings.tubelet_size, settings.window_frames)
+    else:
+        config = video_config_of(made_by(settings.model))
+        size = settings.image_size[0] if settings.image_size else config.image_size
+        windows = video_start._windows(settings, config)
+        made = config.resized(size, windows, num_frames=settings.num_frames)
+    if settings.frame_stride is not None:
+        made.frame_stride = settings.frame_stride
+    return made
+
+
+@each_video
+def test_the_network_of_videos_is_the_authors(name: str) -> None:
+    config, published = video_config_of(name), VIDEO[name]
+    size = PRESETS[next(size for size in PRESETS if f"-{size}-" in name)]
+    assert (config.embed_dim, tuple(config.depths)) == (size.embed_dim, size.depths)
+    assert (config.num_frames, config.image_size, config.frame_stride) == (
+        published.frames,
+        published.image,
+        published.stride,
+    )
+    assert config.patch_lengths == (2, 4, 4)
+    assert tuple(stage.window for stage in config.stages()) == published.windows
