@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import av
 import numpy as np
+
+from video_files import write_video
 
 DIRECTIONS = {"left": -1, "right": 1, "still": 0}
 """Classes, and how many pixels the square moves from frame to frame."""
@@ -25,17 +26,9 @@ def fade(becomes_brighter: bool, frames: int = 12, side: int = 32) -> np.ndarray
     return np.ones((frames, side, side, 3), np.uint8) * shades[:, None, None, None]
 
 
-def write_video(path: Path, frames: np.ndarray, rate: int = 12) -> Path:
-    """Writes frames (frames, height, width, 3) without loss that matters."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        stream.bit_rate = 4_000_000
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-    return path
+def write_clip(path: Path, frames: np.ndarray, rate: int = 12) -> Path:
+    """Writes a video of frames (frames, height, width, 3) without loss that matters."""
+    return write_video(path, frames, rate, bit_rate=4_000_000)
 
 
 def write_directions(folder: Path, train: int = 4, evaluated: int = 2) -> Path:
@@ -44,7 +37,7 @@ def write_directions(folder: Path, train: int = 4, evaluated: int = 2) -> Path:
         for name, step in DIRECTIONS.items():
             for index in range(count):
                 start = 5 * index + (split == "validation") * 3
-                write_video(folder / split / name / f"{index}.mp4", frames_of(step, start))
+                write_clip(folder / split / name / f"{index}.mp4", frames_of(step, start))
     return folder
 
 
@@ -53,5 +46,5 @@ def write_fades(folder: Path) -> Path:
     for split in ("train", "validation"):
         for name in ("brighter", "darker"):
             for index in range(4):
-                write_video(folder / split / name / f"{index}.mp4", fade(name == "brighter", 8 + 2 * index))
+                write_clip(folder / split / name / f"{index}.mp4", fade(name == "brighter", 8 + 2 * index))
     return folder

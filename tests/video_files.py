@@ -34,6 +34,7 @@ def write_video(
     flips: bool = False,
     options: dict[str, str] | None = None,
     format: str | None = None,
+    bit_rate: int | None = None,
 ) -> Path:
     """Writes a video of frames (number, height, width, 3); returns its path.
 
@@ -48,9 +49,13 @@ def write_video(
         flips: Whether the display matrix flips rows, too.
         options: Options of the format.
         format: FFmpeg's name of the format; None for that of the suffix.
+        bit_rate: Bits per second; None for the encoder's.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format, options or {}) as container:
         stream: Any = container.add_stream(codec, rate=rate)
+        if bit_rate is not None:
+            stream.bit_rate = bit_rate
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "bgr0" if codec == "ffv1" else "yuv420p"
         stream.gop_size = key_frames

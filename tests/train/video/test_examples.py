@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clips import write_video
+from clips import write_clip
 from swinv2.errors import UsageError
 from swinv2.train.data.augment import Pixels
 from swinv2.train.data.examples import EvaluationExamples, SampleIndex, SampleTransform, TrainingExamples
@@ -28,7 +28,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 frames of 48 x 64 whose brightness is the number of the frame, with a dark left half."""
     frames = np.ones((40, 48, 64, 3), np.uint8) * (80 + 4 * np.arange(40, dtype=np.uint8))[:, None, None, None]
     frames[:, :, :32] = 16
-    return write_video(tmp_path_factory.mktemp("video") / "a.mp4", frames, 10)
+    return write_clip(tmp_path_factory.mktemp("video") / "a.mp4", frames, 10)
 
 
 def numbers(clip: Tensor) -> list[int]:

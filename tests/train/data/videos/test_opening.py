@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clips import frames_of, write_directions, write_video
+from clips import frames_of, write_clip, write_directions
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImageError
 from swinv2.train.data.classes import classes_to_train, match_classes
@@ -65,14 +65,14 @@ def test_words_are_classes_and_numbers_match_by_index(folder: Path) -> None:
 
 
 def test_paths_may_have_spaces(tmp_path: Path) -> None:
-    write_video(tmp_path / "a b" / "c d.mp4", frames_of(0, 0, 2))
+    write_clip(tmp_path / "a b" / "c d.mp4", frames_of(0, 0, 2))
     dataset = open_videos(write_list(tmp_path, "list.txt", "a b/c d.mp4 7"), "train")
     assert dataset[0].image.path == str(tmp_path / "a b/c d.mp4")
     assert dataset.labels().tolist() == [7]
 
 
 def test_a_list_for_each_split(tmp_path: Path) -> None:
-    write_video(tmp_path / "one.mp4", frames_of(0, 0, 2))
+    write_clip(tmp_path / "one.mp4", frames_of(0, 0, 2))
     write_list(tmp_path, "kinetics400_train_list_videos.txt", "one.mp4 0", "one.mp4 1")
     write_list(tmp_path, "kinetics400_val_list_videos.txt", "one.mp4 1")
     write_list(tmp_path, "classes.txt", "left", "right")
