@@ -50,7 +50,10 @@ def classify(
     stride: Annotated[
         float | None,
         typer.Option(
-            metavar="N", min=0.01, help="Of a video, its frames from one frame of a clip to the next.", show_default="2"
+            metavar="N",
+            min=0.0,
+            help="Of a video, its frames from one frame of a clip to the next; 0: spread over all of it.",
+            show_default="the model's",
         ),
     ] = None,
     timeline: Annotated[

@@ -25,10 +25,10 @@ from swinv2.predict.predictor import Prediction
 from swinv2.video.models import Swinv2ForVideoClassification
 from swinv2.video.processing import Swinv2VideoProcessor
 from swinv2.video.reading import VideoError, VideoInfo, iterate_frames, probe
-from swinv2.video.sampling import Box, crops, view_times
+from swinv2.video.sampling import Box, Sampling, crops, view_times
 
-STRIDE = 2.0
-"""Frames of the video from one frame of a clip to the next, of Video Swin Transformer."""
+TIMELINE_STRIDE = 2.0
+"""That of the clips of a timeline, if the model was trained on frames of whole videos."""
 
 MOST_POINTS = 64
 """Clips along a timeline: more than can be told apart in a figure."""
@@ -43,13 +43,14 @@ class Views:
         crops: Square crops of each clip, spread evenly along the longer side of the frames. With one, the whole frame
             is prepared as the image processor prepares an image.
         num_frames: Frames of a clip; None for those of the model's configuration.
-        stride: Frames of the video from one frame of a clip to the next.
+        stride: Frames of the video from one frame of a clip to the next; 0 to spread the frames over the whole video;
+            None for that of the model's configuration, with which it was trained.
     """
 
     clips: int = 1
     crops: int = 1
     num_frames: int | None = None
-    stride: float = STRIDE
+    stride: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class VideoClassifier:
         """
         views = views or Views()
         info = probe(path)
-        times = view_times(info, self._frames_of(views), views.stride, views.clips)
+        times = self._sampling(views).views(info, views.clips)
         found = np.stack(list(self._run(info, times, views.crops, batch_size)))
         return found.mean(0)
 
@@ -145,9 +146,10 @@ class VideoClassifier:
             VideoError: The file cannot be used.
         """
         views = views or Views()
-        info, num_frames = probe(path), self._frames_of(views)
-        number = math.ceil(2 * info.frames / (num_frames * views.stride))
-        times = view_times(info, num_frames, views.stride, min(max(number, 1), MOST_POINTS))
+        info, sampling = probe(path), self._sampling(views)
+        stride = sampling.stride or TIMELINE_STRIDE
+        number = math.ceil(2 * info.frames / (sampling.num_frames * stride))
+        times = view_times(info, sampling.num_frames, stride, min(max(number, 1), MOST_POINTS))
         found = np.stack(list(self._run(info, times, views.crops, batch_size)))
         of_clips = found.reshape(len(times), views.crops, -1).mean(1)
         return Timeline(info, [sum(clip) / len(clip) for clip in times], of_clips)
@@ -157,9 +159,13 @@ class VideoClassifier:
         order = np.argsort(-probabilities, kind="stable")[:top_k]
         return [Prediction(int(index), self.labels[index], float(probabilities[index])) for index in order]
 
-    def _frames_of(self, views: Views) -> int:
-        """Frames of a clip."""
-        return self.model.config.num_frames if views.num_frames is None else views.num_frames
+    def _sampling(self, views: Views) -> Sampling:
+        """The frames of a clip."""
+        config = self.model.config
+        return Sampling(
+            config.num_frames if views.num_frames is None else views.num_frames,
+            config.frame_stride if views.stride is None else views.stride,
+        )
 
     def _run(
         self, info: VideoInfo, times: Sequence[Sequence[float]], count: int, batch_size: int

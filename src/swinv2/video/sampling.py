@@ -13,10 +13,12 @@ evaluation 4 clips x 3 crops; mmaction2's `SampleFrames`, whose clips also begin
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from swinv2.errors import UsageError
 from swinv2.lengths import as_length
 from swinv2.video.reading import VideoInfo
 
@@ -35,6 +37,50 @@ class Box(NamedTuple):
     left: int
     height: int
     width: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The frames of a clip.
+
+    Attributes:
+        num_frames: Number of frames.
+        stride: Frames of the video from one frame of the clip to the next; 0 to spread the frames over the whole video.
+    """
+
+    num_frames: int
+    stride: float
+
+    def random(self, info: VideoInfo) -> list[float]:
+        """The times of a random clip. If frames are spread, each is anywhere in its part of the video. The numbers come
+        from torch's global generator."""
+        if self.stride:
+            return training_times(info, self.num_frames, self.stride, torch.default_generator)
+        places = torch.arange(self.num_frames) + torch.rand(self.num_frames)
+        return (info.seconds / self.num_frames * places).tolist()
+
+    def views(self, info: VideoInfo, clips: int) -> list[list[float]]:
+        """The times of clips to evaluate; see `view_times` and `uniform_times`.
+
+        Raises:
+            UsageError: See `check`.
+        """
+        self.check(clips)
+        if self.stride:
+            return view_times(info, self.num_frames, self.stride, clips)
+        return [uniform_times(info, self.num_frames)]
+
+    def check(self, clips: int) -> None:
+        """Raises an error if so many clips would be equal.
+
+        Raises:
+            UsageError: Frames are spread over the whole video, and there is more than one clip.
+        """
+        if clips > 1 and not self.stride:
+            raise UsageError(
+                f"the frames of a clip are spread over the whole video (a stride of 0), so {clips} clips would be "
+                "equal; give one clip, or another stride."
+            )
 
 
 def training_times(info: VideoInfo, num_frames: int, stride: float, generator: torch.Generator) -> list[float]:

@@ -18,8 +18,9 @@ from swinv2.train.data.videos.opening import open_videos
 from swinv2.train.evaluate import evaluate_batches, match_dataset
 from swinv2.train.multilabel import MultilabelEvaluation
 from swinv2.train.scores import Evaluation
-from swinv2.train.video.examples import Sampling, Views, as_it_is, logits_of_views
+from swinv2.train.video.examples import Views, as_it_is, logits_of_views
 from swinv2.video.models import Swinv2ForVideoClassification
+from swinv2.video.sampling import Sampling
 
 
 def evaluate_videos(

@@ -16,37 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from swinv2.errors import UsageError
 from swinv2.train.data.augment import Pixels
 from swinv2.train.data.videos.dataset import Segment, open_segment, read_segment
-from swinv2.video.reading import VideoInfo
-from swinv2.video.sampling import crops, training_times, uniform_times, view_times
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """The frames of a clip.
-
-    Attributes:
-        num_frames: Number of frames.
-        stride: Frames of the video from one frame of the clip to the next; 0 to spread the frames over the whole video.
-    """
-
-    num_frames: int
-    stride: int
-
-    def random(self, info: VideoInfo) -> list[float]:
-        """The times of a random clip. If frames are spread, each is anywhere in its part of the video. The numbers come
-        from torch's global generator."""
-        if self.stride:
-            return training_times(info, self.num_frames, self.stride, torch.default_generator)
-        places = torch.arange(self.num_frames) + torch.rand(self.num_frames)
-        return (info.seconds / self.num_frames * places).tolist()
-
-    def views(self, info: VideoInfo, clips: int) -> list[list[float]]:
-        """The times of clips to evaluate."""
-        return view_times(info, self.num_frames, self.stride, clips) if self.stride else [self.whole(info)]
-
-    def whole(self, info: VideoInfo) -> list[float]:
-        """The times of frames that are spread over the whole video."""
-        return uniform_times(info, self.num_frames)
+from swinv2.video.sampling import Sampling, crops
 
 
 def as_it_is(stored: Any, channels: int) -> Any:
@@ -92,11 +62,7 @@ class Views:
     def __post_init__(self) -> None:
         if self.clips < 1 or self.crops < 1:
             raise UsageError(f"the views are {self.clips} clips x {self.crops} crops; expected at least one of each.")
-        if self.clips > 1 and not self.sampling.stride:
-            raise UsageError(
-                f"--frame-stride 0 spreads the frames of a clip over the whole video, so {self.clips} clips would be "
-                "equal; give one clip."
-            )
+        self.sampling.check(self.clips)
         if self.pixels.size[0] != self.pixels.size[1]:
             raise UsageError(f"a model of videos takes square frames; this one takes {self.pixels.size}.")
 

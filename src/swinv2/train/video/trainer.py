@@ -24,10 +24,11 @@ from swinv2.train.scores import BEST_CLASSES
 from swinv2.train.start import check_resumed_classes
 from swinv2.train.video.augment import for_clips
 from swinv2.train.video.choices import with_chosen_video_settings
-from swinv2.train.video.examples import Sampling, TrainingClip, Views, as_it_is, logits_of_views
+from swinv2.train.video.examples import TrainingClip, Views, as_it_is, logits_of_views
 from swinv2.train.video.settings import VideoSettings
 from swinv2.train.video.start import video_model_to_train
 from swinv2.video.processing import Swinv2VideoProcessor
+from swinv2.video.sampling import Sampling
 
 
 class VideoTrainer(FinetuneTrainer):
