@@ -20,10 +20,12 @@ from typer.testing import CliRunner
 
 import scenes
 from shard_files import images_of, read_answers, write_folder, write_parquet, write_tar
+from small_models import make_model
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2Model
 from swinv2.cli import app
 from swinv2.shards.answers import Columns
 from swinv2.zoo import CHECKPOINTS, PRESETS
+from video_files import counted, write_video
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "swinv2"
@@ -311,6 +313,24 @@ def test_commands_of_the_guide_to_many_images_run(tmp_path: Path, monkeypatch: p
     table = guide.partition("| column | value |")[2].partition("\n\n")[0]
     listed = [name for row in table.splitlines() if row.startswith("| `") for name in in_backticks(row.split("|")[1])]
     assert listed == Columns(True, True, shape=True).schema().names
+
+
+def test_commands_of_the_guide_to_videos_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each `swinv2` command, on a small model and small videos; they leave the folders and the figure."""
+    make_model(tmp_path / "my-model")
+    (tmp_path / "clips").mkdir()
+    for path in (tmp_path / "clip.mp4", tmp_path / "clips" / "a.mp4"):
+        write_video(path, counted(12))
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```sh\n(.*?)```", read(ROOT / "docs" / "guides" / "video.md"), re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines()]
+    assert len(commands) == 7
+    for command in commands:
+        name, *arguments = shlex.split(command.partition(" > ")[0])
+        result = CliRunner().invoke(app, arguments)
+        assert (name, result.exit_code) == ("swinv2", 0), (command, result.output)
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"my-model", "video-model", "short-model", "clip.mp4", "clips", "time.png"}
 
 
 @pytest.mark.parametrize("guide", ["segment", "detect"])
