@@ -850,3 +850,67 @@ class TestServing:
         assert row["note"] == ""
         assert min(float(row[f"ms_{name}"]) for name in ("swinv2", "transformers", "eager")) > 0
         assert max(float(row[f"difference_{name}"]) for name in ("swinv2", "transformers")) < 1e-4
+
+
+class TestVideoTraining:
+    """Clips of videos, divided by time."""
+
+    def test_clips_are_cut_by_time(self, tmp_path: Path) -> None:
+        """The number of a frame is its brightness: which frames a clip has can be read."""
+        from clips import write_video
+        from video_training import FRAMES, TASKS, TEST_CLIPS, TEST_START, TRAIN_CLIPS, TRAIN_END, cut_clips
+
+        from swinv2.video.reading import read_frames
+
+        shades = (40 + 1.6 * np.arange(120)).astype(np.uint8)
+        write_video(tmp_path / "videos/long.mp4", np.ones((120, 96, 96, 3), np.uint8) * shades[:, None, None, None], 25)
+        write_video(tmp_path / "videos/short.mp4", np.zeros((20, 96, 96, 3), np.uint8), 25)
+        (tmp_path / "videos/damaged.mp4").write_bytes(b"no video")
+        for name, task in TASKS.items():
+            folder = cut_clips(tmp_path / "videos", task, tmp_path / name)
+            for split, count in (("train", TRAIN_CLIPS), ("test", TEST_CLIPS)):
+                for label, stride in task.strides.items():
+                    files = sorted((folder / split / label).iterdir())
+                    assert 1 < len(files) <= count
+                    for file in files:
+                        clip = read_frames(file, [(index + 0.5) / 25 for index in range(FRAMES)])
+                        assert clip.shape == (FRAMES, 96, 96, 3)
+                        numbers = (clip.mean((1, 2, 3)) - 40) / 1.6
+                        assert np.diff(numbers) == pytest.approx(np.full(FRAMES - 1, stride), abs=1.5)
+                        if split == "train":
+                            assert numbers.max() < TRAIN_END * 120 + 1
+                        else:
+                            assert numbers.min() > TEST_START * 120 - 2
+
+    def test_commands_and_results(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import video_training
+
+        commands: list[list[str]] = []
+
+        def run(command: list[str], log: Path) -> tuple[str, float]:
+            commands.append(list(command))
+            if "finetune" in command:
+                output = Path(command[command.index("--output-dir") + 1])
+                output.mkdir()
+                (output / "results.json").write_text(json.dumps({"step": 240}))
+            return json.dumps({"top1": 0.75}), 99.0
+
+        monkeypatch.setattr(video_training, "run_program", run)
+        monkeypatch.setattr(video_training, "load_model", lambda *rest: torch.nn.Linear(2, 1))
+        monkeypatch.setattr(video_training, "cut_clips", lambda source, task, folder: folder)
+        options: Any = {"clips": tmp_path, "output": tmp_path / "out", "steps": None, "keep": None}
+        video_training.main(tasks="direction", methods="", seeds="3", **options)
+        rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+        assert [[row[name] for name in ("set", "method", "top1", "steps")] for row in rows] == [
+            ["direction", "swinv2", "0.75", "240"],
+            ["direction", "frames", "0.75", "240"],
+        ]
+        ours, alone = (command for command in commands if "finetune" in command)
+        assert (ours[-4:], alone[-4:]) == (
+            ["--tubelet-size", "2", "--window-frames", "6"],
+            ["--tubelet-size", "1", "--window-frames", "1"],
+        )
+        assert ours[ours.index("--max-steps") + 1] == "240"
+        tests = [command for command in commands if "evaluate" in command]
+        assert {command[command.index("--split") + 1] for command in tests} == {"test"}
+        assert str(tmp_path) not in (tmp_path / "out.md").read_text()
