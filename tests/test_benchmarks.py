@@ -857,9 +857,9 @@ class TestVideoTraining:
 
     def test_clips_are_cut_by_time(self, tmp_path: Path) -> None:
         """The number of a frame is its brightness: which frames a clip has can be read."""
-        from clips import write_video
         from video_training import FRAMES, TASKS, TEST_CLIPS, TEST_START, TRAIN_CLIPS, TRAIN_END, cut_clips
 
+        from clips import write_video
         from swinv2.video.reading import read_frames
 
         shades = (40 + 1.6 * np.arange(120)).astype(np.uint8)
