@@ -56,7 +56,7 @@ TRAIN_END, TEST_START = 0.55, 0.6
 TRAIN_CLIPS, TEST_CLIPS = 24, 12
 """So many places of a video are cut out, each once for each class."""
 
-STEPS, BATCH = 240, 8
+STEPS, BATCH = 600, 8
 
 SAME_FACTS = ("machine", "torch", "torchvision", "transformers")
 """Rows of other commits are kept; each row names its commit."""

@@ -895,7 +895,7 @@ class TestVideoTraining:
             if "finetune" in command:
                 output = Path(command[command.index("--output-dir") + 1])
                 output.mkdir()
-                (output / "results.json").write_text(json.dumps({"step": 240}))
+                (output / "results.json").write_text(json.dumps({"step": 600}))
             return json.dumps({"top1": 0.75}), 99.0
 
         monkeypatch.setattr(video_training, "run_program", run)
@@ -905,15 +905,15 @@ class TestVideoTraining:
         video_training.main(tasks="direction", methods="", seeds="3", **options)
         rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
         assert [[row[name] for name in ("set", "method", "top1", "steps")] for row in rows] == [
-            ["direction", "swinv2", "0.75", "240"],
-            ["direction", "frames", "0.75", "240"],
+            ["direction", "swinv2", "0.75", "600"],
+            ["direction", "frames", "0.75", "600"],
         ]
         ours, alone = (command for command in commands if "finetune" in command)
         assert (ours[-4:], alone[-4:]) == (
             ["--tubelet-size", "2", "--window-frames", "6"],
             ["--tubelet-size", "1", "--window-frames", "1"],
         )
-        assert ours[ours.index("--max-steps") + 1] == "240"
+        assert ours[ours.index("--max-steps") + 1] == "600"
         tests = [command for command in commands if "evaluate" in command]
         assert {command[command.index("--split") + 1] for command in tests} == {"test"}
         assert str(tmp_path) not in (tmp_path / "out.md").read_text()
