@@ -7,6 +7,7 @@ knows no tensor, no layer and no checkpoint name.
 
 import copy
 import difflib
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -105,6 +106,9 @@ class StageSpec:
 _OTHER_WEIGHTS = frozenset({"depths", "embed_dim", "num_heads", "patch_size", "tubelet_size"})
 """If one of these fields is changed, the weights of the file do not fit."""
 
+
+KINDS = {"swinv2": "images", "swinv2_video": "videos"}
+"""What the models of each model type are for."""
 
 MOST_PADDED = 1.25
 """A stage keeps its window if the padded map has at most so many times the tokens of the map."""
@@ -259,6 +263,13 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
         weights give zeros there. Absolute position embeddings of another size cannot be loaded: load the model
         unchanged, and call `set_image_size`.
         """
+        given = config_dict.get("model_type")
+        if given != cls.model_type and given in KINDS:
+            raise ValueError(
+                f"the configuration is of a model of {KINDS[given]} (model type {given!r}), and {cls.__name__} is for "
+                f"models of {KINDS[cls.model_type]}; load it with the classes of models of {KINDS[given]}, or with "
+                "transformers' Auto classes after swinv2.register()."
+            )
         known = cls._known_fields()
         extra = {key: value for key, value in config_dict.items() if key not in known}
         own = {key: value for key, value in config_dict.items() if key in known}
@@ -347,13 +358,14 @@ class Swinv2Config(BackboneConfigMixin, PreTrainedConfig):
             ValueError: The size or the window is impossible.
         """
         other = copy.deepcopy(self)
-        other.image_size, other.window_size = image_size, plain_windows((as_pair("window", window),))
-        found = list[Pair]()
-        for spec, grid in zip(other.stages(), self.map_sizes(as_pair("image_size", image_size)), strict=True):
-            padded = [-(-length // side) * side for length, side in zip(grid, spec.window, strict=True)]
-            keeps = padded[0] * padded[1] <= MOST_PADDED * grid[0] * grid[1]
-            sides = spec.window if keeps else tuple(map(_fitted_side, grid, spec.window))
-            found.append((sides[0], sides[1]))
+        other.image_size, other.window_size = image_size, plain_windows((as_axes("window", window, axes=self.axes),))
+        frames = [-(-length // side) for length, side in zip(self.input_lengths, self.patch_lengths, strict=True)][:-2]
+        found = list[Any]()
+        for spec, size in zip(other.stages(), self.map_sizes(as_pair("image_size", image_size)), strict=True):
+            grid = (*frames, *size)
+            padded = math.prod(-(-length // side) * side for length, side in zip(grid, spec.window, strict=True))
+            keeps = padded <= MOST_PADDED * math.prod(grid)
+            found.append(spec.window if keeps else tuple(map(_fitted_side, grid, spec.window)))
         return found
 
     def checked(self) -> Self:

@@ -223,7 +223,14 @@ def load_video_processor(name: str, channels: int = 3) -> Swinv2VideoProcessor:
             f"the model takes {channels} channel{'s' * (channels > 1)}, but a video file has 3; in Python, give the "
             "model tensors."
         )
+    folder = Path(name).expanduser()
+    # Without this file, transformers takes that of an image processor, and the defaults of VideoMAE.
+    is_absent = folder.is_dir() and not any(
+        (folder / file).is_file() for file in (VIDEO_PROCESSOR, "processor_config.json")
+    )
     try:
+        if is_absent:
+            raise OSError(f"there is no file {VIDEO_PROCESSOR}")
         processor: Any = Swinv2VideoProcessor.from_pretrained(_expand_home(name))
     except (OSError, ValueError) as error:
         raise UsageError(

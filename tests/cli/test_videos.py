@@ -93,7 +93,10 @@ def test_timeline(video_model: Path, videos: Path, tmp_path: Path) -> None:
         (("classify", "{videos}", "-m", "{video_model}", "--timeline", "a.png"), "but 3 were given; give one."),
         (("classify", "{video_model}", "-m", "{video_model}"), "Name video files, folders with videos, or globs"),
         (("inspect", "{image}", "-m", "{video_model}"), "is for videos, and this needs a model for images."),
-        (("convert", "{video_model}", "out", "--inflate"), "is a video model already; convert reads image models."),
+        (
+            ("convert", "{video_model}", "out", "--inflate"),
+            "and only models of images are converted",
+        ),
         (("convert", "{model}", "out", "--num-frames", "8"), "--num-frames has no effect without --inflate"),
         (("convert", "{model}", "out", "--inflate", "--to", "timm"), "the format 'timm' has no video models"),
         (

@@ -12,7 +12,7 @@ from swinv2.convert.conversion import Inflation, convert
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImage
 from swinv2.predict.predictor import Classifier
-from swinv2.predict.videos import MOST_POINTS, VideoClassifier, Views
+from swinv2.predict.videos import MOST_POINTS, VideoClassifier
 from swinv2.video.reading import probe, read_frames
 from swinv2.video.sampling import crops, view_times
 from video_files import write_video
@@ -51,8 +51,8 @@ def test_a_still_video_gets_the_answer_of_the_image_model(
         Image.fromarray(noise(seed)).save(tmp_path / "a.png")
         video = still(tmp_path / "a.mkv", noise(seed))
         ((_, of_image),) = images.classify([tmp_path / "a.png"], 4)
-        for views in (Views(), Views(clips=2), Views(num_frames=7, stride=0.5)):
-            ((_, of_video),) = classifier.classify([video], 4, views)
+        for views in ({}, {"clips": 2}, {"num_frames": 7, "stride": 0.5}):
+            ((_, of_video),) = classifier.classify([video], 4, classifier.views(**views))
             assert not isinstance(of_image, BrokenImage)
             assert not isinstance(of_video, BrokenImage)
             assert [each.label for each in of_video] == [each.label for each in of_image]
@@ -67,13 +67,14 @@ def test_probabilities_are_the_mean_over_clips_and_crops(classifier: VideoClassi
     expected = []
     for times in view_times(info, 4, 2, 2):
         frames = torch.from_numpy(read_frames(path, times, info)).permute(0, 3, 1, 2)
-        for top, left, height, width in crops((24, 36), 24, 3):
-            part = frames[:, :, top : top + height, left : left + width]
-            pixels = classifier.processor(videos=[part], return_tensors="pt")["pixel_values"]
+        side = classifier.processor.size["height"]
+        resized = classifier.processor(videos=[frames], size={"shortest_edge": side}, return_tensors="pt")
+        for top, left, height, width in crops(resized["pixel_values"].shape[-2:], side, 3):
+            pixels = resized["pixel_values"][..., top : top + height, left : left + width]
             with torch.no_grad():
                 expected.append(classifier.model(pixels).logits.softmax(-1)[0])
     for batch_size in (1, 4):
-        found = classifier.probabilities(path, Views(clips=2, crops=3), batch_size)
+        found = classifier.probabilities(path, classifier.views(clips=2, crops=3), batch_size)
         assert found == pytest.approx(torch.stack(expected).mean(0).numpy(), abs=1e-5)
     assert not np.allclose(expected[0], expected[1], atol=1e-3)
 
@@ -103,7 +104,7 @@ def test_a_timeline_follows_the_video(folders: tuple[Path, Path], classifier: Vi
     assert timeline.probabilities[:4] == pytest.approx(np.stack([before] * 4), abs=1e-4)
     assert timeline.probabilities[-4:] == pytest.approx(np.stack([after] * 4), abs=1e-4)
     assert np.abs(before - after).max() > 0.005
-    assert classifier.follow(path, Views(num_frames=1, stride=0.1)).probabilities.shape[0] == MOST_POINTS
+    assert classifier.follow(path, classifier.views(num_frames=1, stride=0.1)).probabilities.shape[0] == MOST_POINTS
 
 
 def test_models_of_the_other_kind_are_refused(folders: tuple[Path, Path]) -> None:

@@ -101,12 +101,12 @@ def classify_videos(
         raise UsageError(f"--timeline draws one video, but {len(paths)} were given; give one.")
     quiet_transformers()
     from swinv2.cli import printing
-    from swinv2.predict.videos import VideoClassifier, Views
+    from swinv2.predict.videos import VideoClassifier
 
     if timeline is not None:
         _check_drawing()
     classifier = VideoClassifier.load(model, device, read_dtype(precision))
-    views = Views(clips or 1, crops or 1, frames, stride)
+    views = classifier.views(clips or 1, crops or 1, frames, stride)
     # A batch of images needs as much memory as a clip of as many frames.
     of_views = max(batch_size // (frames or classifier.model.config.num_frames), 1)
     skipped = list(missing)

@@ -252,7 +252,10 @@ def _load_source(
     """Makes the model with the wanted sizes, and its image processor; adds further notes to the recognised network."""
     weights = open_weights(_find_source(source))
     if (weights.config or {}).get("model_type") == Swinv2VideoConfig.model_type:
-        raise UsageError(f"{source!r} is a video model already; convert reads image models.")
+        raise UsageError(
+            f"{source!r} is a model of videos, and only models of images are converted; load it with "
+            "Swinv2ForVideoClassification.from_pretrained or Swinv2VideoModel.from_pretrained."
+        )
     recognised = recognise(weights, given)
     config, notes, learned = recognised.config, recognised.notes, recognised.reading.tensors
     dtype = check_learned(learned, recognised.reading.their_names)

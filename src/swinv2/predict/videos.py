@@ -3,8 +3,7 @@
 In: paths. Out, for each of them, in order: labels, or a `BrokenImage`; or the probabilities of all labels along a
 video. This module writes nothing and prints nothing.
 
-A frame is prepared as soon as it is decoded, and clips run one after the other, so memory does not grow with the length
-of a video.
+Clips run one after the other, so memory does not grow with the length of a video.
 """
 
 import math
@@ -16,7 +15,6 @@ from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImage
@@ -24,33 +22,15 @@ from swinv2.loading import choose_device, has_several_labels, label_names, load_
 from swinv2.predict.predictor import Prediction
 from swinv2.video.models import Swinv2ForVideoClassification
 from swinv2.video.processing import Swinv2VideoProcessor
-from swinv2.video.reading import VideoError, VideoInfo, iterate_frames, probe
-from swinv2.video.sampling import Box, Sampling, crops, view_times
+from swinv2.video.reading import VideoError, VideoInfo, probe
+from swinv2.video.sampling import Sampling, view_times
+from swinv2.video.views import Views
 
 TIMELINE_STRIDE = 2.0
 """That of the clips of a timeline, if the model was trained on frames of whole videos."""
 
 MOST_POINTS = 64
 """Clips along a timeline: more than can be told apart in a figure."""
-
-
-@dataclass(frozen=True)
-class Views:
-    """The parts of a video that a model sees; its answer is the mean of their probabilities.
-
-    Attributes:
-        clips: Clips, spread evenly over the video; see `video.sampling.view_times`.
-        crops: Square crops of each clip, spread evenly along the longer side of the frames. With one, the whole frame
-            is prepared as the image processor prepares an image.
-        num_frames: Frames of a clip; None for those of the model's configuration.
-        stride: Frames of the video from one frame of a clip to the next; 0 to spread the frames over the whole video;
-            None for that of the model's configuration, with which it was trained.
-    """
-
-    clips: int = 1
-    crops: int = 1
-    num_frames: int | None = None
-    stride: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +80,27 @@ class VideoClassifier:
         model = load_model(Swinv2ForVideoClassification, name, choose_device(device), dtype)
         return cls(model, load_video_processor(name, model.config.num_channels))
 
+    def views(
+        self, clips: int = 1, crops: int = 1, num_frames: int | None = None, stride: float | None = None
+    ) -> Views:
+        """The views of a video by which the model answers.
+
+        Args:
+            clips, crops: See `video.views.Views`.
+            num_frames: Frames of a clip; None for those of the model's configuration.
+            stride: Frames of the video from one frame of a clip to the next; 0 to spread the frames over the whole
+                video; None for that of the model's configuration, with which it was trained.
+
+        Raises:
+            UsageError: See `video.views.Views`.
+        """
+        config = self.model.config
+        sampling = Sampling(
+            config.num_frames if num_frames is None else num_frames,
+            config.frame_stride if stride is None else stride,
+        )
+        return Views(self.processor, sampling, clips, crops)
+
     def classify(
         self, paths: Iterable[Path], top_k: int = 5, views: Views | None = None, batch_size: int = 1
     ) -> Iterator[tuple[Path, list[Prediction] | BrokenImage]]:
@@ -128,11 +129,8 @@ class VideoClassifier:
         Raises:
             VideoError: The file cannot be used.
         """
-        views = views or Views()
-        info = probe(path)
-        times = self._sampling(views).views(info, views.clips)
-        found = np.stack(list(self._run(info, times, views.crops, batch_size)))
-        return found.mean(0)
+        views, info = views or self.views(), probe(path)
+        return np.stack(list(self._run(info, views, views.times(info), batch_size))).mean(0)
 
     def follow(self, path: str | Path, views: Views | None = None, batch_size: int = 1) -> Timeline:
         """The probabilities along a video: of clips that overlap by half, or of `MOST_POINTS` clips of a long video.
@@ -145,12 +143,12 @@ class VideoClassifier:
         Raises:
             VideoError: The file cannot be used.
         """
-        views = views or Views()
-        info, sampling = probe(path), self._sampling(views)
+        views, info = views or self.views(), probe(path)
+        sampling = views.sampling
         stride = sampling.stride or TIMELINE_STRIDE
         number = math.ceil(2 * info.frames / (sampling.num_frames * stride))
         times = view_times(info, sampling.num_frames, stride, min(max(number, 1), MOST_POINTS))
-        found = np.stack(list(self._run(info, times, views.crops, batch_size)))
+        found = np.stack(list(self._run(info, views, times, batch_size)))
         of_clips = found.reshape(len(times), views.crops, -1).mean(1)
         return Timeline(info, [sum(clip) / len(clip) for clip in times], of_clips)
 
@@ -159,52 +157,13 @@ class VideoClassifier:
         order = np.argsort(-probabilities, kind="stable")[:top_k]
         return [Prediction(int(index), self.labels[index], float(probabilities[index])) for index in order]
 
-    def _sampling(self, views: Views) -> Sampling:
-        """The frames of a clip."""
-        config = self.model.config
-        return Sampling(
-            config.num_frames if views.num_frames is None else views.num_frames,
-            config.frame_stride if views.stride is None else views.stride,
-        )
-
     def _run(
-        self, info: VideoInfo, times: Sequence[Sequence[float]], count: int, batch_size: int
+        self, info: VideoInfo, views: Views, times: Sequence[Sequence[float]], batch_size: int
     ) -> Iterator[np.ndarray]:
-        """The probabilities (labels,) of each view: of each clip, one crop after the other."""
-        prepared = (view for clip in times for view in self.prepare(info, clip, count))
+        """The probabilities (labels,) of each view: of the clips at these times, one crop after the other."""
+        prepared = (view for clip in times for view in views.read(info, clip))
         while batch := list(islice(prepared, batch_size)):
             pixel_values = torch.stack(batch).to(self.model.device, self.model.dtype)
             with torch.inference_mode():
                 logits = self.model(pixel_values).logits.float()
             yield from (logits.sigmoid() if has_several_labels(self.model.config) else logits.softmax(-1)).cpu().numpy()
-
-    def prepare(self, info: VideoInfo, times: Sequence[float], count: int = 1) -> list[Tensor]:
-        """Reads a clip, and prepares it for the model.
-
-        Args:
-            info: The video.
-            times: The times of its frames, in seconds.
-            count: Number of crops; see `Views`.
-
-        Returns:
-            The pixels (frames, channels, height, width) of each crop.
-
-        Raises:
-            VideoError: The file cannot be used.
-        """
-        boxes = [Box(0, 0, *info.size)] if count == 1 else crops(info.size, min(info.size), count)
-        views: list[Tensor | None] = [None] * count
-        for frame, indices in iterate_frames(info.path, times, info):
-            for number, (top, left, height, width) in enumerate(boxes):
-                pixels = self._process(frame[top : top + height, left : left + width])
-                view = views[number]
-                if view is None:
-                    view = views[number] = pixels.new_empty((len(times), *pixels.shape))
-                view[indices] = pixels
-        return [view for view in views if view is not None]
-
-    def _process(self, frame: np.ndarray) -> Tensor:
-        """The pixels (channels, height, width) that enter the model, of a frame (height, width, 3)."""
-        pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
-        settings = {"return_tensors": "pt", "input_data_format": "channels_first", "do_sample_frames": False}
-        return self.processor(videos=[pixels[None]], **settings)["pixel_values"][0, 0]

@@ -15,9 +15,12 @@ from swinv2.train.data.examples import EvaluationExamples, SampleIndex, SampleTr
 from swinv2.train.data.videos.dataset import Segment
 from swinv2.train.data.videos.opening import open_videos
 from swinv2.train.video.augment import for_clips
-from swinv2.train.video.examples import Sampling, TrainingClip, Views, as_it_is, logits_of_views
+from swinv2.train.video.examples import SegmentViews, TrainingClip, as_it_is, logits_of_views
+from swinv2.train.video.trainer import processor_of
 from swinv2.video.processing import Swinv2VideoProcessor
 from swinv2.video.reading import VideoInfo, read_frames
+from swinv2.video.sampling import Sampling
+from swinv2.video.views import Views
 
 PIXELS = Pixels((32, 32), [0.5] * 3, [0.5] * 3)
 PLAIN = Pixels((32, 32), [0.0] * 3, [1.0] * 3)
@@ -29,6 +32,11 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frames = np.ones((40, 48, 64, 3), np.uint8) * (80 + 4 * np.arange(40, dtype=np.uint8))[:, None, None, None]
     frames[:, :, :32] = 16
     return write_clip(tmp_path_factory.mktemp("video") / "a.mp4", frames, 10)
+
+
+def views_of(sampling: Sampling, pixels: Pixels = PIXELS, **rest: int) -> SegmentViews:
+    """Those of a processor that resizes the shorter side and crops the centre."""
+    return SegmentViews(Views(processor_of(pixels), sampling, **rest))
 
 
 def numbers(clip: Tensor) -> list[int]:
@@ -88,24 +96,21 @@ def test_every_frame_is_changed_alike(rest: dict[str, Any]) -> None:
 
 
 def test_views_are_clips_and_crops(video: Path) -> None:
-    views = Views(Sampling(4, 2), PLAIN, clips=2, crops=3)(Segment(str(video)))
+    views = views_of(Sampling(4, 2), PLAIN, clips=2, crops=3)(Segment(str(video)))
     assert views.shape == (6, 4, 3, 32, 32)
     # Frames 0 to 33 are possible beginnings: the middle of the first and of the second half of them.
     assert [numbers(view)[0] for view in (views[2], views[5])] == [8, 25]
     dark = [float((view[0, 0, 16] < 0.3).float().mean()) for view in views[:3]]
     # Frames are 42 pixels wide at a height of 32, and half of them dark.
     assert dark == pytest.approx([21 / 32, 16 / 32, 11 / 32], abs=0.04)
-    assert torch.equal(views, Views(Sampling(4, 2), PLAIN, clips=2, crops=3)(Segment(str(video))))
+    assert torch.equal(views, views_of(Sampling(4, 2), PLAIN, clips=2, crops=3)(Segment(str(video))))
 
 
 def test_one_view_is_what_the_saved_processor_makes(video: Path) -> None:
     """So an accuracy is the one that a user of the processor gets."""
-    (view,) = Views(Sampling(4, 2), PIXELS)(Segment(str(video)))
+    (view,) = views_of(Sampling(4, 2))(Segment(str(video)))
     times = Sampling(4, 2).views(VideoInfo(video, 4.0, 10.0, 40, (48, 64)), 1)[0]
-    processor = Swinv2VideoProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    expected = processor([read_frames(video, times)], return_tensors="pt")["pixel_values"][0]
+    expected = processor_of(PIXELS)([read_frames(video, times)], return_tensors="pt")["pixel_values"][0]
     assert torch.allclose(view, expected, atol=1e-6)
 
 
@@ -121,7 +126,7 @@ def test_examples_depend_on_seed_epoch_and_index_only(video: Path, tmp_path: Pat
     replaced = examples[SampleIndex(1, 2)]
     assert torch.equal(replaced["pixel_values"], first["pixel_values"])
     assert replaced["broken"] == [f"{tmp_path / 'absent.mp4'}: there is no such file"]
-    views = EvaluationExamples(dataset, SampleTransform(Views(Sampling(3, 2), PIXELS, 2), 3, read=as_it_is))
+    views = EvaluationExamples(dataset, SampleTransform(views_of(Sampling(3, 2), clips=2), 3, read=as_it_is))
     ignored = views[2]
     assert (ignored["pixel_values"].shape, ignored["labels"]) == ((2, 3, 3, 32, 32), -100)
     assert views[0]["pixel_values"].shape == (2, 3, 3, 32, 32)
@@ -143,6 +148,11 @@ def test_the_mean_of_the_probabilities_counts() -> None:
 
 def test_impossible_views() -> None:
     with pytest.raises(UsageError, match="expected at least one of each"):
-        Views(Sampling(4, 2), PIXELS, clips=0)
+        views_of(Sampling(4, 2), clips=0)
+    with pytest.raises(UsageError, match="2 clips would be equal"):
+        views_of(Sampling(4, 0), clips=2)
     with pytest.raises(UsageError, match="a model of videos takes square frames"):
-        Views(Sampling(4, 2), Pixels((32, 64), [0.5] * 3, [0.5] * 3))
+        processor_of(Pixels((32, 64), [0.5] * 3, [0.5] * 3))
+    wide = Swinv2VideoProcessor(size={"height": 32, "width": 64}, do_center_crop=False)
+    with pytest.raises(UsageError, match="3 crops need a model of square frames, and its processor makes 32 x 64"):
+        Views(wide, Sampling(4, 2), crops=3)

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from clips import DIRECTIONS, write_fades
+from clips import DIRECTIONS, write_clip, write_fades
 from scenes import write_checkpoint
+from small_models import make_model
+from swinv2.convert.conversion import Inflation, convert
 from swinv2.errors import UsageError
 from swinv2.loading import load_model, load_video_processor
+from swinv2.predict.videos import VideoClassifier
 from swinv2.train.flags import given_task, read_flags
 from swinv2.train.options import VideoOptions
 from swinv2.train.preview import make_preview
@@ -202,7 +205,7 @@ def test_what_is_chosen(directions: Path, checkpoint: Path, tmp_path: Path) -> N
         ({"num_frames": 0}, "--num-frames is 0; expected at least 1"),
         ({"num_frames": 1}, "--num-frames, --tubelet-size or --window-frames is impossible"),
         ({"frame_stride": -1}, "--frame-stride is -1; expected at least 1, or 0"),
-        ({"frame_stride": 0, "eval_clips": 2}, "--frame-stride 0 spreads the frames of a clip over the whole video"),
+        ({"frame_stride": 0, "eval_clips": 2}, "so 2 clips would be equal"),
         ({"classifier_dropout": 1.0}, "--classifier-dropout is 1.0"),
         ({"image_size": (32, 64)}, "frames are square here"),
         ({"rand_augment": (4, 40)}, r"rand_augment is \[4, 40\]; expected the number of operations"),
@@ -226,3 +229,22 @@ def test_the_task_decides_the_settings(tmp_path: Path) -> None:
     assert given_task(["--task=video"]) == given_task(["--task", "video"]) == "video"
     assert given_task(["--config", str(recipe)]) == given_task([f"--config={recipe}"]) == "video"
     assert given_task(["--config", str(recipe), "--task", "detection"]) == "detection"
+
+
+def test_evaluate_and_classify_see_the_same(tmp_path: Path) -> None:
+    """Of a model whose processor squashes frames, as those of published image models do."""
+    image_model = make_model(tmp_path / "image")
+    convert(str(image_model), tmp_path / "video", inflation=Inflation(num_frames=4, window_frames=2))
+    classifier = VideoClassifier.load(str(tmp_path / "video"), "cpu")
+    assert not classifier.processor.do_center_crop
+    noise = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8).repeat(6, 0).repeat(6, 1)
+    frames = np.stack([np.roll(noise, 3 * index, 1) for index in range(12)])
+    for name in classifier.labels:
+        write_clip(tmp_path / f"data/{name}/a.mp4", frames)
+    for clips, crops in ((1, 1), (2, 3)):
+        result, _ = evaluate_videos(str(tmp_path / "video"), str(tmp_path / "data"), "train", clips=clips, crops=crops)
+        expected = classifier.probabilities(
+            tmp_path / f"data/{classifier.labels[0]}/a.mp4", classifier.views(clips, crops)
+        )
+        # One video for each class: the mean cross entropy says what the probabilities are.
+        assert result.loss == pytest.approx(-np.log(expected).mean(), abs=1e-4)

@@ -236,7 +236,7 @@ class ImageDataset:
         """Divides the images into the rest and a share of each class as `divide` does, but by the names of their files:
         images that are added or removed later, and another order, hardly change which of the others are set aside. The
         data must not stream."""
-        keys = np.array([_hash(name) for name in self._file_names()], np.uint64)
+        keys = np.array([hash_name(name) for name in self._file_names()], np.uint64)
         return self._divide(1 - share, lambda members: members[np.argsort(~keys[members], kind="stable")])
 
     def _divide(self, fraction: float, shuffle: Callable[[np.ndarray], np.ndarray]) -> tuple[Self, Self]:
@@ -248,12 +248,16 @@ class ImageDataset:
         for label in np.unique(labels):
             members = shuffle(np.flatnonzero(labels == label))
             is_drawn[members[: max(min(round(fraction * len(members)), len(members) - 1), 1)]] = True
+        return self._part(is_drawn)
+
+    def _part(self, is_drawn: np.ndarray) -> tuple[Self, Self]:
+        """Divides the images into those that are drawn and the rest."""
         parts = np.flatnonzero(is_drawn), np.flatnonzero(~is_drawn)
         drawn, rest = (replace(self, chosen=part if self.chosen is None else self.chosen[part]) for part in parts)
         return drawn, rest
 
 
-def _hash(name: str) -> int:
+def hash_name(name: str) -> int:
     """A number of 64 bits that depends on a name alone."""
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest())
 

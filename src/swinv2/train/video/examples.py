@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as F
 
-from swinv2.errors import UsageError
-from swinv2.train.data.augment import Pixels
+from swinv2.images import BrokenImageError
 from swinv2.train.data.videos.dataset import Segment, open_segment, read_segment
-from swinv2.video.sampling import Sampling, crops
+from swinv2.video.reading import VideoError
+from swinv2.video.sampling import Sampling
+from swinv2.video.views import Views
 
 
 def as_it_is(stored: Any, channels: int) -> Any:
@@ -43,51 +43,29 @@ class TrainingClip:
 
 
 @dataclass(frozen=True)
-class Views:
+class SegmentViews:
     """Makes the views of a video by which it is evaluated, always the same ones.
 
     Attributes:
-        sampling: The frames of a clip.
-        pixels: Size and normalisation of the model's frames; height and width are equal.
-        clips: Number of clips, spread evenly over the video.
-        crops: Number of crops of each clip, spread evenly along the longer side; one is in the centre. Frames are
-            resized before, so that their shorter side is that of the model.
+        views: The views.
     """
 
-    sampling: Sampling
-    pixels: Pixels
-    clips: int = 1
-    crops: int = 1
-
-    def __post_init__(self) -> None:
-        if self.clips < 1 or self.crops < 1:
-            raise UsageError(f"the views are {self.clips} clips x {self.crops} crops; expected at least one of each.")
-        self.sampling.check(self.clips)
-        if self.pixels.size[0] != self.pixels.size[1]:
-            raise UsageError(f"a model of videos takes square frames; this one takes {self.pixels.size}.")
+    views: Views
 
     def __call__(self, segment: Segment | np.ndarray) -> Tensor:
         """Pixels (clips * crops, frames, channels, height, width), or a `BrokenImageError`. An image (H, W, channels)
         is a video whose frames are all equal."""
         if isinstance(segment, np.ndarray):
-            clips = [np.repeat(segment[None], self.sampling.num_frames, 0)] * self.clips
-        else:
-            opened = open_segment(segment)
-            # One pass over the file for all clips.
-            times = self.sampling.views(opened.info, self.clips)
-            frames = read_segment(segment, opened, [time for clip in times for time in clip])
-            clips = np.split(frames, self.clips)
-        return torch.stack([view for clip in clips for view in self._crop(clip)])
-
-    def _crop(self, frames: np.ndarray) -> list[Tensor]:
-        """The crops of a clip."""
-        side = self.pixels.size[0]
-        clip = F.resize(_as_clip(frames), [side], antialias=True)
-        found: list[Tensor] = []
-        for top, left, height, width in crops((clip.shape[-2], clip.shape[-1]), side, self.crops):
-            part = F.to_dtype(clip[..., top : top + height, left : left + width], torch.float32, scale=True)
-            found.append(F.normalize(part, list(self.pixels.mean), list(self.pixels.std)))
-        return found
+            return torch.stack(self.views.repeat(segment) * self.views.clips)
+        opened = open_segment(segment)
+        try:
+            clips = [
+                self.views.read(opened.file, [opened.start + time for time in times])
+                for times in self.views.times(opened.info)
+            ]
+        except VideoError as error:
+            raise BrokenImageError(error.reason) from error
+        return torch.stack([view for clip in clips for view in clip])
 
 
 def _as_clip(frames: np.ndarray) -> Tensor:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from swinv2.lengths import as_pair
+from swinv2.errors import UsageError
+from swinv2.lengths import as_pair, in_words
 from swinv2.train.data.augment import Pixels
 from swinv2.train.data.classes import classes_to_train
 from swinv2.train.data.examples import EvaluationExamples, SampleTransform, TrainingExamples
@@ -24,11 +25,12 @@ from swinv2.train.scores import BEST_CLASSES
 from swinv2.train.start import check_resumed_classes
 from swinv2.train.video.augment import for_clips
 from swinv2.train.video.choices import with_chosen_video_settings
-from swinv2.train.video.examples import TrainingClip, Views, as_it_is, logits_of_views
+from swinv2.train.video.examples import SegmentViews, TrainingClip, as_it_is, logits_of_views
 from swinv2.train.video.settings import VideoSettings
 from swinv2.train.video.start import video_model_to_train
 from swinv2.video.processing import Swinv2VideoProcessor
 from swinv2.video.sampling import Sampling
+from swinv2.video.views import Views
 
 
 class VideoTrainer(FinetuneTrainer):
@@ -106,20 +108,28 @@ def make_video_training(
         settings.erase_probability,
     )
     transform = SampleTransform(TrainingClip(sampling, augment), pixels.channels, seed=settings.seed, read=as_it_is)
-    views = Views(sampling, pixels, settings.eval_clips, settings.eval_crops)
-    plain = replace(transform, image_transform=views)
+    processor = processor_of(pixels)
+    views = Views(processor, sampling, settings.eval_clips, settings.eval_crops)
+    plain = replace(transform, image_transform=SegmentViews(views))
     return VideoTrainer(
         settings,
         weights,
         model=model,
         train_dataset=TrainingExamples(train, transform),
         eval_dataset=evaluation and EvaluationExamples(evaluation, plain),
-        processing_class=_processor_of(pixels),
+        processing_class=processor,
     )
 
 
-def _processor_of(pixels: Pixels) -> Any:
-    """The video processor that is saved with the model: it makes the one view of `Views` with one clip and one crop."""
+def processor_of(pixels: Pixels) -> Any:
+    """The video processor of evaluation, which is saved with the model: it resizes the shorter side of the frames, and
+    crops the centre.
+
+    Raises:
+        UsageError: The model's frames are not square.
+    """
+    if pixels.size[0] != pixels.size[1]:
+        raise UsageError(f"a model of videos takes square frames; this one takes {in_words(pixels.size)}.")
     side = pixels.size[0]
     return Swinv2VideoProcessor(
         size={"shortest_edge": side},

@@ -138,3 +138,26 @@ def test_a_broken_file_says_why(tmp_path: Path) -> None:
         open_segment(Segment(str(tmp_path / "a.mp4")))
     with pytest.raises(BrokenImageError, match=r"^there is no such file$"):
         open_segment(Segment(str(tmp_path / "b.mp4")))
+
+
+def test_segments_of_one_file_stay_together(tmp_path: Path) -> None:
+    """They are alike: in both parts, the evaluation would be of what was trained on."""
+    lines = ["path,label,start,end"]
+    lines += [f"v{file}.mp4,{'ab'[part % 2]},{part},{part + 1}" for file in range(10) for part in range(10)]
+    for file in range(10):
+        write_clip(tmp_path / f"v{file}.mp4", frames_of(1, 0))
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    rest, aside = open_videos(str(tmp_path / "list.csv"), "train").set_aside(0.25)
+    files = [{part[index].image.path for index in range(len(part))} for part in (rest, aside)]
+    assert files[0].isdisjoint(files[1])
+    assert (len(rest), len(aside)) == (70, 30)
+    (tmp_path / "one.csv").write_text("path,label,start,end\nv0.mp4,a,0,1\nv0.mp4,b,1,2\n")
+    with pytest.raises(UsageError, match=r"all segments of .* are of one file"):
+        open_videos(str(tmp_path / "one.csv"), "train").set_aside(0.25)
+
+
+def test_a_header_of_other_names_is_no_video(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.mp4", frames_of(1, 0))
+    (tmp_path / "list.csv").write_text("name,category\na.mp4,x\na.mp4,y\n")
+    with pytest.raises(UsageError, match=r"the first line of .* is 'name,category': 'name' is no video"):
+        open_videos(str(tmp_path / "list.csv"), "train")

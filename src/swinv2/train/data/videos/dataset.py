@@ -5,12 +5,13 @@ of a file that is not yet opened; labels, shares and splits as for images.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from swinv2.errors import UsageError
 from swinv2.images import BrokenImageError
-from swinv2.train.data.dataset import ImageDataset, Sample
+from swinv2.train.data.dataset import ImageDataset, Sample, hash_name
 from swinv2.video.reading import VideoError, VideoInfo, probe, read_frames
 
 
@@ -103,6 +104,27 @@ class VideoDataset(ImageDataset):
             return Sample(segment, label, path)
         end = "the end" if segment.end is None else f"{segment.end:g} s"
         return Sample(segment, label, f"{path} ({segment.start:g} s to {end})")
+
+    def set_aside(self, share: float) -> tuple[Self, Self]:
+        """Divides the videos into the rest and a share that is set aside, as for images. Segments of one file stay
+        together, because they are alike: of segments, it is a share of all, not of each class.
+
+        Raises:
+            UsageError: All segments are of one file.
+        """
+        names = np.array(self._file_names())
+        files, places, counts = np.unique(names, return_inverse=True, return_counts=True)
+        if len(files) == len(names):
+            return super().set_aside(share)
+        if len(files) < 2:
+            raise UsageError(
+                f"all segments of {self.source} are of one file, so none can be set aside to evaluate: they would be "
+                "like those of the training. Give segments to evaluate with --eval-data."
+            )
+        order = np.argsort([hash_name(name) for name in files], kind="stable")
+        wanted = np.searchsorted(np.cumsum(counts[order]), share * len(names)) + 1
+        aside = order[: min(int(wanted), len(files) - 1)]
+        return self._part(~np.isin(places, aside))
 
     def pixels_of(self, index: int) -> np.ndarray:
         """The frame in the middle of a sample, for people, (height, width, 3) of eight bits.

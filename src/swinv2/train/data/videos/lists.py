@@ -15,6 +15,7 @@ import datasets
 
 from swinv2.errors import UsageError
 from swinv2.train.data.folders import SPLIT_OF, as_texts
+from swinv2.video.reading import is_video_name
 
 LIST_SUFFIXES = (".csv", ".tsv", ".txt")
 
@@ -116,6 +117,14 @@ def _entries(file: Path, lines: Sequence[str]) -> "list[Entry]":
     header = _places_of(_cells(first, separator))
     if header:
         places, rows = header, rows[1:]
+    elif separator != " ":
+        first_path = _cells(first, separator)[0]
+        if not is_video_name(first_path) and not os.path.exists(os.path.join(file.parent, first_path)):
+            names = "; ".join(f"{column}: {', '.join(known)}" for column, known in COLUMNS.items())
+            raise UsageError(
+                f"the first line of {file} is {first!r}: {first_path!r} is no video, and these are not known names of "
+                f"columns ({names})."
+            )
     return [_entry(f"line {number} of {file}", _cells(line, separator), places) for number, line in rows]
 
 
