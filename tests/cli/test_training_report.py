@@ -8,6 +8,7 @@ import pytest
 from swinv2.cli.training_report import print_start
 
 PREVIEW: dict[str, Any] = {
+    "things": "images",
     "data": {"images": 110, "images_by_class": {"cat": 60, "dog": 50}},
     "steps": 210,
     "images_a_step": 16,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clips import write_directions
 from commands import LABELS, swinv2_command
 from video_files import counted, write_video
 
@@ -126,3 +127,37 @@ def test_info_of_a_video_model(video_model: Path) -> None:
     assert (described["num_frames"], described["tubelet_size"]) == (4, 2)
     assert described["stages"][0]["window"] == [2, 4, 4]
     assert described["labels"] == LABELS
+
+
+def test_a_classifier_of_videos_is_trained_and_evaluated(tmp_path: Path) -> None:
+    data, run = write_directions(tmp_path / "data", train=2, evaluated=1), tmp_path / "run"
+    fields = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}
+    settings = {
+        "model": "new",
+        "model_fields": json.dumps(fields),
+        "image_size": 32,
+        "window_size": 4,
+        "num_frames": 6,
+        "window_frames": 2,
+        "frame_stride": 1,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "dataloader_num_workers": 0,
+        "report_to": "none",
+        "use_cpu": True,
+        "output_dir": run,
+    }
+    flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    result = swinv2_command("finetune", "--task", "video", "--data", data, *flags)
+    assert result.exit_code == 0, result.stderr
+    trained = json.loads((run / "results.json").read_text())
+    assert trained["step"] == 2
+    options = ("--model", run / "final", "--clips", 2, "--crops", 3, "--json")
+    result = swinv2_command("evaluate", data, *options)
+    assert result.exit_code == 0, result.stderr
+    scores = json.loads(result.stdout)
+    assert scores["images"] == 3
+    assert 0 <= scores["top1"] <= 1
+    result = swinv2_command("classify", data / "validation/left/0.mp4", "--model", run / "final", "--csv")
+    assert result.exit_code == 0, result.stderr
+    assert {row["label"] for row in csv.DictReader(io.StringIO(result.stdout))} <= {"left", "right", "still"}

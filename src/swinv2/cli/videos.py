@@ -14,8 +14,6 @@ from swinv2.cli.options import read_dtype
 from swinv2.cli.running import find_or_refuse, finish, quiet_transformers, watch, writing
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
-from swinv2.images import is_image_name
-from swinv2.video.reading import is_video_name
 
 VIDEO_MODEL = "swinv2_video"
 """The model type of video models."""
@@ -46,6 +44,8 @@ def refuse_videos(paths: list[Path], model: str | None) -> None:
     Raises:
         UsageError: The message says how to make a video model of it.
     """
+    from swinv2.video.reading import is_video_name
+
     wrong = [path for path in paths if is_video_name(path.name)]
     if wrong:
         from swinv2.predict.shipped import shipped_model
@@ -88,6 +88,9 @@ def classify_videos(
     timeline: Path | None,
 ) -> None:
     """Classifies videos and prints their best labels; the arguments are the options of `classify`."""
+    from swinv2.images import is_image_name
+    from swinv2.video.reading import is_video_name
+
     paths, missing = find_or_refuse(
         videos, f"swinv2 classify clip.mp4 --model {model}.", kind="video", is_named=is_video_name
     )
