@@ -106,7 +106,8 @@ def _refuse_triton(call: Call) -> str | None:
     if call.window is not None and max(call.window) > LARGEST_WINDOW:
         return f"windows are {in_words(call.window)}; it takes {LARGEST_WINDOW} on each axis at most"
     if call.shape is not None and 3 * math.prod(call.shape[1:]) >= MOST_NUMBERS:
-        return f"a map of {in_words(call.shape[1:-2])} tokens is too large for its 32-bit indices"
+        size = " x ".join(map(str, call.shape[1:-2]))
+        return f"a map of {size} tokens is too large for its 32-bit indices"
     return _refuse_custom_ops(call)
 
 
