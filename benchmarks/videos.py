@@ -99,11 +99,12 @@ def build_model(library: str, setting: VideoSetting) -> nn.Module:
     else:
         from torchvision.models import video
 
-        patch, rest = [TUBELET, 4, 4], {"num_classes": CLASSES, "stochastic_depth_prob": DROP_PATH_RATE}
         if setting.case == QUICK:
-            model = video.swin_transformer.SwinTransformer3d(patch, window_size=[*WINDOW], **QUICK_FIELDS, **rest)
+            rest = {"num_classes": CLASSES, "stochastic_depth_prob": DROP_PATH_RATE, "window_size": [*WINDOW]}
+            model = video.swin_transformer.SwinTransformer3d([TUBELET, 4, 4], **QUICK_FIELDS, **rest)
         else:
-            model = getattr(video, PRESETS[setting.case][1])(weights=None, **rest)
+            # Its own drop path rate is the same.
+            model = getattr(video, PRESETS[setting.case][1])(weights=None, num_classes=CLASSES)
     return model.to(setting.device)
 
 

@@ -38,7 +38,7 @@ def register() -> None:
         (AutoBackbone, Swinv2Backbone),
     ):
         auto_class.register(Swinv2Config, model_class, exist_ok=True)
-    AutoConfig.register("swinv2_video", Swinv2VideoConfig, exist_ok=True)
+    AutoConfig.register(Swinv2VideoConfig.model_type, Swinv2VideoConfig, exist_ok=True)
     AutoModel.register(Swinv2VideoConfig, Swinv2VideoModel, exist_ok=True)
     AutoModelForVideoClassification.register(Swinv2VideoConfig, Swinv2ForVideoClassification, exist_ok=True)
     AutoVideoProcessor.register(Swinv2VideoConfig, Swinv2VideoProcessor, exist_ok=True)

@@ -161,3 +161,9 @@ def test_a_classifier_of_videos_is_trained_and_evaluated(tmp_path: Path) -> None
     result = swinv2_command("classify", data / "validation/left/0.mp4", "--model", run / "final", "--csv")
     assert result.exit_code == 0, result.stderr
     assert {row["label"] for row in csv.DictReader(io.StringIO(result.stdout))} <= {"left", "right", "still"}
+
+
+def test_without_a_video_the_example_is_one(video_model: Path) -> None:
+    result = swinv2_command("classify", "--model", video_model)
+    assert result.exit_code == 2
+    assert f"swinv2 classify clip.mp4 --model {video_model}" in result.stderr

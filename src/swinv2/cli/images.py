@@ -67,7 +67,7 @@ def classify(
     """
     if as_json and as_csv:
         raise UsageError("--json and --csv were both given; choose one.")
-    if images and is_for_videos(model):
+    if is_for_videos(model):
         classify_videos(
             images,
             str(model),

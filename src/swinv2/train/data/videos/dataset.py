@@ -4,7 +4,9 @@ In: rows with the path of a file, a label and possibly the seconds of a part of 
 of a file that is not yet opened; labels, shares and splits as for images.
 """
 
+import os
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -50,7 +52,7 @@ def open_segment(segment: Segment) -> OpenSegment:
         BrokenImageError: The file cannot be read, or ends before the segment begins.
     """
     try:
-        file = probe(segment.path)
+        file = _facts_of(segment.path)
     except VideoError as error:
         raise BrokenImageError(error.reason) from error
     end = file.seconds if segment.end is None else min(segment.end, file.seconds)
@@ -61,6 +63,20 @@ def open_segment(segment: Segment) -> OpenSegment:
         raise BrokenImageError(f"has {file.seconds:.2f} seconds, and its segment begins at {segment.start:g}")
     frames = max(min(round(seconds * file.rate), file.frames), 1)
     return OpenSegment(file, replace(file, seconds=seconds, frames=frames), segment.start)
+
+
+def _facts_of(path: str) -> VideoInfo:
+    """`probe`, which opens a file only once in a process, unless it changes."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return probe(path)
+    return _remembered_facts(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=2**16)
+def _remembered_facts(path: str, size: int, changed: int) -> VideoInfo:
+    return probe(path)
 
 
 def read_segment(segment: Segment, opened: OpenSegment, times: list[float]) -> np.ndarray:
