@@ -12,7 +12,7 @@ Progress goes to stderr, the tables to stdout. README.md explains the method.
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,8 @@ import torch.nn.functional as F
 import typer
 import worker
 from cases import DROP_PATH_RATE, MODES, OURS, PRECISIONS, SEED, TOLERANCE, Setting, draw_weights
-from memory import ALLOCATOR, Memory
-from model import LEAST_CPU_SHARE, Device, Prepared, _field, _is_of, _measure_row, _note
+from model import Device, _field
+from side_by_side import Comparison, check_device, choose_precisions
 from terminal import progress, select
 from torch import Tensor, nn
 
@@ -311,50 +311,16 @@ class DenseWorker(worker.Worker):
     program = (str(Path(__file__).resolve()), SERVE)
 
 
-def _memory(library: str, setting: DenseSetting) -> Memory:
-    process = DenseWorker(library, setting, ALLOCATOR)
-    try:
-        return process.memory()
-    finally:
-        process.close()
-
-
-def _prepare(library: str, setting: DenseSetting, memory_too: bool) -> Prepared:
-    """Starts a library's process. On a CPU, another process measures its memory."""
-    progress(f"{setting}: preparing {library}")
-    prepared = Prepared()
-    try:
-        if memory_too and setting.device == "cpu":
-            prepared.memory = _memory(library, setting)
-        prepared.worker = DenseWorker(library, setting)
-    # A library may fail in any way, and the failure is a result.
-    except RuntimeError as error:
-        prepared.note = _note(library, error)
-    return prepared
-
-
-def measure(
-    settings: Sequence[DenseSetting], libraries: Sequence[str], rounds: int, memory_too: bool
-) -> Iterator[list[report.Row]]:
-    """Measures every library at every setting; yields the rows of each setting. See `model.measure`."""
-    for setting in settings:
-        prepared: dict[str, Prepared] = {}
-        try:
-            for library in libraries:
-                prepared[library] = _prepare(library, setting, memory_too)
-            rows = _measure_row(setting, prepared, rounds, memory_too)
-        finally:
-            for each in prepared.values():
-                each.close()
-        megapixels = setting.batch_size * setting.height * setting.width / 1e6
-        for row in rows:
-            # They have no backbone with maps of Swin V2.
-            for library in ("torchvision", "openvino"):
-                del row[f"images_per_second_over_{library}"]
-            for name in ("step_milliseconds", "rise_mib"):
-                known = row[name] != ""
-                row[f"{name}_per_megapixel"] = _field(float(str(row[name])) / megapixels) if known else ""
-        yield rows
+def _finish(setting: Setting, row: report.Row) -> None:
+    """Adds time and memory of a million pixels; removes the columns of libraries whose backbones have no maps of Swin
+    V2."""
+    assert isinstance(setting, DenseSetting)
+    for library in ("torchvision", "openvino"):
+        del row[f"images_per_second_over_{library}"]
+    megapixels = setting.batch_size * setting.height * setting.width / 1e6
+    for name in ("step_milliseconds", "rise_mib"):
+        known = row[name] != ""
+        row[f"{name}_per_megapixel"] = _field(float(str(row[name])) / megapixels) if known else ""
 
 
 def _tables(rows: list[report.Row], libraries: Sequence[str], memory_too: bool) -> list[str]:
@@ -420,16 +386,6 @@ def _place(row: report.Row) -> tuple[int, ...]:
     return case, window, head, height * width, *rest
 
 
-def _precisions(given: str, device: str) -> list[str]:
-    """The named precisions; without names, bf16 only if the device has instructions for it."""
-    if device == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        features = torch.cpu.get_capabilities()
-        has_bf16 = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-    return select("precisions", given, PRECISIONS, () if has_bf16 else ("bf16",))
-
-
 def _check_maps(settings: Sequence[DenseSetting], libraries: Sequence[str]) -> None:
     """Ends the program if a library's maps differ from ours. The images of the scaling run are checked at the smallest
     size only."""
@@ -491,8 +447,7 @@ def main(
         )
     if quick and (models or windows):
         raise typer.BadParameter("it has its own network; leave out --models and --windows", param_hint="--quick")
-    if device == Device.CUDA and not torch.cuda.is_available():
-        raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
+    check_device(device)
     chosen_heads = select("heads", heads, HEADS, WHEN_NAMED)
     names = select("libraries", libraries, LIBRARIES)
     of_head = QUICK_SIZES if quick else SIZES
@@ -509,42 +464,22 @@ def main(
     wanted = [
         DenseSetting(case, mode, precision, "eager", device.value, batches[mode], window, head, *size)
         for case, window, (head, size, batches), mode, precision in itertools.product(
-            cases, sides, images, chosen_modes, _precisions(precisions, device.value)
+            cases, sides, images, chosen_modes, choose_precisions(precisions, device.value)
         )
     ]
-    # Results of some rows must not replace the complete results, which several commands with --go-on collect.
-    stem = output or report.default_stem("dense" if go_on else "dense-part", device)
-    facts = report.describe_run(device)
-    file = stem.with_name(stem.name + ".csv")
-    rows = report.read_csv(file, facts) if go_on and file.is_file() else []
-    missing = [
-        setting
-        for setting in wanted
-        if not {row["library"] for row in rows if _is_of(row, setting) and not row["note"]} >= set(names)
-    ]
-    rows = [row for row in rows if not any(_is_of(row, setting) for setting in missing)]
-    _check_maps(missing, names)
-    if device == Device.CUDA:
-        # The libraries' processes need the memory that this process's allocator holds.
-        torch.cuda.empty_cache()
-    tables = _tables(rows, names, memory_too) if rows else []
-    for measured in measure(missing, names, rounds, memory_too):
-        rows = sorted([*rows, *({**row, **facts} for row in measured)], key=_place)
-        # Written after every row, so that results stay if a later row fails.
-        report.write_csv(file, rows)
-        tables = _tables(rows, names, memory_too)
-        title = f"Dense models on {facts['machine']}"
-        report.write_markdown(stem.with_name(stem.name + ".md"), title, tables, report.facts_of(rows, facts))
-    print("\n\n".join(tables))
-    for row in rows:
-        if row["cpu_share"] != "" and float(str(row["cpu_share"])) < LEAST_CPU_SHARE:
-            progress(
-                f"{row['library']}, {row['case']} {row['head']} {row['mode']} {row['precision']}: got "
-                f"{float(str(row['cpu_share'])):.0%} of its {row['threads']} threads' processor time. Either other "
-                "processes run here, so this speed is not reliable, or the library uses one thread a lot."
-            )
-    if any(row["library"] == OURS and row["note"] for row in rows):
-        raise typer.Exit(1)
+    comparison = Comparison(
+        "dense",
+        "Dense models",
+        DenseWorker,
+        names,
+        _finish,
+        partial(_tables, libraries=names, memory_too=memory_too),
+        _place,
+        lambda row: f"{row['case']} {row['head']} {row['mode']} {row['precision']}",
+        rounds,
+        memory_too,
+    )
+    comparison.run(wanted, device, go_on, output, partial(_check_maps, libraries=names))
 
 
 if __name__ == "__main__":

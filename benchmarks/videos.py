@@ -10,7 +10,7 @@ Progress goes to stderr, the tables to stdout. README.md explains the method.
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,9 @@ import torch.nn.functional as F
 import typer
 import worker
 from cases import DROP_PATH_RATE, MODES, OURS, PRECISIONS, SEED, Setting, draw_weights
-from memory import ALLOCATOR, Memory
-from model import LEAST_CPU_SHARE, Device, Prepared, _is_of, _measure_row, _note
-from terminal import progress, select
+from model import Device
+from side_by_side import Comparison, check_device, choose_precisions
+from terminal import select
 from torch import Tensor, nn
 
 SERVE = "serve"
@@ -159,44 +159,11 @@ class VideoWorker(worker.Worker):
     program = (str(Path(__file__).resolve()), SERVE)
 
 
-def _memory(library: str, setting: VideoSetting) -> Memory:
-    process = VideoWorker(library, setting, ALLOCATOR)
-    try:
-        return process.memory()
-    finally:
-        process.close()
-
-
-def _prepare(library: str, setting: VideoSetting, memory_too: bool) -> Prepared:
-    """Starts a library's process. On a CPU, another process measures its memory."""
-    progress(f"{setting}: preparing {library}")
-    prepared = Prepared()
-    try:
-        if memory_too and setting.device == "cpu":
-            prepared.memory = _memory(library, setting)
-        prepared.worker = VideoWorker(library, setting)
-    # A library may fail in any way, and the failure is a result.
-    except RuntimeError as error:
-        prepared.note = _note(library, error)
-    return prepared
-
-
-def measure(settings: Sequence[VideoSetting], rounds: int, memory_too: bool) -> Iterator[list[report.Row]]:
-    """Measures every library at every setting; yields the rows of each setting. See `model.measure`."""
-    for setting in settings:
-        prepared: dict[str, Prepared] = {}
-        try:
-            for library in LIBRARIES:
-                prepared[library] = _prepare(library, setting, memory_too)
-            rows = _measure_row(setting, prepared, rounds, memory_too)
-        finally:
-            for each in prepared.values():
-                each.close()
-        for row in rows:
-            for library in ("transformers", "timm", "openvino"):
-                del row[f"images_per_second_over_{library}"]
-            del row["peak_mib_over_transformers"]
-        yield rows
+def _finish(setting: Setting, row: report.Row) -> None:
+    """Removes the columns of libraries that have no video models."""
+    for library in ("transformers", "timm", "openvino"):
+        del row[f"images_per_second_over_{library}"]
+    del row["peak_mib_over_transformers"]
 
 
 def _tables(rows: list[report.Row], memory_too: bool) -> list[str]:
@@ -245,16 +212,6 @@ def _place(row: report.Row) -> tuple[int, ...]:
     return case, int(str(row["frames"])), *rest
 
 
-def _precisions(given: str, device: str) -> list[str]:
-    """The named precisions; without names, bf16 only if the device has instructions for it."""
-    if device == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        features = torch.cpu.get_capabilities()
-        has_bf16 = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-    return select("precisions", given, PRECISIONS, () if has_bf16 else ("bf16",))
-
-
 def main(
     device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.CPU,
     models: Annotated[str, typer.Option(help=f"Of {', '.join(PRESETS)}.")] = "",
@@ -278,8 +235,7 @@ def main(
     """Compares video models of swinv2 with torchvision's: time and peak memory."""
     if quick and (models or frames):
         raise typer.BadParameter("it has its own network; leave out --models and --frames", param_hint="--quick")
-    if device == Device.CUDA and not torch.cuda.is_available():
-        raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
+    check_device(device)
     cases = [QUICK] if quick else select("models", models, PRESETS)
     lengths = [QUICK_FRAMES] if quick else map(int, select("frames", frames, FRAMES))
     wanted = [
@@ -288,38 +244,22 @@ def main(
             *(length, QUICK_SIDE if quick else SIDE),
         )
         for case, length, mode, precision in itertools.product(
-            cases, lengths, select("modes", modes, MODES), _precisions(precisions, device.value)
+            cases, lengths, select("modes", modes, MODES), choose_precisions(precisions, device.value)
         )
     ]
-    # Results of some rows must not replace the complete results, which several commands with --go-on collect.
-    stem = output or report.default_stem("videos" if go_on else "videos-part", device)
-    facts = report.describe_run(device)
-    file = stem.with_name(stem.name + ".csv")
-    rows = report.read_csv(file, facts) if go_on and file.is_file() else []
-    missing = [
-        setting
-        for setting in wanted
-        if not {row["library"] for row in rows if _is_of(row, setting) and not row["note"]} >= set(LIBRARIES)
-    ]
-    rows = [row for row in rows if not any(_is_of(row, setting) for setting in missing)]
-    tables = _tables(rows, memory_too) if rows else []
-    for measured in measure(missing, rounds, memory_too):
-        rows = sorted([*rows, *({**row, **facts} for row in measured)], key=_place)
-        # Written after every row, so that results stay if a later row fails.
-        report.write_csv(file, rows)
-        tables = _tables(rows, memory_too)
-        title = f"Video models on {facts['machine']}"
-        report.write_markdown(stem.with_name(stem.name + ".md"), title, tables, report.facts_of(rows, facts))
-    print("\n\n".join(tables))
-    for row in rows:
-        if row["cpu_share"] != "" and float(str(row["cpu_share"])) < LEAST_CPU_SHARE:
-            progress(
-                f"{row['library']}, {row['case']} {row['frames']} {row['mode']} {row['precision']}: got "
-                f"{float(str(row['cpu_share'])):.0%} of its {row['threads']} threads' processor time. Either other "
-                "processes run here, so this speed is not reliable, or the library uses one thread a lot."
-            )
-    if any(row["library"] == OURS and row["note"] for row in rows):
-        raise typer.Exit(1)
+    comparison = Comparison(
+        "videos",
+        "Video models",
+        VideoWorker,
+        LIBRARIES,
+        _finish,
+        partial(_tables, memory_too=memory_too),
+        _place,
+        lambda row: f"{row['case']} {row['frames']} {row['mode']} {row['precision']}",
+        rounds,
+        memory_too,
+    )
+    comparison.run(wanted, device, go_on, output)
 
 
 if __name__ == "__main__":
