@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from commands import swinv2_command
 from shard_files import files_of, images_of, keys_of, read_answers, write_folder, write_tar
+from swinv2.shards import run
 
 
 @pytest.fixture
@@ -144,6 +146,25 @@ def test_a_full_disk_is_a_sentence(model: Path, source: Path, tmp_path: Path, mo
     result = swinv2_command("predict", source, "-o", tmp_path / "out", "-m", model, "--readers", 0)
     assert result.exit_code == 2
     assert "no space is left on the disk" in result.stderr
+
+
+def test_a_run_that_is_stopped_says_what_is_kept(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["predict", source, "-o", tmp_path / "out", "-m", model, "--shard-size", 2, "--readers", 0]
+    computed = run.compute_here
+
+    def stop(*given: Any) -> Iterator[Any]:
+        yield next(computed(*given))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "compute_here", stop)
+    stopped = swinv2_command(*arguments)
+    assert stopped.exit_code != 0
+    assert "stopped: 1 of 4 shards were done now and are kept; the same command goes on from there" in stopped.stderr
+    monkeypatch.setattr(run, "compute_here", computed)
+    assert "1 of 4 shards were done before" in swinv2_command(*arguments).stderr
+    assert keys_of(tmp_path / "out") == list(images_of(7))
 
 
 def test_ray_is_imported_for_ray_only(

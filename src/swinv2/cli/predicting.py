@@ -275,21 +275,35 @@ class _Report:
             counts: Whether to count the images of a shard when it is done, because batches are not counted.
         """
         self.console = progress.console
-        for number, outcome in enumerate(outcomes, 1):
-            self.images += outcome.images
-            self.errors += outcome.errors
-            self.damaged += outcome.damage is not None
-            progress.advance()
-            if counts:
-                self.advance(progress, outcome.images)
-            if outcome.failed is not None:
-                self._fail(f"{outcome.source}, part {outcome.part}" if outcome.part else outcome.source, outcome.failed)
-            elif outcome.errors or outcome.damage is not None:
-                self._name(outcome)
-            if self.as_json:
-                line: dict[str, Any] = {"event": "shard", "done": number, **outcome.as_values()}
-                assert self.run is not None
-                self._print({**line, "of": len(self.run.pending)})
+        number = 0
+        try:
+            for number, outcome in enumerate(outcomes, 1):
+                self._take(outcome, number, progress, counts)
+        except KeyboardInterrupt:
+            assert self.run is not None
+            self.console.print(
+                f"stopped: {number:,} of {len(self.run.pending):,} shards were done now and are kept; the same command "
+                "goes on from there",
+                style="yellow",
+            )
+            raise
+
+    def _take(self, outcome: "Outcome", number: int, progress: Progress, counts: bool) -> None:
+        """Counts the outcome with this number, and prints it; see `watch`."""
+        self.images += outcome.images
+        self.errors += outcome.errors
+        self.damaged += outcome.damage is not None
+        progress.advance()
+        if counts:
+            self.advance(progress, outcome.images)
+        if outcome.failed is not None:
+            self._fail(f"{outcome.source}, part {outcome.part}" if outcome.part else outcome.source, outcome.failed)
+        elif outcome.errors or outcome.damage is not None:
+            self._name(outcome)
+        if self.as_json:
+            line: dict[str, Any] = {"event": "shard", "done": number, **outcome.as_values()}
+            assert self.run is not None
+            self._print({**line, "of": len(self.run.pending)})
 
     def _print(self, values: dict[str, Any]) -> None:
         """Prints a line of data."""
