@@ -3,7 +3,7 @@
 In: images (B, channels, height, width), labels or masks. Out: transformers' outputs.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,68 @@ def classification_loss(
     return F.binary_cross_entropy_with_logits(logits, targets)
 
 
-class Swinv2ForImageClassification(Swinv2PreTrainedModel):
+class Swinv2Classifier(Swinv2PreTrainedModel):
+    """The base class of classifiers of images and of videos: a linear classifier on the mean of the last tokens.
+
+    Args:
+        config: The configuration; `num_labels` is the number of classes, 0 for no classifier.
+    """
+
+    network_class: ClassVar[type[Swinv2Model]] = Swinv2Model
+
+    def __init__(self, config: Swinv2Config) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels or 0
+        self.swinv2 = self.network_class(config)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels else nn.Identity()
+        self.post_init()
+
+    def classify(self, features: Float[Tensor, "B channels"]) -> Float[Tensor, "B labels"]:
+        """The logits, from the mean of the last tokens."""
+        return self.classifier(features)
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "B *frames channels height width"] | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Swinv2ImageClassifierOutput | tuple[Any, ...]:
+        """Classifies images or videos.
+
+        Args:
+            pixel_values: Images, or videos (B, frames, channels, height, width), of any size.
+            labels: See `classification_loss`; None for no loss.
+            output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
+
+        Raises:
+            ValueError: The images, videos or labels do not fit the model.
+        """
+        outputs = self.swinv2(
+            pixel_values,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+        )
+        if labels is not None and not self.num_labels:
+            raise ValueError("labels were given, but this model has no classifier: config.num_labels is 0.")
+        logits = self.classify(outputs.pooler_output)
+        loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
+        output = Swinv2ImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            reshaped_hidden_states=outputs.reshaped_hidden_states,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+class Swinv2ForImageClassification(Swinv2Classifier):
     """The network with a linear classifier on the mean of its last tokens.
 
     Args:
@@ -76,50 +137,6 @@ class Swinv2ForImageClassification(Swinv2PreTrainedModel):
         >>> tuple(model(torch.zeros(2, 3, 64, 64)).logits.shape)
         (2, 5)
     """
-
-    def __init__(self, config: Swinv2Config) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels or 0
-        self.swinv2 = Swinv2Model(config)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels else nn.Identity()
-        self.post_init()
-
-    def forward(
-        self,
-        pixel_values: Float[Tensor, "B channels height width"] | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        interpolate_pos_encoding: bool = False,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> Swinv2ImageClassifierOutput | tuple[Any, ...]:
-        """Classifies images.
-
-        Args:
-            pixel_values: Images of any size.
-            labels: See `classification_loss`; None for no loss.
-            output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
-        """
-        outputs = self.swinv2(
-            pixel_values,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            return_dict=True,
-        )
-        if labels is not None and not self.num_labels:
-            raise ValueError("labels were given, but this model has no classifier: config.num_labels is 0.")
-        logits = self.classifier(outputs.pooler_output)
-        loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
-        output = Swinv2ImageClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            reshaped_hidden_states=outputs.reshaped_hidden_states,
-        )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 class PixelDecoder(nn.Sequential):

@@ -13,7 +13,12 @@ from torch import nn
 
 from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
-from swinv2.heads import Swinv2Backbone, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.heads import (
+    Swinv2Backbone,
+    Swinv2Classifier,
+    Swinv2ForImageClassification,
+    Swinv2ForMaskedImageModeling,
+)
 from swinv2.layers.stage import Encoder
 from swinv2.lengths import Lengths, Pair, Windows, as_pair
 from swinv2.loading import EXAMPLE, label_names, read_config
@@ -30,9 +35,6 @@ _CLASSES: dict[str, type[Swinv2PreTrainedModel]] = {
         *(Swinv2VideoModel, Swinv2ForVideoClassification),
     )
 }
-
-
-_CLASSIFIERS = (Swinv2ForImageClassification, Swinv2ForVideoClassification)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def describe(name: str, image_size: int | Pair | None = None, window_size: Windo
         image_size=as_pair("image_size", config.image_size),
         num_channels=config.num_channels,
         patch_size=as_pair("patch_size", config.patch_size),
-        num_labels=config.num_labels if isinstance(model, _CLASSIFIERS) else None,
+        num_labels=config.num_labels if isinstance(model, Swinv2Classifier) else None,
         attention=explain_backend(config._attn_implementation or "eager"),
         stages=[
             StageDescription(
@@ -161,7 +163,7 @@ def _build_with_fields(
         model_class = _CLASSES.get((config.architectures or [""])[0], default)
         if issubclass(model_class, Swinv2VideoPreTrainedModel) is not is_for_videos:
             model_class = default
-        labels = label_names(config) if issubclass(model_class, _CLASSIFIERS) else None
+        labels = label_names(config) if issubclass(model_class, Swinv2Classifier) else None
         place = "in a folder" if is_folder else "on the hub"
         facts = {"kind": f"{'video ' * is_for_videos}model {place}", "labels": labels}
         if isinstance(config, Swinv2VideoConfig):

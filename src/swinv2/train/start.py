@@ -18,7 +18,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from swinv2.config import Swinv2Config
 from swinv2.errors import UsageError
-from swinv2.heads import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from swinv2.heads import Swinv2Classifier, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 from swinv2.lengths import as_pair, plain_pair
 from swinv2.loading import label_names, load_processor, load_video_processor, read_config
 from swinv2.model import Swinv2PreTrainedModel
@@ -26,7 +26,7 @@ from swinv2.train.flags import as_flag
 from swinv2.train.optim.groups import freeze_stages
 from swinv2.train.settings import FinetuneSettings, PretrainSettings, RunSettings
 from swinv2.video.config import Swinv2VideoConfig
-from swinv2.video.models import Swinv2ForVideoClassification, Swinv2VideoPreTrainedModel
+from swinv2.video.models import Swinv2VideoPreTrainedModel
 from swinv2.zoo import PRESETS
 
 logger = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ def load_to_train(
         is_head = all(name.startswith("classifier.") for name in fresh)
         what = "the classifier, for the classes of the data" if is_head else ", ".join(fresh)
         logger.warning(f"new parameters with random weights: {what}")
-    is_classifier = isinstance(model, Swinv2ForImageClassification | Swinv2ForVideoClassification)
+    is_classifier = isinstance(model, Swinv2Classifier)
     if is_classifier and "classifier.weight" not in fresh and not getattr(settings, "head_map", None):
         _match_classifier(model, label_names(config))
     return model
@@ -250,7 +250,7 @@ def _load_pretrained(kind: type[Model], name: str, **fields: Any) -> tuple[Model
     return model, sorted({*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])})
 
 
-def _match_classifier(model: Swinv2ForImageClassification | Swinv2ForVideoClassification, old: list[str]) -> None:
+def _match_classifier(model: Swinv2Classifier, old: list[str]) -> None:
     """Gives each class the row of the loaded classifier that had its name; classes that were not among the old ones get
     new weights. Warns of new weights, and of old classes that have only numbers, whose rows keep their order."""
     names, classifier = label_names(model.config), model.classifier

@@ -4,15 +4,12 @@ In: videos (B, frames, channels, height, width), as transformers' video processo
 outputs. The layers are those of images: they take maps with a time axis.
 """
 
-from typing import Any
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swinv2.heads import classification_loss
+from swinv2.heads import Swinv2Classifier
 from swinv2.lengths import Windows
 from swinv2.model import Swinv2Model, Swinv2PreTrainedModel
-from swinv2.outputs import Swinv2ImageClassifierOutput
 from swinv2.video.config import Swinv2VideoConfig
 
 
@@ -74,7 +71,7 @@ class Swinv2VideoModel(Swinv2VideoPreTrainedModel, Swinv2Model):
     """
 
 
-class Swinv2ForVideoClassification(Swinv2VideoPreTrainedModel):
+class Swinv2ForVideoClassification(Swinv2VideoPreTrainedModel, Swinv2Classifier):
     """The network with a linear classifier on the mean of its last tokens.
 
     Args:
@@ -92,50 +89,12 @@ class Swinv2ForVideoClassification(Swinv2VideoPreTrainedModel):
         (2, 5)
     """
 
+    network_class = Swinv2VideoModel
+
     def __init__(self, config: Swinv2VideoConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels or 0
-        self.swinv2 = Swinv2VideoModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels else nn.Identity()
-        self.post_init()
 
-    def forward(
-        self,
-        pixel_values: Float[Tensor, "B frames channels height width"] | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        interpolate_pos_encoding: bool = False,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> Swinv2ImageClassifierOutput | tuple[Any, ...]:
-        """Classifies videos.
-
-        Args:
-            pixel_values: Videos of any size and number of frames.
-            labels: See `classification_loss`; None for no loss.
-            output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
-
-        Raises:
-            ValueError: The videos or the labels do not fit the model.
-        """
-        outputs = self.swinv2(
-            pixel_values,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            return_dict=True,
-        )
-        if labels is not None and not self.num_labels:
-            raise ValueError("labels were given, but this model has no classifier: config.num_labels is 0.")
-        logits = self.classifier(self.dropout(outputs.pooler_output))
-        loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
-        output = Swinv2ImageClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            reshaped_hidden_states=outputs.reshaped_hidden_states,
-        )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+    def classify(self, features: Float[Tensor, "B channels"]) -> Float[Tensor, "B labels"]:
+        """The logits, from the mean of the last tokens, of which dropout leaves some out."""
+        return super().classify(self.dropout(features))
