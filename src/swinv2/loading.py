@@ -123,6 +123,11 @@ def read_config(name: str, videos: bool | None = False) -> Swinv2Config:
         raise UsageError(f"the model in the config.json of {name!r} is impossible: {error}") from error
 
 
+def is_video_model(name: str) -> bool:
+    """Whether a model is for videos; see `read_config` for errors."""
+    return isinstance(read_config(name, None), Swinv2VideoConfig)
+
+
 def load_model(
     model_class: type[Model],
     name: str,

@@ -56,7 +56,7 @@ def test_videos_in_a_folder(video_model: Path, videos: Path) -> None:
 
 
 def test_json_and_csv(video_model: Path, videos: Path) -> None:
-    options = ("--model", video_model, "--clips", 2, "--crops", 3, "--frames", 2, "--stride", 1.5)
+    options = ("--model", video_model, "--clips", 2, "--crops", 3, "--num-frames", 2, "--frame-stride", 1.5)
     result = swinv2_command("classify", videos, videos / "gone.mp4", *options, "--json", "-k", 9)
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(Path(record["video"]).name, "error" in record) for record in records] == [
@@ -93,7 +93,8 @@ def test_timeline(video_model: Path, videos: Path, tmp_path: Path) -> None:
         (("classify", "{image}", "-m", "{model}", "--clips", "2"), "--clips is for videos"),
         (("classify", "{videos}", "-m", "{video_model}", "--timeline", "a.png"), "but 3 were given; give one."),
         (("classify", "{video_model}", "-m", "{video_model}"), "Name video files, folders with videos, or globs"),
-        (("inspect", "{image}", "-m", "{video_model}"), "is for videos, and this needs a model for images."),
+        (("inspect", "{videos}/a.mp4", "-m", "{model}"), "swinv2 inspect {videos}/a.mp4 --model video-model."),
+        (("inspect", "{image}", "-m", "{model}", "--time", "1"), "--time is for videos"),
         (
             ("convert", "{video_model}", "out", "--inflate"),
             "and only models of images are converted",

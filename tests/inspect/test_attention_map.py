@@ -20,13 +20,15 @@ PLANS = [
     WindowPlan((7, 5), (4, 3), (2, 1), mask_padding=True),
     WindowPlan((3, 3), (4, 4)),
     WindowPlan((1, 1), (1, 1)),
+    WindowPlan((3, 4, 6), (2, 4, 3), (1, 0, 1)),
+    WindowPlan((5, 3, 4), (2, 2, 2), (1, 1, 1), mask_padding=True),
 ]
 
 
-def companions(plan: WindowPlan, token: tuple[int, int]) -> list[list[tuple[int, int]]]:
+def companions(plan: WindowPlan, token: tuple[int, ...]) -> list[list[tuple[int, int]]]:
     """Per axis, the places on the padded map in the token's window, each with its region: plain modular arithmetic."""
     found = []
-    for axis in (0, 1):
+    for axis in range(len(token)):
         length, window, shift = plan.padded_grid[axis], plan.window[axis], plan.shift[axis]
         shifted = (token[axis] - shift) % length
         first = shifted // window * window
@@ -35,7 +37,9 @@ def companions(plan: WindowPlan, token: tuple[int, int]) -> list[list[tuple[int,
             place = (position + shift) % length
             # What the cyclic shift brought from the top or left is no neighbour of the rest.
             region = 1 if position + shift >= length else 0
-            region = 2 if plan.mask_padding and place >= plan.grid[axis] else region
+            # Padding frames are always hidden.
+            is_hidden = plan.mask_padding or (axis == 0 and len(token) == 3)
+            region = 2 if is_hidden and place >= plan.grid[axis] else region
             places.append((place, region))
         found.append(places)
     return found
@@ -50,28 +54,32 @@ def test_every_weight_has_its_place(plan: WindowPlan) -> None:
     if hidden is not None:
         weights = weights.masked_fill(hidden[:, None], 0.0)
     weights = weights / weights.sum(-1, keepdim=True)
-    for token in product(range(plan.grid[0]), range(plan.grid[1])):
+    for token in product(*map(range, plan.grid)):
         attention = token_attention(weights, plan, token)
-        rows, columns = companions(plan, token)
-        window = ((token[0] - plan.shift[0]) % plan.padded_grid[0]) // plan.window[0] * plan.counts[1]
-        window += ((token[1] - plan.shift[1]) % plan.padded_grid[1]) // plan.window[1]
-        keys = list(product(rows, columns))
-        query = [(row[0], column[0]) for row, column in keys].index(token)
-        own = (keys[query][0][1], keys[query][1][1])
+        window = 0
+        for place, shift, length, side, count in zip(
+            token, plan.shift, plan.padded_grid, plan.window, plan.counts, strict=True
+        ):
+            window = window * count + ((place - shift) % length) // side
+        keys = list(product(*companions(plan, token)))
+        query = [tuple(place for place, _ in key) for key in keys].index(token)
+        own = [region for _, region in keys[query]]
         expected = np.zeros((2, *plan.grid))
         in_window, visible = np.zeros(plan.grid, bool), np.zeros(plan.grid, bool)
         padding = np.zeros(2)
-        for key, (row, column) in enumerate(keys):
-            value = weights[window, :, query, key].double().numpy()
-            if row[0] < plan.grid[0] and column[0] < plan.grid[1]:
-                expected[:, row[0], column[0]] = value
-                in_window[row[0], column[0]] = True
-                visible[row[0], column[0]] = (row[1], column[1]) == own
+        for index, key in enumerate(keys):
+            value = weights[window, :, query, index].double().numpy()
+            place = tuple(place for place, _ in key)
+            if all(map(int.__lt__, place, plan.grid)):
+                expected[(slice(None), *place)] = value
+                in_window[place] = True
+                visible[place] = [region for _, region in key] == own
             else:
                 padding += value
         np.testing.assert_allclose(attention.weights, expected, atol=1e-7)
         np.testing.assert_allclose(attention.on_padding, padding, atol=1e-6)
-        np.testing.assert_allclose(attention.weights.sum((1, 2)) + attention.on_padding, 1.0, atol=1e-6)
+        total = attention.weights.reshape(2, -1).sum(1) + attention.on_padding
+        np.testing.assert_allclose(total, 1.0, atol=1e-6)
         assert np.array_equal(attention.window, in_window)
         assert np.array_equal(attention.visible, visible)
         assert (attention.weights[:, ~visible] == 0).all()
@@ -80,8 +88,10 @@ def test_every_weight_has_its_place(plan: WindowPlan) -> None:
 
 def test_a_token_or_weights_that_do_not_fit() -> None:
     plan = WindowPlan((8, 8), (4, 4))
-    with pytest.raises(ValueError, match="8 rows and 8 columns"):
+    with pytest.raises(ValueError, match=r"token is \(8, 0\); the map has \(8, 8\) tokens"):
         token_attention(torch.zeros(4, 1, 16, 16), plan, (8, 0))
+    with pytest.raises(ValueError, match=r"token is \(0, 0, 0\)"):
+        token_attention(torch.zeros(4, 1, 16, 16), plan, (0, 0, 0))
     with pytest.raises(ValueError, match="4 windows of 16 tokens"):
         token_attention(torch.zeros(8, 1, 16, 16), plan, (0, 0))
 

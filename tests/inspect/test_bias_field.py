@@ -1,5 +1,6 @@
 """The position bias: each value where its key lies from the query."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,17 @@ from swinv2.inspect.bias_field import BiasField, by_direction, draw_bias
 from swinv2.ops.reference import expand_bias
 
 
-def test_a_value_set_by_hand_stands_where_its_key_lies() -> None:
+@pytest.mark.parametrize("window", [(3, 4), (2, 3, 4)])
+def test_a_value_set_by_hand_stands_where_its_key_lies(window: tuple[int, ...]) -> None:
     """Against the reference's own lookup: for every query and key of a window, and for each direction."""
-    window = (3, 4)
-    table = torch.arange(2 * 5 * 7, dtype=torch.float32).view(2, 5, 7)
+    lengths = [2 * length - 1 for length in window]
+    table = torch.arange(2 * math.prod(lengths), dtype=torch.float32).view(2, *lengths)
     field = by_direction(table)
-    bias = expand_bias(table, window).view(2, 3, 4, 3, 4)
+    bias = expand_bias(table, window).view(2, *window, *window)
     for query in np.ndindex(window):
         for key in np.ndindex(window):
-            down, right = key[0] - query[0], key[1] - query[1]
-            assert np.array_equal(field[:, down + 2, right + 3], bias[:, *query, *key].numpy())
+            place = [at - here + length - 1 for at, here, length in zip(key, query, window, strict=True)]
+            assert np.array_equal(field[(slice(None), *place)], bias[:, *query, *key].numpy())
 
 
 def tiles(figure: Figure) -> list:
@@ -72,6 +74,25 @@ def test_what_was_learned_has_a_frame(figures: list[Figure]) -> None:
         assert (frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()) == (-2.5, -2.5, 5, 5)
         values = np.asarray(axes.images[0].get_array())
         assert values[5, 4] == 0
+
+
+def test_bias_of_a_video(figures: list[Figure]) -> None:
+    """Two steps later and one down is neither at the query's time nor at its place; one earlier is at its place."""
+    values = np.zeros((2, 5, 3, 7), np.float32)
+    values[0, 2 - 1, 1, 3] = 4.0
+    values[0, 2, 1, 3 + 2] = 6.0
+    values[1, 2 + 2, 1 + 1, 3] = 8.0
+    fields = [BiasField("stage 1", values, (3, 2, 4), (3, 2, 4)), BiasField("image", values[:, 2], (2, 4), (2, 4))]
+    draw_bias(fields, Path("bias.png"), "title", is_compared=True)
+    FigureCanvasAgg(figures[0]).draw()
+    first, second, *of_image = tiles(figures[0])
+    assert len(of_image) == 2
+    drawn = np.asarray(first.images[0].get_array())
+    assert (drawn.shape, drawn.max(), drawn[1, 5]) == ((3, 7), 6.0, 6.0)
+    assert (np.asarray(second.images[0].get_array()) == 0).all()
+    (over_time,) = (axes for axes in figures[0].axes if axes.get_title() == bias_field.OVER_TIME)
+    assert [np.asarray(line.get_xdata()).tolist() for line in over_time.lines] == [[-2, -1, 0, 1, 2]] * 2
+    assert [np.asarray(line.get_ydata()).tolist() for line in over_time.lines] == [[0, 4, 0, 0, 0], [0] * 5]
 
 
 def test_it_is_written(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swinv2.video.reading import VideoInfo
-from swinv2.video.sampling import crops, training_times, uniform_times, view_times
+from swinv2.video.sampling import Sampling, crops, training_times, uniform_times, view_times
 
 numbers = st.integers(1, 40)
 frame_counts = st.integers(1, 400)
@@ -60,6 +60,23 @@ def test_views_are_spread_evenly_and_mirrored_in_time(frames: int, num_frames: i
 
 def test_one_clip_is_in_the_middle() -> None:
     assert frames_at(view_times(video(9), 3, 2, 1)[0]) == [2, 4, 6]
+
+
+@given(frame_counts, numbers, strides, st.floats(0, 1))
+def test_a_clip_around_a_time(frames: int, num_frames: int, stride: float, share: float) -> None:
+    """Of all positions, the one whose middle is nearest to the time; spread over the video if the stride is 0."""
+    info = video(frames)
+    time = share * info.seconds
+    found = Sampling(num_frames, stride).around(info, time)
+    assert len(found) == num_frames
+    room = max(0.0, frames - 1 - (num_frames - 1) * stride)
+    middles = [(first + (num_frames - 1) * stride / 2 + 0.5) / info.rate for first in (0.0, room)]
+    nearest = min(max(time, middles[0]), middles[1])
+    if room:
+        assert sum(found) / num_frames == pytest.approx(nearest, abs=1e-6)
+    else:
+        assert found == view_times(info, num_frames, stride, 1)[0]
+    assert Sampling(num_frames, 0).around(info, time) == uniform_times(info, num_frames)
 
 
 def test_the_protocol_of_video_swin() -> None:

@@ -127,6 +127,7 @@ def evaluate(
     views = {name: value for name, value in {"clips": clips, "crops": crops}.items() if value is not None}
     quiet_transformers()
     from swinv2.dense.saved import read_dense_config
+    from swinv2.loading import is_video_model
 
     name = model_or_shipped(model)
     common: dict[str, Any] = {"workers": workers, "device": device, "dtype": read_dtype(precision)}
@@ -138,7 +139,7 @@ def evaluate(
         unreadable = _evaluate_dense(
             name, data, split, given | columns | common, batch_size=batch_size or 1, output=output, as_json=as_json
         )
-    elif not knn and _takes_videos(name):
+    elif not knn and is_video_model(name):
         names_file = str(given.pop("label_names_file", ""))
         _refuse_options(given, name, "segmenters")
         columns = {"image_column": image_column, "label_column": label_column}
@@ -164,14 +165,6 @@ def _refuse_options(given: dict[str, Any], model: str, things: str) -> None:
 
     if given:
         raise UsageError(f"{', '.join(map(as_flag, given))}: for {things}, and {model!r} is none; leave it out.")
-
-
-def _takes_videos(model: str) -> bool:
-    """Whether a model takes videos."""
-    from swinv2.loading import read_config
-    from swinv2.video.config import Swinv2VideoConfig
-
-    return isinstance(read_config(model, None), Swinv2VideoConfig)
 
 
 def _evaluate_classifier(

@@ -13,12 +13,26 @@ import typer
 
 from swinv2.cli.options import BatchSize, Device, Dtype, Images, Model, read_dtype, read_point
 from swinv2.cli.running import find_or_refuse, finish, model_or_shipped, quiet_transformers, watch, writing
-from swinv2.cli.videos import classify_videos, is_for_videos, refuse_videos, refuse_view_options
+from swinv2.cli.videos import classify_videos, find_videos, is_for_videos, refuse_videos, refuse_view_options
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
 
 if TYPE_CHECKING:
     from swinv2.predict.predictor import Prediction
+
+NumFrames = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Of a video, frames of a clip.", show_default="the model's"),
+]
+FrameStride = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N",
+        min=0.0,
+        help="Of a video, its frames from one frame of a clip to the next; 0: spread over all of it.",
+        show_default="the model's",
+    ),
+]
 
 
 def classify(
@@ -43,19 +57,8 @@ def classify(
         int | None,
         typer.Option(metavar="N", min=1, help="Of a video, crops of each clip, such as 3.", show_default="1"),
     ] = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Of a video, frames of a clip.", show_default="the model's"),
-    ] = None,
-    stride: Annotated[
-        float | None,
-        typer.Option(
-            metavar="N",
-            min=0.0,
-            help="Of a video, its frames from one frame of a clip to the next; 0: spread over all of it.",
-            show_default="the model's",
-        ),
-    ] = None,
+    num_frames: NumFrames = None,
+    frame_stride: FrameStride = None,
     timeline: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw the labels of a video over time: the PNG file to write."),
@@ -79,15 +82,21 @@ def classify(
             as_csv=as_csv,
             clips=clips,
             crops=crops,
-            frames=frames,
-            stride=stride,
+            num_frames=num_frames,
+            frame_stride=frame_stride,
             timeline=timeline,
         )
         return
     paths, missing = find_or_refuse(images, "swinv2 classify photo.jpg. To see it at work: swinv2 demo.")
     refuse_videos(paths, model)
     refuse_view_options(
-        {"--clips": clips, "--crops": crops, "--frames": frames, "--stride": stride, "--timeline": timeline}
+        {
+            "--clips": clips,
+            "--crops": crops,
+            "--num-frames": num_frames,
+            "--frame-stride": frame_stride,
+            "--timeline": timeline,
+        }
     )
     quiet_transformers()
     from swinv2.cli import printing
@@ -164,6 +173,17 @@ def inspect(
             show_default="the centre",
         ),
     ] = None,
+    time: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.0,
+            help="Of a video, the time of the token, with a clip around it.",
+            show_default="the middle",
+        ),
+    ] = None,
+    num_frames: NumFrames = None,
+    frame_stride: FrameStride = None,
     stage: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only this stage: stage1, stage2 ...", show_default="all")
     ] = None,
@@ -172,35 +192,48 @@ def inspect(
 ) -> None:
     """Look inside a model: draw the attention of a token, feature maps, the position bias, amplitudes by block.
 
-    Unreadable images are skipped and named on stderr; the exit status is then 1.
+    With a video model, the figures show a clip of each video: attention and feature maps over its frames.
+    Unreadable files are skipped and named on stderr; the exit status is then 1.
     """
-    paths, missing = find_or_refuse(images, "swinv2 inspect photo.jpg --token 120,80.")
+    kind = "video" if model is not None and is_for_videos(model) else "image"
+    if model is not None and kind == "video":
+        paths, missing = find_videos(images, f"swinv2 inspect clip.mp4 --model {model} --token 120,80.", model)
+    else:
+        refuse_view_options({"--time": time, "--num-frames": num_frames, "--frame-stride": frame_stride})
+        paths, missing = find_or_refuse(images, "swinv2 inspect photo.jpg --token 120,80.")
+        refuse_videos(paths, model, "inspect")
     point = read_point(token)
     quiet_transformers()
     from swinv2.images import BrokenImage
 
     try:
         from swinv2.inspect.gallery import Inspector
+        from swinv2.inspect.videos import VideoInspector
     except ModuleNotFoundError as error:
         raise UsageError(
             f"inspect needs {error.name} to draw, which is not installed; install swinv2[figures]."
         ) from error
     name = model_or_shipped(model)
-    inspector = Inspector.load(name, stage, device)
+    if kind == "video":
+        inspector = VideoInspector.load(name, stage, device)
+        looks = inspector.inspect_clips(paths, output, point, time, num_frames, frame_stride)
+    else:
+        inspector = Inspector.load(name, stage, device)
+        looks = inspector.inspect(paths, output, point)
     skipped = list(missing)
     with progress_bar(len(paths), "inspecting") as progress, writing(output):
-        answers = [answer for _, answer in watch(inspector.inspect(paths, output, point), progress, skipped)]
+        answers = [answer for _, answer in watch(looks, progress, skipped)]
         of_model = inspector.draw_model(output)
-    of_images: list[dict[str, Any]] = [
-        {"image": str(each.path), "error": each.reason} if isinstance(each, BrokenImage) else each
+    of_files: list[dict[str, Any]] = [
+        {kind: str(each.path), "error": each.reason} if isinstance(each, BrokenImage) else each
         for each in [*missing, *answers]
     ]
     if as_json:
-        typer.echo(json.dumps({"model": name, "images": of_images, **of_model}, indent=2))
-    for found in [*of_images, of_model]:
+        typer.echo(json.dumps({"model": name, f"{kind}s": of_files, **of_model}, indent=2))
+    for found in [*of_files, of_model]:
         for file in found.get("files", []):
             message_console().print(f"drawn: {shown(Path(file))}")
-    finish(len(paths) + len(missing), skipped)
+    finish(len(paths) + len(missing), skipped, kind)
 
 
 def demo(

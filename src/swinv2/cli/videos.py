@@ -1,4 +1,4 @@
-"""`swinv2 classify` for videos.
+"""What commands for images do with videos, and `swinv2 classify` for videos.
 
 `swinv2.predict.videos` computes the labels, `swinv2.predict.timeline` draws them over time.
 """
@@ -8,12 +8,15 @@ import sys
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swinv2.cli.options import read_dtype
 from swinv2.cli.running import find_or_refuse, finish, quiet_transformers, watch, writing
 from swinv2.console import data_console, message_console, progress_bar, shown
 from swinv2.errors import UsageError
+
+if TYPE_CHECKING:
+    from swinv2.images import BrokenImage
 
 VIDEO_MODEL = "swinv2_video"
 """The model type of video models."""
@@ -28,9 +31,9 @@ def is_for_videos(model: str | None) -> bool:
         if folder.exists() or "/" not in model:
             return False
         quiet_transformers()
-        from swinv2.loading import read_config
+        from swinv2.loading import is_video_model
 
-        return read_config(model, None).model_type == VIDEO_MODEL
+        return is_video_model(model)
     try:
         fields: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -38,8 +41,32 @@ def is_for_videos(model: str | None) -> bool:
     return isinstance(fields, dict) and fields.get("model_type") == VIDEO_MODEL
 
 
-def refuse_videos(paths: list[Path], model: str | None) -> None:
+def find_videos(videos: list[str] | None, example: str, model: str) -> "tuple[list[Path], list[BrokenImage]]":
+    """Finds videos for a video model; see `find_or_refuse`.
+
+    Raises:
+        UsageError: No file was given, or an image.
+    """
+    from swinv2.images import is_image_name
+    from swinv2.video.reading import is_video_name
+
+    paths, missing = find_or_refuse(videos, example, kind="video", is_named=is_video_name)
+    wrong = [path for path in paths if is_image_name(path.name) and path.suffix.lower() != ".gif"]
+    if wrong:
+        raise UsageError(
+            f"{shown(wrong[0])} is an image, and the model {model!r} is for videos; give it a video such as clip.mp4, "
+            "or choose a model for images."
+        )
+    return paths, missing
+
+
+def refuse_videos(paths: list[Path], model: str | None, command: str = "classify") -> None:
     """Raises an error if videos were given to an image model.
+
+    Args:
+        paths: The files.
+        model: The value of `--model`.
+        command: The command, for the message.
 
     Raises:
         UsageError: The message says how to make a video model of it.
@@ -53,7 +80,7 @@ def refuse_videos(paths: list[Path], model: str | None) -> None:
         name, source = ("the shipped model", shipped_model()) if model is None else (f"the model {model!r}", model)
         raise UsageError(
             f"{shown(wrong[0])} is a video, and {name} is for images. Make a video model of it: swinv2 convert "
-            f"{source} video-model --inflate; and then: swinv2 classify {shown(wrong[0])} --model video-model."
+            f"{source} video-model --inflate; and then: swinv2 {command} {shown(wrong[0])} --model video-model."
         )
 
 
@@ -83,23 +110,12 @@ def classify_videos(
     as_csv: bool,
     clips: int | None,
     crops: int | None,
-    frames: int | None,
-    stride: float | None,
+    num_frames: int | None,
+    frame_stride: float | None,
     timeline: Path | None,
 ) -> None:
     """Classifies videos and prints their best labels; the arguments are the options of `classify`."""
-    from swinv2.images import is_image_name
-    from swinv2.video.reading import is_video_name
-
-    paths, missing = find_or_refuse(
-        videos, f"swinv2 classify clip.mp4 --model {model}.", kind="video", is_named=is_video_name
-    )
-    wrong = [path for path in paths if is_image_name(path.name) and path.suffix.lower() != ".gif"]
-    if wrong:
-        raise UsageError(
-            f"{shown(wrong[0])} is an image, and the model {model!r} is for videos; give it a video such as clip.mp4, "
-            "or choose a model for images."
-        )
+    paths, missing = find_videos(videos, f"swinv2 classify clip.mp4 --model {model}.", model)
     if timeline is not None and len(paths) > 1:
         raise UsageError(f"--timeline draws one video, but {len(paths)} were given; give one.")
     quiet_transformers()
@@ -109,9 +125,9 @@ def classify_videos(
     if timeline is not None:
         _check_drawing()
     classifier = VideoClassifier.load(model, device, read_dtype(precision))
-    views = classifier.views(clips or 1, crops or 1, frames, stride)
+    views = classifier.views(clips or 1, crops or 1, num_frames, frame_stride)
     # A batch of images needs as much memory as a clip of as many frames.
-    of_views = max(batch_size // (frames or classifier.model.config.num_frames), 1)
+    of_views = max(batch_size // (num_frames or classifier.model.config.num_frames), 1)
     skipped = list(missing)
     is_data = as_json or as_csv
     with progress_bar(len(paths), "classifying", is_shown=not (is_data and sys.stdout.isatty())) as progress:

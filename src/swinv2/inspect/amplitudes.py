@@ -56,7 +56,7 @@ class Variance:
     def __init__(self) -> None:
         self.count, self.sum, self.squares = 0, torch.zeros(()), torch.zeros(())
 
-    def add(self, feature_map: Float[Tensor, "B H W C"]) -> None:
+    def add(self, feature_map: Float[Tensor, "B *map C"]) -> None:
         """Adds the channel variances of a map to the average."""
         tokens = feature_map.double().flatten(0, -2)
         self.count += len(tokens)
@@ -69,7 +69,7 @@ class Variance:
 
 
 class Amplitudes:
-    """The amplitudes of a model, over all added images."""
+    """The amplitudes of a model, over all added images or videos."""
 
     def __init__(self) -> None:
         # By stage and block, both 0 for the patch embedding, and by the name of the amplitude.

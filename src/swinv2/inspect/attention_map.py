@@ -5,6 +5,7 @@ position on the map, and a figure. `ops.windows` gives the position of the token
 tokens are padded, shifted and partitioned in the same way as the tokens.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,14 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from swinv2.drawing.paper import Tiles, save, tile_blocks
-from swinv2.lengths import Pair
+from swinv2.lengths import Lengths, Pair
 from swinv2.ops import windows
 from swinv2.ops.windows import WindowPlan
 
 Region = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
 
-_COLOURS = "viridis"
+COLOURS = "viridis"
 TOKEN_COLOUR, WINDOW_COLOUR = "#ff2d2d", "#ffd400"
 
 
@@ -36,57 +37,65 @@ class TokenAttention:
     """The attention of one token.
 
     Attributes:
-        token: Row and column of the token on the map.
+        token: Place of the token on the map: row and column; of a video, place in time, row and column.
         weights: Attention weight of each head for each token of the map.
-        window: The tokens of its window. A shifted window may consist of up to four parts at the edges of the map.
+        window: The tokens of its window. A shifted window may consist of several parts at the edges of the map.
         visible: The tokens that it may attend to: those of its region.
         on_padding: For each head, the sum of the weights of padding tokens. The sum of `weights` and `on_padding` is 1.
     """
 
-    token: Pair
-    weights: Float[np.ndarray, "heads H W"]
-    window: Bool[np.ndarray, "H W"]
-    visible: Bool[np.ndarray, "H W"]
+    token: Lengths
+    weights: Float[np.ndarray, "heads *map"]
+    window: Bool[np.ndarray, "*map"]
+    visible: Bool[np.ndarray, "*map"]
     on_padding: Float[np.ndarray, "heads"]
+
+    def at_time(self, place: int) -> "TokenAttention":
+        """Of a video, the attention for the tokens at one place in time."""
+        parts = self.weights[:, place], self.window[place], self.visible[place]
+        return TokenAttention(self.token[1:], *parts, self.on_padding)
 
 
 def token_attention(
-    weights: Float[Tensor, "windows heads tokens tokens"], plan: WindowPlan, token: Pair
+    weights: Float[Tensor, "windows heads tokens tokens"], plan: WindowPlan, token: Lengths
 ) -> TokenAttention:
     """Puts the attention of a token back on the map.
 
     Args:
-        weights: Attention weights of all windows of one image.
+        weights: Attention weights of all windows of one image or video.
         plan: Windows and shift of the block.
-        token: Row and column on the map.
+        token: Place on the map; see `TokenAttention`.
 
     Raises:
         ValueError: The map has no such token, or the weights do not fit the plan.
     """
-    (height, width), (padded_height, padded_width) = plan.grid, plan.padded_grid
-    if not (0 <= token[0] < height and 0 <= token[1] < width):
-        raise ValueError(f"token is {token}; the map has {height} rows and {width} columns, counted from 0.")
-    count = plan.counts[0] * plan.counts[1]
+    if len(token) != len(plan.grid) or any(
+        not 0 <= place < length for place, length in zip(token, plan.grid, strict=True)
+    ):
+        raise ValueError(f"token is {token}; the map has {plan.grid} tokens, which are counted from 0.")
+    count = math.prod(plan.counts)
     if weights.shape[0] != count or weights.shape[2] != plan.tokens:
         raise ValueError(
-            f"weights are {tuple(weights.shape)}; this plan has {count} windows of {plan.tokens} tokens, one image."
+            f"weights are {tuple(weights.shape)}; this plan has {count} windows of {plan.tokens} tokens, for one input."
         )
     # The positions on the padded map, partitioned into windows in the same way as the tokens.
-    positions = torch.arange(padded_height * padded_width).view(1, padded_height, padded_width)
+    padded_grid, number = plan.padded_grid, math.prod(plan.padded_grid)
+    positions = torch.arange(number).view(1, *padded_grid)
+    wanted = positions[(0, *token)]
     positions = windows.partition(windows.shift(positions, plan), plan.window)
-    index, query = (positions == token[0] * padded_width + token[1]).nonzero()[0].tolist()
+    index, query = (positions == wanted).nonzero()[0].tolist()
 
     def on_the_map(values: Tensor) -> np.ndarray:
         """Values of the window's tokens, each at its position on the map; 0 elsewhere."""
-        padded = values.new_zeros((*values.shape[:-1], padded_height * padded_width))
+        padded = values.new_zeros((*values.shape[:-1], number))
         padded[..., positions[index]] = values
-        return padded.unflatten(-1, (padded_height, padded_width))[..., :height, :width].numpy()
+        return padded.unflatten(-1, padded_grid)[(..., *map(slice, plan.grid))].numpy()
 
     all_tokens, hidden = torch.ones(plan.tokens, dtype=torch.bool), plan.hidden_pairs(torch.device("cpu"))
     may_see = all_tokens if hidden is None else ~hidden[index, query]
     of_token = weights[index, :, query].double()
     on_map = on_the_map(of_token)
-    on_padding = of_token.sum(-1).numpy() - on_map.sum((1, 2))
+    on_padding = of_token.sum(-1).numpy() - on_map.reshape(len(on_map), -1).sum(1)
     return TokenAttention(token, on_map, on_the_map(all_tokens), on_the_map(may_see), on_padding)
 
 
@@ -112,7 +121,7 @@ def overlay(
     def enlarged_to_pixels(values: np.ndarray) -> np.ndarray:
         return values.repeat(token_size[0], 0).repeat(token_size[1], 1)[:height, :width]
 
-    colours = 255 * colormaps[_COLOURS](enlarged_to_pixels(np.clip(weights / max(most, 1e-12), 0, 1)))[..., :3]
+    colours = 255 * colormaps[COLOURS](enlarged_to_pixels(np.clip(weights / max(most, 1e-12), 0, 1)))[..., :3]
     mixed, pale = 0.45 * grey + 0.55 * colours, 110 + 0.5 * grey
     return np.where(enlarged_to_pixels(visible)[..., None], mixed, pale).round().clip(0, 255).astype(np.uint8)
 
@@ -148,27 +157,43 @@ def _attention_tiles(title: str, attention: TokenAttention, rgb: np.ndarray, tok
 
     def show(weights: np.ndarray, region: Region | None = None) -> Callable[[Any], None]:
         mixed = overlay(rgb, weights, attention.visible, token_size, most)
-        return lambda axes: _show_with_window(axes, mixed, attention, token_size, region)
+        return lambda axes: show_with_window(axes, mixed, attention, token_size, region)
 
     tiles = {
-        "image": lambda axes: _show_with_window(axes, rgb, attention, token_size),
+        "image": lambda axes: show_with_window(axes, rgb, attention, token_size),
         "mean of heads": show(attention.weights.mean(0)),
         **{f"head {index}": show(weights, around) for index, weights in enumerate(attention.weights, 1)},
     }
-    return Tiles(title, tiles, ScalarMappable(Normalize(0, 100 * most), _COLOURS))
+    return Tiles(title, tiles, ScalarMappable(Normalize(0, 100 * most), COLOURS))
 
 
-def _show_with_window(
-    axes: Any, shown: np.ndarray, attention: TokenAttention, token_size: Pair, region: Region | None = None
+def show_with_window(
+    axes: Any,
+    shown: np.ndarray,
+    attention: TokenAttention,
+    token_size: Pair,
+    region: Region | None = None,
+    has_token: bool = True,
 ) -> None:
-    """Shows an image, or only a region of it, with the token and its window."""
+    """Shows an image, or only a region of it, with the token and its window.
+
+    Args:
+        axes: matplotlib's axes.
+        shown: The image (H, W, 3).
+        attention: The token and its window.
+        token_size: Size (height, width) of a token in pixels of the image.
+        region: The part of the image; None for all.
+        has_token: Whether to mark the token; not in another frame of a video.
+    """
     (height, width), (down, across) = shown.shape[:2], token_size
     axes.imshow(shown, extent=(0, width, height, 0), interpolation="nearest")
     for mask, style in ((attention.window & ~attention.visible, (0, (1, 1.5))), (attention.visible, "-")):
         xs, ys = mask_outline(mask)
         axes.plot(xs * across, ys * down, color=WINDOW_COLOUR, linewidth=1.3, linestyle=style)
-    y, x = attention.token
-    axes.add_patch(Rectangle((x * across, y * down), across, down, fill=False, edgecolor=TOKEN_COLOUR, linewidth=1.4))
+    if has_token:
+        y, x = attention.token
+        corner = (x * across, y * down)
+        axes.add_patch(Rectangle(corner, across, down, fill=False, edgecolor=TOKEN_COLOUR, linewidth=1.4))
     left, top, right, bottom = region or (0, 0, width, height)
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
     axes.spines[:].set_color("#bbbbbb")

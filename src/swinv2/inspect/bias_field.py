@@ -1,9 +1,9 @@
 """The position bias as a field: how much a head prefers a key by its position relative to the query.
 
-In: the bias table of a block. Out: the same values, ordered by direction in the image, and a figure.
+In: the bias table of a block. Out: the same values, ordered by direction in the image and in time, and a figure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,9 @@ from swinv2.layers.block import SwinTransformerBlock
 from swinv2.lengths import Lengths
 from swinv2.ops.backends import EAGER
 
+OVER_TIME = "over time"
+"""The heading of the tile of a video model's bias for keys at the query's place."""
+
 
 @dataclass(frozen=True)
 class BiasField:
@@ -31,24 +34,25 @@ class BiasField:
     Attributes:
         title: Name of the block, in words.
         values: [head, down + Wh - 1, right + Ww - 1] is added to the logit of the key that is `down` tokens below the
-            query and `right` tokens to the right of it.
-        window: The windows (height, width) in tokens.
+            query and `right` tokens to the right of it; of a video, [head, later + Wt - 1, ...] to that of a key which
+            is also `later` tokens after it in time.
+        window: The windows (height, width), or (frames, height, width), in tokens.
         learned_window: The window in which the bias was learned.
     """
 
     title: str
-    values: Float[np.ndarray, "heads field_height field_width"]
+    values: Float[np.ndarray, "heads *field"]
     window: Lengths
     learned_window: Lengths
 
 
-def by_direction(bias_table: Float[Tensor, "heads table_height table_width"]) -> np.ndarray:
+def by_direction(bias_table: Float[Tensor, "heads *table"]) -> np.ndarray:
     """Reorders a bias table: from query minus key to key minus query.
 
     Args:
-        bias_table: (heads, 2 Wh - 1, 2 Ww - 1), from `ContinuousPositionBias`.
+        bias_table: (heads, 2 Wh - 1, 2 Ww - 1), or with 2 Wt - 1 before for videos, from `ContinuousPositionBias`.
     """
-    return bias_table.detach().float().cpu().flip(1, 2).numpy()
+    return bias_table.detach().float().cpu().flip(*range(1, bias_table.ndim)).numpy()
 
 
 @torch.no_grad()
@@ -62,6 +66,9 @@ def field_of(block: SwinTransformerBlock, spec: StageSpec, title: str) -> BiasFi
 def draw_bias(fields: Sequence[BiasField], path: Path, title: str, is_compared: bool = False) -> None:
     """Draws position biases, a tile for each head.
 
+    Of a video, these tiles are for keys at the query's time; a tile before them has, for all heads, the bias of the
+    keys at the query's place.
+
     The figure shows the bias minus its mean over the head's field: a constant that is added to the logits of all keys
     changes no attention weight. If a window is larger than its learned window, a frame marks the learned distances.
 
@@ -73,6 +80,8 @@ def draw_bias(fields: Sequence[BiasField], path: Path, title: str, is_compared: 
     """
     note = "position bias of a key, by its distance below and right of the query, minus "
     note += "the bias of the query itself" if is_compared else "the head's mean"
+    if any(len(field.window) > 2 for field in fields):
+        note += "\nheads: keys at the query's time; before them: keys at its place, by their distance in time"
     if any(map(_goes_beyond, fields)):
         note += "\ndashed: the distances in the learned window"
     reliefs = [_bias_relief(field, is_compared) for field in fields]
@@ -82,7 +91,11 @@ def draw_bias(fields: Sequence[BiasField], path: Path, title: str, is_compared: 
     blocks: list[Tiles] = []
     for field, relief, limit in zip(fields, reliefs, limits, strict=True):
         colours = ScalarMappable(Normalize(-limit, limit), "RdBu_r")
-        tiles = {
+        tiles: dict[str, Callable[[Any], None]] = {}
+        if len(field.window) > 2:
+            tiles[OVER_TIME] = partial(_show_bias_over_time, values=_over_time(relief, field), limit=limit)
+            relief = relief[:, field.window[0] - 1]
+        tiles |= {
             f"head {index}": partial(_show_bias, values=values, field=field, colours=colours)
             for index, values in enumerate(relief, 1)
         }
@@ -91,24 +104,41 @@ def draw_bias(fields: Sequence[BiasField], path: Path, title: str, is_compared: 
 
 
 def _goes_beyond(field: BiasField) -> bool:
-    """Whether the field has distances that its learned window does not have."""
-    return any(window > learned for window, learned in zip(field.window, field.learned_window, strict=True))
+    """Whether the field has distances in the image that its learned window does not have."""
+    return any(window > learned for window, learned in zip(field.window[-2:], field.learned_window[-2:], strict=True))
 
 
 def _bias_relief(field: BiasField, is_from_the_query: bool) -> np.ndarray:
     """The bias of each head, minus the bias of the query itself or minus the mean."""
-    down, right = field.window[0] - 1, field.window[1] - 1
-    of_query = field.values[:, down, right, None, None]
-    return field.values - (of_query if is_from_the_query else field.values.mean((1, 2), keepdims=True))
+    axes = tuple(range(1, field.values.ndim))
+    of_query = field.values[(slice(None), *(slice(length - 1, length) for length in field.window))]
+    return field.values - (of_query if is_from_the_query else field.values.mean(axes, keepdims=True))
+
+
+def _over_time(relief: np.ndarray, field: BiasField) -> np.ndarray:
+    """The bias (heads, times) of the keys at the query's place."""
+    return relief[:, :, field.window[1] - 1, field.window[2] - 1]
+
+
+def _show_bias_over_time(axes: Any, values: np.ndarray, limit: float) -> None:
+    """Draws the position bias (heads, times) of the keys at the query's place, a line for each head."""
+    farthest = values.shape[1] // 2
+    axes.plot(range(-farthest, farthest + 1), values.T, linewidth=0.8, alpha=0.8)
+    axes.set(xlim=(-farthest - 0.5, farthest + 0.5), ylim=(-1.05 * limit, 1.05 * limit))
+    axes.set(xticks=sorted({-farthest, 0, farthest}))
+    axes.set_xlabel("later, tokens", fontsize=7.5, labelpad=1)
+    axes.tick_params(labelsize=7, length=2, pad=1.5)
+    axes.set_box_aspect(1)
+    axes.spines[:].set_color("#bbbbbb")
 
 
 def _show_bias(axes: Any, values: np.ndarray, field: BiasField, colours: ScalarMappable) -> None:
     """Draws the position bias of one head, with the learned window as a dashed line."""
-    down, right = field.window[0] - 1, field.window[1] - 1
+    down, right = (length - 1 for length in field.window[-2:])
     extent = (-right - 0.5, right + 0.5, down + 0.5, -down - 0.5)
     axes.imshow(values, cmap=colours.cmap, norm=colours.norm, extent=extent, interpolation="nearest", aspect="auto")
     if _goes_beyond(field):
-        learned_down, learned_right = field.learned_window[0] - 1, field.learned_window[1] - 1
+        learned_down, learned_right = (length - 1 for length in field.learned_window[-2:])
         corner = (-learned_right - 0.5, -learned_down - 0.5)
         size = (2 * learned_right + 1, 2 * learned_down + 1)
         axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="black", linewidth=1, linestyle=(0, (4, 2))))

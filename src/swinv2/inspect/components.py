@@ -33,37 +33,37 @@ class Components:
         channels: Channels of the map.
     """
 
-    scores: Float[np.ndarray, "H W 3"]
+    scores: Float[np.ndarray, "*map 3"]
     shares: Float[np.ndarray, "3"]
     channels: int
 
 
-def principal_components(feature_map: Float[Tensor, "H W C"]) -> Components:
+def principal_components(feature_map: Float[Tensor, "*map C"]) -> Components:
     """Finds the principal components of a map's tokens.
 
     The sign of a component is arbitrary; here its largest weight is positive, so the colours of a map do not change.
 
     Args:
-        feature_map: The map of one image.
+        feature_map: The map of one image, (H, W, C), or of one video, (frames, H, W, C).
     """
-    height, width, channels = feature_map.shape
-    tokens = feature_map.double().flatten(0, 1)
+    *grid, channels = feature_map.shape
+    tokens = feature_map.double().flatten(0, -2)
     centred = tokens - tokens.mean(0)
     _, spread, directions = torch.linalg.svd(centred, full_matrices=False)
     directions = directions[:COMPONENTS]
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     directions = directions * torch.where(largest < 0, -1.0, 1.0)
     missing = (0, COMPONENTS - len(directions))
-    scores = F.pad(centred @ directions.T, missing).view(height, width, COMPONENTS)
+    scores = F.pad(centred @ directions.T, missing).view(*grid, COMPONENTS)
     variance = spread.square()
     # A constant map has no variance, and shares of 0.
     shares = F.pad(variance[:COMPONENTS] / (variance.sum() or 1.0), missing)
     return Components(scores.numpy(), shares.numpy(), channels)
 
 
-def as_colours(scores: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 3"]:
+def as_colours(scores: Float[np.ndarray, "*map 3"]) -> Float[np.ndarray, "*map 3"]:
     """Scales each component from its 1st to its 99th percentile to colours from 0 to 1; 0.5 if it is constant."""
-    low, high = np.percentile(scores, (1, 99), axis=(0, 1))
+    low, high = np.percentile(scores.reshape(-1, COMPONENTS), (1, 99), axis=0)
     spread = high - low
     scaled = (scores - low) / np.where(spread > 0, spread, 1.0)
     return np.where(spread > 0, np.clip(scaled, 0.0, 1.0), 0.5)

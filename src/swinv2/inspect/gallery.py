@@ -5,10 +5,10 @@ token (`attention-NAME.png`) and the feature maps (`features-NAME.png`). For the
 and the amplitudes over all images (`amplitudes.png`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -17,10 +17,10 @@ from swinv2.images import BrokenImage, read_or_skip
 from swinv2.inspect.amplitudes import Amplitudes, draw_amplitudes
 from swinv2.inspect.attention_map import TokenAttention, draw_attention, token_attention
 from swinv2.inspect.bias_field import BiasField, draw_bias, field_of
-from swinv2.inspect.components import draw_components, principal_components
+from swinv2.inspect.components import Components, draw_components, principal_components
 from swinv2.inspect.observation import BlockTrace, Observation, blocks_of, observe, token_size_of
 from swinv2.inspect.view import View, look
-from swinv2.lengths import Pair
+from swinv2.lengths import Lengths, Pair
 from swinv2.loading import choose_device, load_model, load_processor, read_config
 from swinv2.model import Swinv2Model
 
@@ -35,6 +35,10 @@ class Inspector:
         stage: "stage1" and so on for one stage; None for all.
     """
 
+    model_class: ClassVar[type[Swinv2Model]] = Swinv2Model
+    load_processor_of: ClassVar[Callable[[str, int], Any]] = staticmethod(load_processor)
+    """Loads the processor that is stored with a model of so many channels."""
+
     def __init__(self, model: Swinv2Model, processor: Any, name: str, stage: str | None = None) -> None:
         self.model, self.processor, self.name, self.stage = model, processor, name, stage
         self.amplitudes = Amplitudes()
@@ -43,13 +47,12 @@ class Inspector:
     @classmethod
     def load(cls, name: str, stage: str | None = None, device: str = "auto") -> Self:
         """Loads a model, which may have any head, and its processor; see `predict.predictor.FeatureExtractor.load`."""
-        stages = read_config(name).stage_names[1:]
+        stages = read_config(name, None).stage_names[1:]
         if stage is not None and stage not in stages:
             raise UsageError(f"--stage is {stage!r}; the model {name!r} has {', '.join(stages)}.")
         # Only the backend "eager" returns attention weights.
-        model = load_model(Swinv2Model, name, choose_device(device), torch.float32, attn_implementation="eager")
-        processor = load_processor(name, model.config.num_channels)
-        return cls(model, processor, Path(name).name or name, stage)
+        model = load_model(cls.model_class, name, choose_device(device), torch.float32, attn_implementation="eager")
+        return cls(model, cls.load_processor_of(name, model.config.num_channels), Path(name).name or name, stage)
 
     def inspect(
         self, paths: Iterable[Path], output: Path, point: tuple[int, int] | None = None
@@ -87,7 +90,7 @@ class Inspector:
             yield path, self._draw_image(path, view, pixel, seen, output)
 
     def draw_model(self, output: Path) -> dict[str, list[Any]]:
-        """Draws the position bias, and the amplitudes over all inspected images; nothing if there are none.
+        """Draws the position bias, and the amplitudes over all that was inspected; nothing if there is none.
 
         Args:
             output: The folder to write to.
@@ -103,7 +106,7 @@ class Inspector:
         for spec in self.model.config.stages():
             if self.stage in (None, spec.name):
                 number, block = last[spec.index + 1]
-                windows = f"windows of {spec.window[1]} x {spec.window[0]}"
+                windows = f"windows of {_in_words(spec.window)}"
                 fields.append(field_of(block, spec, f"stage {spec.index + 1}, block {number}: {windows}"))
         files = [output / "bias.png", output / "amplitudes.png"]
         draw_bias(fields, files[0], f"Position bias of {self.name}")
@@ -113,8 +116,8 @@ class Inspector:
                 "block": field.title,
                 "window": field.window,
                 "learned_window": field.learned_window,
-                "lowest": field.values.min((1, 2)).tolist(),
-                "highest": field.values.max((1, 2)).tolist(),
+                "lowest": field.values.reshape(len(field.values), -1).min(1).tolist(),
+                "highest": field.values.reshape(len(field.values), -1).max(1).tolist(),
             }
             for field in fields
         ]
@@ -126,38 +129,13 @@ class Inspector:
 
     def _draw_image(self, path: Path, view: View, pixel: Pair, seen: Observation, output: Path) -> dict[str, Any]:
         """Draws attention and feature maps of one image, and returns their numbers and the figures' names."""
-        attentions: dict[str, TokenAttention] = {}
-        token_sizes: dict[str, Pair] = {}
-        numbers: list[dict[str, Any]] = []
-        for trace in seen.blocks:
-            if trace.weights is None or self.stage not in (None, f"stage{trace.stage}"):
-                continue
-            height, width = token_size_of(self.model.config, trace.stage)
-            token = row, column = pixel[0] // height, pixel[1] // width
-            name, attention = _block_in_words(trace), token_attention(trace.weights, trace.plan, token)
-            attentions[name], token_sizes[name] = attention, (height, width)
-            numbers.append(
-                {
-                    "stage": trace.stage,
-                    "block": trace.block,
-                    "token": token,
-                    "window": trace.plan.window,
-                    "shift": trace.plan.shift,
-                    "on_itself": attention.weights[:, row, column].tolist(),
-                    "beyond_the_map": attention.on_padding.tolist(),
-                }
-            )
-        maps = {name: tokens for name, tokens in seen.stage_maps().items() if self.stage in (None, name)}
-        components = {name: principal_components(tokens[0]) for name, tokens in maps.items()}
-        # The map of the stem has the tokens of stage 1.
-        token_sizes |= {
-            name: token_size_of(self.model.config, 1 if name == "stem" else int(name[len("stage") :])) for name in maps
-        }
+        attentions, token_sizes, numbers = self._attentions(seen, pixel)
+        components, sizes_of_maps = self._components(seen)
         name = self._name_of(path)
         files = [output / f"attention-{name}.png", output / f"features-{name}.png"]
         about = f"{path.name} seen by {self.name}"
         draw_attention(attentions, view.rgb, token_sizes, files[0], f"Attention of one token: {about}")
-        draw_components(components, view.rgb, token_sizes, files[1], f"Feature maps by principal components: {about}")
+        draw_components(components, view.rgb, sizes_of_maps, files[1], f"Feature maps by principal components: {about}")
         return {
             "image": str(path),
             "size": (view.size[1], view.size[0]),
@@ -167,8 +145,49 @@ class Inspector:
             "files": [str(file) for file in files],
         }
 
+    def _attentions(
+        self, seen: Observation, pixel: Pair, *time: int
+    ) -> tuple[dict[str, TokenAttention], dict[str, Pair], list[dict[str, Any]]]:
+        """The attention of the token at a pixel, and of a video at a place in time, in each stage that is drawn.
+
+        Returns:
+            The attention and the size (height, width) of a token, each by the name of the block in words, and the
+            numbers of each block for JSON.
+        """
+        attentions: dict[str, TokenAttention] = {}
+        token_sizes: dict[str, Pair] = {}
+        numbers: list[dict[str, Any]] = []
+        for trace in seen.blocks:
+            if trace.weights is None or self.stage not in (None, f"stage{trace.stage}"):
+                continue
+            height, width = token_size_of(self.model.config, trace.stage)
+            token = (*time, pixel[0] // height, pixel[1] // width)
+            name, attention = _block_in_words(trace), token_attention(trace.weights, trace.plan, token)
+            attentions[name], token_sizes[name] = attention, (height, width)
+            numbers.append(
+                {
+                    "stage": trace.stage,
+                    "block": trace.block,
+                    "token": token,
+                    "window": trace.plan.window,
+                    "shift": trace.plan.shift,
+                    "on_itself": attention.weights[(slice(None), *token)].tolist(),
+                    "beyond_the_map": attention.on_padding.tolist(),
+                }
+            )
+        return attentions, token_sizes, numbers
+
+    def _components(self, seen: Observation) -> tuple[dict[str, Components], dict[str, Pair]]:
+        """The principal components of each map that is drawn, and the size of its tokens in pixels, by its name."""
+        maps = {name: tokens for name, tokens in seen.stage_maps().items() if self.stage in (None, name)}
+        # The map of the stem has the tokens of stage 1.
+        sizes = {
+            name: token_size_of(self.model.config, 1 if name == "stem" else int(name[len("stage") :])) for name in maps
+        }
+        return {name: principal_components(tokens[0]) for name, tokens in maps.items()}, sizes
+
     def _name_of(self, path: Path) -> str:
-        """The file's name without its suffix, with a number if an earlier image had the same name."""
+        """The file's name without its suffix, with a number if an earlier one had the same name."""
         name, number = path.stem, 2
         while name in self._names:
             name, number = f"{path.stem}-{number}", number + 1
@@ -181,6 +200,12 @@ def _block_in_words(trace: BlockTrace) -> str:
     plan = trace.plan
     shifted = f", shifted by {max(plan.shift)}" if any(plan.shift) else ""
     return (
-        f"stage {trace.stage}, block {trace.block}: map of {plan.grid[1]} x {plan.grid[0]} tokens, windows of "
-        f"{plan.window[1]} x {plan.window[0]}{shifted}"
+        f"stage {trace.stage}, block {trace.block}: map of {_in_words(plan.grid)} tokens, windows of "
+        f"{_in_words(plan.window)}{shifted}"
     )
+
+
+def _in_words(lengths: Lengths) -> str:
+    """The size of a map or window in words, width first; of a video with the length in time."""
+    *time, height, width = lengths
+    return f"{width} x {height}" + "".join(f" (x {length} in time)" for length in time)

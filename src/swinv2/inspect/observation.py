@@ -1,8 +1,9 @@
 """Records one forward pass.
 
-In: a model and pixels. Out: the map after the patch embedding and after every block, the values that the two branches
-of each block add, and the attention weights of the last block of each stage. Hooks record them and are removed, and the
-attention backend is "eager" meanwhile, the only one that returns weights; nothing else in the model is changed.
+In: a model and pixels of images or videos. Out: the map after the patch embedding and after every block, the values
+that the two branches of each block add, and the attention weights of the last block of each stage. Hooks record them
+and are removed, and the attention backend is "eager" meanwhile, the only one that returns weights; nothing else in the
+model is changed.
 """
 
 from contextlib import ExitStack
@@ -38,22 +39,22 @@ class BlockTrace:
     stage: int
     block: int
     plan: WindowPlan
-    after: Float[Tensor, "B H W C"]
-    attention: Float[Tensor, "B H W C"]
-    mlp: Float[Tensor, "B H W C"]
+    after: Float[Tensor, "B *map C"]
+    attention: Float[Tensor, "B *map C"]
+    mlp: Float[Tensor, "B *map C"]
     weights: Float[Tensor, "N heads tokens tokens"] | None
 
 
 @dataclass(frozen=True)
 class Observation:
-    """The record of a forward pass, on the CPU.
+    """The record of a forward pass, on the CPU. Maps are (B, H, W, C), of videos (B, frames, H, W, C).
 
     Attributes:
         embedded: The map after the patch embedding.
         blocks: The record of each block, in order.
     """
 
-    embedded: Float[Tensor, "B H W C"]
+    embedded: Float[Tensor, "B *map C"]
     blocks: tuple[BlockTrace, ...]
 
     @property
@@ -61,7 +62,7 @@ class Observation:
         """The last block of each stage, in order: the blocks with attention weights."""
         return tuple(trace for trace in self.blocks if trace.weights is not None)
 
-    def stage_maps(self) -> dict[str, Float[Tensor, "B H W C"]]:
+    def stage_maps(self) -> dict[str, Float[Tensor, "B *map C"]]:
         """The map after the patch embedding ("stem"), and each stage's map before merging ("stage1" and so on)."""
         return {"stem": self.embedded} | {f"stage{trace.stage}": trace.after for trace in self.blocks}
 
@@ -84,14 +85,14 @@ def blocks_of(model: Swinv2Model | Swinv2Backbone) -> list[tuple[int, int, SwinT
 @torch.no_grad()
 def observe(
     model: Swinv2Model | Swinv2Backbone,
-    pixel_values: Float[Tensor, "B channels height width"],
+    pixel_values: Float[Tensor, "B *frames channels height width"],
     ends: tuple[str, str] = ("layernorm_before", "layernorm_after"),
 ) -> Observation:
     """Runs a model once and records it.
 
     Args:
         model: The network, in evaluation mode.
-        pixel_values: Images, on the model's device and of its type.
+        pixel_values: Images or videos, on the model's device and of its type.
         ends: The modules of a block whose outputs are the values that attention and MLP add (without drop path).
     """
     blocks = blocks_of(model)
@@ -113,6 +114,6 @@ def observe(
     traces: list[BlockTrace] = []
     for stage, number, block in blocks:
         after, (attention, mlp) = outputs[block], (outputs[end] for end in ends_of[block])
-        plan = block.attention.self.geometry.plan((after.shape[1], after.shape[2]))
+        plan = block.attention.self.geometry.plan(tuple(after.shape[1:-1]))
         traces.append(BlockTrace(stage, number, plan, after, attention, mlp, weights.get(block)))
     return Observation(outputs[model.embeddings], tuple(traces))

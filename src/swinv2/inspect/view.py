@@ -1,11 +1,13 @@
-"""Finds the pixels that a model sees of an image, and their positions in the image.
+"""Finds the pixels that a model sees of an image or a clip, and their positions in the image or frame.
 
-In: an image and transformers' image processor. Out: pixels for the model, the same as an image for people, and the
-position of each row and column in the original image. The positions are not computed from the processor's settings:
-the processor gets an image whose colours are the coordinates of its pixels.
+In: an image and transformers' image processor; or a video, times, and its video processor. Out: pixels for the model,
+the same as an image for people, and the position of each row and column in the original. The positions are not computed
+from the processor's settings: the processor gets an image whose colours are the coordinates of its pixels.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,21 +18,25 @@ from torch import Tensor
 
 from swinv2.errors import UsageError
 from swinv2.lengths import Pair
+from swinv2.video.processing import Swinv2VideoProcessor
+from swinv2.video.reading import VideoInfo
+from swinv2.video.sampling import Sampling
+from swinv2.video.views import Views, process_frame
 
 
 @dataclass(frozen=True)
 class View:
-    """The image that the model sees.
+    """The image that the model sees, or the frames of a clip.
 
     Attributes:
         pixel_values: Input of the model, a batch of one.
         rgb: The same for people: eight bits, not normalised; grey has three equal channels.
-        rows, columns: Position of each row's and column's centre, in pixels of the original image.
-        size: Height and width of the original image.
+        rows, columns: Position of each row's and column's centre, in pixels of the original image or frame.
+        size: Height and width of the original image or frame.
     """
 
-    pixel_values: Float[Tensor, "1 channels H W"]
-    rgb: UInt8[np.ndarray, "H W 3"]
+    pixel_values: Float[Tensor, "1 *frames channels H W"]
+    rgb: UInt8[np.ndarray, "*frames H W 3"]
     rows: Float[np.ndarray, "H"]
     columns: Float[np.ndarray, "W"]
     size: Pair
@@ -82,19 +88,41 @@ def look(image: Image.Image, processor: Any) -> View:
         image: RGB or grey of eight bits, as `images.read_image` returns it.
         processor: transformers' image processor of the model.
     """
-    pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
-    pixels = pixel_values[0].float()
+
+    def process(pixels: Any, **settings: Any) -> Tensor:
+        return processor(images=pixels, return_tensors="pt", **settings)["pixel_values"][0]
+
+    return _look_at_pixels(process(image), processor, (image.height, image.width), process)
+
+
+def look_at_clip(info: VideoInfo, times: Sequence[float], processor: Swinv2VideoProcessor) -> View:
+    """Runs a video processor on the frames of a video that are shown at some times, in seconds.
+
+    Raises:
+        VideoError: The file cannot be used.
+    """
+    (pixels,) = Views(processor, Sampling(len(times), 1)).read(info, times)
+    return _look_at_pixels(pixels, processor, info.size, partial(process_frame, processor))
+
+
+def _look_at_pixels(
+    pixel_values: Float[Tensor, "*frames channels H W"], processor: Any, size: Pair, process: Callable[..., Tensor]
+) -> View:
+    """The view of an image or of frames of a size, of which `processor` made `pixel_values`; `process` is what it does
+    to one, with other settings."""
+    pixels = pixel_values.float()
     if getattr(processor, "do_normalize", False):
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
         pixels = pixels * std + mean
     scale = 1 / processor.rescale_factor if getattr(processor, "do_rescale", False) else 1.0
-    rgb = (pixels * scale).round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    channels_last = (pixels * scale).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)
+    rgb = channels_last.expand(*channels_last.shape[:-1], 3).contiguous().numpy()
 
-    down, across = (torch.arange(length) + 0.5 for length in (image.height, image.width))
-    coordinates = torch.stack([*torch.meshgrid(down, across, indexing="ij"), torch.zeros(image.height, image.width)])
-    traced = processor(images=coordinates, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+    down, across = (torch.arange(length) + 0.5 for length in size)
+    coordinates = torch.stack([*torch.meshgrid(down, across, indexing="ij"), torch.zeros(size)])
+    traced = process(coordinates, do_rescale=False, do_normalize=False)
     rows, columns = traced[0, :, traced.shape[2] // 2], traced[1, traced.shape[1] // 2]
-    return View(pixel_values, rgb, _straight_positions(rows), _straight_positions(columns), (image.height, image.width))
+    return View(pixel_values[None], rgb, _straight_positions(rows), _straight_positions(columns), size)
 
 
 def _straight_positions(positions: Float[Tensor, "length"]) -> np.ndarray:

@@ -70,6 +70,14 @@ class Sampling:
             return view_times(info, self.num_frames, self.stride, clips)
         return [uniform_times(info, self.num_frames)]
 
+    def around(self, info: VideoInfo, time: float) -> list[float]:
+        """The times of the clip whose middle is nearest to a time, in seconds."""
+        if not self.stride:
+            return uniform_times(info, self.num_frames)
+        room = _room(info, self.num_frames, self.stride)
+        first = time * info.rate - 0.5 - (self.num_frames - 1) * self.stride / 2
+        return _clip(info, min(max(first, 0.0), room), self.num_frames, self.stride)
+
     def check(self, clips: int) -> None:
         """Raises an error if so many clips would be equal.
 

@@ -28,6 +28,12 @@ def frame_size(processor: Swinv2VideoProcessor) -> Pair | None:
     return None if height is None or width is None else (int(height), int(width))
 
 
+def process_frame(processor: Swinv2VideoProcessor, pixels: Tensor, **settings: Any) -> Tensor:
+    """What a processor makes of a frame (channels, height, width), with some settings other than its own."""
+    settings |= {"return_tensors": "pt", "input_data_format": "channels_first", "do_sample_frames": False}
+    return processor(videos=[pixels[None]], **settings)["pixel_values"][0, 0]
+
+
 @dataclass(frozen=True)
 class Views:
     """The parts of a video that a model sees; its answer is the mean of their probabilities.
@@ -103,15 +109,11 @@ class Views:
 
     def _prepare(self, frame: np.ndarray) -> list[Tensor]:
         """The pixels (channels, height, width) of each crop of a frame (height, width, 3)."""
+        pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
         if self.crops == 1:
-            return [self._process(frame)]
+            return [process_frame(self.processor, pixels)]
         side = self._side()
-        pixels = self._process(frame, do_resize=True, size={"shortest_edge": side}, do_center_crop=False)
+        whole: dict[str, Any] = {"do_resize": True, "size": {"shortest_edge": side}, "do_center_crop": False}
+        pixels = process_frame(self.processor, pixels, **whole)
         boxes = crops((pixels.shape[-2], pixels.shape[-1]), side, self.crops)
         return [pixels[:, top : top + height, left : left + width] for top, left, height, width in boxes]
-
-    def _process(self, frame: np.ndarray, **settings: Any) -> Tensor:
-        """What the processor makes of a frame, with some settings other than its own."""
-        pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
-        settings |= {"return_tensors": "pt", "input_data_format": "channels_first", "do_sample_frames": False}
-        return self.processor(videos=[pixels[None]], **settings)["pixel_values"][0, 0]

@@ -26,13 +26,14 @@ from swinv2.train.data.videos.dataset import VideoDataset, open_segment
 from swinv2.train.settings import make_settings
 from swinv2.train.start import choose_normalisation, given_fields, is_new_model
 from swinv2.train.video.settings import VideoSettings
-from swinv2.train.video.start import FRAME_STRIDE, starts_from_video
+from swinv2.train.video.start import starts_from_video
+from swinv2.video.config import Swinv2VideoConfig
 from swinv2.zoo import PRESETS
 
 SAMPLED_VIDEOS = 16
 """Number of training videos that are opened to find their usual size and length."""
 
-NUM_FRAMES = 16
+CLIP_FRAMES = 16
 """Frames of a clip: half of Video Swin's, for half of the time."""
 
 LEFT_OR_RIGHT = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
@@ -118,12 +119,12 @@ def look_at_videos(train: VideoDataset) -> VideoFacts:
 
 def _about_clips(settings: VideoSettings, facts: VideoFacts) -> list[Candidate]:
     """Number of frames, and their distance."""
-    frames = settings.num_frames or NUM_FRAMES
-    stride, why = FRAME_STRIDE, "that of Video Swin"
-    if facts.frames is not None and facts.frames < FRAME_STRIDE * frames:
+    frames = settings.num_frames or CLIP_FRAMES
+    stride, why = Swinv2VideoConfig.frame_stride, "that of Video Swin"
+    if facts.frames is not None and facts.frames < stride * frames:
         stride, why = 1, f"the videos have {facts.frames} frames"
     return [
-        Candidate("num_frames", NUM_FRAMES, "half of Video Swin's, for half of the time"),
+        Candidate("num_frames", CLIP_FRAMES, "half of Video Swin's, for half of the time"),
         Candidate("frame_stride", stride, why),
     ]
 

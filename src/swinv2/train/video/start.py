@@ -10,7 +10,7 @@ from typing import Any
 from swinv2.errors import UsageError
 from swinv2.heads import Swinv2ForImageClassification
 from swinv2.lengths import Windows, as_windows
-from swinv2.loading import read_config
+from swinv2.loading import is_video_model
 from swinv2.train.optim.groups import freeze_stages
 from swinv2.train.start import (
     build_or_load,
@@ -26,9 +26,6 @@ from swinv2.video.inflate import NUM_FRAMES, TUBELET_SIZE, WINDOW_FRAMES, inflat
 from swinv2.video.models import Swinv2ForVideoClassification
 
 logger = logging.getLogger(__name__)
-
-FRAME_STRIDE = 2
-"""Frames of a video from one frame of a clip to the next, of Video Swin Transformer."""
 
 
 def video_model_to_train(settings: VideoSettings, names: tuple[str, ...]) -> Swinv2ForVideoClassification:
@@ -61,9 +58,7 @@ def video_model_to_train(settings: VideoSettings, names: tuple[str, ...]) -> Swi
 
 def starts_from_video(settings: VideoSettings) -> bool:
     """Whether `--model` is a model of videos."""
-    if is_new_model(settings):
-        return False
-    return isinstance(read_config(settings.model, None), Swinv2VideoConfig)
+    return not is_new_model(settings) and is_video_model(settings.model)
 
 
 def _inflated(settings: VideoSettings, fields: dict[str, Any]) -> Swinv2ForVideoClassification:
