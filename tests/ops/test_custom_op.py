@@ -59,7 +59,7 @@ def calls(dtype: torch.dtype, batch: int = 2) -> dict[str, tuple[object, ...]]:
         _, *saved = branch(x, *given, *norm, *end, dtype, plan, True)
         weights, biases, *rest = given
         value_bias = biases[2] if len(biases) > 2 else None
-        return (grad, x, saved, weights, value_bias, *rest, norm[0], norm[2], *end, wants, plan)
+        return (grad, x, saved, weights, value_bias, biases[-1], *rest, norm[0], norm[2], *end, wants, plan)
 
     # More positions than are taken at once.
     grad_table, *network = (

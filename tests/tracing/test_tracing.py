@@ -131,7 +131,7 @@ def operations(graph: torch.fx.Graph) -> set[str]:
     for node in graph.nodes:
         if node.op == "call_function" and str(node.target).startswith("swinv2."):
             name = str(node.target).removeprefix("swinv2.").removesuffix(".default")
-            bias_table = {"branch": 3, "branch_backward": 5}.get(name)
+            bias_table = {"branch": 3, "branch_backward": 6}.get(name)
             is_mlp = bias_table is not None and node.args[bias_table] is None
             found.add(name if bias_table is None else f"{name} of {'mlp' if is_mlp else 'attention'}")
     return found

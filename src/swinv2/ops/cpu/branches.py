@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -114,14 +115,14 @@ class _AddBranch(torch.autograd.Function):
         rest: list[Any] = [*arguments[2 * count :], True]
         out, *saved = branch(x, weights, biases, *rest)
         value_bias = None if bias_table is None else biases[2]
-        ctx.save_for_backward(x, *saved, value_bias, bias_table, scale, norm_weight, keep_mask, *weights)
+        ctx.save_for_backward(x, *saved, value_bias, biases[-1], bias_table, scale, norm_weight, keep_mask, *weights)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
-        saved, (*attention, norm_weight, keep_mask), weights = tensors[:3], tensors[3:8], tensors[8:]
+        saved, (*attention, norm_weight, keep_mask), weights = tensors[:3], tensors[3:9], tensors[9:]
         needs, last = ctx.needs_input_grad, len(weights)
         wants = [needs[0], any(needs[1:last]), needs[last], needs[2 * last + 1]]
         rest: list[Any] = [*attention, norm_weight, ctx.eps, keep_mask, ctx.factor, wants, ctx.plan]
@@ -142,6 +143,16 @@ class _AddMlp(_AddBranch):
     """The name of the MLP branch in graphs and profiles."""
 
 
+def _saves_norm_input(x: Tensor, weights: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether the norm's input of a branch is saved for backward, which needs it.
+
+    That of an attention of a video in fp32 or fp64 is computed again, from the attended map: this saves a twelfth of
+    the memory of a training, of which clips need much, for one of 36 products of the linear layers.
+    """
+    is_attention, is_video = len(weights) > 2, x.ndim == 5
+    return not (is_attention and is_video and dtype.itemsize > 2)
+
+
 def _empty_branch(x: Tensor, weights: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For compiled graphs: the shapes of the results of `branch`."""
     dtype, _, save_for_backward = rest[-3:]  # the last arguments of `branch`
@@ -149,8 +160,9 @@ def _empty_branch(x: Tensor, weights: Sequence[Tensor], *rest: Any) -> tuple[Ten
     batch = batch if save_for_backward else 0
     first = sum(weight.shape[0] for weight in weights[:-1])
     middle = channels if len(weights) > 2 else 0
+    last = channels if _saves_norm_input(x, weights, dtype) else 0
     qkv_or_hidden, attended, branch_out = (
-        x.new_empty(batch, *grid, features, dtype=dtype) for features in (first, middle, channels)
+        x.new_empty(batch, *grid, features, dtype=dtype) for features in (first, middle, last)
     )
     return x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, dtype)), qkv_or_hidden, attended, branch_out
 
@@ -183,14 +195,16 @@ def branch(
 
     Returns:
         The sum; the output of the first layers (B, *grid, 3 C or hidden); the attended map (B, *grid, C), empty for an
-        MLP; and the norm's input (B, *grid, C). The last three have the kept images first, then undefined numbers. They
-        are empty unless `save_for_backward`.
+        MLP; and the norm's input (B, *grid, C), empty unless `_saves_norm_input`. The last three have the kept images
+        first, then undefined numbers. They are empty unless `save_for_backward`.
     """
     out, *saved = results = _empty_branch(x, weights, dtype, plan, save_for_backward)
     kept = _kept_images(keep_mask)
     images, sums, layers = _take_images(x, kept), _buffer_for_images(out, kept), list(zip(weights, biases, strict=True))
     norm: Norm = (norm_weight, norm_bias, eps, factor)
-    buffers = [each[: len(images)] for each in saved] if save_for_backward else [None] * 3
+    buffers: list[Any] = [each[: len(images)] for each in saved] if save_for_backward else [None] * 3
+    if not _saves_norm_input(x, weights, dtype):
+        buffers[2] = None
     if not uses_kernels(dtype):
         by_torch.add_branch(images, layers, bias_table, scale, plan, norm, sums, dtype, buffers)
     elif bias_table is None or scale is None:
@@ -207,7 +221,7 @@ def _empty_branch_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """For compiled graphs: the shapes of the results of `branch_backward`."""
     # Of the arguments of `branch_backward`, those after the weights.
-    bias_table, scale, (wants_x, wants_first, wants_last, wants_table) = rest[1], rest[2], rest[-2]
+    bias_table, scale, (wants_x, wants_first, wants_last, wants_table) = rest[2], rest[3], rest[-2]
     channels, dtype, (last_in, first_out) = x.shape[-1], precise(x.dtype), (weights[-1].shape[1], saved[0].shape[-1])
     return (
         x.new_empty(x.shape if wants_x else (0,)),
@@ -228,6 +242,7 @@ def branch_backward(
     saved: Sequence[Tensor],
     weights: Sequence[Tensor],
     value_bias: Tensor | None,
+    last_bias: Tensor | None,
     bias_table: Tensor | None,
     scale: Tensor | None,
     norm_weight: Tensor,
@@ -244,6 +259,7 @@ def branch_backward(
         x, weights, bias_table, scale, norm_weight, eps, keep_mask, factor, plan: The arguments of `branch`.
         saved: Its results, without the sum.
         value_bias: The bias of the value layer; None for an MLP.
+        last_bias: The bias of the last layer.
         wants: Whether to compute the gradients of x, of the first layers' weights, of the last layer's weight and of
             the bias table. A gradient that is not wanted is empty.
 
@@ -252,12 +268,17 @@ def branch_backward(
         as one tensor (3, C), of the norm's weight, the norm's bias and the last layer's bias; of the bias table; and of
         the scale. All but the first are in fp32 at least.
     """
-    gradients = _empty_branch_gradients(grad, x, saved, weights, value_bias, bias_table, scale, wants, plan)
+    before_wants = (value_bias, last_bias, bias_table, scale)
+    gradients = _empty_branch_gradients(grad, x, saved, weights, *before_wants, wants, plan)
     kept = _kept_images(keep_mask)
     images, grads, grad_images = _take_images(x, kept), _take_images(grad, kept), _buffer_for_images(gradients[0], kept)
     # An empty tensor is not wanted: there are no images, the branch is an MLP, or nobody asked for it.
     wanted: list[Any] = [each if each.numel() else None for each in (grad_images, *gradients[1:])]
-    saved = [each[: len(images)] for each in saved]
+    first_out, middle_out, branch_out = (each[: len(images)] for each in saved)
+    if not _saves_norm_input(x, weights, first_out.dtype):
+        last = (weights[-1], last_bias)
+        branch_out = F.linear(middle_out, *(each if each is None else each.to(middle_out.dtype) for each in last))
+    saved = [first_out, middle_out, branch_out]
     # The norm's bias is not used.
     norm, to = (norm_weight, norm_weight, eps, factor), blocks.Gradients(*wanted)
     if not uses_kernels(saved[0].dtype):
