@@ -1,6 +1,7 @@
 """The models with a head: classification, masked-image modelling, and a backbone for dense prediction.
 
-In: images (B, channels, height, width), labels or masks. Out: transformers' outputs.
+In: images (B, channels, height, width), labels or masks. Out: transformers' outputs. The classifier's base class is
+that of videos, too.
 """
 
 from typing import Any, ClassVar
@@ -69,6 +70,7 @@ class Swinv2Classifier(Swinv2PreTrainedModel):
     """
 
     network_class: ClassVar[type[Swinv2Model]] = Swinv2Model
+    """The class of `swinv2`, the network without the classifier."""
 
     def __init__(self, config: Swinv2Config) -> None:
         super().__init__(config)
@@ -94,7 +96,7 @@ class Swinv2Classifier(Swinv2PreTrainedModel):
         """Classifies images or videos.
 
         Args:
-            pixel_values: Images, or videos (B, frames, channels, height, width), of any size.
+            pixel_values: Images, or for a model of videos (B, frames, channels, height, width), of any size.
             labels: See `classification_loss`; None for no loss.
             output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict: See `Swinv2Model.forward`.
 

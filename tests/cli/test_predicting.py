@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -151,19 +152,21 @@ def test_a_full_disk_is_a_sentence(model: Path, source: Path, tmp_path: Path, mo
 def test_a_run_that_is_stopped_says_what_is_kept(
     model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["predict", source, "-o", tmp_path / "out", "-m", model, "--shard-size", 2, "--readers", 0]
+    (tmp_path / "bad.tar").write_bytes(b"x")
+    sources = [tmp_path / "bad.tar", tmp_path / "gone.tar", source]
+    arguments = ["predict", *sources, "-o", tmp_path / "out", "-m", model, "--shard-size", 2, "--readers", 0]
     computed = run.compute_here
 
     def stop(*given: Any) -> Iterator[Any]:
-        yield next(computed(*given))
+        yield from islice(computed(*given), 2)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "compute_here", stop)
     stopped = swinv2_command(*arguments)
     assert stopped.exit_code != 0
-    assert "stopped: 1 of 4 shards were done now and are kept; the same command goes on from there" in stopped.stderr
+    assert "stopped: 1 of 5 shards were computed and are kept; the same command computes the rest" in stopped.stderr
     monkeypatch.setattr(run, "compute_here", computed)
-    assert "1 of 4 shards were done before" in swinv2_command(*arguments).stderr
+    assert "1 of 5 shards were done before" in swinv2_command(*arguments).stderr
     assert keys_of(tmp_path / "out") == list(images_of(7))
 
 

@@ -42,6 +42,9 @@ def test_weights_of_each_time(figures: list[Figure]) -> None:
     assert shares[0] == pytest.approx(of_keys.view(3, 12).sum(1).numpy(), abs=1e-6)
     assert shares[1] == pytest.approx(np.full(3, 1 / 3), abs=1e-6)
 
+    # A clip that is longer than its video shows a time again.
+    draw_attention_over_time({"stage 1": attention}, FRAMES, [0.1] * 3, {"stage 1": (4, 4)}, Path("a.png"), "title")
+    assert [axes.get_title() for axes in figures.pop().axes].count("0.10 s") == 3
     draw_attention_over_time({"stage 1": attention}, FRAMES, SECONDS, {"stage 1": (4, 4)}, Path("a.png"), "title")
     (figure,) = figures
     tiles = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}

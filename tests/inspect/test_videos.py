@@ -1,14 +1,16 @@
 """`swinv2 inspect` for videos: a token, its window and its weights in time."""
 
 import json
+import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTImageProcessor
+from transformers import BitImageProcessor, ViTImageProcessor
 
 import peers
 from commands import swinv2_command
@@ -17,7 +19,9 @@ from swinv2.inspect import videos
 from swinv2.inspect.view import look_at_clip
 from swinv2.video.processing import Swinv2VideoProcessor, make_video_processor
 from swinv2.video.reading import probe
-from video_files import counted, write_video
+from swinv2.video.sampling import Sampling
+from swinv2.video.views import Views
+from video_files import counted, indices_of, write_video
 
 inspect = partial(swinv2_command, "inspect")
 SIZE = {"image_size": [18, 24], "patch_size": 2, "embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2]}
@@ -83,7 +87,8 @@ def test_files_and_numbers(video_model: Path, clip: Path, tmp_path: Path) -> Non
     # What the token keeps for itself, from the model called by hand. Of 4 x 12 x 12 tokens with their padding, shifted
     # by (1, 2, 2), the token (1, 0, 11) is at (0, 10, 9): in window (0, 2, 2), at the place (0, 2, 1) in it.
     network = Swinv2VideoModel.from_pretrained(video_model, attn_implementation="eager").eval()
-    view = look_at_clip(probe(clip), about["times"], Swinv2VideoProcessor.from_pretrained(video_model))
+    processor = Swinv2VideoProcessor.from_pretrained(video_model)
+    view = look_at_clip(probe(clip), about["times"], Views(processor, Sampling(6, 1)))
     assert view.rgb.shape == (6, 18, 24, 3)
     assert np.abs(view.rgb.astype(int).mean((1, 2, 3)) - counted(6).mean((1, 2, 3))).max() < 3
     with torch.no_grad():
@@ -111,11 +116,15 @@ def test_a_still_clip_has_as_much_weight_at_each_time(clip: Path, tmp_path: Path
 @pytest.mark.usefixtures("undrawn")
 def test_the_middle_other_lengths_and_skipped_files(video_model: Path, clip: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_text("broken")
+    short = write_video(tmp_path / "short.mkv", counted(5), codec="ffv1")
     options = ("-o", tmp_path / "out", "--num-frames", 3, "--frame-stride", 2, "--stage", "stage2", "--json")
-    result = inspect(clip, tmp_path / "broken.mp4", "-m", video_model, *options)
+    result = inspect(clip, tmp_path / "broken.mp4", short, "-m", video_model, *options, "--time", 0.65)
     assert result.exit_code == 1
-    assert "1 of 2 videos skipped" in result.stderr
-    about, broken = json.loads(result.stdout)["videos"]
+    assert "2 of 3 videos skipped" in result.stderr
+    about, broken, ended = json.loads(result.stdout)["videos"]
+    assert about["times"] == pytest.approx([0.45, 0.65, 0.85])
+    assert ended["error"] == "--time is 0.65, and it has 0.50 seconds"
+    about = json.loads(inspect(clip, "-m", video_model, *options).stdout)["videos"][0]
     assert about["times"] == pytest.approx([0.4, 0.6, 0.8])
     assert about["frame"] == 1
     # Three frames are two patches, of which the last one is half padding.
@@ -125,10 +134,55 @@ def test_the_middle_other_lengths_and_skipped_files(video_model: Path, clip: Pat
 
 
 @pytest.mark.parametrize(
+    ("tubelet", "num_frames", "stride", "crops", "middles"),
+    [
+        (2, 6, 1, False, [4, 6, 8]),
+        (1, 3, 2, True, [4, 6, 8]),
+        (3, 7, 1, False, [4, 7, 9]),
+        # Spread over the whole video; then longer than it, so that it begins again.
+        (2, 4, 0, True, [4, 10]),
+        (2, 8, 2, False, [2, 6, 10, 2]),
+    ],
+)
+def test_the_frames_that_are_shown(
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tubelet: int,
+    num_frames: int,
+    stride: int,
+    crops: bool,
+    middles: list[int],
+) -> None:
+    """The middle one of each patch, by its brightness, with its time."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(videos, "draw_attention_over_time", lambda *arguments: drawn.extend(arguments))
+    monkeypatch.setattr(videos, "draw_components_over_time", lambda *arguments: None)
+    sizes = {"tubelet_size": tubelet, "num_frames": num_frames, "frame_stride": stride, "window_size": (2, 4, 4)}
+    peers.draw_weights(Swinv2VideoModel(Swinv2VideoConfig(**SIZE, **sizes))).save_pretrained(tmp_path / "model")
+    size = {"size": {"height": 18, "width": 24}}
+    image_processor = (
+        BitImageProcessor(size={"shortest_edge": 45}, crop_size=size["size"]) if crops else ViTImageProcessor(**size)
+    )
+    Swinv2VideoProcessor(**make_video_processor(image_processor.to_dict())).save_pretrained(tmp_path / "model")
+    result = inspect(clip, "-m", tmp_path / "model", "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    attentions, shown, seconds, *_ = drawn
+    assert indices_of(shown) == middles
+    assert [math.floor(10 * second + 1e-6) for second in seconds] == middles
+    (about,) = json.loads(result.stdout)["videos"]
+    # Of 60 x 45 pixels, 24 x 18 are kept, from 18 and 13; or all.
+    assert about["seen"] == pytest.approx([36, 26, 84, 62] if crops else [0, 0, 120, 90], abs=0.1)
+    (first, *_) = attentions.values()
+    assert first.weights.shape[1] == len(middles)
+    assert first.token[0] == about["frame"] // tubelet == num_frames // 2 // tubelet
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["CLIP", "--time", "1.3"], "--time is 1.3, but clip.mkv has 1.20 seconds; expected 0 to 1.20."),
-        (["CLIP", "--token", "120,0"], "the image has 120 x 90 pixels"),
+        (["CLIP", "--token", "120,0"], "but a frame of clip.mkv has 120 x 90 pixels"),
+        (["CLIP", "--frame-stride", "inf"], "the distance of a clip's frames is inf"),
         (["CLIP", "--stage", "stage3"], "--stage is 'stage3'; the model"),
         (["IMAGE"], "is an image, and the model 'MODEL' is for videos"),
         ([], "no video was given; for example: swinv2 inspect clip.mp4 --model MODEL --token 120,80."),

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swinv2.errors import UsageError
 from swinv2.video.reading import VideoInfo
 from swinv2.video.sampling import Sampling, crops, training_times, uniform_times, view_times
 
@@ -64,19 +65,25 @@ def test_one_clip_is_in_the_middle() -> None:
 
 @given(frame_counts, numbers, strides, st.floats(0, 1))
 def test_a_clip_around_a_time(frames: int, num_frames: int, stride: float, share: float) -> None:
-    """Of all positions, the one whose middle is nearest to the time; spread over the video if the stride is 0."""
+    """Its middle frame is shown then, unless it would begin before the video or end after it."""
     info = video(frames)
     time = share * info.seconds
     found = Sampling(num_frames, stride).around(info, time)
     assert len(found) == num_frames
-    room = max(0.0, frames - 1 - (num_frames - 1) * stride)
-    middles = [(first + (num_frames - 1) * stride / 2 + 0.5) / info.rate for first in (0.0, room)]
-    nearest = min(max(time, middles[0]), middles[1])
-    if room:
-        assert sum(found) / num_frames == pytest.approx(nearest, abs=1e-6)
-    else:
-        assert found == view_times(info, num_frames, stride, 1)[0]
+    first, last = found[0] * info.rate - 0.5, max(0.0, frames - 1 - (num_frames - 1) * stride)
+    assert -1e-6 <= first <= last + 1e-6
+    if 1e-6 < first < last - 1e-6:
+        assert found[num_frames // 2] == pytest.approx(time, abs=1e-6)
+    elif num_frames > 1 and last > 0:
+        middle = first + num_frames // 2 * stride
+        assert (middle >= time * info.rate - 0.5 - 1e-6) if first < 1e-6 else (middle <= time * info.rate - 0.5 + 1e-6)
     assert Sampling(num_frames, 0).around(info, time) == uniform_times(info, num_frames)
+
+
+@pytest.mark.parametrize("stride", [math.inf, math.nan, -1.0])
+def test_impossible_strides_of_a_clip(stride: float) -> None:
+    with pytest.raises(UsageError, match="the distance of a clip's frames is"):
+        Sampling(4, stride)
 
 
 def test_the_protocol_of_video_swin() -> None:

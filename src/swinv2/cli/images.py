@@ -29,7 +29,7 @@ FrameStride = Annotated[
     typer.Option(
         metavar="N",
         min=0.0,
-        help="Of a video, its frames from one frame of a clip to the next; 0: spread over all of it.",
+        help="Of a video, the distance of a clip's frames, in its frames; 0: spread over all of it.",
         show_default="the model's",
     ),
 ]
@@ -199,9 +199,9 @@ def inspect(
     if model is not None and kind == "video":
         paths, missing = find_videos(images, f"swinv2 inspect clip.mp4 --model {model} --token 120,80.", model)
     else:
-        refuse_view_options({"--time": time, "--num-frames": num_frames, "--frame-stride": frame_stride})
         paths, missing = find_or_refuse(images, "swinv2 inspect photo.jpg --token 120,80.")
         refuse_videos(paths, model, "inspect")
+        refuse_view_options({"--time": time, "--num-frames": num_frames, "--frame-stride": frame_stride})
     point = read_point(token)
     quiet_transformers()
     from swinv2.images import BrokenImage
@@ -216,7 +216,7 @@ def inspect(
     name = model_or_shipped(model)
     if kind == "video":
         inspector = VideoInspector.load(name, stage, device)
-        looks = inspector.inspect_clips(paths, output, point, time, num_frames, frame_stride)
+        looks = inspector.inspect(paths, output, point, time, num_frames, frame_stride)
     else:
         inspector = Inspector.load(name, stage, device)
         looks = inspector.inspect(paths, output, point)

@@ -281,9 +281,10 @@ class _Report:
                 self._take(outcome, number, progress, counts)
         except KeyboardInterrupt:
             assert self.run is not None
+            kept = number - len(self.failed) + len(self.run.missing)
             self.console.print(
-                f"stopped: {number:,} of {len(self.run.pending):,} shards were done now and are kept; the same command "
-                "goes on from there",
+                f"stopped: {kept:,} of {len(self.run.pending):,} shards were computed and are kept; the same command "
+                "computes the rest",
                 style="yellow",
             )
             raise

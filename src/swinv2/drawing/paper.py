@@ -5,7 +5,7 @@ In: images and words with their positions in pixels, or functions that draw tile
 
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,17 +63,18 @@ class Tiles:
 
     Attributes:
         title: Name of the block, in words.
-        tiles: For each heading, a function that draws the tile on matplotlib axes.
+        tiles: For each tile, its heading and a function that draws it on matplotlib axes.
         colours: The colours and their limits, for the colour bar.
     """
 
     title: str
-    tiles: Mapping[str, Callable[[Any], None]]
+    tiles: Sequence[tuple[str, Callable[[Any], None]]]
     colours: ScalarMappable
 
 
 def tile_blocks(blocks: Sequence[Tiles], title: str, note: str, unit: str, across: int = 8) -> Figure:
     """Draws the tiles of the blocks, one block below the other, `across` tiles in a row, with a colour bar in `unit`.
+    Of neighbours with the same label, the first tile of a row and the last of a column have it.
 
     `title` and `note` are above the figure's edge: save it with `cut`.
     """
@@ -88,12 +89,15 @@ def tile_blocks(blocks: Sequence[Tiles], title: str, note: str, unit: str, acros
         part.suptitle(block.title, x=0, ha="left", fontsize=9.5, weight="bold")
         # The last column is for the colour bars.
         grid = part.subplots(line_count, columns + 1, squeeze=False)
-        for index, (axes, (name, draw)) in enumerate(zip(grid[:, :-1].flat, block.tiles.items(), strict=False)):
+        drawn = list(grid[:, :-1].flat)[: len(block.tiles)]
+        for axes, (name, draw) in zip(drawn, block.tiles, strict=True):
             draw(axes)
             axes.set_title(name, fontsize=8, pad=2.5)
-            if index % across:
+        labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes in drawn]
+        for index, axes in enumerate(drawn):
+            if index % across and labels[index][1] == labels[index - 1][1]:
                 axes.set(ylabel="", yticklabels=[])
-            if index + across < len(block.tiles):
+            if index + across < len(drawn) and labels[index][0] == labels[index + across][0]:
                 axes.set(xlabel="", xticklabels=[])
         for axes in grid.flat:
             if not axes.has_data():
@@ -105,6 +109,13 @@ def tile_blocks(blocks: Sequence[Tiles], title: str, note: str, unit: str, acros
         bar.ax.tick_params(labelsize=7.5, length=2)
         bar.outline.set_visible(False)
     return figure
+
+
+def style_tile(axes: Any) -> None:
+    """Makes a tile with axes of numbers square, with small numbers and a pale frame."""
+    axes.tick_params(labelsize=7, length=2, pad=1.5)
+    axes.set_box_aspect(1)
+    axes.spines[:].set_color("#bbbbbb")
 
 
 def printable(name: str, most: int) -> str:

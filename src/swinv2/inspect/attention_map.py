@@ -159,11 +159,11 @@ def _attention_tiles(title: str, attention: TokenAttention, rgb: np.ndarray, tok
         mixed = overlay(rgb, weights, attention.visible, token_size, most)
         return lambda axes: show_with_window(axes, mixed, attention, token_size, region)
 
-    tiles = {
-        "image": lambda axes: show_with_window(axes, rgb, attention, token_size),
-        "mean of heads": show(attention.weights.mean(0)),
-        **{f"head {index}": show(weights, around) for index, weights in enumerate(attention.weights, 1)},
-    }
+    tiles = [
+        ("image", lambda axes: show_with_window(axes, rgb, attention, token_size)),
+        ("mean of heads", show(attention.weights.mean(0))),
+        *((f"head {index}", show(weights, around)) for index, weights in enumerate(attention.weights, 1)),
+    ]
     return Tiles(title, tiles, ScalarMappable(Normalize(0, 100 * most), COLOURS))
 
 

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from swinv2.config import StageSpec
-from swinv2.drawing.paper import Tiles, save, tile_blocks
+from swinv2.drawing.paper import Tiles, save, style_tile, tile_blocks
 from swinv2.layers.block import SwinTransformerBlock
 from swinv2.lengths import Lengths
 from swinv2.ops.backends import EAGER
@@ -91,21 +91,22 @@ def draw_bias(fields: Sequence[BiasField], path: Path, title: str, is_compared: 
     blocks: list[Tiles] = []
     for field, relief, limit in zip(fields, reliefs, limits, strict=True):
         colours = ScalarMappable(Normalize(-limit, limit), "RdBu_r")
-        tiles: dict[str, Callable[[Any], None]] = {}
+        tiles: list[tuple[str, Callable[[Any], None]]] = []
         if len(field.window) > 2:
-            tiles[OVER_TIME] = partial(_show_bias_over_time, values=_over_time(relief, field), limit=limit)
+            tiles.append((OVER_TIME, partial(_show_bias_over_time, relief=relief, field=field, limit=limit)))
             relief = relief[:, field.window[0] - 1]
-        tiles |= {
-            f"head {index}": partial(_show_bias, values=values, field=field, colours=colours)
+        tiles += [
+            (f"head {index}", partial(_show_bias, values=values, field=field, colours=colours))
             for index, values in enumerate(relief, 1)
-        }
+        ]
         blocks.append(Tiles(field.title, tiles, colours))
     save(tile_blocks(blocks, title, note, "logit"), path, cut=True)
 
 
-def _goes_beyond(field: BiasField) -> bool:
-    """Whether the field has distances in the image that its learned window does not have."""
-    return any(window > learned for window, learned in zip(field.window[-2:], field.learned_window[-2:], strict=True))
+def _goes_beyond(field: BiasField, axes: int = 0) -> bool:
+    """Whether the field has distances along one of its last axes (0: all) that its learned window does not have."""
+    both = zip(field.window[-axes:], field.learned_window[-axes:], strict=True)
+    return any(window > learned for window, learned in both)
 
 
 def _bias_relief(field: BiasField, is_from_the_query: bool) -> np.ndarray:
@@ -115,21 +116,19 @@ def _bias_relief(field: BiasField, is_from_the_query: bool) -> np.ndarray:
     return field.values - (of_query if is_from_the_query else field.values.mean(axes, keepdims=True))
 
 
-def _over_time(relief: np.ndarray, field: BiasField) -> np.ndarray:
-    """The bias (heads, times) of the keys at the query's place."""
-    return relief[:, :, field.window[1] - 1, field.window[2] - 1]
-
-
-def _show_bias_over_time(axes: Any, values: np.ndarray, limit: float) -> None:
-    """Draws the position bias (heads, times) of the keys at the query's place, a line for each head."""
-    farthest = values.shape[1] // 2
-    axes.plot(range(-farthest, farthest + 1), values.T, linewidth=0.8, alpha=0.8)
-    axes.set(xlim=(-farthest - 0.5, farthest + 0.5), ylim=(-1.05 * limit, 1.05 * limit))
-    axes.set(xticks=sorted({-farthest, 0, farthest}))
+def _show_bias_over_time(axes: Any, relief: np.ndarray, field: BiasField, limit: float) -> None:
+    """Draws the position bias (heads, *field) of the keys at the query's place, a line for each head, with the learned
+    window as dashed lines."""
+    later, down, right = (length - 1 for length in field.window)
+    values = relief[:, :, down, right]
+    axes.plot(range(-later, later + 1), values.T, linewidth=0.8, alpha=0.8, marker=".", markersize=2)
+    if field.window[0] > field.learned_window[0]:
+        for edge in (-1, 1):
+            axes.axvline(edge * (field.learned_window[0] - 0.5), color="black", linewidth=1, linestyle=(0, (4, 2)))
+    axes.set(xlim=(-later - 0.5, later + 0.5), ylim=(-1.05 * limit, 1.05 * limit), xticks=sorted({-later, 0, later}))
     axes.set_xlabel("later, tokens", fontsize=7.5, labelpad=1)
-    axes.tick_params(labelsize=7, length=2, pad=1.5)
-    axes.set_box_aspect(1)
-    axes.spines[:].set_color("#bbbbbb")
+    axes.set_ylabel("logit", fontsize=7.5, labelpad=1)
+    style_tile(axes)
 
 
 def _show_bias(axes: Any, values: np.ndarray, field: BiasField, colours: ScalarMappable) -> None:
@@ -137,7 +136,7 @@ def _show_bias(axes: Any, values: np.ndarray, field: BiasField, colours: ScalarM
     down, right = (length - 1 for length in field.window[-2:])
     extent = (-right - 0.5, right + 0.5, down + 0.5, -down - 0.5)
     axes.imshow(values, cmap=colours.cmap, norm=colours.norm, extent=extent, interpolation="nearest", aspect="auto")
-    if _goes_beyond(field):
+    if _goes_beyond(field, 2):
         learned_down, learned_right = (length - 1 for length in field.learned_window[-2:])
         corner = (-learned_right - 0.5, -learned_down - 0.5)
         size = (2 * learned_right + 1, 2 * learned_down + 1)
@@ -145,6 +144,4 @@ def _show_bias(axes: Any, values: np.ndarray, field: BiasField, colours: ScalarM
     axes.set(xticks=sorted({-right, 0, right}), yticks=sorted({-down, 0, down}))
     axes.set_xlabel("right, tokens", fontsize=7.5, labelpad=1)
     axes.set_ylabel("down, tokens", fontsize=7.5, labelpad=1)
-    axes.tick_params(labelsize=7, length=2, pad=1.5)
-    axes.set_box_aspect(1)
-    axes.spines[:].set_color("#bbbbbb")
+    style_tile(axes)

@@ -131,9 +131,7 @@ class Inspector:
         """Draws attention and feature maps of one image, and returns their numbers and the figures' names."""
         attentions, token_sizes, numbers = self._attentions(seen, pixel)
         components, sizes_of_maps = self._components(seen)
-        name = self._name_of(path)
-        files = [output / f"attention-{name}.png", output / f"features-{name}.png"]
-        about = f"{path.name} seen by {self.name}"
+        files, about = self._figures_of(path, output)
         draw_attention(attentions, view.rgb, token_sizes, files[0], f"Attention of one token: {about}")
         draw_components(components, view.rgb, sizes_of_maps, files[1], f"Feature maps by principal components: {about}")
         return {
@@ -186,6 +184,12 @@ class Inspector:
         }
         return {name: principal_components(tokens[0]) for name, tokens in maps.items()}, sizes
 
+    def _figures_of(self, path: Path, output: Path) -> tuple[list[Path], str]:
+        """The figures of a file, of attention and of feature maps, and what they show in words."""
+        name = self._name_of(path)
+        files = [output / f"attention-{name}.png", output / f"features-{name}.png"]
+        return files, f"{path.name} seen by {self.name}"
+
     def _name_of(self, path: Path) -> str:
         """The file's name without its suffix, with a number if an earlier one had the same name."""
         name, number = path.stem, 2
@@ -198,7 +202,8 @@ class Inspector:
 def _block_in_words(trace: BlockTrace) -> str:
     """Stage, block, map and windows of a recorded block, for the title of its figure."""
     plan = trace.plan
-    shifted = f", shifted by {max(plan.shift)}" if any(plan.shift) else ""
+    shift = str(plan.shift[0]) if len(set(plan.shift)) == 1 else _in_words(plan.shift)
+    shifted = f", shifted by {shift}" if any(plan.shift) else ""
     return (
         f"stage {trace.stage}, block {trace.block}: map of {_in_words(plan.grid)} tokens, windows of "
         f"{_in_words(plan.window)}{shifted}"

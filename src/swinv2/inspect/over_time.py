@@ -14,12 +14,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import PercentFormatter
 
-from swinv2.drawing.paper import Tiles, open_figure, printable, save, tile_blocks
+from swinv2.drawing.paper import Tiles, open_figure, printable, save, style_tile, tile_blocks
 from swinv2.inspect.attention_map import COLOURS, TOKEN_COLOUR, TokenAttention, overlay, show_with_window
 from swinv2.inspect.components import Components, as_colours
 from swinv2.lengths import Pair
 
-SHARES = "share of each time"
+SHARES = "by place in time"
 """The heading of the tile with the weights of all heads, summed over each place in time."""
 
 _ACROSS = 9
@@ -27,6 +27,9 @@ _ACROSS = 9
 
 _MOST_COLUMNS = 8
 """Columns of feature maps: more places in time are left out evenly."""
+
+_LEAST_WIDTH = 8.0
+"""Inches: the title needs them."""
 
 
 def shares_over_time(attention: TokenAttention) -> Float[np.ndarray, "heads times"]:
@@ -55,15 +58,15 @@ def draw_attention_over_time(
     note = "mean of heads, over a frame of each place in time · red: the token · yellow: tokens that it may attend to"
     if any((attention.window != attention.visible).any() for attention in attentions.values()):
         note += " (dotted: the rest of its window)"
-    note += f"\n{SHARES}: a line for each head, black for their mean, grey where the token is · the frame below the "
-    note += "colours is grey"
+    note += f"\n{SHARES}: the share of the weight, a line for each head, black for their mean, grey where the token is"
+    note += " · the frame below the colours is grey"
     blocks: list[Tiles] = []
     for name, attention in attentions.items():
         mean = attention.weights.mean(0)
         most = float(mean.max())
-        tiles: dict[str, Callable[[Any], None]] = {SHARES: _shares_tile(attention)}
+        tiles = [(SHARES, _shares_tile(attention))]
         for place, (frame, time) in enumerate(zip(frames, seconds, strict=True)):
-            tiles[f"{time:.2f} s"] = _frame_tile(attention, place, frame, token_sizes[name], most)
+            tiles.append((f"{time:.2f} s", _frame_tile(attention, place, frame, token_sizes[name], most)))
         blocks.append(Tiles(name, tiles, ScalarMappable(Normalize(0, 100 * most), COLOURS)))
     save(tile_blocks(blocks, title, note, "weight, %", across=_ACROSS), path, cut=True)
 
@@ -75,13 +78,12 @@ def _shares_tile(attention: TokenAttention) -> Callable[[Any], None]:
     def draw(axes: Any) -> None:
         places = range(shares.shape[1])
         axes.axvline(attention.token[0], color="#cccccc", linewidth=3)
-        axes.plot(places, shares.T, linewidth=0.7, alpha=0.7)
+        axes.plot(places, shares.T, linewidth=0.7, alpha=0.7, marker=".", markersize=2)
         axes.plot(places, shares.mean(0), color="black", linewidth=1.5, marker="o", markersize=2)
         axes.set(xlim=(-0.5, shares.shape[1] - 0.5), ylim=(0, 1.05 * float(shares.max())), xticks=[])
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.tick_params(labelsize=7, length=2, pad=1.5)
-        axes.set_box_aspect(1)
-        axes.spines[:].set_color("#bbbbbb")
+        axes.set_ylabel("share", fontsize=7.5, labelpad=1)
+        style_tile(axes)
 
     return draw
 
@@ -120,7 +122,9 @@ def draw_components_over_time(
     height, width = frames.shape[1:3]
     places = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MOST_COLUMNS)).round().astype(int))
     tile = (1.5 * min(1.0, width / height), 1.5 * min(1.0, height / width))
-    figure = open_figure((tile[0] + 0.08) * len(places) + 1.4, (tile[1] + 0.08) * (1 + len(maps)) + 0.9)
+    figure = open_figure(
+        max((tile[0] + 0.08) * len(places) + 1.4, _LEAST_WIDTH), (tile[1] + 0.08) * (1 + len(maps)) + 0.9
+    )
     grid: Any = figure.subplots(1 + len(maps), len(places), squeeze=False)
     for axes, place in zip(grid[0], places, strict=True):
         axes.imshow(frames[place], extent=(0, width, height, 0), interpolation="nearest")

@@ -3,13 +3,13 @@
 In: a model's name and video files. Out: the files and numbers of `gallery`, of one clip of each video.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from swinv2.errors import UsageError
 from swinv2.images import BrokenImage
 from swinv2.inspect.gallery import Inspector
 from swinv2.inspect.observation import observe
@@ -19,6 +19,7 @@ from swinv2.loading import load_video_processor
 from swinv2.video.models import Swinv2VideoModel
 from swinv2.video.reading import VideoError, VideoInfo, probe
 from swinv2.video.sampling import Sampling
+from swinv2.video.views import Views
 
 
 class VideoInspector(Inspector):
@@ -27,7 +28,7 @@ class VideoInspector(Inspector):
     model_class = Swinv2VideoModel
     load_processor_of = staticmethod(load_video_processor)
 
-    def inspect_clips(
+    def inspect(
         self,
         paths: Iterable[Path],
         output: Path,
@@ -42,43 +43,41 @@ class VideoInspector(Inspector):
             paths: The files.
             output: The folder to write to.
             point: A point (x, y) of the token, in pixels of each video's frames; None for the centre.
-            time: Seconds since the beginning of each video at which the token is; the clip is around this time. None
-                for the middle of the video.
+            time: Seconds since the beginning of each video; the token is in the frame that is shown then, and the clip
+                around it. None for the middle of the clip that a classifier would see.
             num_frames, stride: See `predict.videos.VideoClassifier.views`.
 
         Returns:
             For each file, in order, the reason why it was skipped, or a dictionary for JSON, as that of
             `Inspector.inspect`; "video" is the file, "times" has the seconds of the frames, "frame" is the index of the
             token's frame, and each stage has "over_time": for each head, the sum of the token's weights for each place
-            in time.
+            in time. A video that ends before `time` is skipped.
 
         Raises:
-            UsageError: The point or the time is not in a video.
+            UsageError: The point is not in a frame of a video, or a number is impossible.
         """
-        config = self.model.config
-        sampling = Sampling(
-            config.num_frames if num_frames is None else num_frames,
-            config.frame_stride if stride is None else stride,
-        )
+        views = Views(self.processor, Sampling.of_model(self.model.config, num_frames, stride))
         for path in paths:
             try:
-                yield path, self._inspect_clip(probe(path), sampling, output, point, time)
+                yield path, self._inspect_clip(probe(path), views, output, point, time)
             except VideoError as error:
                 yield path, BrokenImage(path, error.reason)
 
     def _inspect_clip(
-        self, info: VideoInfo, sampling: Sampling, output: Path, point: tuple[int, int] | None, time: float | None
+        self, info: VideoInfo, views: Views, output: Path, point: tuple[int, int] | None, time: float | None
     ) -> dict[str, Any]:
         """Draws the figures of a clip, and returns their numbers and names."""
-        if time is not None and not 0 <= time <= info.seconds:
-            raise UsageError(
-                f"--time is {time:g}, but {info.path.name} has {info.seconds:.2f} seconds; expected 0 to "
-                f"{info.seconds:.2f}."
-            )
-        wanted = info.seconds / 2 if time is None else time
-        times = sampling.around(info, wanted)
-        view = look_at_clip(info, times, self.processor)
-        pixel, frame = view.find(point), int(np.abs(np.array(times) - wanted).argmin())
+        if time is None:
+            (times,) = views.times(info)
+            frame = len(times) // 2
+        elif 0 <= time <= info.seconds:
+            times = views.sampling.around(info, time)
+            frame = int(np.abs(np.array(times) - time).argmin())
+        else:
+            last = math.floor(100 * info.seconds) / 100
+            raise VideoError(info.path, f"--time is {time:g}, and it has {last:.2f} seconds")
+        view = look_at_clip(info, times, views)
+        pixel = view.find(point)
         seen = observe(self.model, view.pixel_values.to(self.model.device, self.model.dtype))
         self.amplitudes.add(seen)
         of_patch = self.model.config.tubelet_size
@@ -89,11 +88,8 @@ class VideoInspector(Inspector):
         # The middle frame of each patch; the last patch may have fewer frames.
         starts = range(0, len(times), of_patch)
         middles = [(start + min(start + of_patch, len(times))) // 2 for start in starts]
-        middles = [min(middle, len(times) - 1) for middle in middles]
         shown, seconds = view.rgb[middles], [times[middle] for middle in middles]
-        name = self._name_of(info.path)
-        files = [output / f"attention-{name}.png", output / f"features-{name}.png"]
-        about = f"{info.path.name} seen by {self.name}"
+        files, about = self._figures_of(info.path, output)
         draw_attention_over_time(
             attentions, shown, seconds, token_sizes, files[0], f"Attention of one token over time: {about}"
         )

@@ -6,7 +6,7 @@ from the processor's settings: the processor gets an image whose colours are the
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,7 @@ from torch import Tensor
 
 from swinv2.errors import UsageError
 from swinv2.lengths import Pair
-from swinv2.video.processing import Swinv2VideoProcessor
 from swinv2.video.reading import VideoInfo
-from swinv2.video.sampling import Sampling
 from swinv2.video.views import Views, process_frame
 
 
@@ -33,6 +31,7 @@ class View:
         rgb: The same for people: eight bits, not normalised; grey has three equal channels.
         rows, columns: Position of each row's and column's centre, in pixels of the original image or frame.
         size: Height and width of the original image or frame.
+        name: The image in words, for messages.
     """
 
     pixel_values: Float[Tensor, "1 *frames channels H W"]
@@ -40,6 +39,7 @@ class View:
     rows: Float[np.ndarray, "H"]
     columns: Float[np.ndarray, "W"]
     size: Pair
+    name: str = "the image"
 
     def find(self, point: tuple[int, int] | None) -> Pair:
         """Finds the pixel of the model's input that shows a point of the original image.
@@ -57,13 +57,14 @@ class View:
             return len(self.rows) // 2, len(self.columns) // 2
         if not (0 <= point[0] < self.size[1] and 0 <= point[1] < self.size[0]):
             raise UsageError(
-                f"--token is {point[0]},{point[1]}, but the image has {self.size[1]} x {self.size[0]} pixels; expected "
+                f"--token is {point[0]},{point[1]}, but {self.name} has {self.size[1]} x {self.size[0]} pixels; "
+                "expected "
                 f"X from 0 to {self.size[1] - 1} and Y from 0 to {self.size[0] - 1}, counted from its top left."
             )
         left, top, right, bottom = (round(edge) for edge in self.box)
         if not (left <= point[0] < right and top <= point[1] < bottom):
             raise UsageError(
-                f"--token is {point[0]},{point[1]}, which the image processor cuts off: of {self.size[1]} x "
+                f"--token is {point[0]},{point[1]}, which the processor cuts off: of {self.size[1]} x "
                 f"{self.size[0]} pixels the model sees X from {left} to {right - 1} and Y from {top} to "
                 f"{bottom - 1}. Choose a point there."
             )
@@ -95,14 +96,24 @@ def look(image: Image.Image, processor: Any) -> View:
     return _look_at_pixels(process(image), processor, (image.height, image.width), process)
 
 
-def look_at_clip(info: VideoInfo, times: Sequence[float], processor: Swinv2VideoProcessor) -> View:
-    """Runs a video processor on the frames of a video that are shown at some times, in seconds.
+def look_at_clip(info: VideoInfo, times: Sequence[float], views: Views) -> View:
+    """Runs a video processor on frames of a video.
+
+    Args:
+        info: The video.
+        times: The times of the frames, in seconds.
+        views: The processor, with one crop.
+
+    Returns:
+        The view of the clip, whose pixels are (1, frames, channels, H, W).
 
     Raises:
         VideoError: The file cannot be used.
     """
-    (pixels,) = Views(processor, Sampling(len(times), 1)).read(info, times)
-    return _look_at_pixels(pixels, processor, info.size, partial(process_frame, processor))
+    (pixels,) = views.read(info, times)
+    processor = views.processor
+    view = _look_at_pixels(pixels, processor, info.size, partial(process_frame, processor))
+    return replace(view, name=f"a frame of {info.path.name}")
 
 
 def _look_at_pixels(

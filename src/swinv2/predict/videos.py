@@ -94,12 +94,7 @@ class VideoClassifier:
         Raises:
             UsageError: See `video.views.Views`.
         """
-        config = self.model.config
-        sampling = Sampling(
-            config.num_frames if num_frames is None else num_frames,
-            config.frame_stride if stride is None else stride,
-        )
-        return Views(self.processor, sampling, clips, crops)
+        return Views(self.processor, Sampling.of_model(self.model.config, num_frames, stride), clips, crops)
 
     def classify(
         self, paths: Iterable[Path], top_k: int = 5, views: Views | None = None, batch_size: int = 1

@@ -14,12 +14,13 @@ evaluation 4 clips x 3 crops; mmaction2's `SampleFrames`, whose clips also begin
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 
 from swinv2.errors import UsageError
 from swinv2.lengths import as_length
+from swinv2.video.config import Swinv2VideoConfig
 from swinv2.video.reading import VideoInfo
 
 
@@ -46,10 +47,28 @@ class Sampling:
     Attributes:
         num_frames: Number of frames.
         stride: Frames of the video from one frame of the clip to the next; 0 to spread the frames over the whole video.
+
+    Raises:
+        UsageError: The stride is negative, infinite or NaN.
     """
 
     num_frames: int
     stride: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.stride) and self.stride >= 0):
+            raise UsageError(
+                f"the distance of a clip's frames is {self.stride}; expected a number of frames of the video, or 0 to "
+                "spread them over the whole video."
+            )
+
+    @classmethod
+    def of_model(cls, config: Swinv2VideoConfig, num_frames: int | None, stride: float | None) -> Self:
+        """The frames of a clip for a model; None for a number with which the model was trained."""
+        return cls(
+            config.num_frames if num_frames is None else num_frames,
+            config.frame_stride if stride is None else stride,
+        )
 
     def random(self, info: VideoInfo) -> list[float]:
         """The times of a random clip. If frames are spread, each is anywhere in its part of the video. The numbers come
@@ -71,11 +90,12 @@ class Sampling:
         return [uniform_times(info, self.num_frames)]
 
     def around(self, info: VideoInfo, time: float) -> list[float]:
-        """The times of the clip whose middle is nearest to a time, in seconds."""
+        """The times of a clip whose middle frame is shown at a time, in seconds, or as near to it as the video has
+        frames. If frames are spread over the whole video, they do not depend on the time."""
         if not self.stride:
             return uniform_times(info, self.num_frames)
         room = _room(info, self.num_frames, self.stride)
-        first = time * info.rate - 0.5 - (self.num_frames - 1) * self.stride / 2
+        first = time * info.rate - 0.5 - self.num_frames // 2 * self.stride
         return _clip(info, min(max(first, 0.0), room), self.num_frames, self.stride)
 
     def check(self, clips: int) -> None:

@@ -29,7 +29,8 @@ def frame_size(processor: Swinv2VideoProcessor) -> Pair | None:
 
 
 def process_frame(processor: Swinv2VideoProcessor, pixels: Tensor, **settings: Any) -> Tensor:
-    """What a processor makes of a frame (channels, height, width), with some settings other than its own."""
+    """What a processor makes of a frame (channels, height, width), with some settings other than its own: pixels
+    (channels, height, width)."""
     settings |= {"return_tensors": "pt", "input_data_format": "channels_first", "do_sample_frames": False}
     return processor(videos=[pixels[None]], **settings)["pixel_values"][0, 0]
 

@@ -97,7 +97,7 @@ def make_video_training(
     model = build(settings, names)
     config = model.config
     pixels = Pixels(as_pair("image_size", config.image_size), settings.image_mean, settings.image_std)
-    sampling = Sampling(config.num_frames, config.frame_stride)
+    sampling = Sampling.of_model(config, None, None)
     augment = for_clips(
         pixels,
         settings.crop_scale,
