@@ -47,16 +47,16 @@ from swinv2.video.reading import VideoError, VideoInfo, is_video_name, iterate_f
 FRAMES_ALONE = "frames"
 METHODS = (OURS, FRAMES_ALONE)
 
-FRAMES, SIDE = 12, 96
+FRAMES, SIDE = 8, 96
 """Frames of a clip, and their side in pixels: that of the model that ships."""
 
 TRAIN_END, TEST_START = 0.55, 0.6
 """Of each video, the first share trains and the last one, from the second number on, tests; the rest is a gap."""
 
-TRAIN_CLIPS, TEST_CLIPS = 24, 12
-"""So many places of a video are cut out, each once for each class."""
+TEST_CLIPS = 12
+"""So many places of a video are cut out to test, each once for each class."""
 
-STEPS, BATCH = 600, 8
+STEPS, BATCH = 800, 8
 
 SAME_FACTS = ("machine", "torch", "torchvision", "transformers")
 """Rows of other commits are kept; each row names its commit."""
@@ -71,14 +71,19 @@ class Task:
     strides: dict[str, int]
 
     @property
+    def longest(self) -> int:
+        """The largest distance of frames."""
+        return max(map(abs, self.strides.values()))
+
+    @property
     def span(self) -> int:
         """Frames of the video that the longest clip needs."""
-        return max(abs(stride) for stride in self.strides.values()) * (FRAMES - 1) + 1
+        return self.longest * (FRAMES - 1) + 1
 
 
 TASKS = {
-    "direction": Task({"forward": 2, "backward": -2}),
-    "speed": Task({"once": 1, "twice": 2, "three times": 3}),
+    "direction": Task({"forward": 3, "backward": -3}),
+    "speed": Task({"once": 1, "twice": 2, "four times": 4}),
 }
 
 SETTINGS: dict[str, Sequence[str]] = {
@@ -86,6 +91,9 @@ SETTINGS: dict[str, Sequence[str]] = {
     FRAMES_ALONE: ("--tubelet-size", "1", "--window-frames", "1"),
 }
 """The flags in which the methods differ: the frames of a patch, and of a window."""
+
+COMMON = ("--learning-rate", "3e-4", "--layer-decay", "0.9", "--label-smoothing-factor", "0")
+"""Flags of both methods: what is in a video, which the backbone knows, does not help here, so all layers learn."""
 
 
 def main(
@@ -126,7 +134,11 @@ def main(
 
 
 def cut_clips(source: Path, task: Task, folder: Path) -> Path:
-    """Cuts clips out of videos: folders of the splits train and test, and of the classes.
+    """Cuts videos: folders of the splits train and test, and of the classes.
+
+    The first part of a video becomes, for each class, videos with the distance of frames of the class, from which the
+    training takes random clips: as many for each class, which begin one frame after the other. The last part becomes
+    single clips.
 
     Args:
         source: A folder with video files.
@@ -140,6 +152,7 @@ def cut_clips(source: Path, task: Task, folder: Path) -> Path:
         typer.BadParameter: There is no video that is long enough.
     """
     counts = {"train": 0, "test": 0}
+    size = len(task.strides)
     for index, path in enumerate(files_inside(source, is_video_name)):
         try:
             info = probe(path)
@@ -151,20 +164,22 @@ def cut_clips(source: Path, task: Task, folder: Path) -> Path:
         except VideoError as error:
             progress(f"left out: {error}")
             continue
-        for split, most in (("train", TRAIN_CLIPS), ("test", TEST_CLIPS)):
-            start, end = parts[split]
+        for name, stride in task.strides.items():
+            for first in range(task.longest):
+                chosen = frames[first : parts["train"][1] : abs(stride)]
+                write_clip(folder / "train" / name / f"{index}-{first}.mkv", chosen[:: 1 if stride > 0 else -1])
+                counts["train"] += 1
             # Fewer frames than the file states can be decoded of a damaged one.
-            end = min(end, len(frames))
-            for place in places(start, end, task.span, most):
-                for name, stride in task.strides.items():
-                    middle = place + (task.span - abs(stride) * (FRAMES - 1) - 1) // 2
-                    chosen = frames[middle : middle + abs(stride) * (FRAMES - 1) + 1 : abs(stride)]
-                    clip = chosen if stride > 0 else chosen[::-1]
-                    write_clip(folder / split / name / f"{index}-{place}.mkv", clip)
-                counts[split] += 1
+            for place in places(parts["test"][0], min(parts["test"][1], len(frames)), task.span, TEST_CLIPS):
+                first = place + (task.span - abs(stride) * (FRAMES - 1) - 1) // 2
+                chosen = frames[first : first + abs(stride) * (FRAMES - 1) + 1 : abs(stride)]
+                write_clip(folder / "test" / name / f"{index}-{place}.mkv", chosen[:: 1 if stride > 0 else -1])
+                counts["test"] += 1
     if not all(counts.values()):
         raise typer.BadParameter(f"{source} has no video of which clips of {task.span} frames can be cut")
-    progress(f"cut: {counts['train']} places to train and {counts['test']} to test, each once for each class")
+    progress(
+        f"cut: {counts['train'] // size} videos to train and {counts['test'] // size} clips to test for each class"
+    )
     return folder
 
 
@@ -218,7 +233,7 @@ def measure(data: Path, method: str, seed: int, output: Path, steps: int) -> rep
     flags = [
         *("--task", "video", "--data", str(data), "--seed", str(seed), "--output-dir", str(run)),
         *("--num-frames", str(FRAMES), "--frame-stride", "1", "--window-size", "6", "--max-steps", str(steps)),
-        *("--per-device-train-batch-size", str(BATCH), "--eval-strategy", "no", *SETTINGS[method]),
+        *("--per-device-train-batch-size", str(BATCH), "--eval-strategy", "no", *COMMON, *SETTINGS[method]),
     ]
     try:
         _, seconds = run_program([*SWINV2, "finetune", *flags], output / "training.log")
