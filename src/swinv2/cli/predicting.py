@@ -136,10 +136,10 @@ def predict(
         raise UsageError("no --output was given, the folder for the answers: swinv2 predict photos --output answers.")
     if ray is None and workers is not None:
         raise UsageError("--workers was given without --ray; in this process there is one model. Give --ray local.")
-    if importlib.util.find_spec("pyarrow") is None:
-        raise UsageError("predict writes parquet, for which pyarrow is not installed; install swinv2[parquet].")
     if ray is not None and importlib.util.find_spec("ray") is None:
         raise UsageError("--ray needs ray, which is not installed; install swinv2[ray].")
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UsageError("predict writes parquet, for which pyarrow is not installed; install swinv2[parquet].")
     check_dtype(precision)
     quiet_transformers()
     from swinv2.shards.run import check_options
