@@ -323,7 +323,11 @@ def test_twenty_kills_change_nothing(model: Path, tmp_path: Path) -> None:
                 assert driver.is_running(), (plan, driver.errors())
                 if plan[-1] == "reader":
                     time.sleep(chance.uniform(0, 0.2))
-                    os.kill(chance.choice(driver.processes()), signal.SIGKILL)
+                    # After a kill, the next readers may not have begun.
+                    while not (readers := driver.processes()):
+                        assert driver.is_running(), (plan, driver.errors())
+                        time.sleep(0.02)
+                    os.kill(chance.choice(readers), signal.SIGKILL)
                     plan.pop()
                     continue
                 time.sleep(chance.uniform(0, 0.2))

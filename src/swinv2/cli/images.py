@@ -207,8 +207,8 @@ def inspect(
     from swinv2.images import BrokenImage
 
     try:
+        from swinv2.inspect.clips import VideoInspector
         from swinv2.inspect.gallery import Inspector
-        from swinv2.inspect.videos import VideoInspector
     except ModuleNotFoundError as error:
         raise UsageError(
             f"inspect needs {error.name} to draw, which is not installed; install swinv2[figures]."

@@ -15,7 +15,7 @@ from transformers import BitImageProcessor, ViTImageProcessor
 import peers
 from commands import swinv2_command
 from swinv2 import Swinv2Config, Swinv2ForImageClassification, Swinv2VideoConfig, Swinv2VideoModel, inflate
-from swinv2.inspect import videos
+from swinv2.inspect import clips
 from swinv2.inspect.view import look_at_clip
 from swinv2.video.processing import Swinv2VideoProcessor, make_video_processor
 from swinv2.video.reading import probe
@@ -52,7 +52,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """No figures: drawing takes its time."""
     for name in ("draw_attention_over_time", "draw_components_over_time"):
-        monkeypatch.setattr(videos, name, lambda *arguments: None)
+        monkeypatch.setattr(clips, name, lambda *arguments: None)
 
 
 def test_files_and_numbers(video_model: Path, clip: Path, tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_the_frames_that_are_shown(
 ) -> None:
     """The middle one of each patch, by its brightness, with its time."""
     drawn: list[Any] = []
-    monkeypatch.setattr(videos, "draw_attention_over_time", lambda *arguments: drawn.extend(arguments))
-    monkeypatch.setattr(videos, "draw_components_over_time", lambda *arguments: None)
+    monkeypatch.setattr(clips, "draw_attention_over_time", lambda *arguments: drawn.extend(arguments))
+    monkeypatch.setattr(clips, "draw_components_over_time", lambda *arguments: None)
     sizes = {"tubelet_size": tubelet, "num_frames": num_frames, "frame_stride": stride, "window_size": (2, 4, 4)}
     peers.draw_weights(Swinv2VideoModel(Swinv2VideoConfig(**SIZE, **sizes))).save_pretrained(tmp_path / "model")
     size = {"size": {"height": 18, "width": 24}}
