@@ -122,7 +122,7 @@ def test_info_of_a_video_model(video_model: Path) -> None:
     result = swinv2_command("info", video_model, "--memory")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "video model in a folder" in result.stdout
-    assert "4 frames, in patches of 2" in result.stdout
+    assert "4 frames, in patches of 2, with a stride of 2" in result.stdout
     assert "2x8x8" in result.stdout
     described = json.loads(swinv2_command("info", video_model, "--json").stdout)
     assert (described["num_frames"], described["tubelet_size"]) == (4, 2)

@@ -123,7 +123,7 @@ def test_the_middle_other_lengths_and_skipped_files(video_model: Path, clip: Pat
     assert "2 of 3 videos skipped" in result.stderr
     about, broken, ended = json.loads(result.stdout)["videos"]
     assert about["times"] == pytest.approx([0.45, 0.65, 0.85])
-    assert ended["error"] == "--time is 0.65, and it has 0.50 seconds"
+    assert ended["error"] == "--time is 0.65, and the video has 0.50 seconds"
     about = json.loads(inspect(clip, "-m", video_model, *options).stdout)["videos"][0]
     assert about["times"] == pytest.approx([0.4, 0.6, 0.8])
     assert about["frame"] == 1
@@ -138,10 +138,10 @@ def test_the_middle_other_lengths_and_skipped_files(video_model: Path, clip: Pat
     [
         (2, 6, 1, False, [4, 6, 8]),
         (1, 3, 2, True, [4, 6, 8]),
-        (3, 7, 1, False, [4, 7, 9]),
+        (3, 7, 1, False, [4, 6, 9]),
         # Spread over the whole video; then longer than it, so that it begins again.
-        (2, 4, 0, True, [4, 10]),
-        (2, 8, 2, False, [2, 6, 10, 2]),
+        (2, 4, 0, True, [4, 7]),
+        (2, 8, 2, False, [2, 6, 8, 2]),
     ],
 )
 def test_the_frames_that_are_shown(
@@ -154,7 +154,7 @@ def test_the_frames_that_are_shown(
     crops: bool,
     middles: list[int],
 ) -> None:
-    """The middle one of each patch, by its brightness, with its time."""
+    """The middle one of each patch, and that of the token, by their brightness, with their times."""
     drawn: list[Any] = []
     monkeypatch.setattr(clips, "draw_attention_over_time", lambda *arguments: drawn.extend(arguments))
     monkeypatch.setattr(clips, "draw_components_over_time", lambda *arguments: None)

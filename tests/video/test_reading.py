@@ -153,6 +153,8 @@ def test_a_truncated_file_is_used_up_to_the_break(tmp_path: Path, name: str, opt
     # From a time behind the break, reading begins at the last frame before it, or at the beginning.
     assert indices_of(read_frames(path, [1.15], info) - 5) == [last]
     assert indices_of(read_frames(path, [1.15], whole) - 5) == [last]
+    # The distance of a clip's frames is in frames of this rate. (MP4 states those of the whole file.)
+    assert info.rate == pytest.approx(10, rel=0.12)
 
 
 def test_a_damaged_packet_is_left_out(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def _evaluate_videos(
     from swinv2.train.running import read_names
     from swinv2.train.video.evaluate import evaluate_videos
 
-    with progress_bar(0, "evaluating") as progress:
+    with progress_bar(0, "evaluating", unit="videos") as progress:
         found, dataset = evaluate_videos(
             name, data, split, names=read_names(names_file), advance=progress.update, **options
         )

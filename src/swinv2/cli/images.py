@@ -46,9 +46,11 @@ def classify(
     device: Device = "auto",
     precision: Dtype = "float32",
     as_json: Annotated[
-        bool, typer.Option("--json", help="JSON Lines: an object for each image, with the error if it was skipped.")
+        bool, typer.Option("--json", help="JSON Lines: an object for each file, with the error if it was skipped.")
     ] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="CSV: image, rank, label, index, probability.")] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="CSV: image or video, rank, label, index, probability.")
+    ] = False,
     clips: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Of a video, clips over which to average.", show_default="1"),
@@ -221,7 +223,7 @@ def inspect(
         inspector = Inspector.load(name, stage, device)
         looks = inspector.inspect(paths, output, point)
     skipped = list(missing)
-    with progress_bar(len(paths), "inspecting") as progress, writing(output):
+    with progress_bar(len(paths), "inspecting", unit=f"{kind}s") as progress, writing(output):
         answers = [answer for _, answer in watch(looks, progress, skipped)]
         of_model = inspector.draw_model(output)
     of_files: list[dict[str, Any]] = [

@@ -117,7 +117,8 @@ def print_description(description: Description, console: Console) -> None:
         "quoted as": description.quoted,
         "clip": None
         if description.num_frames is None
-        else f"{description.num_frames} frames, in patches of {description.tubelet_size}",
+        else f"{description.num_frames} frames, in patches of {description.tubelet_size}, with a stride of "
+        f"{description.frame_stride}",
         "image size": f"{image[0]} x {image[1]} pixels{deviating}, in patches of {patch[0]} x {patch[1]}",
         "labels": labels,
         "top-1": f"{description.top1}% on ImageNet-1k, as published" if description.top1 else None,

@@ -130,7 +130,8 @@ def classify_videos(
     of_views = max(batch_size // (num_frames or classifier.model.config.num_frames), 1)
     skipped = list(missing)
     is_data = as_json or as_csv
-    with progress_bar(len(paths), "classifying", is_shown=not (is_data and sys.stdout.isatty())) as progress:
+    is_shown = not (is_data and sys.stdout.isatty())
+    with progress_bar(len(paths), "classifying", is_shown, unit="videos") as progress:
         answers = watch(classifier.classify(paths, top_k, views, of_views), progress, skipped)
         if as_json:
             printing.print_json_lines(chain(((video.path, video) for video in missing), answers), "video")

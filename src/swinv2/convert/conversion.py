@@ -253,8 +253,9 @@ def _load_source(
     weights = open_weights(_find_source(source))
     if (weights.config or {}).get("model_type") == Swinv2VideoConfig.model_type:
         raise UsageError(
-            f"{source!r} is a model of videos, and only models of images are converted; load it with "
-            "Swinv2ForVideoClassification.from_pretrained or Swinv2VideoModel.from_pretrained."
+            f"{source!r} is a model of videos already, and only models of images are converted; load it with "
+            "Swinv2ForVideoClassification.from_pretrained or Swinv2VideoModel.from_pretrained; its set_clip_size "
+            "changes number of frames, image size and windows."
         )
     recognised = recognise(weights, given)
     config, notes, learned = recognised.config, recognised.notes, recognised.reading.tensors

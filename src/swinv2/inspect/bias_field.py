@@ -23,7 +23,7 @@ from swinv2.layers.block import SwinTransformerBlock
 from swinv2.lengths import Lengths
 from swinv2.ops.backends import EAGER
 
-OVER_TIME = "over time"
+OVER_TIME = "by tokens later"
 """The heading of the tile of a video model's bias for keys at the query's place."""
 
 
@@ -81,7 +81,7 @@ def draw_bias(fields: Sequence[BiasField], path: Path, title: str, is_compared: 
     note = "position bias of a key, by its distance below and right of the query, minus "
     note += "the bias of the query itself" if is_compared else "the head's mean"
     if any(len(field.window) > 2 for field in fields):
-        note += "\nheads: keys at the query's time; before them: keys at its place, by their distance in time"
+        note += f"\nheads: keys at the query's time; {OVER_TIME!r}: keys at its place, a line for each head"
     if any(map(_goes_beyond, fields)):
         note += "\ndashed: the distances in the learned window"
     reliefs = [_bias_relief(field, is_compared) for field in fields]
@@ -126,7 +126,6 @@ def _show_bias_over_time(axes: Any, relief: np.ndarray, field: BiasField, limit:
         for edge in (-1, 1):
             axes.axvline(edge * (field.learned_window[0] - 0.5), color="black", linewidth=1, linestyle=(0, (4, 2)))
     axes.set(xlim=(-later - 0.5, later + 0.5), ylim=(-1.05 * limit, 1.05 * limit), xticks=sorted({-later, 0, later}))
-    axes.set_xlabel("later, tokens", fontsize=7.5, labelpad=1)
     axes.set_ylabel("logit", fontsize=7.5, labelpad=1)
     style_tile(axes)
 

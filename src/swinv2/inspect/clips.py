@@ -75,7 +75,7 @@ class VideoInspector(Inspector):
             frame = int(np.abs(np.array(times) - time).argmin())
         else:
             last = math.floor(100 * info.seconds) / 100
-            raise VideoError(info.path, f"--time is {time:g}, and it has {last:.2f} seconds")
+            raise VideoError(info.path, f"--time is {time:g}, and the video has {last:.2f} seconds")
         view = look_at_clip(info, times, views)
         pixel = view.find(point)
         seen = observe(self.model, view.pixel_values.to(self.model.device, self.model.dtype))
@@ -85,13 +85,19 @@ class VideoInspector(Inspector):
         for each, attention in zip(numbers, attentions.values(), strict=True):
             each["over_time"] = shares_over_time(attention).tolist()
         components, sizes_of_maps = self._components(seen)
-        # The middle frame of each patch; the last patch may have fewer frames.
+        # The middle frame of each patch, of which the last may have fewer frames; of the token's patch, its frame.
         starts = range(0, len(times), of_patch)
         middles = [(start + min(start + of_patch, len(times))) // 2 for start in starts]
+        middles[frame // of_patch] = frame
         shown, seconds = view.rgb[middles], [times[middle] for middle in middles]
         files, about = self._figures_of(info.path, output)
         draw_attention_over_time(
-            attentions, shown, seconds, token_sizes, files[0], f"Attention of one token over time: {about}"
+            attentions,
+            shown,
+            seconds,
+            token_sizes,
+            files[0],
+            f"Attention of one token at {times[frame]:.2f} s: {about}",
         )
         draw_components_over_time(
             components, shown, seconds, sizes_of_maps, files[1], f"Feature maps by principal components: {about}"

@@ -55,23 +55,25 @@ def draw_attention_over_time(
         token_sizes: For each block, the size (height, width) of a token in pixels of a frame.
         path, title: The PNG file, which may exist, and the figure's title.
     """
-    note = "mean of heads, over a frame of each place in time · red: the token · yellow: tokens that it may attend to"
+    note = "colours: mean of heads, over the frame in grey · red: the token · yellow: tokens that it may attend to"
     if any((attention.window != attention.visible).any() for attention in attentions.values()):
         note += " (dotted: the rest of its window)"
-    note += f"\n{SHARES}: the share of the weight, a line for each head, black for their mean, grey where the token is"
-    note += " · the frame below the colours is grey"
+    note += (
+        f" · frames without colours: times outside its window\n{SHARES}: share of the weight, a line for each head, "
+    )
+    note += "black for their mean; the grey bar is the token's time"
     blocks: list[Tiles] = []
     for name, attention in attentions.items():
         mean = attention.weights.mean(0)
         most = float(mean.max())
-        tiles = [(SHARES, _shares_tile(attention))]
+        tiles = [(SHARES, _shares_tile(attention, seconds))]
         for place, (frame, time) in enumerate(zip(frames, seconds, strict=True)):
             tiles.append((f"{time:.2f} s", _frame_tile(attention, place, frame, token_sizes[name], most)))
         blocks.append(Tiles(name, tiles, ScalarMappable(Normalize(0, 100 * most), COLOURS)))
     save(tile_blocks(blocks, title, note, "weight, %", across=_ACROSS), path, cut=True)
 
 
-def _shares_tile(attention: TokenAttention) -> Callable[[Any], None]:
+def _shares_tile(attention: TokenAttention, seconds: Sequence[float]) -> Callable[[Any], None]:
     """Draws the weight of each place in time, a line for each head."""
     shares = shares_over_time(attention)
 
@@ -80,7 +82,9 @@ def _shares_tile(attention: TokenAttention) -> Callable[[Any], None]:
         axes.axvline(attention.token[0], color="#cccccc", linewidth=3)
         axes.plot(places, shares.T, linewidth=0.7, alpha=0.7, marker=".", markersize=2)
         axes.plot(places, shares.mean(0), color="black", linewidth=1.5, marker="o", markersize=2)
-        axes.set(xlim=(-0.5, shares.shape[1] - 0.5), ylim=(0, 1.05 * float(shares.max())), xticks=[])
+        axes.set(xlim=(-0.5, shares.shape[1] - 0.5), ylim=(0, 1.05 * float(shares.max())))
+        ends = sorted({0, shares.shape[1] - 1})
+        axes.set_xticks(ends, [f"{seconds[place]:.2f} s" for place in ends])
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_ylabel("share", fontsize=7.5, labelpad=1)
         style_tile(axes)

@@ -82,6 +82,7 @@ class Description:
         licence: Licence of published weights.
         num_frames: Of a video model, frames of a clip.
         tubelet_size: Of a video model, frames of a patch.
+        frame_stride: Of a video model, frames of a video from one frame of a clip to the next, in its training.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Description:
     licence: str | None = None
     num_frames: int | None = None
     tubelet_size: int | None = None
+    frame_stride: int | None = None
 
 
 def describe(name: str, image_size: int | Pair | None = None, window_size: Windows | None = None) -> Description:
@@ -167,7 +169,7 @@ def _build_with_fields(
         place = "in a folder" if is_folder else "on the hub"
         facts = {"kind": f"{'video ' * is_for_videos}model {place}", "labels": labels}
         if isinstance(config, Swinv2VideoConfig):
-            facts |= {"num_frames": config.num_frames, "tubelet_size": config.tubelet_size}
+            facts |= {name: getattr(config, name) for name in ("num_frames", "tubelet_size", "frame_stride")}
     elif checkpoint is not None:
         config, model_class = Swinv2Config(**checkpoint.config_fields()), Swinv2ForImageClassification
         kind = f"published checkpoint of {PRESETS[checkpoint.size].paper_name}, trained on {checkpoint.training}"

@@ -55,7 +55,8 @@ def draw_timeline(timeline: Timeline, labels: Sequence[str], path: Path, top_k: 
     for index in sorted(map(int, chosen), key=lambda index: -float(timeline.probabilities[:, index].mean())):
         name = printable(labels[index], 28)
         curves.plot(timeline.seconds, timeline.probabilities[:, index], marker="o", markersize=3, label=name)
-    curves.set(xlim=(0, info.seconds), ylim=(-0.02, 1.02), xlabel="seconds", ylabel="probability")
+    top = min(1.1 * max(float(highest.max()), 0.05), 1.02)
+    curves.set(xlim=(0, info.seconds), ylim=(-0.02 * top, top), xlabel="seconds", ylabel="probability")
     curves.yaxis.set_major_formatter(PercentFormatter(1.0))
     curves.grid(alpha=0.3)
     legend = curves.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5, frameon=False, borderaxespad=0)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 
 from swinv2.errors import UsageError
-from swinv2.train.options import PretrainOptions, RunOptions, refuse_missing
+from swinv2.train.options import DenseOptions, PretrainOptions, RunOptions, VideoOptions, refuse_missing
 
 OLDER_NAMES = {
     "activation_checkpointing": "gradient_checkpointing",
@@ -135,7 +135,12 @@ class _FlagParser(argparse.ArgumentParser):
         return vars(told)
 
     def suggest(self, flag: str) -> str:
-        """The end of a sentence about an unknown flag: a similar flag if there is one, and a full stop."""
+        """The end of a sentence about an unknown flag: the task that has it, or a similar flag if there is one, and a
+        full stop."""
+        others = {"video": VideoOptions, "segmentation, instances or detection": DenseOptions}
+        for tasks, options in others.items():
+            if flag in (as_flag(setting.name) for setting in own_settings(options)):
+                return f" here; it is one of --task {tasks}."
         close = difflib.get_close_matches(flag, self.settings, 1)
         return f"; did you mean {close[0]}?" if close else "."
 

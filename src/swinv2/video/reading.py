@@ -50,6 +50,9 @@ _TOLERANCE = 0.00051
 _JUMP = 10.0
 """Seconds between two wanted times from which the frames between them are skipped instead of decoded."""
 
+_LARGEST_CONTRADICTION = 0.1
+"""How far the rate that follows from number of frames and duration may be from the rate that a file states."""
+
 _UNKNOWN_RATE = Fraction(25)
 """Frames per second, if a file states neither a rate nor times."""
 
@@ -82,7 +85,7 @@ class VideoInfo:
         path: The file.
         seconds: Its duration.
         rate: Mean number of frames per second: `frames / seconds`.
-        frames: Number of frames. Of a damaged file, that of the intact one.
+        frames: Number of frames that the file states. (An AVI may state more than it has: those are shown longer.)
         size: Height and width of an upright frame, in pixels.
         start: The file's time of the first frame, in seconds, which is time 0 of `read_frames`.
     """
@@ -103,8 +106,8 @@ def is_video_name(name: str) -> bool:
 def probe(path: str | Path) -> VideoInfo:
     """Reads duration, number of frames and size of a video.
 
-    One frame is decoded. If the file does not state duration and number of frames (Matroska, WebM and MPEG do not), it
-    is read to its end, without decoding.
+    One frame is decoded. If the file does not state duration and number of frames (Matroska, WebM and MPEG do not), or
+    they contradict its frame rate, as in a truncated AVI, it is read to its end, without decoding.
 
     Args:
         path: The file.
@@ -121,7 +124,8 @@ def probe(path: str | Path) -> VideoInfo:
         size = (frame.width, frame.height) if transposed else (frame.height, frame.width)
         frames = stream.frames
         seconds = float((stream.duration or 0) * (stream.time_base or 0))
-    if frames <= 0 or seconds <= 0:
+        rate = float(stream.average_rate or 0)
+    if frames <= 0 or seconds <= 0 or (rate and abs(frames / seconds / rate - 1) > _LARGEST_CONTRADICTION):
         frames, seconds = _count(path)
     return VideoInfo(path, seconds, frames / seconds, frames, size, time)
 
@@ -309,6 +313,11 @@ def _why_unreadable(path: Path, error: Any) -> str:
         return str(error.strerror).lower()
     if path.is_file() and path.stat().st_size == 0:
         return "the file is empty"
+    if is_video_name(path.name):
+        return (
+            "it is not a video in a format that is read here, or it is damaged or incomplete, as an MP4 or MOV whose "
+            "end is missing"
+        )
     return f"it is not a video in a format that is read here, or it is damaged or incomplete; {_EXPECTED}"
 
 

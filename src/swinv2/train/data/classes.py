@@ -47,7 +47,7 @@ def classes_to_train(train: Data) -> Data:
     if len(kept) == 1 and not train.several:
         raise UsageError(
             f"{train.source} has {train.things} of only one class, {kept[0]!r}; a classifier needs two. In a folder of "
-            f"{train.things}, the folders directly below are the classes."
+            f"{train.things}, the folders directly below are the classes; in a list, the labels are."
         )
     return _renumbered(train, names, tuple(kept))
 

@@ -266,6 +266,8 @@ def _without_images(folder: Path, split: str | None, kind: FileKind) -> str:
     hint = f" It has {packed}: unpack it, or give the folder of parquet or webdataset files." if packed else ""
     others = next((file for file in inside if kind is IMAGES and is_video_name(file.name)), None)
     hint = f" It has videos, such as {others}: give --task video." if others else hint
+    images = next((file for file in inside if kind is not IMAGES and is_image_name(file.name)), None)
+    hint = f" It has images, such as {images}: leave out --task video." if images else hint
     return f"{str(folder)!r} has no {kind.several}{of_split}.{hint}"
 
 

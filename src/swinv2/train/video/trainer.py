@@ -80,8 +80,7 @@ def make_video_training(
     prepare_run(settings)
     open_split = partial(open_videos, names=read_names(settings.label_names_file))
     everything = open_split(settings.data, settings.train_split)
-    how = f", about {settings.held_out_share:.0%} of each class,"
-    train, evaluation = with_evaluation(settings, everything, open_split, how)
+    train, evaluation = with_evaluation(settings, everything, open_split)
     train = classes_to_train(train)
     names = train.names
     if settings.resume_from_checkpoint:

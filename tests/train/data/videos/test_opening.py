@@ -152,8 +152,24 @@ def test_segments_of_one_file_stay_together(tmp_path: Path) -> None:
     assert files[0].isdisjoint(files[1])
     assert (len(rest), len(aside)) == (70, 30)
     (tmp_path / "one.csv").write_text("path,label,start,end\nv0.mp4,a,0,1\nv0.mp4,b,1,2\n")
-    with pytest.raises(UsageError, match=r"all segments of .* are of one file"):
+    with pytest.raises(UsageError, match=r"no file of .* can be set aside to evaluate: each has all segments of a"):
         open_videos(str(tmp_path / "one.csv"), "train").set_aside(0.25)
+
+
+def test_no_class_is_set_aside_as_a_whole(tmp_path: Path) -> None:
+    """The segments of class a are of one file, which stays in the training, whatever share is wanted."""
+    files = {"v0": "a", "v1": "b", "v2": "b"}
+    for file in files:
+        write_clip(tmp_path / f"{file}.mp4", frames_of(1, 0))
+    lines = [f"{file}.mp4,{label},{part},{part + 1}" for file, label in files.items() for part in range(3)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,start,end", *lines]))
+    for share in (0.1, 0.34, 0.9):
+        rest, aside = open_videos(str(tmp_path / "list.csv"), "train").set_aside(share)
+        assert sorted(rest.labels()) == [0, 0, 0, 1, 1, 1]
+        assert list(aside.labels()) == [1, 1, 1]
+    (tmp_path / "two.csv").write_text("path,label,start,end\nv0.mp4,a,0,1\nv0.mp4,a,1,2\nv1.mp4,b,0,1\n")
+    with pytest.raises(UsageError, match=r"each has all segments of a class"):
+        open_videos(str(tmp_path / "two.csv"), "train").set_aside(0.34)
 
 
 def test_a_header_of_other_names_is_no_video(tmp_path: Path) -> None:

@@ -123,23 +123,29 @@ class VideoDataset(ImageDataset):
 
     def set_aside(self, share: float) -> tuple[Self, Self]:
         """Divides the videos into the rest and a share that is set aside, as for images. Segments of one file stay
-        together, because they are alike: of segments, it is a share of all, not of each class.
+        together, because they are alike: of segments, it is a share of all, not of each class. A file with all segments
+        of a class is not set aside.
 
         Raises:
-            UsageError: All segments are of one file.
+            UsageError: No file can be set aside.
         """
         names = np.array(self._file_names())
         files, places, counts = np.unique(names, return_inverse=True, return_counts=True)
         if len(files) == len(names):
             return super().set_aside(share)
-        if len(files) < 2:
+        labels, wanted = self.strata(), share * len(names)
+        left, aside, taken = np.bincount(labels), list[int](), 0
+        for file in np.argsort([hash_name(name) for name in files], kind="stable").tolist():
+            of_file = np.bincount(labels[places == file], minlength=len(left))
+            if taken < wanted and ((of_file < left) | (of_file == 0)).all():
+                left, taken = left - of_file, taken + int(counts[file])
+                aside.append(file)
+        if not aside:
             raise UsageError(
-                f"all segments of {self.source} are of one file, so none can be set aside to evaluate: they would be "
-                "like those of the training. Give segments to evaluate with --eval-data."
+                f"no file of {self.source} can be set aside to evaluate: each has all segments of a class, and "
+                "segments of one file are too alike to evaluate with those that were trained. Give others with "
+                "--eval-data, or use --eval-strategy no."
             )
-        order = np.argsort([hash_name(name) for name in files], kind="stable")
-        wanted = np.searchsorted(np.cumsum(counts[order]), share * len(names)) + 1
-        aside = order[: min(int(wanted), len(files) - 1)]
         return self._part(~np.isin(places, aside))
 
     def pixels_of(self, index: int) -> np.ndarray:
