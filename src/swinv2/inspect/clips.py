@@ -25,6 +25,7 @@ from swinv2.video.views import Views
 class VideoInspector(Inspector):
     """Draws figures of a video model; see `Inspector`."""
 
+    model: Swinv2VideoModel
     model_class = Swinv2VideoModel
     load_processor_of = staticmethod(load_video_processor)
 

@@ -276,8 +276,8 @@ def branch_backward(
     wanted: list[Any] = [each if each.numel() else None for each in (grad_images, *gradients[1:])]
     first_out, middle_out, branch_out = (each[: len(images)] for each in saved)
     if not _saves_norm_input(x, weights, first_out.dtype):
-        last = (weights[-1], last_bias)
-        branch_out = F.linear(middle_out, *(each if each is None else each.to(middle_out.dtype) for each in last))
+        bias = None if last_bias is None else last_bias.to(middle_out.dtype)
+        branch_out = F.linear(middle_out, weights[-1].to(middle_out.dtype), bias)
     saved = [first_out, middle_out, branch_out]
     # The norm's bias is not used.
     norm, to = (norm_weight, norm_weight, eps, factor), blocks.Gradients(*wanted)
