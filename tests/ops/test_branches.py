@@ -267,7 +267,9 @@ def test_of_the_norm_only_the_input_is_kept(kind: str) -> None:
     expected = {"attention": [8, 8, 3 * 8], "attention of a video": [8, 3 * 8], "mlp": [8, HIDDEN]}
     assert kept == expected[kind]
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = branch.ours(**{name: leaf.float() for name, leaf in leaves.items()}).grad_fn
+        in_bf16 = branch.ours(**{name: leaf.float() for name, leaf in leaves.items()})
+    # The saved tensors live as long as the answer.
+    rounded = in_bf16.grad_fn
     while not hasattr(rounded, "saved_tensors"):
         rounded = rounded.next_functions[0][0]
     kept = sorted(
