@@ -128,6 +128,7 @@ class TestFlags:
             (["--wieght-decay=0.1"], "no setting '--wieght-decay'; did you mean --weight-decay?"),
             (["--qqqq"], r"no setting '--qqqq'\. `--help`"),
             (["--given", "1"], r"no setting '--given'(?!; did you mean --given)"),
+            (["--num-frames", "4"], r"no setting '--num-frames' here; it is one of --task video\."),
             (["stray"], "no setting 'stray'"),
             (["--weight-decay", "much"], "argument --weight-decay.*'much'"),
             (["--weight-decay"], "argument --weight-decay.*expected one argument"),

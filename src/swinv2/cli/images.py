@@ -197,9 +197,11 @@ def inspect(
     With a video model, the figures show a clip of each video: attention and feature maps over its frames.
     Unreadable files are skipped and named on stderr; the exit status is then 1.
     """
-    kind = "video" if model is not None and is_for_videos(model) else "image"
-    if model is not None and kind == "video":
-        paths, missing = find_videos(images, f"swinv2 inspect clip.mp4 --model {model} --token 120,80.", model)
+    video_model = model if is_for_videos(model) else None
+    kind = "image" if video_model is None else "video"
+    if video_model is not None:
+        example = f"swinv2 inspect clip.mp4 --model {model} --token 120,80."
+        paths, missing = find_videos(images, example, video_model)
     else:
         paths, missing = find_or_refuse(images, "swinv2 inspect photo.jpg --token 120,80.")
         refuse_videos(paths, model, "inspect")
@@ -216,7 +218,7 @@ def inspect(
             f"inspect needs {error.name} to draw, which is not installed; install swinv2[figures]."
         ) from error
     name = model_or_shipped(model)
-    if kind == "video":
+    if video_model is not None:
         inspector = VideoInspector.load(name, stage, device)
         looks = inspector.inspect(paths, output, point, time, num_frames, frame_stride)
     else:

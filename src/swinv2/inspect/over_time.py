@@ -1,7 +1,7 @@
 """The attention of a token, and feature maps, over the frames of a clip.
 
 In: the attention of a token of a video, or principal components of maps, and the frames that the model saw. Out: a
-figure whose columns are places in time. A place in time is a patch of some frames, of which the middle one is shown.
+figure whose columns are places in time. A place in time is a patch of some frames, one of which is shown.
 """
 
 from collections.abc import Callable, Mapping, Sequence

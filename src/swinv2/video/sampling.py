@@ -63,7 +63,7 @@ class Sampling:
             )
 
     @classmethod
-    def of_model(cls, config: Swinv2VideoConfig, num_frames: int | None, stride: float | None) -> Self:
+    def of_model(cls, config: Swinv2VideoConfig, num_frames: int | None = None, stride: float | None = None) -> Self:
         """The frames of a clip for a model; None for a number with which the model was trained."""
         return cls(
             config.num_frames if num_frames is None else num_frames,

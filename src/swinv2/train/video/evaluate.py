@@ -70,7 +70,7 @@ def evaluate_videos(
             f"the video processor of {model!r} makes frames of another size for each video, which do not fit into a "
             "batch; give it a crop_size, and do_center_crop."
         )
-    views = Views(processor, Sampling.of_model(config, None, None), clips, crops)
+    views = Views(processor, Sampling.of_model(config), clips, crops)
     batches = read_images(dataset, SegmentViews(views), config.num_channels, batch_size, workers, read=as_it_is)
 
     def answer(pixels: Tensor) -> Tensor:

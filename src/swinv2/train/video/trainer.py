@@ -96,7 +96,7 @@ def make_video_training(
     model = build(settings, names)
     config = model.config
     pixels = Pixels(as_pair("image_size", config.image_size), settings.image_mean, settings.image_std)
-    sampling = Sampling.of_model(config, None, None)
+    sampling = Sampling.of_model(config)
     augment = for_clips(
         pixels,
         settings.crop_scale,

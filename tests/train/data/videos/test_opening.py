@@ -156,6 +156,15 @@ def test_segments_of_one_file_stay_together(tmp_path: Path) -> None:
         open_videos(str(tmp_path / "one.csv"), "train").set_aside(0.25)
 
 
+def test_a_folder_of_images_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "photo.jpg").write_bytes(b"")
+    with pytest.raises(
+        UsageError, match=r"has no videos.* It has images, such as .*photo\.jpg: leave out --task video\."
+    ):
+        open_videos(str(tmp_path), "train")
+
+
 def test_no_class_is_set_aside_as_a_whole(tmp_path: Path) -> None:
     """The segments of class a are of one file, which stays in the training, whatever share is wanted."""
     files = {"v0": "a", "v1": "b", "v2": "b"}
