@@ -82,7 +82,7 @@ def draw_bias(fields: Sequence[BiasField], path: Path, title: str, is_compared: 
     note += "the bias of the query itself" if is_compared else "the head's mean"
     if any(len(field.window) > 2 for field in fields):
         note += f"\nheads: keys at the query's time; {OVER_TIME!r}: keys at its place, a line for each head"
-    if any(map(_goes_beyond, fields)):
+    if any(_goes_beyond(field.window, field.learned_window) for field in fields):
         note += "\ndashed: the distances in the learned window"
     reliefs = [_bias_relief(field, is_compared) for field in fields]
     limits = [max(float(np.abs(relief).max()), 1e-6) for relief in reliefs]
@@ -103,10 +103,9 @@ def draw_bias(fields: Sequence[BiasField], path: Path, title: str, is_compared: 
     save(tile_blocks(blocks, title, note, "logit"), path, cut=True)
 
 
-def _goes_beyond(field: BiasField, axes: int = 0) -> bool:
-    """Whether the field has distances along one of its last axes (0: all) that its learned window does not have."""
-    both = zip(field.window[-axes:], field.learned_window[-axes:], strict=True)
-    return any(window > learned for window, learned in both)
+def _goes_beyond(window: Lengths, learned_window: Lengths) -> bool:
+    """Whether a window has distances along an axis that the learned window does not have."""
+    return any(length > learned for length, learned in zip(window, learned_window, strict=True))
 
 
 def _bias_relief(field: BiasField, is_from_the_query: bool) -> np.ndarray:
@@ -122,7 +121,7 @@ def _show_bias_over_time(axes: Any, relief: np.ndarray, field: BiasField, limit:
     later, down, right = (length - 1 for length in field.window)
     values = relief[:, :, down, right]
     axes.plot(range(-later, later + 1), values.T, linewidth=0.8, alpha=0.8, marker=".", markersize=2)
-    if field.window[0] > field.learned_window[0]:
+    if _goes_beyond(field.window[:1], field.learned_window[:1]):
         for edge in (-1, 1):
             axes.axvline(edge * (field.learned_window[0] - 0.5), color="black", linewidth=1, linestyle=(0, (4, 2)))
     axes.set(xlim=(-later - 0.5, later + 0.5), ylim=(-1.05 * limit, 1.05 * limit), xticks=sorted({-later, 0, later}))
@@ -135,7 +134,7 @@ def _show_bias(axes: Any, values: np.ndarray, field: BiasField, colours: ScalarM
     down, right = (length - 1 for length in field.window[-2:])
     extent = (-right - 0.5, right + 0.5, down + 0.5, -down - 0.5)
     axes.imshow(values, cmap=colours.cmap, norm=colours.norm, extent=extent, interpolation="nearest", aspect="auto")
-    if _goes_beyond(field, 2):
+    if _goes_beyond(field.window[-2:], field.learned_window[-2:]):
         learned_down, learned_right = (length - 1 for length in field.learned_window[-2:])
         corner = (-learned_right - 0.5, -learned_down - 0.5)
         size = (2 * learned_right + 1, 2 * learned_down + 1)

@@ -146,8 +146,8 @@ class _AddMlp(_AddBranch):
 def _saves_norm_input(x: Tensor, weights: Sequence[Tensor], dtype: torch.dtype) -> bool:
     """Whether the norm's input of a branch is saved for backward, which needs it.
 
-    That of an attention of a video in fp32 or fp64 is computed again, from the attended map: this saves a twelfth of
-    the memory of a training, of which clips need much, for one of 36 products of the linear layers.
+    That of an attention of a video in fp32 or fp64 is computed again, from the attended map: a block saves a twelfth
+    less, for one more product where the linear layers of a training step have 36 of its size.
     """
     is_attention, is_video = len(weights) > 2, x.ndim == 5
     return not (is_attention and is_video and dtype.itemsize > 2)
