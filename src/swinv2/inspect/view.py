@@ -59,7 +59,7 @@ class View:
             height, width = self.size
             raise UsageError(
                 f"--token is {point[0]},{point[1]}, but {self.name} has {width} x {height} pixels; expected X from 0 to "
-                f"{width - 1} and Y from 0 to {height - 1}, counted from its top left."
+                f"{width - 1} and Y from 0 to {height - 1}, from its top left."
             )
         left, top, right, bottom = (round(edge) for edge in self.box)
         if not (left <= point[0] < right and top <= point[1] < bottom):
