@@ -58,8 +58,8 @@ class View:
         if not (0 <= point[0] < self.size[1] and 0 <= point[1] < self.size[0]):
             height, width = self.size
             raise UsageError(
-                f"--token is {point[0]},{point[1]}, but {self.name} has {width} x {height} pixels; expected X from 0 to "
-                f"{width - 1} and Y from 0 to {height - 1}, from its top left."
+                f"--token is {point[0]},{point[1]}, but {self.name} has {width} x {height} pixels; expected X from 0 "
+                f"to {width - 1} and Y from 0 to {height - 1}, from its top left."
             )
         left, top, right, bottom = (round(edge) for edge in self.box)
         if not (left <= point[0] < right and top <= point[1] < bottom):
