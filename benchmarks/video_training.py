@@ -41,8 +41,9 @@ from torchvision.transforms.v2 import functional as F
 
 from swinv2.images import files_inside
 from swinv2.loading import load_model
+from swinv2.video.files import VideoError, VideoInfo, is_video_name
 from swinv2.video.models import Swinv2ForVideoClassification
-from swinv2.video.reading import VideoError, VideoInfo, is_video_name, iterate_frames, probe
+from swinv2.video.reading import iterate_frames, probe
 
 FRAMES_ALONE = "frames"
 METHODS = (OURS, FRAMES_ALONE)

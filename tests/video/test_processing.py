@@ -13,8 +13,9 @@ import swinv2
 from swinv2 import Swinv2ForVideoClassification, Swinv2VideoConfig
 from swinv2.convert.processors import make_processor
 from swinv2.errors import UsageError
+from swinv2.video.files import VideoError
 from swinv2.video.processing import VIDEO_PROCESSOR, Swinv2VideoProcessor, make_video_processor
-from swinv2.video.reading import VideoError, read_frames
+from swinv2.video.reading import read_frames
 from video_files import counted, indices_of, write_video
 
 PROCESSORS: dict[str, dict[str, Any]] = {

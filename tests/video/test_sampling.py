@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swinv2.errors import UsageError
-from swinv2.video.reading import VideoInfo
+from swinv2.video.files import VideoInfo
 from swinv2.video.sampling import Sampling, crops, training_times, uniform_times, view_times
 
 numbers = st.integers(1, 40)

@@ -48,7 +48,7 @@ def find_videos(videos: list[str] | None, example: str, model: str) -> "tuple[li
         UsageError: No file was given, or an image.
     """
     from swinv2.images import is_image_name
-    from swinv2.video.reading import is_video_name
+    from swinv2.video.files import is_video_name
 
     paths, missing = find_or_refuse(videos, example, kind="video", is_named=is_video_name)
     wrong = [path for path in paths if is_image_name(path.name) and path.suffix.lower() != ".gif"]
@@ -71,7 +71,7 @@ def refuse_videos(paths: list[Path], model: str | None, command: str = "classify
     Raises:
         UsageError: The message says how to make a video model of it.
     """
-    from swinv2.video.reading import is_video_name
+    from swinv2.video.files import is_video_name
 
     wrong = [path for path in paths if is_video_name(path.name)]
     if wrong:

@@ -16,8 +16,9 @@ from swinv2.inspect.observation import observe
 from swinv2.inspect.over_time import draw_attention_over_time, draw_components_over_time, shares_over_time
 from swinv2.inspect.view import look_at_clip
 from swinv2.loading import load_video_processor
+from swinv2.video.files import VideoError, VideoInfo
 from swinv2.video.models import Swinv2VideoModel
-from swinv2.video.reading import VideoError, VideoInfo, probe
+from swinv2.video.reading import probe
 from swinv2.video.sampling import Sampling
 from swinv2.video.views import Views
 

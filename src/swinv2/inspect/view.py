@@ -18,7 +18,7 @@ from torch import Tensor
 
 from swinv2.errors import UsageError
 from swinv2.lengths import Pair
-from swinv2.video.reading import VideoInfo
+from swinv2.video.files import VideoInfo
 from swinv2.video.views import Views, process_frame
 
 

@@ -20,9 +20,10 @@ from swinv2.errors import UsageError
 from swinv2.images import BrokenImage
 from swinv2.loading import choose_device, has_several_labels, label_names, load_model, load_video_processor
 from swinv2.predict.predictor import Prediction
+from swinv2.video.files import VideoError, VideoInfo
 from swinv2.video.models import Swinv2ForVideoClassification
 from swinv2.video.processing import Swinv2VideoProcessor
-from swinv2.video.reading import VideoError, VideoInfo, probe
+from swinv2.video.reading import probe
 from swinv2.video.sampling import Sampling, view_times
 from swinv2.video.views import Views
 

@@ -6,128 +6,49 @@ This module knows no model: it neither resizes nor normalises.
 Frames are found by their times, not by their numbers, so a video of variable frame rate needs no special case. Time 0
 is the first frame that can be decoded. Pixels are taken as square, as in transformers and torchvision.
 
-FFmpeg decodes, by PyAV, whose wheels contain it. Only files are opened, of formats that contain videos: a playlist,
-which could name other files, is refused.
+FFmpeg decodes: its copy in PyAV's wheels (`pyav.py`), or that of the system, by torchcodec (`torchcodec.py`). Of the
+formats that both read, they give the same pixels.
 """
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 import math
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
 
 import numpy as np
 
 from swinv2.errors import UsageError
-from swinv2.lengths import Pair
+from swinv2.video import pyav, torchcodec
+from swinv2.video.files import VideoInfo
 
-if TYPE_CHECKING:
-    from av import Packet
-    from av.container import InputContainer
-    from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
+DECODER_VARIABLE = "SWINV2_VIDEO_DECODER"
+"""The environment variable that chooses a decoder: "pyav" or "torchcodec". Unset, PyAV decodes if it is installed."""
 
-VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"),
-    *(".wmv", ".flv", ".3gp", ".ogv"),
-)
-"""Suffixes of the videos inside a folder. A file that the user names is read whatever its suffix; an animated GIF, too,
-which a folder has as an image."""
-
-_FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,gif,mxf,rm,ivf,h264,hevc,m4v"
-"""FFmpeg's names of the formats that are read."""
-
-MOST_PIXELS = 2**26
-"""The largest number of pixels of a frame, as 8192 x 8192 has. A larger one is refused before it is decoded."""
-
-_TOLERANCE = 0.00051
-"""Seconds by which a frame may begin after the time for which it is returned: Matroska rounds to milliseconds."""
-
-_JUMP = 10.0
-"""Seconds between two wanted times from which the frames between them are skipped instead of decoded."""
-
-_LARGEST_CONTRADICTION = 0.1
-"""How far the rate that follows from number of frames and duration may be from the rate that a file states."""
-
-_UNKNOWN_RATE = Fraction(25)
-"""Frames per second, if a file states neither a rate nor times."""
-
-_EXPECTED = "expected a video file such as .mp4, .mkv, .webm, .avi or .mov"
-
-
-class VideoError(UsageError):
-    """A video file that cannot be used.
-
-    Args:
-        path: The file.
-        reason: What is wrong with it and what to do, in a few words, without a full stop.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"the video {str(path)!r} cannot be used: {reason}.")
-        self.path = path
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For other processes, such as those of a data loader."""
-        return VideoError, (self.path, self.reason)
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What is known about a video before its frames are decoded.
-
-    Attributes:
-        path: The file.
-        seconds: Its duration.
-        rate: Mean number of frames per second: `frames / seconds`.
-        frames: Number of frames that the file states. (An AVI may state more than it has: those are shown longer.)
-        size: Height and width of an upright frame, in pixels.
-        start: The file's time of the first frame, in seconds, which is time 0 of `read_frames`.
-    """
-
-    path: Path
-    seconds: float
-    rate: float
-    frames: int
-    size: Pair
-    start: float = 0.0
-
-
-def is_video_name(name: str) -> bool:
-    """Whether a file found in a folder has the suffix of a video and is not hidden."""
-    return not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
+_PACKAGES = {"pyav": "av", "torchcodec": "torchcodec"}
+"""The decoders, best first, and the packages that they need."""
 
 
 def probe(path: str | Path) -> VideoInfo:
     """Reads duration, number of frames and size of a video.
 
     One frame is decoded. If the file does not state duration and number of frames (Matroska, WebM and MPEG do not), or
-    they contradict its frame rate, as in a truncated AVI, it is read to its end, without decoding.
+    they contradict its frame rate, as in a truncated AVI, it is read to its end, without decoding; torchcodec always
+    reads it so.
 
     Args:
         path: The file.
 
     Raises:
         VideoError: The file is missing, is not a video, is damaged so that no frame can be decoded, or its frames are
-            larger than `MOST_PIXELS`.
-        UsageError: PyAV is not installed.
+            larger than `files.MOST_PIXELS`.
+        UsageError: Neither PyAV nor torchcodec is installed, or not the one that the environment names.
     """
     path = Path(path)
-    with _opened(path) as (container, stream):
-        time, frame = next(_decoded(path, container, stream))
-        transposed, _, _ = _orientation(frame)
-        size = (frame.width, frame.height) if transposed else (frame.height, frame.width)
-        frames = stream.frames
-        seconds = float((stream.duration or 0) * (stream.time_base or 0))
-        rate = float(stream.average_rate or 0)
-    if frames <= 0 or seconds <= 0 or (rate and abs(frames / seconds / rate - 1) > _LARGEST_CONTRADICTION):
-        frames, seconds = _count(path)
-    return VideoInfo(path, seconds, frames / seconds, frames, size, time)
+    return _decoder_of(path).probe(path)
 
 
 def read_frames(path: str | Path, times: Sequence[float], info: VideoInfo | None = None) -> np.ndarray:
@@ -161,8 +82,6 @@ def iterate_frames(
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
     """As `read_frames`, but one frame after the other, so that a caller can make each one smaller.
 
-    Frames are decoded forward from the key frame before the first time; long gaps between times are skipped.
-
     Args:
         path, times, info: See `read_frames`.
 
@@ -176,195 +95,26 @@ def iterate_frames(
     if not all(map(math.isfinite, times)):
         raise ValueError(f"times are {list(times)}; expected finite numbers of seconds.")
     info = probe(path) if info is None else info
-    waiting = sorted(range(len(times)), key=lambda index: -times[index])
-    may_jump, reached = True, -math.inf
-    while waiting:
-        shown: VideoFrame | None = None
-        for time, frame in _frames_from(path, info, times[waiting[-1]]):
-            if shown is None and time <= reached:
-                # Skipping led back to frames that were decoded already: the next key frame is farther than `_JUMP`.
-                may_jump = False
-            due: list[int] = []
-            while shown is not None and waiting and times[waiting[-1]] < time - _TOLERANCE:
-                due.append(waiting.pop())
-            if due and shown is not None:
-                yield _pixels(shown, info), due
-            shown, reached = frame, time
-            if not waiting or (may_jump and times[waiting[-1]] > time + _JUMP and due):
-                break
-        else:
-            if shown is not None:
-                yield _pixels(shown, info), waiting[::-1]
-            return
+    yield from _decoder_of(path).iterate_frames(path, times, info)
 
 
-def _frames_from(path: Path, info: VideoInfo, time: float) -> Iterator[tuple[float, VideoFrame]]:
-    """The frames of a video with their times, from one that is shown at `time` or before.
+def _decoder_of(path: Path) -> ModuleType:
+    """The decoder of a file: the one that the environment names, or the first one that is installed. torchcodec
+    leaves to PyAV, if that is installed, the formats that it does not decode frame by frame.
 
     Raises:
-        VideoError: No frame can be decoded.
+        UsageError: There is none.
     """
-    from av import FFmpegError
-
-    # In some files, frames are stored under the time at which their decoding begins, or the index is damaged.
-    for earlier in (0.0, 2.0, None):
-        is_start = earlier is None or time - earlier <= 0
-        with _opened(path) as (container, stream):
-            if not is_start:
-                try:
-                    container.seek(
-                        math.floor((time - (earlier or 0) + info.start) / (stream.time_base or 1)), stream=stream
-                    )
-                except FFmpegError:
-                    continue
-            try:
-                frames = _decoded(path, container, stream)
-                first, frame = next(frames)
-            except VideoError:
-                if is_start:
-                    raise
-                continue
-            if is_start or first - info.start <= time + _TOLERANCE:
-                yield first - info.start, frame
-                for later, frame in frames:
-                    yield later - info.start, frame
-                return
-
-
-def _decoded(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[tuple[float, VideoFrame]]:
-    """The frames of an opened video that can be decoded, each with its time in the file.
-
-    Raises:
-        VideoError: There is none.
-    """
-    from av import FFmpegError
-
-    time, problem = None, ""
-    step = float(1 / (stream.average_rate or _UNKNOWN_RATE))
-    for packet in _packets(container, stream):
-        frames: list[VideoFrame] = []
-        try:
-            frames = stream.decode(packet)
-        except FFmpegError as error:
-            # A damaged packet; what follows may be intact.
-            problem = problem or error.strerror or type(error).__name__
-        for frame in frames:
-            time = frame.time if frame.pts is not None else 0.0 if time is None else time + step
-            yield time, frame
-    if time is None:
-        reason = f": {problem.lower()}" if problem else ""
-        raise VideoError(path, f"no frame of it can be decoded{reason}; the file is damaged or incomplete")
-
-
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream] | None]:
-    """The packets of a video, up to the first one that cannot be read. In its place comes None, for which the decoder
-    gives the frames that it holds."""
-    from av import FFmpegError
-
-    try:
-        yield from container.demux(stream)
-    except FFmpegError:
-        yield None
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Opens a file and finds its video.
-
-    Raises:
-        VideoError: See `probe`.
-        UsageError: PyAV is not installed.
-    """
-    try:
-        import av
-        from av.stream import Disposition
-    except ModuleNotFoundError as error:
-        raise UsageError("videos are read with PyAV (av), which is not installed; install swinv2[video].") from error
-    if path.is_dir():
-        raise VideoError(path, f"it is a folder; {_EXPECTED}")
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS)}
-    try:
-        # Without the prefix, a name such as "a:b.mp4" would be the address "b.mp4" of the protocol "a".
-        container = av.open(f"file:{path}", "r", options=options, metadata_errors="replace")
-    except av.FFmpegError as error:
-        raise VideoError(path, _why_unreadable(path, error)) from error
-    with container:
-        streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
-        if not streams:
-            sound = " but sound" * bool(container.streams.audio)
-            raise VideoError(path, f"it has no video{sound}, or the file is damaged; {_EXPECTED}")
-        stream = streams[0]
-        if stream.codec_context is None:
-            raise VideoError(path, "FFmpeg has no decoder for it, or the file is damaged; convert it to H.264 or VP9")
-        if not (stream.codec_context.width and stream.codec_context.height):
-            raise VideoError(
-                path, f"its frames have more than {MOST_PIXELS:,} pixels, the limit, or no size; make them smaller"
-            )
-        # The frames may be larger than the header says. Decoders pad them.
-        stream.codec_context.options = {"max_pixels": str(2 * MOST_PIXELS)}
-        yield container, stream
-
-
-def _why_unreadable(path: Path, error: Any) -> str:
-    """Why a file cannot be opened."""
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(error, OSError):
-        return str(error.strerror).lower()
-    if path.is_file() and path.stat().st_size == 0:
-        return "the file is empty"
-    if is_video_name(path.name):
-        return (
-            "it is not a video in a format that is read here, or it is damaged or incomplete, as an MP4 or MOV whose "
-            "end is missing"
-        )
-    return f"it is not a video in a format that is read here, or it is damaged or incomplete; {_EXPECTED}"
-
-
-def _count(path: Path) -> tuple[int, float]:
-    """Counts the frames of a video, and measures its duration in seconds, without decoding."""
-    from av import FFmpegError
-
-    frames, start, end = 0, math.inf, -math.inf
-    with _opened(path) as (container, stream):
-        step = float(1 / (stream.average_rate or _UNKNOWN_RATE))
-        base = float(stream.time_base or 0)
-        # Of a truncated file, what could be read counts.
-        with contextlib.suppress(FFmpegError):
-            for packet in container.demux(stream):
-                time = packet.dts if packet.pts is None else packet.pts
-                if not packet.size or packet.is_discard:
-                    continue
-                frames += 1
-                if time is not None:
-                    start = min(start, time * base)
-                    end = max(end, time * base + ((packet.duration or 0) * base or step))
-    frames = max(frames, 1)
-    return frames, end - start if end > start else frames * step
-
-
-def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
-    """How a frame becomes upright: whether rows and columns are exchanged, and then the steps, 1 or -1, in which rows
-    and columns are read. Angles between quarter turns are rounded."""
-    try:
-        side_data: Any = frame.side_data
-        found = side_data.get("DISPLAYMATRIX")
-        matrix = None if found is None else np.frombuffer(found, np.int32).astype(np.int64)
-    except ValueError:
-        # PyAV does not know another entry; the angle alone it always gives.
-        angle = math.radians(frame.rotation)
-        matrix = np.array([math.cos(angle), -math.sin(angle), 0, math.sin(angle), math.cos(angle)])
-    if matrix is None:
-        return False, 1, 1
-    a, b, _, c, d = matrix[:5]
-    transposed = bool(abs(b) > abs(a))
-    right, down = (c, b) if transposed else (a, d)
-    return transposed, -1 if down < 0 else 1, -1 if right < 0 else 1
-
-
-def _pixels(frame: VideoFrame, info: VideoInfo) -> np.ndarray:
-    """A frame as an upright image (height, width, 3)."""
-    transposed, rows, columns = _orientation(frame)
-    height, width = info.size[::-1] if transposed else info.size
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return (pixels.transpose(1, 0, 2) if transposed else pixels)[::rows, ::columns]
+    installed = [name for name, package in _PACKAGES.items() if importlib.util.find_spec(package)]
+    wanted = os.environ.get(DECODER_VARIABLE, "")
+    if wanted and wanted not in _PACKAGES:
+        raise UsageError(f"{DECODER_VARIABLE} is {wanted!r}; expected one of {', '.join(_PACKAGES)}.")
+    if wanted and wanted not in installed:
+        missing = f"{DECODER_VARIABLE} is {wanted!r}, but the package {_PACKAGES[wanted]!r} is not installed"
+        raise UsageError(f"{missing}; install it or unset the variable.")
+    if not installed:
+        raise UsageError("videos are read with PyAV (av), which is not installed; install swinv2[video].")
+    chosen = wanted or installed[0]
+    if chosen == "torchcodec" and "pyav" in installed and not torchcodec.decodes(path):
+        chosen = "pyav"
+    return {"pyav": pyav, "torchcodec": torchcodec}[chosen]

@@ -21,7 +21,7 @@ import torch
 from swinv2.errors import UsageError
 from swinv2.lengths import as_length
 from swinv2.video.config import Swinv2VideoConfig
-from swinv2.video.reading import VideoInfo
+from swinv2.video.files import VideoInfo
 
 
 class Box(NamedTuple):

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from swinv2.errors import UsageError
 from swinv2.lengths import Pair
+from swinv2.video.files import VideoInfo
 from swinv2.video.processing import Swinv2VideoProcessor
-from swinv2.video.reading import VideoInfo, iterate_frames
+from swinv2.video.reading import iterate_frames
 from swinv2.video.sampling import Sampling, crops
 
 

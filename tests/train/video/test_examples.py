@@ -17,8 +17,9 @@ from swinv2.train.data.videos.opening import open_videos
 from swinv2.train.video.augment import for_clips
 from swinv2.train.video.examples import SegmentViews, TrainingClip, as_it_is, logits_of_views
 from swinv2.train.video.trainer import processor_of
+from swinv2.video.files import VideoInfo
 from swinv2.video.processing import Swinv2VideoProcessor
-from swinv2.video.reading import VideoInfo, read_frames
+from swinv2.video.reading import read_frames
 from swinv2.video.sampling import Sampling
 from swinv2.video.views import Views
 

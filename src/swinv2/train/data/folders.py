@@ -18,7 +18,7 @@ import datasets
 from swinv2.console import shown
 from swinv2.errors import UsageError, few
 from swinv2.images import files_inside, is_hidden, is_image_name
-from swinv2.video.reading import is_video_name
+from swinv2.video.files import is_video_name
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from swinv2.images import BrokenImageError
 from swinv2.train.data.videos.dataset import Segment, open_segment, read_segment
-from swinv2.video.reading import VideoError
+from swinv2.video.files import VideoError
 from swinv2.video.sampling import Sampling
 from swinv2.video.views import Views
 

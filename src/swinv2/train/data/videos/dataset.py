@@ -14,7 +14,8 @@ import numpy as np
 from swinv2.errors import UsageError
 from swinv2.images import BrokenImageError
 from swinv2.train.data.dataset import ImageDataset, Sample, hash_name
-from swinv2.video.reading import VideoError, VideoInfo, probe, read_frames
+from swinv2.video.files import VideoError, VideoInfo
+from swinv2.video.reading import probe, read_frames
 
 
 class Segment(NamedTuple):

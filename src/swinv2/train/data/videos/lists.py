@@ -15,7 +15,7 @@ import datasets
 
 from swinv2.errors import UsageError
 from swinv2.train.data.folders import SPLIT_OF, as_texts
-from swinv2.video.reading import is_video_name
+from swinv2.video.files import is_video_name
 
 LIST_SUFFIXES = (".csv", ".tsv", ".txt")
 
