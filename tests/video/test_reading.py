@@ -356,6 +356,16 @@ def test_the_environment_names_the_decoder(tmp_path: Path, monkeypatch: pytest.M
         probe(path)
 
 
+@only_pyav
+def test_an_old_pyav_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", counted(2))
+    monkeypatch.setattr(av, "__version__", "17.0.1")
+    with pytest.raises(UsageError, match=r"PyAV 17\.1 or later, but av 17\.0\.1 is installed; upgrade it\."):
+        probe(path)
+    monkeypatch.setattr(av, "__version__", "18.0.0rc1")
+    assert probe(path).frames == 2
+
+
 def test_without_pyav_other_formats_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.avi", counted(3))
     monkeypatch.setitem(sys.modules, "av", None)

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,gif,mxf,rm,ivf,h264,hevc,m4v"
 """FFmpeg's names of the formats that are read."""
 
+_OLDEST = (17, 1)
+"""The oldest version of PyAV: earlier ones crash if an MPEG file is opened with options."""
+
 _JUMP = 10.0
 """Seconds between two wanted times from which the frames between them are skipped instead of decoded."""
 
@@ -160,13 +163,16 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
     Raises:
         VideoError: See `probe`.
-        UsageError: PyAV is not installed.
+        UsageError: PyAV is too old.
     """
-    try:
-        import av
-        from av.stream import Disposition
-    except ModuleNotFoundError as error:
-        raise UsageError("videos are read with PyAV (av), which is not installed; install swinv2[video].") from error
+    import av
+    from av.stream import Disposition
+
+    if tuple(map(int, av.__version__.split(".")[:2])) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise UsageError(
+            f"videos are read with PyAV {oldest} or later, but av {av.__version__} is installed; upgrade it."
+        )
     check_file(path)
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", "max_pixels": str(MOST_PIXELS)}
     try:
