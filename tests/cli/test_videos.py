@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,7 @@ def test_a_classifier_of_videos_is_trained_and_evaluated(tmp_path: Path) -> None
     flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
     result = swinv2_command("finetune", "--task", "video", "--data", data, *flags)
     assert result.exit_code == 0, result.stderr
+    assert re.search(r"label +recall +videos\n", result.stdout), result.stdout
     trained = json.loads((run / "results.json").read_text())
     assert trained["step"] == 2
     options = ("--model", run / "final", "--clips", 2, "--crops", 3, "--json")
@@ -159,6 +161,9 @@ def test_a_classifier_of_videos_is_trained_and_evaluated(tmp_path: Path) -> None
     scores = json.loads(result.stdout)
     assert scores["images"] == 3
     assert 0 <= scores["top1"] <= 1
+    result = swinv2_command("evaluate", data, "--model", run / "final")
+    assert re.search(r"\nvideos +3\n", result.stdout), result.stdout
+    assert "images" not in result.stdout
     result = swinv2_command("classify", data / "validation/left/0.mp4", "--model", run / "final", "--csv")
     assert result.exit_code == 0, result.stderr
     assert {row["label"] for row in csv.DictReader(io.StringIO(result.stdout))} <= {"left", "right", "still"}

@@ -234,7 +234,7 @@ def answers_of(matrix):
 
 def test_numbers_of_a_small_matrix(tmp_path):
     matrix = np.array([[90, 10, 0], [1, 399, 0], [0, 0, 0]])
-    figure = confusion._figure_of_confusion(*answers_of(matrix), ["a", "b", "c"])
+    figure = confusion._figure_of_confusion(*answers_of(matrix), ["a", "b", "c"], "images")
     cells, classes = words(figure)
     assert cells == ["90", "10", "<1", "100"]
     assert classes == ["a", "b", "c"]
@@ -253,7 +253,7 @@ def test_numbers_of_a_small_matrix(tmp_path):
 
 def test_recall_beside_the_names_of_more_classes():
     cells, classes = words(
-        confusion._figure_of_confusion(*answers_of(np.eye(21) * 3 + 1), [f"class {i}" for i in range(21)])
+        confusion._figure_of_confusion(*answers_of(np.eye(21) * 3 + 1), [f"class {i}" for i in range(21)], "images")
     )
     assert cells == []
     assert classes[20] == "class 20  17%"
@@ -265,7 +265,7 @@ def test_the_worst_of_many_classes() -> None:
     matrix[7] = 0
     matrix[59, [3, 59]] = [6, 4]
     matrix[3, [3, 59]] = [5, 5]
-    figure = confusion._figure_of_confusion(*answers_of(matrix), [f"class {i}" for i in range(60)])
+    figure = confusion._figure_of_confusion(*answers_of(matrix), [f"class {i}" for i in range(60)], "videos")
     _, classes = words(figure)
     assert len(classes) == 50
     assert classes[3] == "class 3  50%"
@@ -273,7 +273,7 @@ def test_the_worst_of_many_classes() -> None:
     assert not any(name.startswith("class 7 ") or name == "class 7" for name in classes)
     wrong = figure.axes[0].images[0].get_array()
     assert (wrong[-1, 3], wrong[3, -1]) == (0.6, 0.5)
-    assert "50 classes of 60" in figure.axes[0].get_title()
+    assert "videos right; the 50 classes of 60" in figure.axes[0].get_title()
 
 
 @pytest.mark.parametrize("classes", [1, 20, 21, 50, 51, 200])

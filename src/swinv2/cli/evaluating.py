@@ -216,7 +216,7 @@ def _print_found(found: Any, dataset: Any, output: Path | None, as_json: bool) -
     if as_json:
         typer.echo(json.dumps(found.summary() | {"mistakes": found.mistakes(dataset)}, indent=2))
     else:
-        print_evaluation(found.summary(), data_console())
+        print_evaluation(found.summary(), data_console(), dataset.things)
     _say_drawn(files)
     return found.unreadable
 

@@ -158,20 +158,26 @@ def print_memory(ways: list[dict[str, Any]], batch_size: int, processes: int, co
     console.print(table)
 
 
-def print_evaluation(summary: dict[str, Any], console: Console) -> None:
-    """Prints accuracies, and the recall of each class; of several labels for an image also its average precision."""
+def print_evaluation(summary: dict[str, Any], console: Console, things: str = "images") -> None:
+    """Prints accuracies, and the recall of each class; of several labels for an image also its average precision.
+
+    Args:
+        summary: The scores; see `summary` of their classes.
+        console: Where they are printed.
+        things: What was evaluated: images or videos.
+    """
     facts = headed_table(console, measure={}, value=_RIGHT)
     for name in ("top1", "top5", "mAP", "f1", "exact"):
         if summary.get(name) is not None:
             facts.add_row(name, f"{summary[name]:.2%}")
     if summary["loss"] is not None:
         facts.add_row("loss", f"{summary['loss']:.4f}")
-    facts.add_row("images", f"{summary['images']:,}")
+    facts.add_row(things, f"{summary['images']:,}")
     if "neighbours" in summary:
         others = ", without the image itself" if summary["leave_one_out"] else ""
         facts.add_row("neighbours", f"{summary['neighbours']} of {summary['bank']:,} images{others}")
     console.print(facts)
-    print_classes(summary, console)
+    print_classes(summary, console, things)
 
 
 def print_class_scores(summary: dict[str, Any], console: Console) -> None:
@@ -201,11 +207,11 @@ def print_scores_of_classes(summary: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def print_classes(summary: dict[str, Any], console: Console) -> None:
-    """Prints the recall of each class, and of how many images; of several labels for an image also its average
-    precision. The worst class is first; classes without images are last."""
+def print_classes(summary: dict[str, Any], console: Console, things: str = "images") -> None:
+    """Prints the recall of each class, and of how many images (or other things); of several labels for an image also
+    its average precision. The worst class is first; classes without images are last."""
     names = [name for name in ("average_precision", "recall") if name in summary]
-    table = headed_table(console, label={}, **{name.replace("_", " "): _RIGHT for name in (*names, "images")})
+    table = headed_table(console, label={}, **{name.replace("_", " "): _RIGHT for name in (*names, things)})
     for label, score in sorted(summary[names[0]].items(), key=lambda pair: 2 if pair[1] is None else pair[1]):
         values = ("" if score is None else f"{summary[name][label]:.1%}" for name in names)
         table.add_row(Text(label), *values, f"{summary['images_by_class'][label]:,}")

@@ -51,7 +51,7 @@ def print_results(results: dict[str, Any], run: Path, things: str = "images") ->
     if "iou" in results or "ap" in results:
         print_scores_of_classes(results, data_console())
     elif "recall" in results:
-        print_classes(results, data_console())
+        print_classes(results, data_console(), things)
     if "stopped_early_of" in results:
         messages.print(f"stopped early, after {results['step']:,} of {results['stopped_early_of']:,} steps")
     if "kept_step" in results:

@@ -170,9 +170,9 @@ def run_training(trainer: SwinTrainer) -> tuple[dict[str, Any], int]:
     trainer.pop_callback(PrinterCallback)
     lines = None
     if not settings.disable_tqdm:
-        trainer.add_callback(ProgressBar())
+        trainer.add_callback(ProgressBar(trainer.things))
     elif settings.should_save:
-        lines = Lines(0, message_console(), "starting")
+        lines = Lines(0, message_console(), "starting", trainer.things)
         trainer.add_callback(ProgressLines(lines, trainer.describe_step))
     log = RunLog(run)
     trainer.add_callback(log)

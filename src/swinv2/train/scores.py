@@ -119,7 +119,7 @@ class Evaluation:
     def draw(self, dataset: ImageDataset, folder: Path) -> list[Path]:
         """Draws the confusion matrix and, if there are any, the most confident mistakes; returns the files."""
         files = [folder / "confusion.png"]
-        draw_confusion(self.truths, self.answers, self.names, files[0])
+        draw_confusion(self.truths, self.answers, self.names, files[0], dataset.things)
         if self.worst:
             files.append(folder / "mistakes.png")
             drawn = [

@@ -24,7 +24,15 @@ SECONDS_BETWEEN_CURVES = 20.0
 
 
 class ProgressBar(ProgressCallback):
-    """transformers' bar, with the loss and the images per second at its end instead of on lines above it."""
+    """transformers' bar, with the loss and the speed at its end instead of on lines above it.
+
+    Args:
+        things: What a step trains on: images or videos.
+    """
+
+    def __init__(self, things: str) -> None:
+        super().__init__()
+        self._things = things
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -34,7 +42,7 @@ class ProgressBar(ProgressCallback):
             return
         names = {
             "loss": "loss",
-            "images_per_second": "images/s",
+            "images_per_second": f"{self._things}/s",
             "eval_loss": "eval",
             "eval_top1": "top-1",
             "eval_mAP": "mAP",

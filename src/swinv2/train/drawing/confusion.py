@@ -14,7 +14,9 @@ MOST_NUMBERS, MOST_CLASSES = 20, 50
 """Largest number of classes for which the cells have numbers, and for which all classes are drawn."""
 
 
-def draw_confusion(truths: np.ndarray, answers: np.ndarray, names: Sequence[str], path: Path) -> None:
+def draw_confusion(
+    truths: np.ndarray, answers: np.ndarray, names: Sequence[str], path: Path, things: str = "images"
+) -> None:
     """Draws the answers for the images of each class, as shares of the class.
 
     Rows are true classes, columns are answers. Right answers are blue. Mistakes are orange; their scale ends at the
@@ -26,6 +28,7 @@ def draw_confusion(truths: np.ndarray, answers: np.ndarray, names: Sequence[str]
         truths, answers: The class of each image, and the answer (images,); at least one image.
         names: Names of the classes.
         path: The PNG file; an existing file is replaced.
+        things: What the classes are of: images or videos.
 
     Raises:
         ValueError: There is no image, or not an answer for each, or a class without a name.
@@ -35,7 +38,7 @@ def draw_confusion(truths: np.ndarray, answers: np.ndarray, names: Sequence[str]
     least, most = (int(extreme(np.append(truths, answers))) for extreme in (np.min, np.max))
     if least < 0 or most >= len(names):
         raise ValueError(f"there are classes from {least} to {most}, and {len(names)} names; expected one for each.")
-    save(_figure_of_confusion(truths, answers, names), path, cut=True)
+    save(_figure_of_confusion(truths, answers, names, things), path, cut=True)
 
 
 def count_answers(truths: np.ndarray, answers: np.ndarray, classes: np.ndarray, known: int) -> np.ndarray:
@@ -54,7 +57,7 @@ def count_answers(truths: np.ndarray, answers: np.ndarray, classes: np.ndarray, 
     return np.bincount(cells, minlength=len(classes) ** 2).reshape(len(classes), len(classes))
 
 
-def _figure_of_confusion(truths: np.ndarray, answers: np.ndarray, names: Sequence[str]) -> Figure:
+def _figure_of_confusion(truths: np.ndarray, answers: np.ndarray, names: Sequence[str], things: str) -> Figure:
     """The figure of a confusion matrix; of the worst classes if there are many."""
     images = np.bincount(truths, minlength=len(names))
     # A class without images becomes NaN: NaN sorts last, and cells of NaN are not drawn.
@@ -95,7 +98,7 @@ def _figure_of_confusion(truths: np.ndarray, answers: np.ndarray, names: Sequenc
     axes.spines[:].set_visible(False)
     axes.set_xlabel("answer")
     axes.set_ylabel("truth, in % of the class" if has_numbers else "truth, and share that is right")
-    title = f"{hits.sum() / len(truths):.1%} of {len(truths):,} images right"
+    title = f"{hits.sum() / len(truths):.1%} of {len(truths):,} {things} right"
     if len(classes) < len(names):
         title += f"; the {len(classes)} classes of {len(names)} that are recognised worst"
     axes.set_title(title, fontsize=12, pad=12)
