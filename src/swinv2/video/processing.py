@@ -19,7 +19,7 @@ from transformers.models.videomae.video_processing_videomae import VideoMAEVideo
 from transformers.video_utils import VideoMetadata
 
 from swinv2.errors import UsageError
-from swinv2.video.reading import probe, read_frames
+from swinv2.video.reading import decoder_of, probe, read_frames
 from swinv2.video.sampling import uniform_times
 
 VIDEO_PROCESSOR = "video_preprocessor_config.json"
@@ -94,7 +94,7 @@ class Swinv2VideoProcessor(VideoMAEVideoProcessor):
             duration=info.seconds,
             height=info.size[0],
             width=info.size[1],
-            video_backend="pyav",
+            video_backend=decoder_of(video_url_or_urls),
         )
         if sample_indices_fn is None:
             times = uniform_times(info, info.frames)

@@ -28,8 +28,11 @@ from swinv2.video.files import VideoInfo
 DECODER_VARIABLE = "SWINV2_VIDEO_DECODER"
 """The environment variable that chooses a decoder: "pyav" or "torchcodec". Unset, PyAV decodes if it is installed."""
 
+_MODULES: dict[str, ModuleType] = {"pyav": pyav, "torchcodec": torchcodec}
+"""The decoders, best first."""
+
 _PACKAGES = {"pyav": "av", "torchcodec": "torchcodec"}
-"""The decoders, best first, and the packages that they need."""
+"""The packages that they need."""
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -48,7 +51,7 @@ def probe(path: str | Path) -> VideoInfo:
         UsageError: Neither PyAV nor torchcodec is installed, or not the one that the environment names.
     """
     path = Path(path)
-    return _decoder_of(path).probe(path)
+    return _MODULES[decoder_of(path)].probe(path)
 
 
 def read_frames(path: str | Path, times: Sequence[float], info: VideoInfo | None = None) -> np.ndarray:
@@ -95,15 +98,18 @@ def iterate_frames(
     if not all(map(math.isfinite, times)):
         raise ValueError(f"times are {list(times)}; expected finite numbers of seconds.")
     info = probe(path) if info is None else info
-    yield from _decoder_of(path).iterate_frames(path, times, info)
+    yield from _MODULES[decoder_of(path)].iterate_frames(path, times, info)
 
 
-def _decoder_of(path: Path) -> ModuleType:
-    """The decoder of a file: the one that the environment names, or the first one that is installed. torchcodec
-    leaves to PyAV, if that is installed, the formats that it does not decode frame by frame.
+def decoder_of(path: str | Path) -> str:
+    """The decoder of a file, "pyav" or "torchcodec": the one that the environment names, or the first one that is
+    installed. torchcodec leaves the formats that it does not read to PyAV, if that is installed.
+
+    Args:
+        path: The file.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is no decoder, or not the one that the environment names.
     """
     installed = [name for name, package in _PACKAGES.items() if importlib.util.find_spec(package)]
     wanted = os.environ.get(DECODER_VARIABLE, "")
@@ -115,6 +121,6 @@ def _decoder_of(path: Path) -> ModuleType:
     if not installed:
         raise UsageError("videos are read with PyAV (av), which is not installed; install swinv2[video].")
     chosen = wanted or installed[0]
-    if chosen == "torchcodec" and "pyav" in installed and not torchcodec.decodes(path):
+    if chosen == "torchcodec" and "pyav" in installed and not torchcodec.decodes(Path(path)):
         chosen = "pyav"
-    return {"pyav": pyav, "torchcodec": torchcodec}[chosen]
+    return chosen
