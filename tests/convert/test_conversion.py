@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import foreign
 import peers
 import swinv2
 from conversions import NAMED, check_tensors, save
 from foreign import small_sizes
+from swinv2 import Swinv2ForVideoClassification
 from swinv2.convert import convert
+from swinv2.convert.conversion import Inflation
 from swinv2.convert.write import state_dict
 from swinv2.errors import UsageError
 
@@ -129,6 +132,29 @@ def test_types_are_kept(dtype: torch.dtype, tmp_path: Path) -> None:
     back = state_dict(model, "microsoft")
     learned = {name: tensor for name, tensor in file.items() if "relative" not in name and "mask" not in name}
     check_tensors({name: back[name] for name in learned}, learned)
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_a_model_keeps_the_type_with_which_it_computes(name: str, tmp_path: Path) -> None:
+    """transformers loads weights of 16 bits in the type that config.json says."""
+    fields = {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+    model = swinv2.Swinv2ForImageClassification(swinv2.Swinv2Config(**fields))
+    model.save_pretrained(tmp_path / "in")
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    config.pop("dtype")
+    (tmp_path / "in" / "config.json").write_text(json.dumps({**config, name: "float32"}))
+    halves = {key: tensor.half() for key, tensor in model.state_dict().items()}
+    save_file(halves, tmp_path / "in" / "model.safetensors", {"format": "pt"})
+    report = convert(str(tmp_path / "in"), tmp_path / "out", inflation=Inflation(num_frames=4))
+    assert report.dtype == "float32"
+    assert "The weights are of float16, and config.json says float32: converted to float32." in report.notes
+    assert Swinv2ForVideoClassification.from_pretrained(tmp_path / "out").dtype is torch.float32
+    # Never to fewer bits.
+    (tmp_path / "in" / "config.json").write_text(json.dumps({**config, name: "float16"}))
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "config.json").write_text(json.dumps({**config, name: "float16"}))
+    assert convert(str(tmp_path / "whole"), None).dtype == "float32"
+    assert convert(str(tmp_path / "in"), None).dtype == "float16"
 
 
 def test_mixed_types_become_the_widest_with_a_sentence(tmp_path: Path) -> None:

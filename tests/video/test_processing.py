@@ -1,6 +1,8 @@
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,6 +78,53 @@ def test_files_are_sampled_evenly_even_if_they_are_short(tmp_path: Path) -> None
     assert whole.shape == (2, 8, 3, 32, 48)
     with pytest.raises(VideoError, match="no such file"):
         processor(str(tmp_path / "none.mp4"))
+
+
+class Decoder:
+    """A decoder with the methods of torchcodec's that are needed, so that no FFmpeg is."""
+
+    @dataclass
+    class Batch:
+        """Frames, as torchcodec returns them."""
+
+        data: torch.Tensor
+        pts_seconds: torch.Tensor
+
+    def __init__(self, frames: np.ndarray, rate: float) -> None:
+        self.frames, self.metadata = (
+            torch.from_numpy(frames.copy()).permute(0, 3, 1, 2),
+            SimpleNamespace(average_fps=rate),
+        )
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def get_frames_at(self, indices: list[int]) -> Batch:
+        """Frames of these indices."""
+        return self.Batch(self.frames[indices], torch.tensor(indices) / self.metadata.average_fps)
+
+
+@pytest.mark.parametrize("kind", ["text", "path", "decoder"])
+def test_the_processor_knows_how_many_frames_of_a_file(tmp_path: Path, kind: str) -> None:
+    processor = Swinv2VideoProcessor(**make_video_processor(PROCESSORS["not resized"], num_frames=4))
+    path = write_video(tmp_path / "a.mp4", counted(8))
+    video: Any = {"text": str(path), "path": path, "decoder": Decoder(counted(8), 10)}[kind]
+
+    def sampled(videos: Any, **settings: Any) -> list[int]:
+        """The indices of the frames of the first video."""
+        return indices_of(processor(videos, return_tensors="pt", **settings)["pixel_values"][0].numpy() * 255)
+
+    assert sampled(video) == sampled([video, video]) == [1, 3, 5, 7]
+    assert sampled(video, num_frames=2) == [2, 6]
+    assert sampled(video, fps=10) == sampled(video, do_sample_frames=False) == list(range(8))
+    # Frames are taken as they are.
+    assert sampled(counted(8).copy()) == sampled([counted(8).copy()]) == list(range(8))
+    assert sampled(Decoder(counted(8), 10).get_frames_at([5, 2])) == [5, 2]
+
+
+def test_frames_without_colours_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a video is a ndarray of another form than expected: a path, or frames of 3"):
+        Swinv2VideoProcessor()([Image.new("L", (20, 20))] * 3)
 
 
 def test_pipeline(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,7 +352,7 @@ def test_the_environment_names_the_decoder(tmp_path: Path, monkeypatch: pytest.M
     probe(path)
     assert calls[-1] == "swinv2.video.torchcodec"
     monkeypatch.setitem(sys.modules, "torchcodec", None)
-    with pytest.raises(UsageError, match=r"not installed; install swinv2\[video\]"):
+    with pytest.raises(UsageError, match=r"neither is installed; install swinv2\[video\]"):
         probe(path)
 
 
@@ -370,9 +370,11 @@ def test_without_pyav_other_formats_are_refused(tmp_path: Path, monkeypatch: pyt
     path = write_video(tmp_path / "a.avi", counted(3))
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.setenv(DECODER_VARIABLE, "torchcodec")
-    assert reason(path).startswith("with torchcodec only MP4, MOV, Matroska and WebM are read; install PyAV")
+    assert reason(path).startswith(
+        "it is not a video, or of a format that is not read by torchcodec here, which is MP4"
+    )
     (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.avi\n#EXT-X-ENDLIST\n")
-    assert reason(tmp_path / "list.mp4").startswith("with torchcodec only")
+    assert reason(tmp_path / "list.mp4").startswith("it is not a video, or of a format")
     (tmp_path / "empty.mp4").touch()
     assert reason(tmp_path / "empty.mp4") == "the file is empty"
     assert reason(tmp_path / "none.mp4") == "there is no such file"

@@ -261,10 +261,17 @@ def _load_source(
     config, notes, learned = recognised.config, recognised.notes, recognised.reading.tensors
     dtype = check_learned(learned, recognised.reading.their_names)
     types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in learned.values()})
-    if len(types) > 1:
-        notes.append(
-            f"The weights are of {' and '.join(types)}; all were converted to {str(dtype).removeprefix('torch.')}."
-        )
+    stated = getattr(
+        torch, str((weights.config or {}).get("dtype") or (weights.config or {}).get("torch_dtype")), dtype
+    )
+    if isinstance(stated, torch.dtype) and torch.promote_types(stated, dtype) != dtype:
+        # As transformers loads such a folder: its weights are stored in fewer bits than the model computes with.
+        dtype = torch.promote_types(stated, dtype)
+        name = str(dtype).removeprefix("torch.")
+        notes.append(f"The weights are of {' and '.join(types)}, and config.json says {name}: converted to {name}.")
+    elif len(types) > 1:
+        name = str(dtype).removeprefix("torch.")
+        notes.append(f"The weights are of {' and '.join(types)}; all were converted to {name}.")
     if recognised.model_class is Swinv2ForImageClassification:
         notes += _name_labels(config, weights.config or {})
     with torch.device("meta"):
@@ -370,7 +377,7 @@ def _inflate(
     ]
     if isinstance(model, Swinv2ForMaskedImageModeling):
         notes.append("The decoder and the mask token of masked-image modelling were left out.")
-    return inflated, make_video_processor(processor), notes
+    return inflated, make_video_processor(processor, inflation.num_frames), notes
 
 
 def _losses(model: Swinv2PreTrainedModel, format: str) -> list[str]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor
+from torch import Tensor
+from transformers import AutoImageProcessor, BatchFeature
 from transformers.models.videomae.video_processing_videomae import VideoMAEVideoProcessor
 from transformers.video_utils import VideoMetadata
 
@@ -38,11 +39,48 @@ class Swinv2VideoProcessor(VideoMAEVideoProcessor):
     """transformers' `VideoMAEVideoProcessor`, which reads files with `swinv2.video.reading`.
 
     After `swinv2.register()`, `AutoVideoProcessor` and `pipeline("video-classification")` build it. Called with paths
-    of files and `do_sample_frames=True`, it samples `num_frames` frames evenly over each video; a video may have fewer.
+    of files, or with decoders of torchcodec such as `datasets` has in a column of videos, it samples `num_frames`
+    frames evenly over each video; a video may have fewer. `do_sample_frames=False` reads all frames. Frames are taken
+    as they are, without sampling.
     """
 
     num_frames: int | None = None
     fps: float | None = None
+
+    def preprocess(self, videos: Any, **kwargs: Any) -> BatchFeature:
+        """Prepares videos; see transformers' `VideoMAEVideoProcessor`.
+
+        Args:
+            videos: Paths, torchcodec's decoders or batches of frames, or frames as transformers takes them.
+            kwargs: Fields of the processor for this call. `num_frames`, or `fps` instead of it, samples frames of files
+                and decoders.
+
+        Raises:
+            VideoError: A file cannot be used.
+        """
+        given = [kwargs.get(name) for name in ("num_frames", "fps")]
+        if given[0] is None and given[1] is not None:
+            # The rate of the call, not the number of the processor.
+            kwargs["num_frames"] = None
+        together = videos if isinstance(videos, list | tuple) else [videos]
+        together = [str(video) if isinstance(video, Path) else video for video in together]
+        if all(isinstance(video, str) or _is_decoded(video) for video in together):
+            known = any(each is not None for each in (*given, self.num_frames, self.fps))
+            is_sampled = kwargs.setdefault("do_sample_frames", known)
+            wanted = {name: kwargs.get(name) for name in ("num_frames", "fps")} if is_sampled else None
+            together = [self._frames_of(video, wanted) if _is_decoded(video) else video for video in together]
+            if not any(isinstance(video, str) for video in together):
+                kwargs["do_sample_frames"] = False
+        prepared: Any = together if isinstance(videos, list | tuple) else together[0]
+        return super().preprocess(prepared, **kwargs)
+
+    def _frames_of(self, video: Any, wanted: Mapping[str, Any] | None) -> Tensor:
+        """The frames of a decoder, all of them if none are `wanted`, or those of a batch of frames."""
+        if not hasattr(video, "get_frames_at"):
+            return video.data
+        metadata = VideoMetadata(total_num_frames=len(video), fps=video.metadata.average_fps)
+        chosen = range(len(video)) if wanted is None else self.sample_frames(metadata, **wanted)
+        return video.get_frames_at([int(index) for index in chosen]).data
 
     def sample_frames(
         self, metadata: VideoMetadata, num_frames: int | None = None, fps: float | None = None, **kwargs: Any
@@ -58,8 +96,8 @@ class Swinv2VideoProcessor(VideoMAEVideoProcessor):
         Raises:
             ValueError: Neither a number nor a rate is known.
         """
-        number = self.num_frames if num_frames is None else num_frames
         rate = self.fps if fps is None else fps
+        number = self.num_frames if num_frames is None and fps is None else num_frames
         if number is None and rate is not None and metadata.fps:
             number = max(round(metadata.total_num_frames / metadata.fps * rate), 1)
         if number is None:
@@ -83,6 +121,11 @@ class Swinv2VideoProcessor(VideoMAEVideoProcessor):
         Raises:
             VideoError: A file cannot be used.
         """
+        if not isinstance(video_url_or_urls, str | list):
+            raise ValueError(
+                f"a video is a {type(video_url_or_urls).__name__} of another form than expected: a path, or frames of "
+                "3 channels, of one size."
+            )
         if isinstance(video_url_or_urls, list):
             return list(zip(*(self.fetch_videos(each, sample_indices_fn) for each in video_url_or_urls), strict=True))
         if video_url_or_urls.startswith(("http://", "https://")):
@@ -105,11 +148,17 @@ class Swinv2VideoProcessor(VideoMAEVideoProcessor):
         return read_frames(video_url_or_urls, times, info), metadata
 
 
-def make_video_processor(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _is_decoded(video: Any) -> bool:
+    """Whether a video is one of torchcodec's objects, a decoder or a batch of frames."""
+    return hasattr(video, "get_frames_at") or (hasattr(video, "pts_seconds") and hasattr(video, "data"))
+
+
+def make_video_processor(fields: Mapping[str, Any], num_frames: int | None = None) -> dict[str, Any]:
     """Makes the fields of a video processor from those of an image processor.
 
     Args:
         fields: Those of a `preprocessor_config.json`. For other image sizes, change them first.
+        num_frames: Frames that are sampled of a file; None for all.
 
     Returns:
         The fields of a `video_preprocessor_config.json`. Of each frame, the processor makes exactly the pixels that the
@@ -139,6 +188,7 @@ def make_video_processor(fields: Mapping[str, Any]) -> dict[str, Any]:
     if not made["do_center_crop"]:
         made.pop("crop_size", None)
     made |= {"do_convert_rgb": False, "do_sample_frames": False, "video_processor_type": "Swinv2VideoProcessor"}
+    made |= {} if num_frames is None else {"num_frames": num_frames}
     _check_equal(image_processor, Swinv2VideoProcessor(**made))
     return made
 

@@ -119,7 +119,7 @@ def decoder_of(path: str | Path) -> str:
         missing = f"{DECODER_VARIABLE} is {wanted!r}, but the package {_PACKAGES[wanted]!r} is not installed"
         raise UsageError(f"{missing}; install it or unset the variable.")
     if not installed:
-        raise UsageError("videos are read with PyAV (av), which is not installed; install swinv2[video].")
+        raise UsageError("videos are read with PyAV (av), or torchcodec; neither is installed; install swinv2[video].")
     chosen = wanted or installed[0]
     if chosen == "torchcodec" and "pyav" in installed and not torchcodec.decodes(Path(path)):
         chosen = "pyav"

@@ -48,6 +48,11 @@ _AT_ONCE = 8
 _MOST_DAMAGED = 250
 """Frames at the beginning that are tried until one can be decoded."""
 
+_OTHER_FORMAT = (
+    "it is not a video, or of a format that is not read by torchcodec here, which is MP4, MOV, Matroska and WebM; for "
+    "other formats install PyAV: swinv2[video]"
+)
+
 _NO_FFMPEG = (
     "torchcodec finds no FFmpeg that it can use; install FFmpeg's shared libraries, or PyAV, which contains them: "
     "swinv2[video]."
@@ -151,7 +156,7 @@ def _opened(path: Path) -> VideoDecoder:
         raise UsageError(_NO_FFMPEG) from error
     check_file(path)
     if not decodes(path):
-        raise VideoError(path, "with torchcodec only MP4, MOV, Matroska and WebM are read; install PyAV: swinv2[video]")
+        raise VideoError(path, _OTHER_FORMAT)
     try:
         # A relative name such as "a:b.mp4" would be the address "b.mp4" of the protocol "a".
         decoder = VideoDecoder(path.absolute(), dimension_order="NHWC", device="cpu")

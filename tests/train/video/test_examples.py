@@ -37,7 +37,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def views_of(sampling: Sampling, pixels: Pixels = PIXELS, **rest: int) -> SegmentViews:
     """Those of a processor that resizes the shorter side and crops the centre."""
-    return SegmentViews(Views(processor_of(pixels), sampling, **rest))
+    return SegmentViews(Views(processor_of(pixels, 4), sampling, **rest))
 
 
 def numbers(clip: Tensor) -> list[int]:
@@ -111,7 +111,7 @@ def test_one_view_is_what_the_saved_processor_makes(video: Path) -> None:
     """So an accuracy is the one that a user of the processor gets."""
     (view,) = views_of(Sampling(4, 2))(Segment(str(video)))
     times = Sampling(4, 2).views(VideoInfo(video, 4.0, 10.0, 40, (48, 64)), 1)[0]
-    expected = processor_of(PIXELS)([read_frames(video, times)], return_tensors="pt")["pixel_values"][0]
+    expected = processor_of(PIXELS, 4)([read_frames(video, times)], return_tensors="pt")["pixel_values"][0]
     assert torch.allclose(view, expected, atol=1e-6)
 
 
@@ -153,7 +153,7 @@ def test_impossible_views() -> None:
     with pytest.raises(UsageError, match="2 clips would be equal"):
         views_of(Sampling(4, 0), clips=2)
     with pytest.raises(UsageError, match="a model of videos takes square frames"):
-        processor_of(Pixels((32, 64), [0.5] * 3, [0.5] * 3))
+        processor_of(Pixels((32, 64), [0.5] * 3, [0.5] * 3), 4)
     wide = Swinv2VideoProcessor(size={"height": 32, "width": 64}, do_center_crop=False)
     with pytest.raises(UsageError, match="3 crops need a model of square frames, and its processor makes 32 x 64"):
         Views(wide, Sampling(4, 2), crops=3)

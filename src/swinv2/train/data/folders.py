@@ -263,11 +263,20 @@ def _without_images(folder: Path, split: str | None, kind: FileKind) -> str:
     inside = [Path(root, name) for root, _, names in os.walk(folder) for name in sorted(names)]
     packed = next((file for file in inside if file.name.lower().endswith(PACKED)), None)
     of_split = f" in the split {split!r}" if split else ""
-    hint = f" It has {packed}: unpack it, or give the folder of parquet or webdataset files." if packed else ""
+    how = "give the folder of parquet or webdataset files" if kind is IMAGES else "videos are not read from tables"
+    hint = f" It has {packed}: unpack it; {how}." if packed else ""
     others = next((file for file in inside if kind is IMAGES and is_video_name(file.name)), None)
-    hint = f" It has videos, such as {others}: give --task video." if others else hint
+    hint = (
+        f" It has videos, such as {others}: finetune them with --task video, and evaluate a model of videos."
+        if others
+        else hint
+    )
     images = next((file for file in inside if kind is not IMAGES and is_image_name(file.name)), None)
-    hint = f" It has images, such as {images}: leave out --task video." if images else hint
+    hint = (
+        f" It has images, such as {images}: finetune them without --task video, and evaluate a model of images."
+        if images
+        else hint
+    )
     return f"{str(folder)!r} has no {kind.several}{of_split}.{hint}"
 
 

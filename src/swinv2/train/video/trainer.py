@@ -107,7 +107,7 @@ def make_video_training(
         settings.erase_probability,
     )
     transform = SampleTransform(TrainingClip(sampling, augment), pixels.channels, seed=settings.seed, read=as_it_is)
-    processor = processor_of(pixels)
+    processor = processor_of(pixels, config.num_frames)
     views = Views(processor, sampling, settings.eval_clips, settings.eval_crops)
     plain = replace(transform, image_transform=SegmentViews(views))
     return VideoTrainer(
@@ -120,7 +120,7 @@ def make_video_training(
     )
 
 
-def processor_of(pixels: Pixels) -> Any:
+def processor_of(pixels: Pixels, num_frames: int) -> Any:
     """The video processor of evaluation, which is saved with the model: it resizes the shorter side of the frames, and
     crops the centre.
 
@@ -135,4 +135,5 @@ def processor_of(pixels: Pixels) -> Any:
         crop_size={"height": side, "width": side},
         image_mean=list(pixels.mean),
         image_std=list(pixels.std),
+        num_frames=num_frames,
     )

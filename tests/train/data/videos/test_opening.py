@@ -128,7 +128,9 @@ def test_what_is_no_source(folder: Path, tmp_path: Path) -> None:
         open_videos(str(folder / "train/left/0.mp4"), "train")
     with pytest.raises(UsageError, match="has no videos"):
         open_videos(str(tmp_path), "train")
-    with pytest.raises(UsageError, match=r"has no images.* It has videos, such as .*: give --task video"):
+    with pytest.raises(
+        UsageError, match=r"has no images.* It has videos, such as .*: finetune them with --task video, and"
+    ):
         open_dataset(str(folder), "train")
 
 
@@ -160,7 +162,8 @@ def test_a_folder_of_images_says_so(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "photo.jpg").write_bytes(b"")
     with pytest.raises(
-        UsageError, match=r"has no videos.* It has images, such as .*photo\.jpg: leave out --task video\."
+        UsageError,
+        match=r"has no videos.* It has images, such as .*photo\.jpg: finetune them without --task video, and",
     ):
         open_videos(str(tmp_path), "train")
 
