@@ -93,9 +93,6 @@ SETTINGS: dict[str, Sequence[str]] = {
 }
 """The flags in which the methods differ: the frames of a patch, and of a window."""
 
-COMMON = ("--learning-rate", "3e-4", "--layer-decay", "0.9", "--label-smoothing-factor", "0")
-"""Flags of both methods: what is in a video, which the backbone knows, does not help here, so all layers learn."""
-
 
 def main(
     clips: Annotated[Path, typer.Option(help="Folder with video files.")],
@@ -234,7 +231,7 @@ def measure(data: Path, method: str, seed: int, output: Path, steps: int) -> rep
     flags = [
         *("--task", "video", "--data", str(data), "--seed", str(seed), "--output-dir", str(run)),
         *("--num-frames", str(FRAMES), "--frame-stride", "1", "--window-size", "6", "--max-steps", str(steps)),
-        *("--per-device-train-batch-size", str(BATCH), "--eval-strategy", "no", *COMMON, *SETTINGS[method]),
+        *("--per-device-train-batch-size", str(BATCH), "--eval-strategy", "no", *SETTINGS[method]),
     ]
     try:
         _, seconds = run_program([*SWINV2, "finetune", *flags], output / "training.log")

@@ -190,7 +190,7 @@ def test_what_is_chosen(directions: Path, checkpoint: Path, tmp_path: Path) -> N
     flags = ["--task", "video", "--data", str(directions), "--model", str(checkpoint), "--output-dir", str(tmp_path)]
     trainer = make([*flags, "--use-cpu"], choose_settings=True)
     args, chosen = trainer.args, trainer.args.chosen
-    assert (args.num_frames, args.frame_stride, args.num_train_epochs, args.layer_decay) == (16, 1, 30, 0.75)
+    assert (args.num_frames, args.frame_stride, args.num_train_epochs, args.layer_decay) == (16, 1, 30, 0.9)
     assert chosen["frame_stride"].reason == "the videos have 12 frames"
     assert (args.flip, chosen["flip"].reason) == (0.0, "the class 'left' tells left from right")
     assert (args.load_best_model_at_end, args.eval_strategy) == (False, "epoch")

@@ -36,6 +36,10 @@ SAMPLED_VIDEOS = 16
 CLIP_FRAMES = 16
 """Frames of a clip: half of Video Swin's, for half of the time."""
 
+LAYER_DECAY, INFLATED_LAYER_DECAY = 0.75, 0.9
+"""Factors of the learning rate from each layer to the one before it, for models of videos and of images. With the
+second one an inflated model learned the speed of clips far better (docs/log.md)."""
+
 LEFT_OR_RIGHT = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
 """Words in the names of classes for which clips are not mirrored."""
 
@@ -152,7 +156,10 @@ def _about_length(settings: VideoSettings, videos: int) -> list[Candidate]:
     ]
     if not is_new:
         by_layer = ("matrix_learning_rate", "backbone_rate")
-        found.append(Candidate("layer_decay", 0.75, "early layers change less", by_layer))
+        decay, why = LAYER_DECAY, "early layers change less"
+        if not starts_from_video(settings):
+            decay, why = INFLATED_LAYER_DECAY, "in a model of images, the early layers must learn time too"
+        found.append(Candidate("layer_decay", decay, why, by_layer))
     if settings.model not in PRESETS and "drop_path_rate" not in given_fields(settings):
         found.append(Candidate("drop_path_rate", 0.1, "the usual rate of small networks"))
     return found
