@@ -35,6 +35,7 @@ def write_video(
     options: dict[str, str] | None = None,
     format: str | None = None,
     bit_rate: int | None = None,
+    matrix: int | None = None,
 ) -> Path:
     """Writes a video of frames (number, height, width, 3); returns its path.
 
@@ -50,10 +51,13 @@ def write_video(
         options: Options of the format.
         format: FFmpeg's name of the format; None for that of the suffix.
         bit_rate: Bits per second; None for the encoder's.
+        matrix: Number of the matrix of colours that the file states; None for none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format, options or {}) as container:
         stream: Any = container.add_stream(codec, rate=rate)
+        if matrix is not None:
+            stream.codec_context.colorspace = matrix
         if bit_rate is not None:
             stream.bit_rate = bit_rate
         stream.height, stream.width = frames.shape[1:3]

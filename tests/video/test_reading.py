@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -173,6 +174,100 @@ def test_a_truncated_file_is_used_up_to_the_break(tmp_path: Path, name: str, opt
     assert info.rate == pytest.approx(10, rel=0.12)
 
 
+@pytest.mark.parametrize("options", [{"movflags": "faststart"}, {"movflags": "frag_keyframe+empty_moov"}, None])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
+def test_truncated_files_with_frames_that_depend_on_later_ones(
+    tmp_path: Path, options: dict[str, str] | None, share: float
+) -> None:
+    name = "a.mp4" if options else "a.mkv"
+    noise = np.random.default_rng(0).integers(0, 40, (60, 96, 96, 3), np.uint8)
+    frames = counted(10, 96, 96)[np.arange(60) // 6] + noise
+    path = write_video(tmp_path / name, frames, rate=25, codec="libx264", key_frames=15, options=options)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    info = probe(path)
+    assert info.rate == pytest.approx(25, rel=0.15)
+    times = [(index + 0.5) / 25 for index in range(60)]
+    found = indices_of(read_frames(path, times, info) - 20.0)
+    # Each frame that is shown is the right one, or one before it; none comes from the future, and none is missing
+    # in the middle.
+    assert all(shown <= index // 6 for index, shown in enumerate(found)), found
+    assert found == sorted(found)
+    assert max(found) >= 10 * share - 3
+    assert indices_of(read_frames(path, times[::-1], info) - 20.0) == found[::-1]
+
+
+def test_a_file_whose_beginning_is_damaged(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mov", counted(12), codec="mjpeg")
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for position, size in packets[:4]:
+        data[position : position + size] = bytes(size)
+    path.write_bytes(data)
+    info = probe(path)
+    assert (info.frames, info.start) == (8, pytest.approx(0.4, abs=0.001))
+    assert (info.seconds, info.rate) == (pytest.approx(0.8, abs=0.001), pytest.approx(10, rel=0.001))
+    assert indices_of(read_frames(path, [-1, 0.05, 0.15, 0.75, 9.0], info)) == [4, 4, 5, 11, 11]
+
+
+def test_a_file_that_does_not_begin_at_0(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", counted(6), ticks=range(50, 56))
+    info = probe(path)
+    assert (info.frames, info.start) == (6, pytest.approx(5, abs=0.001))
+    assert info.seconds == pytest.approx(0.6, abs=0.001)
+    # A frame may begin a little later than it is stored.
+    assert indices_of(read_frames(path, [-1, 0.0, 0.1, 0.1996, 0.35, 0.55, 9.0], info)) == [0, 0, 1, 2, 3, 5, 5]
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_a_webm_that_does_not_say_how_long_frames_last(tmp_path: Path, count: int) -> None:
+    path = write_video(tmp_path / "a.webm", counted(count), rate=25, codec="libvpx")
+    data = bytearray(path.read_bytes())
+    # The element DefaultDuration becomes one without meaning.
+    place = data.index(b"\x23\xe3\x83")
+    assert data[place + 3] & 0xF0 == 0x80
+    length = data[place + 3] & 0x0F
+    data[place : place + 4 + length] = b"\xec" + bytes([0x80 | (2 + length)]) + bytes(2 + length)
+    path.write_bytes(data)
+    info = probe(path)
+    assert info.frames == count
+    assert info.seconds == pytest.approx(count / 25, abs=0.002)
+    assert indices_of(read_frames(path, [(index + 0.5) / 25 for index in range(count)], info)) == list(range(count))
+    assert indices_of(read_frames(path, [9.0], info)) == [count - 1]
+
+
+@only_pyav
+@pytest.mark.parametrize("matrix", [8, 14])
+def test_a_matrix_of_colours_that_cannot_be_converted(tmp_path: Path, matrix: int) -> None:
+    path = write_video(tmp_path / "a.mp4", counted(3), codec="libx264", matrix=matrix)
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).colorspace == matrix
+    assert indices_of(read_frames(path, [0.05, 0.15, 0.25])) == [0, 1, 2]
+
+
+@only_pyav
+def test_frames_keep_no_threads(tmp_path: Path) -> None:
+    """A process that is forked later crashed when it freed them."""
+    path = write_video(tmp_path / "a.mp4", counted(12, 320, 240))
+    code = """
+import gc, os, sys
+gc.disable()
+from swinv2.video.reading import read_frames
+frames = lambda: read_frames(sys.argv[1], [(index + 0.5) / 10 for index in range(12)])
+before = len(os.listdir("/proc/self/task"))
+frames()
+assert len(os.listdir("/proc/self/task")) == before, (before, os.listdir("/proc/self/task"))
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+gc.collect()
+frames()
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+
+
 def test_a_damaged_packet_is_left_out(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.avi", counted(8), codec="mjpeg")
     data = bytearray(path.read_bytes())
@@ -201,7 +296,7 @@ def test_files_that_are_no_videos(tmp_path: Path) -> None:
     assert reason(tmp_path / "none.mp4") == "there is no such file"
     assert reason(tmp_path).startswith("it is a folder; expected a video file such as")
     found = reason(write_sound(tmp_path / "sound.m4a"))
-    assert found.startswith("it has no video, or" if TORCHCODEC else "it has no video but sound, or")
+    assert found.startswith("it has no video that" if TORCHCODEC else "it has no video but sound, or")
     Image.new("RGB", (20, 20)).save(tmp_path / "image.png")
     assert reason(tmp_path / "image.png").startswith("it is not a video in a format that is read here")
     # Of a playlist, other files would be opened.
@@ -364,6 +459,27 @@ def test_an_old_pyav_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         probe(path)
     monkeypatch.setattr(av, "__version__", "18.0.0rc1")
     assert probe(path).frames == 2
+
+
+@pytest.mark.parametrize(
+    ("start", "is_read"),
+    [
+        (b"\0\0\0\x18ftyp", True),
+        (b"\0\0\0\1mdat", True),
+        (b"\x1f\x20\x21\x22mdat", True),
+        (b"\x1aE\xdf\xa3\xa3\xa3\xa3\xa3", True),
+        # A playlist, which a text that FFmpeg takes for one may contain.
+        (b"<!--skip--><MPD>", False),
+        (b"<!--free--><MPD>", False),
+        (b"RIFF\0\0\0\0AVI ", False),
+        (b"#EXTM3U\n", False),
+        (b"", False),
+    ],
+)
+def test_formats_of_torchcodec(tmp_path: Path, start: bytes, is_read: bool) -> None:
+    (tmp_path / "a").write_bytes(start)
+    assert torchcodec.decodes(tmp_path / "a") is is_read
+    assert torchcodec.decodes(tmp_path / "absent")
 
 
 def test_without_pyav_other_formats_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

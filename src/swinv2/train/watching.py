@@ -1,6 +1,6 @@
 """The progress and the log of a running training.
 
-In: events of the Trainer. Out: `log.jsonl` and `curves.png`; in a terminal a progress bar with images per second,
+In: events of the Trainer. Out: `log.jsonl` and `curves.png`; in a terminal a progress bar with the speed,
 elsewhere a line every half minute.
 """
 

@@ -55,7 +55,8 @@ class VideoInfo:
         path: The file.
         seconds: Its duration.
         rate: Mean number of frames per second: `frames / seconds`.
-        frames: Number of frames that the file states. (An AVI may state more than it has: those are shown longer.)
+        frames: Number of frames, as the file states it (an AVI may state more than it has: those are shown longer), or
+            as they were counted.
         size: Height and width of an upright frame, in pixels.
         start: The file's time of the first frame, in seconds, which is time 0 of `read_frames`.
     """

@@ -46,6 +46,9 @@ _JUMP = 10.0
 _LARGEST_CONTRADICTION = 0.1
 """How far the rate that follows from number of frames and duration may be from the rate that a file states."""
 
+_LOST = 1.5
+"""Frames from the beginning that a file states to the first one from which on frames are missing."""
+
 _UNKNOWN_RATE = Fraction(25)
 """Frames per second, if a file states neither a rate nor times."""
 
@@ -59,8 +62,14 @@ def probe(path: Path) -> VideoInfo:
         frames = stream.frames
         seconds = float((stream.duration or 0) * (stream.time_base or 0))
         rate = float(stream.average_rate or 0)
+        lost = time - float((stream.start_time or 0) * (stream.time_base or 0))
     if frames <= 0 or seconds <= 0 or (rate and abs(frames / seconds / rate - 1) > _LARGEST_CONTRADICTION):
         frames, seconds = _count(path)
+    step = seconds / frames
+    if lost > _LOST * step:
+        # Frames at the beginning cannot be decoded.
+        frames = max(frames - round(lost / step), 1)
+        seconds = frames * step
     return VideoInfo(path, seconds, frames / seconds, frames, size, time)
 
 
@@ -237,7 +246,15 @@ def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
 
 def _pixels(frame: VideoFrame, info: VideoInfo) -> np.ndarray:
     """A frame as an upright image (height, width, 3)."""
+    from av import FFmpegError
+
     transposed, rows, columns = _orientation(frame)
     height, width = info.size[::-1] if transposed else info.size
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+    # With several threads, a frame keeps them, and a process that is forked later may crash when it frees the frame.
+    settings: dict[str, Any] = {"format": "rgb24", "width": width, "height": height, "threads": 1}
+    try:
+        pixels = frame.to_ndarray(**settings)
+    except FFmpegError:
+        # Of a matrix that FFmpeg cannot convert, such as YCgCo.
+        pixels = frame.to_ndarray(**settings, src_colorspace="ITU601")
     return (pixels.transpose(1, 0, 2) if transposed else pixels)[::rows, ::columns]

@@ -6,8 +6,8 @@ This module knows no model: it neither resizes nor normalises.
 Frames are found by their times, not by their numbers, so a video of variable frame rate needs no special case. Time 0
 is the first frame that can be decoded. Pixels are taken as square, as in transformers and torchvision.
 
-FFmpeg decodes: its copy in PyAV's wheels (`pyav.py`), or that of the system, by torchcodec (`torchcodec.py`). Of the
-formats that both read, they give the same pixels.
+FFmpeg decodes: its copy in PyAV's wheels (`pyav.py`), or that of the system, by torchcodec (`torchcodec.py`). Of usual
+videos both give the same pixels; `docs/guides/video.md` has the differences.
 """
 
 from __future__ import annotations
