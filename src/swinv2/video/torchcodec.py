@@ -88,6 +88,8 @@ def probe(path: Path) -> VideoInfo:
     if _is_matroska(path):
         end = _real_end(path, int(frames), float(begin), float(end))
     frames, seconds = int(frames) - index, float(end) - first.pts_seconds
+    if seconds <= 0:
+        raise VideoError(path, "its frames last no time; the file is damaged")
     height, width, _ = first.data.shape
     return VideoInfo(path, seconds, frames / seconds, frames, (height, width), first.pts_seconds)
 
