@@ -147,7 +147,7 @@ def test_a_model_keeps_the_type_with_which_it_computes(name: str, tmp_path: Path
     save_file(halves, tmp_path / "in" / "model.safetensors", {"format": "pt"})
     report = convert(str(tmp_path / "in"), tmp_path / "out", inflation=Inflation(num_frames=4))
     assert report.dtype == "float32"
-    assert "The weights are of float16, and config.json says float32: converted to float32." in report.notes
+    assert "The weights are of float16, and config.json says float32; all were converted to float32." in report.notes
     assert Swinv2ForVideoClassification.from_pretrained(tmp_path / "out").dtype is torch.float32
     # Never to fewer bits.
     (tmp_path / "in" / "config.json").write_text(json.dumps({**config, name: "float16"}))

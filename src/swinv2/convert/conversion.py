@@ -261,17 +261,16 @@ def _load_source(
     config, notes, learned = recognised.config, recognised.notes, recognised.reading.tensors
     dtype = check_learned(learned, recognised.reading.their_names)
     types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in learned.values()})
-    stated = getattr(
-        torch, str((weights.config or {}).get("dtype") or (weights.config or {}).get("torch_dtype")), dtype
-    )
+    says = ""
+    fields = weights.config or {}
+    stated = getattr(torch, str(fields.get("dtype") or fields.get("torch_dtype")), None)
     if isinstance(stated, torch.dtype) and torch.promote_types(stated, dtype) != dtype:
         # As transformers loads such a folder: its weights are stored in fewer bits than the model computes with.
         dtype = torch.promote_types(stated, dtype)
+        says = f", and config.json says {str(stated).removeprefix('torch.')}"
+    if says or len(types) > 1:
         name = str(dtype).removeprefix("torch.")
-        notes.append(f"The weights are of {' and '.join(types)}, and config.json says {name}: converted to {name}.")
-    elif len(types) > 1:
-        name = str(dtype).removeprefix("torch.")
-        notes.append(f"The weights are of {' and '.join(types)}; all were converted to {name}.")
+        notes.append(f"The weights are of {' and '.join(types)}{says}; all were converted to {name}.")
     if recognised.model_class is Swinv2ForImageClassification:
         notes += _name_labels(config, weights.config or {})
     with torch.device("meta"):
