@@ -218,7 +218,7 @@ def convert(
         dialect=recognised.reading.dialect.name,
         model_class=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=_type_name(model.dtype),
         left_out=len(recognised.reading.buffers),
         image_size=as_pair("image_size", before.image_size),
         new_image_size=as_pair("image_size", config.image_size),
@@ -260,17 +260,17 @@ def _load_source(
     recognised = recognise(weights, given)
     config, notes, learned = recognised.config, recognised.notes, recognised.reading.tensors
     dtype = check_learned(learned, recognised.reading.their_names)
-    types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in learned.values()})
-    says = ""
-    fields = weights.config or {}
-    stated = getattr(torch, str(fields.get("dtype") or fields.get("torch_dtype")), None)
-    if isinstance(stated, torch.dtype) and torch.promote_types(stated, dtype) != dtype:
+    stored = sorted({_type_name(tensor.dtype) for tensor in learned.values()})
+    stated = _stated_type(weights.config or {})
+    of_config = ""
+    if stated is not None and torch.promote_types(stated, dtype) != dtype:
         # As transformers loads such a folder: its weights are stored in fewer bits than the model computes with.
         dtype = torch.promote_types(stated, dtype)
-        says = f", and config.json says {str(stated).removeprefix('torch.')}"
-    if says or len(types) > 1:
-        name = str(dtype).removeprefix("torch.")
-        notes.append(f"The weights are of {' and '.join(types)}{says}; all were converted to {name}.")
+        of_config = f", and config.json says {_type_name(stated)}"
+    if of_config or len(stored) > 1:
+        notes.append(
+            f"The weights are of {' and '.join(stored)}{of_config}; all were converted to {_type_name(dtype)}."
+        )
     if recognised.model_class is Swinv2ForImageClassification:
         notes += _name_labels(config, weights.config or {})
     with torch.device("meta"):
@@ -294,6 +294,17 @@ def _load_source(
         if new_size != old_size:
             processor = resize_processor(processor, new_size)
     return model, processor, recognised
+
+
+def _stated_type(config: Mapping[str, Any]) -> torch.dtype | None:
+    """The type with which a model computes, as its config.json says it; older ones call it torch_dtype."""
+    found = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    """The name of a type, such as "float16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _find_source(source: str) -> Path:

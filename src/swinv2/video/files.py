@@ -103,12 +103,6 @@ def not_a_video(path: Path) -> VideoError:
     return VideoError(path, reason + hint)
 
 
-def no_video(path: Path, has_sound: bool) -> VideoError:
-    """The error for a file that has something, but no video."""
-    sound = " but sound" * has_sound
-    return VideoError(path, f"it has no video{sound}, or the file is damaged; {EXPECTED}")
-
-
 def too_large(path: Path, limit: int) -> VideoError:
     """The error for a video whose frames have more than `limit` pixels."""
     return VideoError(path, f"its frames have more than {limit:,} pixels, the limit, or no size; make them smaller")

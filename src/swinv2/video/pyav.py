@@ -17,13 +17,13 @@ import numpy as np
 
 from swinv2.errors import UsageError
 from swinv2.video.files import (
+    EXPECTED,
     MOST_PIXELS,
     TOLERANCE,
     VideoError,
     VideoInfo,
     check_file,
     no_frame,
-    no_video,
     not_a_video,
     too_large,
 )
@@ -192,7 +192,8 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     with container:
         streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
         if not streams:
-            raise no_video(path, has_sound=bool(container.streams.audio))
+            sound = " but sound" * bool(container.streams.audio)
+            raise VideoError(path, f"it has no video{sound}, or the file is damaged; {EXPECTED}")
         stream = streams[0]
         if stream.codec_context is None:
             raise VideoError(path, "FFmpeg has no decoder for it, or the file is damaged; convert it to H.264 or VP9")

@@ -28,11 +28,8 @@ from swinv2.video.files import VideoInfo
 DECODER_VARIABLE = "SWINV2_VIDEO_DECODER"
 """The environment variable that chooses a decoder: "pyav" or "torchcodec". Unset, PyAV decodes if it is installed."""
 
-_MODULES: dict[str, ModuleType] = {"pyav": pyav, "torchcodec": torchcodec}
-"""The decoders, best first."""
-
-_PACKAGES = {"pyav": "av", "torchcodec": "torchcodec"}
-"""The packages that they need."""
+_DECODERS: dict[str, tuple[ModuleType, str]] = {"pyav": (pyav, "av"), "torchcodec": (torchcodec, "torchcodec")}
+"""The decoders, best first: their modules, and the packages that they need."""
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -51,7 +48,8 @@ def probe(path: str | Path) -> VideoInfo:
         UsageError: Neither PyAV nor torchcodec is installed, or not the one that the environment names.
     """
     path = Path(path)
-    return _MODULES[decoder_of(path)].probe(path)
+    decoder, _ = _DECODERS[decoder_of(path)]
+    return decoder.probe(path)
 
 
 def read_frames(path: str | Path, times: Sequence[float], info: VideoInfo | None = None) -> np.ndarray:
@@ -98,7 +96,8 @@ def iterate_frames(
     if not all(map(math.isfinite, times)):
         raise ValueError(f"times are {list(times)}; expected finite numbers of seconds.")
     info = probe(path) if info is None else info
-    yield from _MODULES[decoder_of(path)].iterate_frames(path, times, info)
+    decoder, _ = _DECODERS[decoder_of(path)]
+    yield from decoder.iterate_frames(path, times, info)
 
 
 def decoder_of(path: str | Path) -> str:
@@ -111,12 +110,12 @@ def decoder_of(path: str | Path) -> str:
     Raises:
         UsageError: There is no decoder, or not the one that the environment names.
     """
-    installed = [name for name, package in _PACKAGES.items() if importlib.util.find_spec(package)]
+    installed = [name for name, (_, package) in _DECODERS.items() if importlib.util.find_spec(package)]
     wanted = os.environ.get(DECODER_VARIABLE, "")
-    if wanted and wanted not in _PACKAGES:
-        raise UsageError(f"{DECODER_VARIABLE} is {wanted!r}; expected one of {', '.join(_PACKAGES)}.")
+    if wanted and wanted not in _DECODERS:
+        raise UsageError(f"{DECODER_VARIABLE} is {wanted!r}; expected one of {', '.join(_DECODERS)}.")
     if wanted and wanted not in installed:
-        missing = f"{DECODER_VARIABLE} is {wanted!r}, but the package {_PACKAGES[wanted]!r} is not installed"
+        missing = f"{DECODER_VARIABLE} is {wanted!r}, but the package {_DECODERS[wanted][1]!r} is not installed"
         raise UsageError(f"{missing}; install it or unset the variable.")
     if not installed:
         raise UsageError("videos are read with PyAV (av), or torchcodec; neither is installed; install swinv2[video].")

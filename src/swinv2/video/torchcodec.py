@@ -86,7 +86,7 @@ def probe(path: Path) -> VideoInfo:
         raise VideoError(path, _NO_VIDEO)
     index, first = _first_frame(path, decoder)
     if _is_matroska(path):
-        end = _real_end(path, int(frames), float(begin), float(end))
+        end = _real_end(decoder, float(begin), float(end))
     frames, seconds = int(frames) - index, float(end) - first.pts_seconds
     if seconds <= 0:
         raise VideoError(path, "its frames last no time; the file is damaged")
@@ -167,11 +167,12 @@ def _first_frame(path: Path, decoder: VideoDecoder) -> tuple[int, Frame]:
     raise no_frame(path, "")
 
 
-def _real_end(path: Path, frames: int, begin: float, end: float) -> float:
+def _real_end(decoder: VideoDecoder, begin: float, end: float) -> float:
     """The end of a video. If the file does not say how long the last frame lasts, torchcodec's `end` is the beginning
     of that frame; it lasts as long as the others in the mean, or a twenty-fifth of a second."""
+    frames = len(decoder)
     try:
-        last = _opened(path).get_frame_at(frames - 1)
+        last = decoder.get_frame_at(frames - 1)
     except _FAILURES:
         return end
     if last.pts_seconds < end:
